@@ -1,0 +1,165 @@
+"""The table of commands. Parses the words, calls one function a command, prints errors in one line; no logic.
+
+A command names its settings class and its function as "module:name", so that `--help` loads neither torch nor
+transformers: the settings modules are free of them and the function's module is imported only to run it.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qilin import __version__
+from qilin.errors import QilinError
+from qilin.settings import add_flags, from_flags
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it does, its settings class, its function, which settings are positional, an example."""
+
+    help: str
+    settings: str
+    run: str
+    positional: tuple[str, ...] = ()
+    example: str = ""
+
+
+COMMANDS = {
+    "demo": Command(
+        "the whole story on this machine: data, two small pre-trained parts, both stages, scores, a report",
+        "qilin.demo.settings:DemoSettings",
+        "qilin.demo.story:demo",
+        example="qilin demo --out qilin-demo\nqilin demo --quick\nqilin demo --data slake --recipes small",
+    ),
+    "data import": Command(
+        "make a dataset folder from pictures and text that exist",
+        "qilin.data.settings:ImportSettings",
+        "qilin.data.importing:import_data",
+        ("name", "source", "out"),
+        "qilin data import slake SLAKE_DIR slake\nqilin data import llava data.json llava --images DIR\n"
+        "qilin data import folder table.csv mine --question question --answer answer",
+    ),
+    "train": Command(
+        "train one stage from a recipe, by name or path",
+        "qilin.train.settings:TrainCommand",
+        "qilin.train.run:train_command",
+        ("recipe", "changes"),
+        "qilin train small/align data=slake out=runs/align\n"
+        "qilin train small/instruct data=slake model=runs/align out=runs/instruct",
+    ),
+    "evaluate": Command(
+        "answer a split's questions, score them with controls and intervals, write a report",
+        "qilin.evaluate.settings:EvaluateSettings",
+        "qilin.evaluate.run:evaluate",
+        ("model", "dataset"),
+        "qilin evaluate runs/instruct slake --split validation --out runs/evaluation",
+    ),
+    "score": Command(
+        "score predictions that any system made",
+        "qilin.evaluate.settings:ScoreSettings",
+        "qilin.evaluate.score:score_command",
+        ("file",),
+        "qilin score predictions.jsonl --rows judged.jsonl",
+    ),
+    "chat": Command(
+        "talk with a model about pictures, in the terminal",
+        "qilin.serve.settings:ChatSettings",
+        "qilin.serve.chat:chat",
+        ("model", "images"),
+        "qilin chat runs/instruct picture.png",
+    ),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0, 1 failure, 2 caller's mistake, 130 Ctrl-C)."""
+    arguments = list(sys.argv[1:] if words is None else words)
+    try:
+        name, rest = find_command(arguments)
+        if name is None:
+            return show_commands(arguments)
+        command = COMMANDS[name]
+        settings = load(command.settings)
+        given = from_flags(settings, make_parser(name, command, settings).parse_args(rest))
+        load(command.run)(given)
+        return 0
+    except QilinError as error:
+        print(f"qilin: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nqilin: stopped; the same command continues where it can", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away (qilin … | head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"qilin: {explain_os_error(error)}", file=sys.stderr)
+        return 1
+
+
+def find_command(words: list[str]) -> tuple[str | None, list[str]]:
+    """The longest command that the words begin with, and the rest of the words."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if len(words) >= length and name in COMMANDS:
+            return name, words[length:]
+    return None, words
+
+
+def show_commands(words: list[str]) -> int:
+    """The overview, or the part of it that `qilin data` asks for; 2 where an unknown command was named."""
+    if words and words[0] in ("--version", "-V"):
+        print(f"qilin {__version__}")
+        return 0
+    asked = [word for word in words if not word.startswith("-")]
+    listed = {name: c for name, c in COMMANDS.items() if not asked or name.split()[0] == asked[0]}
+    unknown = bool(asked) and (not listed or len(asked) > 1)
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(" ".join(asked[:2]), COMMANDS, n=1)
+        print(f"qilin: unknown command {' '.join(asked[:2])!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return 2
+    width = max(map(len, listed))
+    print(
+        "Chinese medical vision-language models: data, two-stage training, evaluation, chat.\n\nusage: qilin COMMAND …\n"
+    )
+    print("\n".join(f"  {name:{width}}  {command.help}" for name, command in listed.items()))
+    print("\nqilin COMMAND --help tells more. The models are for research, not for diagnosis.")
+    return 0 if not asked or words[-1] in ("-h", "--help") else 2
+
+
+def make_parser(name: str, command: Command, settings: type) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"qilin {name}",
+        description=command.help[0].upper() + command.help[1:] + ".",
+        epilog=f"example:\n  {command.example.replace(chr(10), chr(10) + '  ')}" + getattr(settings, "EPILOG", ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_flags(parser, settings, command.positional)
+    return parser
+
+
+def load(place: str) -> Any:
+    """'module:name' -> the thing itself."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def explain_os_error(error: OSError) -> str:
+    """A failure of disk or network in one line, with what to do where that is known."""
+    import errno
+
+    words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.errno == errno.ENOSPC:
+        return f"{words}; free some space and run the same command again"
+    return words
+
+
+if __name__ == "__main__":
+    sys.exit(main())

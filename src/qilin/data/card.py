@@ -1,0 +1,100 @@
+"""The data card: README.md of a dataset folder, a Hugging Face dataset card with counts, lengths, licences, sources.
+
+In: a folder whose parquet files are written. Out: its README.md; the YAML head lets `datasets.load_dataset` open the
+folder as two configurations, `samples` and `images`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+SPLITS = ("train", "validation", "test")
+
+
+def write_card(path: Path, title: str, counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Write README.md from the folder's own rows."""
+    samples = {split: sorted((path / "samples").glob(f"{split}-*.parquet")) for split in SPLITS}
+    head = yaml.safe_dump(head_of(title, samples), sort_keys=False, allow_unicode=True)
+    body = [f"# {title}", "", opening(counts, settings), "", *sample_table(samples), "", *picture_table(path)]
+    if counts["dropped"]:
+        body += ["", "## Refused rows", "", "Each row stands in `dropped.jsonl` with its reason.", ""]
+        body += table(("reason", "rows"), list(counts["dropped_reasons"].items()))
+    body += [
+        "",
+        "## How it was made",
+        "",
+        "```yaml",
+        yaml.safe_dump(plain(settings), allow_unicode=True).strip(),
+        "```",
+        "",
+    ]
+    (path / "README.md").write_text(f"---\n{head}---\n\n" + "\n".join(body), encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, int | float | bool | str | None) else str(value)
+
+
+def head_of(title: str, samples: Mapping[str, list[Path]]) -> dict[str, Any]:
+    splits = [{"split": split, "path": f"samples/{split}-*.parquet"} for split in SPLITS if samples[split]]
+    return {
+        "pretty_name": title,
+        "language": ["zh"],
+        "task_categories": ["visual-question-answering", "image-to-text"],
+        "tags": ["medical"],
+        "configs": [
+            {"config_name": "samples", "data_files": splits, "default": True},
+            {"config_name": "images", "data_files": [{"split": "train", "path": "images/*.parquet"}]},
+        ],
+    }
+
+
+def opening(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    total = sum(counts["samples"].values())
+    note = f"\n\n> {settings['notice']}" if settings.get("notice") else ""
+    return f"{counts['pictures']:,} pictures, {total:,} samples, {counts['dropped']:,} rows refused.{note}"
+
+
+def sample_table(samples: Mapping[str, list[Path]]) -> list[str]:
+    """Counts and lengths (characters of the answers: median and quartiles) by split and kind."""
+    lengths: dict[tuple[str, str], list[int]] = {}
+    for split, files in samples.items():
+        for file in files:
+            for batch in pq.ParquetFile(file).iter_batches(columns=["kind", "messages"]):
+                for row in batch.to_pylist():
+                    lengths.setdefault((split, row["kind"]), []).append(answer_length(row["messages"]))
+    rows = []
+    for (split, kind), values in lengths.items():
+        low, middle, high = np.percentile(values, [25, 50, 75])
+        rows.append((split, kind, f"{len(values):,}", f"{middle:.0f} ({low:.0f}, {high:.0f})"))
+    return ["## Samples", "", *table(("split", "kind", "samples", "answer characters: median (quartiles)"), rows)]
+
+
+def answer_length(messages: list[dict[str, Any]]) -> int:
+    return sum(len(part["text"] or "") for m in messages if m["role"] == "assistant" for part in m["content"])
+
+
+def picture_table(path: Path) -> list[str]:
+    """Pictures by source, modality, licence tier."""
+    count: Counter[tuple[str, str, str]] = Counter()
+    for file in sorted((path / "images").glob("*.parquet")):
+        for row in pq.read_table(file, columns=["provenance", "modality", "license_tier"]).to_pylist():
+            source = row["provenance"][0]["source"] if row["provenance"] else "unknown"
+            count[(source, row["modality"] or "unknown", row["license_tier"])] += 1
+    rows = [(*key, f"{number:,}") for key, number in count.most_common()]
+    return ["## Pictures", "", *table(("source", "modality", "licence tier", "pictures"), rows)]
+
+
+def table(heads: tuple[str, ...], rows: list[Any]) -> list[str]:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    return lines + ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]

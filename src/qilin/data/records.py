@@ -1,0 +1,296 @@
+"""The rows of Qilin's data, Picture and Sample, and the dataset folder they live in.
+
+In: rows made by the sources. Out: a folder of parquet files that `datasets.load_dataset` opens too, with a manifest
+written last: a folder that has one is whole and is never changed after. Reading gives rows back one at a time
+(pictures at random in well under a millisecond) so that a million samples never stand in memory as objects.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qilin.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+CAPTION_KINDS = ("caption", "context", "inline", "report")  # targets of stage 1
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a picture came from; one picture may have several of these."""
+
+    source: str
+    source_id: str
+    url: str | None = None
+    license: str | None = None
+    attribution: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, stored once by content. `bytes` are the encoded file (PNG, JPEG), not pixels."""
+
+    image_id: str  # sha256 of bytes, hexadecimal
+    bytes: bytes
+    format: str
+    width: int  # pixels
+    height: int
+    phash: str  # 64-bit perceptual hash, 16 hexadecimal digits
+    modality: str | None = None
+    body_part: str | None = None
+    provenance: tuple[Provenance, ...] = ()
+    license_tier: str = "unknown"
+    deidentified: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing to learn or to be asked: a caption, one independent question, or one whole conversation.
+
+    `messages` are in Hugging Face form: [{"role", "content": [{"type": "image"} | {"type": "text", "text": …}]}];
+    the pictures of `image_ids` fill the image parts in order.
+    """
+
+    sample_id: str
+    kind: Literal["caption", "context", "inline", "report", "vqa", "chat"]
+    image_ids: tuple[str, ...]
+    messages: tuple[Mapping[str, Any], ...]
+    answer_type: Literal["open", "closed", "choice"] | None = None
+    choices: tuple[str, ...] = ()
+    question_type: str | None = None
+    lang: str = "zh"
+    source: str = ""
+    group: str = ""  # article or patient: never divided between splits
+    license_tier: str = "unknown"
+    translation: Mapping[str, str] | None = None
+
+
+PROVENANCE_TYPE = pa.struct([(name, pa.string()) for name in ("source", "source_id", "url", "license", "attribution")])
+PICTURE_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("bytes", pa.binary()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("phash", pa.string()),
+        ("modality", pa.string()),
+        ("body_part", pa.string()),
+        ("provenance", pa.list_(PROVENANCE_TYPE)),
+        ("license_tier", pa.string()),
+        ("deidentified", pa.string()),
+    ]
+)
+MESSAGE_TYPE = pa.struct(
+    [("role", pa.string()), ("content", pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())])))]
+)
+TRANSLATION_TYPE = pa.struct([(name, pa.string()) for name in ("model", "prompt", "glossary", "checks")])
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("kind", pa.string()),
+        ("image_ids", pa.list_(pa.string())),
+        ("messages", pa.list_(MESSAGE_TYPE)),
+        ("answer_type", pa.string()),
+        ("choices", pa.list_(pa.string())),
+        ("question_type", pa.string()),
+        ("lang", pa.string()),
+        ("source", pa.string()),
+        ("group", pa.string()),
+        ("license_tier", pa.string()),
+        ("translation", TRANSLATION_TYPE),
+    ]
+)
+
+
+def user(text: str = "", images: int = 0) -> dict[str, Any]:
+    """A user message: `images` image parts, then the text (left out where empty)."""
+    content: list[dict[str, str]] = [{"type": "image"}] * images
+    return {"role": "user", "content": content + ([{"type": "text", "text": text}] if text else [])}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    """An assistant message: what the model is to say."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, its image parts left out."""
+    return "".join(part.get("text") or "" for part in message["content"] if part["type"] == "text")
+
+
+def count_images(messages: Sequence[Mapping[str, Any]]) -> int:
+    """How many pictures the messages ask for."""
+    return sum(part["type"] == "image" for message in messages for part in message["content"])
+
+
+def problem_with(sample: Sample) -> str | None:
+    """Why a sample cannot be learnt from or asked, in words for dropped.jsonl; None if it is sound."""
+    marks = count_images(sample.messages)
+    if marks != len(sample.image_ids):
+        return f"{marks} image marks for {len(sample.image_ids)} pictures"
+    answers = [text_of(message) for message in sample.messages if message["role"] == "assistant"]
+    if not answers:
+        return "no answer: no assistant message"
+    if not all(answer.strip() for answer in answers):
+        return "empty answer"
+    roles = [message["role"] for message in sample.messages if message["role"] != "system"]
+    if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
+        return f"turns out of order: {', '.join(roles)}; expected user, assistant, user, …"
+    if sample.answer_type == "choice" and not sample.choices:
+        return "answer_type is choice but there are no choices"
+    return None
+
+
+def sample_row(sample: Sample) -> dict[str, Any]:
+    """A Sample as the parquet row of SAMPLE_SCHEMA."""
+    row = {name: getattr(sample, name) for name in SAMPLE_SCHEMA.names}
+    return row | {"image_ids": list(sample.image_ids), "choices": list(sample.choices)}
+
+
+def sample_from_row(row: Mapping[str, Any]) -> Sample:
+    """A parquet row back to a Sample; the nulls that Arrow puts into image parts are dropped."""
+    messages = tuple(
+        {
+            "role": message["role"],
+            "content": [{k: v for k, v in p.items() if v is not None} for p in message["content"]],
+        }
+        for message in row["messages"]
+    )
+    fields = {name: row[name] for name in SAMPLE_SCHEMA.names}
+    fields |= {"messages": messages, "image_ids": tuple(row["image_ids"]), "choices": tuple(row["choices"] or ())}
+    return Sample(**fields)
+
+
+def picture_row(picture: Picture) -> dict[str, Any]:
+    """A Picture as the parquet row of PICTURE_SCHEMA."""
+    row = {name: getattr(picture, name) for name in PICTURE_SCHEMA.names}
+    return row | {"provenance": [vars(item) for item in picture.provenance]}
+
+
+def picture_from_row(row: Mapping[str, Any]) -> Picture:
+    """A parquet row back to a Picture."""
+    fields = {name: row[name] for name in PICTURE_SCHEMA.names}
+    return Picture(**fields | {"provenance": tuple(Provenance(**item) for item in row["provenance"])})
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset folder. Samples are read lazily from Arrow; pictures at random from their row group."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    where: Mapping[str, tuple[str, int, int]] = field(repr=False)  # image_id -> (file, row group, row in group)
+
+    @property
+    def hash(self) -> str:
+        """sha256 over the folder's files, as the manifest records it: the identity of this dataset."""
+        return str(self.manifest["hash"])
+
+    def splits(self) -> list[str]:
+        """The splits that hold at least one sample."""
+        return [split for split in SPLITS if self.manifest["counts"]["samples"].get(split)]
+
+    def table(self, split: str) -> pa.Table:
+        """All samples of a split as an Arrow table (columns: SAMPLE_SCHEMA), memory-mapped where possible."""
+        return read_split(self.path, split)
+
+    def samples(self, split: str) -> "SampleRows":
+        """The samples of a split, in order, made into Sample objects only when asked for."""
+        if split not in self.splits():
+            raise UserError(f"{self.path}: no samples in split {split!r}; it has {', '.join(self.splits()) or 'none'}")
+        return SampleRows(self.table(split))
+
+    def picture(self, image_id: str) -> Picture:
+        """One picture by id. Raises UserError if the folder does not hold it."""
+        if image_id not in self.where:
+            raise UserError(f"{self.path}: picture {image_id} is named by a sample but is not in images/")
+        file, group, row = self.where[image_id]
+        return picture_from_row(open_parquet(str(self.path / file)).read_row_group(group).slice(row, 1).to_pylist()[0])
+
+    def pictures(self) -> Iterator[Picture]:
+        """Every picture, in file order, one row group in memory at a time."""
+        for file in sorted((self.path / "images").glob("*.parquet")):
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                yield from map(picture_from_row, parquet.read_row_group(group).to_pylist())
+
+    def picture_table(self, columns: Sequence[str] = ("image_id", "phash", "modality", "body_part")) -> pa.Table:
+        """Facts about all pictures without their bytes."""
+        files = sorted((self.path / "images").glob("*.parquet"))
+        tables = [pq.read_table(file, columns=list(columns)) for file in files]
+        return pa.concat_tables(tables) if tables else PICTURE_SCHEMA.empty_table().select(list(columns))
+
+
+@dataclass(frozen=True)
+class SampleRows(Sequence[Sample]):
+    """A split's samples as a sequence over its Arrow table."""
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return sample_from_row(self.table.slice(index % len(self), 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[Sample]:
+        for batch in self.table.to_batches(max_chunksize=1024):
+            yield from map(sample_from_row, batch.to_pylist())
+
+
+@lru_cache(maxsize=64)
+def open_parquet(path: str) -> pq.ParquetFile:
+    return pq.ParquetFile(path, memory_map=True)
+
+
+def read_split(path: Path, split: str) -> pa.Table:
+    files = sorted((path / "samples").glob(f"{split}-*.parquet"))
+    tables = [pq.read_table(file, schema=SAMPLE_SCHEMA, memory_map=True) for file in files]
+    return pa.concat_tables(tables) if tables else SAMPLE_SCHEMA.empty_table()
+
+
+def open_dataset(path: Path) -> Dataset:
+    """Open a dataset folder. Raises UserError where it is missing, unfinished, or not one."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such dataset folder; make one with `qilin data import …`")
+    if not (path / MANIFEST).is_file():
+        raise UserError(
+            f"{path}: no {MANIFEST}: not a dataset folder, or one whose writing was interrupted; import again"
+        )
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path / MANIFEST}: not a Qilin manifest ({error})") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path / MANIFEST}: format is {version}, this Qilin reads {FORMAT_VERSION}; import again")
+    missing = [name for name in manifest["files"] if not (path / name).is_file()]
+    if missing:
+        raise UserError(f"{path}: {MANIFEST} names {missing[0]}, which is not there; copy the folder again, whole")
+    return Dataset(path, manifest, index_pictures(path))
+
+
+def index_pictures(path: Path) -> dict[str, tuple[str, int, int]]:
+    """image_id -> (file below the folder, row group, row in it), read from the id column alone."""
+    where = {}
+    for file in sorted((path / "images").glob("*.parquet")):
+        parquet = pq.ParquetFile(file)
+        name = file.relative_to(path).as_posix()
+        for group in range(parquet.num_row_groups):
+            ids = parquet.read_row_group(group, columns=["image_id"]).column(0).to_pylist()
+            where.update({image_id: (name, group, row) for row, image_id in enumerate(ids)})
+    return where

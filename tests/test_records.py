@@ -1,0 +1,110 @@
+"""The dataset folder: what goes in comes out, once by content, refusals kept, nothing half-written looks whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qilin.data.records import Picture, Provenance, Sample, assistant, open_dataset, user
+from qilin.data.writer import DatasetWriter
+from qilin.errors import UserError
+
+
+def picture(n: int) -> Picture:
+    where = Provenance("test", str(n), license="CC0-1.0")
+    return Picture(f"{n:064x}", bytes([n]) * 50, "png", 4, 4, f"{n:016x}", "CT", None, (where,), "public")
+
+
+def question(n: int, image: int, **changes: object) -> Sample:
+    messages = (user("这是什么？", images=1), assistant("肺"))
+    fields = {"sample_id": f"s{n}", "kind": "vqa", "image_ids": (f"{image:064x}",), "messages": messages} | changes
+    return Sample(**fields)  # type: ignore[arg-type]
+
+
+def write(path: Path) -> None:
+    with DatasetWriter(path, {"importer": "test"}) as writer:
+        for n in range(40):
+            writer.add_picture(picture(n))
+            writer.add_picture(picture(n))  # the same content again
+            writer.add_sample("train" if n < 30 else "test", question(n, n, answer_type="open"))
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    write(tmp_path / "data")
+    data = open_dataset(tmp_path / "data")
+    assert data.manifest["counts"]["samples"] == {"train": 30, "test": 10}
+    assert data.samples("train")[7] == question(7, 7, answer_type="open")
+    assert list(data.samples("test"))[0].sample_id == "s30"
+    assert data.picture(f"{33:064x}") == picture(33)
+    assert [p.image_id for p in data.pictures()] == [picture(n).image_id for n in range(40)]
+    assert data.samples("train")[0].messages[0]["content"][0] == {"type": "image"}  # no null text left behind
+
+
+def test_same_rows_same_hash(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    assert open_dataset(tmp_path / "a").hash == open_dataset(tmp_path / "b").hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"messages": (user("问", images=1), assistant(" "))}, "empty answer"),
+        ({"messages": (user("问"), assistant("答"))}, "0 image marks for 1 pictures"),
+        ({"messages": (user("问", images=2), assistant("答"))}, "2 image marks for 1 pictures"),
+        ({"messages": (assistant("答"), user("问", images=1))}, "turns out of order"),
+        ({"messages": (user("问", images=1),)}, "no answer"),
+        ({"answer_type": "choice"}, "no choices"),
+        ({"image_ids": ("f" * 64,)}, "its picture was refused or is missing"),
+        ({"sample_id": "s0"}, "already used"),
+    ],
+)
+def test_unsound_rows_are_kept_with_their_reason(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    with DatasetWriter(tmp_path / "data", {}) as writer:
+        writer.add_picture(picture(1))
+        assert writer.add_sample("train", question(0, 1))
+        assert not writer.add_sample("train", question(1, 1, **changes))
+    (dropped,) = map(json.loads, (tmp_path / "data" / "dropped.jsonl").read_text().splitlines())
+    assert reason in dropped["reason"]
+    assert open_dataset(tmp_path / "data").manifest["counts"]["dropped"] == 1
+
+
+def test_a_picture_or_group_never_stands_in_two_splits(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path / "data", {}) as writer:
+        writer.add_picture(picture(1))
+        writer.add_picture(picture(2))
+        assert writer.add_sample("train", question(0, 1, group="patient 1"))
+        assert not writer.add_sample("test", question(1, 1))
+        assert not writer.add_sample("test", question(2, 2, group="patient 1"))
+        assert writer.add_sample("test", question(3, 2, group="patient 2"))
+
+
+def test_an_interrupted_write_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), DatasetWriter(tmp_path / "data", {}) as writer:
+        writer.add_picture(picture(1))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "data")  # and the next run is not in its way
+
+
+def test_opening_what_is_not_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such dataset folder"):
+        open_dataset(tmp_path / "none")
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        open_dataset(tmp_path)
+    write(tmp_path / "data")
+    with pytest.raises(UserError, match="already holds"):
+        DatasetWriter(tmp_path / "data", {})
+    (tmp_path / "data" / "images" / "part-00000.parquet").unlink()
+    with pytest.raises(UserError, match="which is not there"):
+        open_dataset(tmp_path / "data")
+
+
+def test_hugging_face_datasets_opens_both_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    write(tmp_path / "data")
+    load = datasets.load_dataset
+    samples = load(str(tmp_path / "data"), "samples", cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in samples.items()} == {"train": 30, "test": 10}
+    assert len(load(str(tmp_path / "data"), "images", split="train", cache_dir=str(tmp_path / "cache"))) == 40

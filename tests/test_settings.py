@@ -1,0 +1,72 @@
+"""Settings: typed, frozen, and every mistake named with its field and the nearest right one."""
+
+import argparse
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from qilin.errors import UserError
+from qilin.settings import add_flags, from_flags, read, setting, settings, to_dict, write_yaml
+
+
+@settings
+class Part:
+    path: Path = setting(help="where")
+    weight: float = setting(1.0, "how often")
+
+
+@settings
+class Recipe:
+    batch: int = setting(8, "samples a step")
+    rate: float = setting(1e-3, "learning rate")
+    data: tuple[Part, ...] = setting((), "what to learn from")
+    mode: Literal["a", "b"] = setting("a", "one of two")
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; expected at least 1")
+
+
+def test_words_win_over_the_file_and_keep_their_types(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("batch: 4\nmode: b\n")
+    made = read(Recipe, tmp_path / "r.yaml", ["batch=16", "rate=2e-5", "data=[{path: x, weight: 2}]"])
+    assert made == Recipe(batch=16, rate=2e-5, mode="b", data=(Part(path=Path("x"), weight=2.0),))
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("bach=3", "unknown key bach; did you mean batch?"),
+        ("data=[{pth: x}]", r"unknown key data\[0\]\.pth; did you mean data\[0\]\.path"),
+        ("batch=many", "batch is 'many'"),
+        ("batch=2.5", "batch is 2.5"),
+        ("mode=c", "mode is 'c'"),
+        ("batch=0", "at least 1"),
+        ("data=[{}]", "path is required"),
+        ("batch", "expected key=value"),
+    ],
+)
+def test_mistakes_are_named(word: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        read(Recipe, None, [word])
+
+
+def test_a_file_that_is_not_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("batch: [1,\nmode")
+    with pytest.raises(UserError, match=r"r\.yaml: not valid YAML.*line 2"):
+        read(Recipe, tmp_path / "r.yaml")
+
+
+def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
+    made = read(Recipe, None, ["data=[{path: 数据}]"])
+    write_yaml(made, tmp_path / "r.yaml")
+    assert read(Recipe, tmp_path / "r.yaml") == made
+    assert to_dict(made)["data"][0]["path"] == "数据"
+
+
+def test_flags_come_from_the_fields() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Recipe)
+    assert "samples a step" in parser.format_help()
+    assert from_flags(Recipe, parser.parse_args(["--batch", "3"])).batch == 3
