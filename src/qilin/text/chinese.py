@@ -1,0 +1,39 @@
+"""Traditional to simplified characters, and what counts as Chinese.
+
+In: any string. Out: simplified text, or a yes or no about its letters.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
+
+@lru_cache(maxsize=1)
+def _converter() -> Any:
+    # Reading the opencc tables takes some 50 ms, so they are read when first needed.
+    from opencc import OpenCC
+
+    return OpenCC("t2s")
+
+
+@lru_cache(maxsize=200_000)
+def simplified(text: str) -> str:
+    """Traditional characters become simplified ones (opencc t2s); everything else stays."""
+    if not _HAN.search(text):
+        return text
+    return str(_converter().convert(text))
+
+
+def has_chinese(text: str) -> bool:
+    """Whether at least one Han character stands in the text."""
+    return _HAN.search(text) is not None
+
+
+def chinese_share(text: str) -> float:
+    """Han characters as a share of all characters that are not spaces; 0.0 for an empty text."""
+    visible = [c for c in text if not c.isspace()]
+    return len(_HAN.findall(text)) / len(visible) if visible else 0.0

@@ -1,0 +1,41 @@
+"""Left, right, both: which sides a text names, and whether two texts contradict each other.
+
+In: a text. Out: a set of sides. A side said wrong is an error in medicine, never a matter of wording.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+LEFT, RIGHT = "left", "right"
+
+_BOTH = re.compile(
+    r"双侧|两侧|左右(?!径)|双肺|双肾|双眼|双耳|双下肺|双上肺|双手|双足|双膝|双髋|双乳|双颞|双额|两肺|两肾|两眼"
+    r"|两边|双边|两下肺|两上肺|\bboth\b|\bbilateral(?:ly)?\b",
+    re.IGNORECASE,
+)
+# 左右 after a quantity means "about": 3cm左右.
+_ABOUT = re.compile(r"(?<=[\dm米分升克%岁天周月年个枚])左右(?![侧肺肾眼两上下])")
+_LEFT = re.compile(r"左|\bleft\b|\bl(?=\s*(?:lung|kidney|side|lobe))\b", re.IGNORECASE)
+_RIGHT = re.compile(r"右|\bright\b|\br(?=\s*(?:lung|kidney|side|lobe))\b", re.IGNORECASE)
+
+
+@lru_cache(maxsize=50_000)
+def sides(text: str) -> frozenset[str]:
+    """The sides named: {}, {left}, {right} or {left, right}; 双侧 and 两肺 name both, 3cm左右 names none."""
+    text = _ABOUT.sub("", text)
+    if _BOTH.search(text):
+        return frozenset((LEFT, RIGHT))
+    found = set()
+    if _LEFT.search(text):
+        found.add(LEFT)
+    if _RIGHT.search(text):
+        found.add(RIGHT)
+    return frozenset(found)
+
+
+def sides_conflict(a: str, b: str) -> bool:
+    """Both texts name sides, and not the same ones: 左肺 against 右肺, 双侧 against 左侧."""
+    sides_a, sides_b = sides(a), sides(b)
+    return bool(sides_a) and bool(sides_b) and sides_a != sides_b

@@ -1,0 +1,84 @@
+"""What a Chinese medical sentence denies: 未见结节, 无明显积液, 并非肺炎, 气胸已排除.
+
+In: a text and the place of a word in it. Out: whether that word is denied. A cue reaches to the end of its clause,
+along a list (未见积液、气胸及结节), and stops at a word that affirms again (未见骨折，可见积液).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+# Words that look like a negation and are none: they shield their letters.
+_FALSE_CUES = (
+    "不能排除", "无法排除", "不可排除", "不排除", "不除外", "未能排除", "不能除外", "未除外", "未排除",
+    "肺不张", "膨胀不全", "关闭不全", "发育不全", "不全", "不张", "不规则", "不均匀", "不均", "不清", "不齐", "不典型",
+    "不稳定", "不对称", "不良", "不适", "不光滑", "不同", "不仅", "不但", "不断", "不整", "不透明", "不透光", "不足",
+    "不孕", "不一", "不明原因", "无名", "无创", "无症状", "无菌", "无力", "无痛", "无机", "无脑", "无影", "非常",
+    "非增强", "非小细胞", "非特异", "非霍奇金", "非典型", "非酒精", "非对称", "非洲", "未来", "未分化", "未成年",
+    "未破裂", "未定", "没药", "有没有", "是不是", "有无", "是否", "能不能", "可不可以", "能否", "可否", "会不会",
+    "对不对", "否则", "不久", "差不多", "不好", "不明确", "不明显的",
+)  # fmt: skip
+_FALSE = re.compile("|".join(sorted(_FALSE_CUES, key=len, reverse=True)))
+
+_BEFORE_CUES = (
+    "未见明显", "未见明确", "未见确切", "未见到", "未见", "未发现", "未看到", "未观察到", "未检出", "未探及", "未显示",
+    "未提示", "未及", "未出现", "未累及", "未触及", "未闻及", "未有", "并未", "没有发现", "没有看到", "没有见到",
+    "没有显示", "没有明显", "没有任何", "没有", "并没有", "没见", "没", "无明显", "无明确", "无任何", "无", "不存在",
+    "不包含", "不包括", "不含", "不伴", "不显示", "不支持", "不考虑", "不符合", "不是", "并不是", "并非", "不属于",
+    "不具有", "不可见", "看不到", "看不见", "见不到", "排除了", "已排除", "排除", "除外", "否认", "缺乏", "并不",
+    "不再", "不能看到", "不", "未", "非", "without", "negative for", "absence of", "no evidence of", "not", "no",
+)  # fmt: skip
+_BEFORE = re.compile(
+    "|".join(rf"\b{cue}\b" if cue.isascii() else cue for cue in sorted(_BEFORE_CUES, key=len, reverse=True)),
+    re.IGNORECASE,
+)
+# Cues that stand after what they deny, within the same clause.
+_AFTER = re.compile(
+    r"^(?:征象|表现|影|病变|的?迹象|的证据|情况)*(?:的可能性?)?(?:均|都|也|已经?|被|可|可以|基本|暂)*"
+    r"(?:不存在|未见|未发现|没有|排除(?!可能)|阴性|除外|消失|已?吸收|\(-\)|:\s*(?:无|否|阴性))"
+)
+_CLAUSE_END = re.compile(
+    r"[。;；!?！？\n]|[,，]|但是|但|然而|不过|而是|而(?!言|且)|(?<!不)可见|却|提示|显示|伴有?|考虑|仍有|仅有|仅见|只有|只见|另有|另见"
+)
+_SENTENCE_END = re.compile(r"[。;；!?！？\n,，]")
+
+
+def shielded(text: str) -> str:
+    """The text, same length, with words that only look like negations (肺不张, 不规则, 非增强) blanked out."""
+    return _FALSE.sub(lambda match: "\x01" * len(match.group()), text)
+
+
+@lru_cache(maxsize=50_000)
+def denied_spans(text: str) -> tuple[tuple[int, int], ...]:
+    """Spans (start, end) of the text that a cue before them denies. Two cues in one clause cancel: 并非没有积液."""
+    plain = shielded(text)
+    spans: list[tuple[int, int]] = []
+    cues = list(_BEFORE.finditer(plain))
+    used = 0
+    for index, cue in enumerate(cues):
+        if cue.start() < used:
+            continue
+        clause_end = _CLAUSE_END.search(plain, cue.end())
+        end = clause_end.start() if clause_end else len(plain)
+        double = index + 1 < len(cues) and cues[index + 1].start() - cue.end() <= 1
+        if double and cues[index + 1].start() < end:
+            used = end
+            continue
+        spans.append((cue.start(), end))
+        used = cue.end()
+    return tuple(spans)
+
+
+def is_denied(text: str, start: int, end: int) -> bool:
+    """Whether the word at text[start:end] is denied, by a cue before it or right after it in its clause."""
+    if any(low <= start and end <= high for low, high in denied_spans(text)):
+        return True
+    stop = _SENTENCE_END.search(text, end)
+    return _AFTER.match(text[end : stop.start() if stop else len(text)]) is not None
+
+
+@lru_cache(maxsize=50_000)
+def negations(text: str) -> int:
+    """How many negation cues stand in the text, words that only look like one left out."""
+    return len(_BEFORE.findall(shielded(text)))
