@@ -18,7 +18,7 @@ _WORDS = {"zero": 0, "none": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five
           "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12}  # fmt: skip
 
 # Words that follow a number when things are counted. Longest first where one begins another.
-MEASURE_WORDS = ("个", "枚", "处", "颗", "只", "块", "条", "片", "根", "种", "例", "对", "支", "类", "张", "次", "粒",
+MEASURE_WORDS = ("个", "枚", "处", "颗", "只", "块", "条", "片", "根", "种", "例", "支", "类", "张", "次", "粒",
                  "名", "位", "项", "节", "叶", "层", "段", "侧", "团", "簇", "灶", "点", "人", "级", "期", "度",
                  "分", "岁", "年", "月", "周", "天", "日")  # fmt: skip
 
