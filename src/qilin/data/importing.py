@@ -1,0 +1,265 @@
+"""`qilin data import`: a source on disk -> a dataset folder, with nothing lost in silence.
+
+In: ImportSettings. Out: the folder, its refused rows in dropped.jsonl, and a summary on screen. A source's reader is gone
+through twice, first for its pictures and links, then for its rows, so that rows never stand in memory all at once.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from qilin.data.licences import strictest, tier
+from qilin.data.pictures import make_picture
+from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset, text_of
+from qilin.data.settings import ImportSettings
+from qilin.data.sources import slake
+from qilin.data.sources.rows import PictureFile, Refused, Row
+from qilin.data.split import Components
+from qilin.data.writer import DatasetWriter
+from qilin.errors import UserError
+from qilin.imaging.pixels import BadPicture, read_bytes
+from qilin.settings import to_dict
+
+
+@dataclass
+class Survey:
+    """What the first reading of a source learns: which files hold which content, what is linked, what it all hashes to."""
+
+    content: dict[Path, str] = field(default_factory=dict)  # file -> sha256 of its bytes
+    faults: dict[Path, str] = field(default_factory=dict)  # file -> why it cannot be read
+    places: dict[str, list[PictureFile]] = field(default_factory=dict)  # content -> where it was found, each once
+    links: Components = field(default_factory=Components)
+    rows: int = 0
+
+
+def import_data(settings: ImportSettings) -> None:
+    """Make the dataset folder `settings.out`, or say that it is already there.
+
+    Raises UserError for an unknown name, an unreadable source, an occupied folder, or a source with no usable sample.
+    """
+    source = find_source(settings.name)
+    console = Console(stderr=settings.json, highlight=False)
+    if not (settings.out / MANIFEST).is_file():
+        DatasetWriter(settings.out, {})  # refuses an occupied folder now rather than after an hour
+    with bar(console) as progress:
+        survey = look(source, settings, progress)
+        made_by = describe(settings, source, survey)
+        if is_there(settings.out, made_by):
+            progress.stop()
+            return tell(open_dataset(settings.out), settings, console, fresh=False)
+        with DatasetWriter(settings.out, made_by, title=settings.out.name) as writer:
+            ids, faults = store_pictures(writer, survey, settings, progress)
+            store_samples(writer, source.read(settings), survey, ids, faults, settings, progress)
+            refuse_nothing(writer, settings)
+    return tell(open_dataset(settings.out), settings, console, fresh=True)
+
+
+def find_source(name: str) -> "Source":
+    if name in SOURCES:
+        return SOURCES[name]
+    near = difflib.get_close_matches(name, SOURCES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(SOURCES)}"
+    raise UserError(f"cannot import {name!r}; {hint}")
+
+
+def bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def look(source: "Source", settings: ImportSettings, progress: Progress) -> Survey:
+    """The first reading: every picture file hashed once, every link between pictures, groups and splits noted."""
+    survey = Survey()
+    task = progress.add_task("reading rows", total=None)
+    for row in source.read(settings):
+        survey.rows += 1
+        progress.advance(task)
+        if isinstance(row, Refused):
+            continue
+        for file in row.pictures:
+            note_picture(survey, file)
+        survey.links.join(link_keys(row, survey.content), settings.split or row.split)
+    progress.update(task, total=survey.rows)
+    return survey
+
+
+def note_picture(survey: Survey, file: PictureFile) -> None:
+    if file.path in survey.content or file.path in survey.faults:
+        return
+    try:
+        data = read_bytes(file.path)
+    except BadPicture as error:
+        survey.faults[file.path] = error.reason
+        return
+    content = hashlib.sha256(data).hexdigest()
+    survey.content[file.path] = content
+    survey.places.setdefault(content, []).append(file)
+
+
+def link_keys(row: Row, content: dict[Path, str]) -> list[str]:
+    """What ties a row to others: its pictures' contents and its group; the opening question where it has neither."""
+    keys = [f"picture {content[file.path]}" for file in row.pictures if file.path in content]
+    keys += [f"group {row.group}"] if row.group else []
+    return keys or [f"text {hashlib.sha256(text_of(row.messages[0]).encode()).hexdigest()}"]
+
+
+def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict[str, Any]:
+    """What the manifest says of the making: no absolute paths, and a hash of all that was read."""
+    inputs = source.inputs(settings)
+    seen = hashlib.sha256()
+    for path in inputs:
+        seen.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path, content in sorted(survey.content.items()):
+        seen.update(f"{path.name} {content}\n".encode())
+    plain = {name for name in ("name", "source", "out", "images", "json")}
+    default = {item.name: item.default for item in ImportSettings.__dataclass_fields__.values()}
+    arguments = {k: v for k, v in to_dict(settings).items() if k not in plain and v != default[k]}
+    licences = {file.license for files in survey.places.values() for file in files if file.license}
+    licences |= {settings.license} if settings.license else set()
+    return {
+        "importer": settings.name,
+        "source": settings.source.resolve().name,
+        "arguments": arguments,
+        "license": "; ".join(sorted(licences)) or "unknown",
+        "input": seen.hexdigest(),
+    } | ({"notice": source.notice} if source.notice else {})
+
+
+def is_there(out: Path, made_by: dict[str, Any]) -> bool:
+    """Whether `out` already holds exactly this import. Raises UserError if it holds another one."""
+    if not (out / MANIFEST).is_file():
+        return False
+    found = open_dataset(out).manifest["settings"]
+    if found == json.loads(json.dumps(made_by)):
+        return True
+    keys = [key for key in dict.fromkeys([*made_by, *found]) if made_by.get(key) != found.get(key)]
+    raise UserError(
+        f"{out}: already holds another dataset ({', '.join(keys)} differ); name a new folder, or remove this one"
+    )
+
+
+def store_pictures(
+    writer: DatasetWriter, survey: Survey, settings: ImportSettings, progress: Progress
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Decode and store every content once, with all the places it was found in. (file -> image_id, file -> fault)"""
+    ids: dict[Path, str] = {}
+    faults = dict(survey.faults)
+    of_content: dict[str, str | BadPicture] = {}
+    task = progress.add_task("decoding pictures", total=len(survey.places))
+    for content, files in survey.places.items():
+        first = files[0]
+        where = [Provenance(settings.name, f.name, f.url, f.license, f.attribution) for f in files]
+        try:
+            picture = make_picture(read_bytes(first.path), where, first.modality, first.body_part)
+            writer.add_picture(picture)
+            of_content[content] = picture.image_id
+        except BadPicture as error:
+            of_content[content] = error
+        progress.advance(task)
+    for path, content in survey.content.items():
+        made = of_content[content]
+        if isinstance(made, BadPicture):
+            faults[path] = made.reason
+        else:
+            ids[path] = made
+    return ids, faults
+
+
+def store_samples(
+    writer: DatasetWriter,
+    rows: Iterator[Row | Refused],
+    survey: Survey,
+    ids: dict[Path, str],
+    faults: dict[Path, str],
+    settings: ImportSettings,
+    progress: Progress,
+) -> None:
+    """The second reading: every row becomes a sample in its split, or is kept with the reason it could not."""
+    task = progress.add_task("writing samples", total=survey.rows)
+    for row in rows:
+        progress.advance(task)
+        if isinstance(row, Refused):
+            writer.drop(row.row, row.reason)
+            continue
+        fault = next((faults[file.path] for file in row.pictures if file.path in faults), None)
+        if fault:
+            writer.drop(drop_row(row), fault)
+            continue
+        key = link_keys(row, survey.content)[0]
+        split = settings.split or row.split
+        split = split or survey.links.split_of(key, settings.validation, settings.test, settings.seed)
+        writer.add_sample(split, make_sample(row, tuple(ids[file.path] for file in row.pictures), settings))
+
+
+def drop_row(row: Row) -> dict[str, Any]:
+    return {
+        "sample_id": row.sample_id,
+        "pictures": [file.name for file in row.pictures],
+        "messages": [dict(message) for message in row.messages],
+    }
+
+
+def make_sample(row: Row, image_ids: tuple[str, ...], settings: ImportSettings) -> Sample:
+    licences = [row.license or settings.license, *(file.license or settings.license for file in row.pictures)]
+    return Sample(
+        sample_id=row.sample_id,
+        kind=row.kind,
+        image_ids=image_ids,
+        messages=row.messages,
+        answer_type=row.answer_type,
+        choices=row.choices,
+        question_type=row.question_type,
+        lang=row.lang,
+        source=settings.name,
+        group=row.group,
+        license_tier=strictest(tier(licence) for licence in licences),
+    )
+
+
+def refuse_nothing(writer: DatasetWriter, settings: ImportSettings) -> None:
+    """Stop before an empty dataset is finished, saying what the rows were refused for."""
+    if sum(writer.counts.values()):
+        return
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
+    raise UserError(f"{settings.source}: not one usable sample" + (f"; refused: {reasons}" if reasons else ""))
+
+
+def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool) -> None:
+    """What was made, what was refused and why, and the next command; or all of it as JSON."""
+    counts = data.manifest["counts"]
+    if settings.json:
+        print(json.dumps({"out": str(settings.out), "made": fresh, "hash": data.hash} | counts, ensure_ascii=False))
+        return
+    samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
+    words = "made" if fresh else "already there, from the same input and settings:"
+    console.print(f"{words} {settings.out}: {counts['pictures']:,} pictures; samples: {samples}", soft_wrap=True)
+    if counts["dropped"]:
+        table = Table("rows refused", "reason", title=f"kept in {settings.out / 'dropped.jsonl'}", title_justify="left")
+        for reason, count in counts["dropped_reasons"].items():
+            table.add_row(f"{count:,}", reason)
+        console.print(table)
+    if "train" in counts["samples"]:
+        console.print(f"next: qilin demo --data {settings.out} --recipes small", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A reader of one layout: the files it reads besides pictures, its rows, and what people should be told of it."""
+
+    inputs: Callable[[ImportSettings], list[Path]]
+    read: Callable[[ImportSettings], Iterator[Row | Refused]]
+    notice: str = ""
+
+
+SOURCES = {
+    "slake": Source(slake.inputs, slake.read),
+}

@@ -1,0 +1,38 @@
+"""Makes a `Picture` row of a file's bytes: pixels are judged by `qilin.imaging`, the row is ours.
+
+In: encoded bytes and where they came from. Out: a Picture with its content id, or BadPicture.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+from qilin.data.licences import strictest, tier
+from qilin.data.records import Picture, Provenance
+from qilin.imaging.pixels import read_picture
+
+
+def make_picture(
+    data: bytes,
+    provenance: Sequence[Provenance],
+    modality: str | None = None,
+    body_part: str | None = None,
+    deidentified: str | None = None,
+) -> Picture:
+    """Bytes of a PNG, JPEG, TIFF, BMP, WebP or GIF -> a Picture; `image_id` is the sha256 of the bytes stored.
+
+    The licence tier is the strictest of the provenance. Raises `qilin.imaging.pixels.BadPicture`.
+    """
+    encoded = read_picture(data)
+    return Picture(
+        image_id=hashlib.sha256(encoded.bytes).hexdigest(),
+        bytes=encoded.bytes,
+        format=encoded.format,
+        width=encoded.width,
+        height=encoded.height,
+        phash=encoded.phash,
+        modality=modality,
+        body_part=body_part,
+        provenance=tuple(provenance),
+        license_tier=strictest(tier(item.license) for item in provenance),
+        deidentified=deidentified,
+    )
