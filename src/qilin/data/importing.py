@@ -1,9 +1,10 @@
 """`qilin data import`: a source on disk -> a dataset folder, with nothing lost in silence.
 
-In: ImportSettings. Out: the folder, its refused rows in dropped.jsonl, and a summary on screen. A source's reader is gone
-through twice, first for its pictures and links, then for its rows, so that rows never stand in memory all at once.
+In: ImportSettings. Out: the folder, its refused rows in dropped.jsonl, and a summary on screen. A source is read twice,
+first for its pictures and links, then for its rows, so that rows never stand in memory all at once.
 """
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -20,18 +21,21 @@ from qilin.data.licences import strictest, tier
 from qilin.data.pictures import make_picture
 from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset, text_of
 from qilin.data.settings import ImportSettings
-from qilin.data.sources import slake
+from qilin.data.sources import folder, llava, slake
 from qilin.data.sources.rows import PictureFile, Refused, Row
+from qilin.data.sources.tables import encoding_of
 from qilin.data.split import Components
-from qilin.data.writer import DatasetWriter
+from qilin.data.writer import DatasetWriter, file_hash
 from qilin.errors import UserError
 from qilin.imaging.pixels import BadPicture, read_bytes
 from qilin.settings import to_dict
 
+APART = ("name", "source", "out", "images", "json")  # settings that say where things lie, not what they become
+
 
 @dataclass
 class Survey:
-    """What the first reading of a source learns: which files hold which content, what is linked, what it all hashes to."""
+    """What the first reading of a source learns: which files hold which content, and what is linked to what."""
 
     content: dict[Path, str] = field(default_factory=dict)  # file -> sha256 of its bytes
     faults: dict[Path, str] = field(default_factory=dict)  # file -> why it cannot be read
@@ -46,10 +50,10 @@ def import_data(settings: ImportSettings) -> None:
     Raises UserError for an unknown name, an unreadable source, an occupied folder, or a source with no usable sample.
     """
     source = find_source(settings.name)
-    console = Console(stderr=settings.json, highlight=False)
+    console = Console(stderr=settings.json, highlight=False, soft_wrap=True)
     if not (settings.out / MANIFEST).is_file():
         DatasetWriter(settings.out, {})  # refuses an occupied folder now rather than after an hour
-    with bar(console) as progress:
+    with bar() as progress:
         survey = look(source, settings, progress)
         made_by = describe(settings, source, survey)
         if is_there(settings.out, made_by):
@@ -70,10 +74,10 @@ def find_source(name: str) -> "Source":
     raise UserError(f"cannot import {name!r}; {hint}")
 
 
-def bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
+def bar() -> Progress:
+    """A bar on stderr that goes when the work is done, so that what was made, or the error, stands alone."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def look(source: "Source", settings: ImportSettings, progress: Progress) -> Survey:
@@ -117,12 +121,12 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
     inputs = source.inputs(settings)
     seen = hashlib.sha256()
     for path in inputs:
-        seen.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        seen.update(f"{path.name} {file_hash(path)}\n".encode())
     for path, content in sorted(survey.content.items()):
         seen.update(f"{path.name} {content}\n".encode())
-    plain = {name for name in ("name", "source", "out", "images", "json")}
-    default = {item.name: item.default for item in ImportSettings.__dataclass_fields__.values()}
-    arguments = {k: v for k, v in to_dict(settings).items() if k not in plain and v != default[k]}
+    default = {item.name: item.default for item in dataclasses.fields(ImportSettings)}
+    arguments = {k: v for k, v in to_dict(settings).items() if k not in APART and v != default[k]}
+    encodings = {encoding_of(path) for path in inputs} - {"utf-8-sig"}
     licences = {file.license for files in survey.places.values() for file in files if file.license}
     licences |= {settings.license} if settings.license else set()
     return {
@@ -131,7 +135,7 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
         "arguments": arguments,
         "license": "; ".join(sorted(licences)) or "unknown",
         "input": seen.hexdigest(),
-    } | ({"notice": source.notice} if source.notice else {})
+    } | ({"encoding": encodings.pop()} if encodings else {})
 
 
 def is_there(out: Path, made_by: dict[str, Any]) -> bool:
@@ -184,6 +188,7 @@ def store_samples(
     progress: Progress,
 ) -> None:
     """The second reading: every row becomes a sample in its split, or is kept with the reason it could not."""
+    splits = survey.links.assign(settings.validation, settings.test, settings.seed)
     task = progress.add_task("writing samples", total=survey.rows)
     for row in rows:
         progress.advance(task)
@@ -194,9 +199,8 @@ def store_samples(
         if fault:
             writer.drop(drop_row(row), fault)
             continue
-        key = link_keys(row, survey.content)[0]
-        split = settings.split or row.split
-        split = split or survey.links.split_of(key, settings.validation, settings.test, settings.seed)
+        root = survey.links.root(link_keys(row, survey.content)[0])
+        split = settings.split or row.split or splits[root]
         writer.add_sample(split, make_sample(row, tuple(ids[file.path] for file in row.pictures), settings))
 
 
@@ -241,25 +245,35 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
         return
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
     words = "made" if fresh else "already there, from the same input and settings:"
-    console.print(f"{words} {settings.out}: {counts['pictures']:,} pictures; samples: {samples}", soft_wrap=True)
+    console.print(f"{words} {settings.out}: {counts['pictures']:,} pictures; samples: {samples}")
     if counts["dropped"]:
         table = Table("rows refused", "reason", title=f"kept in {settings.out / 'dropped.jsonl'}", title_justify="left")
         for reason, count in counts["dropped_reasons"].items():
             table.add_row(f"{count:,}", reason)
         console.print(table)
-    if "train" in counts["samples"]:
-        console.print(f"next: qilin demo --data {settings.out} --recipes small", soft_wrap=True)
+    encoding = data.manifest["settings"].get("encoding")
+    if encoding:
+        console.print(f"the table was read as {encoding.upper()}")
+    asked = {"validation": settings.validation, "test": settings.test}
+    if settings.name != "slake" and not settings.split:
+        for split in (split for split, share in asked.items() if share and split not in counts["samples"]):
+            console.print(f"no sample fell to {split}: too few pictures for a share of {asked[split]:g}")
+    if counts["pictures"] and "train" in counts["samples"]:
+        console.print(f"next: qilin demo --data {settings.out} --recipes small")
+    elif "train" in counts["samples"]:
+        console.print("next: name it beside pictures in a recipe's data:")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A reader of one layout: the files it reads besides pictures, its rows, and what people should be told of it."""
+    """A reader of one layout: the files it reads besides pictures, and its rows."""
 
     inputs: Callable[[ImportSettings], list[Path]]
     read: Callable[[ImportSettings], Iterator[Row | Refused]]
-    notice: str = ""
 
 
 SOURCES = {
     "slake": Source(slake.inputs, slake.read),
+    "llava": Source(llava.inputs, llava.read),
+    "folder": Source(folder.inputs, folder.read),
 }

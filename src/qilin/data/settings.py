@@ -14,7 +14,9 @@ class ImportSettings:
     source: Path = setting(help="slake: its folder; llava: a JSON or JSONL file; folder: a CSV, JSON or JSONL table")
     out: Path = setting(help="the dataset folder to make; must be new or empty")
     images: Path | None = setting(None, "the folder that picture paths start from (default: where the source lies)")
-    lang: Literal["zh", "en"] = setting("zh", "slake: the questions' language; one a dataset, as its splits differ")
+    lang: Literal["zh", "en"] = setting(
+        "zh", "the language of the texts; slake: only its questions in this one are read"
+    )
     captions: bool = setting(True, "slake: compose captions from each picture's own questions and answers")
     kind: Literal["vqa", "caption"] = setting("vqa", "llava: what a row with a single exchange is")
     add_missing_marks: bool = setting(False, "llava: where a row has pictures but no <image> mark, put the marks first")
@@ -26,7 +28,9 @@ class ImportSettings:
     id: str | None = setting(None, "folder: the column of row names (default: the row's number)")
     group: str | None = setting(None, "folder: the column of patients or articles, never divided (default: group)")
     split_column: str | None = setting(None, "folder: the column that says train, validation or test (default: split)")
-    answer_type: str | None = setting(None, "folder: the column that says open, closed or choice (default: answer_type)")
+    answer_type: str | None = setting(
+        None, "folder: the column that says open, closed or choice (default: answer_type)"
+    )
     choices: str | None = setting(None, "folder: the column of choices, divided by ';' (default: choices)")
     question_type: str | None = setting(None, "folder: the column of question types (default: question_type)")
     modality: str | None = setting(None, "folder: the column of modalities (default: modality)")

@@ -1,4 +1,4 @@
-"""Encoded pictures in, sound RGB pixels out: PNG, JPEG, TIFF, BMP, WebP and GIF, each decoded whole before it is trusted.
+"""Encoded pictures in, sound pixels out: PNG, JPEG, TIFF, BMP, WebP and GIF, each decoded whole before it is trusted.
 
 In: the bytes of a file, or its path. Out: an `Encoded` picture (bytes fit to be stored, size, perceptual hash, notes on
 what was done to it) or `BadPicture` with a reason short enough to be counted. `to_rgb` is what a model's inputs use.
@@ -143,7 +143,7 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
     maximum; these are the fallback where the percentiles coincide (a small bright thing on an empty ground).
     """
     values = np.asarray(image, dtype=np.float32)
-    values = np.nan_to_num(values, nan=0.0, posinf=np.finfo(np.float32).max, neginf=np.finfo(np.float32).min)
+    values = np.where(np.isfinite(values), values, np.float32(0))
     low, high = np.percentile(values, [TAIL, 100 - TAIL])
     if high <= low:
         low, high = values.min(), values.max()

@@ -49,3 +49,15 @@ class Refused:
 
     row: Mapping[str, Any]
     reason: str
+
+
+# answers that settle a question with two sides
+CLOSED_ANSWERS = frozenset(
+    ("是", "否", "有", "无", "对", "错", "是的", "不是", "没有", "存在", "不存在", "包含", "不包含")
+)
+CLOSED_ANSWERS |= {"可以", "不可以", "正常", "异常", "不正常", "yes", "no"}
+
+
+def guess_answer_type(answer: str) -> Literal["open", "closed"]:
+    """For sources that do not say: closed where the answer is a yes, a no or one of their kin."""
+    return "closed" if answer.strip().rstrip("。.").lower() in CLOSED_ANSWERS else "open"

@@ -1,7 +1,7 @@
 """SLAKE (Liu et al., ISBI 2021): radiology pictures with questions, from its own folder layout.
 
-In: a folder with whichever of train.json, validate.json and test.json are there, and imgs/. Out: rows of questions in one
-language, and captions composed of each picture's own answers. One language an import: the English half puts other
+In: a folder with whichever of train.json, validate.json and test.json are there, and imgs/. Out: rows of questions in
+one language, and captions composed of each picture's own answers. One language an import: the English half puts other
 pictures into its splits, so mixing the two would let test pictures into training.
 """
 

@@ -127,7 +127,7 @@ def statements(question: str, answer: str) -> list[Statement]:
 
 
 def listed(answer: str) -> str:
-    """`肝癌,肾癌` -> 肝癌、肾癌; `左肺, 右侧` -> 左肺（图像右侧）, since the left lung stands on the picture's right."""
+    """`肝癌,肾癌` -> 肝癌、肾癌; `左肺, 右侧` -> 左肺（图像右侧）, as the left lung stands on the right."""
     parts = [WORDS.get(part, part) for part in re.split(r"\s*[,，]\s*", answer.strip()) if part]
     if len(parts) == 2 and re.fullmatch(r"[左右双]肺", parts[0]) and PLACE_ON_PICTURE.fullmatch(parts[1]):
         return f"{parts[0]}（图像{parts[1]}）"
@@ -236,7 +236,7 @@ def first(said: Mapping[str, Mapping[str, str]], slot: str) -> str:
 
 def describe_anatomy(said: Mapping[str, Mapping[str, str]]) -> list[str]:
     """What is there and what is not, how many, where, how big, of what shade and shape: one sentence a slot."""
-    there = said.get("present", {}) | said.get("count", {})  # a number says more than that there are some
+    there = dict(said.get("present", {})) | dict(said.get("count", {}))  # a number says more than that there are some
     missing = [name for name in said.get("absent", {}) if name and name not in there]
     clauses = [f"图中可见{'、'.join(there.values())}"] if there else []
     clauses += [f"未见{'、'.join(missing)}"] if missing else []
