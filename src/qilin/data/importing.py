@@ -131,11 +131,19 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
     licences |= {settings.license} if settings.license else set()
     return {
         "importer": settings.name,
-        "source": settings.source.resolve().name,
+        "source": source_name(settings),
         "arguments": arguments,
         "license": "; ".join(sorted(licences)) or "unknown",
         "input": seen.hexdigest(),
     } | ({"encoding": encodings.pop()} if encodings else {})
+
+
+def source_name(settings: ImportSettings) -> str:
+    """What rows say of where they come from: the layout where it is one data set, else the file and its folder."""
+    if settings.source.is_dir():
+        return settings.name
+    path = settings.source.resolve()
+    return f"{path.parent.name}/{path.name}"
 
 
 def is_there(out: Path, made_by: dict[str, Any]) -> bool:
@@ -161,7 +169,7 @@ def store_pictures(
     task = progress.add_task("decoding pictures", total=len(survey.places))
     for content, files in survey.places.items():
         first = files[0]
-        where = [Provenance(settings.name, f.name, f.url, f.license, f.attribution) for f in files]
+        where = [Provenance(source_name(settings), f.name, f.url, f.license, f.attribution) for f in files]
         try:
             picture = make_picture(read_bytes(first.path), where, first.modality, first.body_part)
             writer.add_picture(picture)
@@ -223,7 +231,7 @@ def make_sample(row: Row, image_ids: tuple[str, ...], settings: ImportSettings) 
         choices=row.choices,
         question_type=row.question_type,
         lang=row.lang,
-        source=settings.name,
+        source=source_name(settings),
         group=row.group,
         license_tier=strictest(tier(licence) for licence in licences),
     )

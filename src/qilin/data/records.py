@@ -256,6 +256,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
     return pq.ParquetFile(path, memory_map=True)
 
 
+@lru_cache(maxsize=16)
 def read_split(path: Path, split: str) -> pa.Table:
     files = sorted((path / "samples").glob(f"{split}-*.parquet"))
     tables = [pq.read_table(file, schema=SAMPLE_SCHEMA, memory_map=True) for file in files]

@@ -28,7 +28,7 @@ class Components:
         return top
 
     def join(self, keys: Iterable[str], split: str | None = None) -> None:
-        """Tie the keys of one row together. `split`: where its source puts it; the first named for a component holds."""
+        """Tie the keys of one row together. `split`: where its source puts it; a component keeps the first."""
         top, *others = sorted({self.root(key) for key in keys})
         for other in others:
             self.parent[other] = top

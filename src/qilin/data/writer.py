@@ -73,9 +73,10 @@ class DatasetWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.drops.close()
-        if kind is None:
-            self.finish()
-        else:
+        try:
+            if kind is None:
+                self.finish()
+        finally:  # also where finish itself is interrupted or the disk is full
             for file in self.files.values():
                 file.close()
             shutil.rmtree(self.work, ignore_errors=True)

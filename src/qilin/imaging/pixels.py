@@ -16,7 +16,7 @@ from qilin.errors import UserError
 
 # The biggest radiographs and stitched films have some 50 million pixels; Pillow itself refuses above 178,956,970.
 PIXEL_LIMIT = 178_000_000
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "GIF")  # MPO: a JPEG with a second frame, from cameras
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # JPEG opens MPO too: a second frame, from cameras
 KEPT = {"PNG": "png", "JPEG": "jpeg"}  # stored as they came; everything else becomes PNG, without loss
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # greyscale of more than 8 bits
 TAIL = 0.1  # per cent of the pixels that may be clipped at either end when deep greyscale becomes 8 bits

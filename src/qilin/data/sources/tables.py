@@ -34,9 +34,15 @@ def check_file(path: Path, expected: str) -> Path:
     return path
 
 
-@lru_cache(maxsize=8)
 def encoding_of(path: Path) -> str:
     """The first encoding in which the whole file makes sense. Raises UserError where none does."""
+    facts = path.stat()
+    return tried_encoding(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=8)
+def tried_encoding(path: Path, changed: int, size: int) -> str:
+    """`encoding_of`, remembered until the file changes: a table is opened several times."""
     for encoding in ENCODINGS:
         decoder = codecs.getincrementaldecoder(encoding)()
         try:
