@@ -329,6 +329,11 @@ def test_a_name_nobody_knows_and_an_occupied_folder(tmp_path: Path, capsys: pyte
         ImportSettings(name="folder", source=tmp_path, out=tmp_path, validation=0.6, test=0.5)
 
 
+def test_an_option_of_another_layout_is_no_silent_wish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "import", "slake", str(tmp_path), str(tmp_path / "out"), "--ask", "这是什么？"]) == 2
+    assert "--ask is not for slake, only for folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
