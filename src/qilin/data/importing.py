@@ -131,7 +131,7 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
     licences |= {settings.license} if settings.license else set()
     return {
         "importer": settings.name,
-        "source": source_name(settings),
+        "source": settings.source.resolve().name if settings.source.is_dir() else source_name(settings),
         "arguments": arguments,
         "license": "; ".join(sorted(licences)) or "unknown",
         "input": seen.hexdigest(),

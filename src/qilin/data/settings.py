@@ -7,7 +7,7 @@ from typing import Literal
 from qilin.settings import setting, settings
 
 # settings that only some layouts know; said for another one they would be passed over in silence, so they are refused
-ONLY_FOR = dict.fromkeys(("captions",), ("slake",))
+ONLY_FOR: dict[str, tuple[str, ...]] = dict.fromkeys(("captions",), ("slake",))
 ONLY_FOR |= dict.fromkeys(("kind", "add_missing_marks"), ("llava",))
 ONLY_FOR |= dict.fromkeys(("validation", "test", "seed"), ("llava", "folder"))
 ONLY_FOR |= dict.fromkeys(
@@ -60,7 +60,7 @@ class ImportSettings:
                 f"validation is {self.validation} and test is {self.test}; expected shares of at least 0 "
                 "that leave something to train on, such as 0.05 and 0.05"
             )
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             known = ONLY_FOR.get(field.name, (self.name,))
             if getattr(self, field.name) != field.default and self.name not in known:
                 flag = "--" + field.name.replace("_", "-")
