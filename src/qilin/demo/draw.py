@@ -121,8 +121,10 @@ def spread(
 
 def finished(rng: np.random.Generator, canvas: Canvas) -> Image.Image:
     """Exposure and the mark: a canvas becomes an image (mode L or RGB)."""
-    canvas = np.clip(canvas, 0, 1) ** np.float32(rng.uniform(0.9, 1.12)) * np.float32(rng.uniform(0.92, 1.04))
+    levels = np.linspace(0, 1, 256) ** rng.uniform(0.9, 1.12) * rng.uniform(0.92, 1.04)
+    table = (np.clip(levels, 0, 1) * 255 + 0.5).astype(np.uint8).tolist()
     image = Image.fromarray((np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8))
+    image = image.point(table * len(image.getbands()))
     stamp(image)
     return image
 

@@ -22,11 +22,11 @@ def draw_fundus(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
     """A fundus photograph, the macula near the middle."""
     x, y = grids = moved_grid(rng, size, 0.7)
     half = 1 if truth.eye == "右眼" else -1
-    tone = rng.uniform(-0.05, 0.05)
+    tone = rng.uniform(-0.03, 0.03)
     canvas = blank(size, (0.76 + tone, 0.36 + tone * 0.6, 0.15))
     canvas *= (1.05 - 0.38 * (x * x + y * y) + 0.03 * clouds(rng, size, 7))[..., None]
     disc_x, disc_y = half * 0.45, rng.uniform(-0.03, 0.03)
-    mix(canvas, 0.55 * np.exp(-(((x + half * 0.12) ** 2 + y * y) / 0.035)), (0.42, 0.14, 0.06))  # macula
+    mix(canvas, 0.42 * np.exp(-(((x + half * 0.12) ** 2 + y * y) / 0.035)), (0.42, 0.14, 0.06))  # macula
     mix(canvas, vessels(rng, size, half, disc_y), (0.47, 0.08, 0.06))
     mix(canvas, ellipse(x, y, disc_x, disc_y, 0.175, 0.195, 0.03), (0.97, 0.72, 0.40))
     cup = rng.uniform(0.76, 0.84) if named(truth, "视盘凹陷扩大") else rng.uniform(0.28, 0.36)
@@ -37,8 +37,8 @@ def draw_fundus(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
             up = -1 if spot.place == "上方" else 1
             low, high = sorted((up * 0.24, up * 0.60))
             if name == "视网膜出血":
-                for centre in spread(rng, spot.number or 1, (-0.42, low), (0.42, high), 0.29):
-                    blob(rng, canvas, grids, centre, rng.uniform(0.09, 0.105), (0.20, 0.0, 0.02), 0.025, rough=0.12)
+                for centre in spread(rng, spot.number or 1, (-0.46, low), (0.46, high), 0.34):
+                    blob(rng, canvas, grids, centre, rng.uniform(0.105, 0.12), (0.14, 0.0, 0.01), 0.025, rough=0.12)
             else:
                 cx, cy = rng.uniform(-0.35, 0.1) * half, up * rng.uniform(0.34, 0.5)
                 for angle in rng.uniform(0, 6.28, 16):
@@ -75,7 +75,7 @@ def vessels(rng: np.random.Generator, size: int, half: int, disc_y: float) -> Ca
                 bend = (start + tip) / 2 + np.array([0, up * 0.04])
                 line(np.stack([start, bend, tip]), 0.009)
     mask = np.asarray(sheet.filter(ImageFilter.GaussianBlur(size / 320)), np.float32)
-    return mask / 255 * np.float32(0.75)
+    return mask / 255 * np.float32(0.6)
 
 
 def draw_smear(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
@@ -94,7 +94,7 @@ def draw_smear(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
             shape = rng.random()
             if any(np.hypot(cx - wx, cy - wy) < 0.30 for wx, wy in white) or rng.random() < 0.10:
                 continue
-            if sickle and shape < 0.42:
+            if sickle and shape < 0.5:
                 crescent(rng, canvas, grids, (cx, cy))
                 continue
             radius = rng.uniform(0.095, 0.11)

@@ -11,8 +11,8 @@ from qilin.demo.truth import Finding, Truth
 
 NODULE = {"小": (0.06, 0.066), "中": (0.105, 0.115), "大": (0.165, 0.18)}
 LESION = {"小": (0.09, 0.10), "中": (0.145, 0.16), "大": (0.215, 0.235)}
-STONE = {"小": (0.036, 0.04), "中": (0.064, 0.07), "大": (0.11, 0.12)}
-CYST = {"小": (0.07, 0.08), "中": (0.12, 0.135), "大": (0.19, 0.21)}
+STONE = {"小": (0.044, 0.048), "中": (0.075, 0.082), "大": (0.125, 0.14)}
+CYST = {"小": (0.07, 0.08), "中": (0.125, 0.135), "大": (0.20, 0.22)}
 
 
 def column(side: str | None) -> int:
@@ -37,14 +37,14 @@ def draw_chest(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
     # Ribs: two families of bands, those at the back sloping outwards and down, those in front the other way.
     across = np.abs(x)
     back = np.clip(np.cos((y - 0.35 * across**2 + 0.1) * 25), 0, 1) ** 2
-    front = np.clip(np.cos((y + 0.55 * across + 0.1) * 19), 0, 1) ** 4
-    canvas += fields * (0.06 * back + 0.035 * front) + 0.03 * back * body
+    front = np.clip(np.cos((y + 0.55 * across + 0.1) * 19), 0, 1) ** 2
+    canvas += fields * (0.06 * back + 0.035 * front * front) + 0.03 * back * body
     # Vessels: streaks that fan out of the hila and thin out.
     for half in (-1, 1):
         dx, dy = x - np.float32(half * 0.2), y - 0.02
         angle = np.arctan2(dy, dx * half)
         reach = np.sqrt(dx * dx + dy * dy)
-        streaks = np.clip(np.cos(angle * 11 + np.float32(rng.uniform(0, 6)) + 2 * reach), 0, 1) ** 3
+        streaks = np.clip(np.cos(angle * 11 + np.float32(rng.uniform(0, 6)) + 2 * reach), 0, 1) ** 2
         canvas += lungs[half] * streaks * np.float32(0.13) * np.exp(-reach * 3.2)
         mix(canvas, 0.5 * ellipse(x, y, half * 0.2, 0.02, 0.1, 0.17, 0.16), 0.5)
         collar = (y + 0.80 - 0.16 * np.abs(x)) / 0.04  # clavicle
@@ -70,7 +70,8 @@ def lung_mask(x: Canvas, y: Canvas, half: int, wide: float) -> Canvas:
 def lung_shape(x: Canvas, y: Canvas, half: int, wide: float) -> Canvas:
     """Below 1 within the outline of one side of the chest."""
     u, v = (x - half * 0.45 * wide) / (0.34 * wide), (y + 0.02) / 0.78
-    return np.sqrt(np.sqrt(u**4 + v**4 + 0.6 * (u * v) ** 2))
+    u, v = u * u, v * v
+    return np.sqrt(np.sqrt(u * u + v * v + 0.6 * u * v))
 
 
 def draw_chest_findings(
@@ -119,7 +120,7 @@ def draw_head(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
     radius = np.sqrt((x / (rx - 0.07)) ** 2 + (y / (ry - 0.07)) ** 2)
     angle = np.arctan2(y, x)
     folds = np.cos(angle * 26 + 5 * radius + np.float32(rng.uniform(0, 6)) + 1.5 * np.sin(angle * 7))
-    tissue -= 0.16 * np.clip(folds, 0, 1) ** 4 * np.clip((radius - 0.74) / 0.26, 0, 1)
+    tissue -= 0.16 * (np.clip(folds, 0, 1) ** 2) ** 2 * np.clip((radius - 0.74) / 0.26, 0, 1)
     tissue += 0.035 * inside(radius - 0.8, 0.15) * -1 + 0.03  # white matter a little darker than grey
     mix(canvas, brain, tissue)
     mix(canvas, brain * inside(np.abs(x) - 0.012, 0.015) * inside(0.42 - np.abs(y), 0.1), 0.62)  # falx
@@ -130,7 +131,7 @@ def draw_head(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
             along = (end * y + 0.02) / (0.24 + 0.05 * wide)  # 0 at the middle, 1 at the tip
             thick = np.float32(0.045 * wide) * np.sqrt(np.clip(1 - along * along, 0, 1))
             mix(canvas, inside(np.abs(x - middle) - thick, 0.03) * (along > -0.1) * (along < 1), 0.10)
-    for name, value in (("脑出血", 0.90), ("脑梗死", 0.13)):
+    for name, value in (("脑出血", 0.90), ("脑梗死", 0.07)):
         lesion = named(truth, name)
         if lesion:
             half = column(lesion.side)
@@ -139,7 +140,7 @@ def draw_head(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
             spot = rng.uniform(*LESION[str(lesion.size)])
             if value > 0.5:  # blood has a dark rim of swelling
                 blob(rng, canvas, grids, centre, spot + 0.045, 0.30, soft=0.07, rough=0.06, strength=0.6)
-            blob(rng, canvas, grids, centre, spot, value, soft=0.035 if value > 0.5 else 0.06, rough=0.09)
+            blob(rng, canvas, grids, centre, spot, value, soft=0.035 if value > 0.5 else 0.05, rough=0.09)
     grain(rng, canvas, rng.uniform(0.015, 0.03))
     return canvas
 
@@ -164,20 +165,20 @@ def draw_abdomen(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
         across = np.abs((my - cy) - lean * (mx - cx)) - 0.008
         stretch = inside(np.abs(mx - cx) - rng.uniform(0.08, 0.16), 0.06)
         mix(canvas, inside(across - 0.014, 0.02) * stretch * 0.35, 0.6)
-        mix(canvas, inside(across, 0.02) * stretch * 0.5, 0.22)
+        mix(canvas, inside(across, 0.02) * stretch * 0.35, 0.22)
     bx, by = rng.uniform(-0.05, 0.05), rng.uniform(0.36, 0.42)
-    mix(canvas, ellipse(mx, my, bx, by, 0.37, 0.205, 0.03), 0.62)  # wall of the gallbladder
-    bile = ellipse(mx, my, bx, by, 0.34, 0.175, 0.025)
+    mix(canvas, ellipse(mx, my, bx, by, 0.43, 0.23, 0.03), 0.62)  # wall of the gallbladder
+    bile = ellipse(mx, my, bx, by, 0.40, 0.20, 0.025)
     mix(canvas, bile, 0.03)
-    behind = inside(np.abs(mx - bx) - 0.28, 0.12) * inside(by + 0.17 - my, 0.05)
+    behind = inside(np.abs(mx - bx) - 0.32, 0.12) * inside(by + 0.2 - my, 0.05)
     canvas += 0.12 * behind * inside(my - 0.95, 0.4)
     draw_cysts(rng, named(truth, "肝囊肿"), canvas, grids)
     stone = named(truth, "胆囊结石")
     if stone:
         radius = rng.uniform(*STONE[str(stone.size)])
-        room = 0.27 - radius
-        for cx, _ in spread(rng, stone.number or 1, (bx - room, 0), (bx + room, 0), 2 * radius + 0.045):
-            cy = by + 0.155 * np.sqrt(max(0.0, 1 - ((cx - bx) / 0.34) ** 2)) - radius
+        room = 0.33 - 1.2 * radius
+        for cx, _ in spread(rng, stone.number or 1, (bx - room, 0), (bx + room, 0), 2 * radius + 0.05):
+            cy = by + 0.175 * np.sqrt(max(0.0, 1 - ((cx - bx) / 0.40) ** 2)) - radius
             shade = inside(np.abs(mx - cx) - np.float32(radius * 0.8), 0.03) * inside(cy - my, 0.03)
             mix(canvas, shade * 0.85, 0.02)  # stones throw a shadow
             blob(rng, canvas, grids, (cx, cy), radius, 1.0, soft=0.025)
