@@ -1,0 +1,256 @@
+"""Vision encoder + projector + language model -> stock LlavaForConditionalGeneration; what learns, by part.
+
+In: two Hugging Face folders (or hub ids), or one model folder of an earlier stage. Out: a model and its processor, made
+of nothing but transformers' own classes, so that what is saved loads where Qilin was never heard of.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from qilin.errors import RunError, UserError
+from qilin.model.template import IMAGE, TEMPLATES, chat_template
+
+CARD = "qilin.json"
+# Where each part of a stock Llava lives, by the prefix of its parameter names.
+PARTS = {
+    "vision": ("model.vision_tower.",),
+    "projector": ("model.multi_modal_projector.",),
+    "language": ("model.language_model.", "lm_head."),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to use: the model, its processor, and what qilin.json says of it ({} for other people's models)."""
+
+    model: Any
+    processor: Any
+    card: dict[str, Any] = field(default_factory=dict)
+    path: str = ""
+
+
+def compose(
+    vision: str, language: str, *, template: str, system: str | None, pad_square: bool, hub: str = "huggingface"
+) -> Loaded:
+    """A new Llava from a vision encoder and a causal language model, each a folder or a hub id; weights in fp32.
+
+    The projector is fresh (two linear layers with GELU between, LLaVA's mlp2x_gelu). Features come from the layer
+    before the last; a class token, where the encoder has one, is dropped.
+    """
+    tower = load_vision(vision, hub)
+    tokenizer = load_tokenizer(language, hub)
+    model_of_words = from_pretrained(AutoModelForCausalLM, language, hub, dtype=torch.float32)
+    tokens, class_tokens = count_image_tokens(tower)
+    grow_embeddings(model_of_words, tokenizer)
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=model_of_words.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=tokens,
+        vision_feature_select_strategy="default" if class_tokens else "full",
+        vision_feature_layer=-2,
+        tie_word_embeddings=bool(model_of_words.config.tie_word_embeddings),
+    )
+    with torch.device("meta"):  # the two large parts are put in whole; only the projector needs making
+        model = LlavaForConditionalGeneration(config)
+    model.model.multi_modal_projector.to_empty(device="cpu")
+    for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+        linear.reset_parameters()  # PyTorch's own default, as in LLaVA
+    model.model.vision_tower = tower
+    model.model.language_model = model_of_words.get_decoder()
+    model.lm_head = model_of_words.lm_head
+    if config.tie_word_embeddings:
+        model.tie_weights()
+    model.generation_config = model_of_words.generation_config
+    processor = LlavaProcessor(
+        image_processor=image_processor_for(vision, tower, pad_square, hub),
+        tokenizer=tokenizer,
+        patch_size=tower.config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=class_tokens,
+        image_token=IMAGE,
+    )
+    set_template(model, processor, template, system)
+    return Loaded(model, processor)
+
+
+def load_model(path: str | Path, device: str = "auto", dtype: str = "auto", hub: str = "huggingface") -> Loaded:
+    """A model folder (or hub id) -> Loaded, in eval mode. dtype: auto (bf16 on an accelerator, else fp32), fp32, bf16.
+
+    Raises UserError where the folder is not an image-text model.
+    """
+    where = torch.device(pick_device(device))
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(dtype)
+    if kind is None:
+        kind = torch.float32 if where.type == "cpu" else torch.bfloat16
+    card_file = Path(path) / CARD
+    card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
+    model = from_pretrained(AutoModelForImageTextToText, str(path), hub, dtype=kind).to(where).eval()
+    processor = from_pretrained(AutoProcessor, str(path), hub)
+    return Loaded(model, processor, card, str(path))
+
+
+def pick_device(device: str) -> str:
+    """auto -> the accelerator if there is one, else the CPU."""
+    if device != "auto":
+        return device
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
+
+
+def from_pretrained(kind: Any, name: str, hub: str, **options: Any) -> Any:
+    """kind.from_pretrained with errors for people: no such folder, no network, not a model."""
+    place = fetch(name, hub)
+    try:
+        return kind.from_pretrained(place, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(why_not_loaded(name, place, error)) from error
+
+
+def fetch(name: str, hub: str) -> str:
+    """The folder of a model: itself, or downloaded from ModelScope; Hugging Face ids pass through to transformers."""
+    if Path(name).is_dir():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"{name}: no such folder, and not a hub id of the form owner/name")
+    if hub != "modelscope":
+        return name
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise UserError(f"{name}: hub is modelscope, which needs its package: pip install 'qilin-med[hubs]'") from None
+    try:
+        return str(snapshot_download(name))
+    except Exception as error:  # modelscope raises many kinds; all mean that the files did not come
+        raise RunError(f"{name}: ModelScope did not deliver it ({error}); {BY_HAND}") from error
+
+
+BY_HAND = (
+    "without a network, fetch the files on another machine (`hf download OWNER/NAME --local-dir DIR`), "
+    "copy DIR here and name DIR in the recipe; HF_ENDPOINT=https://… names a mirror"
+)
+
+
+def why_not_loaded(name: str, place: str, error: Exception) -> str:
+    """The reason a model did not load, in one line."""
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if Path(place).is_dir():
+        has = ", ".join(sorted(path.name for path in Path(place).iterdir())[:8]) or "nothing"
+        return f"{name}: not a model folder that transformers can load ({first}); it holds {has}"
+    return f"{name}: not found here and not fetched from the hub ({first}); {BY_HAND}"
+
+
+def load_vision(name: str, hub: str) -> Any:
+    """The vision encoder of any Hugging Face vision or image-text model (CLIP, SigLIP, …), in fp32."""
+    config = from_pretrained(AutoConfig, name, hub)
+    config = getattr(config, "vision_config", config)
+    tower = from_pretrained(AutoModel, name, hub, config=config, dtype=torch.float32)
+    for needed in ("patch_size", "image_size", "hidden_size"):
+        if not isinstance(getattr(tower.config, needed, None), int):
+            raise UserError(f"{name}: its config has no whole number {needed}; expected a ViT such as CLIP or SigLIP")
+    return tower
+
+
+def load_tokenizer(name: str, hub: str) -> Any:
+    """The language model's tokenizer with `<image>` and a padding token."""
+    tokenizer = from_pretrained(AutoTokenizer, name, hub)
+    if not tokenizer.is_fast:
+        raise UserError(f"{name}: its tokenizer has no fast form, which the answer masks need (character offsets)")
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaVA pads with unk, too
+    return tokenizer
+
+
+def grow_embeddings(model: Any, tokenizer: Any) -> None:
+    """Make room for `<image>` where the vocabulary has none; rows already there (padding of the table) are used."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+@torch.no_grad()
+def count_image_tokens(tower: Any) -> tuple[int, int]:
+    """(patch tokens a picture, class tokens before them), seen from one forward of an empty picture."""
+    size, patch = tower.config.image_size, tower.config.patch_size
+    was_training = tower.training
+    tower.eval()
+    found = tower(torch.zeros(1, tower.config.num_channels, size, size)).last_hidden_state.shape[1]
+    tower.train(was_training)
+    patches = (size // patch) ** 2
+    if found - patches not in (0, 1):
+        raise UserError(
+            f"the vision encoder gives {found} tokens for {patches} patches; expected at most one class token besides"
+        )
+    return patches, found - patches
+
+
+def image_processor_for(name: str, tower: Any, pad_square: bool, hub: str) -> Any:
+    """LLaVA's image processor with the encoder's own size and colours: pad to a square (or crop), resize, normalise."""
+    size = tower.config.image_size
+    own = None
+    if any((Path(name) / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")) or (
+        not Path(name).is_dir()
+    ):
+        own = from_pretrained(AutoImageProcessor, name, hub)
+    colours = {"image_mean": own.image_mean, "image_std": own.image_std} if own is not None else {}
+    return LlavaImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        do_center_crop=True,
+        do_pad=pad_square,
+        **colours,
+    )
+
+
+def set_template(model: Any, processor: Any, template: str, system: str | None) -> None:
+    """Give model and processor the conversation style of their stage: the template and the token that ends an answer."""
+    tokenizer = processor.tokenizer
+    stop = TEMPLATES[template].stop if template in TEMPLATES else None
+    processor.chat_template = tokenizer.chat_template = chat_template(template, system)
+    if stop is not None and len(tokenizer.encode(stop, add_special_tokens=False)) == 1:
+        end = tokenizer.encode(stop, add_special_tokens=False)[0]
+    elif stop is not None and stop.startswith("<|"):
+        raise UserError(f"template is {template!r}, but the tokenizer has no token {stop}; use template v1")
+    else:
+        end = tokenizer.eos_token_id
+    if end is None:
+        raise UserError(f"template is {template!r}, but the tokenizer has no end-of-sequence token")
+    model.generation_config.eos_token_id = end
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def part_of(name: str) -> str:
+    """Which part a parameter belongs to, by its full name."""
+    for part, prefixes in PARTS.items():
+        if name.startswith(prefixes):
+            return part
+    raise AssertionError(f"parameter {name} belongs to no part of a Llava")
+
+
+def set_learning(model: Any, learn: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Let exactly the named parts have gradients. Returns part -> (parameters that learn, parameters)."""
+    counts = {part: [0, 0] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        parameter.requires_grad_(part in learn)
+        counts[part][0] += parameter.numel() * (part in learn)
+        counts[part][1] += parameter.numel()
+    return {part: (mine, all_) for part, (mine, all_) in counts.items()}

@@ -1,0 +1,164 @@
+"""Messages -> token ids and the mask of what the assistant says, both from one chat template.
+
+The templates are data: Jinja text in the form transformers renders, with `{% generation %}` around what the model is
+to say. The saved model carries its template, so plain transformers, vLLM and others see the same conversation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qilin.errors import UserError
+
+IMAGE = "<image>"
+
+# Shared by every template: the text of a message, image parts as `<image>` and a line end (LLaVA puts one there).
+SAY = """
+{%- macro say(content) -%}
+  {%- if content is string -%}{{- content -}}
+  {%- else -%}
+    {%- for part in content -%}
+      {%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+"""
+
+# LLaVA's stage 1: the picture, then the caption and a line end; what the user says is dropped (conversation.py, "plain").
+PLAIN = """
+{{- bos_token or '' -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' and message['content'] is not string -%}
+    {%- for part in message['content'] if part['type'] == 'image' -%}{{- '<image>' -}}{%- endfor -%}
+  {%- elif message['role'] == 'assistant' -%}
+    {%- generation -%}{{- say(message['content']) + '\\n' -}}{%- endgeneration -%}
+  {%- endif -%}
+{%- endfor -%}
+"""
+
+# Vicuna's format, LLaVA's "v1": a space joins the turns, the answer ends with the end-of-sequence token.
+V1 = """
+{%- set ns = namespace(system=default_system) -%}
+{%- for message in messages if message['role'] == 'system' -%}{%- set ns.system = say(message['content']) -%}{%- endfor -%}
+{{- bos_token or '' -}}
+{%- if ns.system -%}{{- ns.system + ' ' -}}{%- endif -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}{{- 'USER: ' + say(message['content']) + ' ' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- 'ASSISTANT:' -}}
+    {%- generation -%}{{- ' ' + say(message['content']) + eos_token -}}{%- endgeneration -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+"""
+
+# ChatML as Qwen writes it; needs <|im_start|> and <|im_end|> in the vocabulary.
+CHATML = """
+{%- set ns = namespace(system=default_system) -%}
+{%- for message in messages if message['role'] == 'system' -%}{%- set ns.system = say(message['content']) -%}{%- endfor -%}
+{%- if ns.system -%}{{- '<|im_start|>system\\n' + ns.system + '<|im_end|>\\n' -}}{%- endif -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}{{- '<|im_start|>user\\n' + say(message['content']) + '<|im_end|>\\n' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- '<|im_start|>assistant\\n' -}}
+    {%- generation -%}{{- say(message['content']) + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A conversation style: its Jinja body, the system prompt it assumes, the text or token that ends an answer."""
+
+    body: str
+    system: str = ""
+    stop: str | None = None  # None: the tokenizer's end-of-sequence token
+
+
+TEMPLATES = {
+    "plain": Template(PLAIN, stop="\n"),
+    "v1": Template(
+        V1,
+        # The prompt that Vicuna and LLaVA-1.5 were trained with (FastChat and LLaVA, conversation.py, "vicuna_v1").
+        system="A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    ),
+    "chatml": Template(CHATML, stop="<|im_end|>"),
+}
+
+
+def chat_template(name: str, system: str | None = None) -> str:
+    """The whole Jinja text of a template. `system` replaces the template's own system prompt ("" for none)."""
+    if name not in TEMPLATES:
+        raise UserError(f"template is {name!r}; expected one of {', '.join(TEMPLATES)}")
+    import json
+
+    template = TEMPLATES[name]
+    words = json.dumps(template.system if system is None else system, ensure_ascii=False)
+    return f"{{%- set default_system = {words} -%}}" + SAY.replace("\n", "").replace("  ", "") + tidy(template.body)
+
+
+def tidy(body: str) -> str:
+    """The template without the line ends and indents that only help its reader; every tag trims its sides anyway."""
+    return "".join(line.strip() for line in body.splitlines())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as token ids, with which of them the model is to learn to say.
+
+    `images` counts the pictures; each stands in `ids` as a run of image tokens.
+    """
+
+    ids: list[int]
+    learn: list[bool]
+    images: int
+
+
+def encode(messages: Sequence[Mapping[str, Any]], tokenizer: Any, template: str, image_tokens: int) -> Encoded:
+    """Messages -> ids and mask. `template` is Jinja text; each picture becomes `image_tokens` image tokens.
+
+    A token is learnt if any of its characters lies in what the assistant says, the end mark included: so ids and
+    mask cannot disagree, whatever the tokenizer. Needs a fast tokenizer (character offsets).
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered: Any = render_jinja_template(
+        conversations=[[dict(message) for message in messages]],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    (text,), (spans,) = rendered
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    learn = spoken(found["offset_mapping"], spans)
+    return expand_images(found["input_ids"], learn, tokenizer.convert_tokens_to_ids(IMAGE), image_tokens)
+
+
+def spoken(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """For each token (start, end in characters): does it hold a character of one of the spans?
+
+    A byte-level token in the middle of a character has that character's offsets, so it counts as well.
+    """
+    flags = []
+    rest = list(spans)
+    for start, end in offsets:
+        while rest and rest[0][1] <= start:
+            rest.pop(0)
+        flags.append(bool(rest) and end > rest[0][0] and end > start)
+    return flags
+
+
+def expand_images(ids: Sequence[int], learn: Sequence[bool], image_id: int, image_tokens: int) -> Encoded:
+    """Each image token repeated to the number of features that a picture has."""
+    out_ids: list[int] = []
+    out_learn: list[bool] = []
+    images = 0
+    for token, flag in zip(ids, learn, strict=True):
+        times = image_tokens if token == image_id else 1
+        images += token == image_id
+        out_ids += [token] * times
+        out_learn += [flag and token != image_id] * times
+    return Encoded(out_ids, out_learn, images)

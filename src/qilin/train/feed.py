@@ -1,0 +1,251 @@
+"""Dataset folders -> lengths for the plan, and pieces of the plan -> packs of tensors for the loop.
+
+Lengths are measured once and cached outside the dataset folder, under the hash of everything they depend on.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qilin.data.records import Dataset, Sample, open_dataset
+from qilin.errors import UserError
+from qilin.model.inputs import Pixels, encode_sample, image_tokens
+from qilin.model.template import IMAGE, Encoded
+from qilin.train.attention import Layout, make_layout
+from qilin.train.plan import Lengths, Piece
+from qilin.train.settings import TrainSettings
+
+KEEP_ENCODED = 300_000  # tokenized samples kept in memory (some 300 MB of short ones)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What one forward computes. T tokens, S supervised pairs, P pictures."""
+
+    ids: torch.Tensor  # (1, T)
+    positions: torch.Tensor  # (1, T): continue from the prefix in each branch
+    layout: Layout
+    where: torch.Tensor  # (S,) token whose hidden state predicts …
+    targets: torch.Tensor  # (S,) … this token
+    pixels: torch.Tensor | None  # (P, 3, height, width), in the order of the image tokens
+    samples: tuple[str, ...]  # their ids, for error messages
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset folder's part in a run: which rows of its split are taken."""
+
+    dataset: Dataset
+    split: str
+    rows: np.ndarray  # indices into the split
+
+
+class Feed:
+    """The samples of a run: measured, encoded and packed on demand.
+
+    `report` counts what was cut or dropped; `refused` names the dropped ones with their reasons.
+    """
+
+    def __init__(self, settings: TrainSettings, processor: Any, tick: Callable[[int, int], None] | None = None) -> None:
+        self.settings = settings
+        self.processor = processor
+        self.sources = [open_source(settings, index) for index in range(len(settings.data))]
+        self.pixels = Pixels(processor.image_processor)
+        self.encoded: dict[int, Encoded] = {}
+        self.report = {"samples": 0, "cut": 0, "dropped": 0}
+        self.refused: list[dict[str, str]] = []
+        ends = np.cumsum([len(source.rows) for source in self.sources])
+        self.starts = np.concatenate([[0], ends])
+        self.lengths, self.index = self.measure(tick)
+
+    def measure(self, tick: Callable[[int, int], None] | None) -> tuple[Lengths, np.ndarray]:
+        """Lengths of all samples that are kept, and for each the number `sample` knows it by."""
+        file = cache_folder() / f"{self.cache_key()}.npz"
+        if file.is_file():
+            table, found = read_cache(file)
+        else:
+            table, found = self.measure_all(tick)
+            write_cache(file, table, found)
+        self.report, self.refused = found["report"], found["refused"]
+        if not len(table):
+            paths = ", ".join(str(source.dataset.path) for source in self.sources)
+            raise UserError(f"{paths}: no sample is left to learn from; {self.report}")
+        source = np.searchsorted(self.starts, table[:, 0], side="right") - 1
+        return Lengths(table[:, 1], table[:, 2], table[:, 3], table[:, 4], source), table[:, 0]
+
+    def measure_all(self, tick: Callable[[int, int], None] | None) -> tuple[np.ndarray, dict[str, Any]]:
+        """(N, 5) rows of number, total, prefix, learnt, unit; and the account of what was cut or dropped."""
+        image_id = self.processor.tokenizer.convert_tokens_to_ids(IMAGE)
+        rows = []
+        total = int(self.starts[-1])
+        for number in range(total):
+            if tick and (number % 256 == 0 or number == total - 1):
+                tick(number + 1, total)
+            sample = self.sample(number)
+            encoded = self.fit(number, sample)
+            if encoded is None:
+                continue
+            prefix = shared_prefix(encoded, image_id) if self.settings.questions == "branches" else 0
+            unit = unit_of(sample, encoded.ids[:prefix], number)
+            rows.append((number, len(encoded.ids), prefix, sum(encoded.learn), unit))
+        self.report["samples"] = len(rows)
+        return np.array(rows, dtype=np.int64).reshape(-1, 5), {"report": self.report, "refused": self.refused}
+
+    def cache_key(self) -> str:
+        """Everything that lengths depend on, hashed."""
+        s = self.settings
+        facts = {
+            "data": [
+                (source.dataset.hash, source.split, source.rows.tolist()[:3], len(source.rows))
+                for source in self.sources
+            ],
+            "kinds": [s.kinds, *(d.kinds for d in s.data)],
+            "tokenizer": hashlib.sha256(self.processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "template": self.processor.chat_template,
+            "image_tokens": image_tokens(self.processor),
+            "limits": (s.max_length, s.overlong, s.questions, s.instructions),
+            "version": 1,
+        }
+        return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:32]
+
+    def sample(self, number: int) -> Sample:
+        """The sample with this number, counted over all sources."""
+        index = int(np.searchsorted(self.starts, number, side="right") - 1)
+        source = self.sources[index]
+        row = int(source.rows[number - int(self.starts[index])])
+        found: Sample = source.dataset.samples(source.split)[row]
+        return found
+
+    def fit(self, number: int, sample: Sample) -> Encoded | None:
+        """The encoded sample within max_length, or None where the recipe drops it; kept for the loop."""
+        encoded = encode_sample(sample, self.processor, self.settings.instructions)
+        limit = self.settings.max_length
+        if len(encoded.ids) > limit:
+            size = f"{len(encoded.ids)} tokens, max_length is {limit}"
+            if self.settings.overlong == "error":
+                raise UserError(
+                    f"sample {sample.sample_id}: {size}; raise max_length, or say overlong=cut or overlong=drop"
+                )
+            cut = cut_to(encoded, limit, self.processor) if self.settings.overlong == "cut" else None
+            self.report["cut" if cut else "dropped"] += 1
+            if cut is None:
+                self.refused.append({"sample_id": sample.sample_id, "reason": size})
+                return None
+            encoded = cut
+        if len(self.encoded) < KEEP_ENCODED:
+            self.encoded[number] = encoded
+        return encoded
+
+    def pack(self, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype) -> Pack:
+        """Pieces of the plan (indices into Lengths) -> one pack on `device`, its pictures in `dtype`."""
+        ids: list[int] = []
+        positions: list[int] = []
+        documents: list[tuple[int, int, int]] = []
+        where: list[int] = []
+        targets: list[int] = []
+        pictures: list[torch.Tensor] = []
+        names: list[str] = []
+        for piece in pieces:
+            head = -1  # the prefix document of this piece
+            for place, index in enumerate(piece.samples):
+                number = int(self.index[index])
+                sample = self.sample(number)
+                encoded = self.encoded.get(number) or self.fit(number, sample)
+                assert encoded is not None, "the plan holds only samples that fit"
+                names.append(sample.sample_id)
+                prefix = int(self.lengths.prefix[index]) if len(piece.samples) > 1 else 0
+                if place == 0:
+                    pictures += [self.pixels.get(self.dataset_of(number), id) for id in sample.image_ids]
+                    if prefix:
+                        head = len(documents)
+                        documents.append((len(ids), prefix, -1))
+                        ids += encoded.ids[:prefix]
+                        positions += range(prefix)
+                start = len(ids)
+                before = documents[head][0] + prefix - 1 if prefix else -1  # the prefix's last token
+                rest = encoded.ids[prefix:]
+                for i, learnt in enumerate(encoded.learn[prefix:]):
+                    if learnt and prefix + i > 0:
+                        where.append(start + i - 1 if i else before)
+                        targets.append(rest[i])
+                documents.append((start, len(rest), head if prefix else -1))
+                ids += rest
+                positions += range(prefix, prefix + len(rest))
+        return Pack(
+            ids=torch.tensor([ids], device=device),
+            positions=torch.tensor([positions], device=device),
+            layout=make_layout(documents, device),
+            where=torch.tensor(where, device=device),
+            targets=torch.tensor(targets, device=device),
+            pixels=torch.stack(pictures).to(device, dtype) if pictures else None,
+            samples=tuple(names),
+        )
+
+    def dataset_of(self, number: int) -> Dataset:
+        return self.sources[int(np.searchsorted(self.starts, number, side="right") - 1)].dataset
+
+
+def open_source(settings: TrainSettings, index: int) -> Source:
+    """A dataset folder and the rows that the recipe takes from it."""
+    asked = settings.data[index]
+    dataset = open_dataset(asked.path)
+    if asked.split not in dataset.splits():
+        raise UserError(f"{asked.path}: no split {asked.split!r}; it has {', '.join(dataset.splits()) or 'none'}")
+    kinds = asked.kinds or settings.kinds
+    column = np.array(dataset.table(asked.split).column("kind").to_pylist())
+    rows = np.flatnonzero(np.isin(column, kinds)) if kinds else np.arange(len(column))
+    if not len(rows):
+        raise UserError(f"{asked.path}: no samples of kind {', '.join(kinds)}; it has {', '.join(sorted(set(column)))}")
+    return Source(dataset, asked.split, rows)
+
+
+def shared_prefix(encoded: Encoded, image_id: int) -> int:
+    """Tokens up to and with the last picture, if nothing in them is to be learnt; 0 for text alone."""
+    if not encoded.images:
+        return 0
+    last = len(encoded.ids) - 1 - encoded.ids[::-1].index(image_id)
+    return 0 if any(encoded.learn[: last + 1]) else last + 1
+
+
+def unit_of(sample: Sample, prefix: Sequence[int], number: int) -> int:
+    """A number that samples share exactly if they begin alike: same pictures, same tokens before them."""
+    if not prefix:
+        return -1 - number
+    text = json.dumps(
+        [sample.image_ids, len(prefix), [t for t, b in zip(prefix, [None, *prefix], strict=False) if t != b]]
+    )
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def cut_to(encoded: Encoded, limit: int, processor: Any) -> Encoded | None:
+    """The first `limit` tokens, or None where a picture or all of the answer would be lost."""
+    image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE)
+    if image_id in encoded.ids[limit:] or not any(encoded.learn[:limit]):
+        return None
+    return Encoded(encoded.ids[:limit], encoded.learn[:limit], encoded.images)
+
+
+def cache_folder() -> Path:
+    """Where derived things are kept: $QILIN_CACHE, else the user's cache folder."""
+    base = os.environ.get("QILIN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qilin"
+    return Path(base) / "lengths"
+
+
+def read_cache(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    with np.load(file, allow_pickle=False) as found:
+        return found["table"], json.loads(str(found["found"]))
+
+
+def write_cache(file: Path, table: np.ndarray, found: dict[str, Any]) -> None:
+    """Write beside and rename, so that a reader never meets half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.stem}.{os.getpid()}.tmp.npz")
+    np.savez(temporary, table=table, found=np.array(json.dumps(found, ensure_ascii=False)))
+    temporary.replace(file)

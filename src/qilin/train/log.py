@@ -1,0 +1,117 @@
+"""What a person sees of a run: the bar, metrics.jsonl, TensorBoard and other trackers by name.
+
+In: one row of figures a step. Out: a bar with stage, step, loss and time left; rows in metrics.jsonl (cut back to the
+checkpoint on resume, so that each step stands there once); curves in the trackers.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from qilin.errors import UserError
+
+METRICS = "metrics.jsonl"
+
+
+def progress_bar(console: Console | None = None) -> Progress:
+    """The bar all long work shares: what, how far, a figure, time gone and time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figure]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+    )
+
+
+class Log:
+    """The open log of a run: a context manager around the loop."""
+
+    def __init__(self, run: Path, title: str, steps: int, done: int, trackers: tuple[str, ...], settings: Any) -> None:
+        self.file = run / METRICS
+        cut_back(self.file, done)
+        self.rows = self.file.open("a", encoding="utf-8")
+        self.bar = progress_bar()
+        self.task = self.bar.add_task(title, total=steps, completed=done, figure="")
+        self.writers = [open_tracker(name, run, title, settings) for name in trackers]
+
+    def __enter__(self) -> "Log":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+        self.rows.close()
+        for writer in self.writers:
+            writer.close()
+
+    def step(self, figures: Mapping[str, float], write: bool) -> None:
+        """One step is done; `write` puts its figures into the files too."""
+        self.bar.update(self.task, completed=figures["step"], figure=f"loss {figures['loss']:.3f}")
+        if write:
+            self.rows.write(json.dumps(figures) + "\n")
+            self.rows.flush()
+            for writer in self.writers:
+                writer.add(figures)
+
+
+def cut_back(file: Path, done: int) -> None:
+    """Drop rows of steps after `done` (a run that was killed after its last checkpoint), and a half-written last one."""
+    if not file.is_file():
+        return
+    kept = [line for line in file.read_text(encoding="utf-8").splitlines() if row_step(line) <= done]
+    file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def row_step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")
+
+
+class TensorBoard:
+    """Curves for `tensorboard --logdir`."""
+
+    def __init__(self, run: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run / "tensorboard"))
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, int(figures["step"]))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Tracker:
+    """SwanLab, W&B or trackio, which share init / log / finish."""
+
+    def __init__(self, name: str, run: Path, title: str, settings: Any) -> None:
+        import importlib
+
+        try:
+            self.library = importlib.import_module(name)
+        except ImportError:
+            raise UserError(f"trackers names {name}, which is not installed: pip install {name}") from None
+        self.library.init(project="qilin", name=f"{run.name} {title}", config=settings)
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        self.library.log(dict(figures), step=int(figures["step"]))
+
+    def close(self) -> None:
+        self.library.finish()
+
+
+def open_tracker(name: str, run: Path, title: str, settings: Any) -> TensorBoard | Tracker:
+    return TensorBoard(run) if name == "tensorboard" else Tracker(name, run, title, settings)

@@ -1,0 +1,181 @@
+"""The optimizer step, read down the page.
+
+In: a model with its learning parts set, the feed, the plan. Out: the same model, trained; figures to the log,
+checkpoints to the run folder. On one device a resumed run gives the same losses bit for bit: every random choice of a
+step is seeded by (seed, step).
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qilin.errors import RunError
+from qilin.model.compose import part_of
+from qilin.train.augment import augment
+from qilin.train.checkpoint import latest_checkpoint, learning_weights, load_checkpoint, save_checkpoint
+from qilin.train.feed import Feed, Pack
+from qilin.train.log import Log
+from qilin.train.loss import answer_loss
+from qilin.train.plan import Plan
+from qilin.train.settings import TrainSettings
+
+
+def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path, title: str) -> None:
+    """Train `model` through the whole plan, from the run folder's last checkpoint on if it has one."""
+    device = next(model.parameters()).device
+    optimizer = make_optimizer(model, settings)
+    average = {n: p.clone() for n, p in learning_weights(model).items()} if settings.average else {}
+    last = latest_checkpoint(run)
+    done = load_checkpoint(last, model, optimizer, average) if last else 0
+    model.train()
+    with Log(run, title, len(plan), done, settings.trackers, settings) as log:
+        for step, packs in prefetch(feed, plan, done, device, picture_dtype(settings, device)):
+            started = time.perf_counter()
+            torch.manual_seed(settings.seed * 1_000_003 + step)
+            set_rates(optimizer, settings, step, len(plan))
+            loss, answer_tokens = learn_step(model, packs, settings, step)
+            norm = clip(model, settings.clip, packs)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            update_average(average, model, settings.average, step)
+            figures = {
+                "step": step + 1,
+                "loss": loss,
+                "grad_norm": norm,
+                "rate": optimizer.param_groups[0]["lr"],
+                "samples": len(plan.samples(step)),
+                "answer_tokens": answer_tokens,
+                "tokens": sum(pack.ids.shape[1] for pack in packs),
+                "seconds": time.perf_counter() - started,
+            }
+            ends = step + 1 == len(plan)
+            log.step(figures, write=ends or step % settings.log_every == 0)
+            if settings.save_every and (step + 1) % settings.save_every == 0 and not ends:
+                save_checkpoint(run, step + 1, model, optimizer, average, settings.keep)
+    with torch.no_grad():
+        for name, parameter in learning_weights(model).items():
+            if name in average:
+                parameter.copy_(average[name])
+
+
+def learn_step(model: Any, packs: list[Pack], settings: TrainSettings, step: int) -> tuple[float, int]:
+    """Forward and backward of a step's packs. Returns (mean loss over its answer tokens, their number)."""
+    total = sum(len(pack.targets) for pack in packs)
+    summed = 0.0
+    random = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    for pack in packs:
+        pixels = pack.pixels
+        if pixels is not None and settings.augment:
+            pixels = augment(pixels, settings.augment, random)
+        with arithmetic(settings.precision, pack.ids.device):
+            loss = pack_loss(model, pack, pixels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise RunError(
+                f"step {step + 1}: the loss is {value}; the weights are as before this step. "
+                f"Its samples: {', '.join(pack.samples[:20])}{' …' if len(pack.samples) > 20 else ''}. "
+                "Lower the rate, or look at these samples"
+            )
+        (loss / total).backward()
+        summed += value
+    return summed / total, total
+
+
+def pack_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tensor:
+    """The summed loss of one pack through the stock model."""
+    hidden = model.model(
+        input_ids=pack.ids,
+        pixel_values=pixels,
+        position_ids=pack.positions,
+        layout=pack.layout,
+        use_cache=False,
+    ).last_hidden_state[0]  # (T, D)
+    return answer_loss(hidden, model.lm_head, pack.where, pack.targets)
+
+
+def arithmetic(precision: str, device: torch.device) -> torch.autocast:
+    """bf16 for the products, fp32 for what needs it; nothing changed in fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def picture_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if settings.precision == "bf16" and device.type != "cpu" else torch.float32
+
+
+def prefetch(
+    feed: Feed, plan: Plan, done: int, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[int, list[Pack]]]:
+    """The steps from `done` on, the next one made ready in a thread while this one computes."""
+
+    def make(step: int) -> list[Pack]:
+        return [feed.pack(pieces, device, dtype) for pieces in plan.packs(step)]
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make, done) if done < len(plan) else None
+        for step in range(done, len(plan)):
+            assert ahead is not None
+            packs = ahead.result()
+            ahead = pool.submit(make, step + 1) if step + 1 < len(plan) else None
+            yield step, packs
+
+
+def make_optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over what learns: a group a part and kind (matrices decay, biases and norms do not), each with its rate."""
+    groups: dict[tuple[str, bool], list[Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((part_of(plain_name(name)), parameter.ndim >= 2), []).append(parameter)
+    made = [
+        {
+            "params": parameters,
+            "peak": getattr(settings.rates, part) or settings.rate,
+            "weight_decay": settings.weight_decay if matrix else 0.0,
+        }
+        for (part, matrix), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(made, lr=settings.rate, betas=settings.betas, fused=True)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what adapters put before it."""
+    return name.removeprefix("base_model.model.")
+
+
+def set_rates(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int, steps: int) -> None:
+    """Warm-up, then the schedule, for step number `step` of `steps`."""
+    share = rate_share(settings.schedule, step, steps, math.ceil(settings.warmup * steps))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+
+
+def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:
+    """The rate of a step as a share of its peak (the formulas of transformers' schedulers)."""
+    if step < warmup:
+        return step / max(1, warmup) if warmup > 1 else 1.0
+    gone = (step - warmup) / max(1, steps - warmup)
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[schedule]
+
+
+def clip(model: Any, largest: float, packs: list[Pack]) -> float:
+    """Scale the gradient down to norm `largest`. Returns its norm before; a non-finite one stops the run."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    norm = float(torch.nn.utils.clip_grad_norm_(learning, largest))
+    if not math.isfinite(norm):
+        raise RunError(
+            f"the gradient's norm is {norm}; the weights are as before this step. Samples: {packs[0].samples[:20]}"
+        )
+    return norm
+
+
+@torch.no_grad()
+def update_average(average: dict[str, torch.Tensor], model: Any, decay: float, step: int) -> None:
+    """The running average of the weights; early on it follows closely, so that the start is soon forgotten."""
+    if average:
+        now = min(decay, (step + 1) / (step + 10))
+        for name, parameter in learning_weights(model).items():
+            average[name].lerp_(parameter, 1 - now)

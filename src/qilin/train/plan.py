@@ -1,0 +1,127 @@
+"""Samples -> steps -> packs: the whole run known before it starts, a pure function of data, seed and settings.
+
+A seeded shuffle of pictures fills the steps with `batch` samples each; samples of one picture stay together. Inside a
+step, pictures are laid into packs of at most `pack_tokens` tokens (best fit). The plan knows nothing of devices, and a
+position in the run is one integer: the number of steps done.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the plan needs to know of N samples; all arrays (N,), in tokens with pictures expanded."""
+
+    total: np.ndarray
+    prefix: np.ndarray  # tokens up to and with the last picture, shareable by samples of one unit; 0 where none
+    learnt: np.ndarray
+    unit: np.ndarray  # samples with the same number share their prefix
+    source: np.ndarray  # index of the dataset folder
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples of one unit laid into one pack: the prefix once, then each sample's rest."""
+
+    samples: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of all samples over all epochs, cut into steps."""
+
+    order: np.ndarray  # (samples of the run,) indices into Lengths
+    starts: np.ndarray  # (steps + 1,) step i is order[starts[i] : starts[i + 1]]
+    lengths: Lengths
+    pack_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def hash(self) -> str:
+        """The identity of the plan: the same data, seed and settings give the same hash."""
+        digest = hashlib.sha256()
+        for array in (self.order, self.starts, self.lengths.total, self.lengths.prefix, self.lengths.unit):
+            digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+        digest.update(str(self.pack_tokens).encode())
+        return digest.hexdigest()
+
+    def samples(self, step: int) -> np.ndarray:
+        """The samples of a step."""
+        return self.order[self.starts[step] : self.starts[step + 1]]
+
+    def packs(self, step: int) -> list[list[Piece]]:
+        """The packs of a step."""
+        return pack(pieces_of(self.samples(step), self.lengths, self.pack_tokens), self.pack_tokens)
+
+
+def make_plan(
+    lengths: Lengths, weights: Sequence[float], *, batch: int, epochs: int, pack_tokens: int, seed: int
+) -> Plan:
+    """Lay out a whole run. `weights` are by source: how often its samples come in an epoch."""
+    orders, starts, done = [], [], 0
+    for epoch in range(epochs):
+        random = np.random.default_rng([seed, epoch])
+        order = shuffle_units(choose(lengths.source, weights, random), lengths.unit, random)
+        orders.append(order)
+        starts.append(done + np.arange(0, len(order), batch))
+        done += len(order)
+    bounds = np.concatenate([*starts, np.array([done])])
+    return Plan(np.concatenate(orders), bounds, lengths, pack_tokens)
+
+
+def choose(source: np.ndarray, weights: Sequence[float], random: np.random.Generator) -> np.ndarray:
+    """The samples of one epoch: each source's samples as often as its weight says, the fraction drawn at random."""
+    chosen = []
+    for index, weight in enumerate(weights):
+        mine = np.flatnonzero(source == index)
+        whole = int(weight)
+        part = round((weight - whole) * len(mine))
+        chosen += [np.tile(mine, whole), np.sort(random.permutation(mine)[:part])]
+    return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def shuffle_units(samples: np.ndarray, unit: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Samples in a random order of units, and in a random order within their unit."""
+    samples = random.permutation(samples)
+    units, inverse = np.unique(unit[samples], return_inverse=True)
+    place = random.permutation(len(units))[inverse]
+    return samples[np.argsort(place, kind="stable")]
+
+
+def pieces_of(samples: np.ndarray, lengths: Lengths, budget: int) -> list[Piece]:
+    """Consecutive samples of one unit -> pieces, each within the budget where a single sample is."""
+    pieces: list[Piece] = []
+    open_unit, mine, tokens = None, [], 0  # type: ignore[var-annotated]
+    for index in samples.tolist():
+        unit, total, prefix = int(lengths.unit[index]), int(lengths.total[index]), int(lengths.prefix[index])
+        if unit == open_unit and tokens + total - prefix <= budget and prefix > 0:
+            mine.append(index)
+            tokens += total - prefix
+            continue
+        if mine:
+            pieces.append(Piece(tuple(mine), tokens))
+        open_unit, mine, tokens = unit, [index], total
+    return [*pieces, Piece(tuple(mine), tokens)] if mine else pieces
+
+
+def pack(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
+    """Best fit, longest first: each piece goes where it leaves the least room."""
+    packs: list[list[Piece]] = []
+    room: list[int] = []
+    for piece in sorted(pieces, key=lambda p: -p.tokens):
+        fits = [i for i, free in enumerate(room) if free >= piece.tokens]
+        if fits:
+            best = min(fits, key=lambda i: room[i])
+            packs[best].append(piece)
+            room[best] -= piece.tokens
+        else:
+            packs.append([piece])
+            room.append(budget - piece.tokens)
+    return packs

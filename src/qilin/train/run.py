@@ -1,0 +1,254 @@
+"""One stage from recipe to finished model folder: what `qilin train` calls, and the demo too.
+
+The folder of a run is the folder of its model. While it trains it holds recipe.yaml, plan.json, metrics.jsonl and
+checkpoints/; at the end the Hugging Face files and, last of all, qilin.json.
+"""
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from qilin import __version__
+from qilin.errors import UserError
+from qilin.model.compose import CARD, Loaded, compose, load_model, pick_device, set_learning, set_template
+from qilin.settings import read_yaml, to_dict, write_yaml
+from qilin.train.attention import use_packed_attention, use_plain_attention
+from qilin.train.feed import Feed
+from qilin.train.log import METRICS, progress_bar
+from qilin.train.loop import train
+from qilin.train.plan import Plan, make_plan
+from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
+
+RECIPE = "recipe.yaml"
+console = Console(stderr=True, highlight=False)
+
+
+def train_command(command: TrainCommand) -> None:
+    """`qilin train RECIPE key=value …`"""
+    settings = read_recipe(command.recipe, command.changes)
+    if settings.out is None and not command.check:
+        raise UserError("out is required: say where the run is to be kept, out=FOLDER")
+    run_stage(settings, command.recipe, check=command.check)
+
+
+def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path | None:
+    """Train one stage; returns its folder. A finished one is left alone, an interrupted one continues."""
+    run = settings.out
+    if run is not None and not check and already_done(run, settings):
+        console.print(f"{title}: already done in {run}")
+        return run
+    torch.manual_seed(settings.seed)
+    loaded = load_start(settings)
+    counts = set_learning(loaded.model, settings.learn)
+    for part, (mine, total) in counts.items():
+        console.print(f"  {part:10} {total:>14,} parameters, {f'{mine:,} learn' if mine else 'frozen'}")
+    feed = make_feed(settings, loaded)
+    plan = make_plan(
+        feed.lengths,
+        [source.weight for source in settings.data],
+        batch=settings.batch,
+        epochs=settings.epochs,
+        pack_tokens=settings.pack_tokens,
+        seed=settings.seed,
+    )
+    facts = plan_facts(feed, plan)
+    console.print(tell(facts))
+    if check:
+        check_pictures(feed)
+        return None
+    assert run is not None, "read_recipe and train_command ask for out"
+    begin(run, settings, facts)
+    model = to_device(loaded.model, settings)
+    if settings.lora is not None:
+        model = add_adapters(model, settings)
+    use_packed_attention(base_of(model))
+    train(base_of(model), feed, plan, settings, run, title)
+    finish(run, settings, loaded, model, feed, facts)
+    return run
+
+
+def load_start(settings: TrainSettings) -> Loaded:
+    """The model a stage begins with: composed of two parts, or an earlier stage's with this stage's template."""
+    if settings.model is None:
+        assert settings.vision and settings.language, "checked by TrainSettings"
+        loaded = compose(
+            settings.vision,
+            settings.language,
+            template=settings.template,
+            system=settings.system,
+            pad_square=settings.pad_square,
+            hub=settings.hub,
+        )
+        loaded.model.config.vision_feature_layer = settings.feature_layer
+        return loaded
+    loaded = load_model(settings.model, device="cpu", dtype="fp32", hub=settings.hub)
+    set_template(loaded.model, loaded.processor, settings.template, settings.system)
+    loaded.processor.image_processor.do_pad = settings.pad_square
+    return loaded
+
+
+def make_feed(settings: TrainSettings, loaded: Loaded) -> Feed:
+    """Measure the data, under a bar."""
+    with progress_bar() as bar:
+        task = bar.add_task("measuring texts", total=None, figure="")
+        feed = Feed(settings, loaded.processor, lambda n, total: bar.update(task, completed=n, total=total))
+        bar.update(task, visible=False)
+    return feed
+
+
+def plan_facts(feed: Feed, plan: Plan) -> dict[str, Any]:
+    """What the plan says of the run: for the screen, plan.json and qilin.json."""
+    lengths = plan.lengths
+    alone = int(lengths.total[plan.order].sum())
+    packed = sum(piece.tokens for step in range(len(plan)) for pack in plan.packs(step) for piece in pack)
+    return {
+        "hash": plan.hash,
+        "steps": len(plan),
+        "samples": feed.report["samples"],
+        "cut": feed.report["cut"],
+        "dropped": feed.report["dropped"],
+        "tokens": packed,
+        "tokens_unshared": alone,
+        "answer_tokens": int(lengths.learnt[plan.order].sum()),
+    }
+
+
+def tell(facts: Mapping[str, Any]) -> str:
+    saved = facts["tokens_unshared"] / max(1, facts["tokens"])
+    text = (
+        f"  {facts['samples']:,} samples, {facts['steps']:,} steps, {facts['tokens']:,} tokens "
+        f"({saved:.1f}x fewer than one sample at a time), {facts['answer_tokens']:,} of them answers"
+    )
+    if facts["cut"] or facts["dropped"]:
+        text += f"; {facts['cut']} samples cut and {facts['dropped']} dropped for their length"
+    return text
+
+
+def check_pictures(feed: Feed) -> None:
+    """Decode every picture once. Raises UserError at the first that does not."""
+    for source in feed.sources:
+        for picture in source.dataset.pictures():
+            feed.pixels.get(source.dataset, picture.image_id)
+    console.print("  every text and picture reads well; nothing was trained (--check)")
+
+
+def already_done(run: Path, settings: TrainSettings) -> bool:
+    """True if the folder holds this very run, finished; UserError if it holds something else."""
+    if not run.exists() or not any(run.iterdir()):
+        return False
+    if not (run / RECIPE).is_file():
+        raise UserError(f"{run}: holds something that is not a run of Qilin; name another out=FOLDER")
+    old, new = read_yaml(run / RECIPE), json.loads(json.dumps(to_dict(settings)))
+    different = [key for key in new if old.get(key) != new[key]]
+    if different:
+        key = different[0]
+        raise UserError(
+            f"{run}: holds another run: {key} is {old.get(key)!r} there and {new[key]!r} here"
+            + (f" (and {len(different) - 1} more)" if len(different) > 1 else "")
+            + "; name another out=FOLDER, or remove it"
+        )
+    return (run / CARD).is_file()
+
+
+def begin(run: Path, settings: TrainSettings, facts: Mapping[str, Any]) -> None:
+    """Write what is about to be done. A changed plan (other data under the same name) does not continue."""
+    run.mkdir(parents=True, exist_ok=True)
+    plan_file = run / "plan.json"
+    if plan_file.is_file() and json.loads(plan_file.read_text(encoding="utf-8"))["hash"] != facts["hash"]:
+        raise UserError(f"{run}: was begun with other data or lengths; remove it or name another out=FOLDER")
+    write_yaml(settings, run / RECIPE)
+    plan_file.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+
+
+def to_device(model: Any, settings: TrainSettings) -> Any:
+    """Move the model; what is frozen takes bf16 on an accelerator, what learns keeps fp32."""
+    device = torch.device(pick_device(settings.device))
+    if settings.precision == "bf16" and device.type != "cpu":
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.to(device)
+
+
+def add_adapters(model: Any, settings: TrainSettings) -> Any:
+    """LoRA (peft) on the language model's linear layers; what `learn` names keeps learning beside them."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = settings.lora
+    assert lora is not None
+    learning = [name for name, p in model.named_parameters() if p.requires_grad]
+    language = model.model.language_model
+    found = [name for name, m in language.named_modules() if isinstance(m, torch.nn.Linear)]
+    wanted = [name for name in found if not lora.targets or name.split(".")[-1] in lora.targets]
+    if not wanted:
+        raise UserError(f"lora.targets: none of {', '.join(lora.targets)} is a linear layer of the language model")
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes a float as well
+        lora_dropout=lora.dropout,
+        target_modules=[f"model.language_model.{name}" for name in wanted],
+    )
+    adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if name.removeprefix("base_model.model.") in learning:
+            parameter.requires_grad_(True)
+    return adapted
+
+
+def base_of(model: Any) -> Any:
+    """The Llava inside an adapted model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def finish(
+    run: Path, settings: TrainSettings, loaded: Loaded, model: Any, feed: Feed, facts: Mapping[str, Any]
+) -> None:
+    """Write the finished model folder: Hugging Face files, then qilin.json, then the checkpoints go."""
+    use_plain_attention(base_of(model))
+    if settings.lora is not None:
+        model.save_pretrained(str(run / "adapter"))
+        model = model.merge_and_unload()
+    kind = torch.bfloat16 if settings.precision == "bf16" and model.device.type != "cpu" else torch.float32
+    model = model.to(kind).eval()
+    model.config.use_cache = True
+    model.save_pretrained(str(run))
+    loaded.processor.save_pretrained(str(run))
+    card = {
+        "stage": "+".join(settings.learn) + (" (adapters)" if settings.lora else ""),
+        "label": settings.label,
+        "recipe": to_dict(settings),
+        "data": [{"path": str(s.dataset.path.resolve()), "hash": s.dataset.hash} for s in feed.sources],
+        "parent": str(Path(settings.model).resolve())
+        if settings.model and Path(settings.model).exists()
+        else settings.model,
+        "template": settings.template,
+        "pad_square": settings.pad_square,
+        "instructions": list(settings.instructions),
+        "plan": dict(facts),
+        "metrics": METRICS,
+        "versions": versions(),
+    }
+    (run / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=2), encoding="utf-8")
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "qilin": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }

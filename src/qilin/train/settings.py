@@ -1,0 +1,195 @@
+"""What a training stage can be told. Both stages are two YAML files of this one class; free of torch.
+
+A recipe is found by name in the package (`small/align`) or by path. Nothing is attached to a settings object later.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from qilin.errors import UserError
+from qilin.settings import describe, parse_override, read_yaml, set_nested, setting, settings
+from qilin.settings import build as build_settings
+
+Kind = Literal["caption", "context", "inline", "report", "vqa", "chat"]
+Part = Literal["vision", "projector", "language"]
+
+
+@settings
+class DataSource:
+    """One dataset folder among those a stage learns from."""
+
+    path: Path = setting(help="the dataset folder")
+    split: str = setting("train", "which split")
+    weight: float = setting(1.0, "how often its samples come in an epoch: 2 is twice, 0.5 is half of them")
+    kinds: tuple[Kind, ...] = setting((), "kinds of samples to take; empty: what the recipe's `kinds` says")
+
+
+@settings
+class Lora:
+    """Low-rank adapters on the language model, in place of learning all of it."""
+
+    rank: int = setting(16, "rank of the adapters")
+    alpha: float = setting(32.0, "scale of the adapters: alpha / rank")
+    dropout: float = setting(0.0, "dropout before the adapters")
+    targets: tuple[str, ...] = setting((), "names of the linear layers to adapt; empty: all of the language model's")
+
+
+@settings
+class Rates:
+    """Peak learning rates that differ from `rate`, by part."""
+
+    vision: float | None = setting(None, "the vision encoder's")
+    projector: float | None = setting(None, "the projector's")
+    language: float | None = setting(None, "the language model's (or its adapters')")
+
+
+@settings
+class TrainSettings:
+    """One stage of training."""
+
+    vision: str | None = setting(None, "vision encoder: a folder or a hub id (with `language`, to begin a model)")
+    language: str | None = setting(None, "causal language model: a folder or a hub id")
+    model: str | None = setting(None, "an earlier stage's model folder, in place of vision and language")
+    hub: Literal["huggingface", "modelscope"] = setting("huggingface", "where ids are fetched from")
+    out: Path | None = setting(None, "folder of this run and of the finished model")
+    learn: tuple[Part, ...] = setting(("projector",), "the parts that learn; all others are frozen")
+    lora: Lora | None = setting(None, "adapters for the language model; give {} for the defaults")
+    data: tuple[DataSource, ...] = setting(
+        (), "what to learn from: a folder, or a list of {path, weight, split, kinds}"
+    )
+    kinds: tuple[Kind, ...] = setting((), "kinds of samples this stage learns; empty: all")
+    template: Literal["plain", "v1", "chatml"] = setting("v1", "the conversation style")
+    system: str | None = setting(None, "system prompt in place of the template's own; an empty text for none")
+    instructions: tuple[str, ...] = setting((), "asked before captions that come without a question, one a sample")
+    questions: Literal["branches", "separate"] = setting(
+        "branches", "branches: questions of one picture share its tokens; separate: each sample on its own"
+    )
+    pad_square: bool = setting(True, "pad pictures to a square with the mean colour; otherwise crop the middle")
+    feature_layer: int = setting(
+        -2, "the vision encoder's layer whose features are used; -2 is the one before the last"
+    )
+    augment: float = setting(0.0, "random shift, zoom and brightness of pictures, 0 (none) to 1; never a mirror flip")
+    max_length: int = setting(2048, "tokens a sample may take, its pictures included")
+    overlong: Literal["error", "cut", "drop"] = setting(
+        "error", "what to do with longer ones; cut and dropped are counted"
+    )
+    batch: int = setting(32, "samples an optimizer step, over all devices")
+    pack_tokens: int = setting(8192, "tokens computed at once; a step is packed into as many of these as it needs")
+    epochs: int = setting(1, "times through the data")
+    rate: float = setting(1e-3, "peak learning rate")
+    rates: Rates = setting(Rates(), "learning rates of single parts, where they differ")
+    schedule: Literal["cosine", "constant", "linear"] = setting("cosine", "how the rate falls after the warm-up")
+    warmup: float = setting(0.03, "share of the steps in which the rate rises from nothing")
+    weight_decay: float = setting(0.0, "decay of matrices (never of biases and norms)")
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's averages")
+    clip: float = setting(1.0, "largest norm of the gradient")
+    average: float = setting(0.0, "decay of a running average of the weights that becomes the result; 0 for none")
+    precision: Literal["fp32", "bf16"] = setting("bf16", "arithmetic; what learns keeps fp32 weights")
+    checkpointing: bool = setting(False, "compute activations again in the backward pass: less memory, a third slower")
+    device: str = setting("auto", "auto, cpu, cuda, …")
+    seed: int = setting(0, "of the plan, the new weights and the augmentation")
+    save_every: int = setting(500, "steps between checkpoints; 0 for none")
+    keep: int = setting(2, "how many checkpoints to keep")
+    log_every: int = setting(10, "steps between rows of metrics.jsonl")
+    trackers: tuple[Literal["tensorboard", "swanlab", "wandb", "trackio"], ...] = setting(
+        ("tensorboard",), "where the figures go besides metrics.jsonl"
+    )
+    label: str | None = setting(None, "a word that marks every result of this run, such as 'quick'")
+
+    def __post_init__(self) -> None:
+        whole = self.model is not None
+        parts = self.vision is not None or self.language is not None
+        if whole == parts or (parts and not (self.vision and self.language)):
+            raise ValueError("give either model (an earlier stage's folder) or both vision and language")
+        if not self.data:
+            raise ValueError("data is required and was not given; name a dataset folder: data=FOLDER")
+        if not self.learn:
+            raise ValueError("learn is empty; name at least one of vision, projector, language")
+        if self.lora is not None and "language" in self.learn:
+            raise ValueError("lora and learn: [language] contradict each other; adapters stand in place of the weights")
+        if self.pack_tokens < self.max_length:
+            raise ValueError(f"pack_tokens is {self.pack_tokens}; expected at least max_length ({self.max_length})")
+        for name in ("batch", "epochs", "max_length", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name, low, high in (("warmup", 0, 1), ("augment", 0, 1), ("average", 0, 0.99999)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {low} to {high}")
+        for source in self.data:
+            if source.weight <= 0:
+                raise ValueError(f"data: weight of {source.path} is {source.weight}; expected more than 0")
+
+
+@settings
+class TrainCommand:
+    """`qilin train RECIPE key=value …`"""
+
+    recipe: str = setting(help="a recipe's name (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
+    changes: tuple[str, ...] = setting(
+        (), "key=value words that change the recipe, such as batch=16 data=FOLDER out=DIR"
+    )
+    check: bool = setting(False, "read and check everything, every picture too, say what would be done, train nothing")
+
+    EPILOG = ""  # filled below: the keys that a recipe may have
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with Qilin."""
+    root = resources.files("qilin") / "recipes"
+    return sorted(
+        f"{folder.name}/{file.name.removesuffix('.yaml')}"
+        for folder in root.iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name in ("align.yaml", "instruct.yaml")
+    )
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe given by name or path. Raises UserError with the nearest name."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    if name in recipe_names():
+        return Path(str(resources.files("qilin") / "recipes" / f"{name}.yaml"))
+    near = difflib.get_close_matches(name, recipe_names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(recipe_names())}"
+    raise UserError(f"no recipe {name!r}; {hint} (or give a .yaml file)")
+
+
+def read_recipe(name: str, changes: Sequence[str] = (), more: Mapping[str, Any] | None = None) -> TrainSettings:
+    """A recipe by name or path, with `key=value` words and values of a caller's own on top -> TrainSettings."""
+    path = recipe_path(name)
+    values = read_yaml(path)
+    for key, value in (parse_override(word) for word in changes):
+        if key.split(".")[0] in ("vision", "language") and "model" not in dict(map(parse_override, changes)):
+            values.pop("model", None)
+        if key == "model":
+            values.pop("vision", None)
+            values.pop("language", None)
+        set_nested(values, key.split("."), value)
+    values |= more or {}
+    values["data"] = data_list(values.get("data"))
+    return build_settings(TrainSettings, values, where=f"recipe {name}")
+
+
+def data_list(value: Any) -> list[Any]:
+    """`data` may be one folder, one mapping, or a list of either."""
+    rows = [] if value is None else value if isinstance(value, list | tuple) else [value]
+    return [row if isinstance(row, Mapping) else {"path": str(row)} for row in rows]
+
+
+def keys_help() -> str:
+    """The keys of a recipe with their help, for `qilin train --help`."""
+    rows = describe(TrainSettings)
+    width = max(len(key) for key, _, _ in rows)
+    lines = [
+        f"  {key:{width}}  {text}" + (f" (default: {d})" if d not in ("", "None", "()") else "")
+        for key, d, text in rows
+    ]
+    return "\n\nkeys of a recipe:\n" + "\n".join(lines) + f"\n\nrecipes: {', '.join(recipe_names())}\n"
+
+
+TrainCommand.EPILOG = keys_help()
