@@ -75,7 +75,17 @@ def _judge(
         return Verdict(True, "equal")
     if declines(p):
         return Verdict(None, "no answer")
-    for rule in (_by_yes_no, _by_normality, _by_nothing, _by_measure, _by_count, _by_side, _by_items, _by_sentence, _by_kind):
+    for rule in (
+        _by_yes_no,
+        _by_normality,
+        _by_nothing,
+        _by_measure,
+        _by_count,
+        _by_side,
+        _by_items,
+        _by_sentence,
+        _by_kind,
+    ):
         verdict = rule(q, r, p)
         if verdict is not None:
             return verdict
@@ -107,7 +117,7 @@ def _by_yes_no(q: str, r: str, p: str) -> Verdict | None:
 
 
 def _by_normality(q: str, r: str, p: str) -> Verdict | None:
-    """正常 or 不正常 as the reference itself: compared with what the prediction says, 是 and 否 read by the question."""
+    """正常 or 不正常 as the reference: compared with what the prediction says, 是 and 否 read by the question."""
     if r not in _NORMALITY_WORDS:
         return None
     truth = normality(r)
@@ -120,8 +130,27 @@ def _by_normality(q: str, r: str, p: str) -> Verdict | None:
 
 
 _NORMALITY_WORDS = frozenset(
-    "正常 正常的 健康 健康的 未见异常 无异常 没有异常 未见明显异常 无明显异常 不正常 不正常的 异常 异常的 不健康 不健康的 有异常 存在异常 "
-    "normal abnormal".split()
+    [
+        "正常",
+        "正常的",
+        "健康",
+        "健康的",
+        "未见异常",
+        "无异常",
+        "没有异常",
+        "未见明显异常",
+        "无明显异常",
+        "不正常",
+        "不正常的",
+        "异常",
+        "异常的",
+        "不健康",
+        "不健康的",
+        "有异常",
+        "存在异常",
+        "normal",
+        "abnormal",
+    ]
 )
 _NOTHING = re.compile(
     r"(?:图中|图片中|图像中|该图中)?(?:无|没有|未见|未发现|不存在|不包含|均无|未见明显|无明显|没有任何|没有发现|没)"
@@ -208,7 +237,9 @@ def _by_items(q: str, r: str, p: str) -> Verdict | None:
     return Verdict(True, "list") if both else None
 
 
-_FRAME_LETTERS = set("这张幅个该此本图像片中影照医学里上内的了是为在位于属显示有可见看到呈现主要最应该可能一种位置部分所以因此即也其它们,。:()")
+_FRAME_LETTERS = set(
+    "这张幅个该此本图像片中影照医学里上内的了是为在位于属显示有可见看到呈现主要最应该可能一种位置部分所以因此即也其它们,。:()"
+)
 
 
 def _by_sentence(q: str, r: str, p: str) -> Verdict | None:
@@ -255,13 +286,14 @@ def _by_kind(q: str, r: str, p: str) -> Verdict | None:
 
 def token_f1(prediction: str, reference: str, unit: str = "word") -> float:
     """F1 of shared tokens after `normalise`: jieba words (unit "word") or characters (unit "char"); 0 to 1."""
-    p, r = _tokens(normalise(prediction), unit), _tokens(normalise(reference), unit)
+    p, r = tokens(normalise(prediction), unit), tokens(normalise(reference), unit)
     shared = sum((Counter(p) & Counter(r)).values())
     return 2 * shared / (len(p) + len(r)) if shared else float(p == r)
 
 
 @lru_cache(maxsize=100_000)
-def _tokens(text: str, unit: str) -> tuple[str, ...]:
+def tokens(text: str, unit: str) -> tuple[str, ...]:
+    """A normalised text as characters (unit "char") or jieba words, marks and spaces left out."""
     if unit == "char":
         pieces: list[str] = list(text)
     else:

@@ -18,17 +18,19 @@ _PREFIX = re.compile(rf"^\s*\(?({_LETTER})\)?\s*[.、:)，,]\s*(?=\S)")
 _BARE = re.compile(rf"^[(\[]?({_LETTER}|[{_STEMS}])[)\]]?\s*[.、:。]?$")
 _MANY = re.compile(rf"^(?:{_LETTER}\s*[,、和与]?\s*)+$")
 _CHOSEN = re.compile(
-    rf"(?:答案|选项|选择|应选|故选|选|answer(?: is)?|option|choose)\s*(?:应该|应)?(?:是|为|:)?\s*(?:选项|option)?\s*[(\[]?"
-    rf"((?:[A-H][、,和与]?)+|[{_STEMS}])(?![A-Za-z0-9-])",
+    rf"(?:答案|选项|选择|应选|故选|选|answer(?: is)?|option|choose)\s*(?:应该|应)?(?:是|为|:)?\s*"
+    rf"(?:选项|option)?\s*[(\[]?((?:[A-H][、,和与]?)+|[{_STEMS}])(?![A-Za-z0-9-])",
     re.IGNORECASE,
 )
 _RIGHT = re.compile(rf"([A-H]|[{_STEMS}])\s*(?:选项|项)?\s*(?:是)?(?:正确|对的|符合)")
 _LONE = re.compile(r"(?<![A-Za-z0-9/+-])([A-H])(?![A-Za-z0-9/+-]|超|型|级|类|线|族|区|期|\s+[a-z])")
-_IN_QUESTION = re.compile(rf"(?<![A-Za-z0-9])({_LETTER})\s*[.、:)]\s*(.+?)(?=(?:[\s,;]*(?<![A-Za-z0-9]){_LETTER}\s*[.、:)])|$)")
+_IN_QUESTION = re.compile(
+    rf"(?<![A-Za-z0-9])({_LETTER})\s*[.、:)]\s*(.+?)(?=(?:[\s,;]*(?<![A-Za-z0-9]){_LETTER}\s*[.、:)])|$)"
+)
 
 
 def choices_in(question: str) -> tuple[str, ...]:
-    """The choices a question carries in its own text: "…? A.肺炎 B.气胸" -> (肺炎, 气胸); () if they do not run A, B, ..."""
+    """The choices in a question's own text: "…? A.肺炎 B.气胸" -> (肺炎, 气胸); () if they do not run A, B, …"""
     found = _IN_QUESTION.findall(narrow(question).replace("\n", " "))
     letters = "".join(letter.upper() for letter, _ in found)
     if len(found) < 2 or not "ABCDEFGH".startswith(letters):
@@ -44,8 +46,8 @@ def bare_choice(choice: str) -> str:
 def picked(answer: str, choices: Sequence[str]) -> frozenset[int] | None:
     """The indices of the options that an answer picks; None if it picks none, or more than it can mean.
 
-    A declared letter wins (答案是B, 选乙), then a leading one (B. 气胸), then the text of exactly one choice, then the only
-    letter that stands alone.
+    A declared letter wins (答案是B, 选乙), then a leading one (B. 气胸), then the text of exactly one choice, then the
+    only letter that stands alone.
     """
     text = narrow(answer).strip().strip("。!*")
     count = len(choices)
@@ -75,7 +77,9 @@ def picked(answer: str, choices: Sequence[str]) -> frozenset[int] | None:
 
 
 def _indices(letters: str, count: int) -> frozenset[int] | None:
-    found = {_STEMS.index(c) if c in _STEMS else "ABCDEFGH".index(c.upper()) for c in letters if c in _STEMS or c.isalpha()}
+    found = {
+        _STEMS.index(c) if c in _STEMS else "ABCDEFGH".index(c.upper()) for c in letters if c in _STEMS or c.isalpha()
+    }
     return frozenset(found) if found and max(found) < count else None
 
 

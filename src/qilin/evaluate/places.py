@@ -14,7 +14,7 @@ from qilin.text.synonyms import kind_and_name, words_of
 
 @dataclass(frozen=True)
 class Place:
-    """Side (left, right, both), height (upper, middle, lower, front, back), organ and kind of part, each "" if unsaid."""
+    """Side (left, right, both), height (upper, middle, lower, front, back), organ, kind of part; "" if unsaid."""
 
     side: str = ""
     height: str = ""
@@ -31,8 +31,9 @@ class Named:
 
 
 _SIDES = {"左": "left", "右": "right", "双": "both", "两": "both", "左右": "both", "左右两": "both", "左右双": "both"}
-_HEIGHTS = {"上": "upper", "顶": "upper", "下": "lower", "底": "lower", "中": "middle", "中间": "middle", "中心": "middle",
-            "中央": "middle", "正中": "middle", "正中央": "middle", "前": "front", "后": "back"}  # fmt: skip
+_HEIGHTS = {"上": "upper", "顶": "upper", "下": "lower", "底": "lower", "中": "middle", "中间": "middle",
+            "中心": "middle", "中央": "middle", "正中": "middle", "正中央": "middle",
+            "前": "front", "后": "back"}  # fmt: skip
 _PARTS = {"叶": "lobe", "半球": "hemisphere", "肺野": "lobe", "野": "lobe"}
 _ORGAN_WORDS = "|".join(sorted(map(re.escape, [*words_of("organ"), *words_of("region")]), key=len, reverse=True))
 _SIDE = r"(?:左右两|左右双|左右|左|右|双|两)"
@@ -69,9 +70,7 @@ def _place(text: str) -> Place | None:
     if len(sides) > 1 or len(heights) > 1 or not (sides or heights):
         return None
     organ = kind_and_name(match["organ"]) if match["organ"] else None
-    return Place(
-        "".join(sides), "".join(heights), organ[1] if organ else "", _PARTS.get(match["part"] or "", "")
-    )
+    return Place("".join(sides), "".join(heights), organ[1] if organ else "", _PARTS.get(match["part"] or "", ""))
 
 
 def same_meaning(a: Place | Named, b: Place | Named, question: str) -> bool:
@@ -81,7 +80,9 @@ def same_meaning(a: Place | Named, b: Place | Named, question: str) -> bool:
     organ = a.organ or b.organ
     if a.organ != b.organ and not ((not a.organ or not b.organ) and names_organ(question, organ)):
         return False
-    if a.side != b.side and not ((not a.side or not b.side) and a.side + b.side in sided_organs(question).get(organ, ())):
+    if a.side != b.side and not (
+        (not a.side or not b.side) and a.side + b.side in sided_organs(question).get(organ, ())
+    ):
         return False
     # 左肺下叶 and 左下肺 are the same place; the left lobe of a liver is not its left side.
     if a.part != b.part and not (organ == "肺" and {a.part, b.part} <= {"", "lobe"}):

@@ -12,27 +12,144 @@ from qilin.text.negation import denied_spans, is_denied
 from qilin.text.synonyms import words_of
 
 YES = frozenset(
-    "是 是的 有 有的 存在 存在的 包含 包括 含有 包含有 可以 可以的 能 能够 会 会的 对 对的 正确 正确的 没错 属于 可见 能看到 "
-    "可以看到 可以观察到 看得到 看得见 能看见 出现 出现了 出现过 是这样 的确 确实 确实是 当然 肯定 肯定的 阳性 成立 "
-    "yes true y yeah correct right √ ✓ 嗯 符合 支持 涉及".split()
+    [
+        "是",
+        "是的",
+        "有",
+        "有的",
+        "存在",
+        "存在的",
+        "包含",
+        "包括",
+        "含有",
+        "包含有",
+        "可以",
+        "可以的",
+        "能",
+        "能够",
+        "会",
+        "会的",
+        "对",
+        "对的",
+        "正确",
+        "正确的",
+        "没错",
+        "属于",
+        "可见",
+        "能看到",
+        "可以看到",
+        "可以观察到",
+        "看得到",
+        "看得见",
+        "能看见",
+        "出现",
+        "出现了",
+        "出现过",
+        "是这样",
+        "的确",
+        "确实",
+        "确实是",
+        "当然",
+        "肯定",
+        "肯定的",
+        "阳性",
+        "成立",
+        "yes",
+        "true",
+        "y",
+        "yeah",
+        "correct",
+        "right",
+        "√",
+        "✓",
+        "嗯",
+        "符合",
+        "支持",
+        "涉及",
+    ]
 )
 NO = frozenset(
-    "不是 不是的 否 没有 没有的 没 无 不存在 不包含 不包括 不含 不含有 未包含 不可以 不可以的 不能 不能够 不会 不对 不对的 错 错误 "
-    "错误的 错的 不正确 不正确的 不准确 不属于 并非 并非如此 并不是 不 不可见 看不到 看不见 未见 未见到 未出现 没有出现 没出现 没有看到 "
-    "没有包含 不符合 不支持 不涉及 未观察到 没有观察到 未发现 没有发现 否定 否定的 阴性 非 不成立 no false n nope incorrect wrong × ✗".split()
+    [
+        "不是",
+        "不是的",
+        "否",
+        "没有",
+        "没有的",
+        "没",
+        "无",
+        "不存在",
+        "不包含",
+        "不包括",
+        "不含",
+        "不含有",
+        "未包含",
+        "不可以",
+        "不可以的",
+        "不能",
+        "不能够",
+        "不会",
+        "不对",
+        "不对的",
+        "错",
+        "错误",
+        "错误的",
+        "错的",
+        "不正确",
+        "不正确的",
+        "不准确",
+        "不属于",
+        "并非",
+        "并非如此",
+        "并不是",
+        "不",
+        "不可见",
+        "看不到",
+        "看不见",
+        "未见",
+        "未见到",
+        "未出现",
+        "没有出现",
+        "没出现",
+        "没有看到",
+        "没有包含",
+        "不符合",
+        "不支持",
+        "不涉及",
+        "未观察到",
+        "没有观察到",
+        "未发现",
+        "没有发现",
+        "否定",
+        "否定的",
+        "阴性",
+        "非",
+        "不成立",
+        "no",
+        "false",
+        "n",
+        "nope",
+        "incorrect",
+        "wrong",
+        "×",
+        "✗",
+    ]
 )
 
 _ASKS = re.compile(
     r"(?:吗|么|嘛|吧|不)\??$|(?:吗|么|嘛)\?|是否|有没有|有无|是不是|能否|可否|能不能|可不可以|会不会|对不对|属不属于|存不存在|包不包含"
     r"|^(?:is|are|was|were|does|do|did|can|has|have|could)\b"
 )
-_WH = re.compile(r"什么|哪|多少|几(?!乎)|多大|多长|如何|怎么|怎样|为何|谁|还是|\bor\b|^(?:what|which|where|how|why|who|when)\b")
+_WH = re.compile(
+    r"什么|哪|多少|几(?!乎)|多大|多长|如何|怎么|怎样|为何|谁|还是|\bor\b|^(?:what|which|where|how|why|who|when)\b"
+)
 _A_NOT_A = re.compile(r"有没有|有无|是不是|是否|能不能|可不可以|能否|可否|会不会|对不对|属不属于|存不存在|包不包含")
 _STRIP = re.compile(r"^(?:嗯|确实|的确|当然|肯定|应该|似乎|好像|我认为|可能)?(.*?)(?:的|了|啊|呢|哦|哈)?$")
 _LEAD = re.compile(r"^(.+?)(?:[,.。;:!?(]|\s(?=[^a-z])|$)(.*)$", re.DOTALL)
 _ENGLISH_LEAD = re.compile(r"^(yes|no)\b[,.\s]*(.*)$", re.DOTALL)
 _CLAUSE = re.compile(r"[,。;!?\n]")
-_AFFIRMS = re.compile(r"是|有|存在|包含|包括|含|可见|见|显示|可以|能|属于|出现|看到|观察到|发现|\bis\b|\bare\b|\bthere\b|为")
+_AFFIRMS = re.compile(
+    r"是|有|存在|包含|包括|含|可见|见|显示|可以|能|属于|出现|看到|观察到|发现|\bis\b|\bare\b|\bthere\b|为"
+)
 
 _NORMAL = re.compile(r"正常|健康|\bnormal\b|\bhealthy\b")
 _ABNORMAL = re.compile(r"异常|病变|病灶|不健康|\babnormal\w*|\bunhealthy\b|问题")
@@ -67,7 +184,7 @@ def word_polarity(text: str) -> bool | None:
 
 @lru_cache(maxsize=100_000)
 def normality(text: str) -> bool | None:
-    """True where a text says normal (正常, 未见异常, 没有病变), False where abnormal (异常, 不正常), None for neither or both."""
+    """True where a text says normal (正常, 未见异常), False where abnormal (异常, 不正常), None for neither or both."""
     said: set[bool] = set()
     for pattern, meaning in ((_NORMAL, True), (_ABNORMAL, False)):
         for match in pattern.finditer(text):
@@ -111,9 +228,9 @@ def _sentence_polarity(text: str, question: str) -> bool | None:
         return said is asked
     for kind in _EXCLUSIVE:
         of_question, of_text = named(_A_NOT_A.sub("", question), kind), named(text, kind)
-        if len(of_question) == 1 and len(of_text) == 1:
-            if kind != "region" or re.search(r"关于|属于|位于|部位|在", question):
-                return of_question == of_text
+        asks_which = kind != "region" or re.search(r"关于|属于|位于|部位|在", question)
+        if len(of_question) == 1 and len(of_text) == 1 and asks_which:
+            return of_question == of_text
     about = _content(question)
     clauses = [clause for clause in _CLAUSE.split(text) if clause]
     clause = next((clause for clause in clauses if _content(clause) & about), None)
@@ -129,8 +246,8 @@ def _sentence_polarity(text: str, question: str) -> bool | None:
 def polarity(text: str, question: str = "") -> bool | None:
     """Whether a normalised answer says yes (True) or no (False) to a normalised question.
 
-    A leading word decides (是的,…); a sentence is read by its negation and by what it shares with the question. An answer
-    that says both, or neither, is None.
+    A leading word decides (是的,…); a sentence is read by its negation and by what it shares with the question. An
+    answer that says both, or neither, is None.
     """
     word = word_polarity(text)
     if word is not None:

@@ -32,7 +32,7 @@ _SHIELD = re.compile("|".join(_NOT_COUNTS))
 
 @lru_cache(maxsize=50_000)
 def parse_number(text: str) -> Fraction | None:
-    """The number that the whole text is: "12", "1,024", "2.5", "1/2", "十二", "两", "半", "一点五", "two"; else None."""
+    """The number that the whole text is, else None: "12", "1,024", "2.5", "1/2", "十二", "两", "半", "一点五"."""
     word = narrow_letters(text).strip()
     if _PLAIN_NUMBER.fullmatch(word):
         return Fraction(word.replace(",", ""))

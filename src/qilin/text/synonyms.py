@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table of words reads best with one name a line
 """A small, reviewed table of words that mean the same in an answer about a medical picture.
 
 Each row: the name we use, then other ways to write it, all already narrow, simplified and lower case. Only words that a

@@ -6,41 +6,40 @@ NFKC is not used on purpose: it turns 10⁻³ into 10−3 and ① into 1, which 
 
 from __future__ import annotations
 
-_LETTERS = {ord("０") + i: ord("0") + i for i in range(10)}
+_LETTERS: dict[int, str | int | None] = {ord("０") + i: ord("0") + i for i in range(10)}
 _LETTERS |= {ord("Ａ") + i: ord("A") + i for i in range(26)}
 _LETTERS |= {ord("ａ") + i: ord("a") + i for i in range(26)}
 # Signs that stand inside numbers, units and names: one code point each.
-_LETTERS |= str.maketrans(
-    {
-        "％": "%",
-        "＋": "+",
-        "－": "-",
-        "−": "-",
-        "‐": "-",
-        "‑": "-",
-        "–": "-",
-        "＝": "=",
-        "＜": "<",
-        "＞": ">",
-        "／": "/",
-        "＊": "*",
-        "．": ".",
-        "～": "~",
-        "〜": "~",
-        "µ": "μ",
-        "Ω": "Ω",
-        "K": "K",
-        "\u3000": " ",
-        "\u00a0": " ",
-        "\u2009": " ",
-        "\u202f": " ",
-        "\u200b": None,
-        "\u200c": None,
-        "\u200d": None,
-        "\ufeff": None,
-        "\u00ad": None,
-    }
-)
+_SIGNS: dict[str, str | None] = {
+    "％": "%",
+    "＋": "+",
+    "－": "-",
+    "−": "-",
+    "‐": "-",
+    "‑": "-",
+    "–": "-",
+    "＝": "=",
+    "＜": "<",
+    "＞": ">",
+    "／": "/",
+    "＊": "*",
+    "．": ".",
+    "～": "~",
+    "〜": "~",
+    "µ": "μ",
+    "Ω": "Ω",
+    "K": "K",
+    "\u3000": " ",
+    "\u00a0": " ",
+    "\u2009": " ",
+    "\u202f": " ",
+    "\u200b": None,
+    "\u200c": None,
+    "\u200d": None,
+    "\ufeff": None,
+    "\u00ad": None,
+}
+_LETTERS |= {ord(sign): plain for sign, plain in _SIGNS.items()}
 
 _PUNCTUATION = str.maketrans(
     {

@@ -1,0 +1,136 @@
+"""Scores of Chinese captions: the facts they state, BLEU on Chinese words, ROUGE-L on characters and words.
+
+In: references and predictions, and for facts either the truth beside the dataset or a vocabulary to read both texts
+with. Out: one row of scores a caption and their means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qilin.errors import UserError
+from qilin.evaluate.answers import tokens
+from qilin.evaluate.wording import normalise
+from qilin.text.facts import DEFAULT_VOCABULARY, Vocabulary, facts_of_text, is_finding, read_vocabulary
+
+VOCABULARY_FILE = "facts.json"
+TRUTH_FILE = "truth.jsonl"
+
+
+@dataclass(frozen=True)
+class FactScore:
+    """Shared, stated and true facts of one caption; `invented` are findings stated that are not true."""
+
+    shared: int
+    stated: int
+    true: int
+    invented: int
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 1.0 where nothing was to be said and nothing was."""
+        return 2 * self.shared / (self.stated + self.true) if self.stated + self.true else 1.0
+
+
+def fact_score(said: frozenset[str], true: frozenset[str]) -> FactScore:
+    """Compare stated with true facts. An invented finding is one affirmed that the truth does not affirm."""
+    findings = {fact for fact in said if is_finding(fact)}
+    return FactScore(len(said & true), len(said), len(true), len(findings - true))
+
+
+@dataclass(frozen=True)
+class FactSource:
+    """Where true facts come from: a truth record by picture, else the reference caption read with the vocabulary."""
+
+    vocabulary: Vocabulary
+    truth: Mapping[str, frozenset[str]]  # image_id -> facts
+
+    def compare(self, image_ids: Sequence[str], reference: str, prediction: str) -> FactScore:
+        """The facts that a caption states against those that it should state."""
+        said = facts_of_text(prediction, self.vocabulary)
+        if image_ids and all(image_id in self.truth for image_id in image_ids):
+            true = frozenset().union(*(self.truth[image_id] for image_id in image_ids))
+            # A truth record lists what is there; what is not there need not be denied one by one.
+            return fact_score(frozenset(fact for fact in said if not fact.startswith("no ")), true)
+        return fact_score(said, facts_of_text(reference, self.vocabulary))
+
+
+def read_fact_source(dataset: Path | None) -> FactSource:
+    """facts.json (a vocabulary) and truth.jsonl (rows {"image_id", "facts": [...]}) of a dataset folder, if there."""
+    vocabulary: Vocabulary = DEFAULT_VOCABULARY
+    truth: dict[str, frozenset[str]] = {}
+    if dataset is not None and (dataset / VOCABULARY_FILE).is_file():
+        vocabulary = read_vocabulary(dataset / VOCABULARY_FILE)
+    if dataset is not None and (dataset / TRUTH_FILE).is_file():
+        with (dataset / TRUTH_FILE).open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                    # A truth record may say more than facts, or other things: rows without facts say nothing here.
+                    if "facts" in row:
+                        truth[row["image_id"]] = frozenset(row["facts"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(
+                        f"{dataset / TRUTH_FILE}, line {number}: expected image_id and facts, found {error}"
+                    ) from None
+    return FactSource(vocabulary, truth)
+
+
+def score_captions(
+    rows: Sequence[Mapping[str, Any]], source: FactSource, only_facts: bool = False
+) -> tuple[dict[str, float], list[FactScore]]:
+    """Means over caption rows (fields reference, prediction, image_ids) and each row's fact score.
+
+    fact_f1 is over all facts of all captions together (micro), so a caption with many facts weighs more.
+    """
+    facts = [source.compare(row.get("image_ids") or (), row["reference"], row["prediction"]) for row in rows]
+    shared, stated, true = (sum(getattr(fact, name) for fact in facts) for name in ("shared", "stated", "true"))
+    scores = {
+        "fact_f1": 2 * shared / (stated + true) if stated + true else 1.0,
+        "fact_precision": shared / stated if stated else 0.0,
+        "fact_recall": shared / true if true else 0.0,
+        "invented_findings": sum(fact.invented for fact in facts) / len(facts),
+    }
+    if not only_facts:
+        predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
+        scores["bleu4"] = bleu(predictions, references)
+        scores["rouge_l_char"] = mean_rouge(predictions, references, "char")
+        scores["rouge_l_word"] = mean_rouge(predictions, references, "word")
+    return scores, facts
+
+
+def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU-4 by sacrebleu with its Chinese tokenizer, 0 to 1, on the texts as they are."""
+    from sacrebleu.metrics import BLEU
+
+    return float(BLEU(tokenize="zh").corpus_score(list(predictions), [list(references)]).score / 100)
+
+
+def mean_rouge(predictions: Sequence[str], references: Sequence[str], unit: str) -> float:
+    """Mean ROUGE-L F1 over characters or jieba words, 0 to 1."""
+    return sum(rouge_l(p, r, unit) for p, r in zip(predictions, references, strict=True)) / max(1, len(predictions))
+
+
+def rouge_l(prediction: str, reference: str, unit: str = "char") -> float:
+    """F1 of the longest common subsequence of tokens (unit "char" or "word") after `normalise`."""
+    said, true = tokens(normalise(prediction), unit), tokens(normalise(reference), unit)
+    if not said or not true:
+        return float(said == true)
+    return 2 * longest_common(said, true) / (len(said) + len(true))
+
+
+def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, by bit-parallel rows (Hyyrö 2004)."""
+    where: dict[str, int] = {}
+    for position, token in enumerate(a):
+        where[token] = where.get(token, 0) | 1 << position
+    full = (1 << len(a)) - 1
+    row = full
+    for token in b:
+        match = row & where.get(token, 0)
+        row = ((row + match) | (row - match)) & full
+    return len(a) - row.bit_count()

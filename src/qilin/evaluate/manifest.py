@@ -1,0 +1,93 @@
+"""Where a score comes from: model, data, prompt, decoding, scorer, code, versions, machine, time.
+
+In: folders and settings. Out: the manifest of scores.json, and the hashes by which a second run knows the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import qilin
+from qilin.evaluate.answers import SCORER_VERSION
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "jieba",
+    "sacrebleu",
+    "opencc-python-reimplemented",
+    "pillow",
+)
+# What decides a model's answers: weights, configuration, tokenizer, chat template.
+MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+
+
+def model_hash(folder: str | Path) -> str | None:
+    """sha256 over the names and contents of a model folder's own files; None for a hub id."""
+    path = Path(folder)
+    if not path.is_dir():
+        return None
+    lines = []
+    for file in sorted(path.iterdir()):
+        # qilin.json names paths and the time of the run; it does not change an answer.
+        if file.is_file() and file.suffix in MODEL_SUFFIXES and file.name != "qilin.json":
+            with file.open("rb") as opened:
+                lines.append(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def code_hash() -> str:
+    """sha256 over Qilin's own source files: two runs with the same one ran the same code."""
+    root = Path(qilin.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def settings_hash(values: Mapping[str, Any]) -> str:
+    """sha256 of settings that decide the answers."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a score."""
+    found = {"qilin": qilin.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The machine in words: system, processor, cores."""
+    import os
+
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def scoring_manifest() -> dict[str, Any]:
+    """The part that every score has, whoever made the predictions."""
+    return {
+        "scorer": SCORER_VERSION,
+        "code": {"version": qilin.__version__, "sha256": code_hash()},
+        "versions": versions(),
+        "machine": machine(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,176 @@
+"""A model's answers to a split, in resumable passes: as it is, from the mean picture, from shuffled pictures.
+
+In: a model folder, items, and a way to get pictures. Out: passes/NAME.jsonl rows {id, prediction, confidence} as they
+are made, and predictions.jsonl in the order of the dataset. A pass that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from qilin.data.records import CAPTION_KINDS, Dataset, open_dataset
+from qilin.evaluate.rows import Item, items_of, prediction_row, write_jsonl
+from qilin.evaluate.settings import CAPTION_PROMPT
+from qilin.imaging.pixels import to_rgb
+
+PASSES = "passes"
+# Requests handed over at once: pictures of these are decoded together, so this bounds memory.
+BATCHES_A_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said to one item."""
+
+    prediction: str
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One walk over the items: its name, and which picture the model is shown in place of an item's own."""
+
+    name: str
+    picture: Callable[[str], Image.Image]  # image_id -> RGB
+
+
+def predict(
+    model: str,
+    dataset: Path,
+    split: str,
+    out: Path,
+    *,
+    batch: int = 16,
+    max_new_tokens: int = 64,
+    caption_tokens: int = 256,
+    caption_prompt: str = CAPTION_PROMPT,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> list[dict[str, Any]]:
+    """Answer every sample of a split with a model; writes out/predictions.jsonl and returns its rows.
+
+    Raises UserError where model, dataset or split is not there. What an earlier, interrupted call answered is kept;
+    the caller sees to it that `out` holds no other model's answers (`evaluate` does).
+    """
+    from qilin.model.compose import load_model
+
+    data = open_dataset(dataset)
+    items = list(items_of(data.samples(split), caption_prompt))
+    said = answer_pass(
+        lambda: load_model(model, device, dtype),
+        items,
+        Pass("as_it_is", picture_of(data)),
+        out,
+        batch=batch,
+        max_new_tokens=max_new_tokens,
+        caption_tokens=caption_tokens,
+    )
+    return write_predictions(items, said, out)
+
+
+def write_predictions(items: Sequence[Item], said: Mapping[str, Said], out: Path) -> list[dict[str, Any]]:
+    """predictions.jsonl in the order of the items; returns its rows."""
+    rows = [prediction_row(item, said[item.id].prediction, said[item.id].confidence) for item in items]
+    write_jsonl(out / "predictions.jsonl", rows)
+    return rows
+
+
+def picture_of(data: Dataset) -> Callable[[str], Image.Image]:
+    """image_id -> the dataset's picture as RGB."""
+    return lambda image_id: to_rgb(data.picture(image_id).bytes)
+
+
+def answer_pass(
+    load: Callable[[], Any],
+    items: Sequence[Item],
+    this: Pass,
+    out: Path,
+    *,
+    batch: int,
+    max_new_tokens: int,
+    caption_tokens: int,
+) -> dict[str, Said]:
+    """Answers to all items, those of an earlier call included. `load` is called only if something is left to answer."""
+    path = out / PASSES / f"{this.name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = read_pass(path, {item.id for item in items})
+    left = [item for item in items if item.id not in said]
+    if not left:
+        return said
+    from qilin.model.generate import Request, answer_all
+
+    loaded = load()
+    with path.open("a", encoding="utf-8") as file, progress(this.name, len(items), len(said)) as advance:
+        for captions in (False, True):
+            # Long questions first: what does not fit into memory fails at once, and batches hold equal lengths.
+            todo = sorted(
+                (item for item in left if (item.kind in CAPTION_KINDS) == captions), key=_length, reverse=True
+            )
+            for start in range(0, len(todo), batch * BATCHES_A_CHUNK):
+                chunk = todo[start : start + batch * BATCHES_A_CHUNK]
+                requests = [
+                    Request(list(item.messages), [this.picture(image_id) for image_id in item.image_ids])
+                    for item in chunk
+                ]
+                answers = answer_all(
+                    loaded, requests, batch=batch, max_new_tokens=caption_tokens if captions else max_new_tokens
+                )
+                for item, answer in zip(chunk, answers, strict=True):
+                    said[item.id] = Said(answer.text, answer.confidence)
+                    row = {"id": item.id, "prediction": answer.text, "confidence": answer.confidence}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.flush()
+                    advance()
+    return said
+
+
+def _length(item: Item) -> tuple[int, int]:
+    return len(item.image_ids), sum(len(str(message["content"])) for message in item.messages)
+
+
+def read_pass(path: Path, ids: set[str]) -> dict[str, Said]:
+    """The answers that a pass file holds already; a last line cut short by an interruption is taken off the file."""
+    said: dict[str, Said] = {}
+    if not path.is_file():
+        return said
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        path.write_bytes(whole)
+    for line in whole.decode("utf-8").splitlines():
+        row = json.loads(line)
+        if row["id"] in ids:
+            said[row["id"]] = Said(row["prediction"], row["confidence"])
+    return said
+
+
+@contextmanager
+def progress(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
+    """A bar with the time left on stderr; yields the function that moves it by one."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"answers, {name.replace('_', ' ')}", total=total, completed=done)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,324 @@
+"""report.html: one self-contained page with scores, controls, loss curves, and answers beside their pictures.
+
+In: scores, prediction rows with verdicts, the dataset for its pictures, the model folder for its loss curves. Out: a
+page that needs no network: style and script inside (report.html holds both), pictures as JPEG thumbnails.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qilin.data.records import Dataset
+from qilin.evaluate.curves import MARKERS, loss_curve, score_plot, stages_of
+from qilin.evaluate.rows import is_caption, is_closed
+from qilin.imaging.pixels import to_rgb
+
+# Some 5 kB a thumbnail: this many pictures keep the page near 3 MB, which a browser opens at once.
+MOST_PICTURES = 400
+THUMBNAIL_SIDE = 192
+DRAWN = "drawn"
+
+Row = Mapping[str, Any]
+
+
+def write_report(
+    out: Path,
+    scores: Mapping[str, Any],
+    rows: Sequence[Row],
+    judged: Sequence[Row],
+    data: Dataset,
+    model: str,
+    label: str | None = None,
+) -> Path:
+    """Write out/report.html and return its path. `label` stands in a banner over the page (such as "quick run")."""
+    shown = choose(rows, MOST_PICTURES)
+    verdicts = {row["id"]: row for row in judged}
+    cards = picture_cards(shown, verdicts, data)
+    drawn = is_drawn(data)
+    body = "\n".join(
+        [
+            banners(label, drawn, scores),
+            headline(scores, model, data),
+            section("Scores with controls", scores_section(scores)),
+            section("Captions", captions_section(scores["captions"])),
+            section("How the loss fell", losses_section(model)),
+            section("Answers", answers_section(cards, rows, shown)),
+            section("How these numbers were made", manifest_section(scores)),
+        ]
+    )
+    page = (resources.files("qilin") / "evaluate" / "report.html").read_text(encoding="utf-8")
+    page = page.replace("{{body}}", body)
+    path = out / "report.html"
+    unfinished = path.with_name("report.html.unfinished")
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def is_drawn(data: Dataset) -> bool:
+    """Whether the dataset's pictures were drawn, by what their import recorded."""
+    return (data.manifest.get("settings") or {}).get("importer") == DRAWN
+
+
+def choose(rows: Sequence[Row], most: int) -> list[Row]:
+    """All rows of at most `most` pictures, picked by a fixed seed; rows without a picture count as one each."""
+    keys = list(dict.fromkeys(key_of(row) for row in rows))
+    if len(keys) > most:
+        picked = np.random.default_rng(0).choice(len(keys), most, replace=False)
+        keys = [keys[i] for i in sorted(picked)]
+    kept = set(keys)
+    return [row for row in rows if key_of(row) in kept]
+
+
+def key_of(row: Row) -> tuple[str, ...]:
+    return tuple(row.get("image_ids") or ()) or (row["id"],)
+
+
+def escape(text: Any) -> str:
+    return html.escape(str(text))
+
+
+def section(title: str, content: str) -> str:
+    """A titled part of the page; nothing where there is no content."""
+    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
+def banners(label: str | None, drawn: bool, scores: Mapping[str, Any]) -> str:
+    """What must not be overlooked: a quick run, drawn pictures, a part of the split, not for diagnosis."""
+    found = []
+    if label:
+        found.append(
+            f'<div class="banner loud"><b>{escape(label)}</b>: these numbers are marked; do not quote them.</div>'
+        )
+    if drawn:
+        found.append(
+            '<div class="banner loud"><b>Drawn pictures.</b> The pictures were drawn by a program with known truth; '
+            "no patient is shown, and the scores say nothing about medicine. 图片由程序绘制，并非真实病例。</div>"
+        )
+    limit = scores["manifest"].get("settings", {}).get("limit")
+    if limit:
+        found.append(f'<div class="banner">Only the first {limit} samples of the split were answered.</div>')
+    found.append('<div class="banner quiet">For research, not for diagnosis. 仅供研究，不可用于诊断。</div>')
+    return "".join(found)
+
+
+def headline(scores: Mapping[str, Any], model: str, data: Dataset) -> str:
+    """Model, dataset and the few numbers that matter, gain first."""
+    manifest = scores["manifest"]
+    tiles = []
+    for name, title in (("over_blind", "gain over blind"), ("over_nearest_neighbour", "gain over nearest neighbour")):
+        gain = scores["gain"][name]
+        if gain["value"] is not None:
+            tiles.append(tile(title, f"{gain['value']:+.3f}", interval_text(gain["interval"], signed=True)))
+    for name in ("all", "closed", "open"):
+        score = scores[name]["accuracy"]
+        if score["value"] is not None:
+            tiles.append(tile(f"accuracy, {name}", f"{score['value']:.3f}", interval_text(score["interval"])))
+    if scores["captions"]["fact_f1"] is not None:
+        tiles.append(tile("caption facts F1", f"{scores['captions']['fact_f1']:.3f}", f"n {scores['captions']['n']}"))
+    return (
+        f"<header><p class='eyebrow'>Qilin evaluation</p><h1>{escape(Path(model).name)} <span>on</span> "
+        f"{escape(data.path.name)} <span>{escape(manifest['dataset']['split'])}</span></h1>"
+        f"<div class='tiles'>{''.join(tiles)}</div></header>"
+    )
+
+
+def tile(title: str, value: str, note: str) -> str:
+    return f"<div class='tile'><p>{escape(title)}</p><b>{value}</b><small>{escape(note)}</small></div>"
+
+
+def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"95 % {interval[0]:{sign}.3f} to {interval[1]:{sign}.3f}" if interval else "no interval"
+
+
+def scores_section(scores: Mapping[str, Any]) -> str:
+    """The plot of accuracy by group, its legend, and the table of all figures."""
+    if not scores["all"]["n"]:
+        return "<p>No questions in this split.</p>"
+    nearest = (scores["nearest_neighbour"].get("accuracy") or {}).get("value")
+    names = [("all questions", "all"), ("closed", "closed"), ("open", "open")]
+    names += [("pictures unlike training", "no_near_duplicate"), ("unseen wording", "unseen_wording")]
+    rows = [(title, scores[name], nearest if name == "all" else None) for title, name in names if scores[name].get("n")]
+    labels = [(name, block, None) for name, block in scores["by_question_type"].items()]
+    legend = "".join(
+        f'<span><svg viewBox="0 0 20 24" class="key">{_key(kind)}</svg>{title}</span>'
+        for kind, title in MARKERS.items()
+    )
+    plot = f'<div class="plot"><p class="legend">{legend}</p>{score_plot(rows, "accuracy")}</div>'
+    kinds = (
+        f"<details open><summary>By question type</summary>{score_plot(labels, 'accuracy')}</details>" if labels else ""
+    )
+    modalities = [(name, block, None) for name, block in scores["by_modality"].items()]
+    kinds += (
+        f"<details><summary>By modality</summary>{score_plot(modalities, 'accuracy')}</details>" if modalities else ""
+    )
+    return plot + kinds + table(rows + labels, scores)
+
+
+def _key(kind: str) -> str:
+    from qilin.evaluate.curves import mark
+
+    return mark(kind, 10, 12)
+
+
+def table(rows: Sequence[tuple[str, Mapping[str, Any], float | None]], scores: Mapping[str, Any]) -> str:
+    """All figures, exact match and accuracy side by side."""
+    head = "".join(f"<th>{name}</th>" for name in ("", "n", "exact", "accuracy", "blind", "shuffled", "unparsable"))
+    lines = []
+    for name, block, _ in rows:
+        accuracy = block["accuracy"]
+        cells = (
+            block["n"],
+            figure(block["exact"]),
+            figure(accuracy),
+            short(accuracy["blind"]),
+            short(accuracy["shuffled"]),
+        )
+        tds = "".join(f"<td>{cell}</td>" for cell in (*cells, block.get("unparsable", "–")))
+        lines.append(f"<tr><th>{escape(name)}</th>{tds}</tr>")
+    nearest = scores["nearest_neighbour"]
+    if nearest.get("accuracy"):
+        own = (nearest["n"], figure(nearest["exact"]), figure(nearest["accuracy"]), "", "", "")
+        lines.append("<tr><th>nearest neighbour</th>" + "".join(f"<td>{cell}</td>" for cell in own) + "</tr>")
+    reasons = {**(scores["all"]["accuracy"].get("reasons") or {})}
+    why = "".join(f"<p class='note'>{escape(name)}: not known, {escape(text)}</p>" for name, text in reasons.items())
+    return (
+        f"<details><summary>All figures</summary><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+        f"</table></details>{why}"
+    )
+
+
+def figure(score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return "–"
+    interval = score.get("interval")
+    return f"{score['value']:.3f}" + (f" <small>{interval[0]:.3f}–{interval[1]:.3f}</small>" if interval else "")
+
+
+def short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def captions_section(captions: Mapping[str, Any]) -> str:
+    """Fact scores with their controls, and the surface scores."""
+    if not captions["n"]:
+        return ""
+    names = {
+        "fact_f1": "fact F1", "fact_precision": "fact precision", "fact_recall": "fact recall", 
+        "blind": "blind fact F1",
+        "shuffled": "shuffled fact F1", "invented_findings": "invented findings a caption", "bleu4": "BLEU-4",
+        "rouge_l_char": "ROUGE-L, characters", "rouge_l_word": "ROUGE-L, words",
+    }  # fmt: skip
+    tiles = "".join(tile(title, short(captions[name]), "") for name, title in names.items())
+    facts = f"<p class='note'>{captions['n']} captions; true facts from the {escape(captions['facts_from'])}.</p>"
+    return f"<div class='tiles small'>{tiles}</div>{facts}"
+
+
+def losses_section(model: str) -> str:
+    """A curve for each training stage whose metrics are still there."""
+    curves = "".join(loss_curve(stage) for stage in stages_of(model))
+    return (
+        f"<div class='curves'>{curves}</div>" if curves else "<p>No metrics of the training are beside this model.</p>"
+    )
+
+
+def picture_cards(rows: Sequence[Row], verdicts: Mapping[str, Row], data: Dataset) -> list[str]:
+    """One card a picture (or set of pictures) with everything asked about it."""
+    by_key: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        by_key.setdefault(key_of(row), []).append(row)
+    return [picture_card(mine, verdicts, data) for mine in by_key.values()]
+
+
+def picture_card(rows: Sequence[Row], verdicts: Mapping[str, Row], data: Dataset) -> str:
+    pictures = "".join(
+        f'<img loading="lazy" alt="picture {i[:8]}" src="{thumbnail_uri(data.picture(i).bytes)}">'
+        for i in rows[0].get("image_ids") or ()
+    )
+    answers = "".join(answer_line(row, verdicts[row["id"]]) for row in rows)
+    pictures = pictures or "<i>no picture</i>"
+    return f"<article class='card'><div class='pictures'>{pictures}</div><ul>{answers}</ul></article>"
+
+
+def answer_line(row: Row, verdict: Row) -> str:
+    """Question, reference, answer, and the rule that decided."""
+    caption = is_caption(row)
+    state = "caption" if caption else {True: "right", False: "wrong", None: "unparsable"}[verdict["correct"]]
+    kind = "caption" if caption else ("closed" if is_closed(row) else "open")
+    sign = {"right": "✓", "wrong": "✗", "unparsable": "?", "caption": "¶"}[state]
+    confidence = row.get("confidence")
+    small = " · ".join(
+        [row.get("question_type") or kind, verdict["rule"], *([f"{confidence:.2f}"] if confidence is not None else [])]
+    )
+    return (
+        f"<li class='{state}' data-state='{state}' data-type='{escape(row.get('question_type') or '')}'>"
+        f"<span class='sign' title='{state}'>{sign}</span><div><p class='question'>{escape(row['question'])}</p>"
+        f"<p><span class='tag'>truth</span>{escape(row['reference'])}</p>"
+        f"<p><span class='tag'>answer</span>{escape(row['prediction']) or '<i>nothing</i>'}</p>"
+        f"<p class='rule'>{escape(small)}</p></div></li>"
+    )
+
+
+def thumbnail_uri(data: bytes) -> str:
+    """A picture as a small JPEG in a data: address."""
+    picture = to_rgb(data)
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=72)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def answers_section(cards: Sequence[str], rows: Sequence[Row], shown: Sequence[Row]) -> str:
+    """Filter buttons and the cards."""
+    states = ("all", "right", "wrong", "unparsable", "caption")
+    buttons = "".join(
+        f'<button data-filter="state" data-value="{state}" aria-pressed="{str(state == states[0]).lower()}">'
+        f"{state}</button>"
+        for state in states
+    )
+    types = sorted({str(row["question_type"]) for row in shown if row.get("question_type")})
+    options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in types)
+    select = (
+        f"<select data-filter='type'><option value=''>every question type</option>{options}</select>" if types else ""
+    )
+    note = (
+        "" if len(rows) == len(shown) else f"<p class='note'>{len(shown)} of {len(rows)} answers are shown, by lot.</p>"
+    )
+    search = "<input type='search' placeholder='search 搜索' aria-label='search'>"
+    filters = f"<div class='filters'>{buttons}{select}{search}<output></output></div>"
+    return f"{filters}{note}<div class='cards'>{''.join(cards)}</div>"
+
+
+def manifest_section(scores: Mapping[str, Any]) -> str:
+    """The manifest as a plain list."""
+
+    def lines(value: Mapping[str, Any], prefix: str = "") -> str:
+        found = ""
+        for name, inner in value.items():
+            if isinstance(inner, Mapping):
+                found += lines(inner, f"{prefix}{name}.")
+            else:
+                found += f"<dt>{escape(prefix + name)}</dt><dd>{escape('–' if inner is None else inner)}</dd>"
+        return found
+
+    rules = "".join(
+        f"<tr><th>{escape(rule)}</th>"
+        + "".join(f"<td>{by.get(state, 0)}</td>" for state in ("right", "wrong", "unparsable"))
+        + "</tr>"
+        for rule, by in scores["rules"].items()
+    )
+    head = "<tr><th>rule</th><th>right</th><th>wrong</th><th>unparsable</th></tr>"
+    return (
+        f"<details><summary>Which rule decided how often</summary><table><thead>{head}</thead>"
+        f"<tbody>{rules}</tbody></table></details>"
+        f"<details><summary>Manifest</summary><dl>{lines(scores['manifest'])}</dl></details>"
+    )

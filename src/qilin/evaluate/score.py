@@ -1,0 +1,187 @@
+"""`qilin score FILE.jsonl`: predictions that any system made -> scores on screen, as JSON, and row by row.
+
+In: rows with id, question, reference, prediction and, where known, the other fields of predictions.jsonl. Out: the same
+numbers that `qilin evaluate` writes. Controls that lie beside the file (controls.jsonl) are taken up.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qilin.data.records import open_dataset
+from qilin.errors import UserError
+from qilin.evaluate.captions import read_fact_source
+from qilin.evaluate.controls import CommonestAnswer
+from qilin.evaluate.manifest import scoring_manifest
+from qilin.evaluate.rows import read_rows, write_jsonl
+from qilin.evaluate.scores import Context, Controls, Row, score_rows
+from qilin.evaluate.settings import CAPTION_PROMPT, ScoreSettings
+from qilin.evaluate.statistics import clusters
+
+CONTROLS_FILE = "controls.jsonl"
+
+
+def score_command(settings: ScoreSettings) -> None:
+    """Score a file and print the result; writes `rows` if asked to."""
+    scores, judged = score_file(settings)
+    if settings.rows is not None:
+        write_jsonl(settings.rows, judged)
+    if settings.json:
+        json.dump(scores, sys.stdout, ensure_ascii=False, indent=2)
+        print()
+    else:
+        print_scores(scores)
+
+
+def score_file(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The scores of a file of predictions, and each row's verdict. Raises UserError for rows that are none."""
+    rows = read_rows(settings.file)
+    data = open_dataset(settings.dataset) if settings.dataset else None
+    kept = read_controls(settings.file.parent / CONTROLS_FILE, rows)
+    phash: Mapping[str, str] | None = kept["phash"]
+    if data is not None:
+        from qilin.evaluate.training import phashes
+
+        phash = phashes(data)
+    controls, known = kept["controls"], kept["known_question"]
+    if settings.train is not None:
+        controls, known = with_training(controls, settings.train, rows)
+    context = Context(
+        cluster=clusters([row.get("image_ids") or () for row in rows], [row.get("group") or "" for row in rows], phash),
+        controls=controls,
+        facts=kept["facts"] if data is None and kept["facts"] else read_fact_source(data.path if data else None),
+        near_duplicate=kept["near_duplicate"],
+        known_question=known,
+        modality=kept["modality"],
+        resamples=settings.resamples,
+        seed=settings.seed,
+    )
+    scores, judged = score_rows(rows, context)
+    scores["manifest"] = {"predictions": str(settings.file), **scoring_manifest()}
+    return scores, judged
+
+
+def with_training(controls: Controls, train: Path, rows: Sequence[Row]) -> tuple[Controls, dict[str, bool]]:
+    """The controls with the commonest training answer of a dataset folder, and which questions it asks."""
+    from dataclasses import replace
+
+    from qilin.evaluate.training import read_training
+
+    training = read_training(open_dataset(train), CAPTION_PROMPT)
+    if training is None:
+        raise UserError(f"{train}: has no train split; --train names the dataset folder that the system learnt from")
+    counted = CommonestAnswer().learn(training.known)
+    answers = {row["id"]: counted.answer(row["question"], row.get("question_type")) for row in rows}
+    return replace(controls, commonest=answers), {row["id"]: counted.knows(row["question"]) for row in rows}
+
+
+def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Mapping[str, str]) -> None:
+    """controls.jsonl beside predictions.jsonl: per row what the controls answered and what is known of its pictures.
+
+    With it `qilin score` gives exactly the numbers that `qilin evaluate` gave, without model, dataset or training data.
+    """
+    c = context.controls
+    head: dict[str, Any] = {
+        "reasons": dict(c.reasons),
+        "has": [name for name in ("mean_picture", "commonest", "nearest") if getattr(c, name) is not None],
+        "shuffles": len(c.shuffled),
+        "knows": [
+            name for name in ("near_duplicate", "known_question", "modality") if getattr(context, name) is not None
+        ],
+        "phash": {i: phash[i] for row in rows for i in row["image_ids"] if i in phash},
+        "vocabulary": context.facts.vocabulary,
+        "truth": {
+            i: sorted(context.facts.truth[i]) for row in rows for i in row["image_ids"] if i in context.facts.truth
+        },
+    }
+    lines: list[Mapping[str, Any]] = [head]
+    for row in rows:
+        line: dict[str, Any] = {"id": row["id"]}
+        line |= {name: getattr(c, name)[row["id"]] for name in head["has"]}
+        line["shuffled"] = [answers[row["id"]] for answers in c.shuffled]
+        line |= {name: getattr(context, name)[row["id"]] for name in head["knows"]}
+        lines.append(line)
+    write_jsonl(path, lines)
+
+
+def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    """What controls.jsonl says about these rows; nothing, with reasons, where it is not there or is about others."""
+    nothing: dict[str, Any] = dict.fromkeys(("phash", "near_duplicate", "known_question", "modality", "facts"))
+    if not path.is_file():
+        why = "only a model can be shown other pictures: run qilin evaluate"
+        train = "no training data was named: give --train DATASET"
+        return {**nothing, "controls": Controls(reasons={"blind": train, "shuffled": why, "nearest": why})}
+    from qilin.evaluate.captions import FactSource
+
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    head, by_id = lines[0], {line["id"]: line for line in lines[1:]}
+    if any(row["id"] not in by_id for row in rows):
+        why = f"{path.name} beside the file is about other rows"
+        return {**nothing, "controls": Controls(reasons=dict.fromkeys(("blind", "shuffled", "nearest"), why))}
+
+    def column(name: str) -> dict[str, Any] | None:
+        return {i: line[name] for i, line in by_id.items()} if name in head["has"] + head["knows"] else None
+
+    return {
+        "controls": Controls(
+            mean_picture=column("mean_picture"),
+            commonest=column("commonest"),
+            shuffled=[{i: line["shuffled"][k] for i, line in by_id.items()} for k in range(head["shuffles"])],
+            nearest=column("nearest"),
+            reasons=head["reasons"],
+        ),
+        "phash": head["phash"],
+        **{name: column(name) for name in ("near_duplicate", "known_question", "modality")},
+        "facts": FactSource(head["vocabulary"], {i: frozenset(facts) for i, facts in head["truth"].items()}),
+    }
+
+
+def print_scores(scores: Mapping[str, Any]) -> None:
+    """The scores as a table on the screen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="scores (95 % intervals by bootstrap, clustered by picture)")
+    for name in ("rows", "n", "exact", "accuracy", "blind", "shuffled", "unparsable"):
+        table.add_column(name, justify="left" if name == "rows" else "right")
+    names = ["all", "closed", "open", "no_near_duplicate", "unseen_wording"]
+    for name, part in [*((n, scores[n]) for n in names), *scores["by_question_type"].items()]:
+        if part.get("n"):
+            accuracy = part["accuracy"]
+            figures = (number(part["exact"]), number(accuracy), plain(accuracy["blind"]), plain(accuracy["shuffled"]))
+            table.add_row(name.replace("_", " "), str(part["n"]), *figures, str(part["unparsable"]))
+    nearest = scores["nearest_neighbour"]
+    if nearest.get("accuracy"):
+        table.add_section()
+        table.add_row("nearest neighbour", str(nearest["n"]), number(nearest["exact"]), number(nearest["accuracy"]))
+    console = Console()
+    console.print(table)
+    captions = scores["captions"]
+    if captions["n"]:
+        console.print(
+            f"captions: n {captions['n']}, fact F1 {captions['fact_f1']:.3f} (precision "
+            f"{captions['fact_precision']:.3f}, "
+            f"recall {captions['fact_recall']:.3f}; blind {plain(captions['blind'])}, "
+            f"shuffled {plain(captions['shuffled'])}), "
+            f"BLEU-4 {captions['bleu4']:.3f}, ROUGE-L {captions['rouge_l_char']:.3f}"
+        )
+    for name, part in (("blind", scores["all"]["accuracy"]), ("shuffled", scores["all"]["accuracy"])):
+        reason = (part.get("reasons") or {}).get(name)
+        if reason:
+            console.print(f"{name}: not known, {reason}", style="dim")
+
+
+def number(part: Mapping[str, Any]) -> str:
+    """0.812 [0.78, 0.84]"""
+    if part["value"] is None:
+        return "–"
+    interval = part["interval"]
+    return f"{part['value']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,299 @@
+"""From prediction rows to scores: what `qilin score` prints and `qilin evaluate` writes, by the same function.
+
+In: rows of predictions.jsonl from any system and, where known, what the controls answered. Out: the blocks of
+scores.json (DESIGN section 4), and each row's verdict. A missing value is null, with its reason beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qilin.evaluate.answers import SCORER_VERSION, Verdict, exact, judge, token_f1
+from qilin.evaluate.captions import FactSource, score_captions
+from qilin.evaluate.rows import is_caption, is_closed, write_jsonl
+from qilin.evaluate.statistics import bootstrap_interval, compare
+from qilin.text.facts import DEFAULT_VOCABULARY
+
+Row = Mapping[str, Any]
+Answers = Mapping[str, str]  # row id -> prediction
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What answers without looking, or from the wrong picture, are; None or () where unknown, with the reason."""
+
+    mean_picture: Answers | None = None
+    commonest: Answers | None = None
+    shuffled: Sequence[Answers] = ()
+    nearest: Answers | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)  # control -> why it is missing
+
+
+@dataclass(frozen=True)
+class Context:
+    """What scoring knows besides the rows: clusters, controls, pictures, and how to draw the intervals."""
+
+    cluster: NDArray[np.int64]  # (N,)
+    controls: Controls = Controls()
+    facts: FactSource = FactSource(DEFAULT_VOCABULARY, {})
+    near_duplicate: Mapping[str, bool] | None = None  # row id -> one of its pictures has a near-duplicate in training
+    known_question: Mapping[str, bool] | None = None  # row id -> its question was asked in training
+    modality: Mapping[str, str | None] | None = None  # row id -> modality of its first picture
+    resamples: int = 2000
+    seed: int = 0
+
+
+METRICS = ("exact", "accuracy")
+
+
+def verdict_of(row: Row, prediction: str) -> Verdict:
+    """The scorer's verdict on a prediction for a row."""
+    return judge(row["question"], row["reference"], prediction, row.get("answer_type"), row.get("choices") or ())
+
+
+def marks(rows: Sequence[Row], predictions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """1.0 for right, 0.0 for wrong or unparsable, a row: (N,) for each of exact and accuracy."""
+    return {
+        "exact": np.array([exact(p, row["reference"]) for row, p in zip(rows, predictions, strict=True)], dtype=float),
+        "accuracy": np.array(
+            [verdict_of(row, p).correct is True for row, p in zip(rows, predictions, strict=True)], dtype=float
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Marks of the model and of every control on the same question rows, each (N,) a metric."""
+
+    rows: Sequence[Row]
+    verdicts: Sequence[Verdict]
+    model: Mapping[str, NDArray[np.float64]]
+    blind: Mapping[str, Mapping[str, NDArray[np.float64]]]  # control name -> marks
+    shuffled: Sequence[Mapping[str, NDArray[np.float64]]]
+    nearest: Mapping[str, NDArray[np.float64]] | None
+
+
+def mark_all(rows: Sequence[Row], controls: Controls) -> Marked:
+    """Score the model and every control there is."""
+
+    def of(answers: Answers) -> dict[str, NDArray[np.float64]]:
+        return marks(rows, [answers[row["id"]] for row in rows])
+
+    blind = {"mean picture": controls.mean_picture, "commonest training answer": controls.commonest}
+    return Marked(
+        rows,
+        [verdict_of(row, row["prediction"]) for row in rows],
+        marks(rows, [row["prediction"] for row in rows]),
+        {name: of(answers) for name, answers in blind.items() if answers is not None},
+        [of(answers) for answers in controls.shuffled],
+        of(controls.nearest) if controls.nearest is not None else None,
+    )
+
+
+def block(marked: Marked, chosen: NDArray[np.bool_], cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
+    """{"n", "exact", "accuracy", "unparsable", "token_f1"} over the chosen rows."""
+    n = int(chosen.sum())
+    found: dict[str, Any] = {"n": n}
+    for metric in METRICS:
+        found[metric] = score_of(marked, metric, chosen, cluster, context)
+    if n:
+        picked: list[int] = np.flatnonzero(chosen).tolist()
+        found["unparsable"] = sum(marked.verdicts[i].correct is None for i in picked)
+        if any(not is_closed(marked.rows[i]) for i in picked):
+            for unit in ("word", "char"):
+                found[f"token_f1_{unit}"] = float(
+                    np.mean([token_f1(marked.rows[i]["prediction"], marked.rows[i]["reference"], unit) for i in picked])
+                )
+    return found
+
+
+def score_of(
+    marked: Marked, metric: str, chosen: NDArray[np.bool_], cluster: NDArray[np.int64], context: Context
+) -> dict[str, Any]:
+    """{"value", "interval", "blind", "shuffled", …} of one metric over the chosen rows."""
+    if not chosen.any():
+        missing = dict.fromkeys(("value", "interval", "blind", "shuffled"))
+        return {**missing, "reason": "no such questions among the rows"}
+    reasons = dict(context.controls.reasons)
+    values = marked.model[metric][chosen]
+    interval = bootstrap_interval(values, cluster[chosen], context.resamples, context.seed)
+    blind = {name: float(by[metric][chosen].mean()) for name, by in marked.blind.items()}
+    best = max(blind, key=lambda name: blind[name]) if blind else None
+    shuffled = [float(by[metric][chosen].mean()) for by in marked.shuffled]
+    found: dict[str, Any] = {
+        "value": float(values.mean()),
+        "interval": list(interval) if interval else None,
+        "blind": blind[best] if best else None,
+        "blind_from": best,
+        "blind_each": blind,
+        "shuffled": float(np.mean(shuffled)) if shuffled else None,
+        "shuffles": len(shuffled),
+    }
+    why = {
+        name: reasons.get(name, "not given") for name, value in (("blind", best), ("shuffled", shuffled)) if not value
+    }
+    if not interval:
+        why["interval"] = "fewer than two independent clusters of pictures"
+    return {**found, "reasons": why} if why else found
+
+
+def score_rows(rows: Sequence[Row], context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All blocks of scores.json but the manifest, and each row's {"id", "correct", "rule"}.
+
+    Captions stand outside `all`; their `correct` is null and their rule "caption".
+    """
+    caption = np.array([is_caption(row) for row in rows], dtype=bool)
+    questions = [row for row, no in zip(rows, caption, strict=True) if not no]
+    cluster = context.cluster[~caption]
+    marked = mark_all(questions, context.controls)
+    closed = np.array([is_closed(row) for row in questions], dtype=bool)
+    everything = np.ones(len(questions), dtype=bool)
+    scores: dict[str, Any] = {
+        "all": block(marked, everything, cluster, context),
+        "closed": block(marked, closed, cluster, context),
+        "open": block(marked, ~closed, cluster, context),
+        "captions": caption_block([row for row, yes in zip(rows, caption, strict=True) if yes], caption, context),
+        "gain": gains(marked, cluster, context),
+        "nearest_neighbour": nearest_block(marked, cluster, context),
+        "no_near_duplicate": part(marked, cluster, context, context.near_duplicate),
+        "unseen_wording": part(marked, cluster, context, context.known_question),
+        "by_question_type": by_label(marked, cluster, context, lambda row: row.get("question_type")),
+        "by_modality": by_label(marked, cluster, context, lambda row: (context.modality or {}).get(row["id"])),
+        "rules": count_rules(marked.verdicts),
+    }
+    verdicts = iter(marked.verdicts)
+    judged = []
+    for row, is_one in zip(rows, caption, strict=True):
+        verdict = Verdict(None, "caption") if is_one else next(verdicts)
+        judged.append({"id": row["id"], "correct": verdict.correct, "rule": verdict.rule})
+    return scores, judged
+
+
+def count_rules(verdicts: Sequence[Verdict]) -> dict[str, dict[str, int]]:
+    """How often each rule decided, and how: {"equal": {"right": 12}, …}."""
+    names = {True: "right", False: "wrong", None: "unparsable"}
+    found: dict[str, dict[str, int]] = {}
+    for verdict in verdicts:
+        by = found.setdefault(verdict.rule, {})
+        by[names[verdict.correct]] = by.get(names[verdict.correct], 0) + 1
+    return dict(sorted(found.items()))
+
+
+def part(
+    marked: Marked, cluster: NDArray[np.int64], context: Context, excluded: Mapping[str, bool] | None
+) -> dict[str, Any]:
+    """The block over rows that are not excluded (by near-duplicate, by known wording); null where that is unknown."""
+    if excluded is None:
+        return {
+            "n": None,
+            "exact": None,
+            "accuracy": None,
+            "reason": "no training data was named: give --train DATASET",
+        }
+    chosen = np.array([not excluded[row["id"]] for row in marked.rows], dtype=bool)
+    return block(marked, chosen, cluster, context)
+
+
+def by_label(marked: Marked, cluster: NDArray[np.int64], context: Context, label: Any) -> dict[str, Any]:
+    """A block for each label that rows carry; rows without one are left out."""
+    labels = [label(row) for row in marked.rows]
+    return {
+        name: block(marked, np.array([other == name for other in labels], dtype=bool), cluster, context)
+        for name in sorted({name for name in labels if name})
+    }
+
+
+def nearest_block(marked: Marked, cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
+    """What the nearest training question and picture would have answered."""
+    if marked.nearest is None or not marked.rows:
+        reason = context.controls.reasons.get("nearest", "not given")
+        return {"n": len(marked.rows), "exact": None, "accuracy": None, "reason": reason}
+    found: dict[str, Any] = {"n": len(marked.rows)}
+    for metric in METRICS:
+        values = marked.nearest[metric]
+        interval = bootstrap_interval(values, cluster, context.resamples, context.seed)
+        found[metric] = {"value": float(values.mean()), "interval": list(interval) if interval else None}
+    return found
+
+
+def gains(marked: Marked, cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
+    """Accuracy above the better blind control and above the nearest neighbour, paired, with interval and p-value."""
+    rivals = dict.fromkeys(("over_blind", "over_nearest_neighbour"))
+    found: dict[str, Any] = {}
+    means = {name: by["accuracy"].mean() for name, by in marked.blind.items()} if marked.rows else {}
+    against = {
+        "over_blind": marked.blind[max(means, key=lambda name: means[name])]["accuracy"] if means else None,
+        "over_nearest_neighbour": marked.nearest["accuracy"] if marked.nearest and marked.rows else None,
+    }
+    for name in rivals:
+        rival = against[name]
+        if rival is None:
+            found[name] = {"value": None, "reason": "that control is missing"}
+            continue
+        result = compare(marked.model["accuracy"], rival, cluster, context.resamples, context.seed)
+        found[name] = {
+            "value": result.difference,
+            "interval": list(result.interval) if result.interval else None,
+            "p_value": result.p_value,
+            "clusters": result.clusters,
+        }
+    return found
+
+
+def caption_block(rows: Sequence[Row], caption: NDArray[np.bool_], context: Context) -> dict[str, Any]:
+    """{"n", "fact_f1", …} of the captions, with blind and shuffled fact F1; null where there are none."""
+    if not rows:
+        return {"n": 0, "fact_f1": None, "reason": "no captions among the rows"}
+    scores, facts = score_captions(rows, context.facts)
+    per_caption = np.array([fact.f1 for fact in facts])
+    cluster = context.cluster[caption]
+    interval = bootstrap_interval(per_caption, cluster, context.resamples, context.seed)
+
+    def fact_f1(answers: Answers) -> float:
+        swapped = [{**row, "prediction": answers[row["id"]]} for row in rows]
+        return score_captions(swapped, context.facts, only_facts=True)[0]["fact_f1"]
+
+    controls = context.controls
+    blind = {
+        name: fact_f1(answers)
+        for name, answers in (
+            ("mean picture", controls.mean_picture),
+            ("commonest training answer", controls.commonest),
+        )
+        if answers is not None
+    }
+    shuffled = [fact_f1(answers) for answers in controls.shuffled]
+    return {
+        "n": len(rows),
+        **scores,
+        "fact_f1_mean": float(per_caption.mean()),
+        "fact_f1_mean_interval": list(interval) if interval else None,
+        "blind": max(blind.values()) if blind else None,
+        "blind_each": blind,
+        "shuffled": float(np.mean(shuffled)) if shuffled else None,
+        "shuffles": len(shuffled),
+        "facts_from": "truth record" if context.facts.truth else "reference text",
+    }
+
+
+def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
+    """scores.json, whole or not at all. A score without a manifest is refused."""
+    assert scores.get("manifest"), "scores without a manifest must not be written"
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(scores, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def write_verdicts(path: Path, judged: Sequence[Mapping[str, Any]]) -> None:
+    """Each row's id, correct and rule as JSONL."""
+    write_jsonl(path, judged)
+
+
+__all__ = ["SCORER_VERSION", "Context", "Controls", "score_rows", "write_scores", "write_verdicts"]
