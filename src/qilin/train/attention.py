@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 NAME = "qilin_packed"
+SMALL = 1 << 16  # queries x keys up to which plain products beat PyTorch's flash kernel on a CPU (bench/attention)
 WASTE = 1.25  # documents are computed together while padding them to the longest costs at most this factor
 
 # Letters: T tokens of the pack, D documents, N documents of one bucket, H heads, E width of a head.
@@ -147,17 +148,24 @@ def packed_attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     outputs = []
     for bucket in layout.buckets:
-        out = F.scaled_dot_product_attention(
-            take(q, bucket.queries),
-            take(k, bucket.keys),
-            take(v, bucket.keys),
-            attn_mask=bucket.mask,
-            is_causal=bucket.mask is None,
-            dropout_p=dropout if module.training else 0.0,
-            scale=scaling,
-        )  # (N, H, Lq, E)
+        chosen = take(q, bucket.queries), take(k, bucket.keys), take(v, bucket.keys)
+        out = attend(*chosen, bucket.mask, scaling, dropout if module.training else 0.0)  # (N, H, Lq, E)
         outputs.append(out.transpose(1, 2).flatten(0, 1))  # (N * Lq, H, E)
     return torch.cat(outputs).index_select(0, layout.place)[None], None
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scaling: float | None, dropout: float
+) -> torch.Tensor:
+    """Attention of one bucket: (N, H, Lq, E), (N, H, Lk, E), (N, H, Lk, E) -> (N, H, Lq, E)."""
+    if q.shape[2] * k.shape[2] > SMALL or dropout:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling
+        )
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    scores = (q * (scaling or q.shape[-1] ** -0.5)) @ k.transpose(-1, -2)  # (N, H, Lq, Lk)
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
 
 
 def take(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
