@@ -23,11 +23,11 @@ def draw_fundus(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
     x, y = grids = moved_grid(rng, size, 0.7)
     half = 1 if truth.eye == "右眼" else -1
     tone = rng.uniform(-0.03, 0.03)
-    canvas = blank(size, (0.76 + tone, 0.36 + tone * 0.6, 0.15))
+    canvas = blank(size, (0.86 + tone, 0.46 + tone * 0.6, 0.22))
     canvas *= (1.05 - 0.38 * (x * x + y * y) + 0.03 * clouds(rng, size, 7))[..., None]
     disc_x, disc_y = half * 0.45, rng.uniform(-0.03, 0.03)
-    mix(canvas, 0.42 * np.exp(-(((x + half * 0.12) ** 2 + y * y) / 0.035)), (0.42, 0.14, 0.06))  # macula
-    mix(canvas, vessels(rng, size, half, disc_y), (0.47, 0.08, 0.06))
+    mix(canvas, 0.42 * np.exp(-(((x + half * 0.12) ** 2 + y * y) / 0.035)), (0.52, 0.24, 0.12))  # macula
+    mix(canvas, vessels(rng, size, half, disc_y), (0.58, 0.13, 0.10))
     mix(canvas, ellipse(x, y, disc_x, disc_y, 0.175, 0.195, 0.03), (0.97, 0.72, 0.40))
     cup = rng.uniform(0.76, 0.84) if named(truth, "视盘凹陷扩大") else rng.uniform(0.28, 0.36)
     mix(canvas, ellipse(x, y, disc_x, disc_y, 0.175 * cup, 0.195 * cup, 0.025), (1.0, 0.97, 0.86))
@@ -38,7 +38,7 @@ def draw_fundus(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
             low, high = sorted((up * 0.24, up * 0.60))
             if name == "视网膜出血":
                 for centre in spread(rng, spot.number or 1, (-0.46, low), (0.46, high), 0.34):
-                    blob(rng, canvas, grids, centre, rng.uniform(0.105, 0.12), (0.14, 0.0, 0.01), 0.025, rough=0.12)
+                    blob(rng, canvas, grids, centre, rng.uniform(0.105, 0.12), (0.42, 0.0, 0.05), 0.025, rough=0.12)
             else:
                 cx, cy = rng.uniform(-0.35, 0.1) * half, up * rng.uniform(0.34, 0.5)
                 for angle in rng.uniform(0, 6.28, 16):

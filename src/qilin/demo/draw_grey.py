@@ -172,7 +172,7 @@ def draw_abdomen(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
     mix(canvas, bile, 0.03)
     behind = inside(np.abs(mx - bx) - 0.32, 0.12) * inside(by + 0.2 - my, 0.05)
     canvas += 0.12 * behind * inside(my - 0.95, 0.4)
-    draw_cysts(rng, named(truth, "肝囊肿"), canvas, grids)
+    draw_cyst(rng, named(truth, "肝囊肿"), canvas, grids)
     stone = named(truth, "胆囊结石")
     if stone:
         radius = rng.uniform(*STONE[str(stone.size)])
@@ -188,16 +188,15 @@ def draw_abdomen(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
     return canvas * fan + np.float32(0.01)
 
 
-def draw_cysts(rng: np.random.Generator, cyst: Finding | None, canvas: Canvas, grids: tuple[Canvas, Canvas]) -> None:
-    """Black round cysts in one lobe, each with brighter tissue behind it."""
+def draw_cyst(rng: np.random.Generator, cyst: Finding | None, canvas: Canvas, grids: tuple[Canvas, Canvas]) -> None:
+    """A black round cyst in one lobe, with a bright wall and brighter tissue behind it."""
     if cyst is None:
         return
     x, y = grids
     radius = rng.uniform(*CYST[str(cyst.size)])
     half = 1 if cyst.place == "肝左叶" else -1
-    low, high = sorted((half * 0.20, half * 0.46))
-    for cx, cy in spread(rng, cyst.number or 1, (low, -0.42), (high, -0.02), 2 * radius + 0.06):
-        glow = inside(np.abs(x - cx) - np.float32(radius * 0.8), 0.05) * inside(cy + radius - y, 0.04)
-        canvas += 0.16 * glow * inside(y - np.float32(cy + radius + 0.2), 0.25)
-        blob(rng, canvas, grids, (cx, cy), radius + 0.02, 0.6, soft=0.03)
-        blob(rng, canvas, grids, (cx, cy), radius, 0.02, soft=0.02)
+    cx, cy = half * rng.uniform(0.24, 0.42), rng.uniform(-0.38, -0.12)
+    glow = inside(np.abs(x - cx) - np.float32(radius * 0.8), 0.05) * inside(cy + radius - y, 0.04)
+    canvas += 0.16 * glow * inside(y - np.float32(cy + radius + 0.2), 0.25)
+    blob(rng, canvas, grids, (cx, cy), radius + 0.03, 0.85, soft=0.03)
+    blob(rng, canvas, grids, (cx, cy), radius, 0.02, soft=0.02)

@@ -27,7 +27,8 @@ from qilin.imaging.pixels import phash
 
 NOTICE = (
     "Drawn by Qilin's own code, not taken from any patient; every picture bears the mark DRAWN. "
-    "Good for trying the software, worthless for medicine."
+    "Good for trying the software, worthless for medicine. Sides are the patient's: in chest radiographs and head CT "
+    "the patient's left is on the picture's right."
 )
 LICENSE = "CC0-1.0"
 SMALLEST = 12  # pictures a split: a whole round of kinds
