@@ -39,7 +39,8 @@ def test_simplified() -> None:
 
 
 def test_chinese_share() -> None:
-    assert has_chinese("CT图") and not has_chinese("CT ①")
+    assert has_chinese("CT图")
+    assert not has_chinese("CT ①")
     assert chinese_share("CT图像") == 0.5
     assert chinese_share(" ") == 0.0
 

@@ -233,8 +233,8 @@ def _by_items(q: str, r: str, p: str) -> Verdict | None:
     many = len(truth) > 1 or len(said) > 1
     if covers and covered:
         return Verdict(True, "list" if many else "synonym")
-    both = set(truth) == {Place("left"), Place("right")} and said == [Place("both")]
-    return Verdict(True, "list") if both else None
+    sides_of = ({Place("left"), Place("right")}, {Place("both")})
+    return Verdict(True, "list") if (set(truth), set(said)) in (sides_of, sides_of[::-1]) else None
 
 
 _FRAME_LETTERS = set(
@@ -279,6 +279,8 @@ def _by_kind(q: str, r: str, p: str) -> Verdict | None:
         said = said & (named(q, kind) | {name})
     if len(said) == 1:
         return Verdict(name in said, "one of its kind")
+    if r in p and not said:
+        return Verdict(False, "one of its kind")
     if offered and p != r and not said and kind_and_name(p) is None:
         return Verdict(None, "unparsable")
     return None

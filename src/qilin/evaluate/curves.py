@@ -121,7 +121,7 @@ MARKERS = {"blind": "blind", "shuffled": "shuffled pictures", "nearest": "neares
 
 def score_plot(rows: Sequence[tuple[str, Mapping[str, Any], float | None]], metric: str) -> str:
     """A row for each (name, block, nearest neighbour's value): value with its interval, and the controls as marks."""
-    left, right, line = 150, 70, 34
+    left, right, line = 190, 60, 34
     width = 760
     height = 26 + line * len(rows) + 22
 

@@ -78,7 +78,8 @@ def picked(answer: str, choices: Sequence[str]) -> frozenset[int] | None:
 
 def _indices(letters: str, count: int) -> frozenset[int] | None:
     found = {
-        _STEMS.index(c) if c in _STEMS else "ABCDEFGH".index(c.upper()) for c in letters if c in _STEMS or c.isalpha()
+        _STEMS.index(c) if c in _STEMS else "ABCDEFGH".index(c.upper())
+        for c in re.findall(rf"{_LETTER}|[{_STEMS}]", letters)
     }
     return frozenset(found) if found and max(found) < count else None
 

@@ -48,6 +48,12 @@ _TRAIL = re.compile(r"(?:的|了)$")
 _PICTURE_WORD = re.compile(r"(?:医学)?(?:图像|图片|影像|成像|扫描|检查|照片|片子)$")
 
 
+_ENGLISH = {
+    "left": Place("left"), "left side": Place("left"), "right": Place("right"), "right side": Place("right"),
+    "both": Place("both"), "both sides": Place("both"), "bilateral": Place("both"),
+}  # fmt: skip
+
+
 @lru_cache(maxsize=100_000)
 def meaning(item: str) -> Place | Named:
     """What a normalised item means; a text that no table knows means itself."""
@@ -62,6 +68,8 @@ def meaning(item: str) -> Place | Named:
 
 
 def _place(text: str) -> Place | None:
+    if text in _ENGLISH:
+        return _ENGLISH[text]
     match = _PLACE.fullmatch(text)
     if match is None or not text:
         return None

@@ -114,7 +114,7 @@ def headline(scores: Mapping[str, Any], model: str, data: Dataset) -> str:
     """Model, dataset and the few numbers that matter, gain first."""
     manifest = scores["manifest"]
     tiles = []
-    for name, title in (("over_blind", "gain over blind"), ("over_nearest_neighbour", "gain over nearest neighbour")):
+    for name, title in (("over_blind", "gain over blind"), ("over_nearest_neighbour", "gain over neighbour")):
         gain = scores["gain"][name]
         if gain["value"] is not None:
             tiles.append(tile(title, f"{gain['value']:+.3f}", interval_text(gain["interval"], signed=True)))
@@ -127,7 +127,10 @@ def headline(scores: Mapping[str, Any], model: str, data: Dataset) -> str:
     return (
         f"<header><p class='eyebrow'>Qilin evaluation</p><h1>{escape(Path(model).name)} <span>on</span> "
         f"{escape(data.path.name)} <span>{escape(manifest['dataset']['split'])}</span></h1>"
-        f"<div class='tiles'>{''.join(tiles)}</div></header>"
+        f"<div class='tiles'>{''.join(tiles)}</div>"
+        "<p class='note'>Small figures: 95 % intervals by bootstrap over independent pictures. Blind: the better of a "
+        "mean picture and the commonest training answer. Neighbour: the answer of the most similar training question and "
+        "picture.</p></header>"
     )
 
 
@@ -137,7 +140,7 @@ def tile(title: str, value: str, note: str) -> str:
 
 def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str:
     sign = "+" if signed else ""
-    return f"95 % {interval[0]:{sign}.3f} to {interval[1]:{sign}.3f}" if interval else "no interval"
+    return f"{interval[0]:{sign}.3f} … {interval[1]:{sign}.3f}" if interval else "no interval"
 
 
 def scores_section(scores: Mapping[str, Any]) -> str:

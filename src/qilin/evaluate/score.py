@@ -142,22 +142,26 @@ def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
 
 def print_scores(scores: Mapping[str, Any]) -> None:
     """The scores as a table on the screen."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="scores (95 % intervals by bootstrap, clustered by picture)")
-    for name in ("rows", "n", "exact", "accuracy", "blind", "shuffled", "unparsable"):
-        table.add_column(name, justify="left" if name == "rows" else "right")
+    title = "scores; intervals: 95 %, bootstrap over independent pictures"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("", "n", "exact", "accuracy", "interval", "blind", "shuffled", "unread"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     names = ["all", "closed", "open", "no_near_duplicate", "unseen_wording"]
     for name, part in [*((n, scores[n]) for n in names), *scores["by_question_type"].items()]:
         if part.get("n"):
             accuracy = part["accuracy"]
-            figures = (number(part["exact"]), number(accuracy), plain(accuracy["blind"]), plain(accuracy["shuffled"]))
-            table.add_row(name.replace("_", " "), str(part["n"]), *figures, str(part["unparsable"]))
+            controls = (plain(accuracy["blind"]), plain(accuracy["shuffled"]), str(part["unparsable"]))
+            figures = (plain(part["exact"]["value"]), plain(accuracy["value"]), span(accuracy["interval"]))
+            table.add_row(name.replace("_", " "), str(part["n"]), *figures, *controls)
     nearest = scores["nearest_neighbour"]
     if nearest.get("accuracy"):
         table.add_section()
-        table.add_row("nearest neighbour", str(nearest["n"]), number(nearest["exact"]), number(nearest["accuracy"]))
+        figures = (plain(nearest["exact"]["value"]), plain(nearest["accuracy"]["value"]))
+        table.add_row("nearest neighbour", str(nearest["n"]), *figures, span(nearest["accuracy"]["interval"]))
     console = Console()
     console.print(table)
     captions = scores["captions"]
@@ -175,12 +179,8 @@ def print_scores(scores: Mapping[str, Any]) -> None:
             console.print(f"{name}: not known, {reason}", style="dim")
 
 
-def number(part: Mapping[str, Any]) -> str:
-    """0.812 [0.78, 0.84]"""
-    if part["value"] is None:
-        return "–"
-    interval = part["interval"]
-    return f"{part['value']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+def span(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.3f}–{interval[1]:.3f}" if interval else "–"
 
 
 def plain(value: float | None) -> str:

@@ -35,7 +35,7 @@ _LIST_MARK = re.compile(r"[,;/\n]|以及|还有|并且|\band\b|[和与及](?![^,
 
 _NO_ANSWER = re.compile(
     r"无法(?:判断|确定|回答|识别|看出|得知|从|确认|辨认|提供)|不能(?:判断|确定|回答|确认|提供)|难以(?:判断|确定|辨认)"
-    r"|不知道|不确定|不清楚(?!$)|^不清楚$|抱歉|对不起|作为(?:一个|一名)?(?:ai|人工智能|语言模型)|看不清"
+    r"|可能.*也可能|不一定|不知道|不确定|不清楚(?!$)|^不清楚$|抱歉|对不起|作为(?:一个|一名)?(?:ai|人工智能|语言模型)|看不清"
     r"|cannot (?:determine|answer|tell|see)|can't (?:determine|answer|tell|see)"
     r"|i'm sorry|unable to|i don't know|not sure"
 )  # fmt: skip

@@ -144,6 +144,7 @@ _WH = re.compile(
 )
 _A_NOT_A = re.compile(r"有没有|有无|是不是|是否|能不能|可不可以|能否|可否|会不会|对不对|属不属于|存不存在|包不包含")
 _STRIP = re.compile(r"^(?:嗯|确实|的确|当然|肯定|应该|似乎|好像|我认为|可能)?(.*?)(?:的|了|啊|呢|哦|哈)?$")
+_DENIED_WORD = re.compile(r"^(?:并非|并不是|不是)(.+)$")
 _LEAD = re.compile(r"^(.+?)(?:[,.。;:!?(]|\s(?=[^a-z])|$)(.*)$", re.DOTALL)
 _ENGLISH_LEAD = re.compile(r"^(yes|no)\b[,.\s]*(.*)$", re.DOTALL)
 _CLAUSE = re.compile(r"[,。;!?\n]")
@@ -152,7 +153,7 @@ _AFFIRMS = re.compile(
 )
 
 _NORMAL = re.compile(r"正常|健康|\bnormal\b|\bhealthy\b")
-_ABNORMAL = re.compile(r"异常|病变|病灶|不健康|\babnormal\w*|\bunhealthy\b|问题")
+_ABNORMAL = re.compile(r"异常|病变|病灶|\babnormal\w*|\bunhealthy\b|问题")
 _STOP = re.compile(
     r"这张|这幅|这个|该|此|本|医学|图像|图片|影像|照片|图|中|里|上|内|的|了|是|有|存在|包含|包括|含有|含|可以|能|看起来|看到|观察到"
     r"|显示|出现|属于|一个|一张|任何|病人|患者|关于|器官|吗|么|嘛|\?|被|用于|通过|拍摄"
@@ -179,7 +180,9 @@ def word_polarity(text: str) -> bool | None:
             return True
         if word in NO:
             return False
-    return None
+    double = _DENIED_WORD.match(text)
+    inner = word_polarity(double.group(1)) if double else None
+    return None if inner is None else not inner
 
 
 @lru_cache(maxsize=100_000)

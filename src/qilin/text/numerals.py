@@ -89,6 +89,6 @@ def parse_count(text: str) -> tuple[Fraction, str] | None:
     if match is None:
         return None
     number = parse_number(match.group(1))
-    if number is None or re.match(r"[\d.,/~-]", match.group(2)):
+    if number is None or re.search(r"\d|^[.,/~或至到-]", match.group(2)):
         return None
     return number, match.group(2).strip()

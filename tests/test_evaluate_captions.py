@@ -1,0 +1,85 @@
+"""Caption scores: facts, BLEU, ROUGE-L, with a control for each."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qilin.errors import UserError
+from qilin.evaluate.captions import (
+    FactSource,
+    bleu,
+    fact_score,
+    longest_common,
+    read_fact_source,
+    rouge_l,
+    score_captions,
+)
+from qilin.text.facts import DEFAULT_VOCABULARY
+
+RIGHT = "胸部X光片，左侧气胸，未见胸腔积液。"
+
+
+def row(prediction: str, reference: str = RIGHT, image: str = "a") -> dict[str, object]:
+    return {"prediction": prediction, "reference": reference, "image_ids": [image]}
+
+
+def test_a_caption_against_itself() -> None:
+    scores, facts = score_captions([row(RIGHT)], FactSource(DEFAULT_VOCABULARY, {}))
+    assert [scores[name] for name in ("fact_f1", "bleu4", "rouge_l_char")] == pytest.approx([1.0, 1.0, 1.0])
+    assert scores["invented_findings"] == 0
+    assert facts[0].shared == facts[0].true
+
+
+def test_wrong_side_costs_facts_though_words_hardly_differ() -> None:
+    scores, _ = score_captions([row(RIGHT.replace("左", "右"))], FactSource(DEFAULT_VOCABULARY, {}))
+    assert scores["fact_f1"] < 0.9 < scores["rouge_l_char"]
+
+
+def test_invented_findings_are_counted() -> None:
+    scores, _ = score_captions([row(RIGHT + "右肺可见肿块。")], FactSource(DEFAULT_VOCABULARY, {}))
+    assert scores["invented_findings"] == 1
+    assert fact_score(frozenset({"肿块", "no 气胸"}), frozenset({"气胸"})).invented == 1
+
+
+def test_truth_record_comes_before_the_reference() -> None:
+    truth = {"a": frozenset({"modality=X光", "气胸", "气胸|side=右侧"})}
+    scores, _ = score_captions([row(RIGHT)], FactSource(DEFAULT_VOCABULARY, truth))
+    # 未见胸腔积液 need not be in a truth record; the side is wrong: 2 of 3 facts are shared.
+    assert [scores["fact_precision"], scores["fact_recall"]] == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_fact_source_of_a_folder(tmp_path: Path) -> None:
+    assert read_fact_source(tmp_path).truth == {}
+    (tmp_path / "facts.json").write_text('{"finding": {"气胸": ["气胸"]}}', encoding="utf-8")
+    lines = [json.dumps({"image_id": "a", "facts": ["气胸"]}), json.dumps({"image_id": "b", "kind": "no facts here"})]
+    (tmp_path / "truth.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    source = read_fact_source(tmp_path)
+    assert source.truth == {"a": frozenset({"气胸"})}
+    assert source.compare(["a"], "", "左侧气胸").f1 == 1.0
+    (tmp_path / "truth.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"truth\.jsonl, line 1"):
+        read_fact_source(tmp_path)
+
+
+def test_bleu_reads_chinese_by_character() -> None:
+    # As one token a sentence, two different sentences would share nothing.
+    assert bleu(["左肺上叶可见结节影"], ["左肺下叶可见结节影"]) > 0.4
+    assert bleu(["心脏大小正常"], ["左肺下叶可见结节影"]) < 0.05
+
+
+def test_rouge_is_by_hand() -> None:
+    assert rouge_l("左肺结节", "左肺上叶结节") == pytest.approx(2 * 4 / 10)
+    assert rouge_l("", "左肺") == 0.0
+    assert rouge_l("左肺结节", "左肺上叶结节", "word") > 0
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.lists(st.sampled_from("abc"), max_size=12))
+def test_longest_common_against_the_plain_table(a: list[str], b: list[str]) -> None:
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    assert longest_common(a, b) == table[-1][-1]
