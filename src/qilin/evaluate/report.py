@@ -129,8 +129,8 @@ def headline(scores: Mapping[str, Any], model: str, data: Dataset) -> str:
         f"{escape(data.path.name)} <span>{escape(manifest['dataset']['split'])}</span></h1>"
         f"<div class='tiles'>{''.join(tiles)}</div>"
         "<p class='note'>Small figures: 95 % intervals by bootstrap over independent pictures. Blind: the better of a "
-        "mean picture and the commonest training answer. Neighbour: the answer of the most similar training question and "
-        "picture.</p></header>"
+        "mean picture and the commonest training answer. Neighbour: the answer of the most similar training "
+        "question and picture.</p></header>"
     )
 
 

@@ -160,8 +160,9 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     nearest = scores["nearest_neighbour"]
     if nearest.get("accuracy"):
         table.add_section()
-        figures = (plain(nearest["exact"]["value"]), plain(nearest["accuracy"]["value"]))
-        table.add_row("nearest neighbour", str(nearest["n"]), *figures, span(nearest["accuracy"]["interval"]))
+        exact, accuracy = nearest["exact"], nearest["accuracy"]
+        figures = (plain(exact["value"]), plain(accuracy["value"]), span(accuracy["interval"]))
+        table.add_row("nearest neighbour", str(nearest["n"]), *figures)
     console = Console()
     console.print(table)
     captions = scores["captions"]
