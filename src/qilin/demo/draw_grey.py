@@ -116,7 +116,7 @@ def draw_head(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
     mix(canvas, ellipse(x, y, 0, 0, rx + 0.05, ry + 0.05, 0.03), 0.22)  # scalp
     mix(canvas, ellipse(x, y, 0, 0, rx, ry, 0.025), 0.97)  # skull
     brain = ellipse(x, y, 0, 0, rx - 0.07, ry - 0.07, 0.025)
-    tissue = 0.44 + 0.03 * clouds(rng, size, 14)
+    tissue = 0.52 + 0.03 * clouds(rng, size, 14)
     radius = np.sqrt((x / (rx - 0.07)) ** 2 + (y / (ry - 0.07)) ** 2)
     angle = np.arctan2(y, x)
     folds = np.cos(angle * 26 + 5 * radius + np.float32(rng.uniform(0, 6)) + 1.5 * np.sin(angle * 7))
@@ -130,8 +130,8 @@ def draw_head(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
             middle = np.float32(half) * (0.055 * wide + lean * (end * y - 0.02))
             along = (end * y + 0.02) / (0.24 + 0.05 * wide)  # 0 at the middle, 1 at the tip
             thick = np.float32(0.045 * wide) * np.sqrt(np.clip(1 - along * along, 0, 1))
-            mix(canvas, inside(np.abs(x - middle) - thick, 0.03) * (along > -0.1) * (along < 1), 0.10)
-    for name, value in (("脑出血", 0.90), ("脑梗死", 0.07)):
+            mix(canvas, inside(np.abs(x - middle) - thick, 0.03) * (along > -0.1) * (along < 1), 0.20)
+    for name, value in (("脑出血", 0.90), ("脑梗死", 0.08)):
         lesion = named(truth, name)
         if lesion:
             half = column(lesion.side)
@@ -139,7 +139,7 @@ def draw_head(rng: np.random.Generator, truth: Truth, size: int) -> Canvas:
             centre = (half * (cx + rng.uniform(-0.03, 0.03)), cy + rng.uniform(-0.04, 0.04))
             spot = rng.uniform(*LESION[str(lesion.size)])
             if value > 0.5:  # blood has a dark rim of swelling
-                blob(rng, canvas, grids, centre, spot + 0.045, 0.30, soft=0.07, rough=0.06, strength=0.6)
+                blob(rng, canvas, grids, centre, spot + 0.045, 0.36, soft=0.07, rough=0.06, strength=0.6)
             blob(rng, canvas, grids, centre, spot, value, soft=0.035 if value > 0.5 else 0.05, rough=0.09)
     grain(rng, canvas, rng.uniform(0.015, 0.03))
     return canvas
