@@ -32,7 +32,7 @@ from qilin.demo.tokenizer import make_tokenizer
 from qilin.errors import UserError
 from qilin.model.inputs import Pixels
 from qilin.settings import to_dict
-from qilin.train.attention import NAME, make_layout
+from qilin.train.attention import NAME, make_layout, use_quick_vision
 from qilin.train.augment import augment
 from qilin.train.log import progress_bar
 from qilin.train.loop import rate_share
@@ -89,13 +89,14 @@ def make_language(samples: Sequence[Sample], out: Path, part: LanguagePart, seed
         for epoch in range(part.epochs)
         for batch in text_batches(documents, part.batch_tokens, np.random.default_rng([seed, epoch]))
     ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=part.rate, weight_decay=0.01, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=part.rate, weight_decay=0.01, betas=(0.9, 0.95), fused=True)
     task = bar.add_task("language model", total=len(batches), figure="")
     for step, batch in enumerate(batches):
         set_rate(optimizer, part.rate, step, len(batches))
         ids, positions, layout, where, targets = text_pack(batch)
-        hidden = model.model(input_ids=ids, position_ids=positions, layout=layout, use_cache=False).last_hidden_state[0]
-        loss = answer_loss(hidden, model.lm_head, where, targets) / len(targets)
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = model.model(input_ids=ids, position_ids=positions, layout=layout, use_cache=False)
+            loss = answer_loss(seen.last_hidden_state[0], model.lm_head, where, targets) / len(targets)
         learn(model, optimizer, loss)
         bar.update(task, advance=1, figure=f"loss {loss.item():.3f}")
     model.set_attn_implementation("sdpa")
@@ -143,6 +144,7 @@ def make_vision(
         initializer_range=0.02,
     )
     tower = CLIPVisionModel(config)
+    use_quick_vision(tower)
     processor = LlavaImageProcessorPil(
         size={"shortest_edge": part.image_size},
         crop_size={"height": part.image_size, "width": part.image_size},
@@ -164,7 +166,7 @@ def make_vision(
     matrices = [p for p in both.parameters() if p.ndim >= 2]
     others = [p for p in both.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": part.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=part.rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=part.rate, betas=(0.9, 0.98), fused=True)
     random = torch.Generator().manual_seed(seed)
     task = bar.add_task("vision encoder", total=steps, figure="")
     for step in range(steps):
@@ -172,8 +174,10 @@ def make_vision(
             order = torch.randperm(len(every), generator=random)
         rows = order[step % batches :: batches]
         set_rate(optimizer, part.rate, step, steps)
-        seen = tower(pixel_values=augment(every[rows], part.augment, random), output_hidden_states=True)
-        loss = head(used_features(seen), rows, random)
+        changed = augment(every[rows], part.augment, random)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = used_features(tower(pixel_values=changed, output_hidden_states=True))
+        loss = head(features.float(), rows, random)
         learn(both, optimizer, loss)
         bar.update(task, advance=1, figure=f"loss {loss.item():.3f}")
     tower.save_pretrained(out / "vision")

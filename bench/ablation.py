@@ -1,0 +1,102 @@
+"""What stage 1 buys: the curriculum against stage 2 alone, at the same budget of tokens, seed by seed.
+
+    python bench/ablation.py --data drawn=FOLDER --data slake=FOLDER --parts drawn=FOLDER --parts slake=FOLDER --work DIR
+
+Both arms begin from the same parts. `curriculum`: stage 1 on captions, then stage 2. `alone`: stage 2 from a fresh
+projector, with as many more passes through its data as make up for stage 1's CPU time. `captions-in-2`: stage 2 alone, the
+captions among its samples. One run is one process; bench/results/ablation.json is written after each and lists those
+that are missing, so the whole can be interrupted and continued.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "ablation.json"
+ARMS = ("curriculum", "alone")
+RECIPES = {"drawn": "tiny", "slake": "small"}
+# Passes through the data, chosen so that both arms take about the same CPU time and no run more than eight minutes.
+PASSES = {
+    "drawn": {"curriculum": (2, 2), "alone": (0, 3)},
+    "slake": {"curriculum": (4, 8), "alone": (0, 10)},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--parts", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, required=True)
+    asked = parser.parse_args()
+    data, parts = (dict(word.split("=", 1) for word in words) for words in (asked.data, asked.parts))
+    wanted = [(name, arm, seed) for seed in asked.seeds for name in data for arm in ARMS]
+    for name, arm, seed in wanted:
+        rows = read()
+        if not any((r["data"], r["arm"], r["seed"]) == (name, arm, seed) for r in rows):
+            row = run(name, arm, seed, Path(data[name]), Path(parts[name]), asked.work)
+            write([*read(), row], wanted)
+
+
+def run(name: str, arm: str, seed: int, data: Path, parts: Path, work: Path) -> dict[str, Any]:
+    """One arm: its stages and its evaluation without controls."""
+    out = work / f"{name}-{arm}-{seed}"
+    first, second = PASSES[name][arm]
+    folder = RECIPES[name]
+    start = [f"vision={parts / 'vision'}", f"language={parts / 'language'}"]
+    seconds = 0.0
+    if first:
+        words = [f"data={data}", f"out={out / 'align'}", f"seed={seed}", f"epochs={first}", *start]
+        seconds += command("train", f"{folder}/align", *words)
+        start = [f"model={out / 'align'}"]
+    words = [f"data={data}", f"out={out / 'instruct'}", f"seed={seed}", f"epochs={second}", *start]
+    seconds += command("train", f"{folder}/instruct", *words)
+    split = "validation"
+    command("evaluate", str(out / "instruct"), str(data), "--split", split, "--out", str(out / "scores"), "--no-controls")
+    scores = json.loads((out / "scores" / "scores.json").read_text())
+    return {
+        "data": name,
+        "arm": arm,
+        "seed": seed,
+        "passes": [first, second],
+        "train_cpu_minutes": round(seconds / 60, 2),
+        **{kind: scores[kind]["exact"]["value"] for kind in ("all", "closed", "open")},
+        "caption_fact_f1": scores["captions"].get("fact_f1"),
+    }
+
+
+def command(*words: str) -> float:
+    """Run one qilin command on one thread; returns its CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "qilin.cli", *words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def read() -> list[dict[str, Any]]:
+    return list(json.loads(RESULT.read_text())["rows"]) if RESULT.is_file() else []
+
+
+def write(rows: list[dict[str, Any]], wanted: list[tuple[str, str, int]]) -> None:
+    """Rows, means by data and arm, and what is still missing."""
+    done = {(r["data"], r["arm"], r["seed"]) for r in rows}
+    means = {}
+    for name, arm in sorted({(r["data"], r["arm"]) for r in rows}):
+        mine = [r for r in rows if (r["data"], r["arm"]) == (name, arm)]
+        figures = ("all", "closed", "open", "caption_fact_f1", "train_cpu_minutes")
+        means[f"{name} {arm}"] = {
+            key: round(sum(r[key] for r in mine) / len(mine), 4) for key in figures if all(r[key] is not None for r in mine)
+        } | {"seeds": len(mine)}
+    missing = [" ".join(map(str, w)) for w in wanted if w not in done]
+    found = {"command": "python bench/ablation.py", "means": means, "missing": missing, "rows": rows}
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The whole story, measured: `qilin demo` on a dataset folder or on drawn pictures, seed by seed, in CPU minutes.
+
+    python bench/story.py slake --data SLAKE_FOLDER --seeds 0 1 2 --work DIR
+    python bench/story.py drawn --seeds 0 --work DIR
+
+Each seed is one process tree whose CPU time is read from the system; results are added to
+bench/results/story-NAME.json as each seed ends, so an interrupted run keeps what it has and goes on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--recipes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, required=True)
+    asked = parser.parse_args()
+    file = RESULTS / f"story-{asked.name}.json"
+    for seed in asked.seeds:
+        rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+        if not any(row["seed"] == seed for row in rows):
+            row = tell(asked, seed)
+            rows = json.loads(file.read_text())["rows"] if file.is_file() else []  # another seed may have ended meanwhile
+            write(file, asked, sorted([*rows, row], key=lambda r: r["seed"]))
+
+
+def tell(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Run one story and read its scores."""
+    out = asked.work / f"{asked.name}-{seed}"
+    command = [sys.executable, "-m", "qilin.cli", "demo", "--out", str(out), "--seed", str(seed)]
+    command += ["--threads", str(asked.threads)]
+    command += ["--data", str(asked.data)] if asked.data else []
+    command += ["--recipes", asked.recipes] if asked.recipes else []
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(asked.threads)})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    scores = json.loads((out / "evaluation" / "scores.json").read_text())
+    keep = ("all", "closed", "open", "no_near_duplicate", "unseen_wording", "nearest_neighbour", "captions")
+    return {
+        "seed": seed,
+        "cpu_minutes": round(cpu / 60, 2),
+        "wall_minutes": round((time.monotonic() - began) / 60, 2),
+        "scores": {name: scores[name] for name in keep if name in scores},
+        "by_question_type": scores.get("question_type"),
+    }
+
+
+def write(file: Path, asked: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """The result file: what was run, where, and the rows with their mean."""
+    import torch
+    import transformers
+
+    exact = [row["scores"]["all"]["exact"] for row in rows]
+    found = {
+        "command": f"python bench/story.py {asked.name} --seeds {' '.join(str(row['seed']) for row in rows)} "
+        f"--threads {asked.threads}" + (" --data FOLDER" if asked.data else ""),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.processor() or cpu_name()}",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "mean": {key: round(sum(e[key] for e in exact) / len(exact), 4) for key in ("value", "blind", "shuffled")}
+        | {"cpu_minutes": round(sum(row["cpu_minutes"] for row in rows) / len(rows), 2)},
+        "rows": rows,
+    }
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()
