@@ -13,15 +13,15 @@ from qilin.settings import add_flags, from_flags, read, setting, settings, to_di
 @settings
 class Part:
     path: Path = setting(help="where")
-    weight: float = setting(1.0, "how often")
+    weight: float = setting(default=1.0, help="how often")
 
 
 @settings
 class Recipe:
-    batch: int = setting(8, "samples a step")
-    rate: float = setting(1e-3, "learning rate")
-    data: tuple[Part, ...] = setting((), "what to learn from")
-    mode: Literal["a", "b"] = setting("a", "one of two")
+    batch: int = setting(default=8, help="samples a step")
+    rate: float = setting(default=1e-3, help="learning rate")
+    data: tuple[Part, ...] = setting(default=(), help="what to learn from")
+    mode: Literal["a", "b"] = setting(default="a", help="one of two")
 
     def __post_init__(self) -> None:
         if self.batch < 1:

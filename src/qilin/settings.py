@@ -19,7 +19,7 @@ MISSING = dataclasses.MISSING
 T = TypeVar("T")
 
 
-def setting(default: Any = MISSING, help: str = "") -> Any:
+def setting(*, default: Any = MISSING, help: str = "") -> Any:
     """A field of a settings class: its default and the line of help that is also its `--help`."""
     if isinstance(default, list | dict | set):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
@@ -178,7 +178,11 @@ def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
         else:
             shown = "" if field.default in (MISSING, None, "") else f" (default: {field.default})"
             parser.add_argument(
-                flag, dest=field.name, metavar=metavar(hints[field.name]), nargs="+" if many else None, help=text + shown
+                flag,
+                dest=field.name,
+                metavar=metavar(hints[field.name]),
+                nargs="+" if many else None,
+                help=text + shown,
             )
 
 
@@ -210,7 +214,9 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         inner = nested_settings(hints[field.name])
-        default = field.default if field.default is not MISSING else ("required" if field.default_factory is MISSING else "")
+        default = (
+            field.default if field.default is not MISSING else ("required" if field.default_factory is MISSING else "")
+        )
         if inner:
             rows.append((prefix + field.name, "", field.metadata.get("help", "")))
             for kind in inner:

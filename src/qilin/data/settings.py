@@ -24,35 +24,57 @@ class ImportSettings:
     name: str = setting(help="the layout of the source: slake, llava or folder")
     source: Path = setting(help="slake: its folder; llava: a JSON or JSONL file; folder: a CSV, JSON or JSONL table")
     out: Path = setting(help="the dataset folder to make; must be new or empty")
-    images: Path | None = setting(None, "the folder that picture paths start from (default: where the source lies)")
+    images: Path | None = setting(
+        default=None, help="the folder that picture paths start from (default: where the source lies)"
+    )
     lang: Literal["zh", "en"] = setting(
-        "zh", "the language of the texts; slake: only its questions in this one are read"
+        default="zh", help="the language of the texts; slake: only its questions in this one are read"
     )
-    captions: bool = setting(True, "slake: compose captions from each picture's own questions and answers")
-    kind: Literal["vqa", "caption"] = setting("vqa", "llava: what a row with a single exchange is")
-    add_missing_marks: bool = setting(False, "llava: where a row has pictures but no <image> mark, put the marks first")
-    image: str | None = setting(None, "folder: the column of picture paths, several divided by ';' (default: image)")
-    question: str | None = setting(None, "folder: the column of questions (default: question)")
-    answer: str | None = setting(None, "folder: the column of answers, or a text with {columns} (default: answer)")
-    caption: str | None = setting(None, "folder: the column of captions, or a text with {columns} (default: caption)")
-    ask: str | None = setting(None, "folder: one question for every row; may hold {columns}")
-    id: str | None = setting(None, "folder: the column of row names (default: the row's number)")
-    group: str | None = setting(None, "folder: the column of patients or articles, never divided (default: group)")
-    split_column: str | None = setting(None, "folder: the column that says train, validation or test (default: split)")
+    captions: bool = setting(default=True, help="slake: compose captions from each picture's own questions and answers")
+    kind: Literal["vqa", "caption"] = setting(default="vqa", help="llava: what a row with a single exchange is")
+    add_missing_marks: bool = setting(
+        default=False, help="llava: where a row has pictures but no <image> mark, put the marks first"
+    )
+    image: str | None = setting(
+        default=None, help="folder: the column of picture paths, several divided by ';' (default: image)"
+    )
+    question: str | None = setting(default=None, help="folder: the column of questions (default: question)")
+    answer: str | None = setting(
+        default=None, help="folder: the column of answers, or a text with {columns} (default: answer)"
+    )
+    caption: str | None = setting(
+        default=None, help="folder: the column of captions, or a text with {columns} (default: caption)"
+    )
+    ask: str | None = setting(default=None, help="folder: one question for every row; may hold {columns}")
+    id: str | None = setting(default=None, help="folder: the column of row names (default: the row's number)")
+    group: str | None = setting(
+        default=None, help="folder: the column of patients or articles, never divided (default: group)"
+    )
+    split_column: str | None = setting(
+        default=None, help="folder: the column that says train, validation or test (default: split)"
+    )
     answer_type: str | None = setting(
-        None, "folder: the column that says open, closed or choice (default: answer_type)"
+        default=None, help="folder: the column that says open, closed or choice (default: answer_type)"
     )
-    choices: str | None = setting(None, "folder: the column of choices, divided by ';' (default: choices)")
-    question_type: str | None = setting(None, "folder: the column of question types (default: question_type)")
-    modality: str | None = setting(None, "folder: the column of modalities (default: modality)")
-    body_part: str | None = setting(None, "folder: the column of body parts (default: body_part)")
-    text_only: bool = setting(False, "folder: keep rows without a picture as text to learn, instead of refusing them")
-    license: str | None = setting(None, "the licence of the source, where its rows do not say, such as 'CC BY 4.0'")
-    split: Literal["train", "validation", "test"] | None = setting(None, "put all rows into this split")
-    validation: float = setting(0.05, "the share of pictures kept for validation, where the source has no splits")
-    test: float = setting(0.05, "the share of pictures kept for testing, where the source has no splits")
-    seed: int = setting(0, "decides which pictures are kept; the same seed always keeps the same ones")
-    json: bool = setting(False, "print the summary as JSON")
+    choices: str | None = setting(default=None, help="folder: the column of choices, divided by ';' (default: choices)")
+    question_type: str | None = setting(
+        default=None, help="folder: the column of question types (default: question_type)"
+    )
+    modality: str | None = setting(default=None, help="folder: the column of modalities (default: modality)")
+    body_part: str | None = setting(default=None, help="folder: the column of body parts (default: body_part)")
+    text_only: bool = setting(
+        default=False, help="folder: keep rows without a picture as text to learn, instead of refusing them"
+    )
+    license: str | None = setting(
+        default=None, help="the licence of the source, where its rows do not say, such as 'CC BY 4.0'"
+    )
+    split: Literal["train", "validation", "test"] | None = setting(default=None, help="put all rows into this split")
+    validation: float = setting(
+        default=0.05, help="the share of pictures kept for validation, where the source has no splits"
+    )
+    test: float = setting(default=0.05, help="the share of pictures kept for testing, where the source has no splits")
+    seed: int = setting(default=0, help="decides which pictures are kept; the same seed always keeps the same ones")
+    json: bool = setting(default=False, help="print the summary as JSON")
 
     def __post_init__(self) -> None:
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:

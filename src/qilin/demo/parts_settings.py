@@ -9,38 +9,39 @@ from qilin.settings import setting, settings
 class VisionPart:
     """A small ViT in CLIP's form."""
 
-    image_size: int = setting(112, "pixels a side")
-    patch_size: int = setting(16, "pixels a side of a patch")
-    width: int = setting(96, "width of the residual stream")
-    layers: int = setting(4, "transformer layers; Qilin uses the features before the last one")
-    heads: int = setting(4, "attention heads")
+    image_size: int = setting(default=112, help="pixels a side")
+    patch_size: int = setting(default=16, help="pixels a side of a patch")
+    width: int = setting(default=96, help="width of the residual stream")
+    layers: int = setting(default=4, help="transformer layers; Qilin uses the features before the last one")
+    heads: int = setting(default=4, help="attention heads")
     objective: Literal["contrast", "answers"] = setting(
-        "contrast", "contrast: match pictures and their texts; answers: predict training answers (label supervision)"
+        default="contrast",
+        help="contrast: match pictures and their texts; answers: predict training answers (label supervision)",
     )
-    epochs: int = setting(20, "times through the training pictures")
-    batch: int = setting(128, "pictures a step")
-    rate: float = setting(1e-3, "peak learning rate (AdamW, cosine)")
-    weight_decay: float = setting(0.05, "decay of matrices")
-    augment: float = setting(0.5, "random shift, zoom and brightness, 0 to 1; never a mirror flip")
+    epochs: int = setting(default=20, help="times through the training pictures")
+    batch: int = setting(default=128, help="pictures a step")
+    rate: float = setting(default=1e-3, help="peak learning rate (AdamW, cosine)")
+    weight_decay: float = setting(default=0.05, help="decay of matrices")
+    augment: float = setting(default=0.5, help="random shift, zoom and brightness, 0 to 1; never a mirror flip")
 
 
 @settings
 class LanguagePart:
     """A small Chinese Llama and its tokenizer."""
 
-    vocabulary: int = setting(1600, "tokens; characters that are not among them fall back to bytes")
-    width: int = setting(192, "width of the residual stream")
-    layers: int = setting(4, "transformer layers")
-    heads: int = setting(4, "attention heads")
-    epochs: int = setting(3, "times through the training texts")
-    batch_tokens: int = setting(4096, "tokens a step")
-    rate: float = setting(3e-3, "peak learning rate (AdamW, cosine)")
+    vocabulary: int = setting(default=1600, help="tokens; characters that are not among them fall back to bytes")
+    width: int = setting(default=192, help="width of the residual stream")
+    layers: int = setting(default=4, help="transformer layers")
+    heads: int = setting(default=4, help="attention heads")
+    epochs: int = setting(default=3, help="times through the training texts")
+    batch_tokens: int = setting(default=4096, help="tokens a step")
+    rate: float = setting(default=3e-3, help="peak learning rate (AdamW, cosine)")
 
 
 @settings
 class PartsSettings:
     """Both parts."""
 
-    vision: VisionPart = setting(VisionPart(), "the vision encoder")
-    language: LanguagePart = setting(LanguagePart(), "the language model")
-    seed: int = setting(0, "of weights and order")
+    vision: VisionPart = setting(default=VisionPart(), help="the vision encoder")
+    language: LanguagePart = setting(default=LanguagePart(), help="the language model")
+    seed: int = setting(default=0, help="of weights and order")

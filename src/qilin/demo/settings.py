@@ -9,13 +9,19 @@ from qilin.settings import setting, settings
 class DemoSettings:
     """The whole story on this machine."""
 
-    out: Path = setting(Path("qilin-demo"), "folder for dataset/, parts/, align/, instruct/ and evaluation/")
-    data: Path | None = setting(None, "an imported dataset folder to learn from, instead of drawn pictures")
-    recipes: str | None = setting(None, "recipe folder: a name or a path (default: tiny; small with --data)")
-    pictures: int = setting(2400, "how many pictures to draw")
-    seed: int = setting(0, "of pictures, weights and order")
-    quick: bool = setting(False, "a smoke run of about a minute; its numbers are labelled as such")
-    threads: int | None = setting(None, "CPU threads (default: all cores)")
+    out: Path = setting(
+        default=Path("qilin-demo"), help="folder for dataset/, parts/, align/, instruct/ and evaluation/"
+    )
+    data: Path | None = setting(
+        default=None, help="an imported dataset folder to learn from, instead of drawn pictures"
+    )
+    recipes: str | None = setting(
+        default=None, help="recipe folder: a name or a path (default: tiny; small with --data)"
+    )
+    pictures: int = setting(default=2400, help="how many pictures to draw")
+    seed: int = setting(default=0, help="of pictures, weights and order")
+    quick: bool = setting(default=False, help="a smoke run of about a minute; its numbers are labelled as such")
+    threads: int | None = setting(default=None, help="CPU threads (default: all cores)")
 
     def __post_init__(self) -> None:
         if self.quick and self.recipes is not None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ def write_predictions(items: Sequence[Item], said: Mapping[str, Said], out: Path
     return rows
 
 
-def picture_of(data: Dataset) -> Callable[[str], Image.Image]:
-    """image_id -> the dataset's picture as RGB."""
-    return lambda image_id: to_rgb(data.picture(image_id).bytes)
+def picture_of(data: Dataset, keep: int = 128) -> Callable[[str], Image.Image]:
+    """image_id -> the dataset's picture as RGB; the last `keep` stay decoded, as a picture has several questions."""
+    return lru_cache(maxsize=keep)(lambda image_id: to_rgb(data.picture(image_id).bytes))
 
 
 def answer_pass(
@@ -144,7 +145,7 @@ def read_pass(path: Path, ids: set[str]) -> dict[str, Said]:
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         path.write_bytes(whole)
-    for line in whole.decode("utf-8").splitlines():
+    for line in whole.decode("utf-8").split("\n")[:-1]:  # splitlines would also cut at U+2028
         row = json.loads(line)
         if row["id"] in ids:
             said[row["id"]] = Said(row["prediction"], row["confidence"])

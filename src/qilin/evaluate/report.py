@@ -95,9 +95,7 @@ def banners(label: str | None, drawn: bool, scores: Mapping[str, Any]) -> str:
     """What must not be overlooked: a quick run, drawn pictures, a part of the split, not for diagnosis."""
     found = []
     if label:
-        found.append(
-            f'<div class="banner loud"><b>{escape(label)}</b>: these numbers are marked; do not quote them.</div>'
-        )
+        found.append(f'<div class="banner loud"><b>{escape(label)}</b></div>')
     if drawn:
         found.append(
             '<div class="banner loud"><b>Drawn pictures.</b> The pictures were drawn by a program with known truth; '

@@ -22,7 +22,7 @@ from qilin.evaluate.captions import read_fact_source
 from qilin.evaluate.controls import derangements
 from qilin.evaluate.manifest import model_hash, scoring_manifest, settings_hash
 from qilin.evaluate.predict import Pass, Said, answer_pass, picture_of, write_predictions
-from qilin.evaluate.report import write_report
+from qilin.evaluate.report import is_drawn, write_report
 from qilin.evaluate.rows import Item, items_of, write_jsonl
 from qilin.evaluate.score import CONTROLS_FILE, print_scores, write_controls
 from qilin.evaluate.scores import Context, Controls, score_rows, write_scores
@@ -75,6 +75,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         print()
     else:
         print_scores(scores)
+        if label_of(work):
+            print(label_of(work))
+        if is_drawn(work.data):
+            print("The pictures are drawn by a program: these scores say nothing about medicine.")
         print(f"report: {settings.out / 'report.html'}")
     return scores
 
@@ -224,6 +228,7 @@ def manifest_of(work: Work, identity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **identity,
         "label": label_of(work),
+        "pictures": "drawn by a program, no patients" if is_drawn(work.data) else "as the dataset has them",
         "training_data": str(work.training.data.path) if work.training else None,
         "training_reason": work.no_training or None,
         "settings": {key: value for key, value in to_dict(work.settings).items() if key != "json"},

@@ -117,7 +117,7 @@ def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
         return {**nothing, "controls": Controls(reasons={"blind": train, "shuffled": why, "nearest": why})}
     from qilin.evaluate.captions import FactSource
 
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     head, by_id = lines[0], {line["id"]: line for line in lines[1:]}
     if any(row["id"] not in by_id for row in rows):
         why = f"{path.name} beside the file is about other rows"

@@ -14,26 +14,28 @@ class EvaluateSettings:
 
     model: str = setting(help="model folder (or hub id)")
     dataset: Path = setting(help="dataset folder")
-    split: str = setting("test", "which split to answer")
-    out: Path = setting(Path("evaluation"), "folder for predictions.jsonl, scores.json and report.html")
-    train: Path | None = setting(None, "dataset folder the model learnt from; default: the one its qilin.json names")
-    batch: int = setting(16, "questions answered at once")
-    max_new_tokens: int = setting(64, "longest answer, in tokens")
-    caption_tokens: int = setting(256, "longest caption, in tokens")
+    split: str = setting(default="test", help="which split to answer")
+    out: Path = setting(default=Path("evaluation"), help="folder for predictions.jsonl, scores.json and report.html")
+    train: Path | None = setting(
+        default=None, help="dataset folder the model learnt from; default: the one its qilin.json names"
+    )
+    batch: int = setting(default=16, help="questions answered at once")
+    max_new_tokens: int = setting(default=64, help="longest answer, in tokens")
+    caption_tokens: int = setting(default=256, help="longest caption, in tokens")
     caption_prompt: str | None = setting(
-        None, "what is asked for a caption; default: as in training, else the paper's words"
+        default=None, help="what is asked for a caption; default: as in training, else the paper's words"
     )
-    shuffles: int = setting(5, "derangements of the pictures for the shuffled control; 0 leaves it out")
-    controls: bool = setting(True, "also answer from the mean picture and from shuffled pictures")
-    resamples: int = setting(2000, "bootstrap resamples for the intervals")
-    limit: int | None = setting(None, "only the first N samples of the split; the report says so")
-    seed: int = setting(0, "of derangements and bootstrap")
-    device: str = setting("auto", "auto, cpu, cuda, …")
-    dtype: str = setting("auto", "auto, fp32, bf16")
+    shuffles: int = setting(default=5, help="derangements of the pictures for the shuffled control; 0 leaves it out")
+    controls: bool = setting(default=True, help="also answer from the mean picture and from shuffled pictures")
+    resamples: int = setting(default=2000, help="bootstrap resamples for the intervals")
+    limit: int | None = setting(default=None, help="only the first N samples of the split; the report says so")
+    seed: int = setting(default=0, help="of derangements and bootstrap")
+    device: str = setting(default="auto", help="auto, cpu, cuda, …")
+    dtype: str = setting(default="auto", help="auto, fp32, bf16")
     label: str | None = setting(
-        None, "words for a banner over the report, such as 'quick run'; default: the model's own label"
+        default=None, help="words for a banner over the report, such as 'quick run'; default: the model's own label"
     )
-    json: bool = setting(False, "print scores.json instead of a table")
+    json: bool = setting(default=False, help="print scores.json instead of a table")
 
     def __post_init__(self) -> None:
         for name in ("batch", "max_new_tokens", "caption_tokens", "resamples"):
@@ -48,11 +50,15 @@ class ScoreSettings:
     """Score predictions that any system made."""
 
     file: Path = setting(help="JSONL rows with id, question, reference, prediction and, where known, the other fields")
-    train: Path | None = setting(None, "dataset folder with training answers, for the commonest-answer control")
-    dataset: Path | None = setting(
-        None, "dataset folder of the questions, for near-duplicate clusters and caption facts"
+    train: Path | None = setting(
+        default=None, help="dataset folder with training answers, for the commonest-answer control"
     )
-    rows: Path | None = setting(None, "write each row's id, correct (true, false, null for unparsable) and rule here")
-    resamples: int = setting(2000, "bootstrap resamples for the intervals")
-    seed: int = setting(0, "of the bootstrap")
-    json: bool = setting(False, "print the scores as JSON")
+    dataset: Path | None = setting(
+        default=None, help="dataset folder of the questions, for near-duplicate clusters and caption facts"
+    )
+    rows: Path | None = setting(
+        default=None, help="write each row's id, correct (true, false, null for unparsable) and rule here"
+    )
+    resamples: int = setting(default=2000, help="bootstrap resamples for the intervals")
+    seed: int = setting(default=0, help="of the bootstrap")
+    json: bool = setting(default=False, help="print the scores as JSON")

@@ -64,10 +64,9 @@ def clusters(
         root(nodes[0])
     if phash:
         known = sorted({i for ids in image_ids for i in ids if phash.get(i)})
-        values = hashes([phash[i] for i in known])
-        for i, j in near_pairs(values, values, bits):
-            if i < j:
-                parent[root(f"picture {known[i]}")] = root(f"picture {known[j]}")
+        for leader, others in leaders(hashes([phash[i] for i in known]), bits).items():
+            for other in others:
+                parent[root(f"picture {known[other]}")] = root(f"picture {known[leader]}")
     numbers: dict[str, int] = {}
     found = []
     for row, ids in enumerate(image_ids):
@@ -75,6 +74,24 @@ def clusters(
         node = f"picture {ids[0]}" if ids else (f"group {group}" if group else f"row {row}")
         found.append(numbers.setdefault(root(node), len(numbers)))
     return np.array(found, dtype=np.int64)
+
+
+def leaders(values: NDArray[np.uint64], bits: int) -> dict[int, list[int]]:
+    """leader -> the others in its neighbourhood of `bits`: each value in turn leads those near it that are still free.
+
+    Joining every near pair instead would chain look-alikes without end: at 8 bits 60 of the 546 SLAKE-zh pictures, and
+    79 of 360 drawn ones, fell into one cluster.
+    """
+    near: dict[int, list[int]] = {}
+    for i, j in near_pairs(values, values, bits):
+        near.setdefault(i, []).append(j)
+    free = set(range(len(values)))
+    found: dict[int, list[int]] = {}
+    for leader in range(len(values)):
+        if leader in free:
+            found[leader] = [j for j in near[leader] if j in free and j != leader]
+            free -= {leader, *found[leader]}
+    return found
 
 
 def bootstrap_interval(

@@ -22,82 +22,104 @@ class DataSource:
     """One dataset folder among those a stage learns from."""
 
     path: Path = setting(help="the dataset folder")
-    split: str = setting("train", "which split")
-    weight: float = setting(1.0, "how often its samples come in an epoch: 2 is twice, 0.5 is half of them")
-    kinds: tuple[Kind, ...] = setting((), "kinds of samples to take; empty: what the recipe's `kinds` says")
+    split: str = setting(default="train", help="which split")
+    weight: float = setting(default=1.0, help="how often its samples come in an epoch: 2 is twice, 0.5 is half of them")
+    kinds: tuple[Kind, ...] = setting(
+        default=(), help="kinds of samples to take; empty: what the recipe's `kinds` says"
+    )
 
 
 @settings
 class Lora:
     """Low-rank adapters on the language model, in place of learning all of it."""
 
-    rank: int = setting(16, "rank of the adapters")
-    alpha: float = setting(32.0, "scale of the adapters: alpha / rank")
-    dropout: float = setting(0.0, "dropout before the adapters")
-    targets: tuple[str, ...] = setting((), "names of the linear layers to adapt; empty: all of the language model's")
+    rank: int = setting(default=16, help="rank of the adapters")
+    alpha: float = setting(default=32.0, help="scale of the adapters: alpha / rank")
+    dropout: float = setting(default=0.0, help="dropout before the adapters")
+    targets: tuple[str, ...] = setting(
+        default=(), help="names of the linear layers to adapt; empty: all of the language model's"
+    )
 
 
 @settings
 class Rates:
     """Peak learning rates that differ from `rate`, by part."""
 
-    vision: float | None = setting(None, "the vision encoder's")
-    projector: float | None = setting(None, "the projector's")
-    language: float | None = setting(None, "the language model's (or its adapters')")
+    vision: float | None = setting(default=None, help="the vision encoder's")
+    projector: float | None = setting(default=None, help="the projector's")
+    language: float | None = setting(default=None, help="the language model's (or its adapters')")
 
 
 @settings
 class TrainSettings:
     """One stage of training."""
 
-    vision: str | None = setting(None, "vision encoder: a folder or a hub id (with `language`, to begin a model)")
-    language: str | None = setting(None, "causal language model: a folder or a hub id")
-    model: str | None = setting(None, "an earlier stage's model folder, in place of vision and language")
-    hub: Literal["huggingface", "modelscope"] = setting("huggingface", "where ids are fetched from")
-    out: Path | None = setting(None, "folder of this run and of the finished model")
-    learn: tuple[Part, ...] = setting(("projector",), "the parts that learn; all others are frozen")
-    lora: Lora | None = setting(None, "adapters for the language model; give {} for the defaults")
+    vision: str | None = setting(
+        default=None, help="vision encoder: a folder or a hub id (with `language`, to begin a model)"
+    )
+    language: str | None = setting(default=None, help="causal language model: a folder or a hub id")
+    model: str | None = setting(default=None, help="an earlier stage's model folder, in place of vision and language")
+    hub: Literal["huggingface", "modelscope"] = setting(default="huggingface", help="where ids are fetched from")
+    out: Path | None = setting(default=None, help="folder of this run and of the finished model")
+    learn: tuple[Part, ...] = setting(default=("projector",), help="the parts that learn; all others are frozen")
+    lora: Lora | None = setting(default=None, help="adapters for the language model; give {} for the defaults")
     data: tuple[DataSource, ...] = setting(
-        (), "what to learn from: a folder, or a list of {path, weight, split, kinds}"
+        default=(), help="what to learn from: a folder, or a list of {path, weight, split, kinds}"
     )
-    kinds: tuple[Kind, ...] = setting((), "kinds of samples this stage learns; empty: all")
-    template: Literal["plain", "v1", "chatml"] = setting("v1", "the conversation style")
-    system: str | None = setting(None, "system prompt in place of the template's own; an empty text for none")
-    instructions: tuple[str, ...] = setting((), "asked before captions that come without a question, one a sample")
+    kinds: tuple[Kind, ...] = setting(default=(), help="kinds of samples this stage learns; empty: all")
+    template: Literal["plain", "v1", "chatml"] = setting(default="v1", help="the conversation style")
+    system: str | None = setting(
+        default=None, help="system prompt in place of the template's own; an empty text for none"
+    )
+    instructions: tuple[str, ...] = setting(
+        default=(), help="asked before captions that come without a question, one a sample"
+    )
     questions: Literal["branches", "separate"] = setting(
-        "branches", "branches: questions of one picture share its tokens; separate: each sample on its own"
+        default="branches", help="branches: questions of one picture share its tokens; separate: each sample on its own"
     )
-    pad_square: bool = setting(True, "pad pictures to a square with the mean colour; otherwise crop the middle")
+    pad_square: bool = setting(
+        default=True, help="pad pictures to a square with the mean colour; otherwise crop the middle"
+    )
     feature_layer: int = setting(
-        -2, "the vision encoder's layer whose features are used; -2 is the one before the last"
+        default=-2, help="the vision encoder's layer whose features are used; -2 is the one before the last"
     )
-    augment: float = setting(0.0, "random shift, zoom and brightness of pictures, 0 (none) to 1; never a mirror flip")
-    max_length: int = setting(2048, "tokens a sample may take, its pictures included")
+    augment: float = setting(
+        default=0.0, help="random shift, zoom and brightness of pictures, 0 (none) to 1; never a mirror flip"
+    )
+    max_length: int = setting(default=2048, help="tokens a sample may take, its pictures included")
     overlong: Literal["error", "cut", "drop"] = setting(
-        "error", "what to do with longer ones; cut and dropped are counted"
+        default="error", help="what to do with longer ones; cut and dropped are counted"
     )
-    batch: int = setting(32, "samples an optimizer step, over all devices")
-    pack_tokens: int = setting(8192, "tokens computed at once; a step is packed into as many of these as it needs")
-    epochs: int = setting(1, "times through the data")
-    rate: float = setting(1e-3, "peak learning rate")
-    rates: Rates = setting(Rates(), "learning rates of single parts, where they differ")
-    schedule: Literal["cosine", "constant", "linear"] = setting("cosine", "how the rate falls after the warm-up")
-    warmup: float = setting(0.03, "share of the steps in which the rate rises from nothing")
-    weight_decay: float = setting(0.0, "decay of matrices (never of biases and norms)")
-    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's averages")
-    clip: float = setting(1.0, "largest norm of the gradient")
-    average: float = setting(0.0, "decay of a running average of the weights that becomes the result; 0 for none")
-    precision: Literal["fp32", "bf16"] = setting("bf16", "arithmetic; what learns keeps fp32 weights")
-    checkpointing: bool = setting(False, "compute activations again in the backward pass: less memory, a third slower")
-    device: str = setting("auto", "auto, cpu, cuda, …")
-    seed: int = setting(0, "of the plan, the new weights and the augmentation")
-    save_every: int = setting(500, "steps between checkpoints; 0 for none")
-    keep: int = setting(2, "how many checkpoints to keep")
-    log_every: int = setting(10, "steps between rows of metrics.jsonl")
+    batch: int = setting(default=32, help="samples an optimizer step, over all devices")
+    pack_tokens: int = setting(
+        default=8192, help="tokens computed at once; a step is packed into as many of these as it needs"
+    )
+    epochs: int = setting(default=1, help="times through the data")
+    rate: float = setting(default=1e-3, help="peak learning rate")
+    rates: Rates = setting(default=Rates(), help="learning rates of single parts, where they differ")
+    schedule: Literal["cosine", "constant", "linear"] = setting(
+        default="cosine", help="how the rate falls after the warm-up"
+    )
+    warmup: float = setting(default=0.03, help="share of the steps in which the rate rises from nothing")
+    weight_decay: float = setting(default=0.0, help="decay of matrices (never of biases and norms)")
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), help="AdamW's averages")
+    clip: float = setting(default=1.0, help="largest norm of the gradient")
+    average: float = setting(
+        default=0.0, help="decay of a running average of the weights that becomes the result; 0 for none"
+    )
+    precision: Literal["fp32", "bf16"] = setting(default="bf16", help="arithmetic; what learns keeps fp32 weights")
+    checkpointing: bool = setting(
+        default=False, help="compute activations again in the backward pass: less memory, a third slower"
+    )
+    device: str = setting(default="auto", help="auto, cpu, cuda, …")
+    seed: int = setting(default=0, help="of the plan, the new weights and the augmentation")
+    save_every: int = setting(default=500, help="steps between checkpoints; 0 for none")
+    keep: int = setting(default=2, help="how many checkpoints to keep")
+    log_every: int = setting(default=10, help="steps between rows of metrics.jsonl")
     trackers: tuple[Literal["tensorboard", "swanlab", "wandb", "trackio"], ...] = setting(
-        ("tensorboard",), "where the figures go besides metrics.jsonl"
+        default=("tensorboard",), help="where the figures go besides metrics.jsonl"
     )
-    label: str | None = setting(None, "a word that marks every result of this run, such as 'quick'")
+    label: str | None = setting(default=None, help="a word that marks every result of this run, such as 'quick'")
 
     def __post_init__(self) -> None:
         whole = self.model is not None
@@ -129,9 +151,11 @@ class TrainCommand:
 
     recipe: str = setting(help="a recipe's name (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
     changes: tuple[str, ...] = setting(
-        (), "key=value words that change the recipe, such as batch=16 data=FOLDER out=DIR"
+        default=(), help="key=value words that change the recipe, such as batch=16 data=FOLDER out=DIR"
     )
-    check: bool = setting(False, "read and check everything, every picture too, say what would be done, train nothing")
+    check: bool = setting(
+        default=False, help="read and check everything, every picture too, say what would be done, train nothing"
+    )
 
     EPILOG = ""  # filled below: the keys that a recipe may have
 
