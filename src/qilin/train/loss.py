@@ -23,7 +23,7 @@ def answer_loss(
         checkpoint(chunk_loss, h, head, t, use_reentrant=False)
         for h, t in zip(chosen.split(CHUNK), targets.split(CHUNK), strict=True)
     ]
-    return torch.stack(parts).sum()  # type: ignore[arg-type]
+    return torch.stack(parts).sum()
 
 
 def chunk_loss(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
