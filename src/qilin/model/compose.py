@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -79,7 +80,9 @@ def compose(
     model.lm_head = model_of_words.lm_head
     if config.tie_word_embeddings:
         model.tie_weights()
-    model.generation_config = model_of_words.generation_config
+    # Greedy, as we measure: a chat model's own sampling and penalties would go on silently, and some (Llama 2's
+    # temperature without do_sample) cannot even be saved again. set_template puts the end tokens in.
+    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
     processor = LlavaProcessor(
         image_processor=image_processor_for(vision, tower, pad_square, hub),
         tokenizer=tokenizer,
@@ -97,23 +100,35 @@ def load_model(path: str | Path, device: str = "auto", dtype: str = "auto", hub:
 
     Raises UserError where the folder is not an image-text model.
     """
-    where = torch.device(pick_device(device))
+    where = pick_device(device)
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(dtype)
     if kind is None:
         kind = torch.float32 if where.type == "cpu" else torch.bfloat16
     card_file = Path(path) / CARD
-    card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
+    try:
+        card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{card_file}: not JSON ({error}); copy the model folder again, whole") from None
     model = from_pretrained(AutoModelForImageTextToText, str(path), hub, dtype=kind).to(where).eval()
     processor = from_pretrained(AutoProcessor, str(path), hub)
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise UserError(f"{path}: has no processor for pictures and text (processor_config.json); copy it whole")
     return Loaded(model, processor, card, str(path))
 
 
-def pick_device(device: str) -> str:
-    """auto -> the accelerator if there is one, else the CPU."""
-    if device != "auto":
-        return device
+def pick_device(device: str) -> torch.device:
+    """auto -> the accelerator if there is one, else the CPU. Raises UserError for a device that is not there."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator.type if accelerator else "cpu"
+    if device == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device is {device!r}; expected auto, cpu, cuda, …") from None
+    if found.type not in ("cpu", accelerator.type if accelerator else "cpu"):
+        there = f"{accelerator.type} or cpu" if accelerator else "cpu"
+        raise UserError(f"device is {device!r}, which this machine does not have; expected {there}")
+    return found
 
 
 def from_pretrained(kind: Any, name: str, hub: str, **options: Any) -> Any:
@@ -174,7 +189,7 @@ def load_tokenizer(name: str, hub: str) -> Any:
     tokenizer = from_pretrained(AutoTokenizer, name, hub)
     if not tokenizer.is_fast:
         raise UserError(f"{name}: its tokenizer has no fast form, which the answer masks need (character offsets)")
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaVA pads with unk, too
     return tokenizer
@@ -221,20 +236,38 @@ def image_processor_for(name: str, tower: Any, pad_square: bool, hub: str) -> An
 
 
 def set_template(model: Any, processor: Any, template: str, system: str | None) -> None:
-    """Give model and processor the conversation style of their stage: the template and the token that ends an answer."""
+    """Give model and processor the conversation style of their stage: the template and what ends an answer."""
     tokenizer = processor.tokenizer
-    stop = TEMPLATES[template].stop if template in TEMPLATES else None
     processor.chat_template = tokenizer.chat_template = chat_template(template, system)
-    if stop is not None and len(tokenizer.encode(stop, add_special_tokens=False)) == 1:
-        end = tokenizer.encode(stop, add_special_tokens=False)[0]
-    elif stop is not None and stop.startswith("<|"):
-        raise UserError(f"template is {template!r}, but the tokenizer has no token {stop}; use template v1")
-    else:
-        end = tokenizer.eos_token_id
-    if end is None:
-        raise UserError(f"template is {template!r}, but the tokenizer has no end-of-sequence token")
-    model.generation_config.eos_token_id = end
+    model.generation_config.eos_token_id = end_tokens(tokenizer, template)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def end_tokens(tokenizer: Any, template: str) -> int | list[int]:
+    """The ids that end an answer: one, or for a template that ends with text, every token that ends with that text.
+
+    A line end alone would not do for `plain`: byte-level vocabularies hold tokens such as "。\\n", which were learnt.
+    Ids rather than stop strings, because plain `generate`, vLLM and others obey them without being told.
+    """
+    stop = TEMPLATES[template].stop
+    end = tokenizer.eos_token_id
+    if stop is None:
+        if end is None:
+            raise UserError(f"template is {template!r}, but the tokenizer has no end-of-sequence token")
+        return int(end)
+    if not stop.isspace():
+        known = tokenizer.get_vocab()
+        missing = [mark for mark in TEMPLATES[template].marks if mark not in known]
+        if missing:
+            raise UserError(
+                f"template is {template!r}, but the tokenizer has no token {' or '.join(missing)}; use template v1"
+            )
+        return int(known[stop])
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    found = [token for token, text in enumerate(texts) if text.endswith(stop)]
+    if not found:
+        raise UserError(f"template is {template!r}, but no token of the tokenizer ends with {stop!r}; use template v1")
+    return sorted({*found, end} - {None})
 
 
 def part_of(name: str) -> str:

@@ -6,14 +6,19 @@ each with the model's confidence in it. Greedy, so that the same model gives the
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
+from qilin.data.records import count_images, text_of
 from qilin.errors import UserError
 from qilin.model.compose import Loaded
+from qilin.model.template import IMAGE
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,20 @@ class Answer:
     confidence: float
 
 
+class Sureness(LogitsProcessor):
+    """Keeps, for every step, the log probability of each row's likeliest token: greedy decoding takes that one.
+
+    A number a row and step, where generate's own output_logits would keep the whole vocabulary.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.steps.append(scores.float().log_softmax(-1).amax(-1))  # (B,)
+        return scores
+
+
 def answer_all(
     loaded: Loaded, requests: Sequence[Request], batch: int = 16, max_new_tokens: int = 64
 ) -> Iterator[Answer]:
@@ -44,33 +63,34 @@ def answer_all(
 def answer_batch(loaded: Loaded, requests: Sequence[Request], max_new_tokens: int) -> list[Answer]:
     """Greedy answers of one batch, padded on the left as generation needs."""
     inputs = prepare(loaded, requests)
+    sureness = Sureness()
     made = loaded.model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=LogitsProcessorList([sureness])
     )
-    width = inputs["input_ids"].shape[1]
-    said = made.sequences[:, width:]  # (B, new tokens)
-    ends = end_tokens(loaded.model)
+    said = made[:, inputs["input_ids"].shape[1] :]  # (B, new tokens)
+    ends = ends_of(loaded.model)
     answers = []
-    logits = torch.stack(made.logits, dim=1).float()  # (B, new tokens, V)
-    scores = logits.log_softmax(-1).gather(-1, said[:, : logits.shape[1], None]).squeeze(-1)
-    for row, score in zip(said.tolist(), scores.tolist(), strict=True):
+    for row, score in zip(said.tolist(), torch.stack(sureness.steps, dim=1).tolist(), strict=True):
         stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
-        text = loaded.processor.tokenizer.decode(row[: stop + 1], skip_special_tokens=True)
-        mean = sum(score[: stop + 1]) / max(1, stop + 1)
-        answers.append(Answer(text.strip(), float(torch.tensor(mean).exp())))
+        mean = sum(score[: stop + 1]) / (stop + 1)
+        answers.append(Answer(text_from(loaded, row[: stop + 1]), float(torch.tensor(mean).exp())))
     return answers
+
+
+def text_from(loaded: Loaded, ids: Sequence[int]) -> str:
+    """Token ids -> what a person is shown: no special tokens, no white space at the sides."""
+    return str(
+        loaded.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ).strip()
 
 
 def prepare(loaded: Loaded, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
     """Requests -> padded ids, attention mask and pixels on the model's device, through the processor alone."""
     processor = loaded.processor
     for request in requests:
-        if not request.messages or request.messages[-1]["role"] != "user":
-            raise UserError("a request must end with the user's turn")
+        check(request)
+    if not processor.chat_template:
+        raise UserError(f"{loaded.path}: the model has no chat template (chat_template.jinja); it cannot be asked")
     texts = [
         processor.apply_chat_template(list(request.messages), add_generation_prompt=True, tokenize=False)
         for request in requests
@@ -89,25 +109,55 @@ def prepare(loaded: Loaded, requests: Sequence[Request]) -> dict[str, torch.Tens
     return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in kept.items()}
 
 
-def end_tokens(model: Any) -> set[int]:
+def check(request: Request) -> None:
+    """Raise UserError where a request cannot be asked."""
+    if not request.messages or request.messages[-1]["role"] != "user":
+        raise UserError("a request must end with the user's turn")
+    marks = count_images(request.messages)
+    if marks != len(request.pictures):
+        raise UserError(f"a request has {marks} image parts for {len(request.pictures)} pictures; expected as many")
+    if any(IMAGE in text_of(message) for message in request.messages):
+        raise UserError(f"a message's text holds a literal {IMAGE}, the mark of a picture; remove it")
+
+
+def ends_of(model: Any) -> set[int]:
     """The token ids that end an answer."""
     end = model.generation_config.eos_token_id
     return set(end if isinstance(end, list) else [end])
 
 
+class Tokens(BaseStreamer):
+    """Hands each new token from the thread that makes them to the one that reads; None is the last."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[int | None] = SimpleQueue()
+        self.prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.prompt_seen:
+            self.queue.put(int(value))
+        self.prompt_seen = True  # generate hands over the prompt first
+
+    def end(self) -> None:
+        self.queue.put(None)
+
+
+class Stopped(StoppingCriteria):
+    """Stops at the next token once `flag` is set."""
+
+    flag = False
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        return torch.full((input_ids.shape[0],), self.flag, device=input_ids.device)  # type: ignore[return-value]
+
+
 def stream(loaded: Loaded, request: Request, max_new_tokens: int = 512) -> Iterator[str]:
-    """One answer, piece by piece as it is made. Closing the iterator early lets the model stop at its next token."""
-    from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+    """One answer, piece by piece as it is made; joined, the pieces are the batch answer's text.
 
-    class Stopped(StoppingCriteria):
-        flag = False
-
-        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            return torch.full((input_ids.shape[0],), self.flag, device=input_ids.device)
-
-    stopped = Stopped()
-    streamer = TextIteratorStreamer(loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    Closing the iterator early lets the model stop at its next token. What fails in the model's thread is raised here.
+    """
     inputs = prepare(loaded, [request])
+    tokens, stopped = Tokens(), Stopped()
     failure: list[BaseException] = []
 
     def work() -> None:
@@ -117,19 +167,35 @@ def stream(loaded: Loaded, request: Request, max_new_tokens: int = 512) -> Itera
                     **inputs,
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
-                    streamer=streamer,
+                    streamer=tokens,
                     stopping_criteria=StoppingCriteriaList([stopped]),
                 )
         except BaseException as error:  # handed to the reader, who would otherwise wait for ever
             failure.append(error)
-            streamer.end()
+            tokens.end()
 
     thread = Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield from (piece for piece in streamer if piece)
+        yield from pieces(loaded, iter(tokens.queue.get, None))
     finally:
         stopped.flag = True
         thread.join()
     if failure:
         raise failure[0]
+
+
+def pieces(loaded: Loaded, tokens: Iterator[int]) -> Iterator[str]:
+    """Tokens -> what each adds to the text. A character whose bytes are not all there yet, and white space that may
+    turn out to be the last, wait for what follows."""
+    ids: list[int] = []
+    shown = ""
+    for token in tokens:
+        ids.append(token)
+        text = text_from(loaded, ids)
+        certain = text.rstrip("\ufffd").rstrip()
+        if len(certain) > len(shown) and certain.startswith(shown):
+            yield certain[len(shown) :]
+            shown = certain
+    if ids and len(text) > len(shown):
+        yield text[len(shown) :]

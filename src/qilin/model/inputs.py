@@ -56,7 +56,7 @@ def image_tokens(processor: Any) -> int:
 
 
 class Pixels:
-    """The pictures of datasets as tensors (3, height, width), float32, normalised; the last used ones kept in memory."""
+    """The pictures of datasets as tensors (3, height, width), float32, normalised; the last used ones kept."""
 
     def __init__(self, image_processor: Any, limit_bytes: int = 1 << 30) -> None:
         self.image_processor = image_processor

@@ -24,7 +24,7 @@ SAY = """
 {%- endmacro -%}
 """
 
-# LLaVA's stage 1: the picture, then the caption and a line end; what the user says is dropped (conversation.py, "plain").
+# LLaVA's stage 1 (conversation.py, "plain"): picture, caption and a line end; what the user says is dropped.
 PLAIN = """
 {{- bos_token or '' -}}
 {%- for message in messages -%}
@@ -39,7 +39,9 @@ PLAIN = """
 # Vicuna's format, LLaVA's "v1": a space joins the turns, the answer ends with the end-of-sequence token.
 V1 = """
 {%- set ns = namespace(system=default_system) -%}
-{%- for message in messages if message['role'] == 'system' -%}{%- set ns.system = say(message['content']) -%}{%- endfor -%}
+{%- for message in messages if message['role'] == 'system' -%}
+  {%- set ns.system = say(message['content']) -%}
+{%- endfor -%}
 {{- bos_token or '' -}}
 {%- if ns.system -%}{{- ns.system + ' ' -}}{%- endif -%}
 {%- for message in messages -%}
@@ -55,7 +57,9 @@ V1 = """
 # ChatML as Qwen writes it; needs <|im_start|> and <|im_end|> in the vocabulary.
 CHATML = """
 {%- set ns = namespace(system=default_system) -%}
-{%- for message in messages if message['role'] == 'system' -%}{%- set ns.system = say(message['content']) -%}{%- endfor -%}
+{%- for message in messages if message['role'] == 'system' -%}
+  {%- set ns.system = say(message['content']) -%}
+{%- endfor -%}
 {%- if ns.system -%}{{- '<|im_start|>system\\n' + ns.system + '<|im_end|>\\n' -}}{%- endif -%}
 {%- for message in messages -%}
   {%- if message['role'] == 'user' -%}{{- '<|im_start|>user\\n' + say(message['content']) + '<|im_end|>\\n' -}}
@@ -70,11 +74,12 @@ CHATML = """
 
 @dataclass(frozen=True)
 class Template:
-    """A conversation style: its Jinja body, the system prompt it assumes, the text or token that ends an answer."""
+    """A conversation style: its Jinja body, the system prompt it assumes, what ends an answer, tokens it needs."""
 
     body: str
     system: str = ""
-    stop: str | None = None  # None: the tokenizer's end-of-sequence token
+    stop: str | None = None  # a token, or white space that tokens may end with; None: the end-of-sequence token
+    marks: tuple[str, ...] = ()
 
 
 TEMPLATES = {
@@ -85,7 +90,7 @@ TEMPLATES = {
         system="A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions.",
     ),
-    "chatml": Template(CHATML, stop="<|im_end|>"),
+    "chatml": Template(CHATML, stop="<|im_end|>", marks=("<|im_start|>", "<|im_end|>")),
 }
 
 
