@@ -93,6 +93,23 @@ def test_any_string_is_judged(question: str, reference: str, prediction: str, ki
     assert verdict.rule
 
 
+PIECES = [
+    "左侧", "右", "双侧", "胸腔积液", "气胸", "肺", "肾脏", "下叶", "是", "不", "未见", "没有", "正常", "异常",
+    "吗", "多少", "个", "两", "2", "12mm", "cm", "A", "B", "选", "答案是", "，", "、", "和", "比", "大",
+    "还是", "CT", "MRI", "x-ray", "T2", "良性", "图中显示", "无法判断", "(", "”", "left lung", "no ",
+]  # fmt: skip
+SENTENCES = st.lists(st.sampled_from(PIECES), max_size=7).map("".join)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(SENTENCES, SENTENCES, SENTENCES)
+def test_any_sentence_of_our_words_is_judged(question: str, reference: str, prediction: str) -> None:
+    for kind, choices in ((None, None), ("closed", None), ("choice", ["左肺", "右肺", "气胸"])):
+        verdict = judge(question, reference, prediction, kind, choices)
+        assert verdict.correct in (True, False, None)
+    assert normalise(normalise(prediction)) == normalise(prediction)
+
+
 @settings(max_examples=200, deadline=None)
 @given(WORDS)
 def test_an_answer_is_right_against_itself(text: str) -> None:

@@ -88,7 +88,8 @@ def table_model(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 raise KeyboardInterrupt
             state["asked"] += 1
             question = text_of(request.messages[-1])
-            yield generate.Answer(truth.get((request.pictures[0].tobytes(), question), "是的"), 0.5)
+            seen = request.pictures[0].tobytes() if request.pictures else b""
+            yield generate.Answer(truth.get((seen, question), "是的"), 0.5)
 
     monkeypatch.setattr(compose, "load_model", lambda *a, **k: compose.Loaded(None, None, {}, "table"))
     monkeypatch.setattr(generate, "answer_all", answer_all)
@@ -324,3 +325,25 @@ def test_slake_reference_figures() -> None:
     # The notes do not say what an unseen question is answered with; 10 questions more or less is that choice.
     assert blind == pytest.approx(0.546, abs=0.01)
     assert nearest == pytest.approx(0.772, abs=0.01)
+
+
+def test_text_only_and_captions_only(table_model: dict[str, Any], tmp_path: Path) -> None:
+    """Splits with nothing to see, or nothing to ask, are evaluated too; what is missing is null with a reason."""
+    with DatasetWriter(tmp_path / "text", {"importer": "test"}) as writer:
+        writer.add_sample("test", Sample("t", "vqa", (), (user("1加1等于几?"), assistant("2")), "open"))
+    with DatasetWriter(tmp_path / "captions", {"importer": "test"}) as writer:
+        writer.add_picture(picture(0))
+        messages = (user("", 1), assistant("右侧结节。"))
+        writer.add_sample("test", Sample("k", "caption", (picture(0).image_id,), messages))
+    scores = evaluate(settings_for(table_model, tmp_path / "text", tmp_path / "a"))
+    assert scores["all"]["n"] == 1
+    assert scores["captions"]["n"] == 0
+    assert scores["all"]["accuracy"]["reasons"]["shuffled"] == "fewer than two pictures in the split"
+    assert "no picture" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    scores = evaluate(settings_for(table_model, tmp_path / "captions", tmp_path / "b"))
+    assert scores["all"]["n"] == 0
+    assert scores["all"]["exact"]["value"] is None
+    assert scores["all"]["exact"]["reason"]
+    assert scores["captions"]["n"] == 1
+    assert scores["captions"]["shuffled"] is None
+    assert "No questions" in (tmp_path / "b" / "report.html").read_text(encoding="utf-8")

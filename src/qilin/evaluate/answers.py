@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import permutations
 
 from qilin.evaluate.options import choices_in, picked
 from qilin.evaluate.places import Named, Place, meaning, same_meaning
-from qilin.evaluate.wording import declines, items, normalise
+from qilin.evaluate.wording import declines, items, normalise, plain
 from qilin.evaluate.yesno import (
     asked_normality,
     asks_openly,
@@ -66,14 +67,14 @@ def judge(
 def _judge(
     question: str, reference: str, prediction: str, answer_type: str | None, choices: tuple[str, ...]
 ) -> Verdict:
-    q, r, p = normalise(question), normalise(reference), normalise(prediction)
+    q, r, p = plain(question), normalise(reference), normalise(prediction)
     if not p:
         return Verdict(None, "empty")
     if answer_type == "choice" or choices:
         return _by_option(question, reference, prediction, choices)
     if p == r:
         return Verdict(True, "equal")
-    if declines(p):
+    if declines(p, q):
         return Verdict(None, "no answer")
     for rule in (
         _by_yes_no,
@@ -118,8 +119,8 @@ def _by_yes_no(q: str, r: str, p: str) -> Verdict | None:
 
 def _by_normality(q: str, r: str, p: str) -> Verdict | None:
     """正常 or 不正常 as the reference: compared with what the prediction says, 是 and 否 read by the question."""
-    if r not in _NORMALITY_WORDS:
-        return None
+    if r not in _NORMALITY_WORDS or (asks_openly(q) and normality(r)):
+        return None  # 未见异常 in answer to what or which means nothing: the rule after this
     truth = normality(r)
     said = normality(p)
     asked = asked_normality(q) if asks_yes_no(q) else None
@@ -187,6 +188,7 @@ def _by_measure(q: str, r: str, p: str) -> Verdict | None:
 
 
 _NUMBER = re.compile(r"(?<![a-z0-9.])\d+(?:\.\d+)?(?![a-z0-9]|\.\d)")
+_ENGLISH_NUMBER = re.compile(r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b")
 _PAIR = re.compile(r"一对|一双|双侧|两侧|双")
 
 
@@ -200,7 +202,8 @@ def _numbers(text: str) -> set[Fraction]:
     counted = parse_count(text)
     if counted is not None:
         return {counted[0]}
-    found = {Fraction(number) for number in _NUMBER.findall(counts_as_digits(without_measures(text)))}
+    digits = _ENGLISH_NUMBER.sub(lambda m: str(parse_number(m.group())), counts_as_digits(without_measures(text)))
+    found = {Fraction(number) for number in _NUMBER.findall(digits)}
     return found or ({Fraction(2)} if _PAIR.search(text) else set())
 
 
@@ -223,9 +226,16 @@ def _by_side(q: str, r: str, p: str) -> Verdict | None:
 _MARKS = re.compile(r"[,;和与及的\s]")
 
 
+def _runs_together(whole: str, parts: str) -> bool:
+    """Whether the list items of one answer, in some order, make up the other: 气胸,右侧 and 右侧气胸."""
+    pieces = [_MARKS.sub("", item) for item in items(parts)]
+    orders = permutations(pieces) if len(pieces) <= 3 else (pieces,)
+    return any("".join(order) == _MARKS.sub("", whole) for order in orders)
+
+
 def _by_items(q: str, r: str, p: str) -> Verdict | None:
     """Both as sets of meanings, the order of a list without weight; a single item by the synonym table."""
-    if _MARKS.sub("", r) == _MARKS.sub("", p):
+    if _runs_together(r, p) or _runs_together(p, r):
         return Verdict(True, "punctuation")
     truth, said = [meaning(item) for item in items(r)], [meaning(item) for item in items(p)]
     covers = all(any(same_meaning(a, b, q) for b in said) for a in truth)
@@ -238,7 +248,7 @@ def _by_items(q: str, r: str, p: str) -> Verdict | None:
 
 
 _FRAME_LETTERS = set(
-    "这张幅个该此本图像片中影照医学里上内的了是为在位于属显示有可见看到呈现主要最应该可能一种位置部分所以因此即也其它们,。:()"
+    "这张幅个该此本图像片中影照医学里上内的了是为在位于属显示有可见看到呈现主要最应该可能考虑诊断提示符合倾向一种位置部分所以因此即也其它们,。:()"
 )
 
 
@@ -257,12 +267,19 @@ def _by_sentence(q: str, r: str, p: str) -> Verdict | None:
         if at < 0:
             continue
         around = p[:at] + "," + p[at + len(word) :]
-        if negations(around) or not set(around) <= _FRAME_LETTERS | set(q):
+        if _new_denial(around, q) or not set(around) <= _FRAME_LETTERS | set(q):
             continue
         if sides(around) - sides(q) or (isinstance(truth, Named) and truth.kind and named(around, truth.kind)):
             continue
         return Verdict(True, "sentence")
     return None
+
+
+def _new_denial(text: str, q: str) -> bool:
+    """Whether a text denies in words that do not only repeat the question: 不正常 repeats 不正常 and 异常."""
+    asked = q + ("不正常不健康" if "异常" in q else "")
+    rest = re.sub(r"[不无未没非].{1,2}", lambda m: "" if m.group() in asked else m.group(), text)
+    return negations(rest) > 0
 
 
 def _by_kind(q: str, r: str, p: str) -> Verdict | None:
@@ -277,6 +294,9 @@ def _by_kind(q: str, r: str, p: str) -> Verdict | None:
     said = named(p, kind)
     if offered:
         said = said & (named(q, kind) | {name})
+        asked = asked_normality(q)
+        if len(said) > 1 and asked is not None:  # 心脏异常,肺正常: which one is in the state that was asked for
+            said = frozenset().union(*(named(c, kind) for c in p.split(",") if normality(c) is asked))
     if len(said) == 1:
         return Verdict(name in said, "one of its kind")
     if r in p and not said:

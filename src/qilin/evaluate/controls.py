@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qilin.evaluate.wording import normalise
+from qilin.evaluate.wording import plain
 
 THUMBNAIL = 16  # pixels a side
 
@@ -39,17 +39,17 @@ class CommonestAnswer:
     def learn(self, rows: Iterable[Known]) -> CommonestAnswer:
         """Count the training answers; returns itself."""
         for row in rows:
-            self.by_question[normalise(row.question)][row.answer] += 1
+            self.by_question[plain(row.question)][row.answer] += 1
             self.by_type[row.question_type][row.answer] += 1
         return self
 
     def knows(self, question: str) -> bool:
         """Whether the question was asked in training, word for word after normalisation."""
-        return normalise(question) in self.by_question
+        return plain(question) in self.by_question
 
     def answer(self, question: str, question_type: str | None = None) -> str:
         """The commonest answer; ties go to the one met first. "" if nothing was learnt."""
-        counts = self.by_question.get(normalise(question)) or self.by_type.get(question_type)
+        counts = self.by_question.get(plain(question)) or self.by_type.get(question_type)
         counts = counts or sum(self.by_type.values(), Counter())
         return counts.most_common(1)[0][0] if counts else ""
 
@@ -70,7 +70,7 @@ class NearestNeighbour:
     def learn(self, rows: Iterable[Known], thumbnails: Mapping[str, NDArray[np.float32]]) -> NearestNeighbour:
         """Keep the training rows and the thumbnails of their pictures (image_id -> (256,)); returns itself."""
         for row in rows:
-            self.rows[normalise(row.question)].append(row)
+            self.rows[plain(row.question)].append(row)
         self.pairs = {question: _letter_pairs(question) for question in self.rows}
         self.thumbnails = thumbnails
         return self
@@ -79,7 +79,7 @@ class NearestNeighbour:
         """The neighbour's answer; "" if nothing was learnt."""
         if not self.rows:
             return ""
-        rows = self.rows[self._closest_question(normalise(question))]
+        rows = self.rows[self._closest_question(plain(question))]
         with_picture = [row for row in rows if row.image_id in self.thumbnails]
         if thumbnail is None or not with_picture:
             return Counter(row.answer for row in rows).most_common(1)[0][0]

@@ -43,6 +43,7 @@ _PLACE = re.compile(
     rf"(?P<side>{_SIDE})?{_SUFFIX}?的?(?P<height>{_HEIGHT})?{_SUFFIX}?的?(?P<organ>{_ORGAN_WORDS})?的?"
     rf"(?P<side2>{_SIDE})?{_SUFFIX}?的?(?P<height2>{_HEIGHT})?(?P<part>叶|半球|肺野|野)?{_SUFFIX}?"
 )
+_SIDED = re.compile(rf"(?P<side>{_SIDE})(?:侧|边)?的?(?P<what>.+)$")
 _LEAD = re.compile(r"^(?:是|为|在|位于|属于|呈|显示为?|有|最可能是|可能是|主要是|一张|一个|一种)+")
 _TRAIL = re.compile(r"(?:的|了)$")
 _PICTURE_WORD = re.compile(r"(?:医学)?(?:图像|图片|影像|成像|扫描|检查|照片|片子)$")
@@ -64,6 +65,10 @@ def meaning(item: str) -> Place | Named:
         place = _place(text)
         if place:
             return place
+        sided = _SIDED.match(text)
+        known = kind_and_name(sided["what"]) if sided else None
+        if sided and known:
+            return Named("", f"{_SIDES[sided['side']]} {known[1]}")
     return Named("", _TRAIL.sub("", _LEAD.sub("", item)) or item)
 
 
@@ -86,7 +91,9 @@ def same_meaning(a: Place | Named, b: Place | Named, question: str) -> bool:
     if not (isinstance(a, Place) and isinstance(b, Place)):
         return a == b
     organ = a.organ or b.organ
-    if a.organ != b.organ and not ((not a.organ or not b.organ) and names_organ(question, organ)):
+    # Only lungs have upper, middle and lower lobes: 右上叶 is 右肺上叶.
+    lung = any(not x.organ and x.part == "lobe" and x.height for x in (a, b)) and organ == "肺"
+    if a.organ != b.organ and not lung and not ((not a.organ or not b.organ) and names_organ(question, organ)):
         return False
     if a.side != b.side and not (
         (not a.side or not b.side) and a.side + b.side in sided_organs(question).get(organ, ())

@@ -13,7 +13,7 @@ from typing import Any
 
 from qilin.data.records import CAPTION_KINDS, Sample, count_images, text_of
 from qilin.errors import UserError
-from qilin.evaluate.wording import normalise
+from qilin.evaluate.wording import normalise, plain
 from qilin.evaluate.yesno import asks_yes_no, word_polarity
 
 ANSWER_TYPES = ("open", "closed", "choice")
@@ -98,7 +98,7 @@ def is_closed(row: Mapping[str, Any]) -> bool:
     """Whether a question counts as closed (choice does); where the row does not say, by question and reference."""
     if row.get("answer_type") is not None:
         return row["answer_type"] in ("closed", "choice")
-    question, reference = normalise(row["question"]), normalise(row["reference"])
+    question, reference = plain(row["question"]), normalise(row["reference"])
     return bool(row.get("choices")) or (asks_yes_no(question) and word_polarity(reference) is not None)
 
 

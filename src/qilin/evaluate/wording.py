@@ -35,22 +35,29 @@ _LIST_MARK = re.compile(r"[,;/\n]|以及|还有|并且|\band\b|[和与及](?![^,
 
 _NO_ANSWER = re.compile(
     r"无法(?:判断|确定|回答|识别|看出|得知|从|确认|辨认|提供)|不能(?:判断|确定|回答|确认|提供)|难以(?:判断|确定|辨认)"
-    r"|可能.*也可能|不一定|不知道|不确定|不清楚(?!$)|^不清楚$|抱歉|对不起|作为(?:一个|一名)?(?:ai|人工智能|语言模型)|看不清"
+    r"|可能.*也可能|不一定|不知道|不确定|不清楚|抱歉|对不起|作为(?:一个|一名)?(?:ai|人工智能|语言模型)|看不清"
     r"|cannot (?:determine|answer|tell|see)|can't (?:determine|answer|tell|see)"
     r"|i'm sorry|unable to|i don't know|not sure"
 )  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """One script, one width, lower case, no idle spaces, no marks at the ends; the words are all still there."""
+    text = _SPACE.sub(" ", simplified(narrow(text)).lower()).strip()
+    text = _IDLE_SPACE.sub("", text).replace("、", ",")
+    return _HEAD.sub("", _TAIL.sub("", text))
 
 
 @lru_cache(maxsize=200_000)
 def normalise(text: str) -> str:
     """The answer without what carries no meaning: script, width, case, idle spaces, quotes, courtesy frames, 。！
 
-    Idempotent. 10⁻³ and ① survive; digits, units, sides and negations are never touched. May end empty.
+    Idempotent. 10⁻³ and ① survive; digits, units, sides and negations are never touched. May end empty. Questions
+    go through `plain` instead: their frames say what is asked.
     """
-    text = _SPACE.sub(" ", simplified(narrow(text)).lower()).strip()
-    text = _IDLE_SPACE.sub("", text).replace("、", ",")
+    text = plain(text)
     while True:
-        shorter = _HEAD.sub("", _TAIL.sub("", text))
+        shorter = text
         wrapped = _WRAPPED.match(shorter)
         if wrapped:
             inner = next(group for group in wrapped.groups() if group is not None)
@@ -59,6 +66,7 @@ def normalise(text: str) -> str:
         for strip in (_FRAME, _COURTESY_TAIL):
             rest = strip.sub("", shorter, count=1)
             shorter = rest if _TAIL.sub("", rest) else shorter
+        shorter = plain(shorter)
         if shorter == text:
             return text
         text = shorter
@@ -70,6 +78,7 @@ def items(text: str) -> tuple[str, ...]:
     return tuple(item for item in (part.strip() for part in _LIST_MARK.split(text)) if item)
 
 
-def declines(text: str) -> bool:
-    """Whether a normalised answer says that it cannot answer."""
-    return _NO_ANSWER.search(text) is not None
+def declines(text: str, question: str = "") -> bool:
+    """Whether a normalised answer says that it cannot answer. 不清楚 does not where the question asks what is 清楚."""
+    found = _NO_ANSWER.search(text)
+    return found is not None and not (question and found.group().lstrip("不无没") in question)

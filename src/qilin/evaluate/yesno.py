@@ -8,132 +8,25 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from qilin.text.laterality import sides, sides_conflict
 from qilin.text.negation import denied_spans, is_denied
 from qilin.text.synonyms import words_of
 
-YES = frozenset(
-    [
-        "是",
-        "是的",
-        "有",
-        "有的",
-        "存在",
-        "存在的",
-        "包含",
-        "包括",
-        "含有",
-        "包含有",
-        "可以",
-        "可以的",
-        "能",
-        "能够",
-        "会",
-        "会的",
-        "对",
-        "对的",
-        "正确",
-        "正确的",
-        "没错",
-        "属于",
-        "可见",
-        "能看到",
-        "可以看到",
-        "可以观察到",
-        "看得到",
-        "看得见",
-        "能看见",
-        "出现",
-        "出现了",
-        "出现过",
-        "是这样",
-        "的确",
-        "确实",
-        "确实是",
-        "当然",
-        "肯定",
-        "肯定的",
-        "阳性",
-        "成立",
-        "yes",
-        "true",
-        "y",
-        "yeah",
-        "correct",
-        "right",
-        "√",
-        "✓",
-        "嗯",
-        "符合",
-        "支持",
-        "涉及",
-    ]
-)
-NO = frozenset(
-    [
-        "不是",
-        "不是的",
-        "否",
-        "没有",
-        "没有的",
-        "没",
-        "无",
-        "不存在",
-        "不包含",
-        "不包括",
-        "不含",
-        "不含有",
-        "未包含",
-        "不可以",
-        "不可以的",
-        "不能",
-        "不能够",
-        "不会",
-        "不对",
-        "不对的",
-        "错",
-        "错误",
-        "错误的",
-        "错的",
-        "不正确",
-        "不正确的",
-        "不准确",
-        "不属于",
-        "并非",
-        "并非如此",
-        "并不是",
-        "不",
-        "不可见",
-        "看不到",
-        "看不见",
-        "未见",
-        "未见到",
-        "未出现",
-        "没有出现",
-        "没出现",
-        "没有看到",
-        "没有包含",
-        "不符合",
-        "不支持",
-        "不涉及",
-        "未观察到",
-        "没有观察到",
-        "未发现",
-        "没有发现",
-        "否定",
-        "否定的",
-        "阴性",
-        "非",
-        "不成立",
-        "no",
-        "false",
-        "n",
-        "nope",
-        "incorrect",
-        "wrong",
-        "×",
-        "✗",
-    ]
-)
+YES = frozenset((
+    "是", "是的", "有", "有的", "存在", "存在的", "包含", "包括", "含有", "包含有", "可以", "可以的", "能",
+    "能够", "会", "会的", "对", "对的", "正确", "正确的", "没错", "属于", "可见", "能看到", "可以看到",
+    "可以观察到", "看得到", "看得见", "能看见", "出现", "出现了", "出现过", "是这样", "的确", "确实", "确实是",
+    "当然", "肯定", "肯定的", "阳性", "成立", "yes", "true", "y", "yeah", "correct", "right", "√", "✓", "嗯",
+    "符合", "支持", "涉及",
+))  # fmt: skip
+NO = frozenset((
+    "不是", "不是的", "否", "没有", "没有的", "没", "无", "不存在", "不包含", "不包括", "不含", "不含有",
+    "未包含", "不可以", "不可以的", "不能", "不能够", "不会", "不对", "不对的", "错", "错误", "错误的", "错的",
+    "不正确", "不正确的", "不准确", "不属于", "并非", "并非如此", "并不是", "不", "不可见", "看不到", "看不见",
+    "未见", "未见到", "未出现", "没有出现", "没出现", "没有看到", "没有包含", "不符合", "不支持", "不涉及",
+    "未观察到", "没有观察到", "未发现", "没有发现", "否定", "否定的", "阴性", "非", "不成立", "no", "false",
+    "n", "nope", "incorrect", "wrong", "×", "✗",
+))  # fmt: skip
 
 _ASKS = re.compile(
     r"(?:吗|么|嘛|吧|不)\??$|(?:吗|么|嘛)\?|是否|有没有|有无|是不是|能否|可否|能不能|可不可以|会不会|对不对|属不属于|存不存在|包不包含"
@@ -154,6 +47,8 @@ _AFFIRMS = re.compile(
 
 _NORMAL = re.compile(r"正常|健康|\bnormal\b|\bhealthy\b")
 _ABNORMAL = re.compile(r"异常|病变|病灶|\babnormal\w*|\bunhealthy\b|问题")
+_STATE = re.compile(r"正常|健康|异常|\b(?:ab)?normal|\b(?:un)?healthy")
+_OF_A_LESION = re.compile(r"(?<![有在见现何])(?:病变|病灶|问题)")
 _STOP = re.compile(
     r"这张|这幅|这个|该|此|本|医学|图像|图片|影像|照片|图|中|里|上|内|的|了|是|有|存在|包含|包括|含有|含|可以|能|看起来|看到|观察到"
     r"|显示|出现|属于|一个|一张|任何|病人|患者|关于|器官|吗|么|嘛|\?|被|用于|通过|拍摄"
@@ -199,7 +94,10 @@ def normality(text: str) -> bool | None:
 @lru_cache(maxsize=50_000)
 def asked_normality(question: str) -> bool | None:
     """True if a question asks whether something is normal, False if whether it is abnormal, None if it asks neither."""
-    return normality(_A_NOT_A.sub("", question))
+    stated = _A_NOT_A.sub("", question)
+    if _OF_A_LESION.search(stated) and not _STATE.search(_OF_A_LESION.sub("", stated)):
+        return None  # 该病灶边界清楚吗 takes the lesion for granted and asks for something else
+    return normality(stated)
 
 
 @lru_cache(maxsize=100_000)
@@ -224,25 +122,73 @@ def _content(text: str) -> set[str]:
 
 
 def _sentence_polarity(text: str, question: str) -> bool | None:
-    """What a whole sentence says about the question's statement, by its negation and by what it names."""
-    asked = asked_normality(question)
-    said = normality(text)
-    if asked is not None and said is not None:
+    """What a sentence says about the question's statement: the first way of reading it that reads anything."""
+    stated = _A_NOT_A.sub("", question)
+    asked, said = asked_normality(question), normality(text)
+    if asked is not None and said is not None and not sides_conflict(text, stated):
         return said is asked
     for kind in _EXCLUSIVE:
-        of_question, of_text = named(_A_NOT_A.sub("", question), kind), named(text, kind)
+        of_question, of_text = named(stated, kind), named(text, kind)
         asks_which = kind != "region" or re.search(r"关于|属于|位于|部位|在", question)
         if len(of_question) == 1 and len(of_text) == 1 and asks_which:
             return of_question == of_text
-    about = _content(question)
-    clauses = [clause for clause in _CLAUSE.split(text) if clause]
-    clause = next((clause for clause in clauses if _content(clause) & about), None)
+    looks = named(stated, "look"), named(text, "look")
+    if any(len(pair & looks[0]) == len(pair & looks[1]) == 1 for pair in _OPPOSITES):
+        return bool(looks[0] & looks[1])
+    if _ASKS_SIDE.search(stated) and sides(stated) and sides(text):
+        return (sides(text) == sides(stated)) is not bool(denied_spans(text))
+    if sides_conflict(text, stated):
+        return None  # speaks of another side than was asked about
+    if asked is None:
+        echoed = _echo(text, stated)
+        if echoed is not None:
+            return echoed
+        if _ASKS_PRESENCE.search(stated):
+            present = _presence(text, stated)
+            if present is not None:
+                return present is not bool(denied_spans(stated.rstrip("吗么嘛?")))
+    return _first_clause(text, stated)
+
+
+# Of these one excludes the other: 良性 answers no to 恶性的吗.
+_OPPOSITES = ({"良性", "恶性"}, {"男性", "女性"}, {"T1", "T2"}, {"高密度", "低密度"})
+_ASKS_SIDE = re.compile(r"(?:在|位于|是)(?:图像?|身体)?的?(?:左|右|双|两)侧?[^,]{0,3}(?:吗|么|嘛)?\??$")
+_ASKS_PRESENCE = re.compile(r"有|存在|包含|包括|含|见|看到|观察|出现|显示|发现|\bthere\b")
+_DENIAL = re.compile(r"^(?:并不|不是|没有|未见|未|不|非|无)")
+
+
+def _echo(text: str, stated: str) -> bool | None:
+    """A bare piece of the question said back (对称), or said back denied (不对称)."""
+    denial = _DENIAL.match(text)
+    for piece, affirms in ((text, True), (text[denial.end() :] if denial else "", False)):
+        at = stated.find(piece) if len(piece) > 1 else -1
+        if at >= 0:
+            asked_denied = at > 0 and stated[at - 1] in "不未没无非"
+            return affirms is not asked_denied
+    return None
+
+
+def _presence(text: str, stated: str) -> bool | None:
+    """Whether the text affirms or denies the finding, organ or region that the question names; else None."""
+    said: set[bool] = set()
+    for kind in ("finding", "organ", "region"):
+        asked = {words_of(kind)[m.group()] for m in _names_of(kind).finditer(stated)}
+        for m in _names_of(kind).finditer(text):
+            if words_of(kind)[m.group()] in asked:
+                said.add(not is_denied(text, *m.span()))
+    return said.pop() if len(said) == 1 else None
+
+
+def _first_clause(text: str, stated: str) -> bool | None:
+    """The first clause that shares content with the question, by its negation."""
+    about = _content(stated)
+    clause = next((clause for clause in _CLAUSE.split(text) if clause and _content(clause) & about), None)
     if clause is None:
         return None
     says_no = bool(denied_spans(clause)) or clause.endswith(("不存在", "没有", "未见"))
     if not says_no and not _AFFIRMS.search(clause):
         return None
-    return says_no is bool(denied_spans(_A_NOT_A.sub("", question).rstrip("吗么嘛?")))
+    return says_no is bool(denied_spans(stated.rstrip("吗么嘛?")))
 
 
 @lru_cache(maxsize=100_000)

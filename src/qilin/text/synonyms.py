@@ -8,6 +8,8 @@ is not 胸腔积液. In: a word. Out: its name, or None.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 MODALITIES: dict[str, tuple[str, ...]] = {
     "CT": ("ct", "计算机断层", "计算机断层扫描", "计算机断层成像", "电子计算机断层扫描", "x射线计算机断层扫描", "ct扫描",
            "ct成像", "ct检查", "ct图像", "ct图", "ct片", "ct影像", "computed tomography"),
@@ -115,6 +117,8 @@ LOOKS: dict[str, tuple[str, ...]] = {
     "T2": ("t2", "t2加权", "t2wi", "t2加权像", "t2加权成像", "t2加权图像", "t2加权的核磁共振图像"),
     "良性": ("良性", "良性的", "benign"),
     "恶性": ("恶性", "恶性的", "malignant"),
+    "男性": ("男性", "男", "男的", "male"),
+    "女性": ("女性", "女", "女的", "female"),
     "大": ("大", "较大", "大的", "large"),
     "小": ("小", "较小的", "小的", "small"),
 }  # fmt: skip
@@ -139,6 +143,7 @@ def kind_and_name(word: str) -> tuple[str, str] | None:
     return _NAMES.get(word)
 
 
+@lru_cache(maxsize=16)
 def words_of(kind: str) -> dict[str, str]:
     """Every way to write a word of one kind -> its name."""
     return {word: name for word, (its_kind, name) in _NAMES.items() if its_kind == kind}
