@@ -4,7 +4,7 @@ In: a loaded model and requests (messages ending with the user's turn, and their
 each with the model's confidence in it. Greedy, so that the same model gives the same answers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Thread
@@ -151,7 +151,7 @@ class Stopped(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.flag, device=input_ids.device)  # type: ignore[return-value]
 
 
-def stream(loaded: Loaded, request: Request, max_new_tokens: int = 512) -> Iterator[str]:
+def stream(loaded: Loaded, request: Request, max_new_tokens: int = 512) -> Generator[str, None, None]:
     """One answer, piece by piece as it is made; joined, the pieces are the batch answer's text.
 
     Closing the iterator early lets the model stop at its next token. What fails in the model's thread is raised here.
