@@ -1,10 +1,9 @@
 """What stage 1 buys: the curriculum against stage 2 alone, at the same budget of tokens, seed by seed.
 
-    python bench/ablation.py --data drawn=FOLDER --data slake=FOLDER --parts drawn=FOLDER --parts slake=FOLDER --work DIR
+    python bench/ablation.py --work DIR --data drawn=FOLDER --parts drawn=FOLDER --data slake=FOLDER --parts slake=FOLDER
 
 Both arms begin from the same parts. `curriculum`: stage 1 on captions, then stage 2. `alone`: stage 2 from a fresh
-projector, with as many more passes through its data as make up for stage 1's CPU time. `captions-in-2`: stage 2 alone, the
-captions among its samples. One run is one process; bench/results/ablation.json is written after each and lists those
+projector, with as many more passes through its data as make up for stage 1's CPU time. One run is one process; bench/results/ablation.json is written after each and lists those
 that are missing, so the whole can be interrupted and continued.
 """
 
@@ -56,8 +55,8 @@ def run(name: str, arm: str, seed: int, data: Path, parts: Path, work: Path) -> 
         start = [f"model={out / 'align'}"]
     words = [f"data={data}", f"out={out / 'instruct'}", f"seed={seed}", f"epochs={second}", *start]
     seconds += command("train", f"{folder}/instruct", *words)
-    split = "validation"
-    command("evaluate", str(out / "instruct"), str(data), "--split", split, "--out", str(out / "scores"), "--no-controls")
+    scores_folder = ["--split", "validation", "--out", str(out / "scores")]
+    command("evaluate", str(out / "instruct"), str(data), *scores_folder, "--no-controls", "--batch", "64")
     scores = json.loads((out / "scores" / "scores.json").read_text())
     return {
         "data": name,
@@ -88,9 +87,11 @@ def write(rows: list[dict[str, Any]], wanted: list[tuple[str, str, int]]) -> Non
     means = {}
     for name, arm in sorted({(r["data"], r["arm"]) for r in rows}):
         mine = [r for r in rows if (r["data"], r["arm"]) == (name, arm)]
-        figures = ("all", "closed", "open", "caption_fact_f1", "train_cpu_minutes")
+        keys = ("all", "closed", "open", "caption_fact_f1", "train_cpu_minutes")
         means[f"{name} {arm}"] = {
-            key: round(sum(r[key] for r in mine) / len(mine), 4) for key in figures if all(r[key] is not None for r in mine)
+            key: round(sum(r[key] for r in mine) / len(mine), 4)
+            for key in keys
+            if all(r[key] is not None for r in mine)
         } | {"seeds": len(mine)}
     missing = [" ".join(map(str, w)) for w in wanted if w not in done]
     found = {"command": "python bench/ablation.py", "means": means, "missing": missing, "rows": rows}

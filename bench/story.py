@@ -35,7 +35,7 @@ def main() -> None:
         rows = json.loads(file.read_text())["rows"] if file.is_file() else []
         if not any(row["seed"] == seed for row in rows):
             row = tell(asked, seed)
-            rows = json.loads(file.read_text())["rows"] if file.is_file() else []  # another seed may have ended meanwhile
+            rows = json.loads(file.read_text())["rows"] if file.is_file() else []  # another may have ended
             write(file, asked, sorted([*rows, row], key=lambda r: r["seed"]))
 
 
