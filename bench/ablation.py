@@ -1,10 +1,11 @@
 """What stage 1 buys: the curriculum against stage 2 alone, at the same budget of tokens, seed by seed.
 
-    python bench/ablation.py --work DIR --data drawn=FOLDER --parts drawn=FOLDER --data slake=FOLDER --parts slake=FOLDER
+    python bench/ablation.py --work DIR --data drawn=DIR --parts drawn=DIR --data slake=DIR --parts slake=DIR
 
 Both arms begin from the same parts. `curriculum`: stage 1 on captions, then stage 2. `alone`: stage 2 from a fresh
-projector, with as many more passes through its data as make up for stage 1's CPU time. One run is one process; bench/results/ablation.json is written after each and lists those
-that are missing, so the whole can be interrupted and continued.
+projector, with as many more passes through its data as make up for stage 1's CPU time. One run is one process;
+bench/results/ablation.json is written after each and lists those that are missing, so that the whole can be interrupted
+and continued.
 """
 
 import argparse
