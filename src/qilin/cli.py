@@ -48,7 +48,7 @@ COMMANDS = {
         "qilin.train.settings:TrainCommand",
         "qilin.train.run:train_command",
         ("recipe", "changes"),
-        "qilin train small/align data=slake out=runs/align\n"
+        "qilin train small/align data=slake vision=DIR/parts/vision language=DIR/parts/language out=runs/align\n"
         "qilin train small/instruct data=slake model=runs/align out=runs/instruct",
     ),
     "evaluate": Command(
@@ -122,7 +122,8 @@ def show_commands(words: list[str]) -> int:
         import difflib
 
         near = difflib.get_close_matches(" ".join(asked[:2]), COMMANDS, n=1)
-        print(f"qilin: unknown command {' '.join(asked[:2])!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        hint = f"; did you mean {near[0]!r}?" if near else "; qilin --help lists them"
+        print(f"qilin: unknown command {' '.join(asked[:2])!r}{hint}", file=sys.stderr)
         return 2
     width = max(map(len, listed))
     print(

@@ -172,9 +172,9 @@ def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
             continue
         flag = "--" + field.name.replace("_", "-")
         if plain_type(hints[field.name]) is bool:
-            import argparse
-
-            parser.add_argument(flag, dest=field.name, action=argparse.BooleanOptionalAction, default=None, help=text)
+            # one flag: the one that changes the default
+            name, value = (f"--no-{flag[2:]}", False) if field.default is True else (flag, True)
+            parser.add_argument(name, dest=field.name, action="store_const", const=value, help=off(text, value))
         else:
             shown = "" if field.default in (MISSING, None, "") else f" (default: {field.default})"
             parser.add_argument(
@@ -184,6 +184,11 @@ def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
                 nargs="+" if many else None,
                 help=text + shown,
             )
+
+
+def off(text: str, value: bool) -> str:
+    """The help of a switch; one that is on by default says that its flag turns it off."""
+    return text if value else f"do not: {text}"
 
 
 def plain_type(hint: Any) -> Any:

@@ -41,9 +41,10 @@ def chapter(number: int, title: str) -> None:
 
 def settle(settings: DemoSettings) -> None:
     """Make the folder this story's own: refuse one that holds another story, remember the settings of this one."""
-    from qilin.threads import use_threads
+    if settings.threads is not None:
+        import torch
 
-    use_threads(settings.threads)
+        torch.set_num_threads(settings.threads)
     mine = {key: value for key, value in to_dict(settings).items() if key not in ("out", "threads")}
     file = settings.out / "demo.yaml"
     if file.is_file():
@@ -78,7 +79,9 @@ def tell_dataset(settings: DemoSettings) -> Dataset:
         data = drawn_dataset(settings)
     counts = data.manifest["counts"]
     shown = ", ".join(f"{number:,} {split}" for split, number in counts["samples"].items())
-    console.print(f"  {data.path}: {counts['pictures']:,} pictures; samples: {shown}; refused rows: {counts['dropped']}")
+    console.print(
+        f"  {data.path}: {counts['pictures']:,} pictures; samples: {shown}; refused rows: {counts['dropped']}"
+    )
     return data
 
 
