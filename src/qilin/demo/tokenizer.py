@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+# The template's own words, one token each: spelt out they were a third of a short question's tokens.
+TEMPLATE_WORDS = ("USER:", " ASSISTANT:")
 LONGEST = 4  # characters of a merged token: words, not whole questions learnt by heart
 
 
@@ -28,6 +30,7 @@ def make_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizer
             show_progress=False,
         ),
     )
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in TEMPLATE_WORDS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
