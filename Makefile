@@ -45,8 +45,8 @@ clean:  ## remove .venv, caches and builds; demo folders and runs stay
 	@$(PYTHON) -m venv .venv || { \
 	  echo "make: $(PYTHON) could not make .venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "[2/3] torch (the large one; minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
 	@echo "[3/3] the other $$(grep -c '==' constraints.txt) packages and Qilin itself (a minute or two)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "Qilin is ready: .venv/bin/qilin --help"
