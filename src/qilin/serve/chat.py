@@ -242,7 +242,7 @@ def fit(
         messages = without_oldest(messages)
         dropped += 1
     if dropped:
-        tell(f"the talk is longer than the model's context of {limit} tokens: its oldest {dropped} turns were dropped")
+        tell(f"the talk is longer than the model's context of {limit} tokens; oldest turns dropped: {dropped}")
     return Request(messages, request.pictures), room
 
 
