@@ -9,6 +9,7 @@ training answers.
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,23 +51,38 @@ def make_parts(data: Path, out: Path, settings: PartsSettings) -> None:
             make_vision(dataset, samples, out, settings.vision, settings.seed, bar)
 
 
-def texts_of(samples: Sequence[Sample]) -> list[str]:
-    """What the language model is to have read: captions by themselves, questions with their answers."""
-    texts = []
+@dataclass(frozen=True)
+class Reading:
+    """A text to read and what is asked about it; each question sees the text and itself."""
+
+    text: str
+    asked: tuple[tuple[str, str], ...]  # (question as it follows the text, answer with its end mark)
+
+
+def readings_of(samples: Sequence[Sample]) -> list[Reading]:
+    """What the language model is to have read: each picture's caption with its questions, as v1 writes them, so that it
+    can answer about a text before it ever sees a picture; questions without a captioned picture stand alone."""
+    captions: dict[tuple[str, ...], list[str]] = {}
+    questions: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for sample in samples:
-        said = [text_of(message) for message in sample.messages]
+        said = [text_of(message) for message in sample.messages if message["role"] != "system"]
         if sample.kind in CAPTION_KINDS:
-            texts.append(said[-1] + "\n")
+            captions.setdefault(sample.image_ids, []).append(said[-1])
         else:
-            turns = zip(said[0::2], said[1::2], strict=False)
-            texts.append("".join(f"USER: {asked} ASSISTANT: {answer}</s>" for asked, answer in turns))
-    return texts
+            turns = [(f"\n{q} ASSISTANT:", f" {a}</s>") for q, a in zip(said[0::2], said[1::2], strict=True)]
+            questions.setdefault(sample.image_ids, []).extend(turns)
+    found = []
+    for pictures in dict.fromkeys([*captions, *questions]):
+        mine = tuple(questions.get(pictures, ()))
+        for text in captions.get(pictures, [""]) if pictures else [""] * bool(mine):
+            found.append(Reading(f"<s>USER: {text}", mine))
+    return found
 
 
 def make_language(samples: Sequence[Sample], out: Path, part: LanguagePart, seed: int, bar: Progress) -> None:
     """A tokenizer and a small Llama trained to predict the next token of the training texts."""
-    texts = texts_of(samples)
-    tokenizer = make_tokenizer(texts, part.vocabulary)
+    readings = readings_of(samples)
+    tokenizer = make_tokenizer([part_ for r in readings for part_ in (r.text, *sum(r.asked, ()))], part.vocabulary)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -83,7 +99,7 @@ def make_language(samples: Sequence[Sample], out: Path, part: LanguagePart, seed
         )
     )
     model.set_attn_implementation(NAME)
-    documents = [ids for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if len(ids) > 1]
+    documents = [tokenized(reading, tokenizer) for reading in readings]
     batches = [
         batch
         for epoch in range(part.epochs)
@@ -102,31 +118,68 @@ def make_language(samples: Sequence[Sample], out: Path, part: LanguagePart, seed
     model.set_attn_implementation("sdpa")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    write_note(out, {"trained_on": "the training split's texts, next-token loss", "settings": to_dict(part)})
+    write_note(
+        out,
+        {
+            "trained_on": "the training split's captions and, having read them, its answers: next-token loss",
+            "settings": to_dict(part),
+        },
+    )
 
 
-def text_batches(documents: Sequence[list[int]], limit: int, random: np.random.Generator) -> Iterator[list[list[int]]]:
-    """The documents in random order, in batches of about `limit` tokens."""
-    batch: list[list[int]] = []
-    tokens = 0
-    for index in random.permutation(len(documents)).tolist():
-        if batch and tokens + len(documents[index]) > limit:
+@dataclass(frozen=True)
+class TextGroup:
+    """A text and its questions as tokens; `learnt` says for each question from which token on it is an answer."""
+
+    text: list[int]
+    asked: list[list[int]]
+    learnt: list[int]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.text) + sum(map(len, self.asked))
+
+
+def tokenized(reading: Reading, tokenizer: Any) -> TextGroup:
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    asked = [(ids(question), ids(answer)) for question, answer in reading.asked]
+    return TextGroup(ids(reading.text), [q + a for q, a in asked], [len(q) for q, _ in asked])
+
+
+def text_batches(groups: Sequence[TextGroup], limit: int, random: np.random.Generator) -> Iterator[list[TextGroup]]:
+    """The groups in random order, in batches of about `limit` tokens."""
+    batch: list[TextGroup] = []
+    for index in random.permutation(len(groups)).tolist():
+        if batch and sum(group.tokens for group in batch) + groups[index].tokens > limit:
             yield batch
-            batch, tokens = [], 0
-        batch.append(documents[index])
-        tokens += len(documents[index])
+            batch = []
+        batch.append(groups[index])
     if batch:
         yield batch
 
 
-def text_pack(batch: Sequence[list[int]]) -> tuple[Any, Any, Any, Any, Any]:
-    """Texts laid end to end: ids (1, T), positions (1, T), layout, and each token's next one to be predicted."""
-    starts = np.cumsum([0, *map(len, batch)]).tolist()
-    ids = torch.tensor([[token for text in batch for token in text]])
-    positions = torch.tensor([[place for text in batch for place in range(len(text))]])
-    layout = make_layout([(s, len(t), -1) for s, t in zip(starts, batch, strict=False)], torch.device("cpu"))
-    where = torch.tensor([s + i for s, t in zip(starts, batch, strict=False) for i in range(len(t) - 1)])
-    return ids, positions, layout, where, ids[0, where + 1]
+def text_pack(batch: Sequence[TextGroup]) -> tuple[Any, Any, Any, Any, Any]:
+    """Groups laid end to end: ids (1, T), positions (1, T), layout, and pairs (S,) of a token and the one to follow it:
+    all of a text, and of its questions the answers."""
+    ids: list[int] = []
+    positions: list[int] = []
+    documents: list[tuple[int, int, int]] = []
+    where: list[int] = []
+    for group in batch:
+        head = len(documents)
+        documents.append((len(ids), len(group.text), -1))
+        where += range(len(ids), len(ids) + len(group.text) - 1)
+        ids += group.text
+        positions += range(len(group.text))
+        for tokens, learnt in zip(group.asked, group.learnt, strict=True):
+            documents.append((len(ids), len(tokens), head))
+            where += range(len(ids) + learnt - 1, len(ids) + len(tokens) - 1)
+            ids += tokens
+            positions += range(len(group.text), len(group.text) + len(tokens))
+    row, pairs = torch.tensor([ids]), torch.tensor(where)
+    return row, torch.tensor([positions]), make_layout(documents, torch.device("cpu")), pairs, row[0, pairs + 1]
 
 
 def make_vision(
@@ -152,18 +205,19 @@ def make_vision(
         do_pad=True,
     )
     reader = Reader(out / "language")
-    head: Matcher | Answerer
-    if part.objective == "contrast":
-        head = Matcher(samples, reader, part.width)
-    else:
-        head = Answerer(samples, reader, part.width)
-    if not head.pictures:
+    heads: list[Matcher | Answerer] = []
+    if part.objective != "answers":
+        heads.append(Matcher(samples, reader, part.width))
+    if part.objective != "contrast":
+        heads.append(Answerer(samples, reader, part.width))
+    pictures = list(dict.fromkeys(id for head in heads for id in head.pictures))
+    if not pictures:
         raise UserError(f"{dataset.path}: no training picture has a text that objective {part.objective!r} can use")
     pixels = Pixels(processor)
-    every = torch.stack([pixels.get(dataset, id) for id in head.pictures])
+    every = torch.stack([pixels.get(dataset, id) for id in pictures])
     batches = math.ceil(len(every) / part.batch)
     steps = part.epochs * batches
-    both = nn.ModuleList([tower, head])
+    both = nn.ModuleList([tower, *heads])
     matrices = [p for p in both.parameters() if p.ndim >= 2]
     others = [p for p in both.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": part.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -178,12 +232,14 @@ def make_vision(
         changed = augment(every[rows], part.augment, random)
         with torch.autocast("cpu", torch.bfloat16):
             features = used_features(tower(pixel_values=changed, output_hidden_states=True))
-        loss = head(features.float(), rows, random)
+        chosen = [pictures[row] for row in rows.tolist()]
+        loss = torch.stack([head(features.float(), chosen, random) for head in heads]).sum()
         learn(both, optimizer, loss)
         bar.update(task, advance=1, figure=f"loss {loss.item():.3f}")
     tower.save_pretrained(out / "vision")
     processor.save_pretrained(out / "vision")
-    note = {"contrast": "pictures matched with their training texts", "answers": "label supervision: training answers"}
+    contrast, answers = "pictures matched with their captions", "training answers (label supervision)"
+    note = {"contrast": contrast, "answers": answers, "both": f"{contrast}, and {answers}"}
     write_note(out / "vision", {"trained_on": note[part.objective], "settings": to_dict(part)})
 
 
@@ -221,7 +277,7 @@ class Reader:
         rows = []
         for start in range(0, len(texts), 64):
             batch = self.tokenizer(list(texts[start : start + 64]), add_special_tokens=False)["input_ids"]
-            ids, positions, layout, _, _ = text_pack(batch)
+            ids, positions, layout, _, _ = text_pack([TextGroup(text, [], []) for text in batch])
             hidden = self.model(
                 input_ids=ids, position_ids=positions, layout=layout, use_cache=False
             ).last_hidden_state[0]
@@ -239,8 +295,10 @@ class Matcher(nn.Module):
             if len(sample.image_ids) == 1 and sample.kind in CAPTION_KINDS:
                 texts.setdefault(sample.image_ids[0], []).append(text_of(sample.messages[-1]))
         self.pictures = list(texts)
-        flat = [(i, text) for i, mine in enumerate(texts.values()) for text in mine]
-        self.owner = torch.tensor([i for i, _ in flat])
+        flat = [(id, text) for id, mine in texts.items() for text in mine]
+        self.rows_of: dict[str, list[int]] = {}
+        for row, (id, _) in enumerate(flat):
+            self.rows_of.setdefault(id, []).append(row)
         self.of_text = torch.tensor(np.unique([text for _, text in flat], return_inverse=True)[1])
         self.vectors = F.normalize(
             reader.read([text for _, text in flat]) if flat else torch.zeros(0, reader.width), dim=-1
@@ -249,10 +307,13 @@ class Matcher(nn.Module):
         self.to_text = nn.Sequential(nn.Linear(reader.width, 256), nn.GELU(), nn.Linear(256, 128))
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def forward(self, features: torch.Tensor, rows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """features (P, patches, width) of the pictures `rows` -> the loss."""
-        chosen = torch.stack([one_of(torch.nonzero(self.owner == row).flatten(), random) for row in rows])
-        pictures = F.normalize(self.to_picture(features.mean(1)), dim=-1)
+    def forward(self, features: torch.Tensor, ids: Sequence[str], random: torch.Generator) -> torch.Tensor:
+        """features (P, patches, width) of the pictures `ids` -> the loss over those that have a caption."""
+        places = [place for place, id in enumerate(ids) if id in self.rows_of]
+        if not places:
+            return features.sum() * 0.0
+        chosen = torch.tensor([one_of(self.rows_of[ids[place]], random) for place in places])
+        pictures = F.normalize(self.to_picture(features[places].mean(1)), dim=-1)
         words = F.normalize(self.to_text(self.vectors[chosen]), dim=-1)
         scores = self.scale.exp().clamp(max=100) * pictures @ words.T  # (P, P)
         same = (self.of_text[chosen][:, None] == self.of_text[chosen][None]).float()  # equal texts are no opposites
@@ -267,12 +328,11 @@ class Answerer(nn.Module):
         super().__init__()
         asked = [s for s in samples if len(s.image_ids) == 1 and s.kind == "vqa"]
         self.pictures = list(dict.fromkeys(sample.image_ids[0] for sample in asked))
-        number = {id: i for i, id in enumerate(self.pictures)}
         questions, self.question = np.unique([text_of(s.messages[0]) for s in asked], return_inverse=True)
         answers, labels = np.unique([text_of(s.messages[-1]) for s in asked], return_inverse=True)
-        self.rows_of: list[list[int]] = [[] for _ in self.pictures]
+        self.rows_of: dict[str, list[int]] = {}
         for row, sample in enumerate(asked):
-            self.rows_of[number[sample.image_ids[0]]].append(row)
+            self.rows_of.setdefault(sample.image_ids[0], []).append(row)
         self.labels = torch.from_numpy(labels)
         self.vectors = F.layer_norm(reader.read(questions.tolist()), (reader.width,)) if asked else torch.zeros(0, 1)
         self.query = nn.Linear(reader.width, width)
@@ -281,10 +341,12 @@ class Answerer(nn.Module):
             nn.Linear(width + reader.width, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, len(answers))
         )
 
-    def forward(self, features: torch.Tensor, rows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """features (P, patches, width) of the pictures `rows` -> the loss over all their questions."""
+    def forward(self, features: torch.Tensor, ids: Sequence[str], random: torch.Generator) -> torch.Tensor:
+        """features (P, patches, width) of the pictures `ids` -> the loss over all their questions."""
         features = self.norm(features)
-        asked = [(place, row) for place, picture in enumerate(rows.tolist()) for row in self.rows_of[picture]]
+        asked = [(place, row) for place, id in enumerate(ids) for row in self.rows_of.get(id, ())]
+        if not asked:
+            return features.sum() * 0.0
         places = torch.tensor([place for place, _ in asked])
         picked = torch.tensor([row for _, row in asked])
         question = self.vectors[torch.from_numpy(self.question)[picked]]  # (Q, reader width)
@@ -294,8 +356,8 @@ class Answerer(nn.Module):
         return F.cross_entropy(self.mix(torch.cat([seen, question], -1)), self.labels[picked])
 
 
-def one_of(candidates: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    return candidates[torch.randint(len(candidates), (), generator=random)]
+def one_of(candidates: Sequence[int], random: torch.Generator) -> int:
+    return candidates[int(torch.randint(len(candidates), (), generator=random))]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:

@@ -14,9 +14,9 @@ class VisionPart:
     width: int = setting(default=96, help="width of the residual stream")
     layers: int = setting(default=4, help="transformer layers; Qilin uses the features before the last one")
     heads: int = setting(default=4, help="attention heads")
-    objective: Literal["contrast", "answers"] = setting(
+    objective: Literal["contrast", "answers", "both"] = setting(
         default="contrast",
-        help="contrast: match pictures and their texts; answers: predict training answers (label supervision)",
+        help="contrast: match pictures and captions; answers: predict training answers (label supervision); both",
     )
     epochs: int = setting(default=20, help="times through the training pictures")
     batch: int = setting(default=128, help="pictures a step")
