@@ -122,7 +122,9 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def spoken(messages: Any, name: str, eos: str) -> list[str]:
     """What the assistant says, turn by turn, written down here without the templates."""
     said = [message["content"][0]["text"] for message in messages if message["role"] == "assistant"]
-    return [{"plain": f"{text}\n", "v1": f" {text}{eos}", "chatml": f"{text}<|im_end|>"}[name] for text in said]
+    inst = dict.fromkeys(("llama_2", "mistral"), " {} " + eos)
+    forms = inst | {"plain": "{}\n", "v1": " {}" + eos, "chatml": "{}<|im_end|>"}
+    return [forms[name].format(text) for text in said]
 
 
 def learnt_runs(ids: list[int], learn: list[bool], tokenizer: Any) -> list[str]:
@@ -309,7 +311,7 @@ def test_templates_say_what_they_are_meant_to(tokenizers: dict[str, Any]) -> Non
 
 
 def test_templates_and_tokenizers_that_do_not_go_together(tokenizers: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected one of plain, v1, chatml"):
+    with pytest.raises(UserError, match="expected one of plain, v1, llama_2, mistral, chatml"):
         chat_template("vicuna")
     with pytest.raises(UserError, match=r"no token <\|im_start\|> or <\|im_end\|>; use template v1"):
         end_tokens(tokenizers["the project's own"], "chatml")

@@ -72,6 +72,22 @@ COMMANDS = {
         ("model", "images"),
         "qilin chat runs/instruct picture.png",
     ),
+    "convert": Command(
+        "LLaVA's layout to Hugging Face's and back; merge LoRA",
+        "qilin.model.settings:ConvertSettings",
+        "qilin.model.convert:convert",
+        ("source", "out"),
+        "qilin convert williamliu/Qilin-Med-VL-Chat qilin-chat --check\n"
+        "qilin convert llava-lora merged --base vicuna-7b-v1.5\n"
+        "qilin convert runs/instruct for-llava --to llava",
+    ),
+    "template": Command(
+        "print a conversation as a model sees it, what it learns to say in colour",
+        "qilin.model.settings:TemplateSettings",
+        "qilin.model.show_template:show_template",
+        ("model",),
+        "qilin template runs/instruct\nqilin template runs/instruct --template llama_2 --tokens",
+    ),
 }
 
 

@@ -158,6 +158,19 @@ def fetch(name: str, hub: str) -> str:
         raise RunError(f"{name}: ModelScope did not deliver it ({error}); {BY_HAND}") from error
 
 
+def fetch_folder(name: str, hub: str) -> str:
+    """Like fetch, but always a folder of this machine: a Hugging Face id is downloaded (HF_ENDPOINT is obeyed)."""
+    place = fetch(name, hub)
+    if Path(place).is_dir():
+        return place
+    from huggingface_hub import snapshot_download
+
+    try:
+        return str(snapshot_download(place, ignore_patterns=["*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf"]))
+    except (OSError, ValueError) as error:
+        raise UserError(why_not_loaded(name, place, error)) from error
+
+
 BY_HAND = (
     "without a network, fetch the files on another machine (`hf download OWNER/NAME --local-dir DIR`), "
     "copy DIR here and name DIR in the recipe; HF_ENDPOINT=https://… names a mirror"

@@ -1,7 +1,8 @@
 """Messages -> token ids and the mask of what the assistant says, both from one chat template.
 
 The templates are data: Jinja text in the form transformers renders, with `{% generation %}` around what the model is
-to say. The saved model carries its template, so plain transformers, vLLM and others see the same conversation.
+to say; chat_template() sets `begin` and `picture` before them. The saved model carries its template, so plain
+transformers, vLLM and others see the same conversation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ SAY = """
   {%- if content is string -%}{{- content -}}
   {%- else -%}
     {%- for part in content -%}
-      {%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+      {%- if part['type'] == 'image' -%}{{- picture + '\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
@@ -26,10 +27,10 @@ SAY = """
 
 # LLaVA's stage 1 (conversation.py, "plain"): picture, caption and a line end; what the user says is dropped.
 PLAIN = """
-{{- bos_token or '' -}}
+{{- begin -}}
 {%- for message in messages -%}
   {%- if message['role'] == 'user' and message['content'] is not string -%}
-    {%- for part in message['content'] if part['type'] == 'image' -%}{{- '<image>' -}}{%- endfor -%}
+    {%- for part in message['content'] if part['type'] == 'image' -%}{{- picture -}}{%- endfor -%}
   {%- elif message['role'] == 'assistant' -%}
     {%- generation -%}{{- say(message['content']) + '\\n' -}}{%- endgeneration -%}
   {%- endif -%}
@@ -42,7 +43,7 @@ V1 = """
 {%- for message in messages if message['role'] == 'system' -%}
   {%- set ns.system = say(message['content']) -%}
 {%- endfor -%}
-{{- bos_token or '' -}}
+{{- begin -}}
 {%- if ns.system -%}{{- ns.system + ' ' -}}{%- endif -%}
 {%- for message in messages -%}
   {%- if message['role'] == 'user' -%}{{- 'USER: ' + say(message['content']) + ' ' -}}
@@ -53,6 +54,30 @@ V1 = """
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
 """
+
+# Llama 2's format as LLaVA writes it (conversation.py, SeparatorStyle.LLAMA_2): the system prompt stands inside the
+# first question, a space on either side of an answer, and every later turn begins a sequence anew.
+LLAMA_2 = """
+{%- set ns = namespace(system=default_system, turn=0) -%}
+{%- for message in messages if message['role'] == 'system' -%}
+  {%- set ns.system = say(message['content']) -%}
+{%- endfor -%}
+{{- begin -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {%- if ns.turn -%}{{- again -}}{%- endif -%}
+    {{- '[INST] ' -}}
+    {%- if ns.system and not ns.turn -%}{{- '<<SYS>>\\n' + ns.system + '\\n<</SYS>>\\n\\n' -}}{%- endif -%}
+    {{- say(message['content']) + ' [/INST]' -}}
+    {%- set ns.turn = ns.turn + 1 -%}
+  {%- elif message['role'] == 'assistant' -%}
+    {%- generation -%}{{- ' ' + say(message['content']) + ' ' + eos_token -}}{%- endgeneration -%}
+  {%- endif -%}
+{%- endfor -%}
+"""
+
+# Mistral's in LLaVA is the same, except that a later turn does not begin a sequence.
+MISTRAL = LLAMA_2.replace("{%- if ns.turn -%}{{- again -}}{%- endif -%}", "")
 
 # ChatML as Qwen writes it; needs <|im_start|> and <|im_end|> in the vocabulary.
 CHATML = """
@@ -90,19 +115,34 @@ TEMPLATES = {
         system="A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions.",
     ),
+    "llama_2": Template(
+        LLAMA_2,
+        # Chinese-LLaMA-Alpaca-2's (its scripts/inference/inference_hf.py, DEFAULT_SYSTEM_PROMPT).
+        system="You are a helpful assistant. 你是一个乐于助人的助手。",
+    ),
+    "mistral": Template(MISTRAL),  # LLaVA 1.6 and LLaVA-Med 1.5 (conversation.py, "mistral_instruct"): no system prompt
     "chatml": Template(CHATML, stop="<|im_end|>", marks=("<|im_start|>", "<|im_end|>")),
 }
 
 
-def chat_template(name: str, system: str | None = None) -> str:
-    """The whole Jinja text of a template. `system` replaces the template's own system prompt ("" for none)."""
+def chat_template(name: str, system: str | None = None, picture: str = IMAGE, lead: str = "") -> str:
+    """The whole Jinja text of a template. `system` replaces the template's own system prompt ("" for none).
+
+    `picture` is what stands for a picture (LLaVA may put marks around it), `lead` what is written after the first
+    special token and after a picture (see convert: LLaVA's tokenization of pieces).
+    """
     if name not in TEMPLATES:
         raise UserError(f"template is {name!r}; expected one of {', '.join(TEMPLATES)}")
     import json
 
     template = TEMPLATES[name]
     words = json.dumps(template.system if system is None else system, ensure_ascii=False)
-    return f"{{%- set default_system = {words} -%}}" + SAY.replace("\n", "").replace("  ", "") + tidy(template.body)
+    begin = "bos_token or ''" if not lead else f"(bos_token or '') + '{lead}'"
+    head = (
+        f"{{%- set default_system = {words} -%}}{{%- set begin = {begin} -%}}{{%- set again = bos_token or '' -%}}"
+        f"{{%- set picture = '{picture + lead}' -%}}"
+    )
+    return head + SAY.replace("\n", "").replace("  ", "") + tidy(template.body)
 
 
 def tidy(body: str) -> str:

@@ -1,0 +1,114 @@
+"""`qilin template`: a conversation as a model sees it, what it learns to say in colour.
+
+In: a model folder (or a tokenizer and a template's name) and a question with its answer. Out: the text with learnt
+tokens coloured, or every token with its id, or JSON for a script.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from qilin.data.records import assistant, user
+from qilin.errors import UserError
+from qilin.model.compose import fetch, from_pretrained, load_tokenizer
+from qilin.model.inputs import image_tokens
+from qilin.model.settings import TemplateSettings
+from qilin.model.template import IMAGE, Encoded, chat_template, encode
+
+LEARNT = "bold black on green"
+MARK = "cyan"
+
+
+def show_template(settings: TemplateSettings) -> None:
+    """`qilin template MODEL`"""
+    tokenizer, template, tokens = load_words(settings)
+    talk = [message for n in range(settings.turns) for message in turn(settings, n == 0)]
+    encoded = encode(talk, tokenizer, template, tokens)
+    if settings.json:
+        print(json.dumps({**asdict(encoded), "text": decode(tokenizer, encoded.ids)}, ensure_ascii=False))
+        return
+    out = Console(highlight=False, soft_wrap=True)
+    lines = each_token(encoded, tokenizer) if settings.tokens else as_text(encoded, tokenizer)
+    out.print(lines)
+    learnt = sum(encoded.learn)
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    notes.print(
+        Text.assemble(
+            f"{len(encoded.ids)} tokens, {encoded.ids.count(tokenizer.convert_tokens_to_ids(IMAGE))} of them the "
+            f"picture's; ",
+            (f"{learnt} learnt", LEARNT),
+        )
+    )
+
+
+def load_words(settings: TemplateSettings) -> tuple[Any, str, int]:
+    """(tokenizer, Jinja text, tokens a picture) of a model folder, or of a tokenizer with --template."""
+    from transformers import AutoProcessor
+
+    folder = Path(fetch(settings.model, settings.hub))
+    named = None
+    if settings.template is not None:
+        named = chat_template(settings.template, settings.system)
+    if folder.is_dir() and not (folder / "processor_config.json").is_file():
+        if named is None:
+            raise UserError(f"{folder}: has no processor (processor_config.json), so no template; name one: --template")
+        return load_tokenizer(settings.model, settings.hub), named, 1
+    processor = from_pretrained(AutoProcessor, settings.model, settings.hub)
+    if not named and not processor.chat_template:
+        raise UserError(f"{settings.model}: has no chat template (chat_template.jinja); name one: --template")
+    return processor.tokenizer, named or processor.chat_template, image_tokens(processor)
+
+
+def turn(settings: TemplateSettings, first: bool) -> list[Any]:
+    return [user(settings.question, images=int(first)), assistant(settings.answer)]
+
+
+def decode(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def runs(encoded: Encoded, image_id: int) -> list[tuple[int, int, bool, bool]]:
+    """Stretches of the same kind: (start, end, learnt, picture)."""
+    found: list[tuple[int, int, bool, bool]] = []
+    for place, (token, learnt) in enumerate(zip(encoded.ids, encoded.learn, strict=True)):
+        kind = (learnt, token == image_id)
+        if found and found[-1][2:] == kind:
+            found[-1] = (found[-1][0], place + 1, *kind)
+        else:
+            found.append((place, place + 1, *kind))
+    return found
+
+
+def as_text(encoded: Encoded, tokenizer: Any) -> Text:
+    """The conversation, learnt stretches coloured, a picture's tokens as one mark with their number."""
+    text = Text()
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+    for start, end, learnt, picture in runs(encoded, image_id):
+        if picture:
+            text.append(f"{IMAGE}×{end - start}", style=MARK)
+            continue
+        # Decoded with what stands before it: alone, a stretch would lose its first space or half a character.
+        before = decode(tokenizer, encoded.ids[:start])
+        said = decode(tokenizer, encoded.ids[:end])[len(before) :]
+        text.append(said.replace("\n", "⏎\n") if learnt else said, style=LEARNT if learnt else "")
+    return text
+
+
+def each_token(encoded: Encoded, tokenizer: Any) -> Text:
+    """One token a line; a picture's tokens on one line."""
+    text = Text()
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+    for start, end, learnt, picture in runs(encoded, image_id):
+        if picture:
+            text.append(f"{start:5}–{end - 1:<5} {image_id:7}  {IMAGE}×{end - start}\n", style=MARK)
+            continue
+        for place in range(start, end):
+            token = encoded.ids[place]
+            piece = repr(tokenizer.convert_ids_to_tokens(token))[1:-1]
+            text.append(f"{place:5}       {token:7}  {piece}\n", style=LEARNT if learnt else "")
+    text.rstrip()
+    return text
