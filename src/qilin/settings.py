@@ -170,7 +170,7 @@ def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
             required = field.default is MISSING and field.default_factory is MISSING
             parser.add_argument(field.name, help=text, nargs=None if required else ("*" if many else "?"))
             continue
-        flag = "--" + field.name.replace("_", "-")
+        flag = "--" + field.name.rstrip("_").replace("_", "-")  # as_ -> --as: a field cannot bear a word of Python
         if plain_type(hints[field.name]) is bool:
             # one flag: the one that changes the default
             name, value = (f"--no-{flag[2:]}", False) if field.default is True else (flag, True)

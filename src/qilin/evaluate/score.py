@@ -27,6 +27,11 @@ CONTROLS_FILE = "controls.jsonl"
 
 def score_command(settings: ScoreSettings) -> None:
     """Score a file and print the result; writes `rows` if asked to."""
+    if settings.as_ or settings.compare:
+        from qilin.evaluate.side_by_side import kits_command
+
+        kits_command(settings)
+        return
     scores, judged = score_file(settings)
     if settings.rows is not None:
         write_jsonl(settings.rows, judged)

@@ -1,6 +1,7 @@
 """What `qilin evaluate` and `qilin score` can be told; free of torch."""
 
 from pathlib import Path
+from typing import Literal
 
 from qilin.settings import setting, settings
 
@@ -59,6 +60,18 @@ class ScoreSettings:
     rows: Path | None = setting(
         default=None, help="write each row's id, correct (true, false, null for unparsable) and rule here"
     )
+    as_: Literal["medevalkit", "vlmevalkit", "evalscope", "lmms-eval"] | None = setting(
+        default=None, help="score as this kit would, its mistakes included; where it guesses, its mean guess counts"
+    )
+    compare: bool = setting(default=False, help="print Qilin's score beside those of four kits")
     resamples: int = setting(default=2000, help="bootstrap resamples for the intervals")
     seed: int = setting(default=0, help="of the bootstrap")
     json: bool = setting(default=False, help="print the scores as JSON")
+
+    def __post_init__(self) -> None:
+        if self.as_ and self.compare:
+            raise ValueError("--as prints one kit's score and --compare all of them: give one of the two")
+        if self.as_ and (self.train or self.dataset):
+            raise ValueError("--as scores as that kit would, which knows no --train and no --dataset")
+        if self.resamples < 1:
+            raise ValueError(f"resamples is {self.resamples}; expected at least 1")

@@ -1,0 +1,218 @@
+"""How far `qilin score --as KIT` agrees with the kits' own functions, answer by answer.
+
+    pip download --no-deps evalscope lmms-eval mathruler, unpack each wheel, then
+    python bench/kits.py predictions.jsonl --evalscope DIR --lmms-eval DIR [--medevalkit utils.py --mathruler DIR]
+
+Reads tests/answer_pairs.jsonl, a model's own answers, noised forms of both, and answers made to strain choices, blanks
+and statements. Needs none of the kits' other dependencies: only the files with the matching functions are loaded. The
+file of MedEvalKit asks for clients of services at import; they are replaced by empty modules. VLMEvalKit's matching
+functions are those that EvalScope carries, but for its counting of blanks, which is restated here.
+Prints a line a kit and writes bench/results/kits.json.
+"""
+
+import argparse
+import importlib.util
+import json
+import platform
+import random
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qilin.evaluate import kits
+from qilin.evaluate.rows import is_caption, is_closed
+
+HERE = Path(__file__).parent
+GUESS = "guess"
+STATEMENTS = "不正确 不准确 不对 对 错 正确 错误 是否正确 该说法是错误的 这个说法不正确。 判断为对 对错 答案是对。所以错 表述准确"
+PICKS = "B (B) 选B 根据MRI与CT，选B CT 气胸 A和B 没有 B.气胸 答案是(C)。 右肺 a AB 最可能是D，不是A"
+BLANKS = "2 2个 12.5 1，234 3e2 约为3.14 等于5。所以是5 x=7 -4 0.5mm"
+ENGLISH = ["yes", "no", "Yes.", "No, there is none", "The answer is yes", "<answer>yes</answer>", "\\boxed{no}",
+           "Answer: lung", "lung", "Lung.", "final answer is no", "<answer>a</answer> <answer>b</answer>",
+           "x\n\nb. text", "b\n\nbecause"]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("predictions", type=Path)
+    for name in ("evalscope", "lmms-eval", "medevalkit", "mathruler"):
+        parser.add_argument(f"--{name}", type=Path)
+    asked = parser.parse_args()
+    rows = all_rows(asked.predictions)
+    found: dict[str, Any] = {}
+    if asked.evalscope:
+        slake = load(asked.evalscope / "evalscope/benchmarks/slake/utils.py")
+        cmmmu = load(asked.evalscope / "evalscope/benchmarks/cmmmu/utils.py")
+        found["evalscope"] = agreement(rows, kits.evalscope, lambda row: by_evalscope(row, slake, cmmmu))
+        found["vlmevalkit"] = agreement(rows, kits.vlmevalkit, lambda row: by_vlmevalkit(row, cmmmu))
+    if asked.lmms_eval:
+        stand_ins("loguru", "lmms_eval", "lmms_eval.tasks", "lmms_eval.tasks._task_utils")
+        stand_ins("lmms_eval.tasks._task_utils.file_utils")
+        slake = load(asked.lmms_eval / "lmms_eval/tasks/slake/utils.py")
+        cmmmu = load(asked.lmms_eval / "lmms_eval/tasks/cmmmu/utils.py")
+        found["lmms-eval"] = agreement(rows, kits.lmms_eval, lambda row: by_lmms(row, slake, cmmmu))
+    if asked.medevalkit:
+        sys.path.insert(0, str(asked.mathruler))
+        stand_ins("google", "nltk.translate.bleu_score", "openai", "rouge", "tenacity", "tqdm.asyncio")
+        theirs = load(asked.medevalkit)
+        found["medevalkit"] = agreement(rows, kits.medevalkit, lambda row: by_medevalkit(row, theirs))
+    for name, kit in found.items():
+        print(f"{name:12} {kits.KITS[name].version}: {kit['agree']} of {kit['n']}", *kit["unlike"][:5], sep="\n  ")
+    about = {"command": " ".join(sys.argv[:1]), "python": platform.python_version(), "machine": platform.processor()}
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / "kits.json").write_text(json.dumps({**about, "kits": found}, ensure_ascii=False, indent=1))
+
+
+def load(path: Path) -> Any:
+    """A file as a module of its own, without its package; where it throws a coin, it says so."""
+    spec = importlib.util.spec_from_file_location("_".join(path.parts[-4:-1]), path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if hasattr(module, "random"):
+        module.random = LOT
+    return module
+
+
+class Lot:
+    """random.choice that keeps in mind that it was asked."""
+
+    asked = False
+
+    def choice(self, things: Any) -> Any:
+        self.asked = True
+        return things[0]
+
+
+LOT = Lot()
+
+
+def stand_ins(*names: str) -> None:
+    """Empty modules for what the kits import and the matching functions never call."""
+
+    class Empty(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return lambda *a, **k: lambda f: f
+
+    for name in names:
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            sys.modules.setdefault(".".join(parts[:end]), Empty(".".join(parts[:end])))
+
+
+def all_rows(predictions: Path) -> list[dict[str, Any]]:
+    files = (HERE.parent / "tests" / "answer_pairs.jsonl", predictions)
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines() if line]
+    rows = [row for row in rows if not row.get("kind") or not is_caption(row)]
+    lot = random.Random(0)
+    noise = (
+        "{}",
+        "{}。",
+        "答案是{}",
+        "图中显示{}。",
+        "（注）{}",
+        "ANSWER: {}",
+        "**Answer**: {}",
+        "所以{}是对的\n结果为{}",
+    )
+    rows += [row | {"prediction": lot.choice(noise).replace("{}", row["prediction"])} for row in rows]
+    for said in (*STATEMENTS.split(), ""):
+        for lead in ("", "答案：", "因此，", "题目中的说法是"):
+            rows += [{"question": "判断", "reference": r, "prediction": lead + said} for r in ("对", "错")]
+    for choices in (["肺炎", "气胸", "结节", "正常"], ["左肺", "右肺", "双肺", "都不是"]):
+        for said in (*PICKS.split(), ""):
+            for lead in ("", "答案是", "The answer is "):
+                rows += [
+                    {"question": "?", "reference": r, "prediction": lead + said, "choices": choices} for r in "ABCD"
+                ]
+    rows += [
+        {"question": "多少", "reference": r, "prediction": "结果是" + p} for r in BLANKS.split() for p in BLANKS.split()
+    ]
+    for said in ENGLISH:
+        for kind in ("closed", "open"):
+            rows += [
+                {"question": "is it?", "reference": r, "prediction": said, "answer_type": kind}
+                for r in ("yes", "no", "lung", "Lung")
+            ]
+        rows += [
+            {"question": "?", "reference": r, "prediction": said, "choices": ["lung", "b text", "no", "yes"]}
+            for r in "AB"
+        ]
+    return [row | {"choices": row.get("choices") or [], "answer_type": row.get("answer_type")} for row in rows]
+
+
+def agreement(
+    rows: list[dict[str, Any]], ours: Callable[[Any], kits.Mark], theirs: Callable[[Any], Any]
+) -> dict[str, Any]:
+    unlike = []
+    for row in rows:
+        mark, LOT.asked = ours(row), False
+        said = theirs(row)
+        said = GUESS if LOT.asked else float(said)
+        if said != (GUESS if mark.rule == "guess" else mark.points):
+            unlike.append((row["reference"], row["prediction"], row["choices"], said, mark.points))
+    return {"n": len(rows), "agree": len(rows) - len(unlike), "unlike": unlike[:20]}
+
+
+def parsed(row: Any, kit: Any) -> tuple[str, Any, str] | None:
+    """(type, what the kit reads, reference) of a row that its CMMMU code takes; None for others."""
+    if row["choices"]:
+        by_letter, letters = kit.get_multi_choice_info([kits.bare_choice(choice) for choice in row["choices"]])
+        wanted = kits.picked(row["reference"], row["choices"])
+        reference = "".join(kits.LETTERS[i] for i in sorted(wanted)) if wanted else row["reference"]
+        return "选择", kit.get_multi_choice_prediction(row["prediction"], letters, by_letter), reference
+    if row["reference"] in ("对", "错"):
+        return "判断", kit.get_TF_prediction(row["prediction"]), row["reference"]
+    return None
+
+
+def by_evalscope(row: Any, slake: Any, cmmmu: Any) -> bool:
+    read = parsed(row, cmmmu)
+    if read:
+        return bool(cmmmu.eval_cmmmu(dict(zip(("type", "parsed_pred", "answer"), read, strict=True))))
+    return bool(
+        slake.normalize_answer(slake.parse_answer(row["prediction"])) == slake.normalize_answer(row["reference"])
+    )
+
+
+def by_lmms(row: Any, slake: Any, cmmmu: Any) -> bool:
+    read = parsed(row, cmmmu)
+    if read:
+        entry = dict(zip(("question_type", "parsed_pred", "answer"), read, strict=True))
+        return bool(cmmmu.eval_cmmmu([entry])["correct_num"])
+    record = slake.slake_process_results({"answer": row["reference"]}, [row["prediction"]])["slake_accuracy"]
+    return bool(record["is_correct"])
+
+
+def by_vlmevalkit(row: Any, cmmmu: Any) -> float:
+    read = parsed(row, cmmmu)
+    if read:
+        return bool(cmmmu.eval_cmmmu(dict(zip(("type", "parsed_pred", "answer"), read, strict=True))))
+    wanted = cmmmu.normalize_str(row["reference"], row["reference"])
+    said = cmmmu.get_fill_blank_prediction(row["prediction"], row["reference"])
+    texts = sum(isinstance(w, str) and w in s for s in said if isinstance(s, str) for w in wanted)
+    return float(texts + sum(s in wanted for s in said if not isinstance(s, str)))
+
+
+def by_medevalkit(row: Any, kit: Any) -> bool:
+    reference, said = row["reference"], row["prediction"]
+    if row["choices"]:
+        choices = [kits.bare_choice(choice) for choice in row["choices"]]
+        return bool(kit.judge_multi_choice(choices, kits.bare_choice(reference), said))
+    if kit.extract_boxed_content(said) != "None":
+        said = kit.extract_boxed_content(said)
+    elif "<answer>" in said:
+        said = kit.extract(said, "answer")
+    if not is_closed(row):
+        return bool(kit.parse_response(said) == reference.lower())  # its em, without BLEU and ROUGE beside it
+    judge = kit.judge_judgement if reference in ("yes", "no") else kit.judge_close_end_vqa
+    return bool(judge(reference, said))
+
+
+if __name__ == "__main__":
+    main()
