@@ -14,9 +14,10 @@ class VisionPart:
     width: int = setting(default=96, help="width of the residual stream")
     layers: int = setting(default=4, help="transformer layers; Qilin uses the features before the last one")
     heads: int = setting(default=4, help="attention heads")
-    objective: Literal["contrast", "answers", "both"] = setting(
-        default="contrast",
-        help="contrast: match pictures and captions; answers: predict training answers (label supervision); both",
+    objectives: tuple[Literal["contrast", "words", "answers"], ...] = setting(
+        default=("contrast", "words"),
+        help="contrast: match pictures and captions; words: name the words of the caption; "
+        "answers: predict training answers (label supervision)",
     )
     epochs: int = setting(default=20, help="times through the training pictures")
     batch: int = setting(default=128, help="pictures a step")

@@ -1,7 +1,7 @@
 """The whole story on one machine, told as it goes: data, two small pre-trained parts, both stages, scores, a report.
 
-In: nothing (pictures are drawn), or an imported dataset folder. Out: a folder with dataset/, parts/, align/, instruct/ and
-evaluation/. Every chapter calls the same function that its own command calls; a finished chapter is reused, an
+In: nothing (pictures are drawn), or an imported dataset folder. Out: a folder with dataset/, parts/, align/, instruct/
+and evaluation/. Every chapter calls the same function that its own command calls; a finished chapter is reused, an
 interrupted one continues.
 """
 

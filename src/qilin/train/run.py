@@ -86,11 +86,12 @@ def load_start(settings: TrainSettings) -> Loaded:
             pad_square=settings.pad_square,
             hub=settings.hub,
         )
+    else:
+        loaded = load_model(settings.model, device="cpu", dtype="fp32", hub=settings.hub)
+        set_template(loaded.model, loaded.processor, settings.template, settings.system)
+        loaded.processor.image_processor.do_pad = settings.pad_square
+    if settings.feature_layer is not None:
         loaded.model.config.vision_feature_layer = settings.feature_layer
-        return loaded
-    loaded = load_model(settings.model, device="cpu", dtype="fp32", hub=settings.hub)
-    set_template(loaded.model, loaded.processor, settings.template, settings.system)
-    loaded.processor.image_processor.do_pad = settings.pad_square
     return loaded
 
 

@@ -80,8 +80,10 @@ class TrainSettings:
     pad_square: bool = setting(
         default=True, help="pad pictures to a square with the mean colour; otherwise crop the middle"
     )
-    feature_layer: int = setting(
-        default=-2, help="the vision encoder's layer whose features are used; -2 is the one before the last"
+    feature_layer: int | None = setting(
+        default=None,
+        help="the vision encoder's layer whose features are used; default: -2, the one before the last, "
+        "for a new model, and the model's own for a later stage",
     )
     augment: float = setting(
         default=0.0, help="random shift, zoom and brightness of pictures, 0 (none) to 1; never a mirror flip"

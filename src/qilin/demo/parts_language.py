@@ -1,0 +1,196 @@
+"""The small language model: it reads captions and answers questions about them before any picture is seen.
+
+In: training samples. Out: `parts/language`, a Llama and its tokenizer; and a `Reader` that turns texts into vectors for
+the vision encoder's training.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from qilin.data.records import CAPTION_KINDS, Sample, text_of
+from qilin.demo.parts_settings import LanguagePart
+from qilin.demo.tokenizer import make_tokenizer
+from qilin.settings import to_dict
+from qilin.train.attention import NAME, make_layout
+from qilin.train.loop import rate_share
+from qilin.train.loss import answer_loss
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text to read and what is asked about it; each question sees the text and itself."""
+
+    text: str
+    asked: tuple[tuple[str, str], ...]  # (question as it follows the text, answer with its end mark)
+
+
+def readings_of(samples: Sequence[Sample]) -> list[Reading]:
+    """What the language model is to have read: each picture's caption with its questions, as v1 writes them, so that it
+    can answer about a text before it ever sees a picture; questions without a captioned picture stand alone."""
+    captions: dict[tuple[str, ...], list[str]] = {}
+    questions: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for sample in samples:
+        said = [text_of(message) for message in sample.messages if message["role"] != "system"]
+        if sample.kind in CAPTION_KINDS:
+            captions.setdefault(sample.image_ids, []).append(said[-1])
+        else:
+            turns = [(f"\n{q} ASSISTANT:", f" {a}</s>") for q, a in zip(said[0::2], said[1::2], strict=True)]
+            questions.setdefault(sample.image_ids, []).extend(turns)
+    found = []
+    for pictures in dict.fromkeys([*captions, *questions]):
+        mine = tuple(questions.get(pictures, ()))
+        for text in captions.get(pictures, [""]) if pictures else [""] * bool(mine):
+            found.append(Reading(f"<s>USER: {text}", mine))
+    return found
+
+
+def make_language(samples: Sequence[Sample], out: Path, part: LanguagePart, seed: int, bar: Progress) -> None:
+    """A tokenizer and a small Llama trained to predict the next token of the training texts."""
+    readings = readings_of(samples)
+    tokenizer = make_tokenizer([part_ for r in readings for part_ in (r.text, *sum(r.asked, ()))], part.vocabulary)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=part.width,
+            intermediate_size=part.width * 8 // 3 // 16 * 16,
+            num_hidden_layers=part.layers,
+            num_attention_heads=part.heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.set_attn_implementation(NAME)
+    documents = [tokenized(reading, tokenizer) for reading in readings]
+    batches = [
+        batch
+        for epoch in range(part.epochs)
+        for batch in text_batches(documents, part.batch_tokens, np.random.default_rng([seed, epoch]))
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=part.rate, weight_decay=0.01, betas=(0.9, 0.95), fused=True)
+    task = bar.add_task("language model", total=len(batches), figure="")
+    for step, batch in enumerate(batches):
+        set_rate(optimizer, part.rate, step, len(batches))
+        ids, positions, layout, where, targets = text_pack(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = model.model(input_ids=ids, position_ids=positions, layout=layout, use_cache=False)
+            loss = answer_loss(seen.last_hidden_state[0], model.lm_head, where, targets) / len(targets)
+        learn(model, optimizer, loss)
+        bar.update(task, advance=1, figure=f"loss {loss.item():.3f}")
+    model.set_attn_implementation("sdpa")
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_note(
+        out,
+        {
+            "trained_on": "the training split's captions and, having read them, its answers: next-token loss",
+            "settings": to_dict(part),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class TextGroup:
+    """A text and its questions as tokens; `learnt` says for each question from which token on it is an answer."""
+
+    text: list[int]
+    asked: list[list[int]]
+    learnt: list[int]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.text) + sum(map(len, self.asked))
+
+
+def tokenized(reading: Reading, tokenizer: Any) -> TextGroup:
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    asked = [(ids(question), ids(answer)) for question, answer in reading.asked]
+    return TextGroup(ids(reading.text), [q + a for q, a in asked], [len(q) for q, _ in asked])
+
+
+def text_batches(groups: Sequence[TextGroup], limit: int, random: np.random.Generator) -> Iterator[list[TextGroup]]:
+    """The groups in random order, in batches of about `limit` tokens."""
+    batch: list[TextGroup] = []
+    for index in random.permutation(len(groups)).tolist():
+        if batch and sum(group.tokens for group in batch) + groups[index].tokens > limit:
+            yield batch
+            batch = []
+        batch.append(groups[index])
+    if batch:
+        yield batch
+
+
+def text_pack(batch: Sequence[TextGroup]) -> tuple[Any, Any, Any, Any, Any]:
+    """Groups laid end to end: ids (1, T), positions (1, T), layout, and pairs (S,) of a token and the one to follow it:
+    all of a text, and of its questions the answers."""
+    ids: list[int] = []
+    positions: list[int] = []
+    documents: list[tuple[int, int, int]] = []
+    where: list[int] = []
+    for group in batch:
+        head = len(documents)
+        documents.append((len(ids), len(group.text), -1))
+        where += range(len(ids), len(ids) + len(group.text) - 1)
+        ids += group.text
+        positions += range(len(group.text))
+        for tokens, learnt in zip(group.asked, group.learnt, strict=True):
+            documents.append((len(ids), len(tokens), head))
+            where += range(len(ids) + learnt - 1, len(ids) + len(tokens) - 1)
+            ids += tokens
+            positions += range(len(group.text), len(group.text) + len(tokens))
+    row, pairs = torch.tensor([ids]), torch.tensor(where)
+    return row, torch.tensor([positions]), make_layout(documents, torch.device("cpu")), pairs, row[0, pairs + 1]
+
+
+class Reader:
+    """Turns texts into vectors with the (frozen) small language model: the mean of its last hidden states."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=NAME).model.eval()
+        self.width = self.model.config.hidden_size
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> torch.Tensor:
+        """(texts, width)."""
+        rows = []
+        for start in range(0, len(texts), 64):
+            batch = self.tokenizer(list(texts[start : start + 64]), add_special_tokens=False)["input_ids"]
+            ids, positions, layout, _, _ = text_pack([TextGroup(text, [], []) for text in batch])
+            hidden = self.model(
+                input_ids=ids, position_ids=positions, layout=layout, use_cache=False
+            ).last_hidden_state[0]
+            rows += [part.mean(0) for part in hidden.split([len(text) for text in batch])]
+        return torch.stack(rows)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * rate_share("cosine", step, steps, math.ceil(0.05 * steps))
+
+
+def learn(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def write_note(folder: Path, note: dict[str, Any]) -> None:
+    """Written last: a part's folder that has it is whole."""
+    (folder / "part.json").write_text(json.dumps(note, ensure_ascii=False, indent=2), encoding="utf-8")
