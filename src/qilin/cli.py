@@ -143,7 +143,8 @@ def show_commands(words: list[str]) -> int:
         return 2
     width = max(map(len, listed))
     print(
-        "Chinese medical vision-language models: data, two-stage training, evaluation, chat.\n\nusage: qilin COMMAND …\n"
+        "Chinese medical vision-language models: data, two-stage training, evaluation, chat.\n\n"
+        "usage: qilin COMMAND …\n"
     )
     print("\n".join(f"  {name:{width}}  {command.help}" for name, command in listed.items()))
     print("\nqilin COMMAND --help tells more. The models are for research, not for diagnosis.")

@@ -2,7 +2,8 @@
 
 In: a dataset folder. Out: `parts/vision` (a ViT in CLIP's form) and `parts/language` (a Llama and its tokenizer),
 ordinary Hugging Face folders that are from then on loaded exactly as models of a hub are. The language model learns to
-say the training texts; the ViT learns from captions, or (label supervision, said so in part.json) from training answers.
+say the training texts; the ViT learns from captions, or (label supervision, said so in part.json) from training
+answers.
 """
 
 import math

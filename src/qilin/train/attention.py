@@ -2,8 +2,8 @@
 
 A pack is one row of tokens. Its layout is a table of documents; a document sees itself (causally) and, if it is a
 branch, the whole prefix it names. transformers hands the layout through a model's forward to `packed_attention`, which
-is registered under NAME; no model code is changed. On a CPU every document is attended to by itself (alike ones together
-in one call); on an accelerator FlexAttention skips what is masked.
+is registered under NAME; no model code is changed. On a CPU every document is attended to by itself (alike ones
+together in one call); on an accelerator FlexAttention skips what is masked.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,10 @@ import torch.nn.functional as F
 
 
 def augment(pixels: torch.Tensor, amount: float, random: torch.Generator) -> torch.Tensor:
-    """pixels (P, 3, height, width), amount 0 to 1 -> the same shape. At 1: shift and zoom by up to 15 %, light by 30 %."""
+    """pixels (P, 3, height, width), amount 0 to 1 -> the same shape.
+
+    At 1: shift and zoom by up to 15 %, brightness and contrast by up to 30 %.
+    """
     count = len(pixels)
 
     def draw(reach: float) -> torch.Tensor:

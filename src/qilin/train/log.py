@@ -63,7 +63,7 @@ class Log:
 
 
 def cut_back(file: Path, done: int) -> None:
-    """Drop rows of steps after `done` (a run that was killed after its last checkpoint), and a half-written last one."""
+    """Drop rows of steps after `done` (a run killed after its last checkpoint), and a half-written last one."""
     if not file.is_file():
         return
     kept = [line for line in file.read_text(encoding="utf-8").splitlines() if row_step(line) <= done]

@@ -77,7 +77,8 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
 def load_start(settings: TrainSettings) -> Loaded:
     """The model a stage begins with: composed of two parts, or an earlier stage's with this stage's template."""
     if settings.model is None:
-        assert settings.vision and settings.language, "checked by TrainSettings"
+        assert settings.vision, "checked by TrainSettings"
+        assert settings.language, "checked by TrainSettings"
         loaded = compose(
             settings.vision,
             settings.language,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qilin.errors import UserError
-from qilin.settings import describe, parse_override, read_yaml, set_nested, setting, settings
 from qilin.settings import build as build_settings
+from qilin.settings import describe, parse_override, read_yaml, set_nested, setting, settings
 
 Kind = Literal["caption", "context", "inline", "report", "vqa", "chat"]
 Part = Literal["vision", "projector", "language"]
