@@ -80,9 +80,13 @@ def test_a_picture_or_group_never_stands_in_two_splits(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), DatasetWriter(tmp_path / "data", {}) as writer:
-        writer.add_picture(picture(1))
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with DatasetWriter(tmp_path / "data", {}) as writer:
+            writer.add_picture(picture(1))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
     write(tmp_path / "data")  # and the next run is not in its way
 
