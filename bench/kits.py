@@ -26,7 +26,8 @@ from qilin.evaluate.rows import is_caption, is_closed
 
 HERE = Path(__file__).parent
 GUESS = "guess"
-STATEMENTS = "不正确 不准确 不对 对 错 正确 错误 是否正确 该说法是错误的 这个说法不正确。 判断为对 对错 答案是对。所以错 表述准确"
+STATEMENTS = "不正确 不准确 不对 对 错 正确 错误 是否正确 该说法是错误的 这个说法不正确。 判断为对"
+STATEMENTS += " 对错 答案是对。所以错 表述准确"
 PICKS = "B (B) 选B 根据MRI与CT，选B CT 气胸 A和B 没有 B.气胸 答案是(C)。 右肺 a AB 最可能是D，不是A"
 BLANKS = "2 2个 12.5 1，234 3e2 约为3.14 等于5。所以是5 x=7 -4 0.5mm"
 ENGLISH = ["yes", "no", "Yes.", "No, there is none", "The answer is yes", "<answer>yes</answer>", "\\boxed{no}",

@@ -2,6 +2,8 @@
 
 real_predictions.jsonl: 200 answers drawn by lot among those of a small model after three epochs of SLAKE-zh (questions
 and references: SLAKE, CC BY 4.0), labelled from question, reference and answer alone, on scorer version 1.
+real_predictions_unlike.jsonl: 200 more, drawn by lot among the 229 answers of a better model (40 epochs) whose letters
+differ from the reference, where the rules have something to decide.
 Labels are never changed to fit a rule; a row that is found mislabelled is reported here, beside the number.
 """
 
@@ -13,7 +15,10 @@ import pytest
 
 from qilin.evaluate.answers import judge
 
-FROZEN = {"real_predictions.jsonl": "c01d6cbc48d2d43bf9427bc2b12ea7c92a4384e938fc985a5a072d43338a3f99"}
+FROZEN = {
+    "real_predictions.jsonl": "c01d6cbc48d2d43bf9427bc2b12ea7c92a4384e938fc985a5a072d43338a3f99",
+    "real_predictions_unlike.jsonl": "ecda6f19eb4e2b1eed3ec67843b06184d2375e663600bb312226a0d1f51efd63",
+}
 
 
 @pytest.mark.parametrize("name", FROZEN)
