@@ -95,25 +95,42 @@ def compose(
     return Loaded(model, processor)
 
 
-def load_model(path: str | Path, device: str = "auto", dtype: str = "auto", hub: str = "huggingface") -> Loaded:
+def load_model(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    hub: str = "huggingface",
+    *,
+    bits: int | None = None,
+    spread: bool = False,
+) -> Loaded:
     """A model folder (or hub id) -> Loaded, in eval mode. dtype: auto (bf16 on an accelerator, else fp32), fp32, bf16.
 
-    Raises UserError where the folder is not an image-text model.
+    A checkpoint in LLaVA's own layout is converted once, into a cache. `bits` (8 or 4) makes the language model's
+    weights small, `spread` lays the model over all accelerators. Raises UserError where the folder is not an
+    image-text model.
     """
+    from qilin.model.cache import usable
+    from qilin.model.precision import loading_options
+
     where = pick_device(device)
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(dtype)
     if kind is None:
         kind = torch.float32 if where.type == "cpu" else torch.bfloat16
+    path = usable(str(path), hub)
     card_file = Path(path) / CARD
     try:
         card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
     except ValueError as error:
         raise UserError(f"{card_file}: not JSON ({error}); copy the model folder again, whole") from None
-    model = from_pretrained(AutoModelForImageTextToText, str(path), hub, dtype=kind).to(where).eval()
-    processor = from_pretrained(AutoProcessor, str(path), hub)
+    options = loading_options(bits, kind, where, spread)
+    model = from_pretrained(AutoModelForImageTextToText, path, hub, **options).eval()
+    if "device_map" not in options:
+        model = model.to(where)
+    processor = from_pretrained(AutoProcessor, path, hub)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(f"{path}: has no processor for pictures and text (processor_config.json); copy it whole")
-    return Loaded(model, processor, card, str(path))
+    return Loaded(model, processor, card, path)
 
 
 def pick_device(device: str) -> torch.device:

@@ -20,6 +20,7 @@ from qilin.data.records import MANIFEST, assistant, open_dataset, user
 from qilin.errors import QilinError, RunError, UserError
 from qilin.evaluate.report import is_drawn
 from qilin.imaging.pixels import BadPicture, read_bytes, to_rgb
+from qilin.model.cache import usable
 from qilin.model.compose import Loaded, load_model
 from qilin.model.generate import Request, prepare, stream
 from qilin.serve.settings import ChatSettings
@@ -52,11 +53,14 @@ def chat(settings: ChatSettings) -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    notes = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())  # a log keeps its lines whole
     terminal = sys.stdin.isatty()
     say(notes, NOTICE, "bold yellow")
+    model = usable(settings.model, settings.hub)  # before the spinner: converting has a bar of its own
     with notes.status(f"loading {settings.model}"):
-        loaded = load_model(settings.model, settings.device, settings.dtype, settings.hub)
+        loaded = load_model(
+            model, settings.device, settings.dtype, settings.hub, bits=settings.bits, spread=settings.spread
+        )
     for mark in marks(loaded):
         say(notes, mark, "yellow")
     talk = Talk()

@@ -15,6 +15,8 @@ class ChatSettings:
     max_new_tokens: int = setting(default=512, help="longest answer, in tokens")
     device: str = setting(default="auto", help="auto, cpu, cuda, …")
     dtype: Literal["auto", "fp32", "bf16"] = setting(default="auto", help="auto: bf16 on an accelerator, else fp32")
+    bits: Literal[8, 4] | None = setting(default=None, help="load the language model's weights in 8 or 4 bits")
+    spread: bool = setting(default=False, help="lay the model over all accelerators of the machine")
     hub: Literal["huggingface", "modelscope"] = setting(default="huggingface", help="where a hub id is fetched from")
 
     EPILOG = (
