@@ -63,7 +63,14 @@ COMMANDS = {
         "qilin.evaluate.settings:ScoreSettings",
         "qilin.evaluate.score:score_command",
         ("file",),
-        "qilin score predictions.jsonl --rows judged.jsonl",
+        "qilin score predictions.jsonl --rows judged.jsonl\nqilin score predictions.jsonl --compare",
+    ),
+    "compare": Command(
+        "two systems on the same questions: which is better, and how sure that is",
+        "qilin.evaluate.settings:CompareSettings",
+        "qilin.evaluate.compare:compare_command",
+        ("a", "b"),
+        "qilin compare evaluation-old evaluation-new --dataset slake --report compared.html",
     ),
     "chat": Command(
         "talk with a model about pictures, in the terminal",

@@ -101,7 +101,7 @@ def banners(label: str | None, drawn: bool, scores: Mapping[str, Any]) -> str:
             '<div class="banner loud"><b>Drawn pictures.</b> The pictures were drawn by a program with known truth; '
             "no patient is shown, and the scores say nothing about medicine. 图片由程序绘制，并非真实病例。</div>"
         )
-    limit = scores["manifest"].get("settings", {}).get("limit")
+    limit = (scores["manifest"].get("settings") or {}).get("limit")
     if limit:
         found.append(f'<div class="banner">Only the first {limit} samples of the split were answered.</div>')
     found.append('<div class="banner quiet">For research, not for diagnosis. 仅供研究，不可用于诊断。</div>')
@@ -278,9 +278,13 @@ def thumbnail_uri(data: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def answers_section(cards: Sequence[str], rows: Sequence[Row], shown: Sequence[Row]) -> str:
-    """Filter buttons and the cards."""
-    states = ("all", "right", "wrong", "unparsable", "caption")
+STATES = ("all", "right", "wrong", "unparsable", "caption")
+
+
+def answers_section(
+    cards: Sequence[str], rows: Sequence[Row], shown: Sequence[Row], states: Sequence[str] = STATES
+) -> str:
+    """Filter buttons, one a state, and the cards."""
     buttons = "".join(
         f'<button data-filter="state" data-value="{state}" aria-pressed="{str(state == states[0]).lower()}">'
         f"{state}</button>"
@@ -318,8 +322,10 @@ def manifest_section(scores: Mapping[str, Any]) -> str:
         for rule, by in scores["rules"].items()
     )
     head = "<tr><th>rule</th><th>right</th><th>wrong</th><th>unparsable</th></tr>"
-    return (
+    decided = (
         f"<details><summary>Which rule decided how often</summary><table><thead>{head}</thead>"
         f"<tbody>{rules}</tbody></table></details>"
-        f"<details><summary>Manifest</summary><dl>{lines(scores['manifest'])}</dl></details>"
+    )
+    return (
+        f"{decided if rules else ''}<details><summary>Manifest</summary><dl>{lines(scores['manifest'])}</dl></details>"
     )

@@ -75,3 +75,24 @@ class ScoreSettings:
             raise ValueError("--as scores as that kit would, which knows no --train and no --dataset")
         if self.resamples < 1:
             raise ValueError(f"resamples is {self.resamples}; expected at least 1")
+
+
+@settings
+class CompareSettings:
+    """Two systems' answers to the same questions: which is better, and how sure that is."""
+
+    a: Path = setting(help="an evaluation's folder, or a JSONL file of predictions")
+    b: Path = setting(help="the other one: the same ids, questions and references")
+    dataset: Path | None = setting(
+        default=None, help="dataset folder of the questions, for near-duplicate clusters, caption facts and pictures"
+    )
+    report: Path | None = setting(default=None, help="write a page here with both answers beside each picture")
+    resamples: int = setting(default=10_000, help="bootstrap resamples and sign flips")
+    seed: int = setting(default=0, help="of bootstrap and sign flips")
+    json: bool = setting(default=False, help="print the result as JSON")
+
+    def __post_init__(self) -> None:
+        if self.report is not None and self.dataset is None:
+            raise ValueError("--report shows the pictures: give --dataset too")
+        if self.resamples < 1:
+            raise ValueError(f"resamples is {self.resamples}; expected at least 1")
