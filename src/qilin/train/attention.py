@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from qilin.errors import UserError
+
 NAME = "qilin_packed"
 SMALL = 1 << 16  # queries x keys up to which plain products beat PyTorch's flash kernel on a CPU (bench/attention)
 WASTE = 1.25  # documents are computed together while padding them to the longest costs at most this factor
@@ -38,6 +40,7 @@ class Layout:
     buckets: tuple[Bucket, ...] = ()
     place: torch.Tensor | None = None  # (T,) where each token stands in the buckets' outputs laid end to end
     block_mask: Any = None  # FlexAttention's, on an accelerator
+    longest: int = 0  # how far back a token may look
 
     @property
     def tokens(self) -> int:
@@ -47,6 +50,7 @@ class Layout:
 def make_layout(documents: Sequence[tuple[int, int, int]], device: torch.device) -> Layout:
     """Documents (first token, length, prefix document or -1), in order and without gaps -> a Layout for `device`."""
     table = torch.tensor(documents, dtype=torch.int64).reshape(-1, 3)
+    longest = max(key_length(table, row) for row in range(len(table)))
     if device.type == "cpu":
         buckets = [make_bucket(table, rows) for rows in alike(table)]
         where = torch.empty(int(table[:, 1].sum()), dtype=torch.int64)
@@ -57,8 +61,8 @@ def make_layout(documents: Sequence[tuple[int, int, int]], device: torch.device)
                 start, length, _ = table[row].tolist()
                 where[start : start + length] = done + place * width + torch.arange(length)
             done += bucket.queries.numel()
-        return Layout(table, tuple(buckets), where)
-    return Layout(table.to(device), block_mask=make_block_mask(table, device))
+        return Layout(table, tuple(buckets), where, longest=longest)
+    return Layout(table.to(device), block_mask=make_block_mask(table, device), longest=longest)
 
 
 def alike(table: torch.Tensor) -> list[list[int]]:
@@ -133,11 +137,17 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Layout | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The function that transformers calls in each layer. Returns (1, T, H, E)."""
     assert layout is not None, f"attention {NAME!r} needs the pack's layout; use sdpa for anything but training"
     assert query.shape[0] == 1, "a pack is one row"
+    if sliding_window and layout.longest > sliding_window:
+        raise UserError(
+            f"the language model looks back {sliding_window} tokens (sliding_window in its config.json), "
+            f"but a sample has {layout.longest}; lower max_length to {sliding_window}, with overlong=cut or drop"
+        )
     if layout.block_mask is not None:
         return flex(query, key, value, layout.block_mask, scaling), None
     assert layout.place is not None, "a layout is made for one kind of device"
