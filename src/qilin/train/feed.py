@@ -6,6 +6,8 @@ Lengths are measured once and cached outside the dataset folder, under the hash 
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +70,11 @@ class Feed:
     def measure(self, tick: Callable[[int, int], None] | None) -> tuple[Lengths, np.ndarray]:
         """Lengths of all samples that are kept, and for each the number `sample` knows it by."""
         file = cache_folder() / f"{self.cache_key()}.npz"
-        if file.is_file():
-            table, found = read_cache(file)
-        else:
-            table, found = self.measure_all(tick)
-            write_cache(file, table, found)
+        kept = read_cache(file)
+        if kept is None:
+            kept = self.measure_all(tick)
+            write_cache(file, *kept)
+        table, found = kept
         self.report, self.refused = found["report"], found["refused"]
         if not len(table):
             paths = ", ".join(str(source.dataset.path) for source in self.sources)
@@ -89,11 +91,14 @@ class Feed:
             if tick and (number % 256 == 0 or number == total - 1):
                 tick(number + 1, total)
             sample = self.sample(number)
-            encoded = self.fit(number, sample)
+            encoded, excess = self.fit(number, sample)
+            if excess:
+                self.report["cut" if encoded else "dropped"] += 1
             if encoded is None:
+                self.refused.append({"sample_id": sample.sample_id, "reason": excess})
                 continue
             prefix = shared_prefix(encoded, image_id) if self.settings.questions == "branches" else 0
-            unit = unit_of(sample, encoded.ids[:prefix], number)
+            unit = unit_of(sample, encoded.ids[:prefix], number, image_id)
             rows.append((number, len(encoded.ids), prefix, sum(encoded.learn), unit))
         self.report["samples"] = len(rows)
         return np.array(rows, dtype=np.int64).reshape(-1, 5), {"report": self.report, "refused": self.refused}
@@ -103,15 +108,16 @@ class Feed:
         s = self.settings
         facts = {
             "data": [
-                (source.dataset.hash, source.split, source.rows.tolist()[:3], len(source.rows))
+                (source.dataset.hash, source.split, hashlib.sha256(source.rows.tobytes()).hexdigest())
                 for source in self.sources
             ],
             "kinds": [s.kinds, *(d.kinds for d in s.data)],
             "tokenizer": hashlib.sha256(self.processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "special": self.processor.tokenizer.special_tokens_map,  # templates write some of them
             "template": self.processor.chat_template,
             "image_tokens": image_tokens(self.processor),
             "limits": (s.max_length, s.overlong, s.questions, s.instructions),
-            "version": 1,
+            "version": 2,
         }
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:32]
 
@@ -123,25 +129,27 @@ class Feed:
         found: Sample = source.dataset.samples(source.split)[row]
         return found
 
-    def fit(self, number: int, sample: Sample) -> Encoded | None:
-        """The encoded sample within max_length, or None where the recipe drops it; kept for the loop."""
+    def fit(self, number: int, sample: Sample) -> tuple[Encoded | None, str]:
+        """The encoded sample within max_length, or None where the recipe drops it; kept for the loop.
+
+        Also why it was cut or dropped, "" for one that fits. The loop comes here again, so nothing is counted here.
+        """
         encoded = encode_sample(sample, self.processor, self.settings.instructions)
         limit = self.settings.max_length
+        excess = ""
         if len(encoded.ids) > limit:
-            size = f"{len(encoded.ids)} tokens, max_length is {limit}"
+            excess = f"{len(encoded.ids)} tokens, max_length is {limit}"
             if self.settings.overlong == "error":
                 raise UserError(
-                    f"sample {sample.sample_id}: {size}; raise max_length, or say overlong=cut or overlong=drop"
+                    f"sample {sample.sample_id}: {excess}; raise max_length, or say overlong=cut or overlong=drop"
                 )
             cut = cut_to(encoded, limit, self.processor) if self.settings.overlong == "cut" else None
-            self.report["cut" if cut else "dropped"] += 1
             if cut is None:
-                self.refused.append({"sample_id": sample.sample_id, "reason": size})
-                return None
+                return None, excess
             encoded = cut
         if len(self.encoded) < KEEP_ENCODED:
             self.encoded[number] = encoded
-        return encoded
+        return encoded, excess
 
     def pack(self, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype) -> Pack:
         """Pieces of the plan (indices into Lengths) -> one pack on `device`, its pictures in `dtype`."""
@@ -157,7 +165,7 @@ class Feed:
             for place, index in enumerate(piece.samples):
                 number = int(self.index[index])
                 sample = self.sample(number)
-                encoded = self.encoded.get(number) or self.fit(number, sample)
+                encoded = self.encoded.get(number) or self.fit(number, sample)[0]
                 assert encoded is not None, "the plan holds only samples that fit"
                 names.append(sample.sample_id)
                 prefix = int(self.lengths.prefix[index]) if len(piece.samples) > 1 else 0
@@ -214,13 +222,12 @@ def shared_prefix(encoded: Encoded, image_id: int) -> int:
     return 0 if any(encoded.learn[: last + 1]) else last + 1
 
 
-def unit_of(sample: Sample, prefix: Sequence[int], number: int) -> int:
+def unit_of(sample: Sample, prefix: Sequence[int], number: int, image_id: int) -> int:
     """A number that samples share exactly if they begin alike: same pictures, same tokens before them."""
     if not prefix:
         return -1 - number
-    text = json.dumps(
-        [sample.image_ids, len(prefix), [t for t, b in zip(prefix, [None, *prefix], strict=False) if t != b]]
-    )
+    shorter = [t for t, before in zip(prefix, [None, *prefix], strict=False) if (t, before) != (image_id, image_id)]
+    text = json.dumps([sample.image_ids, len(prefix), shorter])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
@@ -238,9 +245,15 @@ def cache_folder() -> Path:
     return Path(base) / "lengths"
 
 
-def read_cache(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    with np.load(file, allow_pickle=False) as found:
-        return found["table"], json.loads(str(found["found"]))
+def read_cache(file: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """What was kept, or None: nothing was, or it does not read (half a disk, a stray edit) and is to be made again."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            table, found = kept["table"], json.loads(str(kept["found"]))
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        return None
+    whole = table.ndim == 2 and table.shape[1] == 5 and isinstance(found, dict) and {"report", "refused"} <= set(found)
+    return (table, found) if whole else None
 
 
 def write_cache(file: Path, table: np.ndarray, found: dict[str, Any]) -> None:
