@@ -4,6 +4,7 @@ A recipe is found by name in the package (`small/align`) or by path. Nothing is 
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -39,6 +40,12 @@ class Lora:
     targets: tuple[str, ...] = setting(
         default=(), help="names of the linear layers to adapt; empty: all of the language model's"
     )
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank is {self.rank}; expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout}; expected 0 to below 1")
 
 
 @settings
@@ -136,15 +143,36 @@ class TrainSettings:
             raise ValueError("lora and learn: [language] contradict each other; adapters stand in place of the weights")
         if self.pack_tokens < self.max_length:
             raise ValueError(f"pack_tokens is {self.pack_tokens}; expected at least max_length ({self.max_length})")
-        for name in ("batch", "epochs", "max_length", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name, least in (("batch", 1), ("epochs", 1), ("max_length", 1), ("keep", 1), ("log_every", 1),
+                            ("save_every", 0), ("seed", 0), ("weight_decay", 0)):  # fmt: skip
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        for name in ("rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         for name, low, high in (("warmup", 0, 1), ("augment", 0, 1), ("average", 0, 0.99999)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected {low} to {high}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; expected two numbers from 0 to below 1")
         for source in self.data:
-            if source.weight <= 0:
+            if not 0 < source.weight < math.inf:
                 raise ValueError(f"data: weight of {source.path} is {source.weight}; expected more than 0")
+        self.check_rates()
+
+    def check_rates(self) -> None:
+        """A rate for a part that does not learn would be skipped in silence."""
+        learning = {*self.learn, *(["language"] if self.lora is not None else [])}
+        for part in ("vision", "projector", "language"):
+            rate = getattr(self.rates, part)
+            if rate is None:
+                continue
+            if part not in learning:
+                raise ValueError(
+                    f"rates.{part} is {rate}, but learn does not name {part}; add it, or leave the rate out"
+                )
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"rates.{part} is {rate}; expected 0 or more")
 
 
 @settings
