@@ -11,13 +11,15 @@ from qilin.errors import UserError
 from qilin.evaluate.captions import (
     FactSource,
     bleu,
+    chrf,
     fact_score,
     longest_common,
     read_fact_source,
     rouge_l,
     score_captions,
 )
-from qilin.text.facts import DEFAULT_VOCABULARY
+from qilin.evaluate.cider import cider
+from qilin.text.facts import DEFAULT_VOCABULARY, contradictions
 
 RIGHT = "胸部X光片，左侧气胸，未见胸腔积液。"
 
@@ -42,6 +44,51 @@ def test_invented_findings_are_counted() -> None:
     scores, _ = score_captions([row(RIGHT + "右肺可见肿块。")], FactSource(DEFAULT_VOCABULARY, {}))
     assert scores["invented_findings"] == 1
     assert fact_score(frozenset({"肿块", "no 气胸"}), frozenset({"气胸"})).invented == 1
+
+
+def test_a_contradiction_is_one_wrong_statement() -> None:
+    scores, facts = score_captions([row(RIGHT + "未见气胸。")], FactSource(DEFAULT_VOCABULARY, {}))
+    assert facts[0].contradicted == 1
+    assert scores["contradictions"] == 1
+    assert scores["fact_f1"] < score_captions([row(RIGHT)], FactSource(DEFAULT_VOCABULARY, {}))[0]["fact_f1"]
+    truth = {"a": frozenset({"modality=X光", "气胸"})}
+    said = ["胸部X光片，气胸。", "胸部X光片，气胸，未见气胸。", "胸部X光片。"]
+    f1 = [FactSource(DEFAULT_VOCABULARY, truth).compare(["a"], "", text).f1 for text in said]
+    assert f1[0] > f1[2] > f1[1]  # to say both is worse than to say nothing
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("左肺结节，右肺未见结节。", set()),
+        ("左肺上叶结节，左肺下叶未见结节。", set()),
+        ("肺部结节，余未见结节。", set()),
+        ("可见骨折。未见骨折。", {"骨折"}),
+        ("左肺结节，左肺未见结节。", {"肺结节"}),
+        ("未见积液，可见气胸。", set()),
+        ("肺部未见结节，肝脏可见结节。", set()),
+        ("", set()),
+    ],
+)
+def test_contradictions(text: str, found: set[str]) -> None:
+    assert contradictions(text) == found
+
+
+def test_cider_by_hand_and_in_general() -> None:
+    # Two references, each word in one of them: idf = log 2 for all, so equal texts are at 10 and strange ones at 0.
+    a, b = ["左", "肺", "上", "叶", "结节"], ["右", "肾", "可见", "小", "囊肿"]
+    assert cider([a, b], [a, b]) == pytest.approx([10.0, 10.0])
+    assert cider([b, a], [a, b]) == [0.0, 0.0]
+    # 4 of 5 words, then 3 of 4 bigrams, 2 of 3 and 1 of 2: each a cosine of counts
+    near = cider([["左", "肺", "上", "叶", "肿块"], b], [a, b])[0]
+    assert near == pytest.approx(10 * (4 / 5 + 3 / 4 + 2 / 3 + 1 / 2) / 4 * 1.0, rel=0.15)
+    assert cider([a * 4, b], [a, b])[0] < 5  # saying it four times is damped
+    assert cider([a], [a]) == [0.0]
+
+
+def test_chrf() -> None:
+    assert chrf(["左肺结节"], ["左肺结节"]) == pytest.approx(1.0)
+    assert chrf(["左肺结节"], ["心影增大"]) < 0.05
 
 
 def test_truth_record_comes_before_the_reference() -> None:

@@ -33,7 +33,7 @@ from qilin.text.numerals import counts_as_digits, parse_count, parse_number
 from qilin.text.synonyms import KINDS, kind_and_name
 from qilin.text.units import measures, without_measures
 
-SCORER_VERSION = "1"
+SCORER_VERSION = "1.1"  # 1.1: a caption that contradicts itself is wrong; answers are judged as in 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Scores of Chinese captions: the facts they state, BLEU on Chinese words, ROUGE-L on characters and words.
+"""Scores of Chinese captions: the facts they state, BLEU, chrF, CIDEr, ROUGE-L on characters and words.
 
 In: references and predictions, and for facts either the truth beside the dataset or a vocabulary to read both texts
 with. Out: one row of scores a caption and their means.
@@ -14,8 +14,9 @@ from typing import Any
 
 from qilin.errors import UserError
 from qilin.evaluate.answers import tokens
+from qilin.evaluate.cider import cider
 from qilin.evaluate.wording import normalise
-from qilin.text.facts import DEFAULT_VOCABULARY, Vocabulary, facts_of_text, is_finding, read_vocabulary
+from qilin.text.facts import DEFAULT_VOCABULARY, Vocabulary, contradictions, facts_of_text, is_finding, read_vocabulary
 
 VOCABULARY_FILE = "facts.json"
 TRUTH_FILE = "truth.jsonl"
@@ -23,12 +24,14 @@ TRUTH_FILE = "truth.jsonl"
 
 @dataclass(frozen=True)
 class FactScore:
-    """Shared, stated and true facts of one caption; `invented` are findings stated that are not true."""
+    """Shared, stated and true facts of one caption; `invented` are findings stated that are not true, `contradicted`
+    those that the caption both affirms and denies (each counts as one wrong statement)."""
 
     shared: int
     stated: int
     true: int
     invented: int
+    contradicted: int = 0
 
     @property
     def f1(self) -> float:
@@ -36,10 +39,20 @@ class FactScore:
         return 2 * self.shared / (self.stated + self.true) if self.stated + self.true else 1.0
 
 
-def fact_score(said: frozenset[str], true: frozenset[str]) -> FactScore:
-    """Compare stated with true facts. An invented finding is one affirmed that the truth does not affirm."""
+def fact_score(said: frozenset[str], true: frozenset[str], both: frozenset[str] = frozenset()) -> FactScore:
+    """Compare stated with true facts. An invented finding is one affirmed that the truth does not affirm.
+
+    Findings in `both` were affirmed and denied at once: neither statement is right, and together they are one wrong.
+    """
     findings = {fact for fact in said if is_finding(fact)}
-    return FactScore(len(said & true), len(said), len(true), len(findings - true))
+    said = frozenset(fact for fact in said if not _is_about(fact, both))
+    return FactScore(len(said & true), len(said) + len(both), len(true), len(findings - true), len(both))
+
+
+def _is_about(fact: str, findings: frozenset[str]) -> bool:
+    """Whether a fact affirms, denies or describes one of the findings; 结节 is also meant by a denial of 肺结节."""
+    name = fact.removeprefix("no ").split("|")[0]
+    return name in findings or (fact.startswith("no ") and any(f.endswith(name) or name.endswith(f) for f in findings))
 
 
 @dataclass(frozen=True)
@@ -52,11 +65,12 @@ class FactSource:
     def compare(self, image_ids: Sequence[str], reference: str, prediction: str) -> FactScore:
         """The facts that a caption states against those that it should state."""
         said = facts_of_text(prediction, self.vocabulary)
+        both = contradictions(prediction, self.vocabulary)
         if image_ids and all(image_id in self.truth for image_id in image_ids):
             true = frozenset().union(*(self.truth[image_id] for image_id in image_ids))
             # A truth record lists what is there; what is not there need not be denied one by one.
-            return fact_score(frozenset(fact for fact in said if not fact.startswith("no ")), true)
-        return fact_score(said, facts_of_text(reference, self.vocabulary))
+            return fact_score(frozenset(fact for fact in said if not fact.startswith("no ")), true, both)
+        return fact_score(said, facts_of_text(reference, self.vocabulary), both)
 
 
 def read_fact_source(dataset: Path | None) -> FactSource:
@@ -94,10 +108,15 @@ def score_captions(
         "fact_precision": shared / stated if stated else 0.0,
         "fact_recall": shared / true if true else 0.0,
         "invented_findings": sum(fact.invented for fact in facts) / len(facts),
+        "captions_that_invent": sum(fact.invented > 0 for fact in facts) / len(facts),
+        "contradictions": sum(fact.contradicted for fact in facts) / len(facts),
     }
     if not only_facts:
         predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
         scores["bleu4"] = bleu(predictions, references)
+        scores["chrf"] = chrf(predictions, references)
+        words = [[tokens(normalise(text), "word") for text in texts] for texts in (predictions, references)]
+        scores["cider"] = sum(cider(*words)) / len(rows)
         scores["rouge_l_char"] = mean_rouge(predictions, references, "char")
         scores["rouge_l_word"] = mean_rouge(predictions, references, "word")
     return scores, facts
@@ -108,6 +127,13 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
     from sacrebleu.metrics import BLEU
 
     return float(BLEU(tokenize="zh").corpus_score(list(predictions), [list(references)]).score / 100)
+
+
+def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF (characters, n-grams up to six, recall weighed double) by sacrebleu, 0 to 1."""
+    from sacrebleu.metrics import CHRF
+
+    return float(CHRF().corpus_score(list(predictions), [list(references)]).score / 100)
 
 
 def mean_rouge(predictions: Sequence[str], references: Sequence[str], unit: str) -> float:

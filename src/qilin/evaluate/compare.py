@@ -34,8 +34,8 @@ def compare_command(settings: CompareSettings) -> dict[str, Any]:
     from qilin.evaluate.training import phashes
 
     files = [path / "predictions.jsonl" if path.is_dir() else path for path in (settings.a, settings.b)]
-    rows_a, rows_b = read_rows(files[0]), read_rows(files[1])
-    rows_b = matched(rows_a, rows_b, files)
+    rows_a = read_rows(files[0])
+    rows_b = matched(rows_a, read_rows(files[1]), files)
     data = open_dataset(settings.dataset) if settings.dataset else None
     kept = read_controls(files[0].parent / CONTROLS_FILE, rows_a)
     phash = phashes(data) if data else kept["phash"]

@@ -74,10 +74,9 @@ def write_comparison(
 def headline(found: Mapping[str, Any], data: Dataset) -> str:
     """Both names and the difference of the parts that there are."""
     names, tiles = found["names"], []
-    for part, title in (("all", "accuracy, A − B"), ("captions", "caption facts F1, A − B")):
+    for part, title in (("all", "accuracy, A − B"), ("captions", "facts F1, A − B")):
         if found[part]["n"]:
-            p = f", p {found[part]['p_value']:.4f}"
-            note = interval_text(found[part]["interval"], signed=True) + p
+            note = interval_text(found[part]["interval"], signed=True)
             tiles.append(tile(title, f"{found[part]['difference']:+.3f}", note))
             for letter in ("a", "b"):
                 tiles.append(

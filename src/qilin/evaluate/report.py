@@ -216,7 +216,9 @@ def captions_section(captions: Mapping[str, Any]) -> str:
     names = {
         "fact_f1": "fact F1", "fact_precision": "fact precision", "fact_recall": "fact recall", 
         "blind": "blind fact F1",
-        "shuffled": "shuffled fact F1", "invented_findings": "invented findings a caption", "bleu4": "BLEU-4",
+        "shuffled": "shuffled fact F1", "invented_findings": "invented findings a caption",
+        "captions_that_invent": "share of captions that invent", "contradictions": "contradictions a caption",
+        "bleu4": "BLEU-4", "chrf": "chrF", "cider": "CIDEr (0 to 10)",
         "rouge_l_char": "ROUGE-L, characters", "rouge_l_word": "ROUGE-L, words",
     }  # fmt: skip
     tiles = "".join(tile(title, short(captions[name]), "") for name, title in names.items())

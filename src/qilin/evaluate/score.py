@@ -177,7 +177,9 @@ def print_scores(scores: Mapping[str, Any]) -> None:
             f"{captions['fact_precision']:.3f}, "
             f"recall {captions['fact_recall']:.3f}; blind {plain(captions['blind'])}, "
             f"shuffled {plain(captions['shuffled'])}), "
-            f"BLEU-4 {captions['bleu4']:.3f}, ROUGE-L {captions['rouge_l_char']:.3f}"
+            f"invented findings {captions['invented_findings']:.2f} and contradictions "
+            f"{captions['contradictions']:.2f} a caption, BLEU-4 {captions['bleu4']:.3f}, "
+            f"ROUGE-L {captions['rouge_l_char']:.3f}, chrF {captions['chrf']:.3f}, CIDEr {captions['cider']:.2f}"
         )
     for name, part in (("blind", scores["all"]["accuracy"]), ("shuffled", scores["all"]["accuracy"])):
         reason = (part.get("reasons") or {}).get(name)

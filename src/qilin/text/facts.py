@@ -127,6 +127,38 @@ def facts_of_text(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> fro
     return frozenset(facts)
 
 
+def contradictions(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> frozenset[str]:
+    """Findings that a text both affirms and denies of the same spot: 左肺结节。左肺未见结节。
+
+    左肺结节,右肺未见结节 is none: the clauses name different sides (or places, or organs). Nor is 余未见结节.
+    """
+    plain = counts_as_digits(simplified(narrow(text)).lower())
+    said: list[tuple[str, bool, Mapping[str, frozenset[str]]]] = []
+    for sentence in filter(None, _SENTENCE.split(plain)):
+        mentions = mentions_in(sentence, vocabulary)
+        for m in (m for m in mentions if m.kind == "finding"):
+            low, high = sentence.rfind(",", 0, m.start) + 1, sentence.find(",", m.end)
+            high = len(sentence) if high < 0 else high
+            if not (m.denied and _REST.search(sentence[low:high])):
+                near = [other for other in mentions if low <= other.start < high]
+                spot = {kind: {o.name for o in near if o.kind == kind} for kind in ("side", "place", "organ")}
+                # 肺结节 names its organ too
+                spot["organ"] |= {
+                    o for o, words in vocabulary.get("organ", {}).items() if m.name.startswith(words) and o != m.name
+                }
+                said.append((m.name, m.denied, {kind: frozenset(names) for kind, names in spot.items()}))
+
+    def apart(a: Mapping[str, frozenset[str]], b: Mapping[str, frozenset[str]]) -> bool:
+        return any(a[kind] and b[kind] and not a[kind] & b[kind] for kind in a)
+
+    return frozenset(
+        name
+        for name, denied, spot in said
+        for other, other_denied, there in said
+        if not denied and other_denied and (name.endswith(other) or other.endswith(name)) and not apart(spot, there)
+    )
+
+
 def is_finding(fact: str) -> bool:
     """Whether a fact affirms a finding, rather than denying one, describing one, or naming organ or modality."""
     return not fact.startswith("no ") and "|" not in fact and "=" not in fact and fact != "normal"
