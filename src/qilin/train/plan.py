@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qilin.errors import UserError
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -64,7 +66,10 @@ class Plan:
 def make_plan(
     lengths: Lengths, weights: Sequence[float], *, batch: int, epochs: int, pack_tokens: int, seed: int
 ) -> Plan:
-    """Lay out a whole run. `weights` are by source: how often its samples come in an epoch."""
+    """Lay out a whole run. `weights` are by source: how often its samples come in an epoch.
+
+    Raises UserError where the weights leave no sample at all.
+    """
     orders, starts, done = [], [], 0
     for epoch in range(epochs):
         random = np.random.default_rng([seed, epoch])
@@ -72,6 +77,11 @@ def make_plan(
         orders.append(order)
         starts.append(done + np.arange(0, len(order), batch))
         done += len(order)
+    if not done:
+        raise UserError(
+            f"the weights of the data ({', '.join(map(str, weights))}) leave no sample of "
+            f"{len(lengths.source)} to learn from; raise them"
+        )
     bounds = np.concatenate([*starts, np.array([done])])
     return Plan(np.concatenate(orders), bounds, lengths, pack_tokens)
 
