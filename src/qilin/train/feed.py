@@ -3,9 +3,11 @@
 Lengths are measured once and cached outside the dataset folder, under the hash of everything they depend on.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ from qilin.train.attention import Layout, make_layout
 from qilin.train.plan import Lengths, Piece
 from qilin.train.settings import TrainSettings
 
-KEEP_ENCODED = 300_000  # tokenized samples kept in memory (some 300 MB of short ones)
+KEEP_TOKENS = 16_000_000  # of tokenized samples kept in memory: two pointers each, some 300 MB
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Feed:
         self.sources = [open_source(settings, index) for index in range(len(settings.data))]
         self.pixels = Pixels(processor.image_processor)
         self.encoded: dict[int, Encoded] = {}
+        self.room = KEEP_TOKENS  # left in `encoded`
         self.report = {"samples": 0, "cut": 0, "dropped": 0}
         self.refused: list[dict[str, str]] = []
         ends = np.cumsum([len(source.rows) for source in self.sources])
@@ -147,8 +150,9 @@ class Feed:
             if cut is None:
                 return None, excess
             encoded = cut
-        if len(self.encoded) < KEEP_ENCODED:
+        if len(encoded.ids) <= self.room and number not in self.encoded:
             self.encoded[number] = encoded
+            self.room -= len(encoded.ids)
         return encoded, excess
 
     def pack(self, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype) -> Pack:
@@ -170,7 +174,7 @@ class Feed:
                 names.append(sample.sample_id)
                 prefix = int(self.lengths.prefix[index]) if len(piece.samples) > 1 else 0
                 if place == 0:
-                    pictures += [self.pixels.get(self.dataset_of(number), id) for id in sample.image_ids]
+                    pictures += [self.picture(number, sample, image_id) for image_id in sample.image_ids]
                     if prefix:
                         head = len(documents)
                         documents.append((len(ids), prefix, -1))
@@ -195,6 +199,15 @@ class Feed:
             pixels=torch.stack(pictures).to(device, dtype) if pictures else None,
             samples=tuple(names),
         )
+
+    def picture(self, number: int, sample: Sample, image_id: str) -> torch.Tensor:
+        """One picture of a sample, (3, height, width). Raises UserError naming both where it does not decode."""
+        dataset = self.dataset_of(number)
+        try:
+            return self.pixels.get(dataset, image_id)
+        except UserError as error:
+            where = f"{dataset.path}: picture {image_id} (sample {sample.sample_id})"
+            raise UserError(f"{where}: {error}; take it out and import again") from None
 
     def dataset_of(self, number: int) -> Dataset:
         return self.sources[int(np.searchsorted(self.starts, number, side="right") - 1)].dataset
@@ -257,8 +270,15 @@ def read_cache(file: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
 
 
 def write_cache(file: Path, table: np.ndarray, found: dict[str, Any]) -> None:
-    """Write beside and rename, so that a reader never meets half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.stem}.{os.getpid()}.tmp.npz")
-    np.savez(temporary, table=table, found=np.array(json.dumps(found, ensure_ascii=False)))
-    temporary.replace(file)
+    """Write beside and rename, so that a reader never meets half a file, however many write.
+
+    Where nothing can be written (a full disk, another's folder), lengths are measured again next time.
+    """
+    temporary = file.with_name(f"{file.stem}.{uuid.uuid4().hex}.tmp.npz")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, table=table, found=np.array(json.dumps(found, ensure_ascii=False)))
+        temporary.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

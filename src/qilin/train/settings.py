@@ -217,12 +217,12 @@ def read_recipe(name: str, changes: Sequence[str] = (), more: Mapping[str, Any] 
     """A recipe by name or path, with `key=value` words and values of a caller's own on top -> TrainSettings."""
     path = recipe_path(name)
     values = read_yaml(path)
-    for key, value in (parse_override(word) for word in changes):
-        if key.split(".")[0] in ("vision", "language") and "model" not in dict(map(parse_override, changes)):
-            values.pop("model", None)
-        if key == "model":
-            values.pop("vision", None)
-            values.pop("language", None)
+    words = [parse_override(word) for word in changes]
+    given = {key.split(".")[0] for key, _ in words}
+    # what the words begin with stands in place of what the recipe begins with; both at once is refused below
+    for key in ("vision", "language") if "model" in given else ("model",) if given & {"vision", "language"} else ():
+        values.pop(key, None)
+    for key, value in words:
         set_nested(values, key.split("."), value)
     values |= more or {}
     values["data"] = data_list(values.get("data"))
