@@ -162,3 +162,46 @@ def mark(kind: str, x: float, y: float) -> str:
     if kind == "shuffled":
         return f'<path class="mark shuffled" d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z"/>'
     return f'<circle class="mark nearest" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
+
+
+def unit_frame(title: str, down: str, across: str, inside: str) -> str:
+    """A square of 0 to 1 both ways with its axes named, and a drawing inside."""
+    marks = "".join(
+        f'<text class="axis" x="{unit_x(v / 5):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{v / 5:.1f}</text>'
+        for v in range(6)
+    )
+    lines = grid([(unit_y(v / 5), f"{v / 5:.1f}") for v in range(6)])
+    return (
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{lines}{marks}{inside}'
+        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{across}</text>'
+        f'<text class="axis" x="{LEFT}" y="9">{down}</text></svg><figcaption>{title}</figcaption></figure>'
+    )
+
+
+def unit_x(value: float) -> float:
+    return LEFT + value * (WIDTH - LEFT - RIGHT)
+
+
+def unit_y(value: float) -> float:
+    return TOP + (1 - value) * (HEIGHT - TOP - BOTTOM)
+
+
+def reliability(sure: Mapping[str, Any]) -> str:
+    """Accuracy in each bin of confidence, as bars, beside the line where both are equal."""
+    bars = "".join(
+        f'<rect class="bar" x="{unit_x(b["from"]) + 1:.1f}" width="{unit_x(b["to"]) - unit_x(b["from"]) - 2:.1f}" '
+        f'y="{unit_y(b["accuracy"]):.1f}" height="{unit_y(0) - unit_y(b["accuracy"]):.1f}" rx="2">'
+        f"<title>{b['n']} answers: confidence {b['confidence']:.2f}, accuracy {b['accuracy']:.2f}</title></rect>"
+        for b in sure["bins"]
+    )
+    line = f'<path class="interval" d="M{unit_x(0):.1f} {unit_y(0):.1f}L{unit_x(1):.1f} {unit_y(1):.1f}"/>'
+    return unit_frame(
+        "Reliability: bars on the line mean that confidence can be believed", "accuracy", "confidence", bars + line
+    )
+
+
+def coverage(sure: Mapping[str, Any]) -> str:
+    """Accuracy where only the surest share of the questions is answered."""
+    points = " ".join(f"{unit_x(r['coverage']):.1f},{unit_y(r['accuracy']):.1f}" for r in sure["coverage"])
+    line = f'<polyline class="loss-mean" points="{points}"/>'
+    return unit_frame("Accuracy where only the surest answers are given", "accuracy", "share answered", line)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qilin.data.records import Dataset
-from qilin.evaluate.curves import MARKERS, loss_curve, score_plot, stages_of
+from qilin.evaluate.curves import MARKERS, coverage, loss_curve, reliability, score_plot, stages_of
 from qilin.evaluate.rows import is_caption, is_closed
 from qilin.imaging.pixels import to_rgb
 
@@ -49,6 +49,7 @@ def write_report(
             headline(scores, model, data),
             section("Scores with controls", scores_section(scores)),
             section("Captions", captions_section(scores["captions"])),
+            section("Does it know when it is wrong?", confidence_section(scores)),
             section("How the loss fell", losses_section(model)),
             section("Answers", answers_section(cards, rows, shown)),
             section("How these numbers were made", manifest_section(scores)),
@@ -224,6 +225,40 @@ def captions_section(captions: Mapping[str, Any]) -> str:
     tiles = "".join(tile(title, short(captions[name]), "") for name, title in names.items())
     facts = f"<p class='note'>{captions['n']} captions; true facts from the {escape(captions['facts_from'])}.</p>"
     return f"<div class='tiles small'>{tiles}</div>{facts}"
+
+
+def confidence_section(scores: Mapping[str, Any]) -> str:
+    """Reliability, accuracy against coverage, and what is said where there is nothing to see."""
+    sure, nothing = scores["confidence"], scores["nothing_to_see"]
+    parts = ""
+    if sure["n"]:
+        tiles = [
+            tile("calibration error (ECE)", f"{sure['ece']:.3f}", "0 is best"),
+            tile("mean confidence", f"{sure['mean_confidence']:.3f}", f"accuracy {sure['accuracy']:.3f}"),
+        ]
+        for share in (0.8, 0.5):
+            row = next(row for row in sure["coverage"] if row["coverage"] == share)
+            tiles.append(
+                tile(f"accuracy, surest {share:.0%}", f"{row['accuracy']:.3f}", f"confidence ≥ {row['from']:.2f}")
+            )
+        parts += f"<div class='tiles small'>{''.join(tiles)}</div><div class='curves'>{reliability(sure)}{coverage(sure)}</div>"
+    if nothing["n"]:
+        lines = "".join(
+            f"<tr><th>{title}</th><td>{block['n']}</td><td>{block['affirm_a_finding']:.3f}</td>"
+            f"<td>{block['same_answer']:.3f}</td></tr>"
+            for name, title in (
+                ("own_picture", "own picture"),
+                ("mean_picture", "mean picture: nothing to see"),
+                ("other_modality", "a picture of another modality"),
+            )
+            if (block := nothing[name])
+        )
+        head = "<tr><th>shown</th><th>answers</th><th>affirm a finding</th><th>same words</th></tr>"
+        parts += (
+            "<p class='note'>Questions and captions whose reference affirms a finding. A model that affirms as many "
+            f"where nothing is to be seen makes them up.</p><table><thead>{head}</thead><tbody>{lines}</tbody></table>"
+        )
+    return parts
 
 
 def losses_section(model: str) -> str:

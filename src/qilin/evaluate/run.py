@@ -208,9 +208,18 @@ def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
         near_duplicate=near,
         known_question=known,
         modality={item.id: modality.get(item.image_ids[0]) if item.image_ids else None for item in items},
+        other_modality=[
+            {item.id: any(unlike(modality.get(i), modality.get(swap[i])) for i in item.image_ids) for item in items}
+            for swap in maps
+        ],
         resamples=s.resamples,
         seed=s.seed,
     )
+
+
+def unlike(a: str | None, b: str | None) -> bool:
+    """Whether two modalities are known and not the same."""
+    return a is not None and b is not None and a != b
 
 
 def own_pictures(work: Work) -> Training:

@@ -62,6 +62,7 @@ def score_file(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, 
         near_duplicate=kept["near_duplicate"],
         known_question=known,
         modality=kept["modality"],
+        other_modality=kept["other_modality"] or (),
         resamples=settings.resamples,
         seed=settings.seed,
     )
@@ -108,6 +109,7 @@ def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Map
         line: dict[str, Any] = {"id": row["id"]}
         line |= {name: getattr(c, name)[row["id"]] for name in head["has"]}
         line["shuffled"] = [answers[row["id"]] for answers in c.shuffled]
+        line["other_modality"] = [strange[row["id"]] for strange in context.other_modality]
         line |= {name: getattr(context, name)[row["id"]] for name in head["knows"]}
         lines.append(line)
     write_jsonl(path, lines)
@@ -115,7 +117,9 @@ def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Map
 
 def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """What controls.jsonl says about these rows; nothing, with reasons, where it is not there or is about others."""
-    nothing: dict[str, Any] = dict.fromkeys(("phash", "near_duplicate", "known_question", "modality", "facts"))
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("phash", "near_duplicate", "known_question", "modality", "facts", "other_modality")
+    )
     if not path.is_file():
         why = "only a model can be shown other pictures: run qilin evaluate"
         train = "no training data was named: give --train DATASET"
@@ -140,6 +144,10 @@ def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
             reasons=head["reasons"],
         ),
         "phash": head["phash"],
+        "other_modality": [
+            {i: line["other_modality"][k] for i, line in by_id.items()}
+            for k in range(min((len(line.get("other_modality") or ()) for line in by_id.values()), default=0))
+        ],
         **{name: column(name) for name in ("near_duplicate", "known_question", "modality")},
         "facts": FactSource(head["vocabulary"], {i: frozenset(facts) for i, facts in head["truth"].items()}),
     }
@@ -180,6 +188,12 @@ def print_scores(scores: Mapping[str, Any]) -> None:
             f"invented findings {captions['invented_findings']:.2f} and contradictions "
             f"{captions['contradictions']:.2f} a caption, BLEU-4 {captions['bleu4']:.3f}, "
             f"ROUGE-L {captions['rouge_l_char']:.3f}, chrF {captions['chrf']:.3f}, CIDEr {captions['cider']:.2f}"
+        )
+    sure = scores["confidence"]
+    if sure["n"]:
+        half = next(row for row in sure["coverage"] if row["coverage"] == 0.5)
+        console.print(
+            f"confidence: calibration error {sure['ece']:.3f}; accuracy of the surer half {half['accuracy']:.3f}",
         )
     for name, part in (("blind", scores["all"]["accuracy"]), ("shuffled", scores["all"]["accuracy"])):
         reason = (part.get("reasons") or {}).get(name)

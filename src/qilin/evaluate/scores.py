@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qilin.evaluate.answers import SCORER_VERSION, Verdict, exact, judge, token_f1
 from qilin.evaluate.captions import FactSource, score_captions
+from qilin.evaluate.confidence import calibration, nothing_to_see
 from qilin.evaluate.rows import is_caption, is_closed, write_jsonl
 from qilin.evaluate.statistics import bootstrap_interval, compare
 from qilin.text.facts import DEFAULT_VOCABULARY
@@ -46,6 +47,7 @@ class Context:
     near_duplicate: Mapping[str, bool] | None = None  # row id -> one of its pictures has a near-duplicate in training
     known_question: Mapping[str, bool] | None = None  # row id -> its question was asked in training
     modality: Mapping[str, str | None] | None = None  # row id -> modality of its first picture
+    other_modality: Sequence[Mapping[str, bool]] = ()  # a shuffle: row id -> it was shown a picture of another modality
     resamples: int = 2000
     seed: int = 0
 
@@ -166,6 +168,14 @@ def score_rows(rows: Sequence[Row], context: Context) -> tuple[dict[str, Any], l
         "unseen_wording": part(marked, cluster, context, context.known_question),
         "by_question_type": by_label(marked, cluster, context, lambda row: row.get("question_type")),
         "by_modality": by_label(marked, cluster, context, lambda row: (context.modality or {}).get(row["id"])),
+        "confidence": calibration([row.get("confidence") for row in questions], marked.model["accuracy"]),
+        "nothing_to_see": nothing_to_see(
+            rows,
+            context.controls.mean_picture,
+            context.controls.shuffled,
+            context.other_modality,
+            context.facts.vocabulary,
+        ),
         "rules": count_rules(marked.verdicts),
     }
     verdicts = iter(marked.verdicts)

@@ -144,7 +144,7 @@ def contradictions(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> fr
                 spot = {kind: {o.name for o in near if o.kind == kind} for kind in ("side", "place", "organ")}
                 # 肺结节 names its organ too
                 spot["organ"] |= {
-                    o for o, words in vocabulary.get("organ", {}).items() if m.name.startswith(words) and o != m.name
+                    o for o, words in vocabulary.get("organ", {}).items() if m.name.startswith(tuple(words)) and o != m.name
                 }
                 said.append((m.name, m.denied, {kind: frozenset(names) for kind, names in spot.items()}))
 
