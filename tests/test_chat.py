@@ -323,6 +323,7 @@ class Terminal:
         return seen
 
     def type(self, text: str) -> None:
+        time.sleep(0.3)  # as fingers: readline overlooks a signal that comes in the instant it has drawn a character
         os.write(self.master, text.encode())
 
 
@@ -359,7 +360,9 @@ def test_in_a_terminal(model: Path, picture: Path, tmp_path: Path) -> None:
         terminal.wait_for(lambda text: len(text) > 200)  # streamed: the answer is far from its end
         terminal.type("\x03")
         assert "(stopped)" in terminal.wait_for(lambda text: text.endswith("> "))
-        terminal.type("abc\x03")
+        terminal.type("abc")
+        terminal.wait_for(lambda text: text.endswith("abc"))
+        terminal.type("\x03")
         assert "/quit or Ctrl-D leaves" in terminal.wait_for(lambda text: text.endswith("> "))
         terminal.type("/reset\r")
         assert "a new talk" in terminal.wait_for(lambda text: text.endswith("> "))

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -24,6 +23,9 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
+
+# By its own module: from the top, transformers 5.17 gives a stand-in that asks for torchvision even where PIL will do.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from qilin.errors import RunError, UserError
