@@ -169,6 +169,12 @@ def test_a_picture_with_more_questions_than_a_pack_holds_pays_its_prefix_again()
     assert pieces_of(np.array([], dtype=int), found, 62) == []
 
 
+def test_a_sample_without_prefix_that_comes_twice_shares_nothing() -> None:
+    """Weight 2 puts a sample beside itself; with no prefix each copy needs its own pictures."""
+    found = dataclasses.replace(some(1), prefix=np.zeros(1, dtype=int))
+    assert pieces_of(np.array([0, 0]), found, 1000) == [Piece((0,), 50), Piece((0,), 50)]
+
+
 def test_pieces_are_laid_where_they_leave_the_least_room() -> None:
     pieces = [Piece((i,), tokens) for i, tokens in enumerate((30, 70, 60, 40, 20))]
     laid = [[piece.tokens for piece in mine] for mine in pack(pieces, 100)]
