@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qilin.errors import RunError
@@ -40,13 +41,12 @@ def save_checkpoint(
         (work / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
         for file in work.iterdir():
             sync(file)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
         shutil.rmtree(work, ignore_errors=True)
         last = latest_checkpoint(run)
         kept = f"the checkpoint of step {step_of(last)} is whole" if last else "no earlier checkpoint exists"
-        raise RunError(
-            f"{final}: could not be written ({error.strerror or error}); {kept}; free space and run again"
-        ) from error
+        words = getattr(error, "strerror", None) or error
+        raise RunError(f"{final}: could not be written ({words}); {kept}; free space and run again") from error
     shutil.rmtree(final, ignore_errors=True)
     work.rename(final)
     for old in checkpoints(run)[:-keep]:

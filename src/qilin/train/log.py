@@ -40,7 +40,7 @@ class Log:
         self.rows = self.file.open("a", encoding="utf-8")
         self.bar = progress_bar()
         self.task = self.bar.add_task(title, total=steps, completed=done, figure="")
-        self.writers = [open_tracker(name, run, title, settings) for name in trackers]
+        self.writers = [open_tracker(name, run, title, done, settings) for name in trackers]
 
     def __enter__(self) -> "Log":
         self.bar.start()
@@ -80,10 +80,10 @@ def row_step(line: str) -> float:
 class TensorBoard:
     """Curves for `tensorboard --logdir`."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run / "tensorboard"))
+        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)  # hides what is done again
 
     def add(self, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -113,5 +113,5 @@ class Tracker:
         self.library.finish()
 
 
-def open_tracker(name: str, run: Path, title: str, settings: Any) -> TensorBoard | Tracker:
-    return TensorBoard(run) if name == "tensorboard" else Tracker(name, run, title, settings)
+def open_tracker(name: str, run: Path, title: str, done: int, settings: Any) -> TensorBoard | Tracker:
+    return TensorBoard(run, done) if name == "tensorboard" else Tracker(name, run, title, settings)

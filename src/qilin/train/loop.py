@@ -6,6 +6,9 @@ step is seeded by (seed, step).
 """
 
 import math
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +19,7 @@ import torch
 
 from qilin.errors import RunError
 from qilin.model.compose import part_of
+from qilin.settings import to_dict
 from qilin.train.augment import augment
 from qilin.train.checkpoint import latest_checkpoint, learning_weights, load_checkpoint, save_checkpoint
 from qilin.train.feed import Feed, Pack
@@ -33,7 +37,7 @@ def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path
     last = latest_checkpoint(run)
     done = load_checkpoint(last, model, optimizer, average) if last else 0
     model.train()
-    with Log(run, title, len(plan), done, settings.trackers, settings) as log:
+    with Log(run, title, len(plan), done, settings.trackers, to_dict(settings)) as log, Signals() as signals:
         for step, packs in prefetch(feed, plan, done, device, picture_dtype(settings, device)):
             started = time.perf_counter()
             torch.manual_seed(settings.seed * 1_000_003 + step)
@@ -55,12 +59,52 @@ def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path
             }
             ends = step + 1 == len(plan)
             log.step(figures, write=ends or step % settings.log_every == 0)
-            if settings.save_every and (step + 1) % settings.save_every == 0 and not ends:
+            due = settings.save_every and (step + 1) % settings.save_every == 0 and not ends
+            asked = signals.asked
+            if due or asked:
                 save_checkpoint(run, step + 1, model, optimizer, average, settings.keep)
+            stop_if_asked(asked, step + 1, len(plan))
     with torch.no_grad():
         for name, parameter in learning_weights(model).items():
             if name in average:
                 parameter.copy_(average[name])
+
+
+class Stopped(RunError):
+    """The run was asked to end (SIGTERM) and did so with a checkpoint."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+class Signals:
+    """While open, SIGTERM and Ctrl-C wait for the end of the step; a second Ctrl-C does not."""
+
+    def __init__(self) -> None:
+        self.asked = 0  # the signal's number; 0: none came
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
+            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: Any) -> None:
+        if self.asked == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
+        os.write(2, b"\nqilin: finishing this step, then saving a checkpoint\n")  # print may be interrupted in itself
+
+
+def stop_if_asked(asked: int, step: int, steps: int) -> None:
+    """Called after a step's checkpoint: leave as the signal says."""
+    if asked == signal.SIGINT:
+        raise KeyboardInterrupt
+    if asked:
+        raise Stopped(f"stopped by SIGTERM after step {step} of {steps}; the same command continues from there")
 
 
 def learn_step(model: Any, packs: list[Pack], settings: TrainSettings, step: int) -> tuple[float, int]:
@@ -133,12 +177,18 @@ def make_optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
     made = [
         {
             "params": parameters,
-            "peak": getattr(settings.rates, part) or settings.rate,
+            "peak": rate_of(settings, part),
             "weight_decay": settings.weight_decay if matrix else 0.0,
         }
         for (part, matrix), parameters in groups.items()
     ]
     return torch.optim.AdamW(made, lr=settings.rate, betas=settings.betas, fused=True)
+
+
+def rate_of(settings: TrainSettings, part: str) -> float:
+    """A part's peak rate; its own may be 0."""
+    own: float | None = getattr(settings.rates, part)
+    return settings.rate if own is None else own
 
 
 def plain_name(name: str) -> str:

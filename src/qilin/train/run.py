@@ -8,7 +8,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from qilin.train.plan import Plan, make_plan
 from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
 
 RECIPE = "recipe.yaml"
+DROPPED = "dropped.jsonl"  # samples left out for their length, where there are any
 console = Console(stderr=True, highlight=False)
 
 
@@ -64,7 +65,7 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
         check_pictures(feed)
         return None
     assert run is not None, "read_recipe and train_command ask for out"
-    begin(run, settings, facts)
+    begin(run, settings, facts, feed.refused)
     model = to_device(loaded.model, settings)
     if settings.lora is not None:
         model = add_adapters(model, settings)
@@ -134,10 +135,18 @@ def tell(facts: Mapping[str, Any]) -> str:
 
 
 def check_pictures(feed: Feed) -> None:
-    """Decode every picture once. Raises UserError at the first that does not."""
-    for source in feed.sources:
-        for picture in source.dataset.pictures():
-            feed.pixels.get(source.dataset, picture.image_id)
+    """Decode every picture of the samples taken, once. Raises UserError at the first that does not decode."""
+    seen: set[tuple[Path, str]] = set()
+    with progress_bar() as bar:
+        task = bar.add_task("reading pictures", total=len(feed.index), figure="")
+        for number in feed.index.tolist():
+            bar.advance(task)
+            sample = feed.sample(number)
+            for image_id in sample.image_ids:
+                place = (feed.dataset_of(number).path, image_id)
+                if place not in seen:
+                    feed.picture(number, sample, image_id)
+                    seen.add(place)
     console.print("  every text and picture reads well; nothing was trained (--check)")
 
 
@@ -159,13 +168,18 @@ def already_done(run: Path, settings: TrainSettings) -> bool:
     return (run / CARD).is_file()
 
 
-def begin(run: Path, settings: TrainSettings, facts: Mapping[str, Any]) -> None:
+def begin(
+    run: Path, settings: TrainSettings, facts: Mapping[str, Any], dropped: Sequence[Mapping[str, str]] = ()
+) -> None:
     """Write what is about to be done. A changed plan (other data under the same name) does not continue."""
     run.mkdir(parents=True, exist_ok=True)
     plan_file = run / "plan.json"
     if plan_file.is_file() and json.loads(plan_file.read_text(encoding="utf-8"))["hash"] != facts["hash"]:
         raise UserError(f"{run}: was begun with other data or lengths; remove it or name another out=FOLDER")
     write_yaml(settings, run / RECIPE)
+    if dropped:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in dropped]
+        (run / DROPPED).write_text("".join(lines), encoding="utf-8")
     plan_file.write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
@@ -239,7 +253,9 @@ def finish(
         "metrics": METRICS,
         "versions": versions(),
     }
-    (run / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=2), encoding="utf-8")
+    unfinished = run / f".{CARD}.unfinished"  # renamed when whole: the card says that the run is finished
+    unfinished.write_text(json.dumps(card, ensure_ascii=False, indent=2), encoding="utf-8")
+    unfinished.replace(run / CARD)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
