@@ -6,6 +6,7 @@ renamed when whole: a full disk or a kill never costs the one before.
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,19 +27,24 @@ def learning_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def save_checkpoint(
-    run: Path, step: int, model: Any, optimizer: Any, average: Mapping[str, torch.Tensor], keep: int
+    run: Path, step: int, model: Any, optimizer: Any | None, average: Mapping[str, torch.Tensor], keep: int
 ) -> Path:
-    """Write the state after `step` steps; older checkpoints beyond `keep` go once the new one is whole."""
+    """Write the state after `step` steps; older checkpoints beyond `keep` go once the new one is whole.
+
+    After the last step no optimizer is needed (None): what is saved then only lets the model be written again.
+    """
     final = run / FOLDER / f"step-{step:07d}"
     work = run / FOLDER / f".step-{step:07d}.unfinished"
-    shutil.rmtree(work, ignore_errors=True)
+    sweep(run)
     try:
         work.mkdir(parents=True)
         save_file({name: p.contiguous() for name, p in learning_weights(model).items()}, work / "weights.safetensors")
         if average:
             save_file({name: p.contiguous() for name, p in average.items()}, work / "average.safetensors")
-        torch.save(optimizer.state_dict(), work / "optimizer.pt")
-        (work / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
+        if optimizer is not None:
+            torch.save(optimizer.state_dict(), work / "optimizer.pt")
+        state = {"step": step, "finished": optimizer is None}
+        (work / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for file in work.iterdir():
             sync(file)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
@@ -50,8 +56,17 @@ def save_checkpoint(
     shutil.rmtree(final, ignore_errors=True)
     work.rename(final)
     for old in checkpoints(run)[:-keep]:
+        (old / "state.json").unlink()  # first, so that one half removed is not taken for whole
         shutil.rmtree(old)
     return final
+
+
+def sweep(run: Path) -> None:
+    """Remove what a kill left half-written or half-removed: it would fill the disk in the end."""
+    whole = set(checkpoints(run))
+    for path in (run / FOLDER).glob("*") if (run / FOLDER).is_dir() else ():
+        if path not in whole:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -76,7 +91,16 @@ def step_of(path: Path) -> int:
 
 def load_checkpoint(path: Path, model: Any, optimizer: Any, average: dict[str, torch.Tensor]) -> int:
     """Put a checkpoint's state into model, optimizer and average; returns the steps done."""
-    weights = load_file(path / "weights.safetensors")
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        weights = load_file(path / "weights.safetensors")
+        averages = load_file(path / "average.safetensors") if average else {}
+        if not state.get("finished"):
+            optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        raise RunError(
+            f"{path}: does not read ({error}); remove this folder and run again, to continue from the one before"
+        ) from error
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if weights.keys() != own.keys():
         raise RunError(
@@ -85,8 +109,6 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any, average: dict[str, t
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
-        if average:
-            for name, tensor in load_file(path / "average.safetensors").items():
-                average[name].copy_(tensor)
-    optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
-    return step_of(path)
+        for name, tensor in averages.items():
+            average[name].copy_(tensor)
+    return int(state["step"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from qilin.data.records import Dataset, Sample, open_dataset
@@ -208,6 +209,14 @@ class Feed:
         except UserError as error:
             where = f"{dataset.path}: picture {image_id} (sample {sample.sample_id})"
             raise UserError(f"{where}: {error}; take it out and import again") from None
+
+    def without_picture(self) -> int:
+        """How many of the samples are text alone."""
+        counts = []
+        for source in self.sources:
+            table = source.dataset.table(source.split)
+            counts.append(pc.list_value_length(table.column("image_ids")).to_numpy()[source.rows])
+        return int((np.concatenate(counts)[self.index] == 0).sum())
 
     def dataset_of(self, number: int) -> Dataset:
         return self.sources[int(np.searchsorted(self.starts, number, side="right") - 1)].dataset

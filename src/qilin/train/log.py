@@ -67,7 +67,14 @@ def cut_back(file: Path, done: int) -> None:
     if not file.is_file():
         return
     kept = [line for line in file.read_text(encoding="utf-8").splitlines() if row_step(line) <= done]
-    file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_whole(file, "".join(line + "\n" for line in kept))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write beside and rename, so that a kill or a full disk leaves the file as it was or as it is to be."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
 
 
 def row_step(line: str) -> float:
@@ -100,10 +107,7 @@ class Tracker:
     def __init__(self, name: str, run: Path, title: str, settings: Any) -> None:
         import importlib
 
-        try:
-            self.library = importlib.import_module(name)
-        except ImportError:
-            raise UserError(f"trackers names {name}, which is not installed: pip install {name}") from None
+        self.library = importlib.import_module(name)
         self.library.init(project="qilin", name=f"{run.name} {title}", config=settings)
 
     def add(self, figures: Mapping[str, float]) -> None:
@@ -111,6 +115,15 @@ class Tracker:
 
     def close(self) -> None:
         self.library.finish()
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raise UserError for a library that is not installed, before hours of reading."""
+    import importlib.util
+
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"trackers names {name}, which is not installed: pip install {name}")
 
 
 def open_tracker(name: str, run: Path, title: str, done: int, settings: Any) -> TensorBoard | Tracker:

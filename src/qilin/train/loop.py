@@ -63,6 +63,8 @@ def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path
             asked = signals.asked
             if due or asked:
                 save_checkpoint(run, step + 1, model, optimizer, average, settings.keep)
+            elif ends and settings.save_every:  # if the model cannot be written (a full disk), no step is lost
+                save_checkpoint(run, step + 1, model, None, average, settings.keep)
             stop_if_asked(asked, step + 1, len(plan))
     with torch.no_grad():
         for name, parameter in learning_weights(model).items():
@@ -125,7 +127,8 @@ def learn_step(model: Any, packs: list[Pack], settings: TrainSettings, step: int
                 f"Its samples: {', '.join(pack.samples[:20])}{' …' if len(pack.samples) > 20 else ''}. "
                 "Lower the rate, or look at these samples"
             )
-        (loss / total).backward()
+        if loss.requires_grad:  # no gradient reaches a projector from text alone
+            (loss / total).backward()
         summed += value
     return summed / total, total
 

@@ -20,8 +20,9 @@ from qilin.errors import UserError
 from qilin.model.compose import CARD, Loaded, compose, load_model, pick_device, set_learning, set_template
 from qilin.settings import read_yaml, to_dict, write_yaml
 from qilin.train.attention import use_packed_attention, use_plain_attention
+from qilin.train.checkpoint import latest_checkpoint, step_of
 from qilin.train.feed import Feed
-from qilin.train.log import METRICS, progress_bar
+from qilin.train.log import METRICS, check_trackers, progress_bar, write_whole
 from qilin.train.loop import train
 from qilin.train.plan import Plan, make_plan
 from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
@@ -45,6 +46,7 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
     if run is not None and not check and already_done(run, settings):
         console.print(f"{title}: already done in {run}")
         return run
+    check_trackers(settings.trackers)
     torch.manual_seed(settings.seed)
     loaded = load_start(settings)
     counts = set_learning(loaded.model, settings.learn)
@@ -60,7 +62,8 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
         seed=settings.seed,
     )
     facts = plan_facts(feed, plan)
-    console.print(tell(facts))
+    console.print(tell(facts), soft_wrap=True)
+    check_text(settings, feed)
     if check:
         check_pictures(feed)
         return None
@@ -113,6 +116,7 @@ def plan_facts(feed: Feed, plan: Plan) -> dict[str, Any]:
     packed = sum(piece.tokens for step in range(len(plan)) for pack in plan.packs(step) for piece in pack)
     return {
         "hash": plan.hash,
+        "data": [source.dataset.hash for source in feed.sources],
         "steps": len(plan),
         "samples": feed.report["samples"],
         "cut": feed.report["cut"],
@@ -150,6 +154,22 @@ def check_pictures(feed: Feed) -> None:
     console.print("  every text and picture reads well; nothing was trained (--check)")
 
 
+def check_text(settings: TrainSettings, feed: Feed) -> None:
+    """Say where texts without a picture teach nothing, since only what pictures pass through learns."""
+    if "language" in settings.learn or settings.lora is not None:
+        return
+    alone = feed.without_picture()
+    if alone == len(feed.index):
+        raise UserError(f"no sample has a picture, so {' and '.join(settings.learn)} cannot learn from them")
+    if alone:
+        console.print(
+            f"  {alone:,} samples have no picture: they teach {' and '.join(settings.learn)} nothing", style="yellow"
+        )
+
+
+FREE = ("save_every", "keep", "log_every", "trackers", "device")  # may change in the middle of a run
+
+
 def already_done(run: Path, settings: TrainSettings) -> bool:
     """True if the folder holds this very run, finished; UserError if it holds something else."""
     if not run.exists() or not any(run.iterdir()):
@@ -157,7 +177,7 @@ def already_done(run: Path, settings: TrainSettings) -> bool:
     if not (run / RECIPE).is_file():
         raise UserError(f"{run}: holds something that is not a run of Qilin; name another out=FOLDER")
     old, new = read_yaml(run / RECIPE), json.loads(json.dumps(to_dict(settings)))
-    different = [key for key in new if old.get(key) != new[key]]
+    different = [key for key in new if old.get(key) != new[key] and key not in FREE]
     if different:
         key = different[0]
         raise UserError(
@@ -174,13 +194,19 @@ def begin(
     """Write what is about to be done. A changed plan (other data under the same name) does not continue."""
     run.mkdir(parents=True, exist_ok=True)
     plan_file = run / "plan.json"
-    if plan_file.is_file() and json.loads(plan_file.read_text(encoding="utf-8"))["hash"] != facts["hash"]:
-        raise UserError(f"{run}: was begun with other data or lengths; remove it or name another out=FOLDER")
-    write_yaml(settings, run / RECIPE)
+    if plan_file.is_file():
+        begun = json.loads(plan_file.read_text(encoding="utf-8"))
+        if begun["hash"] != facts["hash"] or begun.get("data", facts["data"]) != facts["data"]:
+            raise UserError(f"{run}: was begun with other data or lengths; remove it or name another out=FOLDER")
+        last = latest_checkpoint(run)
+        if last:
+            console.print(f"  continues after step {step_of(last):,} of {facts['steps']:,}")
+    write_yaml(settings, run / f".{RECIPE}.unfinished")
+    (run / f".{RECIPE}.unfinished").replace(run / RECIPE)
     if dropped:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in dropped]
-        (run / DROPPED).write_text("".join(lines), encoding="utf-8")
-    plan_file.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        write_whole(run / DROPPED, "".join(lines))
+    write_whole(plan_file, json.dumps(facts, indent=2))
 
 
 def to_device(model: Any, settings: TrainSettings) -> Any:
@@ -253,9 +279,7 @@ def finish(
         "metrics": METRICS,
         "versions": versions(),
     }
-    unfinished = run / f".{CARD}.unfinished"  # renamed when whole: the card says that the run is finished
-    unfinished.write_text(json.dumps(card, ensure_ascii=False, indent=2), encoding="utf-8")
-    unfinished.replace(run / CARD)
+    write_whole(run / CARD, json.dumps(card, ensure_ascii=False, indent=2))  # it says that the run is finished
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
