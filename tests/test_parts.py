@@ -30,7 +30,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_text_round_trips_through_the_tokenizer() -> None:
     tokenizer = make_tokenizer(["右肺上叶见结节", "这张图像正常吗？"] * 5, 400)
     for text in ("右肺上叶见结节，约12mm。", "USER: 龘 ASSISTANT: 否</s>", "10⁻³ ① é\n"):
-        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text.replace("</s>", "")
 
 
 def test_a_picture_is_read_as_its_caption_with_its_questions(data: Path) -> None:

@@ -1,5 +1,6 @@
 """A small Chinese tokenizer: byte-pair merges over characters, bytes for what it has never seen."""
 
+import json
 from collections.abc import Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,7 +31,16 @@ def make_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizer
             show_progress=False,
         ),
     )
+    tokenizer = plain_bytes(tokenizer)
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in TEMPLATE_WORDS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+def plain_bytes(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer with its byte tokens no longer special: the trainer had to be given them as special ones, but
+    then `skip_special_tokens` would drop every character that is spelt in bytes."""
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
+    return Tokenizer.from_str(json.dumps(state))
