@@ -56,7 +56,9 @@ COMMANDS = {
         "qilin.evaluate.settings:EvaluateSettings",
         "qilin.evaluate.run:evaluate",
         ("model", "dataset"),
-        "qilin evaluate runs/instruct slake --split validation --out runs/evaluation",
+        "qilin evaluate runs/instruct slake --split validation --out runs/evaluation\n"
+        "qilin evaluate NAME slake --endpoint http://127.0.0.1:8000/v1 --out runs/served\n"
+        "qilin evaluate --reproduce runs/evaluation/scores.json --out runs/again",
     ),
     "score": Command(
         "score predictions that any system made",

@@ -23,7 +23,7 @@ def calibration(confidence: Sequence[float | None], right: ArrayLike) -> dict[st
     """{"n", "ece", "mean_confidence", "accuracy", "bins", "coverage", "area"} of the answers that have a confidence.
 
     ece: expected calibration error, ten bins of equal width weighed by their answers (Guo et al. 2017). coverage:
-    accuracy over the surest answers only; area: the mean error over all coverages (0 is best, the error rate is chance).
+    accuracy over the surest answers only; area: the mean error over all coverages (the error rate is chance).
     """
     marks = np.asarray(right, dtype=np.float64)
     known = np.array([value is not None for value in confidence], dtype=bool)

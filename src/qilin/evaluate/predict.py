@@ -34,6 +34,10 @@ class Said:
     confidence: float | None
 
 
+# Requests and the longest answer in tokens -> what was said to each.
+Ask = Callable[[Sequence[Any], int], Sequence[Said]]
+
+
 @dataclass(frozen=True)
 class Pass:
     """One walk over the items: its name, and which picture the model is shown in place of an item's own."""
@@ -97,8 +101,12 @@ def answer_pass(
     batch: int,
     max_new_tokens: int,
     caption_tokens: int,
+    ask: Ask | None = None,
 ) -> dict[str, Said]:
-    """Answers to all items, those of an earlier call included. `load` is called only if something is left to answer."""
+    """Answers to all items, those of an earlier call included. `load` is called only if something is left to answer.
+
+    With `ask` (requests, longest answer in tokens -> what was said to each) a service is asked in place of the model.
+    """
     path = out / PASSES / f"{this.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     said = read_pass(path, {item.id for item in items})
@@ -107,7 +115,7 @@ def answer_pass(
         return said
     from qilin.model.generate import Request, answer_all
 
-    loaded = load()
+    loaded: Any = load() if ask is None else None
     with path.open("a", encoding="utf-8") as file, progress(this.name, len(items), len(said)) as advance:
         for captions in (False, True):
             # Long questions first: what does not fit into memory fails at once, and batches hold equal lengths.
@@ -120,12 +128,15 @@ def answer_pass(
                     Request(list(item.messages), [this.picture(image_id) for image_id in item.image_ids])
                     for item in chunk
                 ]
-                answers = answer_all(
-                    loaded, requests, batch=batch, max_new_tokens=caption_tokens if captions else max_new_tokens
+                longest = caption_tokens if captions else max_new_tokens
+                answers = (
+                    (Said(a.text, a.confidence) for a in answer_all(loaded, requests, batch, longest))
+                    if ask is None
+                    else ask(requests, longest)
                 )
                 for item, answer in zip(chunk, answers, strict=True):
-                    said[item.id] = Said(answer.text, answer.confidence)
-                    row = {"id": item.id, "prediction": answer.text, "confidence": answer.confidence}
+                    said[item.id] = answer
+                    row = {"id": item.id, "prediction": answer.prediction, "confidence": answer.confidence}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     file.flush()
                     advance()

@@ -241,7 +241,8 @@ def confidence_section(scores: Mapping[str, Any]) -> str:
             tiles.append(
                 tile(f"accuracy, surest {share:.0%}", f"{row['accuracy']:.3f}", f"confidence ≥ {row['from']:.2f}")
             )
-        parts += f"<div class='tiles small'>{''.join(tiles)}</div><div class='curves'>{reliability(sure)}{coverage(sure)}</div>"
+        curves = f"<div class='curves'>{reliability(sure)}{coverage(sure)}</div>"
+        parts += f"<div class='tiles small'>{''.join(tiles)}</div>{curves}"
     if nothing["n"]:
         lines = "".join(
             f"<tr><th>{title}</th><td>{block['n']}</td><td>{block['affirm_a_finding']:.3f}</td>"

@@ -47,6 +47,7 @@ class Work:
     """What one evaluation is about, opened and checked."""
 
     settings: EvaluateSettings
+    model: str
     data: Dataset
     items: Sequence[Item]
     training: Training | None
@@ -60,6 +61,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
     Raises UserError where model, dataset, split or training data cannot be used, or `out` holds another evaluation.
     """
+    if settings.reproduce is not None:
+        from qilin.evaluate.reproduce import reproduce
+
+        return reproduce(settings)
     work = prepare(settings)
     identity = identity_of(work)
     claim(settings.out, identity)
@@ -69,7 +74,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     write_controls(settings.out / CONTROLS_FILE, predictions, context, phashes(work.data))
     write_jsonl(settings.out / "verdicts.jsonl", judged)
     write_scores(settings.out / "scores.json", scores)
-    write_report(settings.out, scores, predictions, judged, work.data, settings.model, label_of(work))
+    write_report(settings.out, scores, predictions, judged, work.data, work.model, label_of(work))
     if settings.json:
         json.dump(scores, sys.stdout, ensure_ascii=False, indent=2)
         print()
@@ -85,15 +90,18 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
 def prepare(settings: EvaluateSettings) -> Work:
     """Open everything that the settings name."""
+    assert settings.model is not None, "the settings' own check sees to the model"
+    assert settings.dataset is not None, "the settings' own check sees to the dataset"
     data = open_dataset(settings.dataset)
     samples = data.samples(settings.split)
     card_file = Path(settings.model) / "qilin.json"
-    card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
+    ours = settings.endpoint is None and card_file.is_file()
+    card = json.loads(card_file.read_text(encoding="utf-8")) if ours else {}
     prompt = settings.caption_prompt or next(iter(card.get("instructions") or []), CAPTION_PROMPT)
     chosen = samples if settings.limit is None else samples[: settings.limit]
     items = list(items_of(chosen, prompt))
     training, why = training_of(settings, card, data, prompt)
-    return Work(settings, data, items, training, why, card, prompt)
+    return Work(settings, settings.model, data, items, training, why, card, prompt)
 
 
 def training_of(
@@ -124,7 +132,11 @@ def identity_of(work: Work) -> dict[str, Any]:
     """What decides the answers: two evaluations with the same identity have the same predictions."""
     s = work.settings
     return {
-        "model": {"path": s.model, "sha256": model_hash(s.model)},
+        "model": (
+            {"path": s.model, "sha256": model_hash(work.model)}
+            if s.endpoint is None
+            else {"path": s.model, "sha256": None, "endpoint": s.endpoint}
+        ),
         "dataset": {"path": str(s.dataset), "hash": work.data.hash, "split": s.split, "limit": s.limit},
         "train": {"hash": work.training.data.hash} if work.training else None,
         "decoding": {
@@ -141,7 +153,8 @@ def identity_of(work: Work) -> dict[str, Any]:
 def claim(out: Path, identity: Mapping[str, Any]) -> None:
     """Make `out` ours, or go on where the same evaluation stopped. Raises UserError if it holds another one."""
     state = out / STATE
-    plain = {**identity, "model": identity["model"]["sha256"] or identity["model"]["path"]}
+    named = identity["model"]
+    plain = {**identity, "model": named["sha256"] or " at ".join(filter(None, (named["path"], named.get("endpoint"))))}
     plain["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "path"}
     if state.is_file():
         before = json.loads(state.read_text(encoding="utf-8"))
@@ -164,11 +177,17 @@ def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
     def load() -> Any:
         from qilin.model.compose import load_model
 
-        return load_model(s.model, s.device, s.dtype)
+        return load_model(work.model, s.device, s.dtype)
+
+    ask = None
+    if s.endpoint is not None:
+        from qilin.evaluate.service import asker
+
+        ask = asker(s.endpoint, work.model, s.out / "replies.sqlite", s.concurrency, s.budget, s.seed)
 
     def walk(name: str, picture: Callable[[str], Image.Image], some: Sequence[Item]) -> dict[str, Said]:
         limits = {"batch": s.batch, "max_new_tokens": s.max_new_tokens, "caption_tokens": s.caption_tokens}
-        return answer_pass(load, some, Pass(name, picture), s.out, **limits)
+        return answer_pass(load, some, Pass(name, picture), s.out, **limits, ask=ask)
 
     said = walk("as_it_is", show, items)
     predictions = write_predictions(items, said, s.out)

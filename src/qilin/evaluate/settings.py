@@ -13,9 +13,19 @@ CAPTION_PROMPT = "根据图中的信息，撰写一段描述性文本。"
 class EvaluateSettings:
     """Answer a split's questions with a model, score the answers with controls, write a report."""
 
-    model: str = setting(help="model folder (or hub id)")
-    dataset: Path = setting(help="dataset folder")
+    model: str | None = setting(default=None, help="model folder, hub id, or the model's name at --endpoint")
+    dataset: Path | None = setting(default=None, help="dataset folder")
     split: str = setting(default="test", help="which split to answer")
+    endpoint: str | None = setting(
+        default=None, help="ask MODEL at this OpenAI-compatible address, such as http://127.0.0.1:8000/v1"
+    )
+    concurrency: int = setting(default=8, help="endpoint: questions asked at once")
+    budget: int | None = setting(
+        default=None, help="endpoint: tokens that may be spent in each pass over the questions"
+    )
+    reproduce: Path | None = setting(
+        default=None, help="run the evaluation of this scores.json again, from nothing, and compare"
+    )
     out: Path = setting(default=Path("evaluation"), help="folder for predictions.jsonl, scores.json and report.html")
     train: Path | None = setting(
         default=None, help="dataset folder the model learnt from; default: the one its qilin.json names"
@@ -39,7 +49,13 @@ class EvaluateSettings:
     json: bool = setting(default=False, help="print scores.json instead of a table")
 
     def __post_init__(self) -> None:
-        for name in ("batch", "max_new_tokens", "caption_tokens", "resamples"):
+        if self.reproduce is None and (self.model is None or self.dataset is None):
+            raise ValueError("name a model and a dataset folder: qilin evaluate MODEL DATASET")
+        if self.reproduce is not None and self.endpoint is not None:
+            raise ValueError("--reproduce takes the endpoint from scores.json; leave --endpoint out")
+        if self.endpoint is None and self.budget is not None:
+            raise ValueError("--budget is for --endpoint")
+        for name in ("batch", "max_new_tokens", "caption_tokens", "resamples", "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.shuffles < 0 or (self.limit is not None and self.limit < 1):

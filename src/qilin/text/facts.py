@@ -143,9 +143,8 @@ def contradictions(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> fr
                 near = [other for other in mentions if low <= other.start < high]
                 spot = {kind: {o.name for o in near if o.kind == kind} for kind in ("side", "place", "organ")}
                 # 肺结节 names its organ too
-                spot["organ"] |= {
-                    o for o, words in vocabulary.get("organ", {}).items() if m.name.startswith(tuple(words)) and o != m.name
-                }
+                organs = vocabulary.get("organ", {}).items()
+                spot["organ"] |= {o for o, words in organs if m.name.startswith(tuple(words)) and o != m.name}
                 said.append((m.name, m.denied, {kind: frozenset(names) for kind, names in spot.items()}))
 
     def apart(a: Mapping[str, frozenset[str]], b: Mapping[str, frozenset[str]]) -> bool:

@@ -1,0 +1,205 @@
+"""Any OpenAI-compatible service: many questions at once, retried, kept in a cache on disk, within a budget.
+
+In: an Endpoint (where, which model, how much at once) and messages in OpenAI's form. Out: Replies in the order asked.
+Every reply is kept the moment it arrives: an interrupted call goes on where it stopped, a repeated one costs nothing.
+The key is read from the environment (QILIN_API_KEY, else OPENAI_API_KEY) and written nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from math import exp
+from pathlib import Path
+from typing import Any
+
+from qilin.errors import RunError, UserError
+
+KEYS = ("QILIN_API_KEY", "OPENAI_API_KEY")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A service and how it may be used. `budget` is in tokens, read and written, as the service counts them."""
+
+    url: str  # up to and including /v1
+    model: str
+    concurrency: int = 8
+    retries: int = 5  # of refused connections, timeouts, 408, 409, 429 and 5xx, waiting longer each time
+    timeout: float = 120.0  # seconds
+    cache: Path | None = None  # an sqlite file
+    budget: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One thing to ask: messages in OpenAI's form, and how long the reply may be in tokens."""
+
+    messages: Sequence[Mapping[str, Any]]
+    max_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back. `confidence`: geometric mean of the token probabilities, None where the service gives none."""
+
+    text: str
+    confidence: float | None
+    tokens_in: int
+    tokens_out: int
+    finish: str  # "stop", or "length" for a reply cut short
+    cached: bool = False
+
+
+def ask_all(
+    endpoint: Endpoint, asks: Sequence[Ask], on_reply: Callable[[int, Reply], None] = lambda place, reply: None
+) -> list[Reply]:
+    """Replies in the order of the asks; `on_reply(place, reply)` is told each as it arrives.
+
+    Raises UserError where the service refuses the request itself (address, model, key, form), RunError where it cannot
+    be reached, keeps failing, or the budget is spent; what was answered until then is in the cache.
+    """
+    if not endpoint.url.startswith(("http://", "https://")):
+        raise UserError(f"endpoint {endpoint.url!r}: expected an address such as http://127.0.0.1:8000/v1")
+    with closing(open_cache(endpoint.cache)) as cache:
+        replies: dict[int, Reply] = {}
+        for place, ask in enumerate(asks):
+            known = look_up(cache, key_of(endpoint, ask))
+            if known is not None:
+                replies[place] = known
+                on_reply(place, known)
+        left = [place for place in range(len(asks)) if place not in replies]
+        if left:
+            replies |= asyncio.run(ask_left(endpoint, asks, left, cache, on_reply))
+        return [replies[place] for place in range(len(asks))]
+
+
+async def ask_left(
+    endpoint: Endpoint,
+    asks: Sequence[Ask],
+    left: Sequence[int],
+    cache: sqlite3.Connection,
+    on_reply: Callable[[int, Reply], None],
+) -> dict[int, Reply]:
+    """Ask what no cache knows, at most `concurrency` at once; the first error stops the rest."""
+    try:
+        import openai
+    except ImportError:
+        raise UserError("asking a service needs the openai package: pip install 'qilin-med[endpoint]'") from None
+    replies: dict[int, Reply] = {}
+    spent = 0
+    todo = iter(left)
+    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
+    async with openai.AsyncOpenAI(
+        base_url=endpoint.url, api_key=key, timeout=endpoint.timeout, max_retries=endpoint.retries
+    ) as client:
+
+        async def work() -> None:
+            nonlocal spent
+            for place in todo:
+                if endpoint.budget is not None and spent >= endpoint.budget:
+                    raise RunError(
+                        f"{endpoint.url}: the budget of {endpoint.budget} tokens is spent ({spent}) after "
+                        f"{len(replies)} of {len(left)} replies, which are kept; a higher budget goes on there"
+                    )
+                reply = await ask_one(client, endpoint, asks[place])
+                spent += reply.tokens_in + reply.tokens_out
+                keep(cache, key_of(endpoint, asks[place]), endpoint.model, reply)
+                replies[place] = reply
+                on_reply(place, reply)
+
+        workers = [asyncio.create_task(work()) for _ in range(min(endpoint.concurrency, len(left)))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+    return replies
+
+
+async def ask_one(client: Any, endpoint: Endpoint, ask: Ask) -> Reply:
+    """One request; where a service does not know logprobs it is asked again without."""
+    import openai
+
+    common = {
+        "model": endpoint.model,
+        "messages": list(ask.messages),
+        "max_tokens": ask.max_tokens,
+        "temperature": endpoint.temperature,
+        "seed": endpoint.seed,
+    }
+    try:
+        try:
+            made = await client.chat.completions.create(**common, logprobs=True)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if "logprobs" not in str(error):
+                raise
+            made = await client.chat.completions.create(**common)
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        raise UserError(f"{endpoint.url}: the key is refused ({short(error)}); set {KEYS[0]}") from None
+    except (openai.BadRequestError, openai.NotFoundError, openai.UnprocessableEntityError) as error:
+        raise UserError(f"{endpoint.url}, model {endpoint.model}: the request is refused: {short(error)}") from None
+    except openai.APIStatusError as error:
+        raise RunError(
+            f"{endpoint.url}: still failing after {endpoint.retries} retries: {short(error)}; what was answered is "
+            "kept, the same command goes on"
+        ) from None
+    except openai.APIConnectionError as error:  # timeouts are of this kind too
+        raise RunError(f"{endpoint.url}: no answer ({short(error)}); is the service running there?") from None
+    if not made.choices:
+        raise RunError(f"{endpoint.url}: a reply without choices; is this an OpenAI-compatible service?")
+    choice = made.choices[0]
+    tokens = (choice.logprobs.content or []) if choice.logprobs else []
+    sure = exp(sum(token.logprob for token in tokens) / len(tokens)) if tokens else None
+    usage = made.usage
+    return Reply(
+        (choice.message.content or "").strip(),
+        sure,
+        usage.prompt_tokens if usage else 0,
+        usage.completion_tokens if usage else 0,
+        choice.finish_reason or "",
+    )
+
+
+def short(error: Exception) -> str:
+    """An error's words in one line of bounded length."""
+    return " ".join(str(error).split())[:300]
+
+
+def key_of(endpoint: Endpoint, ask: Ask) -> str:
+    """sha256 of all that decides a reply."""
+    what = [endpoint.url, endpoint.model, endpoint.temperature, endpoint.seed, ask.max_tokens, list(ask.messages)]
+    return hashlib.sha256(json.dumps(what, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def open_cache(path: Path | None) -> sqlite3.Connection:
+    """The cache at `path`, made where it is not there yet; without a path one that lives as long as the call."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    cache = sqlite3.connect(path or ":memory:")
+    try:
+        cache.execute("create table if not exists replies (key text primary key, model text, reply text)")
+    except sqlite3.DatabaseError as error:
+        cache.close()
+        raise UserError(f"{path}: not a cache of replies ({error}); name another file or remove it") from None
+    return cache
+
+
+def look_up(cache: sqlite3.Connection, key: str) -> Reply | None:
+    row = cache.execute("select reply from replies where key = ?", (key,)).fetchone()
+    return Reply(**{**json.loads(row[0]), "cached": True}) if row else None
+
+
+def keep(cache: sqlite3.Connection, key: str, model: str, reply: Reply) -> None:
+    with cache:
+        kept = json.dumps(asdict(reply), ensure_ascii=False)
+        cache.execute("insert or replace into replies values (?, ?, ?)", (key, model, kept))

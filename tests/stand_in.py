@@ -1,0 +1,75 @@
+"""A local stand-in for an OpenAI-compatible service: answers by a function, fails when told to."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Service:
+    """`answer(body)` gives the reply's text; `failures` are statuses to give first; `seen` are the bodies asked."""
+
+    answer: Callable[[dict[str, Any]], str]
+    failures: list[int] = field(default_factory=list)
+    logprobs: bool = True
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    most_at_once: int = 0
+    url: str = ""
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[Service]:
+    """Serve on a free local port; yields the service with its `url`."""
+    lock, now = threading.Lock(), [0]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                service.seen.append(body)
+                service.keys.append(self.headers.get("Authorization", ""))
+                now[0] += 1
+                service.most_at_once = max(service.most_at_once, now[0])
+                status = service.failures.pop(0) if service.failures else 200
+            if status == 200 and body.get("logprobs") and not service.logprobs:
+                status, reply = 400, {"error": {"message": "logprobs is not supported"}}
+            elif status != 200:
+                reply = {"error": {"message": f"told to fail with {status}"}}
+            else:
+                text = service.answer(body)
+                token = {"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}
+                choice: dict[str, Any] = {
+                    "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text},
+                    "logprobs": {"content": [token, token]} if body.get("logprobs") else None,
+                }  # fmt: skip
+                usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+                reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+                         "choices": [choice], "usage": usage}  # fmt: skip
+            data = json.dumps(reply, ensure_ascii=False).encode()
+            with lock:
+                now[0] -= 1
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            if status in (429, 500, 503):
+                self.send_header("Retry-After-Ms", "10")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *words: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True)
+    thread.start()
+    service.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        yield service
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)

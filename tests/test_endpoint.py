@@ -1,0 +1,78 @@
+"""Asking a service: order, cache, retries, budget, refusals, against a local stand-in."""
+
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("openai", reason="the endpoint extra is not installed")
+
+from qilin.endpoint import Ask, Endpoint, ask_all
+from qilin.errors import RunError, UserError
+from stand_in import Service, serving
+
+
+def echo(body: dict[str, Any]) -> str:
+    return f"答{body['messages'][-1]['content']}"
+
+
+def asks(count: int) -> list[Ask]:
+    return [Ask([{"role": "user", "content": str(i)}]) for i in range(count)]
+
+
+def test_in_order_at_once_and_once_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QILIN_API_KEY", "secret-word")
+    with serving(Service(echo)) as service:
+        endpoint = Endpoint(service.url, "m", cache=tmp_path / "cache.sqlite", concurrency=4)
+        told: list[int] = []
+        replies = ask_all(endpoint, asks(20), lambda place, reply: told.append(place))
+        assert [reply.text for reply in replies] == [f"答{i}" for i in range(20)]
+        assert sorted(told) == list(range(20))
+        assert replies[0].confidence == pytest.approx(exp(-0.5))
+        assert len(service.seen) == 20
+        assert service.keys[0] == "Bearer secret-word"
+        again = ask_all(endpoint, asks(21))
+        assert len(service.seen) == 21
+        assert [reply.cached for reply in again] == [True] * 20 + [False]
+        assert b"secret-word" not in (tmp_path / "cache.sqlite").read_bytes()
+        ask_all(Endpoint(service.url, "other", cache=endpoint.cache), asks(1))
+        assert len(service.seen) == 22
+
+
+def test_failures_are_tried_again() -> None:
+    with serving(Service(echo, failures=[503, 429])) as service:
+        assert ask_all(Endpoint(service.url, "m", concurrency=1), asks(1))[0].text == "答0"
+        assert len(service.seen) == 3
+    with serving(Service(echo, failures=[500] * 9)) as service, pytest.raises(RunError, match="after 2 retries"):
+        ask_all(Endpoint(service.url, "m", retries=2), asks(1))
+
+
+def test_what_came_before_an_error_is_kept(tmp_path: Path) -> None:
+    with serving(Service(echo)) as service:
+        endpoint = Endpoint(service.url, "m", cache=tmp_path / "c.sqlite", concurrency=1, budget=40)
+        with pytest.raises(RunError, match=r"budget of 40 tokens is spent \(45\) after 3 of 10"):
+            ask_all(endpoint, asks(10))
+        assert len(service.seen) == 3
+        ask_all(Endpoint(service.url, "m", cache=tmp_path / "c.sqlite"), asks(10))
+        assert len(service.seen) == 10
+
+
+def test_refusals_are_the_callers(tmp_path: Path) -> None:
+    with serving(Service(echo, failures=[401])) as service, pytest.raises(UserError, match="QILIN_API_KEY"):
+        ask_all(Endpoint(service.url, "m"), asks(1))
+    with serving(Service(echo, failures=[404])) as service, pytest.raises(UserError, match="model m"):
+        ask_all(Endpoint(service.url, "m"), asks(1))
+    with pytest.raises(UserError, match="expected an address"):
+        ask_all(Endpoint("localhost:8000", "m"), asks(1))
+    with pytest.raises(RunError, match="is the service running"):
+        ask_all(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), asks(1))
+    (tmp_path / "c").write_text("no database at all, though long enough to be looked at as one " * 20)
+    with pytest.raises(UserError, match="not a cache"):
+        ask_all(Endpoint("http://127.0.0.1:9/v1", "m", cache=tmp_path / "c"), asks(1))
+
+
+def test_a_service_without_logprobs() -> None:
+    with serving(Service(echo, logprobs=False)) as service:
+        reply = ask_all(Endpoint(service.url, "m"), asks(1))[0]
+        assert (reply.text, reply.confidence) == ("答0", None)
