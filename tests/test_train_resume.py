@@ -1,4 +1,4 @@
-"""A run killed outright, several times, and begun again ends where an uninterrupted one does, bit for bit."""
+"""A run killed twice, once while it writes a checkpoint, ends where an uninterrupted one does, bit for bit."""
 
 import hashlib
 import json
