@@ -323,3 +323,51 @@ def test_a_model_trained_here_goes_out_and_comes_back(tmp_path: Path) -> None:
     for (name, one), other in zip(made.model.named_parameters(), again.parameters(), strict=True):
         rows = config["vocab_size"] if "embed_tokens" in name or "lm_head" in name else None
         assert torch.equal(one[:rows], other[:rows]), name
+
+
+# What config.json of llava-hf/llava-1.5-7b-hf says, beside its sizes: servers were written against it.
+LLAVA_HF = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "model_type": "llava",
+    "projector_hidden_act": "gelu",
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "tie_word_embeddings": False,
+}
+LLAVA_HF_TEXT = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-05}
+LLAVA_HF_VISION = {"model_type": "clip_vision_model", "projection_dim": 768}
+HAS = {
+    "": ("image_token_index", "pad_token_id", "torch_dtype"),
+    "text_config": ("max_position_embeddings", "vocab_size", "torch_dtype"),
+    "vision_config": ("hidden_size", "image_size", "intermediate_size", "num_attention_heads", "patch_size"),
+}
+
+
+def test_servers_find_what_they_find_in_llava_hf(made: dict[str, tuple[Path, Path]]) -> None:
+    """Every key of that config is in ours, with the same value where it is no size or id; its names of tensors too."""
+    out = made["Qilin-Med-VL"][1]
+    ours = config_of(out)
+    assert {key: ours[key] for key in LLAVA_HF} == LLAVA_HF
+    assert {key: ours["text_config"][key] for key in LLAVA_HF_TEXT} == LLAVA_HF_TEXT
+    assert {key: ours["vision_config"][key] for key in LLAVA_HF_VISION} == LLAVA_HF_VISION
+    for part, keys in HAS.items():
+        assert set(keys) <= set(ours[part] if part else ours)
+    names = {weight.name for weight in list_weights(out)}
+    for name in (
+        "language_model.model.embed_tokens.weight",
+        "language_model.model.layers.0.self_attn.q_proj.weight",
+        "language_model.lm_head.weight",
+        "multi_modal_projector.linear_1.weight",
+        "multi_modal_projector.linear_2.bias",
+        "vision_tower.vision_model.embeddings.class_embedding",
+        "vision_tower.vision_model.pre_layrnorm.weight",
+        "vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.bias",
+    ):
+        assert name in names
+    present = {path.name for path in out.iterdir()}
+    assert present >= {"processor_config.json", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"}
+    words = json.loads((out / "tokenizer_config.json").read_text())
+    assert not isinstance(words.get("extra_special_tokens"), list)  # transformers 4 fails on a list
+    assert "<image>" in words["additional_special_tokens"]
+    processor = json.loads((out / "processor_config.json").read_text())
+    assert (processor["patch_size"], processor["num_additional_image_tokens"]) == (PATCH, 1)

@@ -141,7 +141,7 @@ def write_speech(
         {"llama": "LlamaForCausalLM"}.get(stock.text_config.model_type, "MistralForCausalLM")
     ]
     stock.save_pretrained(folder)
-    keep_old_names(folder / "config.json")
+    keep_old_names(folder)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end_tokens(tokenizer, settings.template),
@@ -149,13 +149,21 @@ def write_speech(
     ).save_pretrained(folder)
 
 
-def keep_old_names(file: Path) -> None:
-    """Add the names that transformers 4 knows: it would read a missing rope_theta as 10,000 and say nothing."""
+def keep_old_names(folder: Path) -> None:
+    """Add the names that transformers 4 knows, on which servers still build (tried with 4.57.3): it would read a
+    missing rope_theta as 10,000 and say nothing, and fail on a list of extra_special_tokens."""
+    file = folder / "config.json"
     config = read_json(file)
     text = config["text_config"]
     text["rope_theta"] = (text.get("rope_parameters") or {}).get("rope_theta", 10000.0)
     config["torch_dtype"] = text["torch_dtype"] = config.get("dtype")
     file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    file = folder / "tokenizer_config.json"
+    words = read_json(file)
+    extra = [token for token in words.pop("extra_special_tokens", []) if token not in words.values()]
+    file.write_text(
+        json.dumps(words | {"additional_special_tokens": extra}, indent=2, ensure_ascii=False), encoding="utf-8"
+    )
 
 
 def record_source(source: Path, words: Path, folder: Path, rows: int, dropped: Sequence[Weight]) -> None:
