@@ -114,7 +114,8 @@ def settings_for(model: dict[str, Any], dataset: Path, out: Path, **more: Any) -
 def test_evaluate_whole(table_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     scores = evaluate(settings_for(table_model, dataset, out))
-    assert "all" in capsys.readouterr().out
+    caught = capsys.readouterr()
+    assert "all" in caught.out
     assert scores["all"]["n"] == 48
     assert scores["closed"]["n"] == 12
     assert scores["captions"]["n"] == 12
@@ -134,6 +135,8 @@ def test_evaluate_whole(table_model: dict[str, Any], dataset: Path, tmp_path: Pa
     assert set(scores["by_modality"]) == {"CT", "MRI"}
     assert scores["nearest_neighbour"]["accuracy"]["value"] < 1.0
     assert scores["gain"]["over_blind"]["value"] > 0
+    assert "against training: " in caught.err
+    assert scores["manifest"]["leaks"]["pictures"]["same"] == 0
     manifest = json.loads((out / "scores.json").read_text(encoding="utf-8"))["manifest"]
     for name in ("model", "dataset", "decoding", "prompt", "scorer", "code", "versions", "machine", "time"):
         assert manifest[name]

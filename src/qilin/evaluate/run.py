@@ -20,6 +20,7 @@ from qilin.data.records import Dataset, open_dataset
 from qilin.errors import UserError
 from qilin.evaluate.captions import read_fact_source
 from qilin.evaluate.controls import derangements
+from qilin.evaluate.leaks import find_leaks, in_words
 from qilin.evaluate.manifest import model_hash, scoring_manifest, settings_hash
 from qilin.evaluate.predict import Pass, Said, answer_pass, picture_of, write_predictions
 from qilin.evaluate.report import is_drawn, write_report
@@ -68,9 +69,13 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     work = prepare(settings)
     identity = identity_of(work)
     claim(settings.out, identity)
+    leaks = None
+    if work.training is not None:
+        leaks = find_leaks(work.training, work.items, phashes(work.data))
+        print(in_words(leaks), file=sys.stderr)
     predictions, context = answer(work)
     scores, judged = score_rows(predictions, context)
-    scores["manifest"] = manifest_of(work, identity)
+    scores["manifest"] = {**manifest_of(work, identity), "leaks": leaks}
     write_controls(settings.out / CONTROLS_FILE, predictions, context, phashes(work.data))
     write_jsonl(settings.out / "verdicts.jsonl", judged)
     write_scores(settings.out / "scores.json", scores)
