@@ -1,5 +1,11 @@
 """What goes wrong around a run is refused, named or survived: the cache of lengths, pictures, settings, the folder."""
 
+import json
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from qilin.errors import UserError
+from qilin.errors import RunError, UserError
 from qilin.model.compose import Loaded, compose
-from qilin.settings import build
+from qilin.settings import build, read_yaml
+from qilin.train import checkpoint, loop
 from qilin.train import feed as feed_module
 from qilin.train.feed import Feed, write_cache
+from qilin.train.run import run_stage
 from qilin.train.settings import TrainSettings, read_recipe
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
@@ -161,3 +169,226 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
 
 def test_control_the_same_recipe_without_the_mistake_reads() -> None:
     assert read_recipe("tiny/instruct", ["data=somewhere", "out=run", "model=align"]).batch == 64
+
+
+# ── a run's folder ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def train(parts: Path, out: Path, **changes: Any) -> Path:
+    made = run_stage(recipe(parts, out=str(out), **{"epochs": 2, "rate": 1e-2} | changes), "test")
+    assert made == out
+    return out
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QILIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return train(parts, tmp_path_factory.mktemp("whole") / "run")
+
+
+class Crash(Exception):
+    """Stands for whatever ends a process between two lines."""
+
+
+def crash_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    real = loop.learn_step
+
+    def crashing(model: Any, packs: Any, settings: Any, number: int) -> Any:
+        if number == step:
+            raise Crash
+        return real(model, packs, settings, number)
+
+    patch.setattr(loop, "learn_step", crashing)
+
+
+def crash(parts: Path, run: Path, step: int, **changes: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, step)
+        with pytest.raises(Crash):
+            train(parts, run, **changes)
+
+
+def same(run: Path, whole: Path) -> bool:
+    equal = (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    return equal and losses(run) == losses(whole)
+
+
+def test_interrupted_at_every_step_in_turn_it_is_the_same_run(parts: Path, whole: Path, tmp_path: Path) -> None:
+    steps = len(losses(whole))
+    assert steps == 6
+    for step in range(steps):
+        crash(parts, tmp_path / "run", step)
+    assert same(train(parts, tmp_path / "run"), whole)
+
+
+def test_control_without_its_optimizer_a_run_goes_another_way(parts: Path, whole: Path, tmp_path: Path) -> None:
+    crash(parts, tmp_path / "run", 3)
+    last = checkpoint.latest_checkpoint(tmp_path / "run")
+    assert last is not None
+    (last / "state.json").write_text(json.dumps({"step": 2, "finished": True}))  # its optimizer is not looked at
+    assert not same(train(parts, tmp_path / "run"), whole)
+
+
+@contextmanager
+def small_disk(limit: int) -> Iterator[None]:
+    """Files of at most `limit` bytes: the system itself refuses to write more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [500, 12_000], ids=["weights", "optimizer"])
+def test_a_disk_that_refuses_to_write_costs_no_checkpoint(
+    parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    run, real = tmp_path / "run", loop.save_checkpoint
+
+    def refused(folder: Path, step: int, *rest: Any) -> Path:
+        if step < 4:
+            return real(folder, step, *rest)
+        sizes = {path.name: path.stat().st_size for path in checkpoint.checkpoints(folder)[-1].iterdir()}
+        assert sizes["weights.safetensors"] < 12_000 < sizes["optimizer.pt"], "the limit must lie between the two"
+        with small_disk(limit):
+            return real(folder, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", refused)
+        with pytest.raises(RunError, match=r"step-0000004: could not be written .*of step 2 is whole; free space"):
+            train(parts, run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000002"]
+    assert same(train(parts, run), whole)
+
+
+def test_a_model_that_cannot_be_written_costs_no_step(
+    parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = tmp_path / "run", loop.learn_step
+    steps = len(losses(whole))
+
+    def never(*given: Any) -> Any:
+        raise AssertionError("all steps are done")
+
+    import qilin.train.run as run_module
+
+    write = run_module.write_model
+
+    def refused(*given: Any) -> None:
+        with small_disk(5000):
+            write(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_model", refused)
+        with pytest.raises(
+            RunError, match=rf"model could not be written .*step {steps} of {steps} is kept; free space"
+        ):
+            train(parts, run)
+    assert not (run / "qilin.json").exists()
+    last = checkpoint.latest_checkpoint(run)
+    assert last is not None
+    assert not (last / "optimizer.pt").exists()  # nothing is left to optimize, so it takes a third of the room
+    monkeypatch.setattr(loop, "learn_step", never)
+    assert same(train(parts, run), whole)
+    assert real is not never
+
+
+def test_what_a_kill_left_half_done_is_swept(parts: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    crash(parts, run, 3)
+    for name in (".step-0000004.unfinished", "step-0000001"):  # the second: half-removed
+        (run / "checkpoints" / name).mkdir()
+        (run / "checkpoints" / name / "weights.safetensors").write_bytes(b"half")
+    crash(parts, run, 5)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-0000002", "step-0000004"]
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.pt", "state.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
+    parts: Path, whole: Path, tmp_path: Path, file: str
+) -> None:
+    run = tmp_path / "run"
+    crash(parts, run, 5)
+    last = checkpoint.latest_checkpoint(run)
+    assert last is not None
+    (last / file).write_bytes((last / file).read_bytes()[: 8 if file == "state.json" else 100])
+    with pytest.raises(RunError, match=r"step-0000004: does not read .*remove this folder and run again"):
+        train(parts, run)
+    shutil.rmtree(last)
+    assert same(train(parts, run), whole)
+
+
+def test_how_a_run_is_kept_may_change_in_its_middle(parts: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    crash(parts, run, 3)
+    train(parts, run, save_every=3, keep=1, trackers=["tensorboard"])
+    assert same(run, whole)
+    assert read_yaml(run / "recipe.yaml")["save_every"] == 3
+
+
+def test_what_is_learnt_may_not(parts: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    crash(parts, run, 3)
+    with pytest.raises(UserError, match=r"holds another run: rate is 0.01 there and 0.02 here; name another out"):
+        train(parts, run, rate=2e-2)
+    with pytest.raises(UserError, match=r"holds another run: label is None there and 'quick' here"):
+        train(parts, run, label="quick")
+
+
+def test_other_data_under_the_same_name_does_not_continue(parts: Path, tmp_path: Path) -> None:
+    """Texts of the same lengths make the same plan; the manifest's hash tells them apart."""
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(parts / "data", data)
+    crash(parts, run, 3, data=[{"path": str(data)}])
+    manifest = data / "manifest.json"
+    manifest.write_text(re.sub(r'"hash": "\w+"', f'"hash": "{"0" * 64}"', manifest.read_text()))
+    with pytest.raises(UserError, match="was begun with other data"):
+        train(parts, run, data=[{"path": str(data)}])
+
+
+def test_text_alone_teaches_a_projector_nothing_and_breaks_nothing(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(parts, tmp_path / "mixed", kinds=["chat"], batch=1, epochs=1)
+    assert "1 of the samples have no picture and teach projector nothing" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "mixed" / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(row["grad_norm"] > 0 for row in rows) == [False, True]
+
+
+def test_nothing_but_text_for_a_projector_is_refused(parts: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Feed, "without_picture", lambda feed: len(feed.index))
+    with pytest.raises(UserError, match="no sample has a picture, so projector cannot learn"):
+        train(parts, tmp_path / "run")
+    train(parts, tmp_path / "both", learn=["projector", "language"], epochs=1)
+
+
+def test_a_missing_tracker_is_told_before_anything_is_read(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="trackers names swanlab, which is not installed: pip install swanlab"):
+        train(parts, tmp_path / "run", trackers=["swanlab"], vision="nowhere", language="nowhere")
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss may be finite where its gradient is not."""
+    real, names = loop.learn_step, []
+
+    def poisoned(model: Any, packs: Any, settings: Any, step: int) -> Any:
+        found = real(model, packs, settings, step)
+        if step == 1:
+            model.model.multi_modal_projector.linear_1.bias.grad[0] = float("inf")
+            names.extend(name for pack in packs for name in pack.samples)
+        return found
+
+    monkeypatch.setattr(loop, "learn_step", poisoned)
+    with pytest.raises(RunError, match="step 2: the gradient's norm is inf") as caught:
+        train(parts, tmp_path / "run")
+    assert names
+    assert all(name in str(caught.value) for name in names)

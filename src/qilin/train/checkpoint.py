@@ -86,7 +86,7 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def step_of(path: Path) -> int:
-    return int(json.loads((path / "state.json").read_text(encoding="utf-8"))["step"])
+    return int(path.name.removeprefix("step-"))
 
 
 def load_checkpoint(path: Path, model: Any, optimizer: Any, average: dict[str, torch.Tensor]) -> int:

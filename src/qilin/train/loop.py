@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path
             torch.manual_seed(settings.seed * 1_000_003 + step)
             set_rates(optimizer, settings, step, len(plan))
             loss, answer_tokens = learn_step(model, packs, settings, step)
-            norm = clip(model, settings.clip, packs)
+            norm = clip(model, settings.clip, packs, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             update_average(average, model, settings.average, step)
@@ -122,15 +122,17 @@ def learn_step(model: Any, packs: list[Pack], settings: TrainSettings, step: int
             loss = pack_loss(model, pack, pixels)
         value = loss.item()
         if not math.isfinite(value):
-            raise RunError(
-                f"step {step + 1}: the loss is {value}; the weights are as before this step. "
-                f"Its samples: {', '.join(pack.samples[:20])}{' …' if len(pack.samples) > 20 else ''}. "
-                "Lower the rate, or look at these samples"
-            )
+            raise RunError(f"step {step + 1}: the loss is {value}; {look_at(pack.samples)}")
         if loss.requires_grad:  # no gradient reaches a projector from text alone
             (loss / total).backward()
         summed += value
     return summed / total, total
+
+
+def look_at(names: Sequence[str]) -> str:
+    """What to do when a step has gone wrong with these samples."""
+    listed = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+    return f"the weights are as before this step. Its samples: {listed}. Lower the rate, or look at these samples"
 
 
 def pack_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tensor:
@@ -214,14 +216,13 @@ def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:
     return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[schedule]
 
 
-def clip(model: Any, largest: float, packs: list[Pack]) -> float:
+def clip(model: Any, largest: float, packs: list[Pack], step: int) -> float:
     """Scale the gradient down to norm `largest`. Returns its norm before; a non-finite one stops the run."""
     learning = [p for p in model.parameters() if p.requires_grad]
     norm = float(torch.nn.utils.clip_grad_norm_(learning, largest))
     if not math.isfinite(norm):
-        raise RunError(
-            f"the gradient's norm is {norm}; the weights are as before this step. Samples: {packs[0].samples[:20]}"
-        )
+        names = [name for pack in packs for name in pack.samples]
+        raise RunError(f"step {step + 1}: the gradient's norm is {norm}; {look_at(names)}")
     return norm
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from qilin import __version__
-from qilin.errors import UserError
+from qilin.errors import RunError, UserError
 from qilin.model.compose import CARD, Loaded, compose, load_model, pick_device, set_learning, set_template
 from qilin.settings import read_yaml, to_dict, write_yaml
 from qilin.train.attention import use_packed_attention, use_plain_attention
@@ -162,9 +163,8 @@ def check_text(settings: TrainSettings, feed: Feed) -> None:
     if alone == len(feed.index):
         raise UserError(f"no sample has a picture, so {' and '.join(settings.learn)} cannot learn from them")
     if alone:
-        console.print(
-            f"  {alone:,} samples have no picture: they teach {' and '.join(settings.learn)} nothing", style="yellow"
-        )
+        what = " and ".join(settings.learn)
+        console.print(f"  {alone:,} of the samples have no picture and teach {what} nothing", style="yellow")
 
 
 FREE = ("save_every", "keep", "log_every", "trackers", "device")  # may change in the middle of a run
@@ -251,10 +251,8 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def finish(
-    run: Path, settings: TrainSettings, loaded: Loaded, model: Any, feed: Feed, facts: Mapping[str, Any]
-) -> None:
-    """Write the finished model folder: Hugging Face files, then qilin.json, then the checkpoints go."""
+def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) -> None:
+    """The Hugging Face files; adapters are kept beside, and merged into the model."""
     use_plain_attention(base_of(model))
     if settings.lora is not None:
         model.save_pretrained(str(run / "adapter"))
@@ -264,6 +262,18 @@ def finish(
     model.config.use_cache = True
     model.save_pretrained(str(run))
     loaded.processor.save_pretrained(str(run))
+
+
+def finish(
+    run: Path, settings: TrainSettings, loaded: Loaded, model: Any, feed: Feed, facts: Mapping[str, Any]
+) -> None:
+    """Write the finished model folder: Hugging Face files, then qilin.json, then the checkpoints go."""
+    try:
+        write_model(run, settings, loaded, model)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own
+        last = latest_checkpoint(run)
+        kept = f"step {step_of(last)} of {facts['steps']} is kept" if last else "there is no checkpoint"
+        raise RunError(f"{run}: the model could not be written ({error}); {kept}; free space and run again") from error
     card = {
         "stage": "+".join(settings.learn) + (" (adapters)" if settings.lora else ""),
         "label": settings.label,
