@@ -206,6 +206,18 @@ def test_kernel_for_long_documents_teaches_the_same(parts: Path, monkeypatch: py
     assert far(packed(loaded.model, packs), short) < 1e-6
 
 
+def test_activations_computed_again_teach_the_same(parts: Path) -> None:
+    """The pack's layout reaches every layer in the second computation too."""
+    loaded = put_together(parts, "qwen3", torch.float64, "chatml")
+    packs = make_packs(make_feed(parts, loaded, "chatml"), torch.float64)
+    kept = packed(loaded.model, packs)
+    loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+    loaded.model.train()  # nothing is computed again in eval mode
+    layers = [layer for layer in loaded.model.model.language_model.layers if layer.gradient_checkpointing]
+    assert layers
+    assert far(packed(loaded.model, packs), kept) < 1e-6
+
+
 def test_window_shorter_than_a_document_is_refused(parts: Path) -> None:
     """A model whose layers look back only so far must not silently look back further in training."""
     loaded = put_together(parts, "mistral", torch.float32, "v1")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import resource
+import time
 from collections import Counter
 
 import numpy as np
@@ -184,3 +186,22 @@ def test_pieces_are_laid_where_they_leave_the_least_room() -> None:
 def test_weights_that_leave_nothing_are_refused() -> None:
     with pytest.raises(UserError, match=r"weights.*no sample of 3"):
         make_plan(some(3), [0.1], batch=8, epochs=1, pack_tokens=200, seed=0)
+
+
+@pytest.mark.long
+def test_a_million_samples_are_planned_within_a_minute_and_a_gigabyte() -> None:
+    random = np.random.default_rng(0)
+    count = 1_000_000
+    own, unit = random.integers(5, 60, count), random.integers(0, count // 3, count)
+    found = Lengths(600 + own, np.full(count, 600), own, unit, np.zeros(count, dtype=np.int64))
+    begun, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    plan = make_plan(found, [1.0], batch=32, epochs=1, pack_tokens=8192, seed=0)
+    assert plan.hash
+    seen = 0
+    for step in range(len(plan)):
+        for pieces in plan.packs(step):
+            assert sum(piece.tokens for piece in pieces) <= 8192
+            seen += sum(len(piece.samples) for piece in pieces)
+    assert seen == count
+    assert time.process_time() - begun < 60
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20

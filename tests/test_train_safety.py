@@ -392,3 +392,27 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(
         train(parts, tmp_path / "run")
     assert names
     assert all(name in str(caught.value) for name in names)
+
+
+TRACKER = """
+import json
+rows = []
+def init(*, project, name, config):
+    assert isinstance(config, dict) and config["batch"] == 8
+    rows.append([project, name])
+def log(figures, step):
+    rows.append([step, figures["loss"]])
+def finish():
+    open(__file__ + ".json", "w").write(json.dumps(rows))
+"""
+
+
+def test_another_tracker_is_told_what_metrics_jsonl_is_told(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trackio.py").write_text(TRACKER)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = train(parts, tmp_path / "run", trackers=["trackio"], epochs=1)
+    rows = json.loads((tmp_path / "trackio.py.json").read_text())
+    assert rows[0] == ["qilin", "run test"]
+    assert [tuple(row) for row in rows[1:]] == losses(run)
