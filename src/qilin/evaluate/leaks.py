@@ -1,7 +1,7 @@
 """What of an evaluated split stands in the training data already: pictures, questions with their answers, long texts.
 
-In: the items, the training data, perceptual hashes. Out: counts, printed before scoring and kept in the manifest. A leak
-is told, never taken out in silence: `no_near_duplicate` is the score without the pictures.
+In: the items, the training data, perceptual hashes. Out: counts, printed before scoring and kept in the manifest. A
+leak is told, never taken out in silence: `no_near_duplicate` is the score without the pictures.
 """
 
 from __future__ import annotations
