@@ -43,6 +43,12 @@ COMMANDS = {
         "qilin data import slake SLAKE_DIR slake\nqilin data import llava data.json llava --images DIR\n"
         "qilin data import folder table.csv mine --question question --answer answer",
     ),
+    "data benchmarks": Command(
+        "test sets by name: where to get them, their licences, how to import them",
+        "qilin.data.benchmarks:BenchmarksSettings",
+        "qilin.data.benchmarks:show_benchmarks",
+        example="qilin data benchmarks\nqilin data import cmmmu CMMMU_FOLDER cmmmu-health",
+    ),
     "train": Command(
         "train one stage from a recipe, by name or path",
         "qilin.train.settings:TrainCommand",

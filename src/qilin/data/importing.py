@@ -21,7 +21,7 @@ from qilin.data.licences import strictest, tier
 from qilin.data.pictures import make_picture
 from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset, text_of
 from qilin.data.settings import ImportSettings
-from qilin.data.sources import folder, llava, slake
+from qilin.data.sources import exams, folder, llava, slake
 from qilin.data.sources.rows import PictureFile, Refused, Row
 from qilin.data.sources.tables import encoding_of
 from qilin.data.split import Components
@@ -126,7 +126,7 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
         seen.update(f"{path.name} {content}\n".encode())
     default = {item.name: item.default for item in dataclasses.fields(ImportSettings)}
     arguments = {k: v for k, v in to_dict(settings).items() if k not in APART and v != default[k]}
-    encodings = {encoding_of(path) for path in inputs} - {"utf-8-sig"}
+    encodings = {encoding_of(path) for path in inputs if path.suffix != ".parquet"} - {"utf-8-sig"}
     licences = {file.license for files in survey.places.values() for file in files if file.license}
     licences |= {settings.license} if settings.license else set()
     return {
@@ -284,4 +284,12 @@ SOURCES = {
     "slake": Source(slake.inputs, slake.read),
     "llava": Source(llava.inputs, llava.read),
     "folder": Source(folder.inputs, folder.read),
+    # test sets, named in qilin.data.benchmarks
+    "vqa-rad": Source(exams.vqa_rad_inputs, exams.vqa_rad),
+    "pmc-vqa-test": Source(exams.pmc_vqa_inputs, exams.pmc_vqa),
+    "omnimedvqa": Source(exams.omnimedvqa_inputs, exams.omnimedvqa),
+    "parquet-vqa": Source(exams.parquet_inputs, exams.parquet_vqa),
+    "cmmmu": Source(exams.parquet_inputs, exams.cmmmu),
+    "mmmu": Source(exams.parquet_inputs, exams.mmmu),
+    "gmai-mmbench": Source(exams.gmai_inputs, exams.gmai),
 }
