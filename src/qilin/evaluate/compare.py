@@ -44,6 +44,13 @@ def compare_command(settings: CompareSettings) -> dict[str, Any]:
     )
     facts = kept["facts"] if data is None and kept["facts"] else read_fact_source(data.path if data else None)
     found, marks = compare_rows(rows_a, rows_b, cluster, facts, settings.resamples, settings.seed)
+    if settings.judge is not None and settings.endpoint is not None:
+        from qilin.endpoint import Endpoint
+        from qilin.evaluate.judge import judge_pairs
+
+        cache = (settings.a if settings.a.is_dir() else settings.a.parent) / "judge.sqlite"
+        judge = Endpoint(settings.endpoint, settings.judge, cache=cache, budget=settings.budget, seed=settings.seed)
+        found["judge"] = judge_pairs(rows_a, rows_b, cluster, judge, settings.resamples, settings.seed)
     found["names"] = {"a": name_of(settings.a), "b": name_of(settings.b)}
     found["manifest"] = {"a": str(files[0]), "b": str(files[1]), "seed": settings.seed, **scoring_manifest()}
     if settings.report is not None and data is not None:
@@ -167,6 +174,13 @@ def show(found: Mapping[str, Any]) -> None:
                 f"{part['only_a']}:{part['only_b']}",
             )  # fmt: skip
     console.print(table)
+    if "judge" in found:
+        j = found["judge"]
+        console.print(
+            f"judge {j['judge']['model']}, both orders: A wins {j['a']}, B wins {j['b']}, ties {j['tie']}, "
+            f"contradicted itself {j['contradicted']}, unreadable {j['unreadable']}, alike {j['alike']}; A - B "
+            f"{j['difference']:+.3f}, p {j['p_value']:.4f}"
+        )
     independent = max(found[name].get("clusters", 0) for name in ("all", "captions"))
     console.print(
         f"paired; 95 % interval by bootstrap, p by sign flips, both over {independent} independent pictures or groups; "

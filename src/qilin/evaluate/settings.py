@@ -103,6 +103,11 @@ class CompareSettings:
         default=None, help="dataset folder of the questions, for near-duplicate clusters, caption facts and pictures"
     )
     report: Path | None = setting(default=None, help="write a page here with both answers beside each picture")
+    judge: str | None = setting(
+        default=None, help="a language model at --endpoint that also judges the pairs, in both orders"
+    )
+    endpoint: str | None = setting(default=None, help="OpenAI-compatible address of the judge")
+    budget: int | None = setting(default=None, help="tokens that the judge may cost")
     resamples: int = setting(default=10_000, help="bootstrap resamples and sign flips")
     seed: int = setting(default=0, help="of bootstrap and sign flips")
     json: bool = setting(default=False, help="print the result as JSON")
@@ -110,5 +115,7 @@ class CompareSettings:
     def __post_init__(self) -> None:
         if self.report is not None and self.dataset is None:
             raise ValueError("--report shows the pictures: give --dataset too")
+        if (self.judge is None) != (self.endpoint is None):
+            raise ValueError("--judge and --endpoint go together: which model judges, and where it is served")
         if self.resamples < 1:
             raise ValueError(f"resamples is {self.resamples}; expected at least 1")
