@@ -10,7 +10,6 @@ the system reports (resident set, mapped files included); the disk is measured b
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -31,7 +30,7 @@ def make(folder: Path) -> None:
     import llava_mini
 
     llava_mini.WIDTH, llava_mini.INNER, llava_mini.LAYERS, llava_mini.HEADS = WIDTH, INNER, 1, 16
-    llava_mini.llava_mini(folder, shards=1)
+    llava_mini.llava_mini(folder, shards=1, groups=16)
     small = torch.load(folder / "pytorch_model.bin", weights_only=True)
     (folder / "pytorch_model.bin").unlink()
     config = json.loads((folder / "config.json").read_text())
@@ -52,6 +51,12 @@ def make(folder: Path) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
 
 
+def status() -> dict[str, int]:
+    """This process's memory in bytes, as Linux says it: VmRSS now, VmHWM at most, RssAnon its own, RssFile mapped."""
+    rows = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {row[0][:-1]: int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
+
+
 def convert_alone(source: str, out: str) -> None:
     """In a process of its own: what importing takes, what converting adds."""
     import transformers  # noqa: F401
@@ -60,25 +65,23 @@ def convert_alone(source: str, out: str) -> None:
     from qilin.model.convert import convert
     from qilin.model.settings import ConvertSettings
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = status()["VmRSS"]
     highest = {"RssAnon": 0, "RssFile": 0}
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.02):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name in highest:
-                    highest[name] = max(highest[name], int(value.split()[0]) * 1024)
+        while not done.wait(0.1):
+            now = status()
+            highest.update({name: max(value, now[name]) for name, value in highest.items()})
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     start, used = time.perf_counter(), time.process_time()
     convert(ConvertSettings(source=source, out=Path(out)))
     seconds, used = time.perf_counter() - start, time.process_time() - used
     done.set()
     watcher.join()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = status()["VmHWM"]  # not getrusage's: that keeps the peak of the process this one was forked from
     print(json.dumps({"seconds": seconds, "cpu_seconds": used, "before": before, "peak": peak, **highest}))
 
 
