@@ -1,4 +1,4 @@
-"""The report and the comparison looked at in a real browser, light and dark: drawn, coloured, Chinese readable, in width."""
+"""The report and the comparison looked at in a real browser, light and dark."""
 
 import json
 import shutil

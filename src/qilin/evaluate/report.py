@@ -159,10 +159,10 @@ def scores_section(scores: Mapping[str, Any]) -> str:
     kinds = (
         f"<details open><summary>By question type</summary>{score_plot(labels, 'accuracy')}</details>" if labels else ""
     )
-    modalities = [(name, block, None) for name, block in scores["by_modality"].items()]
-    kinds += (
-        f"<details><summary>By modality</summary>{score_plot(modalities, 'accuracy')}</details>" if modalities else ""
-    )
+    for part, title in (("by_modality", "By modality"), ("by_body_part", "By body part")):
+        parts = [(name, block, None) for name, block in scores[part].items()]
+        if parts:
+            kinds += f"<details><summary>{title}</summary>{score_plot(parts, 'accuracy')}</details>"
     return plot + kinds + table(rows + labels, scores)
 
 

@@ -222,9 +222,9 @@ def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
         near = near_training(work.training, items, ours)
     else:
         reasons |= {"nearest": work.no_training, "blind": work.no_training}
-    modality = dict(
-        zip(*(work.data.picture_table(("image_id", "modality")).column(i).to_pylist() for i in (0, 1)), strict=True)
-    )
+    table = work.data.picture_table(("image_id", "modality", "body_part"))
+    ids, modalities, parts = (table.column(i).to_pylist() for i in range(3))
+    modality, body_part = dict(zip(ids, modalities, strict=True)), dict(zip(ids, parts, strict=True))
     return predictions, Context(
         cluster=clusters([item.image_ids for item in items], [item.group for item in items], ours),
         controls=Controls(mean, commonest, shuffled, nearest, reasons),
@@ -232,6 +232,7 @@ def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
         near_duplicate=near,
         known_question=known,
         modality={item.id: modality.get(item.image_ids[0]) if item.image_ids else None for item in items},
+        body_part={item.id: body_part.get(item.image_ids[0]) if item.image_ids else None for item in items},
         other_modality=[
             {item.id: any(unlike(modality.get(i), modality.get(swap[i])) for i in item.image_ids) for item in items}
             for swap in maps

@@ -62,6 +62,7 @@ def score_file(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, 
         near_duplicate=kept["near_duplicate"],
         known_question=known,
         modality=kept["modality"],
+        body_part=kept["body_part"],
         other_modality=kept["other_modality"] or (),
         resamples=settings.resamples,
         seed=settings.seed,
@@ -96,7 +97,9 @@ def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Map
         "has": [name for name in ("mean_picture", "commonest", "nearest") if getattr(c, name) is not None],
         "shuffles": len(c.shuffled),
         "knows": [
-            name for name in ("near_duplicate", "known_question", "modality") if getattr(context, name) is not None
+            name
+            for name in ("near_duplicate", "known_question", "modality", "body_part")
+            if getattr(context, name) is not None
         ],
         "phash": {i: phash[i] for row in rows for i in row["image_ids"] if i in phash},
         "vocabulary": context.facts.vocabulary,
@@ -118,7 +121,7 @@ def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Map
 def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """What controls.jsonl says about these rows; nothing, with reasons, where it is not there or is about others."""
     nothing: dict[str, Any] = dict.fromkeys(
-        ("phash", "near_duplicate", "known_question", "modality", "facts", "other_modality")
+        ("phash", "near_duplicate", "known_question", "modality", "body_part", "facts", "other_modality")
     )
     if not path.is_file():
         why = "only a model can be shown other pictures: run qilin evaluate"
@@ -148,7 +151,7 @@ def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
             {i: line["other_modality"][k] for i, line in by_id.items()}
             for k in range(min((len(line.get("other_modality") or ()) for line in by_id.values()), default=0))
         ],
-        **{name: column(name) for name in ("near_duplicate", "known_question", "modality")},
+        **{name: column(name) for name in ("near_duplicate", "known_question", "modality", "body_part")},
         "facts": FactSource(head["vocabulary"], {i: frozenset(facts) for i, facts in head["truth"].items()}),
     }
 

@@ -47,6 +47,7 @@ class Context:
     near_duplicate: Mapping[str, bool] | None = None  # row id -> one of its pictures has a near-duplicate in training
     known_question: Mapping[str, bool] | None = None  # row id -> its question was asked in training
     modality: Mapping[str, str | None] | None = None  # row id -> modality of its first picture
+    body_part: Mapping[str, str | None] | None = None  # row id -> body part of its first picture
     other_modality: Sequence[Mapping[str, bool]] = ()  # a shuffle: row id -> it was shown a picture of another modality
     resamples: int = 2000
     seed: int = 0
@@ -168,6 +169,7 @@ def score_rows(rows: Sequence[Row], context: Context) -> tuple[dict[str, Any], l
         "unseen_wording": part(marked, cluster, context, context.known_question),
         "by_question_type": by_label(marked, cluster, context, lambda row: row.get("question_type")),
         "by_modality": by_label(marked, cluster, context, lambda row: (context.modality or {}).get(row["id"])),
+        "by_body_part": by_label(marked, cluster, context, lambda row: (context.body_part or {}).get(row["id"])),
         "confidence": calibration([row.get("confidence") for row in questions], marked.model["accuracy"]),
         "nothing_to_see": nothing_to_see(
             rows,
