@@ -64,7 +64,7 @@ def test_a_contradiction_is_one_wrong_statement() -> None:
         ("左肺上叶结节，左肺下叶未见结节。", set()),
         ("肺部结节，余未见结节。", set()),
         ("可见骨折。未见骨折。", {"骨折"}),
-        ("左肺结节，左肺未见结节。", {"肺结节"}),
+        ("左肺结节，左肺未见结节。", {"结节"}),
         ("未见积液，可见气胸。", set()),
         ("肺部未见结节，肝脏可见结节。", set()),
         ("", set()),
@@ -84,6 +84,13 @@ def test_cider_by_hand_and_in_general() -> None:
     assert near == pytest.approx(10 * (4 / 5 + 3 / 4 + 2 / 3 + 1 / 2) / 4 * 1.0, rel=0.15)
     assert cider([a * 4, b], [a, b])[0] < 5  # saying it four times is damped
     assert cider([a], [a]) == [0.0]
+
+
+def test_one_word_or_two_state_the_same() -> None:
+    source = FactSource(DEFAULT_VOCABULARY, {})
+    assert source.compare([], "左肺可见结节。", "左肺结节。").f1 == 1.0
+    assert source.compare([], "大脑左侧可见水肿。", "左侧脑水肿。").f1 == 1.0
+    assert source.compare([], "左肺可见结节。", "左侧脑水肿。").f1 < 0.5
 
 
 def test_chrf() -> None:

@@ -56,11 +56,32 @@ _MORE_FINDINGS: dict[str, tuple[str, ...]] = {
     "侧弯": ("侧弯", "脊柱侧弯", "scoliosis"),
 }
 
+# Names that are an organ and a finding in one word: 肺结节 states 结节 and organ=肺, as 肺内见结节 does.
+_TWO_IN_ONE: dict[str, tuple[str, str]] = {
+    "肺结节": ("肺", "结节"),
+    "肺肿块": ("肺", "肿块"),
+    "肺浸润": ("肺", "浸润"),
+    "肺水肿": ("肺", "水肿"),
+    "脑水肿": ("大脑", "水肿"),
+    "脑肿瘤": ("大脑", "肿瘤"),
+}
+
+
+def _taken_apart(
+    organs: Mapping[str, tuple[str, ...]], findings: Mapping[str, tuple[str, ...]]
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Both tables with each name of _TWO_IN_ONE as a word of its organ and of its finding."""
+    made = {"organ": dict(organs), "finding": {n: words for n, words in findings.items() if n not in _TWO_IN_ONE}}
+    for name, (organ, finding) in _TWO_IN_ONE.items():
+        for kind, part in (("organ", organ), ("finding", finding)):
+            made[kind][part] = (*made[kind][part], *findings[name])
+    return made
+
+
 DEFAULT_VOCABULARY: Vocabulary = {
     "modality": MODALITIES,
-    "organ": ORGANS,
     "region": REGIONS,
-    "finding": {**FINDINGS, **_MORE_FINDINGS},
+    **_taken_apart(ORGANS, {**FINDINGS, **_MORE_FINDINGS}),
     "side": {
         "双侧": ("双侧", "两侧", "双边", "双肺", "两肺", "双肾", "两肾", "双眼", "左右两", "bilateral"),
         "左侧": ("左", "left"),
