@@ -73,8 +73,8 @@ def make_language(samples: Sequence[Sample], out: Path, part: LanguagePart, seed
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    # Words used alike (left, right) must begin apart: at the usual 0.02 what they share drowns what tells them apart, and
-    # sides stayed at chance for 2,000 steps; so they were right after 500 (bench/results/drawn-trials.json).
+    # Words used alike (left, right) must begin apart: at the usual 0.02 what they share drowns what tells them apart,
+    # and sides stayed at chance for 2,000 steps; at 0.12 they were right after 500 (bench/results/drawn-trials.json).
     nn.init.normal_(model.model.embed_tokens.weight, std=0.12)
     model.set_attn_implementation(NAME)
     documents = [tokenized(reading, tokenizer) for reading in readings]
