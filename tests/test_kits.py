@@ -118,9 +118,9 @@ def test_as_one_kit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_captions_alone_are_refused(tmp_path: Path) -> None:
     from qilin.evaluate.settings import ScoreSettings
-    from qilin.evaluate.side_by_side import kits_command
+    from qilin.evaluate.side_by_side import score_by_kits
 
     path = tmp_path / "p.jsonl"
     path.write_text('{"id": "1", "question": "", "reference": "a", "prediction": "b", "kind": "caption"}\n')
     with pytest.raises(UserError, match="captions only"):
-        kits_command(ScoreSettings(file=path, compare=True))
+        score_by_kits(ScoreSettings(file=path, compare=True))

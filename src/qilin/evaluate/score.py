@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,21 @@ CONTROLS_FILE = "controls.jsonl"
 
 def score_command(settings: ScoreSettings) -> None:
     """Score a file and print the result; writes `rows` if asked to."""
+    show: Callable[[Mapping[str, Any]], None] = print_scores
     if settings.as_ or settings.compare:
-        from qilin.evaluate.side_by_side import kits_command
+        from qilin.evaluate import side_by_side
 
-        kits_command(settings)
-        return
-    scores, judged = score_file(settings)
+        show = side_by_side.show
+        scores, judged = side_by_side.score_by_kits(settings)
+    else:
+        scores, judged = score_file(settings)
     if settings.rows is not None:
         write_jsonl(settings.rows, judged)
     if settings.json:
         json.dump(scores, sys.stdout, ensure_ascii=False, indent=2)
         print()
     else:
-        print_scores(scores)
+        show(scores)
 
 
 def score_file(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -6,8 +6,6 @@ out, and counted: the kits' readings here are those of their question scorers.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +13,7 @@ from qilin.errors import UserError
 from qilin.evaluate.answers import SCORER_VERSION
 from qilin.evaluate.kits import KITS, Mark, count_points, count_rules
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.rows import is_caption, read_rows, write_jsonl
+from qilin.evaluate.rows import is_caption, read_rows
 from qilin.evaluate.scores import verdict_of
 from qilin.evaluate.settings import ScoreSettings
 
@@ -24,8 +22,8 @@ Row = Mapping[str, Any]
 EXAMPLES = 12
 
 
-def kits_command(settings: ScoreSettings) -> None:
-    """Print one kit's scores (`as_`) or all beside Qilin's (`compare`)."""
+def score_by_kits(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One kit's scores (`as_`) or all beside Qilin's (`compare`), and each row's verdict."""
     rows = read_rows(settings.file)
     questions = [row for row in rows if not is_caption(row)]
     if not questions:
@@ -41,13 +39,7 @@ def kits_command(settings: ScoreSettings) -> None:
         found, judged = compare_kits(questions)
     found |= {"captions_left_out": len(rows) - len(questions)}
     found["manifest"] = {"predictions": str(settings.file), **scoring_manifest()}
-    if settings.rows is not None:
-        write_jsonl(settings.rows, judged)
-    if settings.json:
-        json.dump(found, sys.stdout, ensure_ascii=False, indent=2)
-        print()
-    else:
-        show(found)
+    return found, judged
 
 
 def kit_scores(name: str, rows: Sequence[Row], marks: Sequence[Mark]) -> dict[str, Any]:
