@@ -1,6 +1,7 @@
 """The two small pre-trained parts: what they read, what they learn from it, and folders that transformers opens."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from qilin.data.records import open_dataset, text_of
 from qilin.demo.parts import make_parts, start_positions
 from qilin.demo.parts_language import readings_of, text_pack, tokenized
 from qilin.demo.parts_settings import LanguagePart, PartsSettings, VisionPart
+from qilin.demo.texts import undrawn_texts
 from qilin.demo.tokenizer import make_tokenizer
+from qilin.demo.words_phrasings import CHOICE, HELD_OUT, OPEN, YES_NO
 from qilin.errors import UserError
 from tiny import tiny_dataset
 
@@ -68,6 +71,20 @@ def test_both_parts_open_with_transformers_and_are_made_once(data: Path, tmp_pat
     before = (tmp_path / "vision" / "model.safetensors").stat().st_mtime
     make_parts(data, tmp_path, SMALL)
     assert (tmp_path / "vision" / "model.safetensors").stat().st_mtime == before
+
+
+def test_texts_of_undrawn_pictures_teach_as_the_training_pictures_are_worded() -> None:
+    texts = undrawn_texts(0, 240)
+    assert len(texts) == 240
+    assert texts == undrawn_texts(0, 240)
+    assert texts != undrawn_texts(1, 240)
+    held_out = {w.split("{")[0] for way in (OPEN, YES_NO, CHOICE) for ways in way.values() for w in ways[-HELD_OUT:]}
+    asked = [question.removeprefix("\n") for text in texts for question, _ in text.asked]
+    assert len(asked) > 8 * 240
+    assert not [q for q in asked for beginning in held_out if len(beginning) > 6 and q.startswith(beginning)]
+    answers = Counter(answer for text in texts for _, answer in text.asked if answer in (" 是</s>", " 否</s>"))
+    assert answers[" 是</s>"] == answers[" 否</s>"]
+    assert undrawn_texts(0, 0) == []
 
 
 def test_label_supervision_is_called_so(data: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 from qilin.train.checkpoint import checkpoints, step_of
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
-# dropout, augmentation and a running average, because each of them has a state that could be forgotten
+# dropout, augmentation, a running average and two optimizers, because each of them has a state that could be forgotten
 WORDS = (
     "precision=fp32 device=cpu template=v1 kinds=[vqa] batch=6 epochs=6 rate=1e-2 save_every=2 log_every=1 "
-    "augment=0.5 average=0.9 lora={rank:4,dropout:0.1} trackers=[]"
+    "augment=0.5 average=0.9 optimizer=muon lora={rank:4,dropout:0.1} trackers=[]"
 ).replace(":", ": ")
 # Trains as `qilin train` does, and dies in the middle of the step that KILL names, or while it writes the checkpoint
 PROGRAM = """

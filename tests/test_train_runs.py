@@ -23,7 +23,7 @@ from qilin.errors import RunError, UserError
 from qilin.model.compose import load_model, part_of
 from qilin.train.augment import augment
 from qilin.train.feed import Feed
-from qilin.train.loop import rate_share
+from qilin.train.optimizer import rate_share
 from qilin.train.run import load_start, run_stage
 from qilin.train.settings import read_recipe
 from tiny import tiny_dataset, tiny_language, tiny_vision

@@ -19,23 +19,26 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from qilin.data.records import Dataset, Sample, open_dataset
 from qilin.demo.parts_heads import HEADS, TAUGHT_BY
-from qilin.demo.parts_language import Reader, learn, make_language, set_rate, write_note
+from qilin.demo.parts_language import WARMUP, Reader, learn, make_language, write_note
 from qilin.demo.parts_settings import PartsSettings, VisionPart
+from qilin.demo.texts import Reading
 from qilin.errors import UserError
 from qilin.model.inputs import Pixels
 from qilin.settings import to_dict
 from qilin.train.attention import use_quick_vision
 from qilin.train.augment import augment
 from qilin.train.log import progress_bar
+from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
 
 
-def make_parts(data: Path, out: Path, settings: PartsSettings) -> None:
-    """Train both parts on the training split of `data`; each finished folder is left alone on a second run."""
+def make_parts(data: Path, out: Path, settings: PartsSettings, texts: Sequence[Reading] = ()) -> None:
+    """Train both parts on the training split of `data`, the language model on `texts` too; each finished folder is
+    left alone on a second run."""
     dataset = open_dataset(data)
     samples = list(dataset.samples("train"))
     with progress_bar() as bar:
         if not (out / "language" / "part.json").is_file():
-            make_language(samples, out / "language", settings.language, settings.seed, bar)
+            make_language(samples, out / "language", settings.language, settings.seed, bar, texts)
         if not (out / "vision" / "part.json").is_file():
             make_vision(dataset, samples, out, settings.vision, settings.seed, bar)
 
@@ -74,17 +77,17 @@ def make_vision(
     batches = math.ceil(len(every) / part.batch)
     steps = part.epochs * batches
     both = nn.ModuleList([tower, *heads])
-    matrices = [p for p in both.parameters() if p.ndim >= 2]
-    others = [p for p in both.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": part.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=part.rate, betas=(0.9, 0.98), fused=True)
+    learning = [
+        Learning(name, p, part.rate, part.weight_decay if p.ndim >= 2 else 0.0) for name, p in both.named_parameters()
+    ]
+    optimizer = make_optimizer(learning, part.optimizer, betas=(0.9, 0.98))
     random = torch.Generator().manual_seed(seed)
     task = bar.add_task("vision encoder", total=steps, figure="")
     for step in range(steps):
         if step % batches == 0:
             order = torch.randperm(len(every), generator=random)
         rows = order[step % batches :: batches]
-        set_rate(optimizer, part.rate, step, steps)
+        set_rates(optimizer, rate_share("cosine", step, steps, math.ceil(WARMUP * steps)))
         changed = augment(every[rows], part.augment, random)
         with torch.autocast("cpu", torch.bfloat16):
             features = used_features(tower(pixel_values=changed, output_hidden_states=True))

@@ -19,19 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qilin.data.records import CAPTION_KINDS, Sample, text_of
 from qilin.demo.parts_settings import LanguagePart
+from qilin.demo.texts import Reading, as_read
 from qilin.demo.tokenizer import make_tokenizer
 from qilin.settings import to_dict
 from qilin.train.attention import NAME, make_layout
-from qilin.train.loop import rate_share
 from qilin.train.loss import answer_loss
+from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
 
-
-@dataclass(frozen=True)
-class Reading:
-    """A text to read and what is asked about it; each question sees the text and itself."""
-
-    text: str
-    asked: tuple[tuple[str, str], ...]  # (question as it follows the text, answer with its end mark)
+WARMUP = 0.05  # share of the steps in which a part's rate rises
 
 
 def readings_of(samples: Sequence[Sample]) -> list[Reading]:
@@ -44,19 +39,20 @@ def readings_of(samples: Sequence[Sample]) -> list[Reading]:
         if sample.kind in CAPTION_KINDS:
             captions.setdefault(sample.image_ids, []).append(said[-1])
         else:
-            turns = [(f"\n{q} ASSISTANT:", f" {a}</s>") for q, a in zip(said[0::2], said[1::2], strict=True)]
-            questions.setdefault(sample.image_ids, []).extend(turns)
+            questions.setdefault(sample.image_ids, []).extend(zip(said[0::2], said[1::2], strict=True))
     found = []
     for pictures in dict.fromkeys([*captions, *questions]):
-        mine = tuple(questions.get(pictures, ()))
+        mine = questions.get(pictures, [])
         for text in captions.get(pictures, [""]) if pictures else [""] * bool(mine):
-            found.append(Reading(f"<s>USER: {text}", mine))
+            found.append(as_read(text, mine))
     return found
 
 
-def make_language(samples: Sequence[Sample], out: Path, part: LanguagePart, seed: int, bar: Progress) -> None:
-    """A tokenizer and a small Llama trained to predict the next token of the training texts."""
-    readings = readings_of(samples)
+def make_language(
+    samples: Sequence[Sample], out: Path, part: LanguagePart, seed: int, bar: Progress, more: Sequence[Reading] = ()
+) -> None:
+    """A tokenizer and a small Llama trained to predict the next token of the training texts, and of `more`."""
+    readings = [*readings_of(samples), *more]
     tokenizer = make_tokenizer([part_ for r in readings for part_ in (r.text, *sum(r.asked, ()))], part.vocabulary)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -83,10 +79,11 @@ def make_language(samples: Sequence[Sample], out: Path, part: LanguagePart, seed
         for epoch in range(part.epochs)
         for batch in text_batches(documents, part.batch_tokens, np.random.default_rng([seed, epoch]))
     ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=part.rate, weight_decay=0.01, betas=(0.9, 0.95), fused=True)
+    learning = [Learning(name, p, part.rate, 0.01) for name, p in model.named_parameters()]
+    optimizer = make_optimizer(learning, "muon", betas=(0.9, 0.95))
     task = bar.add_task("language model", total=len(batches), figure="")
     for step, batch in enumerate(batches):
-        set_rate(optimizer, part.rate, step, len(batches))
+        set_rates(optimizer, rate_share("cosine", step, len(batches), math.ceil(WARMUP * len(batches))))
         ids, positions, layout, where, targets = text_pack(batch)
         with torch.autocast("cpu", torch.bfloat16):
             seen = model.model(input_ids=ids, position_ids=positions, layout=layout, use_cache=False)
@@ -99,7 +96,8 @@ def make_language(samples: Sequence[Sample], out: Path, part: LanguagePart, seed
     write_note(
         out,
         {
-            "trained_on": "the training split's captions and, having read them, its answers: next-token loss",
+            "trained_on": "the training split's captions and, having read them, its answers: next-token loss"
+            + (f"; {len(more):,} such texts about pictures that are not drawn" if more else ""),
             "settings": to_dict(part),
         },
     )
@@ -182,12 +180,7 @@ class Reader:
         return torch.stack(rows)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate * rate_share("cosine", step, steps, math.ceil(0.05 * steps))
-
-
-def learn(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+def learn(model: nn.Module, optimizer: Any, loss: torch.Tensor) -> None:
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

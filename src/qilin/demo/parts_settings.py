@@ -21,7 +21,8 @@ class VisionPart:
     )
     epochs: int = setting(default=20, help="times through the training pictures")
     batch: int = setting(default=128, help="pictures a step")
-    rate: float = setting(default=1e-3, help="peak learning rate (AdamW, cosine)")
+    optimizer: Literal["adamw", "muon"] = setting(default="adamw", help="as in the stages' recipes")
+    rate: float = setting(default=1e-3, help="peak learning rate (cosine)")
     weight_decay: float = setting(default=0.05, help="decay of matrices")
     augment: float = setting(default=0.5, help="random shift, zoom and brightness, 0 to 1; never a mirror flip")
 
@@ -36,7 +37,10 @@ class LanguagePart:
     heads: int = setting(default=4, help="attention heads")
     epochs: int = setting(default=3, help="times through the training texts")
     batch_tokens: int = setting(default=4096, help="tokens a step")
-    rate: float = setting(default=3e-3, help="peak learning rate (AdamW, cosine)")
+    rate: float = setting(default=3e-3, help="peak learning rate (Muon with AdamW, cosine)")
+    texts: int = setting(
+        default=0, help="texts about pictures that are never drawn, to read besides the dataset's (drawn data only)"
+    )
 
 
 @settings

@@ -103,9 +103,15 @@ def drawn_dataset(settings: DemoSettings) -> Dataset:
 def tell_parts(settings: DemoSettings, data: Path, folder: str) -> None:
     chapter(2, "Two small pre-trained parts, in place of a hub's: a vision encoder and a Chinese language model")
     from qilin.demo.parts import make_parts
+    from qilin.demo.texts import undrawn_texts
 
-    parts = read(PartsSettings, recipe_file(folder, "parts"), [f"seed={settings.seed}"])
-    make_parts(data, settings.out / "parts", parts)
+    file = recipe_file(folder, "parts")
+    parts = read(PartsSettings, file, [f"seed={settings.seed}"])
+    if parts.language.texts and settings.data is not None:
+        raise UserError(
+            f"{file}: language.texts is {parts.language.texts}: such texts tell of drawn pictures; set it to 0"
+        )
+    make_parts(data, settings.out / "parts", parts, undrawn_texts(settings.seed, parts.language.texts))
     console.print(f"  {settings.out / 'parts'}: vision/ and language/, ordinary Hugging Face folders")
 
 

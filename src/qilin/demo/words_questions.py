@@ -32,7 +32,7 @@ class Question:
 # How often an open question that applies is asked.
 OPEN_SHARE: Mapping[str, float] = {"modality": 0.35, "organ": 0.35, "finding": 0.75, "eye": 0.5, "number": 0.8}
 # How much of the possible pairs of a closed question is asked.
-PAIR_SHARE: Mapping[str, float] = {"is_modality": 0.35, "is_part": 0.35, "is_eye": 0.5, "normal": 1.0}
+PAIR_SHARE: Mapping[str, float] = {"is_modality": 0.25, "is_part": 0.25, "has": 0.8, "choose_side": 0.5}
 
 
 def write_questions(rng: np.random.Generator, truths: Sequence[Truth], test: bool) -> list[Question]:
@@ -132,7 +132,7 @@ def paired(
     rng: np.random.Generator, kind: str, words: dict[str, str], yes: list[int], no: list[int], test: bool
 ) -> list[Question]:
     """Equal numbers of both answers, every pair in one wording."""
-    pairs = round(min(len(yes), len(no)) * PAIR_SHARE.get(kind, 0.5 if kind != "has" else 0.8))
+    pairs = round(min(len(yes), len(no)) * PAIR_SHARE.get(kind, 1.0))
     left, right = rng.permutation(yes)[:pairs], rng.permutation(no)[:pairs]
     phrasings = CHOICE["side"] if kind == "choose_side" else YES_NO[kind]
     wordings = allowed(phrasings, test)

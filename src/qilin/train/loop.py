@@ -25,6 +25,7 @@ from qilin.train.checkpoint import latest_checkpoint, learning_weights, load_che
 from qilin.train.feed import Feed, Pack
 from qilin.train.log import Log
 from qilin.train.loss import answer_loss
+from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
 from qilin.train.plan import Plan
 from qilin.train.settings import TrainSettings
 
@@ -32,7 +33,8 @@ from qilin.train.settings import TrainSettings
 def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path, title: str) -> None:
     """Train `model` through the whole plan, from the run folder's last checkpoint on if it has one."""
     device = next(model.parameters()).device
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
+    warmup = math.ceil(settings.warmup * len(plan))
     average = {n: p.clone() for n, p in learning_weights(model).items()} if settings.average else {}
     last = latest_checkpoint(run)
     done = load_checkpoint(last, model, optimizer, average) if last else 0
@@ -41,7 +43,7 @@ def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path
         for step, packs in prefetch(feed, plan, done, device, picture_dtype(settings, device)):
             started = time.perf_counter()
             torch.manual_seed(settings.seed * 1_000_003 + step)
-            set_rates(optimizer, settings, step, len(plan))
+            set_rates(optimizer, rate_share(settings.schedule, step, len(plan), warmup))
             loss, answer_tokens = learn_step(model, packs, settings, step)
             norm = clip(model, settings.clip, packs, step)
             optimizer.step()
@@ -173,21 +175,13 @@ def prefetch(
             yield step, packs
 
 
-def make_optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over what learns: a group a part and kind (matrices decay, biases and norms do not), each with its rate."""
-    groups: dict[tuple[str, bool], list[Any]] = {}
+def learning_parts(model: Any, settings: TrainSettings) -> Iterator[Learning]:
+    """What learns, each part with its rate; matrices decay, biases and norms do not."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(plain_name(name)), parameter.ndim >= 2), []).append(parameter)
-    made = [
-        {
-            "params": parameters,
-            "peak": rate_of(settings, part),
-            "weight_decay": settings.weight_decay if matrix else 0.0,
-        }
-        for (part, matrix), parameters in groups.items()
-    ]
-    return torch.optim.AdamW(made, lr=settings.rate, betas=settings.betas, fused=True)
+            part = part_of(plain_name(name))
+            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+            yield Learning(name, parameter, rate_of(settings, part), decay)
 
 
 def rate_of(settings: TrainSettings, part: str) -> float:
@@ -199,21 +193,6 @@ def rate_of(settings: TrainSettings, part: str) -> float:
 def plain_name(name: str) -> str:
     """A parameter's name without what adapters put before it."""
     return name.removeprefix("base_model.model.")
-
-
-def set_rates(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int, steps: int) -> None:
-    """Warm-up, then the schedule, for step number `step` of `steps`."""
-    share = rate_share(settings.schedule, step, steps, math.ceil(settings.warmup * steps))
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
-
-
-def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:
-    """The rate of a step as a share of its peak (the formulas of transformers' schedulers)."""
-    if step < warmup:
-        return step / max(1, warmup) if warmup > 1 else 1.0
-    gone = (step - warmup) / max(1, steps - warmup)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[schedule]
 
 
 def clip(model: Any, largest: float, packs: list[Pack], step: int) -> float:

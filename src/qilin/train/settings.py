@@ -111,6 +111,10 @@ class TrainSettings:
     )
     warmup: float = setting(default=0.03, help="share of the steps in which the rate rises from nothing")
     weight_decay: float = setting(default=0.0, help="decay of matrices (never of biases and norms)")
+    optimizer: Literal["adamw", "muon"] = setting(
+        default="adamw",
+        help="muon: for the matrices inside the layers, with AdamW for all else; learns small models faster",
+    )
     betas: tuple[float, float] = setting(default=(0.9, 0.999), help="AdamW's averages")
     clip: float = setting(default=1.0, help="largest norm of the gradient")
     average: float = setting(
