@@ -40,7 +40,7 @@ def micro_f1(truths: list[Truth], captions: list[str]) -> float:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("drawn") / "data"
-    write_drawn(folder, pictures=150, seed=5)
+    write_drawn(folder, pictures=150, seed=5, validation=0.1, test=0.15)
     return open_dataset(folder)
 
 
