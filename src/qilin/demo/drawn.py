@@ -36,11 +36,11 @@ SMALLEST = 12  # pictures a split: a whole round of kinds
 
 def write_drawn(
     folder: Path,
-    pictures: int = 4800,
+    pictures: int = 4000,
     seed: int = 0,
     size: int = 224,
     validation: float = 0.05,
-    test: float = 0.1,
+    test: float = 0.075,
     tick: Callable[[int], None] | None = None,
 ) -> None:
     """Draw `pictures` pictures of `size` x `size` pixels and write them as a dataset folder with three splits.

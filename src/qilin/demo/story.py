@@ -157,7 +157,7 @@ def tell_evaluation(settings: DemoSettings, data: Dataset) -> None:
             out=settings.out / "evaluation",
             train=data.path,
             batch=64,
-            shuffles=1 if settings.quick else 5,
+            shuffles=1 if settings.quick else 3,  # each asks everything again
             caption_tokens=48 if settings.quick else 128,
             seed=settings.seed,
             label=QUICK_LABEL if settings.quick else None,
