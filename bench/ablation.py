@@ -24,7 +24,7 @@ RECIPES = {"drawn": "tiny", "slake": "small"}
 # eight minutes. A pass and a part of one is one pass over data that weighs more than 1.
 PASSES: dict[str, dict[str, tuple[int, float]]] = {
     "drawn": {"curriculum": (1, 0.6), "alone": (0, 0.75)},
-    "slake": {"curriculum": (3, 6), "alone": (0, 7)},
+    "slake": {"curriculum": (3, 5), "alone": (0, 6)},
 }
 
 
