@@ -45,9 +45,17 @@ def test_findings_out_of_nothing() -> None:
         {"id": "4", "reference": "气胸", "prediction": "气胸", "image_ids": []},
     ]
     mean = {"1": "左肺结节", "2": "正常", "3": "CT", "4": "气胸"}
-    found = nothing_to_see(rows, mean, [{**mean, "1": "未见异常"}], [{"1": True, "2": False}], DEFAULT_VOCABULARY)
+    found = nothing_to_see(
+        rows,
+        {"mean_picture": mean, "blank_picture": {"1": "正常", "2": "正常"}, "another": None},
+        [{**mean, "1": "未见异常"}],
+        [{"1": True, "2": False}],
+        DEFAULT_VOCABULARY,
+    )
     assert found["n"] == 2
     assert found["own_picture"] == {"n": 2, "affirm_a_finding": 0.5, "same_answer": 1.0}
     assert found["mean_picture"] == {"n": 2, "affirm_a_finding": 0.5, "same_answer": 0.5}
+    assert found["blank_picture"] == {"n": 2, "affirm_a_finding": 0.0, "same_answer": 0.0}
+    assert found["another"] is None
     assert found["other_modality"] == {"n": 1, "affirm_a_finding": 0.0, "same_answer": 0.0}
-    assert nothing_to_see(rows[2:3], None, [], [], DEFAULT_VOCABULARY)["n"] == 0
+    assert nothing_to_see(rows[2:3], {}, [], [], DEFAULT_VOCABULARY)["n"] == 0

@@ -7,7 +7,8 @@ counts are as their authors are known to give them, not looked up again: read th
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from qilin.settings import setting, settings
 
@@ -26,6 +27,8 @@ class Benchmark:
     importer: str
     layout: str
     note: str = ""
+    # split -> Dataset.split_hash of the import, of those splits whose files were at hand; the others are unverified
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @settings
@@ -42,6 +45,10 @@ BENCHMARKS = {
         "SLAKE, Chinese half (Liu et al. 2021)", "zh", "huggingface.co/datasets/BoKelvin/SLAKE", "CC BY 4.0",
         "test.json, q_lang zh: 1,033 questions", "open, closed", "slake", "the files themselves (train, validate)",
         "70 of its 96 test pictures are in the English half's train.json: never train on both languages",
+        {
+            "train": "03a25c2e59149446a85f0ec6cdda99af9d673a5cc9f76dec360c4f65186a1ac3",
+            "validation": "17907926e928b2aa27f6e042068640871ec536b7d6a166847df67cbf423c27f7",
+        },
     ),
     "slake-en": Benchmark(
         "SLAKE, English half (Liu et al. 2021)", "en", "huggingface.co/datasets/BoKelvin/SLAKE", "CC BY 4.0",
@@ -96,6 +103,12 @@ BENCHMARKS = {
 }  # fmt: skip
 
 
+def benchmark_of(split_sha256: str) -> str | None:
+    """The benchmark and split that have this hash ("slake-zh, validation"); None for one never seen here."""
+    known = {sha256: f"{name}, {split}" for name, row in BENCHMARKS.items() for split, sha256 in row.sha256.items()}
+    return known.get(split_sha256)
+
+
 def show_benchmarks(given: BenchmarksSettings) -> None:
     """Print every named test set, and that any dataset folder is one."""
     if given.json:
@@ -106,8 +119,12 @@ def show_benchmarks(given: BenchmarksSettings) -> None:
     console = Console(highlight=False)
     for name, row in BENCHMARKS.items():
         console.print(f"[bold]{name}[/]  {row.title}")
-        facts = (row.where, f"licence {row.licence}", f"{row.split} ({row.answers})", f"layout: {row.layout}")
-        for fact in (*facts, *([row.note] if row.note else [])):
+        hashes = (
+            ", ".join(f"{split} {value[:16]}…" for split, value in row.sha256.items()) or "not seen here, unverified"
+        )
+        facts = [row.where, f"licence {row.licence}", f"{row.split} ({row.answers})", f"layout: {row.layout}"]
+        facts += [f"sha256 of the split as imported: {hashes}", *([row.note] if row.note else [])]
+        for fact in facts:
             console.print(f"    {fact}", style="dim", soft_wrap=True)
         console.print(f"    qilin data import {row.importer} SOURCE {name}", soft_wrap=True)
     console.print("Any dataset folder is a test set too: qilin evaluate MODEL FOLDER --split test")

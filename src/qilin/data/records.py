@@ -5,6 +5,7 @@ written last: a folder that has one is whole and is never changed after. Reading
 (pictures at random in well under a millisecond) so that a million samples never stand in memory as objects.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -208,6 +209,17 @@ class Dataset:
         if split not in self.splits():
             raise UserError(f"{self.path}: no samples in split {split!r}; it has {', '.join(self.splits()) or 'none'}")
         return SampleRows(self.table(split))
+
+    def split_hash(self, split: str) -> str:
+        """sha256 over what a split asks and answers about which pictures, whatever the samples' names and order, so
+        that a test set has the same hash wherever it is imported. Captions count only where nothing is asked: those of
+        SLAKE are composed at import."""
+        asked: list[bytes] = []
+        told: list[bytes] = []
+        for s in self.samples(split):
+            content = json.dumps([s.messages, s.image_ids, s.answer_type, s.choices], sort_keys=True)
+            (told if s.kind in CAPTION_KINDS else asked).append(hashlib.sha256(content.encode()).digest())
+        return hashlib.sha256(b"".join(sorted(asked or told))).hexdigest()
 
     def picture(self, image_id: str) -> Picture:
         """One picture by id. Raises UserError if the folder does not hold it."""

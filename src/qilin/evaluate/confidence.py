@@ -1,8 +1,8 @@
 """Does a model know when it is wrong? Confidence against being right, and what it says where there is nothing to see.
 
 In: each answer's confidence (0 to 1: the geometric mean of its tokens' probabilities) and whether it was right; the
-answers given to the mean picture and to pictures of another modality. Out: the blocks "confidence" and "nothing_to_see"
-of scores.json.
+answers given to the mean picture, to a black one, and to pictures of another modality. Out: the blocks "confidence"
+and "nothing_to_see" of scores.json.
 """
 
 from __future__ import annotations
@@ -66,21 +66,23 @@ def selective(sure: NDArray[np.float64], marks: NDArray[np.float64]) -> dict[str
     return {"coverage": rows, "area": float(1 - running.mean())}
 
 
+def affirms(text: str, vocabulary: Vocabulary) -> bool:
+    """Whether a text affirms any finding."""
+    return any(is_finding(fact) for fact in facts_of_text(text, vocabulary))
+
+
 def nothing_to_see(
     rows: Sequence[Mapping[str, Any]],
-    mean_picture: Mapping[str, str] | None,
+    unseen: Mapping[str, Mapping[str, str] | None],
     shuffled: Sequence[Mapping[str, str]],
     other_modality: Sequence[Mapping[str, bool]],
     vocabulary: Vocabulary,
 ) -> dict[str, Any]:
     """Of the rows whose reference affirms a finding: how many answers affirm one, and how many are word for word the
-    same, with the own picture, with the mean picture (where nothing is to be seen), and with one of another modality.
+    same, with the own picture, with each of `unseen` (name -> answers to a picture on which nothing is to be seen),
+    and with a picture of another modality.
     """
-
-    def affirms(text: str) -> bool:
-        return any(is_finding(fact) for fact in facts_of_text(text, vocabulary))
-
-    asked = [row for row in rows if row.get("image_ids") and affirms(row["reference"])]
+    asked = [row for row in rows if row.get("image_ids") and affirms(row["reference"], vocabulary)]
     if not asked:
         return {"n": 0, "reason": "no reference affirms a finding"}
 
@@ -89,7 +91,7 @@ def nothing_to_see(
             return None
         return {
             "n": len(pairs),
-            "affirm_a_finding": sum(affirms(text) for _, text in pairs) / len(pairs),
+            "affirm_a_finding": sum(affirms(text, vocabulary) for _, text in pairs) / len(pairs),
             "same_answer": sum(text == row["prediction"] for row, text in pairs) / len(pairs),
         }
 
@@ -102,6 +104,11 @@ def nothing_to_see(
     return {
         "n": len(asked),
         "own_picture": block([(row, row["prediction"]) for row in asked]),
-        "mean_picture": block([(row, mean_picture[row["id"]]) for row in asked]) if mean_picture is not None else None,
+        **{
+            name: block([(row, answers[row["id"]]) for row in asked if row["id"] in answers])
+            if answers is not None
+            else None
+            for name, answers in unseen.items()
+        },
         "other_modality": block(strange),
     }

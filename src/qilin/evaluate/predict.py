@@ -16,9 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from qilin.data.records import CAPTION_KINDS, Dataset, open_dataset
-from qilin.evaluate.rows import Item, items_of, prediction_row, write_jsonl
-from qilin.evaluate.settings import CAPTION_PROMPT
+from qilin.data.records import CAPTION_KINDS, Dataset
+from qilin.evaluate.rows import Item, prediction_row, write_jsonl
 from qilin.imaging.pixels import to_rgb
 
 PASSES = "passes"
@@ -44,40 +43,6 @@ class Pass:
 
     name: str
     picture: Callable[[str], Image.Image]  # image_id -> RGB
-
-
-def predict(
-    model: str,
-    dataset: Path,
-    split: str,
-    out: Path,
-    *,
-    batch: int = 16,
-    max_new_tokens: int = 64,
-    caption_tokens: int = 256,
-    caption_prompt: str = CAPTION_PROMPT,
-    device: str = "auto",
-    dtype: str = "auto",
-) -> list[dict[str, Any]]:
-    """Answer every sample of a split with a model; writes out/predictions.jsonl and returns its rows.
-
-    Raises UserError where model, dataset or split is not there. What an earlier, interrupted call answered is kept;
-    the caller sees to it that `out` holds no other model's answers (`evaluate` does).
-    """
-    from qilin.model.compose import load_model
-
-    data = open_dataset(dataset)
-    items = list(items_of(data.samples(split), caption_prompt))
-    said = answer_pass(
-        lambda: load_model(model, device, dtype),
-        items,
-        Pass("as_it_is", picture_of(data)),
-        out,
-        batch=batch,
-        max_new_tokens=max_new_tokens,
-        caption_tokens=caption_tokens,
-    )
-    return write_predictions(items, said, out)
 
 
 def write_predictions(items: Sequence[Item], said: Mapping[str, Said], out: Path) -> list[dict[str, Any]]:
@@ -164,7 +129,7 @@ def read_pass(path: Path, ids: set[str]) -> dict[str, Said]:
 
 
 @contextmanager
-def progress(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
+def progress(name: str, total: int, done: int, of: str = "answers") -> Iterator[Callable[[], None]]:
     """A bar with the time left on stderr; yields the function that moves it by one."""
     from rich.console import Console
     from rich.progress import (
@@ -184,5 +149,5 @@ def progress(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"answers, {name.replace('_', ' ')}", total=total, completed=done)
+        task = bar.add_task(f"{of}, {name.replace('_', ' ')}", total=total, completed=done)
         yield lambda: bar.advance(task)

@@ -189,8 +189,10 @@ def table(rows: Sequence[tuple[str, Mapping[str, Any], float | None]], scores: M
         lines.append(f"<tr><th>{escape(name)}</th>{tds}</tr>")
     nearest = scores["nearest_neighbour"]
     if nearest.get("accuracy"):
-        own = (nearest["n"], figure(nearest["exact"]), figure(nearest["accuracy"]), "", "", "")
-        lines.append("<tr><th>nearest neighbour</th>" + "".join(f"<td>{cell}</td>" for cell in own) + "</tr>")
+        for name, by in nearest["each"].items():
+            own = (nearest["n"], short(by["exact"]), short(by["accuracy"]), "", "", "")
+            tds = "".join(f"<td>{cell}</td>" for cell in own)
+            lines.append(f"<tr><th>nearest neighbour by {escape(name)}</th>{tds}</tr>")
     reasons = {**(scores["all"]["accuracy"].get("reasons") or {})}
     why = "".join(f"<p class='note'>{escape(name)}: not known, {escape(text)}</p>" for name, text in reasons.items())
     return (
@@ -215,9 +217,10 @@ def captions_section(captions: Mapping[str, Any]) -> str:
     if not captions["n"]:
         return ""
     names = {
-        "fact_f1": "fact F1", "fact_precision": "fact precision", "fact_recall": "fact recall", 
+        "fact_f1": "fact F1", "fact_precision": "fact precision", "fact_recall": "fact recall",
         "blind": "blind fact F1",
-        "shuffled": "shuffled fact F1", "invented_findings": "invented findings a caption",
+        "shuffled": "shuffled fact F1", "nearest": "nearest neighbour's fact F1",
+        "invented_findings": "invented findings a caption",
         "captions_that_invent": "share of captions that invent", "contradictions": "contradictions a caption",
         "bleu4": "BLEU-4", "chrf": "chrF", "cider": "CIDEr (0 to 10)",
         "rouge_l_char": "ROUGE-L, characters", "rouge_l_word": "ROUGE-L, words",
@@ -250,6 +253,7 @@ def confidence_section(scores: Mapping[str, Any]) -> str:
             for name, title in (
                 ("own_picture", "own picture"),
                 ("mean_picture", "mean picture: nothing to see"),
+                ("blank_picture", "black picture: nothing to see"),
                 ("other_modality", "a picture of another modality"),
             )
             if (block := nothing[name])

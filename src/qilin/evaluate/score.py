@@ -96,7 +96,9 @@ def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Map
     c = context.controls
     head: dict[str, Any] = {
         "reasons": dict(c.reasons),
-        "has": [name for name in ("mean_picture", "commonest", "nearest") if getattr(c, name) is not None],
+        "has": [name for name in ("mean_picture", "commonest") if getattr(c, name) is not None],
+        "neighbours": list(c.nearest),
+        "blank": c.blank is not None,
         "shuffles": len(c.shuffled),
         "knows": [
             name
@@ -113,6 +115,8 @@ def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Map
     for row in rows:
         line: dict[str, Any] = {"id": row["id"]}
         line |= {name: getattr(c, name)[row["id"]] for name in head["has"]}
+        line["nearest"] = [answers[row["id"]] for answers in c.nearest.values()]
+        line["blank"] = c.blank.get(row["id"]) if c.blank is not None else None
         line["shuffled"] = [answers[row["id"]] for answers in c.shuffled]
         line["other_modality"] = [strange[row["id"]] for strange in context.other_modality]
         line |= {name: getattr(context, name)[row["id"]] for name in head["knows"]}
@@ -140,12 +144,17 @@ def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     def column(name: str) -> dict[str, Any] | None:
         return {i: line[name] for i, line in by_id.items()} if name in head["has"] + head["knows"] else None
 
+    blank = {i: line["blank"] for i, line in by_id.items() if line.get("blank") is not None}
     return {
         "controls": Controls(
             mean_picture=column("mean_picture"),
             commonest=column("commonest"),
             shuffled=[{i: line["shuffled"][k] for i, line in by_id.items()} for k in range(head["shuffles"])],
-            nearest=column("nearest"),
+            blank=blank if head.get("blank") else None,
+            nearest={
+                name: {i: line["nearest"][k] for i, line in by_id.items()}
+                for k, name in enumerate(head.get("neighbours") or ())
+            },
             reasons=head["reasons"],
         ),
         "phash": head["phash"],
@@ -183,13 +192,18 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         table.add_row("nearest neighbour", str(nearest["n"]), *figures)
     console = Console()
     console.print(table)
+    for name, gain in scores["gain"].items():
+        if gain["value"] is not None:
+            interval = "{:+.3f} to {:+.3f}".format(*gain["interval"]) if gain["interval"] else "no interval"
+            rival = f"{name.replace('_', ' ')} ({gain['from']})"
+            console.print(f"gain {rival}: {gain['value']:+.3f}, {interval}, p {gain['p_value']:.4f}")
     captions = scores["captions"]
     if captions["n"]:
         console.print(
             f"captions: n {captions['n']}, fact F1 {captions['fact_f1']:.3f} (precision "
             f"{captions['fact_precision']:.3f}, "
             f"recall {captions['fact_recall']:.3f}; blind {plain(captions['blind'])}, "
-            f"shuffled {plain(captions['shuffled'])}), "
+            f"shuffled {plain(captions['shuffled'])}, nearest {plain(captions['nearest'])}), "
             f"invented findings {captions['invented_findings']:.2f} and contradictions "
             f"{captions['contradictions']:.2f} a caption, BLEU-4 {captions['bleu4']:.3f}, "
             f"ROUGE-L {captions['rouge_l_char']:.3f}, chrF {captions['chrf']:.3f}, CIDEr {captions['cider']:.2f}"

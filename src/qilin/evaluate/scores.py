@@ -24,16 +24,18 @@ from qilin.text.facts import DEFAULT_VOCABULARY
 
 Row = Mapping[str, Any]
 Answers = Mapping[str, str]  # row id -> prediction
+Marks = Mapping[str, NDArray[np.float64]]  # metric -> (N,)
 
 
 @dataclass(frozen=True)
 class Controls:
-    """What answers without looking, or from the wrong picture, are; None or () where unknown, with the reason."""
+    """What answers without looking, or from the wrong picture, are; None or empty where unknown, with the reason."""
 
     mean_picture: Answers | None = None
+    blank: Answers | None = None  # to a black picture, of the rows whose reference affirms a finding
     commonest: Answers | None = None
     shuffled: Sequence[Answers] = ()
-    nearest: Answers | None = None
+    nearest: Mapping[str, Answers] = field(default_factory=dict)  # by what pictures were compared -> answers
     reasons: Mapping[str, str] = field(default_factory=dict)  # control -> why it is missing
 
 
@@ -61,7 +63,7 @@ def verdict_of(row: Row, prediction: str) -> Verdict:
     return judge(row["question"], row["reference"], prediction, row.get("answer_type"), row.get("choices") or ())
 
 
-def marks(rows: Sequence[Row], predictions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def marks(rows: Sequence[Row], predictions: Sequence[str]) -> Marks:
     """1.0 for right, 0.0 for wrong or unparsable, a row: (N,) for each of exact and accuracy."""
     return {
         "exact": np.array([exact(p, row["reference"]) for row, p in zip(rows, predictions, strict=True)], dtype=float),
@@ -77,27 +79,37 @@ class Marked:
 
     rows: Sequence[Row]
     verdicts: Sequence[Verdict]
-    model: Mapping[str, NDArray[np.float64]]
-    blind: Mapping[str, Mapping[str, NDArray[np.float64]]]  # control name -> marks
-    shuffled: Sequence[Mapping[str, NDArray[np.float64]]]
-    nearest: Mapping[str, NDArray[np.float64]] | None
+    model: Marks
+    blind: Mapping[str, Marks]  # control name -> marks
+    shuffled: Sequence[Marks]
+    nearest: Mapping[str, Marks]  # by what pictures were compared -> marks
 
 
 def mark_all(rows: Sequence[Row], controls: Controls) -> Marked:
     """Score the model and every control there is."""
 
-    def of(answers: Answers) -> dict[str, NDArray[np.float64]]:
+    def of(answers: Answers) -> Marks:
         return marks(rows, [answers[row["id"]] for row in rows])
 
-    blind = {"mean picture": controls.mean_picture, "commonest training answer": controls.commonest}
     return Marked(
         rows,
         [verdict_of(row, row["prediction"]) for row in rows],
         marks(rows, [row["prediction"] for row in rows]),
-        {name: of(answers) for name, answers in blind.items() if answers is not None},
+        {name: of(answers) for name, answers in blind_answers(controls).items()},
         [of(answers) for answers in controls.shuffled],
-        of(controls.nearest) if controls.nearest is not None else None,
+        {name: of(answers) for name, answers in controls.nearest.items()},
     )
+
+
+def blind_answers(controls: Controls) -> dict[str, Answers]:
+    """The controls that do not look, by name; the better of them is `blind`."""
+    both = {"mean picture": controls.mean_picture, "commonest training answer": controls.commonest}
+    return {name: answers for name, answers in both.items() if answers is not None}
+
+
+def best_of(values: Mapping[str, float]) -> str | None:
+    """The name of the highest value, the first of equal ones; None for none."""
+    return max(values, key=lambda name: values[name]) if values else None
 
 
 def block(marked: Marked, chosen: NDArray[np.bool_], cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
@@ -128,7 +140,7 @@ def score_of(
     values = marked.model[metric][chosen]
     interval = bootstrap_interval(values, cluster[chosen], context.resamples, context.seed)
     blind = {name: float(by[metric][chosen].mean()) for name, by in marked.blind.items()}
-    best = max(blind, key=lambda name: blind[name]) if blind else None
+    best = best_of(blind)
     shuffled = [float(by[metric][chosen].mean()) for by in marked.shuffled]
     found: dict[str, Any] = {
         "value": float(values.mean()),
@@ -173,7 +185,7 @@ def score_rows(rows: Sequence[Row], context: Context) -> tuple[dict[str, Any], l
         "confidence": calibration([row.get("confidence") for row in questions], marked.model["accuracy"]),
         "nothing_to_see": nothing_to_see(
             rows,
-            context.controls.mean_picture,
+            {"mean_picture": context.controls.mean_picture, "blank_picture": context.controls.blank},
             context.controls.shuffled,
             context.other_modality,
             context.facts.vocabulary,
@@ -223,44 +235,49 @@ def by_label(marked: Marked, cluster: NDArray[np.int64], context: Context, label
 
 
 def nearest_block(marked: Marked, cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
-    """What the nearest training question and picture would have answered."""
-    if marked.nearest is None or not marked.rows:
-        reason = context.controls.reasons.get("nearest", "not given")
+    """What the nearest training question and picture would have answered: the better way of comparing pictures, named
+    in `from`, and each."""
+    best = best_accuracy(marked.nearest) if marked.rows else None
+    if best is None:
+        reason = context.controls.reasons.get("nearest", "not given" if marked.rows else "no questions among the rows")
         return {"n": len(marked.rows), "exact": None, "accuracy": None, "reason": reason}
-    found: dict[str, Any] = {"n": len(marked.rows)}
+    found: dict[str, Any] = {"n": len(marked.rows), "from": best}
     for metric in METRICS:
-        values = marked.nearest[metric]
+        values = marked.nearest[best][metric]
         interval = bootstrap_interval(values, cluster, context.resamples, context.seed)
         found[metric] = {"value": float(values.mean()), "interval": list(interval) if interval else None}
+    found["each"] = {
+        name: {metric: float(by[metric].mean()) for metric in METRICS} for name, by in marked.nearest.items()
+    }
     return found
+
+
+def best_accuracy(controls: Mapping[str, Marks]) -> str | None:
+    """The name of the control with the highest accuracy over all rows; None for none."""
+    return best_of({name: float(by["accuracy"].mean()) for name, by in controls.items()})
 
 
 def gains(marked: Marked, cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
     """Accuracy above the better blind control and above the nearest neighbour, paired, with interval and p-value."""
-    rivals = dict.fromkeys(("over_blind", "over_nearest_neighbour"))
     found: dict[str, Any] = {}
-    means = {name: by["accuracy"].mean() for name, by in marked.blind.items()} if marked.rows else {}
-    against = {
-        "over_blind": marked.blind[max(means, key=lambda name: means[name])]["accuracy"] if means else None,
-        "over_nearest_neighbour": marked.nearest["accuracy"] if marked.nearest and marked.rows else None,
-    }
-    for name in rivals:
-        rival = against[name]
-        if rival is None:
+    for name, rivals in (("over_blind", marked.blind), ("over_nearest_neighbour", marked.nearest)):
+        best = best_accuracy(rivals) if marked.rows else None
+        if best is None:
             found[name] = {"value": None, "reason": "that control is missing"}
             continue
-        result = compare(marked.model["accuracy"], rival, cluster, context.resamples, context.seed)
+        result = compare(marked.model["accuracy"], rivals[best]["accuracy"], cluster, context.resamples, context.seed)
         found[name] = {
             "value": result.difference,
             "interval": list(result.interval) if result.interval else None,
             "p_value": result.p_value,
             "clusters": result.clusters,
+            "from": best,
         }
     return found
 
 
 def caption_block(rows: Sequence[Row], caption: NDArray[np.bool_], context: Context) -> dict[str, Any]:
-    """{"n", "fact_f1", …} of the captions, with blind and shuffled fact F1; null where there are none."""
+    """{"n", "fact_f1", …} of the captions, with the fact F1 of every control; null where there are none."""
     if not rows:
         return {"n": 0, "fact_f1": None, "reason": "no captions among the rows"}
     scores, facts = score_captions(rows, context.facts)
@@ -273,14 +290,8 @@ def caption_block(rows: Sequence[Row], caption: NDArray[np.bool_], context: Cont
         return score_captions(swapped, context.facts, only_facts=True)[0]["fact_f1"]
 
     controls = context.controls
-    blind = {
-        name: fact_f1(answers)
-        for name, answers in (
-            ("mean picture", controls.mean_picture),
-            ("commonest training answer", controls.commonest),
-        )
-        if answers is not None
-    }
+    blind = {name: fact_f1(answers) for name, answers in blind_answers(controls).items()}
+    nearest = {name: fact_f1(answers) for name, answers in controls.nearest.items()}
     shuffled = [fact_f1(answers) for answers in controls.shuffled]
     return {
         "n": len(rows),
@@ -291,6 +302,8 @@ def caption_block(rows: Sequence[Row], caption: NDArray[np.bool_], context: Cont
         "blind_each": blind,
         "shuffled": float(np.mean(shuffled)) if shuffled else None,
         "shuffles": len(shuffled),
+        "nearest": max(nearest.values()) if nearest else None,
+        "nearest_each": nearest,
         "facts_from": "truth record" if context.facts.truth else "reference text",
     }
 

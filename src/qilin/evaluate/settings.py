@@ -31,7 +31,10 @@ class EvaluateSettings:
         default=None, help="dataset folder the model learnt from; default: the one its qilin.json names"
     )
     batch: int = setting(default=16, help="questions answered at once")
-    max_new_tokens: int = setting(default=64, help="longest answer, in tokens")
+    protocol: str = setting(
+        default="plain", help="ask as for this test set (slake-zh, …); plain: the questions as the dataset has them"
+    )
+    max_new_tokens: int | None = setting(default=None, help="longest answer, in tokens; default: the protocol's (64)")
     caption_tokens: int = setting(default=256, help="longest caption, in tokens")
     caption_prompt: str | None = setting(
         default=None, help="what is asked for a caption; default: as in training, else the paper's words"
@@ -56,7 +59,7 @@ class EvaluateSettings:
         if self.endpoint is None and self.budget is not None:
             raise ValueError("--budget is for --endpoint")
         for name in ("batch", "max_new_tokens", "caption_tokens", "resamples", "concurrency"):
-            if getattr(self, name) < 1:
+            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.shuffles < 0 or (self.limit is not None and self.limit < 1):
             raise ValueError("shuffles and limit count something: expected shuffles >= 0 and limit >= 1")

@@ -1,7 +1,7 @@
 """What a model could have seen: training questions, answers and pictures, for controls and for honest subsets.
 
-In: the dataset folder a model learnt from. Out: a Training row with its answers, thumbnails and hashes, and what the
-controls that only know the training data would answer.
+In: the dataset folder a model learnt from. Out: a Training row, the commonest answers, the mean picture,
+and what of a split is near a training picture.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from qilin.data.records import Dataset
-from qilin.evaluate.controls import CommonestAnswer, Known, NearestNeighbour, mean_picture, thumbnail
+from qilin.evaluate.controls import CommonestAnswer, Known, mean_picture
 from qilin.evaluate.predict import picture_of
 from qilin.evaluate.rows import Item, items_of
 from qilin.evaluate.statistics import hashes, near_pairs
@@ -51,22 +50,6 @@ def commonest_answers(training: Training, items: Sequence[Item]) -> tuple[dict[s
     control = CommonestAnswer().learn(training.known)
     answers = {item.id: control.answer(item.question, item.question_type) for item in items}
     return answers, {item.id: control.knows(item.question) for item in items}
-
-
-def nearest_answers(training: Training, items: Sequence[Item], data: Dataset) -> dict[str, str]:
-    """Item id -> the answer of the nearest training question and 16 x 16 thumbnail."""
-    theirs = thumbnails(training.data, training.image_ids)
-    ours = thumbnails(data, list(dict.fromkeys(item.image_ids[0] for item in items if item.image_ids)))
-    control = NearestNeighbour().learn(training.known, theirs)
-    return {
-        item.id: control.answer(item.question, ours[item.image_ids[0]] if item.image_ids else None) for item in items
-    }
-
-
-def thumbnails(data: Dataset, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """image_id -> 256 grey values."""
-    picture = picture_of(data)
-    return {image_id: thumbnail(picture(image_id)) for image_id in image_ids}
 
 
 def average_picture(training: Training, seed: int) -> Image.Image | None:
