@@ -6,24 +6,24 @@ In: the comparison, both systems' rows, their marks, the dataset. Out: one self-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from qilin.data.records import Dataset
-from qilin.evaluate.report import (
+from qilin.evaluate.page import (
     MOST_PICTURES,
     answers_section,
     banners,
     choose,
     escape,
     interval_text,
-    key_of,
-    manifest_section,
+    is_drawn,
+    picture_cards,
     section,
-    thumbnail_uri,
     tile,
+    write_page,
 )
+from qilin.evaluate.report import manifest_section
 
 Row = Mapping[str, Any]
 Marks = tuple[str, str, float, float]
@@ -39,36 +39,20 @@ def write_comparison(
     data: Dataset,
 ) -> None:
     """Write the page, whole or not at all."""
-    from qilin.evaluate.report import is_drawn
-
     shown = choose(rows_a, MOST_PICTURES)
     other = {row["id"]: row for row in rows_b}
     mark = {row["id"]: m for row, m in zip(rows_a, marks, strict=True)}
-    by_key: dict[tuple[str, ...], list[Row]] = {}
-    for row in shown:
-        by_key.setdefault(key_of(row), []).append(row)
-    cards = []
-    for mine in by_key.values():
-        pictures = "".join(
-            f'<img loading="lazy" alt="picture {i[:8]}" src="{thumbnail_uri(data.picture(i).bytes)}">'
-            for i in mine[0].get("image_ids") or ()
-        )
-        lines = "".join(line(row, other[row["id"]], mark[row["id"]]) for row in mine)
-        pictures = pictures or "<i>no picture</i>"
-        cards.append(f"<article class='card'><div class='pictures'>{pictures}</div><ul>{lines}</ul></article>")
-    body = "\n".join(
+    cards = picture_cards(shown, lambda row: line(row, other[row["id"]], mark[row["id"]]), data)
+    write_page(
+        path,
         [
             banners(None, is_drawn(data), found),
             headline(found, data),
             section("Where they differ", table(found)),
             section("Answers", answers_section(cards, rows_a, shown, STATES)),
             section("How these numbers were made", manifest_section({**found, "rules": {}})),
-        ]
+        ],
     )
-    page = (resources.files("qilin") / "evaluate" / "report.html").read_text(encoding="utf-8").replace("{{body}}", body)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def headline(found: Mapping[str, Any], data: Dataset) -> str:

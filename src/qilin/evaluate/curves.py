@@ -119,8 +119,8 @@ def grid(lines: Sequence[tuple[float, str]]) -> str:
 MARKERS = {"blind": "blind", "shuffled": "shuffled pictures", "nearest": "nearest neighbour"}
 
 
-def score_plot(rows: Sequence[tuple[str, Mapping[str, Any], float | None]], metric: str) -> str:
-    """A row for each (name, block, nearest neighbour's value): value with its interval, and the controls as marks."""
+def score_plot(rows: Sequence[tuple[str, Mapping[str, Any]]], metric: str) -> str:
+    """A row for each (name, block): value with its interval, and the controls as marks."""
     left, right, line = 190, 60, 34
     width = 760
     height = 26 + line * len(rows) + 22
@@ -133,7 +133,7 @@ def score_plot(rows: Sequence[tuple[str, Mapping[str, Any], float | None]], metr
         f'<text class="axis" x="{x(v / 5):.1f}" y="{height - 6}" text-anchor="middle">{v / 5:.1f}</text>'
         for v in range(6)
     ]
-    for number, (name, block, nearest) in enumerate(rows):
+    for number, (name, block) in enumerate(rows):
         score = block[metric]
         y = 26 + line * number + line / 2
         if score["value"] is None:
@@ -147,10 +147,7 @@ def score_plot(rows: Sequence[tuple[str, Mapping[str, Any], float | None]], metr
             low, high = (x(v) for v in score["interval"])
             ends = f"M{low:.1f} {y - 5:.1f}v10M{high:.1f} {y - 5:.1f}v10"
             parts.append(f'<path class="interval" d="M{low:.1f} {y:.1f}H{high:.1f}{ends}"/>')
-        marks = {"blind": score["blind"], "shuffled": score["shuffled"], "nearest": nearest}
-        for kind, value in marks.items():
-            if value is not None:
-                parts.append(mark(kind, x(value), y))
+        parts += [mark(kind, x(score[kind]), y) for kind in MARKERS if score[kind] is not None]
         parts.append(f'<text class="value" x="{width - right + 12}" y="{y + 4:.1f}">{score["value"]:.3f}</text>')
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{metric} with controls">{"".join(parts)}</svg>'
 

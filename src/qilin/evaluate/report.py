@@ -6,26 +6,29 @@ page that needs no network: style and script inside (report.html holds both), pi
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qilin.data.records import Dataset
-from qilin.evaluate.curves import MARKERS, coverage, loss_curve, reliability, score_plot, stages_of
+from qilin.evaluate.curves import MARKERS, coverage, loss_curve, mark, reliability, score_plot, stages_of
+from qilin.evaluate.leaks import in_words
+from qilin.evaluate.page import (
+    MOST_PICTURES,
+    answers_section,
+    banners,
+    choose,
+    escape,
+    interval_text,
+    is_drawn,
+    picture_cards,
+    section,
+    tile,
+    write_page,
+)
 from qilin.evaluate.rows import is_caption, is_closed
-from qilin.imaging.pixels import to_rgb
 
-# Some 5 kB a thumbnail: this many pictures keep the page near 3 MB, which a browser opens at once.
-MOST_PICTURES = 400
-THUMBNAIL_SIDE = 192
-DRAWN = "drawn"
-
+STATES = ("all", "right", "wrong", "unparsable", "caption")
 Row = Mapping[str, Any]
 
 
@@ -41,72 +44,22 @@ def write_report(
     """Write out/report.html and return its path. `label` stands in a banner over the page (such as "quick run")."""
     shown = choose(rows, MOST_PICTURES)
     verdicts = {row["id"]: row for row in judged}
-    cards = picture_cards(shown, verdicts, data)
-    drawn = is_drawn(data)
-    body = "\n".join(
+    cards = picture_cards(shown, lambda row: answer_line(row, verdicts[row["id"]]), data)
+    path = out / "report.html"
+    write_page(
+        path,
         [
-            banners(label, drawn, scores),
+            banners(label, is_drawn(data), scores),
             headline(scores, model, data),
             section("Scores with controls", scores_section(scores)),
             section("Captions", captions_section(scores["captions"])),
             section("Does it know when it is wrong?", confidence_section(scores)),
             section("How the loss fell", losses_section(model)),
-            section("Answers", answers_section(cards, rows, shown)),
+            section("Answers", answers_section(cards, rows, shown, STATES)),
             section("How these numbers were made", manifest_section(scores)),
-        ]
+        ],
     )
-    page = (resources.files("qilin") / "evaluate" / "report.html").read_text(encoding="utf-8")
-    page = page.replace("{{body}}", body)
-    path = out / "report.html"
-    unfinished = path.with_name("report.html.unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
     return path
-
-
-def is_drawn(data: Dataset) -> bool:
-    """Whether the dataset's pictures were drawn, by what their import recorded."""
-    return (data.manifest.get("settings") or {}).get("importer") == DRAWN
-
-
-def choose(rows: Sequence[Row], most: int) -> list[Row]:
-    """All rows of at most `most` pictures, picked by a fixed seed; rows without a picture count as one each."""
-    keys = list(dict.fromkeys(key_of(row) for row in rows))
-    if len(keys) > most:
-        picked = np.random.default_rng(0).choice(len(keys), most, replace=False)
-        keys = [keys[i] for i in sorted(picked)]
-    kept = set(keys)
-    return [row for row in rows if key_of(row) in kept]
-
-
-def key_of(row: Row) -> tuple[str, ...]:
-    return tuple(row.get("image_ids") or ()) or (row["id"],)
-
-
-def escape(text: Any) -> str:
-    return html.escape(str(text))
-
-
-def section(title: str, content: str) -> str:
-    """A titled part of the page; nothing where there is no content."""
-    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
-
-
-def banners(label: str | None, drawn: bool, scores: Mapping[str, Any]) -> str:
-    """What must not be overlooked: a quick run, drawn pictures, a part of the split, not for diagnosis."""
-    found = []
-    if label:
-        found.append(f'<div class="banner loud"><b>{escape(label)}</b></div>')
-    if drawn:
-        found.append(
-            '<div class="banner loud"><b>Drawn pictures.</b> The pictures were drawn by a program with known truth; '
-            "no patient is shown, and the scores say nothing about medicine. 图片由程序绘制，并非真实病例。</div>"
-        )
-    limit = (scores["manifest"].get("settings") or {}).get("limit")
-    if limit:
-        found.append(f'<div class="banner">Only the first {limit} samples of the split were answered.</div>')
-    found.append('<div class="banner quiet">For research, not for diagnosis. 仅供研究，不可用于诊断。</div>')
-    return "".join(found)
 
 
 def headline(scores: Mapping[str, Any], model: str, data: Dataset) -> str:
@@ -133,26 +86,16 @@ def headline(scores: Mapping[str, Any], model: str, data: Dataset) -> str:
     )
 
 
-def tile(title: str, value: str, note: str) -> str:
-    return f"<div class='tile'><p>{escape(title)}</p><b>{value}</b><small>{escape(note)}</small></div>"
-
-
-def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"{interval[0]:{sign}.3f} … {interval[1]:{sign}.3f}" if interval else "no interval"
-
-
 def scores_section(scores: Mapping[str, Any]) -> str:
     """The plot of accuracy by group, its legend, and the table of all figures."""
     if not scores["all"]["n"]:
         return "<p>No questions in this split.</p>"
-    nearest = (scores["nearest_neighbour"].get("accuracy") or {}).get("value")
     names = [("all questions", "all"), ("closed", "closed"), ("open", "open")]
     names += [("pictures unlike training", "no_near_duplicate"), ("unseen wording", "unseen_wording")]
-    rows = [(title, scores[name], nearest if name == "all" else None) for title, name in names if scores[name].get("n")]
-    labels = [(name, block, None) for name, block in scores["by_question_type"].items()]
+    rows = [(title, scores[name]) for title, name in names if scores[name].get("n")]
+    labels = list(scores["by_question_type"].items())
     legend = "".join(
-        f'<span><svg viewBox="0 0 20 24" class="key">{_key(kind)}</svg>{title}</span>'
+        f'<span><svg viewBox="0 0 20 24" class="key">{mark(kind, 10, 12)}</svg>{title}</span>'
         for kind, title in MARKERS.items()
     )
     plot = f'<div class="plot"><p class="legend">{legend}</p>{score_plot(rows, "accuracy")}</div>'
@@ -160,23 +103,21 @@ def scores_section(scores: Mapping[str, Any]) -> str:
         f"<details open><summary>By question type</summary>{score_plot(labels, 'accuracy')}</details>" if labels else ""
     )
     for part, title in (("by_modality", "By modality"), ("by_body_part", "By body part")):
-        parts = [(name, block, None) for name, block in scores[part].items()]
-        if parts:
-            kinds += f"<details><summary>{title}</summary>{score_plot(parts, 'accuracy')}</details>"
-    return plot + kinds + table(rows + labels, scores)
+        if scores[part]:
+            plot_of_part = score_plot(list(scores[part].items()), "accuracy")
+            kinds += f"<details><summary>{title}</summary>{plot_of_part}</details>"
+    leaks = scores["manifest"].get("leaks")
+    known = f"<p class='note'>{escape(in_words(leaks).capitalize())}.</p>" if leaks else ""
+    return plot + kinds + table(rows + labels, scores) + known
 
 
-def _key(kind: str) -> str:
-    from qilin.evaluate.curves import mark
-
-    return mark(kind, 10, 12)
-
-
-def table(rows: Sequence[tuple[str, Mapping[str, Any], float | None]], scores: Mapping[str, Any]) -> str:
+def table(rows: Sequence[tuple[str, Mapping[str, Any]]], scores: Mapping[str, Any]) -> str:
     """All figures, exact match and accuracy side by side."""
-    head = "".join(f"<th>{name}</th>" for name in ("", "n", "exact", "accuracy", "blind", "shuffled", "unparsable"))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("", "n", "exact", "accuracy", "blind", "shuffled", "nearest", "unparsable")
+    )
     lines = []
-    for name, block, _ in rows:
+    for name, block in rows:
         accuracy = block["accuracy"]
         cells = (
             block["n"],
@@ -184,13 +125,14 @@ def table(rows: Sequence[tuple[str, Mapping[str, Any], float | None]], scores: M
             figure(accuracy),
             short(accuracy["blind"]),
             short(accuracy["shuffled"]),
+            short(accuracy["nearest"]),
         )
         tds = "".join(f"<td>{cell}</td>" for cell in (*cells, block.get("unparsable", "–")))
         lines.append(f"<tr><th>{escape(name)}</th>{tds}</tr>")
     nearest = scores["nearest_neighbour"]
     if nearest.get("accuracy"):
         for name, by in nearest["each"].items():
-            own = (nearest["n"], short(by["exact"]), short(by["accuracy"]), "", "", "")
+            own = (nearest["n"], short(by["exact"]), short(by["accuracy"]), "", "", "", "")
             tds = "".join(f"<td>{cell}</td>" for cell in own)
             lines.append(f"<tr><th>nearest neighbour by {escape(name)}</th>{tds}</tr>")
     reasons = {**(scores["all"]["accuracy"].get("reasons") or {})}
@@ -274,24 +216,6 @@ def losses_section(model: str) -> str:
     )
 
 
-def picture_cards(rows: Sequence[Row], verdicts: Mapping[str, Row], data: Dataset) -> list[str]:
-    """One card a picture (or set of pictures) with everything asked about it."""
-    by_key: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        by_key.setdefault(key_of(row), []).append(row)
-    return [picture_card(mine, verdicts, data) for mine in by_key.values()]
-
-
-def picture_card(rows: Sequence[Row], verdicts: Mapping[str, Row], data: Dataset) -> str:
-    pictures = "".join(
-        f'<img loading="lazy" alt="picture {i[:8]}" src="{thumbnail_uri(data.picture(i).bytes)}">'
-        for i in rows[0].get("image_ids") or ()
-    )
-    answers = "".join(answer_line(row, verdicts[row["id"]]) for row in rows)
-    pictures = pictures or "<i>no picture</i>"
-    return f"<article class='card'><div class='pictures'>{pictures}</div><ul>{answers}</ul></article>"
-
-
 def answer_line(row: Row, verdict: Row) -> str:
     """Question, reference, answer, and the rule that decided."""
     caption = is_caption(row)
@@ -309,40 +233,6 @@ def answer_line(row: Row, verdict: Row) -> str:
         f"<p><span class='tag'>answer</span>{escape(row['prediction']) or '<i>nothing</i>'}</p>"
         f"<p class='rule'>{escape(small)}</p></div></li>"
     )
-
-
-def thumbnail_uri(data: bytes) -> str:
-    """A picture as a small JPEG in a data: address."""
-    picture = to_rgb(data)
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=72)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-STATES = ("all", "right", "wrong", "unparsable", "caption")
-
-
-def answers_section(
-    cards: Sequence[str], rows: Sequence[Row], shown: Sequence[Row], states: Sequence[str] = STATES
-) -> str:
-    """Filter buttons, one a state, and the cards."""
-    buttons = "".join(
-        f'<button data-filter="state" data-value="{state}" aria-pressed="{str(state == states[0]).lower()}">'
-        f"{state}</button>"
-        for state in states
-    )
-    types = sorted({str(row["question_type"]) for row in shown if row.get("question_type")})
-    options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in types)
-    select = (
-        f"<select data-filter='type'><option value=''>every question type</option>{options}</select>" if types else ""
-    )
-    note = (
-        "" if len(rows) == len(shown) else f"<p class='note'>{len(shown)} of {len(rows)} answers are shown, by lot.</p>"
-    )
-    search = "<input type='search' placeholder='search 搜索' aria-label='search'>"
-    filters = f"<div class='filters'>{buttons}{select}{search}<output></output></div>"
-    return f"{filters}{note}<div class='cards'>{''.join(cards)}</div>"
 
 
 def manifest_section(scores: Mapping[str, Any]) -> str:

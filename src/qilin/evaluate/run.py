@@ -21,8 +21,9 @@ from qilin.evaluate.controls import blank_picture, derangements
 from qilin.evaluate.leaks import find_leaks, in_words
 from qilin.evaluate.manifest import scoring_manifest
 from qilin.evaluate.neighbours import Look, nearest_pass, thumbnails
+from qilin.evaluate.page import is_drawn
 from qilin.evaluate.predict import PASSES, Ask, Pass, Said, answer_pass, picture_of, write_predictions
-from qilin.evaluate.report import is_drawn, write_report
+from qilin.evaluate.report import write_report
 from qilin.evaluate.rows import Item, write_jsonl
 from qilin.evaluate.score import CONTROLS_FILE, print_scores, write_controls
 from qilin.evaluate.scores import Context, Controls, score_rows, write_scores

@@ -134,7 +134,7 @@ def score_of(
 ) -> dict[str, Any]:
     """{"value", "interval", "blind", "shuffled", …} of one metric over the chosen rows."""
     if not chosen.any():
-        missing = dict.fromkeys(("value", "interval", "blind", "shuffled"))
+        missing = dict.fromkeys(("value", "interval", "blind", "shuffled", "nearest"))
         return {**missing, "reason": "no such questions among the rows"}
     reasons = dict(context.controls.reasons)
     values = marked.model[metric][chosen]
@@ -142,6 +142,7 @@ def score_of(
     blind = {name: float(by[metric][chosen].mean()) for name, by in marked.blind.items()}
     best = best_of(blind)
     shuffled = [float(by[metric][chosen].mean()) for by in marked.shuffled]
+    nearest = best_accuracy(marked.nearest)
     found: dict[str, Any] = {
         "value": float(values.mean()),
         "interval": list(interval) if interval else None,
@@ -150,6 +151,7 @@ def score_of(
         "blind_each": blind,
         "shuffled": float(np.mean(shuffled)) if shuffled else None,
         "shuffles": len(shuffled),
+        "nearest": float(marked.nearest[nearest][metric][chosen].mean()) if nearest else None,
     }
     why = {
         name: reasons.get(name, "not given") for name, value in (("blind", best), ("shuffled", shuffled)) if not value

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from qilin.data.records import MANIFEST, assistant, open_dataset, user
 from qilin.errors import QilinError, RunError, UserError
-from qilin.evaluate.report import is_drawn
+from qilin.evaluate.page import is_drawn
 from qilin.imaging.pixels import BadPicture, read_bytes, to_rgb
 from qilin.model.cache import usable
 from qilin.model.compose import Loaded, load_model
