@@ -34,7 +34,11 @@ def test_table_is_worth_its_name() -> None:
     assert verdicts.count(True) >= 100
     assert verdicts.count(False) >= 100
     assert verdicts.count(None) >= 15
-    assert all(pair["why"] for pair in PAIRS)
+    reasons = [pair["why"] for pair in PAIRS]
+    assert all(reasons)
+    assert len(set(reasons)) > 200  # thought of for the pair, not filled in by rule
+    assert sum("reader" in pair for pair in PAIRS) == 6  # known limits: a reader would decide otherwise
+    assert all(pair["reader"] is not pair["correct"] and "limit" in pair["why"] for pair in PAIRS if "reader" in pair)
     keys = [(p["question"], p["reference"], p["prediction"], tuple(p.get("choices") or ())) for p in PAIRS]
     assert len(set(keys)) == len(keys)
 

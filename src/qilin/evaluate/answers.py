@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import permutations
@@ -33,7 +33,9 @@ from qilin.text.numerals import counts_as_digits, parse_count, parse_number
 from qilin.text.synonyms import KINDS, kind_and_name
 from qilin.text.units import measures, without_measures
 
-SCORER_VERSION = "1.1"  # 1.1: a caption that contradicts itself is wrong; answers are judged as in 1
+# 1.1: a caption that contradicts itself is wrong. 1.2: which side, shared ends of lists, both sides as a list; in
+# questions of yes or no opposites, comparisons, and what a thing is.
+SCORER_VERSION = "1.2"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def _judge(
         _by_measure,
         _by_count,
         _by_side,
+        _by_which_side,
         _by_items,
         _by_sentence,
         _by_kind,
@@ -190,6 +193,7 @@ def _by_measure(q: str, r: str, p: str) -> Verdict | None:
 _NUMBER = re.compile(r"(?<![a-z0-9.])\d+(?:\.\d+)?(?![a-z0-9]|\.\d)")
 _ENGLISH_NUMBER = re.compile(r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b")
 _PAIR = re.compile(r"一对|一双|双侧|两侧|双")
+_SINGLE = re.compile(r"单个|单发|单枚|单处|单只|孤立")
 
 
 def _numbers(text: str) -> set[Fraction]:
@@ -199,6 +203,8 @@ def _numbers(text: str) -> set[Fraction]:
         return {whole}
     if _PAIR.match(text):
         return {Fraction(2)}
+    if _SINGLE.match(text):
+        return {Fraction(1)}
     counted = parse_count(text)
     if counted is not None:
         return {counted[0]}
@@ -223,6 +229,17 @@ def _by_side(q: str, r: str, p: str) -> Verdict | None:
     return Verdict(False, "side") if sides_conflict(r, p) else None
 
 
+_WHICH_SIDE = re.compile(r"哪一?[侧边]|左[侧边]?还是右|右[侧边]?还是左")
+
+
+def _by_which_side(q: str, r: str, p: str) -> Verdict | None:
+    """哪一侧 answered with the side and more: 左侧第5肋骨骨折 says 左侧."""
+    bare = meaning(r)
+    if not (isinstance(bare, Place) and bare == Place(bare.side) and _WHICH_SIDE.search(q)):
+        return None
+    return Verdict(True, "which side") if sides(p) == sides(r) and not negations(p) else None
+
+
 _MARKS = re.compile(r"[,;和与及的\s]")
 
 
@@ -243,8 +260,31 @@ def _by_items(q: str, r: str, p: str) -> Verdict | None:
     many = len(truth) > 1 or len(said) > 1
     if covers and covered:
         return Verdict(True, "list" if many else "synonym")
-    sides_of = ({Place("left"), Place("right")}, {Place("both")})
-    return Verdict(True, "list") if (set(truth), set(said)) in (sides_of, sides_of[::-1]) else None
+    if _both_sides(truth) == _both_sides(said) and many:
+        return Verdict(True, "list")
+    for a, b in ((r, p), (p, r)):
+        whole = _ends_shared(a)
+        if whole != items(a) and {meaning(item) for item in whole} == {meaning(item) for item in items(b)}:
+            return Verdict(True, "list")
+    return None
+
+
+def _both_sides(meanings: Sequence[Place | Named]) -> frozenset[Place | Named]:
+    """The set of meanings, left and right of the same thing as both: 左肺,右肺 is 双肺."""
+    found = set(meanings)
+    for one in meanings:
+        if isinstance(one, Place) and one.side == "left":
+            pair = {one, replace(one, side="right")}
+            if pair <= found:
+                found = (found - pair) | {replace(one, side="both")}
+    return frozenset(found)
+
+
+def _ends_shared(text: str) -> tuple[str, ...]:
+    """The list's items, the last two letters put to those without them: 手术和药物治疗 is 手术治疗,药物治疗."""
+    found = items(text)
+    end = found[-1][-2:] if found else ""
+    return tuple(item if item.endswith(end) else item + end for item in found)
 
 
 _FRAME_LETTERS = set(

@@ -44,7 +44,7 @@ _PLACE = re.compile(
     rf"(?P<side2>{_SIDE})?{_SUFFIX}?的?(?P<height2>{_HEIGHT})?(?P<part>叶|半球|肺野|野)?{_SUFFIX}?"
 )
 _SIDED = re.compile(rf"(?P<side>{_SIDE})(?:侧|边)?的?(?P<what>.+)$")
-_LEAD = re.compile(r"^(?:是|为|在|位于|属于|呈|显示为?|有|最可能是|可能是|主要是|一张|一个|一种)+")
+_LEAD = re.compile(r"^(?:是|为|在|用于|用来|位于|属于|呈|显示为?|有|最可能是|可能是|主要是|一张|一个|一种)+")
 _TRAIL = re.compile(r"(?:的|了)$")
 _PICTURE_WORD = re.compile(r"(?:医学)?(?:图像|图片|影像|成像|扫描|检查|照片|片子)$")
 
@@ -69,7 +69,9 @@ def meaning(item: str) -> Place | Named:
         known = kind_and_name(sided["what"]) if sided else None
         if sided and known:
             return Named("", f"{_SIDES[sided['side']]} {known[1]}")
-    return Named("", _TRAIL.sub("", _LEAD.sub("", item)) or item)
+    bare = _TRAIL.sub("", _LEAD.sub("", item)) or item
+    sided = _SIDED.match(bare)
+    return Named("", f"{_SIDES[sided['side']]} {sided['what']}" if sided else bare)  # 左侧基底节 is 左基底节
 
 
 def _place(text: str) -> Place | None:

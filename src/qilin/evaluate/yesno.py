@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from qilin.text.laterality import sides, sides_conflict
 from qilin.text.negation import denied_spans, is_denied
-from qilin.text.synonyms import words_of
+from qilin.text.synonyms import kind_and_name, words_of
 
 YES = frozenset((
     "是", "是的", "有", "有的", "存在", "存在的", "包含", "包括", "含有", "包含有", "可以", "可以的", "能",
@@ -25,7 +25,7 @@ NO = frozenset((
     "不正确", "不正确的", "不准确", "不属于", "并非", "并非如此", "并不是", "不", "不可见", "看不到", "看不见",
     "未见", "未见到", "未出现", "没有出现", "没出现", "没有看到", "没有包含", "不符合", "不支持", "不涉及",
     "未观察到", "没有观察到", "未发现", "没有发现", "否定", "否定的", "阴性", "非", "不成立", "no", "false",
-    "n", "nope", "incorrect", "wrong", "×", "✗",
+    "观察不到", "看不出", "找不到", "n", "nope", "incorrect", "wrong", "×", "✗",
 ))  # fmt: skip
 
 _ASKS = re.compile(
@@ -137,8 +137,15 @@ def _sentence_polarity(text: str, question: str) -> bool | None:
         return bool(looks[0] & looks[1])
     if _ASKS_SIDE.search(stated) and sides(stated) and sides(text):
         return (sides(text) == sides(stated)) is not bool(denied_spans(text))
+    compared = _comparison(text, stated)
+    if compared is not None:
+        return compared
     if sides_conflict(text, stated):
         return None  # speaks of another side than was asked about
+    for reading in (_opposite, _what_it_is):
+        read = reading(text, stated)
+        if read is not None:
+            return read
     if asked is None:
         echoed = _echo(text, stated)
         if echoed is not None:
@@ -155,6 +162,60 @@ _OPPOSITES = ({"良性", "恶性"}, {"男性", "女性"}, {"T1", "T2"}, {"高密
 _ASKS_SIDE = re.compile(r"(?:在|位于|是)(?:图像?|身体)?的?(?:左|右|双|两)侧?[^,]{0,3}(?:吗|么|嘛)?\??$")
 _ASKS_PRESENCE = re.compile(r"有|存在|包含|包括|含|见|看到|观察|出现|显示|发现|\bthere\b")
 _DENIAL = re.compile(r"^(?:并不|不是|没有|未见|未|不|非|无)")
+
+
+# Words that exclude one another: 锐利 answers no to 变钝吗. Of complements one must be so: 不模糊 is 清楚.
+_COMPLEMENTS = ((r"变钝|圆钝", r"锐利"), (r"清楚|清晰", r"模糊|不清"))
+_CONTRARIES = (
+    (r"增大|扩大|肿大", r"缩小|变小|萎缩"),
+    (r"增宽|扩张", r"变窄|狭窄"),
+    (r"增高|升高", r"减低|降低"),
+)
+# What a normal thing is not: 心影大小正常 answers no to 增大吗.
+_CHANGED = re.compile(r"增大|扩大|肿大|增宽|扩张|变钝|移位|狭窄|增厚|增粗|增高|减低")
+
+
+def _opposite(text: str, stated: str) -> bool | None:
+    """No where the text affirms the opposite of the word that the question asks about, or calls the thing normal."""
+    no = bool(denied_spans(stated.rstrip("吗么嘛?")))
+    for pair in (*_COMPLEMENTS, *_CONTRARIES):
+        for asked, said in (pair, pair[::-1]):
+            if re.search(asked, stated) and not re.search(said, stated) and not re.search(asked, text):
+                denied = {is_denied(text, *m.span()) for m in re.finditer(said, text)}
+                if denied == {False}:
+                    return no
+                if denied == {True} and pair in _COMPLEMENTS:
+                    return not no
+    return no if _CHANGED.search(stated) and not _CHANGED.search(text) and normality(text) else None
+
+
+_COMPARES = re.compile(r"(?:.*[,中])?(.+?)比(.+?)(?:更|要|还)?([大小高低多少长短亮暗粗细])")
+
+
+def _comparison(text: str, stated: str) -> bool | None:
+    """A比B大吗 answered A更大 or B更大, B比A大, 一样大."""
+    asked = _COMPARES.match(stated)
+    if asked is None:
+        return None
+    first, second, how = asked.groups()
+    if re.search(rf"(?:一样|同样|同等){how}", text):
+        return False
+    said = _COMPARES.match(text)
+    more = re.fullmatch(rf"(?:.*[,中])?(.+?)(?:更|最|较){how}", text)
+    winner = said.group(1) if said and said.group(3) == how else more.group(1) if more else None
+    return {first: True, second: False}.get(winner) if winner and not denied_spans(text) else None
+
+
+_IS = re.compile(r"(?:.*[^不])?(?:是|为)([^,是为]+?)(?:吗|么|嘛)?\??$")
+
+
+def _what_it_is(text: str, stated: str) -> bool | None:
+    """…是肝脏吗 answered 是脾脏 or 脾脏: an organ or finding, the one asked about or another."""
+    asked, said = _IS.match(stated), _IS.fullmatch(text)
+    one = kind_and_name(asked.group(1)) if asked else None
+    other = kind_and_name(said.group(1) if said else text)
+    same_kind = one and other and one[0] == other[0] and one[0] in ("organ", "finding")
+    return one == other if same_kind else None
 
 
 def _echo(text: str, stated: str) -> bool | None:
