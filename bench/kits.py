@@ -1,13 +1,14 @@
 """How far `qilin score --as KIT` agrees with the kits' own functions, answer by answer.
 
-    pip download --no-deps evalscope lmms-eval mathruler, unpack each wheel, then
-    python bench/kits.py predictions.jsonl --evalscope DIR --lmms-eval DIR [--medevalkit utils.py --mathruler DIR]
+    pip download --no-deps evalscope lmms-eval nvidia-vlmeval mathruler, unpack each wheel, then
+    python bench/kits.py predictions.jsonl --evalscope DIR --lmms-eval DIR --vlmevalkit DIR \\
+        [--medevalkit utils.py --mathruler DIR]
 
 Reads tests/answer_pairs.jsonl, a model's own answers, noised forms of both, and answers made to strain choices, blanks
 and statements. Needs none of the kits' other dependencies: only the files with the matching functions are loaded. The
-file of MedEvalKit asks for clients of services at import; they are replaced by empty modules. VLMEvalKit's matching
-functions are those that EvalScope carries, but for its counting of blanks, which is restated here.
-Prints a line a kit and writes bench/results/kits.json.
+file of MedEvalKit asks for clients of services at import; they are replaced by empty modules. VLMEvalKit is the package
+that NVIDIA makes of it; its CMMMU.evaluate is given a table of one row at a time.
+Prints a line a kit and writes bench/results/kits.json; a kit that is not given keeps its line there.
 """
 
 import argparse
@@ -38,7 +39,7 @@ ENGLISH = ["yes", "no", "Yes.", "No, there is none", "The answer is yes", "<answ
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", type=Path)
-    for name in ("evalscope", "lmms-eval", "medevalkit", "mathruler"):
+    for name in ("evalscope", "lmms-eval", "vlmevalkit", "medevalkit", "mathruler"):
         parser.add_argument(f"--{name}", type=Path)
     asked = parser.parse_args()
     rows = all_rows(asked.predictions)
@@ -47,13 +48,16 @@ def main() -> None:
         slake = load(asked.evalscope / "evalscope/benchmarks/slake/utils.py")
         cmmmu = load(asked.evalscope / "evalscope/benchmarks/cmmmu/utils.py")
         found["evalscope"] = agreement(rows, kits.evalscope, lambda row: by_evalscope(row, slake, cmmmu))
-        found["vlmevalkit"] = agreement(rows, kits.vlmevalkit, lambda row: by_vlmevalkit(row, cmmmu))
     if asked.lmms_eval:
         stand_ins("loguru", "lmms_eval", "lmms_eval.tasks", "lmms_eval.tasks._task_utils")
         stand_ins("lmms_eval.tasks._task_utils.file_utils")
         slake = load(asked.lmms_eval / "lmms_eval/tasks/slake/utils.py")
         cmmmu = load(asked.lmms_eval / "lmms_eval/tasks/cmmmu/utils.py")
         found["lmms-eval"] = agreement(rows, kits.lmms_eval, lambda row: by_lmms(row, slake, cmmmu))
+    if asked.vlmevalkit:
+        table = stand_in_tables()
+        kit = load(asked.vlmevalkit / "vlmeval/dataset/cmmmu.py", "vlmeval.dataset.cmmmu")
+        found["vlmevalkit"] = agreement(rows, kits.vlmevalkit, lambda row: by_vlmevalkit(row, kit, table))
     if asked.medevalkit:
         sys.path.insert(0, str(asked.mathruler))
         stand_ins("google", "nltk.translate.bleu_score", "openai", "rouge", "tenacity", "tqdm.asyncio")
@@ -61,14 +65,17 @@ def main() -> None:
         found["medevalkit"] = agreement(rows, kits.medevalkit, lambda row: by_medevalkit(row, theirs))
     for name, kit in found.items():
         print(f"{name:12} {kits.KITS[name].version}: {kit['agree']} of {kit['n']}", *kit["unlike"][:5], sep="\n  ")
-    about = {"command": " ".join(sys.argv[:1]), "python": platform.python_version(), "machine": platform.processor()}
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "kits.json").write_text(json.dumps({**about, "kits": found}, ensure_ascii=False, indent=1))
+        kit["version"] = kits.KITS[name].version
+    about = {"command": "python bench/kits.py", "python": platform.python_version(), "machine": platform.machine()}
+    results = HERE / "results" / "kits.json"
+    before = json.loads(results.read_text(encoding="utf-8"))["kits"] if results.is_file() else {}
+    text = json.dumps({**about, "kits": before | found}, ensure_ascii=False, indent=1)
+    results.write_text(text + "\n", encoding="utf-8")
 
 
-def load(path: Path) -> Any:
+def load(path: Path, name: str | None = None) -> Any:
     """A file as a module of its own, without its package; where it throws a coin, it says so."""
-    spec = importlib.util.spec_from_file_location("_".join(path.parts[-4:-1]), path)
+    spec = importlib.util.spec_from_file_location(name or "_".join(path.parts[-4:-1]), path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -190,14 +197,37 @@ def by_lmms(row: Any, slake: Any, cmmmu: Any) -> bool:
     return bool(record["is_correct"])
 
 
-def by_vlmevalkit(row: Any, cmmmu: Any) -> float:
-    read = parsed(row, cmmmu)
-    if read:
-        return bool(cmmmu.eval_cmmmu(dict(zip(("type", "parsed_pred", "answer"), read, strict=True))))
-    wanted = cmmmu.normalize_str(row["reference"], row["reference"])
-    said = cmmmu.get_fill_blank_prediction(row["prediction"], row["reference"])
-    texts = sum(isinstance(w, str) and w in s for s in said if isinstance(s, str) for w in wanted)
-    return float(texts + sum(s in wanted for s in said if not isinstance(s, str)))
+MINE, *OTHERS = ["健康与医学", "技术与工程", "科学", "商业", "艺术与设计", "人文社会科学"]
+
+
+def stand_in_tables() -> dict[str, Any]:
+    """What VLMEvalKit's own helpers do here: hand over `row` as the table, and keep what is dumped as `result`. Its sum
+    divides by the rows of each category, so every other category gets a wrong one."""
+    import pandas as pd
+
+    table: dict[str, Any] = {}
+    wrong = [{"category": name, "type": "填空", "answer": "甲乙丙丁", "prediction": "无"} for name in OTHERS]
+    stand_ins("vlmeval", "vlmeval.dataset", "vlmeval.dataset.image_base", "vlmeval.smp")
+    sys.modules["vlmeval.dataset.image_base"].ImageBaseDataset = object  # type: ignore[attr-defined]
+    smp = sys.modules["vlmeval.smp"]
+    smp.__dict__.update(
+        load=lambda path: pd.DataFrame([table["row"], *wrong]), dump=lambda result, path: table.update(result=result),
+        d2df=pd.Series, tqdm=iter, osp=types.SimpleNamespace(exists=lambda path: False),
+        pd=types.SimpleNamespace(read_csv=lambda path: None),
+    )  # fmt: skip
+    smp.__dict__["__all__"] = ["load", "dump", "d2df", "tqdm", "osp", "pd"]
+    return table
+
+
+def by_vlmevalkit(row: Any, kit: Any, table: dict[str, Any]) -> float:
+    wanted = kits.picked(row["reference"], row["choices"]) if row["choices"] else None
+    reference = "".join(kits.LETTERS[i] for i in sorted(wanted)) if wanted else row["reference"]
+    kind = "选择" if row["choices"] else "判断" if row["reference"] in ("对", "错") else "填空"
+    options = {f"option{i}": kits.bare_choice(choice) for i, choice in enumerate(row["choices"], 1)}
+    given = {"category": MINE, "type": kind, "answer": reference, "prediction": row["prediction"]}
+    table["row"] = given | options
+    kit.CMMMU.evaluate("one.xlsx")
+    return float(table["result"][MINE])
 
 
 def by_medevalkit(row: Any, kit: Any) -> bool:

@@ -281,15 +281,13 @@ def in_tags(text: str) -> str:
     return " ".join(re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)).strip() or text
 
 
-# Each reading was run beside the kit's own functions on 4,002 answers (tests/answer_pairs.jsonl, 1,046 of a small model
-# on SLAKE-zh, their noised forms, and answers to choices, blanks and 对/错): all agreed, see bench/kits.py.
+# Each reading was run beside the kit's own functions on some 4,000 answers (tests/answer_pairs.jsonl, others to SLAKE's
+# questions, their noised forms, and answers to choices, blanks and 对/错): all agreed, see bench/results/kits.json.
 KITS: dict[str, Kit] = {
     "medevalkit": Kit(
         medevalkit, "utils/utils.py of its public repository, 2025", "against its stored source; it is on no index"
     ),
-    "vlmevalkit": Kit(
-        vlmevalkit, "vlmeval/dataset/cmmmu.py, commit 23757c4", "against its stored source; it is on no index"
-    ),
+    "vlmevalkit": Kit(vlmevalkit, "nvidia-vlmeval 26.3, NVIDIA's package of it", "against the package"),
     "evalscope": Kit(evalscope, "1.14.1", "against the package"),
     "lmms-eval": Kit(lmms_eval, "0.7.3", "against the package"),
 }
