@@ -198,6 +198,35 @@ def test_score_gives_what_evaluate_wrote(table_model: dict[str, Any], dataset: P
     assert {row["rule"] for row in judged if row["id"].endswith("-k")} == {"caption"}
 
 
+def test_score_makes_the_controls_that_need_no_model(
+    table_model: dict[str, Any],
+    dataset: Path,
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    """Predictions alone, as from another system: --train and --dataset give the same figures that evaluate wrote."""
+    wrote = evaluate(settings_for(table_model, dataset, tmp_path / "out"))
+    alone = tmp_path / "alone.jsonl"
+    alone.write_bytes((tmp_path / "out" / "predictions.jsonl").read_bytes())
+    capsys.readouterr()
+    scores, _ = score_file(ScoreSettings(file=alone, train=dataset, dataset=dataset, resamples=200))
+    assert "against training: " in capsys.readouterr().err
+    assert scores["nearest_neighbour"]["each"] == {"thumbnails": wrote["nearest_neighbour"]["each"]["thumbnails"]}
+    for name in ("no_near_duplicate", "unseen_wording"):
+        assert scores[name]["n"] == wrote[name]["n"]
+        assert scores[name]["accuracy"]["value"] == wrote[name]["accuracy"]["value"]
+    each = wrote["all"]["accuracy"]["blind_each"]
+    assert scores["all"]["accuracy"]["blind"] == each["commonest training answer"]
+    assert scores["all"]["accuracy"]["shuffled"] is None
+    only_answers, _ = score_file(ScoreSettings(file=alone, train=dataset, resamples=200))
+    assert only_answers["nearest_neighbour"]["accuracy"] is None
+    assert "--dataset" in only_answers["nearest_neighbour"]["reason"]
+    strange = alone.read_text(encoding="utf-8").replace('"image_ids": ["', '"image_ids": ["x', 1)
+    alone.write_text(strange, encoding="utf-8")
+    with pytest.raises(UserError, match="not in this dataset"):
+        score_file(ScoreSettings(file=alone, train=dataset, dataset=dataset, resamples=200))
+
+
 def test_interrupted_evaluation_goes_on(table_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     out, state = tmp_path / "out", table_model["state"]
     state["stop_after"] = 75  # in the middle of the second pass

@@ -65,7 +65,7 @@ def judge(
     return _judge(question, reference, prediction, answer_type, tuple(choices or ()))
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=20_000)  # the controls say much the same of many rows
 def _judge(
     question: str, reference: str, prediction: str, answer_type: str | None, choices: tuple[str, ...]
 ) -> Verdict:
@@ -353,7 +353,7 @@ def token_f1(prediction: str, reference: str, unit: str = "word") -> float:
     return 2 * shared / (len(p) + len(r)) if shared else float(p == r)
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def tokens(text: str, unit: str) -> tuple[str, ...]:
     """A normalised text as characters (unit "char") or jieba words, marks and spaces left out."""
     if unit == "char":

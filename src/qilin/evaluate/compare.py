@@ -52,7 +52,9 @@ def compare_command(settings: CompareSettings) -> dict[str, Any]:
         judge = Endpoint(settings.endpoint, settings.judge, cache=cache, budget=settings.budget, seed=settings.seed)
         found["judge"] = judge_pairs(rows_a, rows_b, cluster, judge, settings.resamples, settings.seed)
     found["names"] = {"a": name_of(settings.a), "b": name_of(settings.b)}
-    found["manifest"] = {"a": str(files[0]), "b": str(files[1]), "seed": settings.seed, **scoring_manifest()}
+    judge_manifest = found["judge"]["judge"] if "judge" in found else None
+    found["manifest"] = {"a": str(files[0]), "b": str(files[1]), "seed": settings.seed, "judge": judge_manifest}
+    found["manifest"] |= scoring_manifest()
     if settings.report is not None and data is not None:
         from qilin.evaluate.compare_report import write_comparison
 

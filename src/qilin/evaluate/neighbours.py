@@ -129,19 +129,25 @@ def nearest_pass(
     kept = read_pass(path, {item.id for item in items})
     if len(kept) == len(items):
         return {item_id: said.prediction for item_id, said in kept.items()}
-    questions = Questions().learn(training.known)
-    theirs, there = pictures_to_compare(questions, items, seed)
-    ours = list(dict.fromkeys(item.image_ids[0] for item in items if item.image_ids))
-    made = look() if theirs and ours else None
-    seen: list[dict[str, Vector]] = [{}, {}]
-    if made is not None:
-        with progress(path.stem, len(theirs) + len(ours), 0, "pictures") as tick:
-            seen = [vectors(training.data, theirs, made, tick), vectors(data, ours, made, tick)]
-    answers = nearest_answers(questions, items, *seen)
-    rows = [{"id": i, "prediction": text, "confidence": None} for i, text in answers.items()]
+    answers = nearest_in(training, items, data, look, seed, path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(path, rows)
+    write_jsonl(path, [{"id": i, "prediction": text, "confidence": None} for i, text in answers.items()])
     return answers
+
+
+def nearest_in(
+    training: Training, items: Sequence[Item], data: Dataset, look: Callable[[], Look], seed: int, name: str
+) -> dict[str, str]:
+    """Item id -> the answer of the nearest training row; `look` is called for where there are pictures to compare."""
+    questions = Questions().learn(training.known)
+    theirs, _ = pictures_to_compare(questions, items, seed)
+    ours = list(dict.fromkeys(item.image_ids[0] for item in items if item.image_ids))
+    if not (theirs and ours):
+        return nearest_answers(questions, items, {}, {})
+    made = look()
+    with progress(name, len(theirs) + len(ours), 0, "pictures") as tick:
+        seen = [vectors(training.data, theirs, made, tick), vectors(data, ours, made, tick)]
+    return nearest_answers(questions, items, *seen)
 
 
 def thumbnails(pictures: Sequence[Image.Image]) -> NDArray[np.float32]:

@@ -55,7 +55,7 @@ _ENGLISH = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def meaning(item: str) -> Place | Named:
     """What a normalised item means; a text that no table knows means itself."""
     for text in (item, _TRAIL.sub("", item), _TRAIL.sub("", _LEAD.sub("", item)), _PICTURE_WORD.sub("", item)):
@@ -107,14 +107,14 @@ def same_meaning(a: Place | Named, b: Place | Named, question: str) -> bool:
     return a.height == b.height
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def names_organ(question: str, organ: str) -> bool:
     """Whether a normalised question names an organ or region by any of its words."""
     words = [w for kind in ("organ", "region") for w, name in words_of(kind).items() if name == organ]
     return any(word in question for word in words)
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def sided_organs(question: str) -> dict[str, tuple[str, ...]]:
     """The organs that a question names together with a side: 左肺的… -> {肺: (left,)}. 图像左侧的… names none."""
     found: dict[str, tuple[str, ...]] = {}

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from qilin.data.records import CAPTION_KINDS, Sample, count_images, text_of
@@ -86,6 +87,22 @@ def prediction_row(item: Item, prediction: str, confidence: float | None) -> dic
     }
 
 
+def item_of_row(row: Mapping[str, Any]) -> Item:
+    """A row of predictions.jsonl as the Item it answered, without its messages: enough to look it up in training."""
+    return Item(
+        id=row["id"],
+        kind=row.get("kind") or "vqa",
+        messages=(),
+        question=row["question"],
+        reference=row["reference"],
+        image_ids=tuple(row.get("image_ids") or ()),
+        answer_type=row.get("answer_type"),
+        choices=tuple(row.get("choices") or ()),
+        question_type=row.get("question_type"),
+        group=row.get("group") or "",
+    )
+
+
 def is_caption(row: Mapping[str, Any]) -> bool:
     """Whether a row is scored as a caption: by its kind; without one, by an answer_type that is there and null."""
     kind = row.get("kind")
@@ -135,6 +152,8 @@ def check_row(line: str, where: str) -> dict[str, Any]:
     for name in ("id", "question", "reference", "prediction"):
         if name not in row:
             raise UserError(f"{where}: field {name} is missing; it has {', '.join(map(str, row)) or 'none'}")
+    # Names and answers repeat from row to row: one copy of each keeps a hundred thousand rows small.
+    row = {intern(name): intern(value) if isinstance(value, str) else value for name, value in row.items()}
     row["id"] = str(row["id"])
     # A number as an answer (2) is as good as its text; nothing else is taken for one.
     for name in ("question", "reference", "prediction"):

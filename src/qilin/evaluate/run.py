@@ -132,29 +132,33 @@ def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
         near = near_training(work.training, items, ours)
     else:
         reasons |= {"nearest": work.no_training, "blind": work.no_training}
-    facts_of = {
-        row["image_id"]: row for row in work.data.picture_table(("image_id", "modality", "body_part")).to_pylist()
-    }
-
-    def first(name: str) -> dict[str, str | None]:
-        return {item.id: facts_of.get(item.image_ids[0], {}).get(name) if item.image_ids else None for item in items}
-
-    def other(swap: Mapping[str, str], image_id: str) -> bool:
-        a, b = (facts_of.get(i, {}).get("modality") for i in (image_id, swap[image_id]))
-        return a is not None and b is not None and a != b
-
+    table = work.data.picture_table(("image_id", "modality", "body_part"))
+    about = {row["image_id"]: row for row in table.to_pylist()}
     return predictions, Context(
         cluster=clusters([item.image_ids for item in items], [item.group for item in items], ours),
         controls=Controls(own | mean if mean is not None else None, blank, commonest, shuffled, nearest, reasons),
         facts=facts,
         near_duplicate=near,
         known_question=known,
-        modality=first("modality"),
-        body_part=first("body_part"),
-        other_modality=[{item.id: any(other(swap, i) for i in item.image_ids) for item in items} for swap in maps],
+        modality={item.id: of_first(item, about, "modality") for item in items},
+        body_part={item.id: of_first(item, about, "body_part") for item in items},
+        other_modality=[
+            {item.id: any(unlike(about, i, swap[i]) for i in item.image_ids) for item in items} for swap in maps
+        ],
         resamples=s.resamples,
         seed=s.seed,
     )
+
+
+def of_first(item: Item, about: Mapping[str, Mapping[str, Any]], name: str) -> str | None:
+    """What the picture table says of an item's first picture."""
+    return about.get(item.image_ids[0], {}).get(name) if item.image_ids else None
+
+
+def unlike(about: Mapping[str, Mapping[str, Any]], a: str, b: str) -> bool:
+    """Whether two pictures' modalities are known and not the same."""
+    one, other = (about.get(image_id, {}).get("modality") for image_id in (a, b))
+    return one is not None and other is not None and one != other
 
 
 def unseeing(

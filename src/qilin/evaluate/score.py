@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qilin.data.records import open_dataset
+from qilin.data.records import Dataset, open_dataset
 from qilin.errors import UserError
 from qilin.evaluate.captions import read_fact_source
-from qilin.evaluate.controls import CommonestAnswer
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.rows import read_rows, write_jsonl
+from qilin.evaluate.rows import item_of_row, read_rows, write_jsonl
 from qilin.evaluate.scores import Context, Controls, Row, score_rows
 from qilin.evaluate.settings import CAPTION_PROMPT, ScoreSettings
 from qilin.evaluate.statistics import clusters
@@ -54,38 +54,53 @@ def score_file(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, 
         from qilin.evaluate.training import phashes
 
         phash = phashes(data)
-    controls, known = kept["controls"], kept["known_question"]
-    if settings.train is not None:
-        controls, known = with_training(controls, settings.train, rows)
     context = Context(
         cluster=clusters([row.get("image_ids") or () for row in rows], [row.get("group") or "" for row in rows], phash),
-        controls=controls,
+        controls=kept["controls"],
         facts=kept["facts"] if data is None and kept["facts"] else read_fact_source(data.path if data else None),
         near_duplicate=kept["near_duplicate"],
-        known_question=known,
+        known_question=kept["known_question"],
         modality=kept["modality"],
         body_part=kept["body_part"],
         other_modality=kept["other_modality"] or (),
         resamples=settings.resamples,
         seed=settings.seed,
     )
+    if settings.train is not None:
+        context = with_training(context, settings.train, rows, data)
     scores, judged = score_rows(rows, context)
     scores["manifest"] = {"predictions": str(settings.file), **scoring_manifest()}
     return scores, judged
 
 
-def with_training(controls: Controls, train: Path, rows: Sequence[Row]) -> tuple[Controls, dict[str, bool]]:
-    """The controls with the commonest training answer of a dataset folder, and which questions it asks."""
-    from dataclasses import replace
-
-    from qilin.evaluate.training import read_training
+def with_training(context: Context, train: Path, rows: Sequence[Row], data: Dataset | None) -> Context:
+    """The context with what the training split of a dataset folder tells: the commonest answers and which questions it
+    asks; where the pictures are at hand too, the nearest neighbour by thumbnails, near-duplicates, and leaks (printed).
+    """
+    from qilin.evaluate.leaks import find_leaks, in_words
+    from qilin.evaluate.neighbours import nearest_in, thumbnails
+    from qilin.evaluate.training import commonest_answers, near_training, phashes, read_training
 
     training = read_training(open_dataset(train), CAPTION_PROMPT)
     if training is None:
         raise UserError(f"{train}: has no train split; --train names the dataset folder that the system learnt from")
-    counted = CommonestAnswer().learn(training.known)
-    answers = {row["id"]: counted.answer(row["question"], row.get("question_type")) for row in rows}
-    return replace(controls, commonest=answers), {row["id"]: counted.knows(row["question"]) for row in rows}
+    items = [item_of_row(row) for row in rows]
+    commonest, known = commonest_answers(training, items)
+    controls = replace(context.controls, commonest=commonest)
+    if data is None:
+        return replace(context, controls=controls, known_question=known)
+    ours = phashes(data)
+    strange = next(((item.id, i) for item in items for i in item.image_ids if i not in ours), None)
+    if strange:
+        raise UserError(f"{data.path}: row {strange[0]} is about picture {strange[1]}, which is not in this dataset")
+    print(in_words(find_leaks(training, items, ours)), file=sys.stderr)
+    nearest = nearest_in(training, items, data, lambda: thumbnails, context.seed, "nearest by thumbnails")
+    return replace(
+        context,
+        controls=replace(controls, nearest={**controls.nearest, "thumbnails": nearest}),
+        known_question=known,
+        near_duplicate=near_training(training, items, ours),
+    )
 
 
 def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Mapping[str, str]) -> None:
@@ -132,7 +147,8 @@ def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     if not path.is_file():
         why = "only a model can be shown other pictures: run qilin evaluate"
         train = "no training data was named: give --train DATASET"
-        return {**nothing, "controls": Controls(reasons={"blind": train, "shuffled": why, "nearest": why})}
+        neighbour = "no training pictures were named: give --train DATASET and --dataset DATASET"
+        return {**nothing, "controls": Controls(reasons={"blind": train, "shuffled": why, "nearest": neighbour})}
     from qilin.evaluate.captions import FactSource
 
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -63,13 +63,11 @@ def verdict_of(row: Row, prediction: str) -> Verdict:
     return judge(row["question"], row["reference"], prediction, row.get("answer_type"), row.get("choices") or ())
 
 
-def marks(rows: Sequence[Row], predictions: Sequence[str]) -> Marks:
+def marks(rows: Sequence[Row], predictions: Sequence[str], verdicts: Sequence[Verdict]) -> Marks:
     """1.0 for right, 0.0 for wrong or unparsable, a row: (N,) for each of exact and accuracy."""
     return {
         "exact": np.array([exact(p, row["reference"]) for row, p in zip(rows, predictions, strict=True)], dtype=float),
-        "accuracy": np.array(
-            [verdict_of(row, p).correct is True for row, p in zip(rows, predictions, strict=True)], dtype=float
-        ),
+        "accuracy": np.array([verdict.correct is True for verdict in verdicts], dtype=float),
     }
 
 
@@ -88,13 +86,19 @@ class Marked:
 def mark_all(rows: Sequence[Row], controls: Controls) -> Marked:
     """Score the model and every control there is."""
 
-    def of(answers: Answers) -> Marks:
-        return marks(rows, [answers[row["id"]] for row in rows])
+    def judged(predictions: Sequence[str]) -> list[Verdict]:
+        return [verdict_of(row, said) for row, said in zip(rows, predictions, strict=True)]
 
+    def of(answers: Answers) -> Marks:
+        predictions = [answers[row["id"]] for row in rows]
+        return marks(rows, predictions, judged(predictions))
+
+    predictions = [row["prediction"] for row in rows]
+    verdicts = judged(predictions)
     return Marked(
         rows,
-        [verdict_of(row, row["prediction"]) for row in rows],
-        marks(rows, [row["prediction"] for row in rows]),
+        verdicts,
+        marks(rows, predictions, verdicts),
         {name: of(answers) for name, answers in blind_answers(controls).items()},
         [of(answers) for answers in controls.shuffled],
         {name: of(answers) for name, answers in controls.nearest.items()},
@@ -221,7 +225,7 @@ def part(
             "n": None,
             "exact": None,
             "accuracy": None,
-            "reason": "no training data was named: give --train DATASET",
+            "reason": "no training data was named: give --train DATASET, and --dataset for the pictures",
         }
     chosen = np.array([not excluded[row["id"]] for row in marked.rows], dtype=bool)
     return block(marked, chosen, cluster, context)

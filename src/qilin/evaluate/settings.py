@@ -71,10 +71,11 @@ class ScoreSettings:
 
     file: Path = setting(help="JSONL rows with id, question, reference, prediction and, where known, the other fields")
     train: Path | None = setting(
-        default=None, help="dataset folder with training answers, for the commonest-answer control"
+        default=None,
+        help="dataset folder the system learnt from, for the controls and parts that need training answers",
     )
     dataset: Path | None = setting(
-        default=None, help="dataset folder of the questions, for near-duplicate clusters and caption facts"
+        default=None, help="dataset folder of the questions: near-duplicate clusters, caption facts, nearest neighbour"
     )
     rows: Path | None = setting(
         default=None, help="write each row's id, correct (true, false, null for unparsable) and rule here"

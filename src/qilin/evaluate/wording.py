@@ -48,7 +48,7 @@ def plain(text: str) -> str:
     return _HEAD.sub("", _TAIL.sub("", text))
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=20_000)
 def normalise(text: str) -> str:
     """The answer without what carries no meaning: script, width, case, idle spaces, quotes, courtesy frames, 。！
 
@@ -72,7 +72,7 @@ def normalise(text: str) -> str:
         text = shorter
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def items(text: str) -> tuple[str, ...]:
     """A normalised answer as its list items: 左肺,右肺 and 左肺和右肺 both give (左肺, 右肺)."""
     return tuple(item for item in (part.strip() for part in _LIST_MARK.split(text)) if item)

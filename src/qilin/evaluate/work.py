@@ -124,7 +124,8 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
     state = out / STATE
     named = identity["model"]
     plain = {**identity, "model": named["sha256"] or " at ".join(filter(None, (named["path"], named.get("endpoint"))))}
-    plain["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "path"}
+    # Where the data lies, and whether this version knows its name, decide no answer.
+    plain["dataset"] = {k: v for k, v in identity["dataset"].items() if k not in ("path", "benchmark")}
     if state.is_file():
         before = json.loads(state.read_text(encoding="utf-8"))
         if settings_hash(before) != settings_hash(plain):

@@ -57,7 +57,7 @@ _STOP = re.compile(
 _EXCLUSIVE = ("modality", "plane", "region")
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def asks_yes_no(question: str) -> bool:
     """Whether a normalised question can be answered by yes or no: …吗, 是否…, 有没有…; not 哪个…, A还是B."""
     return _ASKS.search(question) is not None and _WH.search(_A_NOT_A.sub("", question)) is None
@@ -80,7 +80,7 @@ def word_polarity(text: str) -> bool | None:
     return None if inner is None else not inner
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def normality(text: str) -> bool | None:
     """True where a text says normal (正常, 未见异常), False where abnormal (异常, 不正常), None for neither or both."""
     said: set[bool] = set()
@@ -91,7 +91,7 @@ def normality(text: str) -> bool | None:
     return said.pop() if len(said) == 1 else None
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def asked_normality(question: str) -> bool | None:
     """True if a question asks whether something is normal, False if whether it is abnormal, None if it asks neither."""
     stated = _A_NOT_A.sub("", question)
@@ -100,7 +100,7 @@ def asked_normality(question: str) -> bool | None:
     return normality(stated)
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def named(text: str, kind: str) -> frozenset[str]:
     """The names of one kind that a text uses and does not deny: named("胸部ct图像", "modality") = {CT}."""
     found: set[str] = set()
@@ -252,7 +252,7 @@ def _first_clause(text: str, stated: str) -> bool | None:
     return says_no is bool(denied_spans(stated.rstrip("吗么嘛?")))
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def polarity(text: str, question: str = "") -> bool | None:
     """Whether a normalised answer says yes (True) or no (False) to a normalised question.
 

@@ -20,7 +20,7 @@ def _converter() -> Any:
     return OpenCC("t2s")
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=20_000)
 def simplified(text: str) -> str:
     """Traditional characters become simplified ones (opencc t2s); everything else stays."""
     if not _HAN.search(text):

@@ -21,7 +21,7 @@ _LEFT = re.compile(r"左|\bleft\b|\bl(?=\s*(?:lung|kidney|side|lobe))\b", re.IGN
 _RIGHT = re.compile(r"右|\bright\b|\br(?=\s*(?:lung|kidney|side|lobe))\b", re.IGNORECASE)
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def sides(text: str) -> frozenset[str]:
     """The sides named: {}, {left}, {right} or {left, right}; 双侧 and 两肺 name both, 3cm左右 names none."""
     text = _ABOUT.sub("", text)

@@ -50,7 +50,7 @@ def shielded(text: str) -> str:
     return _FALSE.sub(lambda match: "\x01" * len(match.group()), text)
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def denied_spans(text: str) -> tuple[tuple[int, int], ...]:
     """Spans (start, end) of the text that a cue before them denies. Two cues in one clause cancel: 并非没有积液."""
     plain = shielded(text)
@@ -79,7 +79,7 @@ def is_denied(text: str, start: int, end: int) -> bool:
     return _AFTER.match(text[end : stop.start() if stop else len(text)]) is not None
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def negations(text: str) -> int:
     """How many negation cues stand in the text, words that only look like one left out."""
     return len(_BEFORE.findall(shielded(text)))

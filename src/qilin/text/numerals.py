@@ -30,7 +30,7 @@ _COUNT_IN_TEXT = re.compile(rf"([{_CHINESE}]+)(?=(?:{'|'.join(MEASURE_WORDS)}))"
 _SHIELD = re.compile("|".join(_NOT_COUNTS))
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def parse_number(text: str) -> Fraction | None:
     """The number that the whole text is, else None: "12", "1,024", "2.5", "1/2", "十二", "两", "半", "一点五"."""
     word = narrow_letters(text).strip()
@@ -53,7 +53,7 @@ def parse_number(text: str) -> Fraction | None:
     return Fraction(str(value))
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def counts_as_digits(text: str) -> str:
     """Chinese numerals before a measure word become digits: 两个结节 -> 2个结节. 十二指肠, 三尖瓣, 一侧 stay."""
     shielded: list[str] = []
@@ -79,7 +79,7 @@ _COUNT = re.compile(
 )
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def parse_count(text: str) -> tuple[Fraction, str] | None:
     """A count and the noun after it: "两个" -> (2, ""), "共3枚结节" -> (3, "结节"), "2" -> (2, ""); else None."""
     word = narrow_letters(text).strip().lower()

@@ -76,7 +76,7 @@ _QUANTITY = re.compile(rf"((?:{_NUMBER}\s*(?:{_UNIT})?\s*[x×*]\s*)*{_NUMBER})\s
 _PART = re.compile(rf"({_NUMBER})\s*({_UNIT})?", re.IGNORECASE)
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def measures(text: str) -> tuple[Measure, ...]:
     """Every quantity with a unit, in the order of the text; 3×2cm gives both sides, each in mm.
 
