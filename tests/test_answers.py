@@ -1,6 +1,8 @@
 """The scorer, by its table of pairs (answer_pairs.jsonl, which is documentation too) and by properties."""
 
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,25 @@ def test_table_is_worth_its_name() -> None:
     assert all(pair["reader"] is not pair["correct"] and "limit" in pair["why"] for pair in PAIRS if "reader" in pair)
     keys = [(p["question"], p["reference"], p["prediction"], tuple(p.get("choices") or ())) for p in PAIRS]
     assert len(set(keys)) == len(keys)
+
+
+def test_every_rule_has_pairs_and_stands_in_the_docs() -> None:
+    source = Path(inspect.getfile(judge)).read_text(encoding="utf-8")
+    rules = {
+        name for verdict in re.findall(r"Verdict\((.*)\)", source) for name in re.findall(r'"([a-z/ ]+)"', verdict)
+    }
+    assert {"equal", "yes/no", "side", "which side", "one of its kind"} <= rules
+    by_rule: dict[str, int] = {}
+    for pair in PAIRS:
+        verdict = judge(
+            pair["question"], pair["reference"], pair["prediction"], pair.get("answer_type"), pair.get("choices")
+        )
+        by_rule[verdict.rule] = by_rule.get(verdict.rule, 0) + 1
+    assert rules == set(by_rule)  # a rule without a pair would be missing here
+    assert min(by_rule.values()) >= 2, by_rule
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert [rule for rule in rules if f"`{rule}`" not in page] == []
+    assert f"{len(PAIRS)} of them" in page
 
 
 @pytest.mark.parametrize(

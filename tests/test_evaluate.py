@@ -18,6 +18,7 @@ from qilin.evaluate.controls import CommonestAnswer, Known, derangements, mean_p
 from qilin.evaluate.rows import is_caption, is_closed, items_of, read_rows
 from qilin.evaluate.run import evaluate
 from qilin.evaluate.score import score_file
+from qilin.evaluate.scores import write_scores
 from qilin.evaluate.settings import EvaluateSettings, ScoreSettings
 
 
@@ -271,6 +272,14 @@ def test_missing_controls_are_null_with_a_reason(table_model: dict[str, Any], da
     assert scores["nearest_neighbour"]["accuracy"] is None
     assert "--train" in scores["unseen_wording"]["reason"]
     assert "试跑" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_scores_without_a_manifest_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without a manifest"):
+        write_scores(tmp_path / "scores.json", {"all": {}})
+    assert not list(tmp_path.iterdir())
+    write_scores(tmp_path / "scores.json", {"all": {}, "manifest": {"scorer": "1"}})
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from qilin.data.records import Dataset
+from qilin.evaluate.rows import write_whole
 from qilin.imaging.pixels import to_rgb
 
 # Some 5 kB a thumbnail: this many pictures keep the page near 3 MB, which a browser opens at once.
@@ -29,9 +30,7 @@ Row = Mapping[str, Any]
 def write_page(path: Path, body: Sequence[str]) -> None:
     """The parts in the frame of report.html, whole or not at all."""
     page = (resources.files("qilin") / "evaluate" / "report.html").read_text(encoding="utf-8")
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(page.replace("{{body}}", "\n".join(body)), encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, page.replace("{{body}}", "\n".join(body)))
 
 
 def is_drawn(data: Dataset) -> bool:

@@ -176,9 +176,13 @@ def check_row(line: str, where: str) -> dict[str, Any]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows beside the final name and move them there whole."""
+    """Rows as JSONL, whole or not at all."""
+    write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_whole(path: Path, text: Iterable[str]) -> None:
+    """Write a text, or its pieces, beside the final name and move it there whole."""
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines([text] if isinstance(text, str) else text)
     unfinished.replace(path)

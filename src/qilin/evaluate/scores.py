@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qilin.evaluate.answers import SCORER_VERSION, Verdict, exact, judge, token_f1
+from qilin.evaluate.answers import Verdict, exact, judge, token_f1
 from qilin.evaluate.captions import FactSource, score_captions
 from qilin.evaluate.confidence import calibration, nothing_to_see
-from qilin.evaluate.rows import is_caption, is_closed, write_jsonl
+from qilin.evaluate.rows import is_caption, is_closed, write_whole
 from qilin.evaluate.statistics import bootstrap_interval, compare
 from qilin.text.facts import DEFAULT_VOCABULARY
 
@@ -315,16 +315,7 @@ def caption_block(rows: Sequence[Row], caption: NDArray[np.bool_], context: Cont
 
 
 def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
-    """scores.json, whole or not at all. A score without a manifest is refused."""
-    assert scores.get("manifest"), "scores without a manifest must not be written"
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(scores, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def write_verdicts(path: Path, judged: Sequence[Mapping[str, Any]]) -> None:
-    """Each row's id, correct and rule as JSONL."""
-    write_jsonl(path, judged)
-
-
-__all__ = ["SCORER_VERSION", "Context", "Controls", "score_rows", "write_scores", "write_verdicts"]
+    """scores.json, whole or not at all. Raises ValueError for scores that do not say where they come from."""
+    if not scores.get("manifest"):
+        raise ValueError(f"{path}: scores without a manifest are not written")
+    write_whole(path, json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
