@@ -168,7 +168,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
 
 
 def test_control_the_same_recipe_without_the_mistake_reads() -> None:
-    assert read_recipe("tiny/instruct", ["data=somewhere", "out=run", "model=align"]).batch == 64
+    assert read_recipe("tiny/instruct", ["data=somewhere", "out=run", "model=align"]).batch == 32
 
 
 # ── a run's folder ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,8 +16,8 @@ def make_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizer
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # Marks, signs and digits stand alone, and so do the words of sides and places: with 左眼 merged here and 左侧
-            # there, a small model took long to learn that both say 左.
+            # Marks, signs and digits stand alone, and so do the words of sides and places: while 左 was merged into
+            # 左眼 here and 左侧 there, a small model took long to learn that both say 左.
             pre_tokenizers.Split(Regex(r"</?[a-z]+>|\s|[^\w\s]|\d|[左右双上中下]"), "isolated"),
         ]
     )
