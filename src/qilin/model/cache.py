@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from qilin.model.hub import fetch, fetch_folder
 from qilin.model.llava_layout import is_llava
 from qilin.model.settings import ConvertSettings
 from qilin.model.shards import read_json
@@ -19,7 +20,6 @@ def usable(name: str, hub: str) -> str:
 
     Converted with the default template (v1). For another, or for LoRA, `qilin convert` makes a folder to name.
     """
-    from qilin.model.compose import fetch, fetch_folder
     from qilin.model.convert import convert, fingerprint, say
 
     place = fetch(name, hub)

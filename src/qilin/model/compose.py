@@ -17,7 +17,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -28,8 +27,10 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from qilin.errors import RunError, UserError
-from qilin.model.template import IMAGE, TEMPLATES, chat_template
+from qilin.errors import UserError
+from qilin.model.hub import from_pretrained
+from qilin.model.template import IMAGE
+from qilin.model.words import end_tokens, load_tokenizer, spoken_template
 
 CARD = "qilin.json"
 # Where each part of a stock Llava lives, by the prefix of its parameter names.
@@ -150,61 +151,6 @@ def pick_device(device: str) -> torch.device:
     return found
 
 
-def from_pretrained(kind: Any, name: str, hub: str, **options: Any) -> Any:
-    """kind.from_pretrained with errors for people: no such folder, no network, not a model."""
-    place = fetch(name, hub)
-    try:
-        return kind.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(why_not_loaded(name, place, error)) from error
-
-
-def fetch(name: str, hub: str) -> str:
-    """The folder of a model: itself, or downloaded from ModelScope; Hugging Face ids pass through to transformers."""
-    if Path(name).is_dir():
-        return name
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"{name}: no such folder, and not a hub id of the form owner/name")
-    if hub != "modelscope":
-        return name
-    try:
-        from modelscope import snapshot_download
-    except ImportError:
-        raise UserError(f"{name}: hub is modelscope, which needs its package: pip install 'qilin-med[hubs]'") from None
-    try:
-        return str(snapshot_download(name))
-    except Exception as error:  # modelscope raises many kinds; all mean that the files did not come
-        raise RunError(f"{name}: ModelScope did not deliver it ({error}); {BY_HAND}") from error
-
-
-def fetch_folder(name: str, hub: str) -> str:
-    """Like fetch, but always a folder of this machine: a Hugging Face id is downloaded (HF_ENDPOINT is obeyed)."""
-    place = fetch(name, hub)
-    if Path(place).is_dir():
-        return place
-    from huggingface_hub import snapshot_download
-
-    try:
-        return str(snapshot_download(place, ignore_patterns=["*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf"]))
-    except (OSError, ValueError) as error:
-        raise UserError(why_not_loaded(name, place, error)) from error
-
-
-BY_HAND = (
-    "without a network, fetch the files on another machine (`hf download OWNER/NAME --local-dir DIR`), "
-    "copy DIR here and name DIR in the recipe; HF_ENDPOINT=https://… names a mirror"
-)
-
-
-def why_not_loaded(name: str, place: str, error: Exception) -> str:
-    """The reason a model did not load, in one line."""
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if Path(place).is_dir():
-        has = ", ".join(sorted(path.name for path in Path(place).iterdir())[:8]) or "nothing"
-        return f"{name}: not a model folder that transformers can load ({first}); it holds {has}"
-    return f"{name}: not found here and not fetched from the hub ({first}); {BY_HAND}"
-
-
 def load_vision(name: str, hub: str) -> Any:
     """The vision encoder of any Hugging Face vision or image-text model (CLIP, SigLIP, …), in fp32."""
     config = from_pretrained(AutoConfig, name, hub)
@@ -214,17 +160,6 @@ def load_vision(name: str, hub: str) -> Any:
         if not isinstance(getattr(tower.config, needed, None), int):
             raise UserError(f"{name}: its config has no whole number {needed}; expected a ViT such as CLIP or SigLIP")
     return tower
-
-
-def load_tokenizer(name: str, hub: str) -> Any:
-    """The language model's tokenizer with `<image>` and a padding token."""
-    tokenizer = from_pretrained(AutoTokenizer, name, hub)
-    if not tokenizer.is_fast:
-        raise UserError(f"{name}: its tokenizer has no fast form, which the answer masks need (character offsets)")
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaVA pads with unk, too
-    return tokenizer
 
 
 def grow_embeddings(model: Any, tokenizer: Any) -> None:
@@ -270,36 +205,9 @@ def image_processor_for(name: str, tower: Any, pad_square: bool, hub: str) -> An
 def set_template(model: Any, processor: Any, template: str, system: str | None) -> None:
     """Give model and processor the conversation style of their stage: the template and what ends an answer."""
     tokenizer = processor.tokenizer
-    processor.chat_template = tokenizer.chat_template = chat_template(template, system)
+    processor.chat_template = tokenizer.chat_template = spoken_template(tokenizer, template, system)
     model.generation_config.eos_token_id = end_tokens(tokenizer, template)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def end_tokens(tokenizer: Any, template: str) -> int | list[int]:
-    """The ids that end an answer: one, or for a template that ends with text, every token that ends with that text.
-
-    A line end alone would not do for `plain`: byte-level vocabularies hold tokens such as "。\\n", which were learnt.
-    Ids rather than stop strings, because plain `generate`, vLLM and others obey them without being told.
-    """
-    stop = TEMPLATES[template].stop
-    end = tokenizer.eos_token_id
-    if stop is None:
-        if end is None:
-            raise UserError(f"template is {template!r}, but the tokenizer has no end-of-sequence token")
-        return int(end)
-    if not stop.isspace():
-        known = tokenizer.get_vocab()
-        missing = [mark for mark in TEMPLATES[template].marks if mark not in known]
-        if missing:
-            raise UserError(
-                f"template is {template!r}, but the tokenizer has no token {' or '.join(missing)}; use template v1"
-            )
-        return int(known[stop])
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    found = [token for token, text in enumerate(texts) if text.endswith(stop)]
-    if not found:
-        raise UserError(f"template is {template!r}, but no token of the tokenizer ends with {stop!r}; use template v1")
-    return sorted({*found, end} - {None})
 
 
 def part_of(name: str) -> str:

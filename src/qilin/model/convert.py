@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from qilin.errors import RunError, UserError
-from qilin.model.compose import CARD, fetch_folder
+from qilin.model.compose import CARD
 from qilin.model.convert_in import Gathered, gather, plan_weights, vision_of
 from qilin.model.convert_lora import ADAPTER, keep_adapter, merge_stock
 from qilin.model.convert_out import convert_out
+from qilin.model.hub import fetch_folder
 from qilin.model.llava_layout import is_llava, is_stock, stock_config
 from qilin.model.settings import ConvertSettings
 from qilin.model.shards import read_json, write_shards
@@ -106,7 +107,7 @@ def convert_in(source: Path, kind: str, folder: Path, settings: ConvertSettings)
     room(folder, sum(row.bytes for row in plan))
     with bar(f"{settings.source} → {settings.out}", sum(row.bytes for row in plan)) as tell:
         write_shards(folder, plan, int(settings.shard_gb * 1e9), tell)
-    write_speech(folder, stock, speech, colours, config.get("image_aspect_ratio") == "pad", settings, plan)
+    write_speech(folder, stock, speech, colours, config.get("image_aspect_ratio") == "pad", plan)
     record_source(source, found.words, folder, found.rows, found.dropped)
     if found.lora and settings.lora == "keep":
         keep_adapter(source, folder, found)

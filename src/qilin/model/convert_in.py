@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from qilin.errors import UserError
-from qilin.model.compose import fetch_folder, from_pretrained
 from qilin.model.convert_lora import Adapter, read_adapter, read_trained
+from qilin.model.hub import fetch_folder, from_pretrained
 from qilin.model.llava_layout import (
     BUFFERS,
     EMBEDDING,

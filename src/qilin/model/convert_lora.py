@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from qilin.errors import UserError
+from qilin.model.hub import fetch_folder
 from qilin.model.llava_layout import is_stock, to_llava
 from qilin.model.settings import ConvertSettings
 from qilin.model.shards import Planned, Reader, Weight, list_file, list_weights, open_weights, read_json, write_shards
@@ -128,8 +129,6 @@ def lora_row(name: str, tensor: torch.Tensor) -> Planned:
 
 def merge_stock(source: Path, folder: Path, settings: ConvertSettings, bar: Callable[..., Any]) -> None:
     """peft's adapters on a stock Llava (--base) -> that Llava with them merged, all its other files copied."""
-    from qilin.model.compose import fetch_folder
-
     assert settings.base is not None, "asked for by layout()"
     base = Path(fetch_folder(settings.base, settings.hub))
     if not is_stock(read_json(base / "config.json")):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qilin.errors import UserError
-from qilin.model.compose import from_pretrained
+from qilin.model.hub import from_pretrained
 from qilin.model.llava_layout import explain_names, llava_config, to_llava
 from qilin.model.settings import ConvertSettings
 from qilin.model.shards import Planned, Reader, Weight, list_file, list_weights, read_json, write_shards

@@ -27,7 +27,6 @@ LINEAR = {"model.mm_projector.": "multi_modal_projector.linear_1."}  # a single 
 # Buffers that old versions of transformers saved; they follow from the config and hold nothing learnt.
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
-IM_PATCH, IM_START, IM_END = "<im_patch>", "<im_start>", "<im_end>"
 # Which language model LLaVA built on, by the class its config names.
 FAMILIES = {"LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistral"}
 FAMILY_FIELDS = (

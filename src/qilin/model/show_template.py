@@ -14,10 +14,11 @@ from rich.text import Text
 
 from qilin.data.records import assistant, user
 from qilin.errors import UserError
-from qilin.model.compose import fetch, from_pretrained, load_tokenizer
+from qilin.model.hub import fetch, from_pretrained
 from qilin.model.inputs import image_tokens
 from qilin.model.settings import TemplateSettings
-from qilin.model.template import IMAGE, Encoded, chat_template, encode
+from qilin.model.template import IMAGE, Encoded, encode
+from qilin.model.words import load_tokenizer, spoken_template
 
 LEARNT = "bold black on green"
 MARK = "cyan"
@@ -50,17 +51,19 @@ def load_words(settings: TemplateSettings) -> tuple[Any, str, int]:
     from transformers import AutoProcessor
 
     folder = Path(fetch(settings.model, settings.hub))
-    named = None
-    if settings.template is not None:
-        named = chat_template(settings.template, settings.system)
+    tokens, own = 1, None
     if folder.is_dir() and not (folder / "processor_config.json").is_file():
-        if named is None:
-            raise UserError(f"{folder}: has no processor (processor_config.json), so no template; name one: --template")
-        return load_tokenizer(settings.model, settings.hub), named, 1
-    processor = from_pretrained(AutoProcessor, settings.model, settings.hub)
-    if not named and not processor.chat_template:
-        raise UserError(f"{settings.model}: has no chat template (chat_template.jinja); name one: --template")
-    return processor.tokenizer, named or processor.chat_template, image_tokens(processor)
+        tokenizer = load_tokenizer(settings.model, settings.hub)
+        missing = "processor (processor_config.json), so no template"
+    else:
+        processor = from_pretrained(AutoProcessor, settings.model, settings.hub)
+        tokenizer, own, tokens = processor.tokenizer, processor.chat_template, image_tokens(processor)
+        missing = "chat template (chat_template.jinja)"
+    if settings.template is not None:
+        return tokenizer, spoken_template(tokenizer, settings.template, settings.system), tokens
+    if not own:
+        raise UserError(f"{settings.model}: has no {missing}; name one: --template")
+    return tokenizer, own, tokens
 
 
 def turn(settings: TemplateSettings, first: bool) -> list[Any]:

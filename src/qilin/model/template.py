@@ -1,7 +1,7 @@
 """Messages -> token ids and the mask of what the assistant says, both from one chat template.
 
 The templates are data: Jinja text in the form transformers renders, with `{% generation %}` around what the model is
-to say; chat_template() sets `begin` and `picture` before them. The saved model carries its template, so plain
+to say; chat_template() sets `begin`, `picture` and `lead` before them. The saved model carries its template, so plain
 transformers, vLLM and others see the same conversation.
 """
 
@@ -19,20 +19,21 @@ SAY = """
   {%- if content is string -%}{{- content -}}
   {%- else -%}
     {%- for part in content -%}
-      {%- if part['type'] == 'image' -%}{{- picture + '\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+      {%- if part['type'] == 'image' -%}{{- picture + lead + '\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
 """
 
-# LLaVA's stage 1 (conversation.py, "plain"): picture, caption and a line end; what the user says is dropped.
+# LLaVA's stage 1 (conversation.py, "plain"): picture, caption and a line end; what the user says is dropped. The
+# caption stands right behind the picture, so the space before it is part of what is learnt.
 PLAIN = """
-{{- begin -}}
+{{- bos_token or '' -}}
 {%- for message in messages -%}
   {%- if message['role'] == 'user' and message['content'] is not string -%}
     {%- for part in message['content'] if part['type'] == 'image' -%}{{- picture -}}{%- endfor -%}
   {%- elif message['role'] == 'assistant' -%}
-    {%- generation -%}{{- say(message['content']) + '\\n' -}}{%- endgeneration -%}
+    {%- generation -%}{{- lead + say(message['content']) + '\\n' -}}{%- endgeneration -%}
   {%- endif -%}
 {%- endfor -%}
 """
@@ -128,8 +129,8 @@ TEMPLATES = {
 def chat_template(name: str, system: str | None = None, picture: str = IMAGE, lead: str = "") -> str:
     """The whole Jinja text of a template. `system` replaces the template's own system prompt ("" for none).
 
-    `picture` is what stands for a picture (LLaVA may put marks around it), `lead` what is written after the first
-    special token and after a picture (see convert: LLaVA's tokenization of pieces).
+    `picture` is what stands for a picture (LLaVA may put marks around it), `lead` what is written where LLaVA begins a
+    new piece of text: after the first special token and after a picture (words.spoken_template finds both).
     """
     if name not in TEMPLATES:
         raise UserError(f"template is {name!r}; expected one of {', '.join(TEMPLATES)}")
@@ -137,10 +138,9 @@ def chat_template(name: str, system: str | None = None, picture: str = IMAGE, le
 
     template = TEMPLATES[name]
     words = json.dumps(template.system if system is None else system, ensure_ascii=False)
-    begin = "bos_token or ''" if not lead else f"(bos_token or '') + '{lead}'"
     head = (
-        f"{{%- set default_system = {words} -%}}{{%- set begin = {begin} -%}}{{%- set again = bos_token or '' -%}}"
-        f"{{%- set picture = '{picture + lead}' -%}}"
+        f"{{%- set default_system = {words} -%}}{{%- set lead = '{lead}' -%}}{{%- set picture = '{picture}' -%}}"
+        "{%- set again = bos_token or '' -%}{%- set begin = again + lead -%}"
     )
     return head + SAY.replace("\n", "").replace("  ", "") + tidy(template.body)
 

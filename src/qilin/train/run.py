@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from qilin import __version__
 from qilin.errors import RunError, UserError
 from qilin.model.compose import CARD, Loaded, compose, load_model, pick_device, set_learning, set_template
+from qilin.model.save import save_model
 from qilin.settings import read_yaml, to_dict, write_yaml
 from qilin.train.attention import use_packed_attention, use_plain_attention
 from qilin.train.checkpoint import latest_checkpoint, step_of
@@ -260,8 +261,7 @@ def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) 
     kind = torch.bfloat16 if settings.precision == "bf16" and model.device.type != "cpu" else torch.float32
     model = model.to(kind).eval()
     model.config.use_cache = True
-    model.save_pretrained(str(run))
-    loaded.processor.save_pretrained(str(run))
+    save_model(run, model, loaded.processor)
 
 
 def finish(

@@ -74,7 +74,9 @@ class TrainSettings:
         default=(), help="what to learn from: a folder, or a list of {path, weight, split, kinds}"
     )
     kinds: tuple[Kind, ...] = setting(default=(), help="kinds of samples this stage learns; empty: all")
-    template: Literal["plain", "v1", "chatml"] = setting(default="v1", help="the conversation style")
+    template: Literal["plain", "v1", "llama_2", "mistral", "chatml"] = setting(
+        default="v1", help="the conversation style"
+    )
     system: str | None = setting(
         default=None, help="system prompt in place of the template's own; an empty text for none"
     )
