@@ -195,3 +195,24 @@ def read_bins(folder: Path) -> dict[str, torch.Tensor]:
     for file in sorted(folder.glob("pytorch_model*.bin")):
         found |= torch.load(file, weights_only=True)
     return found
+
+
+def llava_ids(folder: Path, prompt: str, image: Mapping[str, int], legacy: bool) -> list[int]:
+    """LLaVA's tokenization in our words: cut at the picture, each piece tokenized alone by SentencePiece, special
+    tokens taken out first; what follows one gets a space before it only in `legacy` (transformers 4.31, slow)."""
+    model = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+    ids = [model.bos_id()]
+    special = {"</s>": model.eos_id(), "<s>": model.bos_id()} | {k: v for k, v in image.items() if k != "<image>"}
+    for number, piece in enumerate(prompt.split("<image>")):
+        ids += [image["<image>"]] if number else []
+        first = True
+        while piece:
+            at, mark = min(((piece.find(m), m) for m in special if m in piece), default=(len(piece), ""))
+            text, piece = piece[:at], piece[at + len(mark) :]
+            if text:
+                ids += (
+                    model.encode(text) if legacy or first else model.encode("</s>" + text)[len(model.encode("</s>")) :]
+                )
+            ids += [special[mark]] if mark else []
+            first = False
+    return ids

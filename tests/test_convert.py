@@ -4,18 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llava_mini import HEADS, PATCH, SIDE, SYSTEM, WIDTH, eye, llava_mini, read_bins
+from llava_mini import HEADS, PATCH, SIDE, SYSTEM, WIDTH, eye, llava_ids, llava_mini, read_bins
 from qilin.errors import RunError
 from qilin.model.check import TOLERANCE
 from qilin.model.convert import convert
@@ -122,27 +120,6 @@ def test_the_round_trip_is_bit_equal(made: dict[str, tuple[Path, Path]], name: s
     assert not same_bits(before["model.norm.weight"], after["model.norm.weight"] + 1e-2)  # control
     for file in ("config.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"):
         assert (back / file).read_bytes() == (source / file).read_bytes(), file
-
-
-def llava_ids(folder: Path, prompt: str, image: Mapping[str, int], legacy: bool) -> list[int]:
-    """LLaVA's tokenization in our words: cut at the picture, each piece tokenized alone by SentencePiece, special
-    tokens taken out first; what follows one gets a space before it only in `legacy` (transformers 4.31, slow)."""
-    model = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
-    ids = [model.bos_id()]
-    special = {"</s>": model.eos_id(), "<s>": model.bos_id()} | {k: v for k, v in image.items() if k != "<image>"}
-    for number, piece in enumerate(prompt.split("<image>")):
-        ids += [image["<image>"]] if number else []
-        first = True
-        while piece:
-            at, mark = min(((piece.find(m), m) for m in special if m in piece), default=(len(piece), ""))
-            text, piece = piece[:at], piece[at + len(mark) :]
-            if text:
-                ids += (
-                    model.encode(text) if legacy or first else model.encode("</s>" + text)[len(model.encode("</s>")) :]
-                )
-            ids += [special[mark]] if mark else []
-            first = False
-    return ids
 
 
 TURNS = [

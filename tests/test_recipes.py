@@ -12,6 +12,7 @@ import pytest
 
 from qilin.demo.parts_settings import PartsSettings
 from qilin.errors import UserError
+from qilin.model.template import TEMPLATES
 from qilin.settings import read, read_yaml
 from qilin.train.settings import TrainSettings, read_recipe, recipe_names, recipe_path
 
@@ -111,6 +112,13 @@ def test_the_papers_alignment_can_keep_the_instruction() -> None:
     words = [*minimal(PAPER[0]), "template=v1", "instructions=[根据图中的信息，撰写一段描述性文本。]"]
     found = read_recipe(PAPER[0], words)
     assert (found.template, found.instructions) == ("v1", ("根据图中的信息，撰写一段描述性文本。",))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_recipe_can_name_every_template(template: str) -> None:
+    assert read_recipe(PAPER[1], [*minimal(PAPER[1]), f"template={template}"]).template == template
+    with pytest.raises(UserError, match="template"):
+        read_recipe(PAPER[1], [*minimal(PAPER[1]), f"template={template}x"])
 
 
 @pytest.mark.parametrize("name", ["qilin-med-vl-13b/instruct", "qwen3-8b/instruct"])

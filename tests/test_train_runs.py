@@ -21,6 +21,7 @@ import qilin.train.loop as loop
 from qilin import cli
 from qilin.errors import RunError, UserError
 from qilin.model.compose import load_model, part_of
+from qilin.model.shards import list_weights
 from qilin.train.augment import augment
 from qilin.train.feed import Feed
 from qilin.train.optimizer import rate_share
@@ -103,6 +104,9 @@ def test_stage_one_moves_the_projector_alone(home: Path, aligned: Path, tmp_path
     start = load_start(read_recipe("small/align", words(home, tmp_path)))
     before = dict(start.model.named_parameters())
     assert moved(before, weights(aligned)) == {"vision": {False}, "projector": {True}, "language": {False}}
+    # On the disk under llava-hf's names, which servers look for.
+    names = {weight.name for weight in list_weights(aligned)}
+    assert {"vision_tower.vision_model.pre_layrnorm.weight", "language_model.model.norm.weight"} <= names
     figures = rows(aligned)
     assert [row["step"] for row in figures] == list(range(1, len(figures) + 1))
     assert figures[-1]["loss"] < figures[0]["loss"]

@@ -24,7 +24,7 @@ from qilin.model.words import (
     IM_START,
     WORDS,
     end_tokens,
-    how_to_read,
+    open_tokenizer,
     spoken_template,
     with_image,
 )
@@ -71,8 +71,6 @@ def load_spoken(words: Path, config: Mapping[str, Any], settings: ConvertSetting
 
 def load_tokenizer_files(words: Path, config: Mapping[str, Any]) -> Any:
     """The tokenizer of a folder whose config.json transformers cannot read: from a copy without it."""
-    from transformers import AutoTokenizer
-
     present = [name for name in WORDS if (words / name).is_file()]
     if not {"tokenizer.model", "tokenizer.json"} & set(present):
         raise UserError(f"{words}: has no tokenizer (tokenizer.model or tokenizer.json); copy it from the base model")
@@ -82,11 +80,10 @@ def load_tokenizer_files(words: Path, config: Mapping[str, Any]) -> Any:
         kind = {"model_type": family(config, words / "config.json")}
         (Path(folder) / "config.json").write_text(json.dumps(kind), encoding="utf-8")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **how_to_read(Path(folder)))
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
+            return open_tokenizer(folder)
+        except (UserError, TypeError, RuntimeError) as error:
+            first = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
             raise UserError(f"{words}: its tokenizer does not load ({first}); copy {present} again") from None
-    return tokenizer
 
 
 def write_speech(

@@ -23,30 +23,33 @@ def load_tokenizer(name: str, hub: str) -> Any:
 
 def open_tokenizer(name: str, hub: str = "huggingface") -> Any:
     """The tokenizer of a folder or hub id."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaTokenizer
 
     folder = Path(fetch_folder(name, hub, words_only=True))
-    return from_pretrained(AutoTokenizer, str(folder), hub, **how_to_read(folder))
+    lone = not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+    llama = lone and (folder / "tokenizer.model").is_file() and model_type(folder) in ("llama", "mistral")
+    options = {"legacy": True} if llama or is_legacy(folder) else {}
+    return from_pretrained(LlamaTokenizer if llama else AutoTokenizer, str(folder), hub, **options)
 
 
-def how_to_read(folder: Path) -> dict[str, Any]:
-    """Options for a Llama tokenizer whose files do not say whether it is `legacy`: puts a space before the text that
-    follows a special token ("▁A" in place of "A").
+def is_legacy(folder: Path) -> bool:
+    """Whether a Llama tokenizer whose tokenizer_config.json does not say it is `legacy`: text behind a special token
+    gets a space too ("▁A" in place of "A").
 
     Transformers 4, in which LLaVA and its models were trained, took that for true where nothing was said; 5 takes it
     for false, and forgets to write it down when it saves.
     """
-    own = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    kind = own.get("tokenizer_class")
-    if own.get("legacy") is not None or not (kind is None or str(kind).startswith("Llama")):
-        return {}
-    if (folder / "tokenizer.json").is_file():
-        rules = read_json(folder / "tokenizer.json").get("normalizer") or {}
-        spaced = any(rule.get("type") == "Prepend" for rule in rules.get("normalizers", [rules]))
-        return {"legacy": True} if spaced else {}
-    if (folder / "tokenizer.model").is_file() and (kind or model_type(folder) in ("llama", "mistral")):
-        return {"legacy": True} | ({} if kind else {"tokenizer_type": "llama"})
-    return {}
+    file = folder / "tokenizer_config.json"
+    own = read_json(file) if file.is_file() else {}
+    if own.get("legacy") is not None or not str(own.get("tokenizer_class")).startswith("Llama"):
+        return False
+    if not (folder / "tokenizer.json").is_file():
+        return True
+    rules = read_json(folder / "tokenizer.json")
+    normalizer = rules.get("normalizer") or {}
+    steps = [*normalizer.get("normalizers", [normalizer]), rules.get("pre_tokenizer") or {}]
+    # The rule as transformers 4 wrote it, and as 5 does.
+    return any(step.get("type") == "Prepend" or step.get("prepend_scheme") == "always" for step in steps)
 
 
 def model_type(folder: Path) -> str:
