@@ -1,11 +1,13 @@
 """LoRA folders and bare projectors: merged as peft merges, kept as peft loads."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from llava_mini import (
     INNER,
@@ -21,9 +23,13 @@ from llava_mini import (
     write_bins,
 )
 from qilin.errors import UserError
+from qilin.model.compose import load_model
 from qilin.model.convert import convert
 from qilin.model.settings import ConvertSettings
-from qilin.model.shards import Reader, list_weights
+from qilin.model.shards import Reader, list_weights, same_bits
+from qilin.train.run import run_stage
+from qilin.train.settings import read_recipe
+from tiny import tiny_dataset, tiny_language, tiny_vision
 
 RANK, ALPHA = 4, 8
 SHAPES = {"self_attn.q_proj": (WIDTH, WIDTH), "mlp.down_proj": (WIDTH, INNER)}
@@ -134,7 +140,76 @@ def test_kept_is_what_peft_loads(lora: tuple[Path, Path, dict[str, torch.Tensor]
     theirs = {weight.name: weight for weight in list_weights(merged)}
     for weight in list_weights(again):
         assert torch.equal(second.get(weight), first.get(theirs[weight.name])), weight.name
-    assert json.loads((again / "qilin.json").read_text())["template"] == "v1"
+    card = json.loads((again / "qilin.json").read_text())
+    assert card["template"] == "v1"
+    assert "adapter" not in card
+    # What answers is base and adapter together, not the base alone.
+    with torch.inference_mode():
+        asked = load_model(kept, "cpu", "fp32").model(ids, pixels).logits
+    torch.testing.assert_close(asked, one, atol=1e-4, rtol=1e-5)
+    with pytest.raises(UserError, match="cannot be merged into weights of 8 bits"):
+        load_model(kept, "cpu", bits=8)
+
+
+def test_kept_on_the_way_out(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    """LLaVA's LoRA folder, in and out again: the same config, adapters and projector; merged on the way, the same
+    weights as merging on the way in."""
+    folder, base, _ = lora
+    kept = convert(ConvertSettings(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
+    out = convert(ConvertSettings(source=str(kept), out=tmp_path / "llava-out", to="llava", lora="keep"))
+    assert {path.name for path in out.iterdir()} >= {"config.json", "adapter_config.json", "tokenizer.model"}
+    assert not list(out.glob("*.safetensors"))  # no base weights
+    for name in ("config.json", "adapter_config.json"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes(), name
+    for name in ("adapter_model.bin", "non_lora_trainables.bin"):
+        before, after = (torch.load(place / name, weights_only=True) for place in (folder, out))
+        assert before.keys() == after.keys()
+        assert all(same_bits(before[key], after[key]) for key in before), name
+        assert not same_bits(next(iter(before.values())), next(iter(after.values())) + 1)  # control
+    merged_in = convert(ConvertSettings(source=str(folder), out=tmp_path / "merged", base=str(base)))
+    there = convert(ConvertSettings(source=str(merged_in), out=tmp_path / "one", to="llava"))
+    here = convert(ConvertSettings(source=str(kept), out=tmp_path / "other", to="llava"))
+    reader, other = Reader(), Reader()
+    theirs = {weight.name: weight for weight in list_weights(there)}
+    for weight in list_weights(here):
+        assert same_bits(reader.get(weight), other.get(theirs[weight.name])), weight.name
+
+
+def test_adapters_trained_here_go_out_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`qilin train` with lora and a learning projector -> LLaVA's LoRA folder -> in again, on the language model that
+    was trained on: what the run's own model computes. Without the projector that was trained beside, something else."""
+    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
+    clip = tiny_vision(tmp_path / "clip", width=64)
+    language = tiny_language(tmp_path / "language")
+    tiny_dataset(tmp_path / "data")
+    more = {
+        "vision": str(clip), "language": str(language), "data": str(tmp_path / "data"), "out": tmp_path / "run",
+        "learn": ("projector",), "lora": {"rank": 4, "targets": ("q_proj", "down_proj")}, "rate": 1e-2, "rates": {},
+        "batch": 8, "template": "v1", "system": "", "device": "cpu", "max_length": 512, "pack_tokens": 512,
+        "trackers": (), "overlong": "cut",
+    }  # fmt: skip
+    run_stage(read_recipe("small/instruct", ["vision=", "language="], more), "test")
+    run = tmp_path / "run"
+    out = convert(ConvertSettings(source=str(run), out=tmp_path / "lora", to="llava", lora="keep"))
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "q_proj"]
+    assert config.keys() <= {field.name for field in fields(LoraConfig)}
+    assert "modules_to_save" not in config  # keys that the peft of LLaVA's time does not know would stop it
+    halves = torch.load(out / "adapter_model.bin", weights_only=True)
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in halves
+    again = convert(
+        ConvertSettings(source=str(out), out=tmp_path / "again", base=str(language), vision=str(clip), system="")
+    )
+    ours, theirs = load_model(run, "cpu", "fp32").model, load_model(again, "cpu", "fp32").model
+    image = ours.config.image_token_index
+    ids, pixels = torch.tensor([[5, 6, 7, *[image] * 16, 9, 11]]), torch.ones(1, 3, 32, 32)
+    with torch.inference_mode():
+        one, other = (model(ids, pixels).logits[..., :image] for model in (ours, theirs))
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        theirs.model.multi_modal_projector.linear_1.weight.add_(0.1)  # control
+        assert not torch.allclose(one, theirs(ids, pixels).logits[..., :image], atol=1e-3)
+    with pytest.raises(UserError, match="has no adapter/adapter_config.json, so no LoRA to keep"):
+        convert(ConvertSettings(source=str(again), out=tmp_path / "none", to="llava", lora="keep"))
 
 
 @pytest.mark.parametrize("named", ["model.", ""])

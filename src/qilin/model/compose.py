@@ -126,14 +126,27 @@ def load_model(
         card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
     except ValueError as error:
         raise UserError(f"{card_file}: not JSON ({error}); copy the model folder again, whole") from None
+    if card.get("adapter") and bits is not None:
+        raise UserError(
+            f"{path}: its adapter cannot be merged into weights of {bits} bits; convert it with --lora merge"
+        )
     options = loading_options(bits, kind, where, spread)
     model = from_pretrained(AutoModelForImageTextToText, path, hub, **options).eval()
+    if card.get("adapter"):
+        model = with_adapter(model, Path(path) / card["adapter"])
     if "device_map" not in options:
         model = model.to(where)
     processor = from_pretrained(AutoProcessor, path, hub)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(f"{path}: has no processor for pictures and text (processor_config.json); copy it whole")
     return Loaded(model, processor, card, path)
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """A model of `qilin convert --lora keep`: its weights are the base's, and it is what both make together."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
 
 
 def pick_device(device: str) -> torch.device:

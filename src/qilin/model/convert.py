@@ -110,7 +110,7 @@ def convert_in(source: Path, kind: str, folder: Path, settings: ConvertSettings)
     write_speech(folder, stock, speech, colours, config.get("image_aspect_ratio") == "pad", plan)
     record_source(source, found.words, folder, found.rows, found.dropped)
     if found.lora and settings.lora == "keep":
-        keep_adapter(source, folder, found)
+        keep_adapter(source, folder, found.lora)
     if settings.check:
         checked(folder, found, config, stock)
 
@@ -186,12 +186,14 @@ def add_to_card(folder: Path, settings: ConvertSettings, kind: str, mark: str) -
     from qilin import __version__
 
     old = read_json(folder / CARD) if (folder / CARD).is_file() else {}
+    old.pop("adapter", None)  # of a base, with whose adapter this model was merged
     processor = read_json(folder / "processor_config.json")
     card = {
         "stage": "converted",
         "template": settings.template,
         "pad_square": bool((processor.get("image_processor") or {}).get("do_pad")),
         **old,
+        **({"adapter": "adapter"} if (folder / "adapter").is_dir() else {}),
         "converted": {
             "from": settings.source,
             "layout": kind,

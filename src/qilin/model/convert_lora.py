@@ -7,20 +7,23 @@ Out: an Adapter a weight; W + scale * B A, computed in fp32 and rounded once.
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from qilin.errors import UserError
 from qilin.model.hub import fetch_folder
 from qilin.model.llava_layout import is_stock, to_llava
 from qilin.model.settings import ConvertSettings
 from qilin.model.shards import Planned, Reader, Weight, list_file, list_weights, open_weights, read_json, write_shards
+from qilin.model.speech import RECORD
 
 ADAPTER = "adapter_config.json"
+TRAINED = "non_lora_trainables.bin"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 NAME = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
@@ -89,13 +92,13 @@ def scale_of(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def read_trained(folder: Path) -> dict[str, Weight]:
-    """non_lora_trainables.bin: what LLaVA trained beside the adapters (the projector), under LLaVA's names.
+    """What LLaVA trained beside the adapters (the projector), under LLaVA's names.
 
     The prefixes that peft and DeepSpeed leave are taken off as LLaVA's own loader does (model/builder.py).
     """
-    file = folder / "non_lora_trainables.bin"
+    file = folder / TRAINED
     if not file.is_file():
-        raise UserError(f"{folder}: no non_lora_trainables.bin, where the projector trained with the adapters is")
+        raise UserError(f"{folder}: no {TRAINED}, where the projector trained with the adapters is")
     return {trained_name(weight.name): weight for weight in list_file(file)}
 
 
@@ -105,26 +108,45 @@ def trained_name(name: str) -> str:
     return name.removeprefix("model.") if name.startswith("model.model.") else name
 
 
-def keep_adapter(source: Path, folder: Path, found: Any) -> None:
+def keep_adapter(source: Path, folder: Path, adapters: Mapping[str, Adapter]) -> None:
     """Write LLaVA's adapters beside a converted base, in peft's form for stock Llava: OUT/adapter."""
-    out = folder / "adapter"
-    out.mkdir()
+    (folder / "adapter").mkdir()
+    shutil.copy(source / ADAPTER, folder / RECORD)
     config = read_json(source / ADAPTER)
-    leaves = sorted({name.removesuffix(".weight").split(".")[-1] for name in found.lora})
     # A pattern of the whole name: the vision encoder has modules called q_proj too.
-    config["target_modules"] = rf"model\.language_model\..*\.({'|'.join(leaves)})"
+    config["target_modules"] = rf"model\.language_model\..*\.({'|'.join(leaves(adapters))})"
     config["base_model_name_or_path"] = None
-    (out / ADAPTER).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    rows = []
-    for name, adapter in found.lora.items():
-        module = name.removesuffix(".weight").replace("model.", "base_model.model.model.language_model.", 1)
-        rows += [lora_row(f"{module}.lora_A.weight", adapter.down), lora_row(f"{module}.lora_B.weight", adapter.up)]
-    write_shards(out, rows, 1 << 62, lambda _: None)
-    (out / "model.safetensors").rename(out / FILES[0])
+    (folder / "adapter" / ADAPTER).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    halves = {
+        name.replace("model.layers.", "model.language_model.layers."): tensor
+        for name, tensor in peft_halves(adapters).items()
+    }
+    save_file(halves, folder / "adapter" / FILES[0])
 
 
-def lora_row(name: str, tensor: torch.Tensor) -> Planned:
-    return Planned(name, tuple(tensor.shape), tensor.dtype, lambda: tensor)
+def peft_halves(adapters: Mapping[str, Adapter]) -> dict[str, torch.Tensor]:
+    """Adapters -> their matrices by the names that peft saves: base_model.model.….lora_A.weight."""
+    found = {}
+    for name, adapter in adapters.items():
+        module = "base_model.model." + name.removesuffix(".weight")
+        found[f"{module}.lora_A.weight"] = adapter.down.contiguous()
+        found[f"{module}.lora_B.weight"] = adapter.up.contiguous()
+    return found
+
+
+def peft_config(folder: Path, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    """adapter_config.json for the peft of LLaVA's time, which fails on keys that it does not know."""
+    config = read_json(folder / ADAPTER)
+    usual = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
+    keys = ("r", "lora_alpha", "lora_dropout", "fan_in_fan_out")
+    rare = ("use_rslora", "alpha_pattern", "rank_pattern")
+    said = {key: config[key] for key in (*keys, *(key for key in rare if config.get(key))) if key in config}
+    return {**usual, **said, "target_modules": leaves(adapters), "base_model_name_or_path": None}
+
+
+def leaves(adapters: Mapping[str, Adapter]) -> list[str]:
+    """The names of the layers within a block that have adapters: q_proj, …"""
+    return sorted({name.removesuffix(".weight").split(".")[-1] for name in adapters})
 
 
 def merge_stock(source: Path, folder: Path, settings: ConvertSettings, bar: Callable[..., Any]) -> None:

@@ -1,11 +1,11 @@
 """The way out: a stock Llava -> LLaVA's own layout, for code that reads nothing else.
 
-In: a Hugging Face folder, converted here or trained here. Out: safetensors under LLaVA's names and its config.json. A
-model that came in from LLaVA's layout goes out with the same bits, names, config and tokenizer files.
+In: a Hugging Face folder, converted here or trained here. Out: safetensors under LLaVA's names and its config.json, or
+with `lora: keep` a LLaVA LoRA folder. What came in from LLaVA's layout goes out with the same bits, names, config and
+tokenizer files.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,13 +14,17 @@ from typing import Any
 import torch
 
 from qilin.errors import UserError
+from qilin.model.compose import CARD
+from qilin.model.convert_lora import ADAPTER, TRAINED, Adapter, peft_config, peft_halves, read_adapter, stock_module
 from qilin.model.hub import from_pretrained
-from qilin.model.llava_layout import explain_names, llava_config, to_llava
+from qilin.model.llava_layout import PROJECTOR, TOWER, explain_names, llava_config, to_llava
 from qilin.model.settings import ConvertSettings
 from qilin.model.shards import Planned, Reader, Weight, list_file, list_weights, read_json, write_shards
-from qilin.model.speech import RECORD, WORDS
+from qilin.model.speech import RECORD
+from qilin.model.words import WORDS
 
 LINEAR_2 = "multi_modal_projector.linear_2."
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def convert_out(
@@ -30,42 +34,68 @@ def convert_out(
     from transformers import AutoConfig
 
     stock = from_pretrained(AutoConfig, str(source), settings.hub)
-    weights = list_weights(source)
-    reader = Reader()
+    card = read_json(source / CARD) if (source / CARD).is_file() else {}
+    weights, reader = list_weights(source), Reader()
     linear = stock.projector_hidden_act == "linear"
     if linear:
         weights = without_identity(weights, reader, source)
     elif stock.projector_hidden_act != "gelu":
         raise UserError(f"{source}: projector_hidden_act is {stock.projector_hidden_act!r}; LLaVA has gelu")
-    record = source / RECORD
-    config = read_json(record / "config.json") if (record / "config.json").is_file() else None
-    rows = rows_out(weights, stock, config, source)
-    if config is None:
-        tower = settings.vision or stock.vision_config.name_or_path
-        if not tower:
-            raise UserError(
-                "LLaVA's code loads the vision encoder anew; say from where with --vision (mm_vision_tower)"
-            )
-        processor = read_json(source / "processor_config.json")
-        pad = bool((processor.get("image_processor") or {}).get("do_pad"))
-        config = llava_config(stock, pad, rows, linear, tower)
-        copy_words(source, folder, say)
+    named = llava_names(weights, linear, source)
+    config, rows = config_out(source, named, stock, settings)
+    adapters: dict[str, Adapter] = {}
+    if settings.lora == "keep" or card.get("adapter"):
+        adapters = {stock_module(name): adapter for name, adapter in read_adapter(adapter_in(source)).items()}
+    if settings.lora == "keep":
+        learnt = (PROJECTOR, TOWER) if "vision" in (card.get("recipe") or {}).get("learn", ()) else (PROJECTOR,)
+        kept = {name: reader.get(weight) for name, weight in named.items() if name.startswith(learnt)}
+        write_lora(source, folder, adapters, kept)
+        say("LLaVA's loader is to be given the language model that the adapters stand on: --model-base")
     else:
-        for name in (*WORDS, "generation_config.json"):
-            if (record / name).is_file():
-                shutil.copy(record / name, folder)
-    names = {weight.name: to_llava(weight.name, linear) for weight in weights}
-    strange = sorted(name for name, new in names.items() if new is None)
-    if strange:
-        raise UserError(explain_names(strange, [], source))
-    plan = [plan_out(reader, weight, str(names[weight.name]), rows) for weight in weights]
-    if (record / "buffers.safetensors").is_file():
-        plan += [
-            Planned(w.name, w.shape, w.kind, taking(reader, w, None)) for w in list_file(record / "buffers.safetensors")
-        ]
-    with bar(f"{source} → LLaVA's layout", sum(row.bytes for row in plan)) as tell:
-        write_shards(folder, plan, int(settings.shard_gb * 1e9), tell)
+        plan = [plan_out(reader, weight, name, rows, adapters.get(name)) for name, weight in named.items()]
+        buffers = source / RECORD / "buffers.safetensors"
+        plan += [plan_out(reader, w, w.name, rows, None) for w in (list_file(buffers) if buffers.is_file() else [])]
+        with bar(f"{source} → LLaVA's layout", sum(row.bytes for row in plan)) as tell:
+            write_shards(folder, plan, int(settings.shard_gb * 1e9), tell)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    copy_words(source, folder, say)
+
+
+def llava_names(weights: list[Weight], linear: bool, source: Path) -> dict[str, Weight]:
+    """LLaVA's name -> the tensor. Raises UserError for what LLaVA's layout has no name for."""
+    named, strange = {}, []
+    for weight in weights:
+        name = to_llava(weight.name, linear)
+        if name is None:
+            strange.append(weight.name)
+        else:
+            named[name] = weight
+    if strange:
+        raise UserError(explain_names(sorted(strange), [], source))
+    return named
+
+
+def config_out(
+    source: Path, named: Mapping[str, Weight], stock: Any, settings: ConvertSettings
+) -> tuple[dict[str, Any], int]:
+    """(LLaVA's config.json, the rows of its embeddings): those that came in, or else made from ours.
+
+    Ours end with `<image>` where the table had no room for it; LLaVA's own model has no such row.
+    """
+    record = source / RECORD
+    table = named.get(TABLES[0])
+    if table is None:
+        raise UserError(explain_names([], [TABLES[0]], source))
+    if (record / "config.json").is_file():
+        before = read_json(record / "rows.json") if (record / "rows.json").is_file() else {"rows": table.shape[0]}
+        return read_json(record / "config.json"), int(before["rows"])
+    tower = settings.vision or stock.vision_config.name_or_path
+    if not tower:
+        raise UserError("LLaVA's code loads the vision encoder anew; say from where with --vision (mm_vision_tower)")
+    rows = table.shape[0] - (stock.image_token_index == table.shape[0] - 1)
+    processor = read_json(source / "processor_config.json")
+    pad = bool((processor.get("image_processor") or {}).get("do_pad"))
+    return llava_config(stock, pad, rows, tower), rows
 
 
 def without_identity(weights: list[Weight], reader: Reader, source: Path) -> list[Weight]:
@@ -73,42 +103,56 @@ def without_identity(weights: list[Weight], reader: Reader, source: Path) -> lis
     for weight in weights:
         if weight.name.startswith(LINEAR_2):
             tensor = reader.get(weight)
-            if not torch.equal(
-                tensor, torch.eye(*tensor.shape).to(tensor) if tensor.ndim == 2 else torch.zeros_like(tensor)
-            ):
+            nothing = torch.eye(*tensor.shape) if tensor.ndim == 2 else torch.zeros_like(tensor)
+            if not torch.equal(tensor, nothing.to(tensor)):
                 raise UserError(
                     f"{source}: {weight.name} is no longer an identity; LLaVA's linear projector has one layer"
                 )
     return [weight for weight in weights if not weight.name.startswith(LINEAR_2)]
 
 
-def rows_out(weights: list[Weight], stock: Any, config: Mapping[str, Any] | None, source: Path) -> int:
-    """How many rows of the embeddings LLaVA's own model has: `<image>` has none there, where it stands last."""
-    table = next((w for w in weights if w.name.endswith("embed_tokens.weight")), None)
-    if table is None:
-        raise UserError(explain_names([], ["embed_tokens.weight"], source))
-    if config is not None:
-        before = read_json(source / RECORD / "rows.json")["rows"] if (source / RECORD / "rows.json").is_file() else None
-        return int(before or table.shape[0])
-    return table.shape[0] - (stock.image_token_index == table.shape[0] - 1)
+def plan_out(reader: Reader, weight: Weight, name: str, rows: int, adapter: Adapter | None) -> Planned:
+    """One tensor under LLaVA's name: the rows its model has, a kept adapter merged."""
+    cut = name in TABLES and weight.shape[0] > rows
+
+    def make() -> torch.Tensor:
+        tensor = reader.get(weight)
+        tensor = tensor if adapter is None else adapter.merged(tensor)
+        return tensor[:rows] if cut else tensor
+
+    return Planned(name, (rows, *weight.shape[1:]) if cut else weight.shape, weight.kind, make)
 
 
-def plan_out(reader: Reader, weight: Weight, name: str, rows: int) -> Planned:
-    cut = name in ("model.embed_tokens.weight", "lm_head.weight") and weight.shape[0] > rows
-    shape = (rows, *weight.shape[1:]) if cut else weight.shape
-    return Planned(name, shape, weight.kind, taking(reader, weight, rows if cut else None))
+def adapter_in(source: Path) -> Path:
+    """Where a model's adapters lie: beside a model trained with `lora`, or converted with `--lora keep`."""
+    if not (source / "adapter" / ADAPTER).is_file():
+        raise UserError(
+            f"{source}: has no adapter/{ADAPTER}, so no LoRA to keep; it lies beside a model that was trained with "
+            "lora, or converted with --lora keep"
+        )
+    return source / "adapter"
 
 
-def taking(reader: Reader, weight: Weight, rows: int | None) -> Callable[[], torch.Tensor]:
-    return lambda: reader.get(weight)[:rows]
+def write_lora(
+    source: Path, folder: Path, adapters: Mapping[str, Adapter], trained: Mapping[str, torch.Tensor]
+) -> None:
+    """The three files of a LLaVA LoRA folder beside its config.json, with the names that its training leaves."""
+    before = source / RECORD / ADAPTER
+    if before.is_file():
+        shutil.copy(before, folder)
+    else:
+        (folder / ADAPTER).write_text(json.dumps(peft_config(adapter_in(source), adapters), indent=2), encoding="utf-8")
+    torch.save(peft_halves(adapters), folder / "adapter_model.bin")
+    torch.save({f"base_model.model.{name}": tensor for name, tensor in trained.items()}, folder / TRAINED)
 
 
 def copy_words(source: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """The tokenizer as it is. `<image>` stays in it, which LLaVA's code never looks up: it cuts the text there."""
-    present = [
-        path for path in source.iterdir() if path.name in WORDS or re.fullmatch(r"generation_config\.json", path.name)
-    ]
-    for path in present:
-        shutil.copy(path, folder)
-    if not (source / "tokenizer.model").is_file():
+    """The small files that came in, to the byte; or else our tokenizer as it is: `<image>` stays in it, which LLaVA's
+    code never looks up, since it cuts the text there."""
+    came_in = (source / RECORD / "config.json").is_file()
+    place = source / RECORD if came_in else source
+    for name in (*WORDS, "generation_config.json", *(["config.json"] if came_in else [])):
+        if (place / name).is_file():
+            shutil.copy(place / name, folder)
+    if not (folder / "tokenizer.model").is_file():
         say("there is no tokenizer.model; LLaVA's loader must be told use_fast=True")

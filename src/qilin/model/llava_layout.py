@@ -13,6 +13,7 @@ from typing import Any
 from qilin.errors import UserError
 
 TOWER = "model.vision_tower.vision_tower."
+PROJECTOR = "model.mm_projector."
 # LLaVA's prefix -> the prefix that llava-hf's released checkpoints have, which every server reads. The first that fits.
 PREFIXES = {
     TOWER + "vision_model.": "vision_tower.vision_model.",
@@ -23,7 +24,7 @@ PREFIXES = {
     "model.norm.": "language_model.model.norm.",
     "lm_head.": "language_model.lm_head.",
 }
-LINEAR = {"model.mm_projector.": "multi_modal_projector.linear_1."}  # a single layer has no number
+LINEAR = {PROJECTOR: "multi_modal_projector.linear_1."}  # a single layer has no number
 # Buffers that old versions of transformers saved; they follow from the config and hold nothing learnt.
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
@@ -162,9 +163,12 @@ def stock_config(config: Mapping[str, Any], vision: Any, rows: int, where: Path)
     )
 
 
-def llava_config(config: Any, pad: bool, rows: int, linear: bool, tower: str) -> dict[str, Any]:
-    """A LlavaConfig -> LLaVA's config.json, for a model that never had one. `tower`: where LLaVA's code is to load the
-    encoder from (it loads it anew, whatever the checkpoint holds)."""
+def llava_config(config: Any, pad: bool, rows: int, tower: str) -> dict[str, Any]:
+    """A LlavaConfig -> LLaVA's config.json, for a model that never had one.
+
+    `tower` is where LLaVA's code fetches the encoder from. Its first versions use those weights whatever the
+    checkpoint holds; `unfreeze_mm_vision_tower` makes later ones put the checkpoint's own over them.
+    """
     text = config.text_config
     named = {family: name for name, family in FAMILIES.items()}
     if text.model_type not in named:
@@ -186,12 +190,13 @@ def llava_config(config: Any, pad: bool, rows: int, linear: bool, tower: str) ->
         "vocab_size": rows,
         "pad_token_id": text.pad_token_id,
         "mm_hidden_size": config.vision_config.hidden_size,
-        "mm_projector_type": "linear" if linear else "mlp2x_gelu",
+        "mm_projector_type": "linear" if config.projector_hidden_act == "linear" else "mlp2x_gelu",
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
         "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
         "mm_vision_select_layer": config.vision_feature_layer,
         "mm_vision_tower": tower,
+        "unfreeze_mm_vision_tower": True,
         "image_aspect_ratio": "pad" if pad else "square",
         "use_mm_proj": True,
         "use_cache": True,

@@ -23,7 +23,9 @@ class ConvertSettings:
     vision: str | None = setting(
         default=None, help="vision encoder, folder or hub id, where the checkpoint does not hold it or its settings"
     )
-    lora: Literal["merge", "keep"] = setting(default="merge", help="keep: the base in OUT, the adapter in OUT/adapter")
+    lora: Literal["merge", "keep"] = setting(
+        default="merge", help="keep: in OUT the base, in OUT/adapter the adapter; on the way out a LoRA folder"
+    )
     dtype: Literal["keep", "fp32", "fp16", "bf16"] = setting(default="keep", help="kind of number to write")
     shard_gb: float = setting(default=5.0, help="largest weight file, in GB (10^9 bytes)")
     check: bool = setting(
@@ -34,8 +36,8 @@ class ConvertSettings:
     def __post_init__(self) -> None:
         if self.shard_gb <= 0:
             raise ValueError(f"shard_gb is {self.shard_gb}; expected more than 0")
-        if self.to == "llava" and (self.lora == "keep" or self.base):
-            raise ValueError("lora and base belong to the way in (to: hf); a merged model is what goes out")
+        if self.to == "llava" and self.base:
+            raise ValueError("base belongs to the way in (to: hf)")
 
 
 @settings
