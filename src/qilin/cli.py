@@ -88,13 +88,14 @@ COMMANDS = {
         "qilin chat runs/instruct picture.png",
     ),
     "convert": Command(
-        "LLaVA's layout to Hugging Face's and back; merge LoRA",
+        "LLaVA's layout to Hugging Face's and back; merge LoRA; llama.cpp's mmproj",
         "qilin.model.settings:ConvertSettings",
         "qilin.model.convert:convert",
         ("source", "out"),
         "qilin convert williamliu/Qilin-Med-VL-Chat qilin-chat --check\n"
         "qilin convert llava-lora merged --base vicuna-7b-v1.5\n"
-        "qilin convert runs/instruct for-llava --to llava",
+        "qilin convert runs/instruct for-llava --to llava\n"
+        "qilin convert runs/instruct for-llama-cpp --to gguf",
     ),
     "template": Command(
         "print a conversation as a model sees it, what it learns to say in colour",

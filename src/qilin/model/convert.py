@@ -18,6 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from qilin.errors import RunError, UserError
 from qilin.model.compose import CARD
+from qilin.model.convert_gguf import convert_gguf
 from qilin.model.convert_in import Gathered, gather, plan_weights, vision_of
 from qilin.model.convert_lora import ADAPTER, keep_adapter, merge_stock
 from qilin.model.convert_out import convert_out
@@ -45,7 +46,9 @@ def convert(settings: ConvertSettings) -> Path:
         say(f"{settings.out}: already converted from {settings.source}")
         return settings.out
     with staged(settings.out) as folder:
-        if kind == "stock":
+        if settings.to == "gguf":
+            convert_gguf(source, folder, settings, say)
+        elif kind == "stock":
             convert_out(source, folder, settings, bar, say)
         elif kind == "stock adapter":
             merge_stock(source, folder, settings, bar)
@@ -64,8 +67,8 @@ def layout(source: Path, settings: ConvertSettings) -> str:
     config_file = source / "config.json"
     config = read_json(config_file) if config_file.is_file() else {}
     if (source / ADAPTER).is_file() and not is_stock(config):
-        if settings.to == "llava":
-            raise UserError(f"{source}: is a LoRA folder; merge it first (to hf), then convert the result to llava")
+        if settings.to != "hf":
+            raise UserError(f"{source}: is a LoRA folder; merge it first (to hf), then convert the result")
         if settings.base is None:
             raise UserError(f"{source}: is a LoRA folder; name the model it was trained on with --base")
         return "lora" if is_llava(config) else "stock adapter"
@@ -73,10 +76,10 @@ def layout(source: Path, settings: ConvertSettings) -> str:
         if settings.to == "hf":
             raise UserError(
                 f"{source}: is already in Hugging Face's layout (LlavaForConditionalGeneration); "
-                "use it as it is, or convert it back with --to llava"
+                "use it as it is, or convert it with --to llava or --to gguf"
             )
         return "stock"
-    if settings.to == "llava":
+    if settings.to != "hf":
         raise UserError(f"{source}: expected a Hugging Face Llava (config.json with text_config and vision_config)")
     if not config:
         hint = "; LLaVA's stage 1 writes config.json beside mm_projector.bin" if (source / PROJECTOR).is_file() else ""

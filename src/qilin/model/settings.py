@@ -8,12 +8,13 @@ from qilin.settings import setting, settings
 
 @settings
 class ConvertSettings:
-    """Bring a checkpoint from LLaVA's layout to Hugging Face's or back; merge LoRA."""
+    """Bring a checkpoint from LLaVA's layout to Hugging Face's or back; merge LoRA; write llama.cpp's mmproj."""
 
     source: str = setting(help="folder or hub id: LLaVA layout, a LoRA folder, a stage-1 mm_projector.bin, or ours")
     out: Path = setting(help="folder to make; it appears under this name only when it is whole")
-    to: Literal["hf", "llava"] = setting(
-        default="hf", help="hf: stock Llava of transformers; llava: LLaVA's own layout"
+    to: Literal["hf", "llava", "gguf"] = setting(
+        default="hf",
+        help="hf: stock Llava of transformers; llava: LLaVA's own layout; gguf: llama.cpp's mmproj file",
     )
     template: str = setting(
         default="v1", help="conversation style the model was trained with: v1, plain, llama_2, mistral, chatml"
@@ -36,7 +37,7 @@ class ConvertSettings:
     def __post_init__(self) -> None:
         if self.shard_gb <= 0:
             raise ValueError(f"shard_gb is {self.shard_gb}; expected more than 0")
-        if self.to == "llava" and self.base:
+        if self.to != "hf" and self.base:
             raise ValueError("base belongs to the way in (to: hf)")
 
 
