@@ -190,7 +190,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         subprocess.run(words, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": path})
         for pair in options.llama:
             name, _, server = pair.partition("=")
-            words = [server, "-m", str(folder / "model.gguf"), "--mmproj", str(folder / "gguf" / "mmproj.gguf")]
+            words = [server, "-m", str(folder / "model.gguf"), "--mmproj", str(folder / "gguf" / "mmproj-model.gguf")]
             words += ["--host", "127.0.0.1", "--jinja", "-c", "2048", "-t", "1", "-np", "1", "--no-warmup"]
             with served(words, folder / "llama.log") as port:
                 rows.append(row(f"llama.cpp, {name}", options.llama_version, by_llama_at(port), found))

@@ -112,7 +112,7 @@ def test_the_comparison_can_fail(made: dict[str, tuple[Path, Path]], name: str, 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_round_trip_is_bit_equal(made: dict[str, tuple[Path, Path]], name: str, tmp_path: Path) -> None:
     source, out = made[name]
-    back = convert(ConvertSettings(source=str(out), out=tmp_path / "back", to="llava"))
+    back = convert(ConvertSettings(source=str(out), out=tmp_path / "back", to="llava", check=True))
     before, reader = read_bins(source), Reader()
     after = {weight.name: reader.get(weight) for weight in list_weights(back)}
     assert set(after) == set(before)
@@ -234,6 +234,15 @@ def test_check_finds_settings_that_are_not_the_weights(tmp_path: Path, monkeypat
     with pytest.raises(RunError, match="logits differ"):
         to_hf(llava_mini(tmp_path / "source"), tmp_path / "out", check=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_check_finds_a_config_that_is_not_the_models_on_the_way_out(tmp_path: Path) -> None:
+    out = to_hf(llava_mini(tmp_path / "source"), tmp_path / "out")
+    record = out / "llava" / "config.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"mm_vision_select_layer": -1}))
+    with pytest.raises(RunError, match="logits differ"):
+        convert(ConvertSettings(source=str(out), out=tmp_path / "back", to="llava", check=True))
+    assert not (tmp_path / "back").exists()
 
 
 def test_plain_transformers_answers(made: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:

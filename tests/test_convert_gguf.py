@@ -57,7 +57,7 @@ def llama_name(name: str) -> str:
 def test_it_computes_what_the_model_sees(tmp_path: Path, layer: int) -> None:
     model = made(tmp_path, kind=torch.float32, mm_vision_select_layer=layer)
     out = convert(ConvertSettings(source=str(model), out=tmp_path / "gguf", to="gguf"))
-    tensors, reader = read(out / "mmproj.gguf")
+    tensors, reader = read(out / "mmproj-model.gguf")
     used = layer if layer > 0 else EYE_LAYERS + 1 + layer
     assert {name.split(".")[2] for name in tensors if ".blk." in name} == {str(n) for n in range(used)}
     assert reader.fields["clip.vision.block_count"].contents() == used
@@ -79,10 +79,10 @@ def test_it_computes_what_the_model_sees(tmp_path: Path, layer: int) -> None:
 
 def test_half_numbers_stay_half(tmp_path: Path) -> None:
     out = convert(ConvertSettings(source=str(made(tmp_path)), out=tmp_path / "gguf", to="gguf"))
-    tensors, _ = read(out / "mmproj.gguf")
+    tensors, _ = read(out / "mmproj-model.gguf")
     assert tensors["v.blk.0.attn_q.weight"].dtype == tensors["mm.0.weight"].dtype == np.float16
     assert tensors["v.blk.0.attn_q.bias"].dtype == tensors["v.pre_ln.weight"].dtype == np.float32
-    assert sorted(path.name for path in out.iterdir()) == ["mmproj.gguf", "qilin.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["mmproj-model.gguf", "qilin.json"]
 
 
 def test_what_llama_cpp_cannot_express_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_kept_on_the_way_out(lora: tuple[Path, Path, dict[str, torch.Tensor]], t
         assert not same_bits(next(iter(before.values())), next(iter(after.values())) + 1)  # control
     merged_in = convert(ConvertSettings(source=str(folder), out=tmp_path / "merged", base=str(base)))
     there = convert(ConvertSettings(source=str(merged_in), out=tmp_path / "one", to="llava"))
-    here = convert(ConvertSettings(source=str(kept), out=tmp_path / "other", to="llava"))
+    here = convert(ConvertSettings(source=str(kept), out=tmp_path / "other", to="llava", check=True))
     reader, other = Reader(), Reader()
     theirs = {weight.name: weight for weight in list_weights(there)}
     for weight in list_weights(here):
@@ -229,6 +229,14 @@ def test_a_bare_projector(tmp_path: Path, named: str) -> None:
         ConvertSettings(source=str(folder), out=tmp_path / "out", template="plain", base=str(base), check=True)
     )
     assert json.loads((out / "qilin.json").read_text())["template"] == "plain"
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    for options in ({"to": "gguf", "check": True}, {"to": "gguf", "lora": "keep"}, {"to": "llava", "base": "x"}):
+        with pytest.raises(ValueError, match="nothing to do|belongs to the way in"):
+            ConvertSettings(source="x", out=tmp_path, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="check the merged one"):
+        ConvertSettings(source="x", out=tmp_path, lora="keep", check=True)
 
 
 def test_what_does_not_go_together(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:

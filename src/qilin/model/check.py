@@ -43,14 +43,14 @@ def compare_logits(folder: Path, found: Gathered, config: Mapping[str, Any], sto
 
     Raises RunError beyond TOLERANCE.
     """
-    from transformers import LlavaForConditionalGeneration
+    from qilin.model.compose import load_model
 
     random = torch.Generator().manual_seed(0)
     side = stock.vision_config.image_size
     pixels = torch.randn(3, side, side, generator=random)
     words = torch.randint(3, min(found.rows, stock.image_token_index), (24,), generator=random).tolist()
     theirs = reference_logits(found.read, config, stock.vision_config, [*words[:4], IMAGE_INDEX, *words[4:]], pixels)
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_model(folder, "cpu", "fp32").model
     marks = [stock.image_token_index] * stock.image_seq_length
     ids = torch.tensor([[*words[:4], *marks, *words[4:]]])
     ours = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels[None]).logits[0]

@@ -49,7 +49,9 @@ def convert(settings: ConvertSettings) -> Path:
         if settings.to == "gguf":
             convert_gguf(source, folder, settings, say)
         elif kind == "stock":
-            convert_out(source, folder, settings, bar, say)
+            config = convert_out(source, folder, settings, bar, say)
+            if settings.check:
+                checked_out(source, folder, config)
         elif kind == "stock adapter":
             merge_stock(source, folder, settings, bar)
         else:
@@ -125,6 +127,18 @@ def checked(folder: Path, found: Gathered, config: Mapping[str, Any], stock: Any
     compared = compare_weights(folder, found)
     worst = compare_logits(folder, found, config, stock)
     say(f"check: {compared} tensors equal bit by bit; logits differ from LLaVA's own arithmetic by {worst:.1e} at most")
+
+
+def checked_out(source: Path, folder: Path, config: Mapping[str, Any]) -> None:
+    """Compare what was written for LLaVA, computed as LLaVA computes, with the model it was made of."""
+    from transformers import AutoConfig
+
+    from qilin.model.check import compare_logits
+    from qilin.model.shards import list_weights
+
+    found = Gathered({weight.name: weight for weight in list_weights(folder)}, folder)
+    worst = compare_logits(source, found, config, AutoConfig.from_pretrained(source))
+    say(f"check: logits by LLaVA's own arithmetic differ from the model's by {worst:.1e} at most")
 
 
 def say(words: str) -> None:

@@ -1,6 +1,6 @@
 """llama.cpp's half of a model that only we can write: encoder and projector as one GGUF file, its mmproj.
 
-In: a stock Llava folder with a CLIP encoder. Out: mmproj.gguf. The language model's file is made from the same folder
+In: a stock Llava folder with a CLIP encoder. Out: mmproj-model.gguf. The language model's file is made from the same folder
 by llama.cpp's own convert_hf_to_gguf.py, which reads our names; its script for the encoder reads only checkpoints of
 2023 with the libraries of 2023. Names and keys: llama.cpp, tools/mtmd/clip-impl.h.
 """
@@ -18,7 +18,7 @@ from qilin.model.hub import from_pretrained
 from qilin.model.settings import ConvertSettings
 from qilin.model.shards import Reader, Weight, list_weights, read_json
 
-FILE = "mmproj.gguf"
+FILE = "mmproj-model.gguf"
 # Ours -> llama.cpp's, the first that fits. The last norm is not there: features leave the encoder before it.
 NAMES = {
     r"vision_tower\.(vision_model\.)?embeddings\.class_embedding": "v.class_embd",
@@ -39,7 +39,7 @@ NAMES = {
 
 
 def convert_gguf(source: Path, folder: Path, settings: ConvertSettings, say: Callable[[str], None]) -> None:
-    """Write `folder`/mmproj.gguf. Raises UserError for what llama.cpp's LLaVA cannot express."""
+    """Write `folder`/mmproj-model.gguf. Raises UserError for what llama.cpp's LLaVA cannot express."""
     try:
         from gguf import GGUFWriter
     except ImportError:

@@ -155,8 +155,8 @@ def merge_stock(source: Path, folder: Path, settings: ConvertSettings, bar: Call
     base = Path(fetch_folder(settings.base, settings.hub))
     if not is_stock(read_json(base / "config.json")):
         raise UserError(f"{base}: the adapter is of a Hugging Face Llava, and this is none; convert it first")
-    if settings.lora == "keep":
-        raise UserError(f"{source}: is already peft's form; `lora: keep` has nothing to do")
+    if settings.lora == "keep" or settings.check:
+        raise UserError(f"{source}: is already peft's form; lora: keep and check have nothing to do")
     adapters = {stock_module(name): adapter for name, adapter in read_adapter(source).items()}
     weights = {weight.name: weight for weight in list_weights(base)}
     names = {to_llava(name, False): name for name in weights}

@@ -29,8 +29,8 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 def convert_out(
     source: Path, folder: Path, settings: ConvertSettings, bar: Callable[..., Any], say: Callable[[str], None]
-) -> None:
-    """Write `source` in LLaVA's layout into `folder`."""
+) -> dict[str, Any]:
+    """Write `source` in LLaVA's layout into `folder`. Returns its config.json."""
     from transformers import AutoConfig
 
     stock = from_pretrained(AutoConfig, str(source), settings.hub)
@@ -59,6 +59,7 @@ def convert_out(
             write_shards(folder, plan, int(settings.shard_gb * 1e9), tell)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     copy_words(source, folder, say)
+    return config
 
 
 def llava_names(weights: list[Weight], linear: bool, source: Path) -> dict[str, Weight]:

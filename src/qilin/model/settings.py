@@ -39,6 +39,10 @@ class ConvertSettings:
             raise ValueError(f"shard_gb is {self.shard_gb}; expected more than 0")
         if self.to != "hf" and self.base:
             raise ValueError("base belongs to the way in (to: hf)")
+        if self.to == "gguf" and (self.check or self.lora == "keep"):
+            raise ValueError("check and lora have nothing to do where to is gguf")
+        if self.check and self.lora == "keep":
+            raise ValueError("check compares whole models, and lora: keep leaves two parts; check the merged one")
 
 
 @settings
