@@ -192,6 +192,12 @@ def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
+def test_what_a_kill_left_behind_is_named(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".out.1.partial").mkdir()
+    convert(ConvertSettings(source=str(source), out=tmp_path / "out"))
+    assert f"{tmp_path / '.out.1.partial'}: another conversion is at work there" in capfd.readouterr().err
+
+
 def test_an_old_pickle_is_read_and_an_odd_one_is_not(tmp_path: Path) -> None:
     """.bin files from before torch 1.6 cannot be mapped; what is no dict of tensors is no model."""
     torch.save({"a": torch.ones(2)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)

@@ -25,7 +25,7 @@ from qilin.model.convert_out import convert_out
 from qilin.model.hub import fetch_folder
 from qilin.model.llava_layout import is_llava, is_stock, stock_config
 from qilin.model.settings import ConvertSettings
-from qilin.model.shards import read_json, write_shards
+from qilin.model.shards import list_weights, read_json, write_shards
 from qilin.model.speech import load_spoken, record_source, write_speech
 from qilin.settings import to_dict
 
@@ -134,7 +134,6 @@ def checked_out(source: Path, folder: Path, config: Mapping[str, Any]) -> None:
     from transformers import AutoConfig
 
     from qilin.model.check import compare_logits
-    from qilin.model.shards import list_weights
 
     found = Gathered({weight.name: weight for weight in list_weights(folder)}, folder)
     worst = compare_logits(source, found, config, AutoConfig.from_pretrained(source))
@@ -161,6 +160,8 @@ def staged(out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and holds something else; name another OUT, or remove it")
     folder = out.parent / f".{out.name}.{os.getpid()}.partial"
+    for left in out.parent.glob(f".{out.name}.*.partial"):
+        say(f"{left}: another conversion is at work there, or one was killed and left it; then remove it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

@@ -1,8 +1,8 @@
 """llama.cpp's half of a model that only we can write: encoder and projector as one GGUF file, its mmproj.
 
-In: a stock Llava folder with a CLIP encoder. Out: mmproj-model.gguf. The language model's file is made from the same folder
-by llama.cpp's own convert_hf_to_gguf.py, which reads our names; its script for the encoder reads only checkpoints of
-2023 with the libraries of 2023. Names and keys: llama.cpp, tools/mtmd/clip-impl.h.
+In: a stock Llava folder with a CLIP encoder. Out: mmproj-model.gguf. The language model's file is made of the same
+folder by llama.cpp's own convert_hf_to_gguf.py, which reads our names; its script for the encoder reads only
+checkpoints of 2023 with the libraries of 2023. Names and keys: llama.cpp, tools/mtmd/clip-impl.h.
 """
 
 import re

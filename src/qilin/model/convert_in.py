@@ -54,27 +54,11 @@ def gather(
     source: Path, kind: str, config: Mapping[str, Any], settings: ConvertSettings, say: Callable[[str], None]
 ) -> Gathered:
     """Collect a checkpoint's parts. `kind` is llava, lora or projector; the latter two stand on --base."""
-    if kind == "llava":
-        found = Gathered({w.name: w for w in list_weights(source)}, source)
-    else:
-        assert settings.base is not None, "asked for by layout()"
-        base = Path(fetch_folder(settings.base, settings.hub))
-        refuse_wrong_base(base)
-        found = Gathered({w.name: w for w in list_weights(base)}, base)
-        if kind == "lora":
-            found.weights |= read_trained(source)
-        else:
-            found.weights |= {projector_name(w.name): w for w in list_file(source / "mm_projector.bin")}
-        if kind == "lora":
-            found.lora = read_adapter(source)
-            unknown = sorted(set(found.lora) - set(found.weights))
-            if unknown:
-                raise UserError(
-                    f"{source}: adapts {len(unknown)} tensors that {settings.base} does not have ({unknown[0]}, …); "
-                    "is that the base it was trained on?"
-                )
-            for name, adapter in found.lora.items():
-                adapter.fits(found.weights[name], source)
+    found = (
+        Gathered({weight.name: weight for weight in list_weights(source)}, source)
+        if kind == "llava"
+        else gather_on_base(source, kind, settings)
+    )
     if "model.embed_tokens.weight" not in found.weights:
         raise UserError(explain_names([], ["model.embed_tokens.weight"], found.words))
     for name in [name for name in found.weights if BUFFERS.search(name)]:
@@ -84,10 +68,28 @@ def gather(
     return found
 
 
-def refuse_wrong_base(base: Path) -> None:
+def gather_on_base(source: Path, kind: str, settings: ConvertSettings) -> Gathered:
+    """What was trained apart, on the language model that --base names."""
+    assert settings.base is not None, "asked for by layout()"
+    base = Path(fetch_folder(settings.base, settings.hub))
     config = read_json(base / "config.json")
     if "text_config" in config and not is_llava(config):
         raise UserError(f"{base}: is in Hugging Face's Llava layout; --base of a LLaVA folder is a language model")
+    found = Gathered({weight.name: weight for weight in list_weights(base)}, base)
+    if kind == "projector":
+        found.weights |= {projector_name(w.name): w for w in list_file(source / "mm_projector.bin")}
+        return found
+    found.weights |= read_trained(source)
+    found.lora = read_adapter(source)
+    unknown = sorted(set(found.lora) - set(found.weights))
+    if unknown:
+        raise UserError(
+            f"{source}: adapts {len(unknown)} tensors that {settings.base} does not have ({unknown[0]}, …); "
+            "is that the base it was trained on?"
+        )
+    for name, adapter in found.lora.items():
+        adapter.fits(found.weights[name], source)
+    return found
 
 
 def projector_name(name: str) -> str:

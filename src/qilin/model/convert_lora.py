@@ -175,6 +175,8 @@ def merge_stock(source: Path, folder: Path, settings: ConvertSettings, bar: Call
     for file in base.iterdir():
         if file.is_file() and not re.search(r"\.(safetensors|bin|pt|index\.json)$", file.name):
             shutil.copy(file, folder / file.name)
+    if (base / RECORD).is_dir():
+        shutil.copytree(base / RECORD, folder / RECORD)
 
 
 def merging(reader: Reader, weight: Weight, adapter: Adapter | None) -> Callable[[], torch.Tensor]:

@@ -36,13 +36,14 @@ def fetch(name: str, hub: str) -> str:
         raise RunError(f"{name}: ModelScope did not deliver it ({error}); {BY_HAND}") from error
 
 
-WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf"]
+NOT_READ = ["*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf"]
+WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth", *NOT_READ]
 
 
 def fetch_folder(name: str, hub: str, *, words_only: bool = False) -> str:
     """Like fetch, but always a folder of this machine: a Hugging Face id is downloaded (HF_ENDPOINT is obeyed).
 
-    `words_only` leaves the weights where they are; otherwise those come that PyTorch reads.
+    `words_only` leaves the weights where they are.
     """
     place = fetch(name, hub)
     if Path(place).is_dir():
@@ -50,7 +51,7 @@ def fetch_folder(name: str, hub: str, *, words_only: bool = False) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return str(snapshot_download(place, ignore_patterns=WEIGHTS if words_only else WEIGHTS[4:]))
+        return str(snapshot_download(place, ignore_patterns=WEIGHTS if words_only else NOT_READ))
     except (OSError, ValueError) as error:
         raise UserError(why_not_loaded(name, place, error)) from error
 

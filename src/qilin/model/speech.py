@@ -16,7 +16,7 @@ from qilin.errors import UserError
 from qilin.model.llava_layout import family
 from qilin.model.save import keep_old_config, save_processor
 from qilin.model.settings import ConvertSettings
-from qilin.model.shards import Planned, Reader, Weight, largest_kind, write_shards
+from qilin.model.shards import Planned, Reader, Weight, largest_kind, write_safetensors
 from qilin.model.template import IMAGE
 from qilin.model.words import (
     IM_END,
@@ -143,5 +143,4 @@ def record_source(source: Path, words: Path, folder: Path, rows: int, dropped: S
     if dropped:
         reader = Reader()
         plan = [Planned(w.name, w.shape, w.kind, lambda w=w: reader.get(w)) for w in dropped]  # type: ignore[misc]
-        write_shards(record, plan, 1 << 62, lambda _: None)
-        (record / "model.safetensors").rename(record / "buffers.safetensors")
+        write_safetensors(record / "buffers.safetensors", plan)
