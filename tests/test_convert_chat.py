@@ -155,7 +155,9 @@ def test_eight_bits_on_a_cpu(tmp_path: Path) -> None:
     assert answer_batch(small, [request], 4)
 
 
-def test_bits_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_that_cannot_be_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = convert(ConvertSettings(source=str(llava_mini(tmp_path / "source")), out=tmp_path / "out"))
     for name in ("bitsandbytes", "torchao", "torchao.quantization"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -166,6 +168,10 @@ def test_bits_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="spread asks for several accelerators"):
         load_model(out, "cpu", spread=True)
     assert main(["chat", str(out), "--bits", "5"]) == 2
+    # Options may stand before the pictures, too.
+    (tmp_path / "picture.png").write_bytes(tiny_png(1))
+    assert main(["chat", str(out), "--bits", "8", str(tmp_path / "picture.png")]) == 2
+    assert "which needs torchao" in capfd.readouterr().err
 
 
 def test_the_commands_errors_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return show_commands(arguments)
         command = COMMANDS[name]
         settings = load(command.settings)
-        given = from_flags(settings, make_parser(name, command, settings).parse_args(rest))
+        given = from_flags(settings, make_parser(name, command, settings).parse_intermixed_args(rest))
         load(command.run)(given)
         return 0
     except QilinError as error:

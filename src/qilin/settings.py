@@ -209,8 +209,19 @@ def metavar(hint: Any) -> str:
 
 def from_flags(cls: type[T], namespace: Any) -> T:
     """What argparse read with `add_flags` -> a checked `cls`; flags not given keep their defaults."""
-    given = {field.name: getattr(namespace, field.name, None) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    given = {
+        field.name: chosen(hints[field.name], getattr(namespace, field.name, None))
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+    }
     return build(cls, {key: value for key, value in given.items() if value is not None}, where="the command line")
+
+
+def chosen(hint: Any, word: Any) -> Any:
+    """The choice that a word names: argparse gives text, and pydantic does not take "8" for the 8 of a Literal."""
+    hint = plain_type(hint)
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    return next((choice for choice in choices if str(choice) == word), word)
 
 
 def describe(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
