@@ -43,6 +43,13 @@ COMMANDS = {
         "qilin data import slake SLAKE_DIR slake\nqilin data import llava data.json llava --images DIR\n"
         "qilin data import folder table.csv mine --question question --answer answer",
     ),
+    "data figures": Command(
+        "figures of JATS articles, with captions, mentions, context, licences and panels, as rows",
+        "qilin.data.figures:FiguresSettings",
+        "qilin.data.figures:figures",
+        ("source", "out"),
+        "qilin data figures articles figures\nqilin data figures articles figures --every --workers 8",
+    ),
     "data benchmarks": Command(
         "test sets by name: where to get them, their licences, how to import them",
         "qilin.data.benchmarks:BenchmarksSettings",

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
+from qilin.data.bars import bar
 from qilin.data.licences import strictest, tier
 from qilin.data.pictures import make_picture
 from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset, text_of
@@ -72,12 +73,6 @@ def find_source(name: str) -> "Source":
     near = difflib.get_close_matches(name, SOURCES, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(SOURCES)}"
     raise UserError(f"cannot import {name!r}; {hint}")
-
-
-def bar() -> Progress:
-    """A bar on stderr that goes when the work is done, so that what was made, or the error, stands alone."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def look(source: "Source", settings: ImportSettings, progress: Progress) -> Survey:

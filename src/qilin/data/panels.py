@@ -1,0 +1,135 @@
+"""Compound figures taken apart: a caption at (A), (B) …, a picture at its gutters; what is not certain stays whole.
+
+In: a caption, or a picture. Out: a Division with its panels, or with the doubt that kept the figure whole; boxes of
+tiles in reading order. A gutter counts only where both its sides end abruptly, as filled rectangles do: the empty
+ground of a radiograph and the white of a chart are no gutters.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+# (A), (A, B), (a–c); A) or A: or A, at the beginning of a sentence
+LETTERS = r"[A-Za-z](?:\s*(?:[-–—,&/]|and|to)\s*[A-Za-z])*"
+LEADING = re.compile(
+    rf"(?:^|(?<=[.;:,]\s)|(?<=[.;:,]\sand\s)|(?<=[.;:。]))(?:\(({LETTERS})\)|([A-Z])(?=[,:]\s)|([A-Za-z])\))[:.,]?\s*"
+)
+IN_BRACKETS = re.compile(rf"\(({LETTERS})\)")
+WIDE = str.maketrans("（）：，；", "():,;")
+SHORTEST = 8  # characters of a panel's own words: below, something else than a panel was marked
+
+
+@dataclass(frozen=True)
+class Division:
+    """A caption's panels, (letter, words) each, after the words that all share; or why it stays whole."""
+
+    lead: str = ""
+    panels: tuple[tuple[str, str], ...] = ()
+    doubt: str | None = None
+
+
+def divide_caption(caption: str) -> Division:
+    """The panels of a caption, where their letters run A, B, C … each once and open their own words."""
+    text = caption.translate(WIDE)
+    found = [(m.start(), m.end(), letters(next(filter(None, m.groups())))) for m in LEADING.finditer(text)]
+    inside = [letter for m in IN_BRACKETS.finditer(text) for letter in letters(m.group(1))]
+    if len(found) < 2 or not any(row for *_, row in found):
+        return Division(
+            doubt="its letters do not open the panels' words" if len(set(inside)) > 1 else "no panels are named"
+        )
+    named = [letter for *_, row in found for letter in row]
+    expected = [chr(ord(named[0]) + place) for place in range(len(named))] if named else []
+    if named != expected or named[0].upper() != "A":
+        return Division(doubt="its letters do not run A, B, C")
+    if set(inside) - set(named):
+        return Division(doubt="it names letters that open no words")
+    ends = [start for start, *_ in found[1:]] + [len(caption)]
+    words = [caption[end:stop].strip(" ;,") for (_, end, _), stop in zip(found, ends, strict=True)]
+    if min(map(len, words)) < SHORTEST:
+        return Division(doubt="a panel has no words of its own")
+    panels = [(letter.upper(), text) for (*_, row), text in zip(found, words, strict=True) for letter in row]
+    return Division(caption[: found[0][0]].strip(), tuple(panels))
+
+
+def letters(words: str) -> list[str]:
+    """ "A" -> [A]; "A, C" -> [A, C]; "A–C" -> [A, B, C]; [] where it is no such list."""
+    parts = re.split(r"\s*([-–—,&/]|and|to)\s*", words)
+    found = [parts[0]]
+    for sign, letter in zip(parts[1::2], parts[2::2], strict=True):
+        if sign in ("-", "–", "—", "to"):
+            found += [chr(code) for code in range(ord(found[-1]) + 1, ord(letter) + 1)]
+        else:
+            found.append(letter)
+    return found
+
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
+NEAR = 14  # grey levels that JPEG moves an even ground by
+EVEN = 0.995  # share of a gutter's pixels that have its colour
+FILLED = 0.5  # share of the pixels beside a gutter that do not have its colour
+DIFFERENT = 30  # grey levels between a gutter and the tile beside it
+BESIDE = 4  # pixels beside a gutter among which the tile must begin
+SMALLEST = 48  # pixels of a tile's side
+DEEPEST = 3
+
+
+def divide_picture(image: Image.Image) -> list[Box]:
+    """The tiles of a compound picture in reading order; one box (all of it) where no gutter is certain."""
+    grey = np.asarray(image.convert("L"), dtype=np.int16)  # (height, width)
+    return tiles(grey, (0, 0, image.width, image.height), DEEPEST)
+
+
+def tiles(grey: np.ndarray, box: Box, depth: int) -> list[Box]:
+    """Cut along rows first, so that a grid reads line by line; then each strip along columns."""
+    left, top, right, bottom = box
+    part = grey[top:bottom, left:right]
+    if depth:
+        for axis in (0, 1):
+            cuts = gutters(part if axis == 0 else part.T)
+            if not cuts:
+                continue
+            edges = [0, *(edge for cut in cuts for edge in cut), part.shape[axis]]
+            strips = list(zip(edges[::2], edges[1::2], strict=True))
+            if min(end - start for start, end in strips) < SMALLEST:
+                continue
+            boxes = [
+                (left, top + start, right, top + end) if axis == 0 else (left + start, top, left + end, bottom)
+                for start, end in strips
+            ]
+            return [tile for inner in boxes for tile in tiles(grey, inner, depth - 1)]
+    return [box]
+
+
+def gutters(part: np.ndarray) -> list[tuple[int, int]]:
+    """Runs of rows (start, end) that are even white or black from side to side, with a tile's edge on both sides."""
+    height = part.shape[0]
+    widest = max(2, round(0.004 * height))
+    found = []
+    for ground in (255, 0):
+        away = np.abs(part - ground)
+        even = (away <= NEAR).mean(axis=1) >= EVEN  # (height,)
+        filled = (away > DIFFERENT).mean(axis=1) >= FILLED
+        for start, end in runs(even):
+            inside = start > 0 and end < height and end - start >= widest
+            if inside and filled[max(0, start - BESIDE) : start].any() and filled[end : end + BESIDE].any():
+                found.append((start, end))
+    return sorted(found)
+
+
+def runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Where flags are true without a break: (start, end) of each run."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
+    return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def match_panels(division: Division, boxes: Sequence[Box]) -> str | None:
+    """Why a divided caption and a divided picture do not belong together; None where panel n is tile n."""
+    if division.doubt:
+        return division.doubt
+    if len(boxes) != len(division.panels):
+        return f"{len(division.panels)} panels are named, {len(boxes)} tiles are seen"
+    return None

@@ -1,0 +1,80 @@
+"""Compound figures: captions at their letters, pictures at their gutters, doubt where either is not certain."""
+
+import pytest
+from PIL import Image, ImageDraw
+
+from qilin.data.panels import divide_caption, divide_picture, match_panels
+
+CERTAIN = [
+    ("Chest CT. (A) Axial view. (B) Coronal view.", "Chest CT.", ["A", "B"]),
+    ("(a) Axial view; (b) coronal view; and (c) sagittal view.", "", ["A", "B", "C"]),
+    ("Liver. A, SDS-PAGE profile. B, Western blot result.", "Liver.", ["A", "B"]),
+    ("Knee. (A, B) MRI before surgery. (C) MRI after surgery.", "Knee.", ["A", "B", "C"]),
+    ("Knee. (A–C) MRI before surgery. (D) MRI after surgery.", "Knee.", ["A", "B", "C", "D"]),
+    ("Brain. A) First slice shown. B) Second slice shown.", "Brain.", ["A", "B"]),
+    ("胸部CT。（A）轴位图像显示结节。（B）冠状位图像显示结节。", "胸部CT。", ["A", "B"]),
+]
+
+
+@pytest.mark.parametrize(("caption", "lead", "names"), CERTAIN)
+def test_captions_that_divide(caption: str, lead: str, names: list[str]) -> None:
+    found = divide_caption(caption)
+    assert found.doubt is None
+    assert (found.lead, [name for name, _ in found.panels]) == (lead, names)
+
+
+DOUBTFUL = [
+    ("An axial CT.", "no panels are named"),
+    ("Levels for TSH (A) and GPH (B) in the gland.", "its letters do not open the panels' words"),
+    ("Masses of A, LipH; B, LipN and C, LipY. D, spectra before and after.", "its letters do not run A, B, C"),
+    ("CT. (B) Axial view here. (C) Coronal view here.", "its letters do not run A, B, C"),
+    ("CT. (A) Axial view. (B) Coronal view with the vein (C).", "it names letters that open no words"),
+    ("CT. (A) Axial view. (B) no.", "a panel has no words of its own"),
+]
+
+
+@pytest.mark.parametrize(("caption", "doubt"), DOUBTFUL)
+def test_captions_that_stay_whole(caption: str, doubt: str) -> None:
+    assert divide_caption(caption).doubt == doubt
+
+
+def scan(side: int) -> Image.Image:
+    """A grey square with a bright disc: a filled tile."""
+    tile = Image.new("RGB", (side, side), (90, 90, 90))
+    ImageDraw.Draw(tile).ellipse((side // 4, side // 4, side // 2, side // 2), fill=(220, 220, 220))
+    return tile
+
+
+def grid(rows: int, columns: int, gutter: int, ground: str, side: int = 120) -> Image.Image:
+    page = Image.new("RGB", (columns * (side + gutter) - gutter, rows * (side + gutter) - gutter), ground)
+    for place in range(rows * columns):
+        page.paste(scan(side), ((place % columns) * (side + gutter), (place // columns) * (side + gutter)))
+    return page
+
+
+@pytest.mark.parametrize("ground", ["white", "black"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 2), (2, 1), (2, 3)])
+def test_pictures_divide_at_their_gutters_in_reading_order(rows: int, columns: int, ground: str) -> None:
+    boxes = divide_picture(grid(rows, columns, 6, ground))
+    assert boxes == [(c * 126, r * 126, c * 126 + 120, r * 126 + 120) for r in range(rows) for c in range(columns)]
+
+
+def test_pictures_without_a_certain_gutter_stay_whole() -> None:
+    assert divide_picture(scan(200)) == [(0, 0, 200, 200)]
+    dark = Image.new("RGB", (300, 200))  # two bright organs on the empty ground of a radiograph
+    for left in (20, 180):
+        ImageDraw.Draw(dark).ellipse((left, 20, left + 100, 180), fill="white")
+    assert len(divide_picture(dark)) == 1
+    chart = Image.new("RGB", (300, 200), "white")
+    ImageDraw.Draw(chart).line((20, 180, 280, 180), fill="black")
+    ImageDraw.Draw(chart).line((20, 20, 20, 180), fill="black")
+    assert len(divide_picture(chart)) == 1
+    assert len(divide_picture(grid(1, 2, 1, "white"))) == 1  # a single line of pixels is no gutter
+    assert len(divide_picture(Image.new("L", (1, 1)))) == 1
+
+
+def test_panels_and_tiles_must_agree() -> None:
+    division = divide_caption("CT. (A) Axial view. (B) Coronal view.")
+    assert match_panels(division, divide_picture(grid(1, 2, 6, "white"))) is None
+    assert match_panels(division, divide_picture(grid(1, 3, 6, "white"))) == "2 panels are named, 3 tiles are seen"
+    assert match_panels(divide_caption("CT."), [(0, 0, 1, 1)]) == "no panels are named"

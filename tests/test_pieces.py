@@ -1,0 +1,108 @@
+"""Numbered pieces: the same bytes in any order, nothing done twice, killed workers, other work refused."""
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qilin.data.pieces import processes, read_pieces, run_pieces
+from qilin.data.sources.rows import Refused
+from qilin.errors import RunError, UserError
+
+
+def square(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | Refused]:
+    with log.open("a") as file:
+        file.write(f"{numbers}\n")
+    for n in numbers:
+        yield Refused({"n": n}, "odd") if n % 2 else {"n": n, "square": n * n, "words": "中文"}
+
+
+def fatal(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | Refused]:
+    """Kills its own process: always for piece [13], once (a mark on disk says so) for piece [7]."""
+    mark = log.with_suffix(".killed")
+    if numbers == [13] or (numbers == [7] and not mark.exists()):
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield from square(log, numbers)
+
+
+class Backwards(Executor):
+    """Runs what it is given last first."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Any]] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.waiting.append((future, lambda: fn(*args, **kwargs)))
+        if len(self.waiting) >= 2:
+            while self.waiting:
+                last, call = self.waiting.pop()
+                last.set_result(call())
+        return future
+
+
+INPUTS = [[n, n + 1] for n in range(0, 24, 2)]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def test_any_executor_gives_the_same_bytes(tmp_path: Path) -> None:
+    work = partial(square, tmp_path / "log")
+    counts = run_pieces(work, INPUTS, tmp_path / "here", {"step": "square"})
+    assert counts == {"rows": 12, "dropped": 12, "dropped_reasons": {"odd": 12}}
+    for name, executor in (("back", Backwards), ("threads", lambda: ThreadPoolExecutor(3)), ("many", processes(2))):
+        run_pieces(work, INPUTS, tmp_path / name, {"step": "square"}, executor)
+        assert files(tmp_path / name) == files(tmp_path / "here")
+    assert [row["n"] for row in read_pieces(tmp_path / "back")] == list(range(0, 24, 2))
+
+
+def test_a_finished_piece_is_not_done_again_and_other_work_is_refused(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    run_pieces(partial(square, log), INPUTS, out, {"step": "square"})
+    whole = files(out)
+    (out / "rows-00003.jsonl").unlink()
+    (out / "step.json").unlink()
+    with pytest.raises(UserError, match="interrupted"):
+        list(read_pieces(out))
+    seen: list[int] = []
+    run_pieces(partial(square, log), INPUTS, out, {"step": "square"}, on_piece=seen.append)
+    assert len(log.read_text().splitlines()) == len(INPUTS) + 1
+    assert sorted(seen) == list(range(len(INPUTS)))
+    assert files(out) == whole
+    with pytest.raises(UserError, match=r"other work \(step differ\)"):
+        run_pieces(partial(square, log), INPUTS, out, {"step": "cube"})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(UserError, match="already holds something"):
+        run_pieces(partial(square, log), INPUTS, tmp_path / "full", {})
+
+
+def test_a_killed_worker_costs_its_piece_only(tmp_path: Path) -> None:
+    inputs = [[n] for n in range(12)]
+    counts = run_pieces(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, processes(2))
+    assert counts["rows"] == 6
+    done = (tmp_path / "log").read_text().splitlines()
+    # what was in other workers' hands when the pool broke may be done twice; what was finished is not
+    assert set(done) == {f"[{n}]" for n in range(12)}
+    assert len(done) <= 12 + 2 * (os.cpu_count() or 1)
+
+
+def test_a_piece_that_always_kills_is_named(tmp_path: Path) -> None:
+    inputs = [[n] for n in (2, 13, 4)]
+    with pytest.raises(RunError, match="lost its worker 3 times"):
+        run_pieces(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, processes(2))
+    assert not (tmp_path / "out" / "step.json").exists()
+
+
+def test_an_error_in_a_step_stops_it(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        run_pieces(partial(square, tmp_path / "log"), [[1], [None]], tmp_path / "out", {}, processes(2))  # type: ignore[list-item]
+    assert not (tmp_path / "out" / "step.json").exists()
