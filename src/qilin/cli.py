@@ -43,6 +43,15 @@ COMMANDS = {
         "qilin data import slake SLAKE_DIR slake\nqilin data import llava data.json llava --images DIR\n"
         "qilin data import folder table.csv mine --question question --answer answer",
     ),
+    "data pmc": Command(
+        "fetch articles of PubMed Central's open store with the pictures of their figures",
+        "qilin.data.pmc:PmcSettings",
+        "qilin.data.pmc:pmc",
+        ("out",),
+        "qilin data pmc pmc --ids ids.txt\n"
+        "qilin data pmc pmc --query 'case report[filter] AND chest CT' --license commercial --limit 1000\n"
+        "qilin data pmc pmc --inventory --article-types case-report",
+    ),
     "data figures": Command(
         "figures of JATS articles, with captions, mentions, context, licences and panels, as rows",
         "qilin.data.figures:FiguresSettings",
