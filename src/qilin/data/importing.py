@@ -22,16 +22,17 @@ from qilin.data.licences import strictest, tier
 from qilin.data.pictures import make_picture
 from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset, text_of
 from qilin.data.settings import ImportSettings
-from qilin.data.sources import exams, folder, llava, slake
+from qilin.data.sources import exams, folder, llava, maps, odd, slake
 from qilin.data.sources.rows import PictureFile, Refused, Row
-from qilin.data.sources.tables import encoding_of
+from qilin.data.sources.tables import KINDS, encoding_of
 from qilin.data.split import Components
+from qilin.data.through import read_through
 from qilin.data.writer import DatasetWriter, file_hash
 from qilin.errors import UserError
-from qilin.imaging.pixels import BadPicture, read_bytes
+from qilin.imaging.pixels import BadPicture
 from qilin.settings import to_dict
 
-APART = ("name", "source", "out", "images", "json")  # settings that say where things lie, not what they become
+APART = ("name", "source", "out", "images", "pmc", "json")  # settings that say where things lie, not what they become
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Survey:
     faults: dict[Path, str] = field(default_factory=dict)  # file -> why it cannot be read
     places: dict[str, list[PictureFile]] = field(default_factory=dict)  # content -> where it was found, each once
     links: Components = field(default_factory=Components)
+    whole: int = 0  # figures that stand for a panel of theirs
     rows: int = 0
 
 
@@ -94,8 +96,9 @@ def look(source: "Source", settings: ImportSettings, progress: Progress) -> Surv
 def note_picture(survey: Survey, file: PictureFile) -> None:
     if file.path in survey.content or file.path in survey.faults:
         return
+    survey.whole += file.whole
     try:
-        data = read_bytes(file.path)
+        data = read_through(file.path)
     except BadPicture as error:
         survey.faults[file.path] = error.reason
         return
@@ -121,16 +124,25 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
         seen.update(f"{path.name} {content}\n".encode())
     default = {item.name: item.default for item in dataclasses.fields(ImportSettings)}
     arguments = {k: v for k, v in to_dict(settings).items() if k not in APART and v != default[k]}
-    encodings = {encoding_of(path) for path in inputs if path.suffix != ".parquet"} - {"utf-8-sig"}
+    encodings = {encoding_of(path) for path in inputs if path.suffix in KINDS} - {"utf-8-sig"}
     licences = {file.license for files in survey.places.values() for file in files if file.license}
     licences |= {settings.license} if settings.license else set()
-    return {
-        "importer": settings.name,
-        "source": settings.source.resolve().name if settings.source.is_dir() else source_name(settings),
-        "arguments": arguments,
-        "license": "; ".join(sorted(licences)) or "unknown",
-        "input": seen.hexdigest(),
-    } | ({"encoding": encodings.pop()} if encodings else {})
+    looked = {
+        "found": len(survey.content) - survey.whole,
+        "whole_figure": survey.whole,
+        "missing": len(survey.faults),
+    }
+    return (
+        {
+            "importer": settings.name,
+            "source": settings.source.resolve().name if settings.source.is_dir() else source_name(settings),
+            "arguments": arguments,
+            "license": "; ".join(sorted(licences)) or "unknown",
+            "input": seen.hexdigest(),
+        }
+        | ({"encoding": encodings.pop()} if encodings else {})
+        | ({"pictures": looked} if settings.pmc else {})
+    )
 
 
 def source_name(settings: ImportSettings) -> str:
@@ -166,7 +178,7 @@ def store_pictures(
         first = files[0]
         where = [Provenance(source_name(settings), f.name, f.url, f.license, f.attribution) for f in files]
         try:
-            picture = make_picture(read_bytes(first.path), where, first.modality, first.body_part)
+            picture = make_picture(read_through(first.path), where, first.modality, first.body_part)
             writer.add_picture(picture)
             of_content[content] = picture.image_id
         except BadPicture as error:
@@ -254,6 +266,12 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
         for reason, count in counts["dropped_reasons"].items():
             table.add_row(f"{count:,}", reason)
         console.print(table)
+    looked = data.manifest["settings"].get("pictures")
+    if looked:
+        console.print(
+            f"pictures: {looked['found']:,} found, {looked['whole_figure']:,} only as the whole figure, "
+            f"{looked['missing']:,} missing"
+        )
     encoding = data.manifest["settings"].get("encoding")
     if encoding:
         console.print(f"the table was read as {encoding.upper()}")
@@ -279,6 +297,15 @@ SOURCES = {
     "slake": Source(slake.inputs, slake.read),
     "llava": Source(llava.inputs, llava.read),
     "folder": Source(folder.inputs, folder.read),
+    "figures": Source(odd.figure_inputs, odd.figures),
+    **{name: Source(maps.inputs, maps.read) for name in maps.MAPS},
+    "chimed-vl": Source(odd.talk_inputs, odd.chimed_vl),
+    "pubmedvision": Source(odd.talk_inputs, odd.pubmedvision),
+    "llava-med": Source(odd.talk_inputs, odd.llava_med),
+    "pmc-inline": Source(odd.pmc_inline_inputs, odd.pmc_inline),
+    "iu-xray": Source(odd.iu_inputs, odd.iu_xray),
+    "mimic-cxr-jpg": Source(odd.mimic_inputs, odd.mimic_cxr),
+    "roco": Source(odd.roco_inputs, odd.roco),
     # test sets, named in qilin.data.benchmarks
     "vqa-rad": Source(exams.vqa_rad_inputs, exams.vqa_rad),
     "pmc-vqa-test": Source(exams.pmc_vqa_inputs, exams.pmc_vqa),

@@ -9,7 +9,10 @@ from qilin.settings import setting, settings
 # settings that only some layouts know; said for another one they would be passed over in silence, so they are refused
 ONLY_FOR: dict[str, tuple[str, ...]] = dict.fromkeys(("captions",), ("slake",))
 ONLY_FOR |= dict.fromkeys(("kind", "add_missing_marks"), ("llava",))
-ONLY_FOR |= dict.fromkeys(("validation", "test", "seed"), ("llava", "folder"))
+NAMED_BY_ARTICLE = ("chimed-vl", "pmc-oa", "pmc-case-report", "pmc-vqa", "pmc-inline", "llava-med", "pubmedvision")
+WITHOUT_SPLITS = (*NAMED_BY_ARTICLE, "llava", "folder", "roco-v2", "figures")
+ONLY_FOR |= dict.fromkeys(("validation", "test", "seed"), WITHOUT_SPLITS)
+ONLY_FOR |= {"unsure": ("figures",), "pmc": (*NAMED_BY_ARTICLE, "roco")}
 ONLY_FOR |= dict.fromkeys(
     ("image", "question", "answer", "caption", "ask", "id", "group", "split_column", "answer_type", "choices")
     + ("question_type", "modality", "body_part", "text_only"),
@@ -21,12 +24,16 @@ ONLY_FOR |= dict.fromkeys(
 class ImportSettings:
     """What to import, from where, to where, and how its columns and splits are to be read."""
 
-    name: str = setting(help="the layout of the source: slake, llava or folder")
-    source: Path = setting(help="slake: its folder; llava: a JSON or JSONL file; folder: a CSV, JSON or JSONL table")
+    name: str = setting(help="the layout of the source: slake, llava, folder, figures, pmc-oa, … (docs/data.md)")
+    source: Path = setting(help="its folder or file; llava: a JSON or JSONL file; folder: a CSV, JSON or JSONL table")
     out: Path = setting(help="the dataset folder to make; must be new or empty")
     images: Path | None = setting(
         default=None, help="the folder that picture paths start from (default: where the source lies)"
     )
+    pmc: Path | None = setting(
+        default=None, help="a folder of `qilin data pmc`, for pictures named by their article (PMC123_Fig1_2.jpg)"
+    )
+    unsure: bool = setting(default=False, help="figures: take those whose captions do not say what they are, too")
     lang: Literal["zh", "en"] = setting(
         default="zh", help="the language of the texts; slake: only its questions in this one are read"
     )

@@ -24,6 +24,7 @@ class PictureFile:
     license: str | None = None
     url: str | None = None
     attribution: str | None = None
+    whole: bool = False  # the whole figure, where the name means a panel that could not be had
 
 
 @dataclass(frozen=True)
