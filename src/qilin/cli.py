@@ -60,6 +60,23 @@ COMMANDS = {
         ("source", "out"),
         "qilin data figures articles figures\nqilin data figures articles figures --every --workers 8",
     ),
+    "data translate": Command(
+        "the English samples of a dataset folder into Chinese, checked, by any OpenAI-compatible service",
+        "qilin.data.translate:TranslateSettings",
+        "qilin.data.translate:translate",
+        ("source", "out"),
+        "qilin data translate articles-en articles-zh --endpoint http://127.0.0.1:8000/v1 --model qwen3-32b\n"
+        "qilin data translate articles-en articles-zh --endpoint https://api.deepseek.com/v1 --model deepseek-chat "
+        "--budget 20000000 --price-in 0.28 --price-out 0.42",
+    ),
+    "data curate": Command(
+        "a dataset folder less repetitions, leaks, personal data, bad pictures and licences that do not fit",
+        "qilin.data.curate:CurateSettings",
+        "qilin.data.curate:curate",
+        ("source", "out"),
+        "qilin data curate articles-zh chinese --benchmarks slake-test vqa-rad --resplit\n"
+        "qilin data curate articles-zh to-sell --license commercial",
+    ),
     "data benchmarks": Command(
         "test sets by name: where to get them, their licences, how to import them",
         "qilin.data.benchmarks:BenchmarksSettings",

@@ -45,6 +45,7 @@ class Ask:
 
     messages: Sequence[Mapping[str, Any]]
     max_tokens: int = 256
+    json: bool = False  # ask for a JSON object, where the service knows how
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,10 @@ async def ask_left(
     replies: dict[int, Reply] = {}
     spent = 0
     todo = iter(left)
+    gate = Gate(endpoint.concurrency)
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
     async with openai.AsyncOpenAI(
-        base_url=endpoint.url, api_key=key, timeout=endpoint.timeout, max_retries=endpoint.retries
+        base_url=endpoint.url, api_key=key, timeout=endpoint.timeout, max_retries=0
     ) as client:
 
         async def work() -> None:
@@ -110,7 +112,7 @@ async def ask_left(
                         f"{endpoint.url}: the budget of {endpoint.budget} tokens is spent ({spent}) after "
                         f"{len(replies)} of {len(left)} replies, which are kept; a higher budget goes on there"
                     )
-                reply = await ask_one(client, endpoint, asks[place])
+                reply = await ask_patiently(client, endpoint, asks[place], gate)
                 spent += reply.tokens_in + reply.tokens_out
                 keep(cache, key_of(endpoint, asks[place]), endpoint.model, reply)
                 replies[place] = reply
@@ -126,8 +128,79 @@ async def ask_left(
     return replies
 
 
+class Gate:
+    """How many may ask at once: half of it where the service asks to wait, a little more with each reply."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.limit, self.inside = most, float(most), 0
+        self.open = asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        async with self.open:
+            await self.open.wait_for(lambda: self.inside < max(1, int(self.limit)))
+            self.inside += 1
+
+    async def __aexit__(self, *error: object) -> None:
+        async with self.open:
+            self.inside -= 1
+            self.open.notify_all()
+
+    def narrow(self) -> None:
+        self.limit = max(1.0, self.limit / 2)
+
+    def widen(self) -> None:
+        self.limit = min(float(self.most), self.limit + 1 / self.limit)
+
+
+async def ask_patiently(client: Any, endpoint: Endpoint, ask: Ask, gate: Gate) -> Reply:
+    """One request, again after what passes: refused connections, timeouts, 408, 409, 429 and 5xx."""
+    import openai
+
+    for attempt in range(endpoint.retries + 1):
+        try:
+            async with gate:
+                reply = await ask_one(client, endpoint, ask)
+            gate.widen()
+            return reply
+        except (openai.APIStatusError, openai.APIConnectionError) as error:
+            status = getattr(error, "status_code", None)
+            if status == 429:
+                gate.narrow()
+            if attempt == endpoint.retries or not (status is None or status in (408, 409, 429) or status >= 500):
+                raise explained(error, endpoint) from None
+            await asyncio.sleep(wait_of(error, attempt))
+    raise AssertionError("the loop returns or raises")
+
+
+def wait_of(error: Any, attempt: int) -> float:
+    """Seconds to wait: what the service says, else half a second, doubled each time, up to half a minute."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return min(60.0, float(headers[name]) * unit)
+        except (KeyError, ValueError):
+            continue
+    return min(30.0, 0.5 * 2.0**attempt)
+
+
+def explained(error: Any, endpoint: Endpoint) -> Exception:
+    """The service's error in words for people."""
+    import openai
+
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return UserError(f"{endpoint.url}: the key is refused ({short(error)}); set {KEYS[0]}")
+    if isinstance(error, openai.BadRequestError | openai.NotFoundError | openai.UnprocessableEntityError):
+        return UserError(f"{endpoint.url}, model {endpoint.model}: the request is refused: {short(error)}")
+    if isinstance(error, openai.APIConnectionError):  # timeouts are of this kind too
+        return RunError(f"{endpoint.url}: no answer ({short(error)}); is the service running there?")
+    return RunError(
+        f"{endpoint.url}: still failing after {endpoint.retries} retries: {short(error)}; what was answered is "
+        "kept, the same command goes on"
+    )
+
+
 async def ask_one(client: Any, endpoint: Endpoint, ask: Ask) -> Reply:
-    """One request; where a service does not know logprobs it is asked again without."""
+    """One request; where a service does not know logprobs or JSON replies it is asked again without."""
     import openai
 
     common = {
@@ -137,25 +210,19 @@ async def ask_one(client: Any, endpoint: Endpoint, ask: Ask) -> Reply:
         "temperature": endpoint.temperature,
         "seed": endpoint.seed,
     }
-    try:
+    extra: dict[str, Any] = {"logprobs": True} | ({"response_format": {"type": "json_object"}} if ask.json else {})
+    while True:
         try:
-            made = await client.chat.completions.create(**common, logprobs=True)
+            made = await client.chat.completions.create(**common, **extra)
+            break
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if "logprobs" not in str(error):
+            unknown = next((name for name in extra if name in str(error)), None)
+            if unknown is None:
                 raise
-            made = await client.chat.completions.create(**common)
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise UserError(f"{endpoint.url}: the key is refused ({short(error)}); set {KEYS[0]}") from None
-    except (openai.BadRequestError, openai.NotFoundError, openai.UnprocessableEntityError) as error:
-        raise UserError(f"{endpoint.url}, model {endpoint.model}: the request is refused: {short(error)}") from None
-    except openai.APIStatusError as error:
-        raise RunError(
-            f"{endpoint.url}: still failing after {endpoint.retries} retries: {short(error)}; what was answered is "
-            "kept, the same command goes on"
-        ) from None
-    except openai.APIConnectionError as error:  # timeouts are of this kind too
-        raise RunError(f"{endpoint.url}: no answer ({short(error)}); is the service running there?") from None
-    if not made.choices:
+            del extra[unknown]
+        except openai.APIResponseValidationError:
+            raise RunError(f"{endpoint.url}: answers what is no chat completion; is it OpenAI-compatible?") from None
+    if not getattr(made, "choices", None):  # a page of HTML comes as a plain text
         raise RunError(f"{endpoint.url}: a reply without choices; is this an OpenAI-compatible service?")
     choice = made.choices[0]
     tokens = (choice.logprobs.content or []) if choice.logprobs else []
@@ -178,6 +245,7 @@ def short(error: Exception) -> str:
 def key_of(endpoint: Endpoint, ask: Ask) -> str:
     """sha256 of all that decides a reply."""
     what = [endpoint.url, endpoint.model, endpoint.temperature, endpoint.seed, ask.max_tokens, list(ask.messages)]
+    what += [True] if ask.json else []
     return hashlib.sha256(json.dumps(what, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qilin.evaluate.rows import Item
-from qilin.evaluate.statistics import NEAR_BITS, hashes, near_pairs
 from qilin.evaluate.training import Training, phashes
 from qilin.evaluate.wording import plain
+from qilin.imaging.near import NEAR_BITS, hashes, near_pairs
 
 # Characters in a row that two texts do not share by chance; a shorter text is not looked at.
 GRAM = 16

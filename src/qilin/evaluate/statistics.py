@@ -13,26 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Bits of a 64-bit perceptual hash within which two pictures count as near-duplicates. On SLAKE-zh 8 bits find that
-# 53 % of the validation pictures have a near-duplicate in training; the slices of one
-# scan stand on both sides of its splits.
-NEAR_BITS = 8
-
-
-def hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """Perceptual hashes of 16 hexadecimal digits -> integers."""
-    return np.array([int(text, 16) for text in texts], dtype=np.uint64)
-
-
-def near_pairs(a: NDArray[np.uint64], b: NDArray[np.uint64], bits: int = NEAR_BITS) -> list[tuple[int, int]]:
-    """Index pairs (i, j) with at most `bits` differing bits between a[i] and b[j]; at most 64 MB at a time."""
-    pairs: list[tuple[int, int]] = []
-    rows = max(1, (8 << 20) // max(1, len(b)))
-    for start in range(0, len(a), rows):
-        distance = np.bitwise_count(a[start : start + rows, None] ^ b[None, :])
-        i, j = np.nonzero(distance <= bits)
-        pairs.extend(zip((i + start).tolist(), j.tolist(), strict=True))
-    return pairs
+from qilin.imaging.near import NEAR_BITS, hashes, near_pairs
 
 
 def clusters(

@@ -16,7 +16,7 @@ from qilin.data.records import Dataset
 from qilin.evaluate.controls import CommonestAnswer, Known, mean_picture
 from qilin.evaluate.predict import picture_of
 from qilin.evaluate.rows import Item, items_of
-from qilin.evaluate.statistics import hashes, near_pairs
+from qilin.imaging.near import hashes, near_pairs
 
 # The mean picture is an average: more pictures than this change it by less than a grey level.
 PICTURES_IN_MEAN = 512

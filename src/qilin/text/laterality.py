@@ -39,3 +39,24 @@ def sides_conflict(a: str, b: str) -> bool:
     """Both texts name sides, and not the same ones: 左肺 against 右肺, 双侧 against 左侧."""
     sides_a, sides_b = sides(a), sides(b)
     return bool(sides_a) and bool(sides_b) and sides_a != sides_b
+
+
+_BOTH_WORDS = re.compile(
+    r"双|两侧|两肺|两眼|两肾|两边|两叶|两下|两上|\bboth\b(?![^.,;]{0,80}\band\b)|\bbilateral", re.I
+)
+# Words with the letters of a side that name none: left the hospital, right away; 右 and 左 are always sides.
+_NO_SIDE = re.compile(
+    r"\bleft (?:the (?:hospital|clinic|study|country)|untreated|in place|behind|over|in situ|against)"
+    r"|\b(?:was|were|is) left\b|\bright(?:-hand(?:ed)?| away| now| after| before| angle)|\ball right|\bcopyright",
+    re.IGNORECASE,
+)
+
+
+def named_sides(text: str) -> frozenset[str]:
+    """Every side a text names, each for itself: "left", "right", "both". 双肺，左侧为著 names left and both."""
+    text = _NO_SIDE.sub("", _ABOUT.sub("", text))
+    found = {"both"} if _BOTH_WORDS.search(text) or re.search(r"左右(?!径)", text) else set()
+    text = re.sub(r"左右", "", text)
+    found |= {LEFT} if re.search(r"左|\bleft\b|\bleftward|\blevo", text, re.IGNORECASE) else set()
+    found |= {RIGHT} if re.search(r"右|\bright\b|\brightward|\bdextro", text, re.IGNORECASE) else set()
+    return frozenset(found)

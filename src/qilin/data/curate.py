@@ -1,0 +1,227 @@
+"""`qilin data curate`: a dataset folder less what should not be learnt, its texts in one script and width.
+
+In: a dataset folder, test sets that must not stand in it, what its licences must allow. Out: a dataset folder, each
+refused sample with its reason, split by article or patient where asked for.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from qilin.data.bars import bar
+from qilin.data.duplicates import alike_pictures, benchmark_passages, leaking_pictures, leaking_text, repeated
+from qilin.data.licences import TIERS
+from qilin.data.looks import fault_of
+from qilin.data.pieces import processes, read_pieces, run_pieces
+from qilin.data.pmc import ALLOWED, read_ids
+from qilin.data.records import Dataset, Sample, open_dataset, open_parquet, picture_from_row, text_of
+from qilin.data.rework import Refused, is_done, refuse, rework
+from qilin.data.split import Components
+from qilin.settings import setting, settings
+from qilin.text.chinese import simplified
+from qilin.text.language import language_of
+from qilin.text.phi import personal
+from qilin.text.width import narrow_letters
+
+GROUPS_A_PIECE = 64  # row groups of 16 pictures
+
+
+@settings
+class CurateSettings:
+    """What must not stay, and how the rest is divided."""
+
+    source: Path = setting(help="the dataset folder")
+    out: Path = setting(help="the dataset folder to make; must be new or empty, or this work interrupted")
+    benchmarks: tuple[Path, ...] = setting(default=(), help="dataset folders of test sets that must not stand in it")
+    allow_leaks: bool = setting(default=False, help="count what of the test sets stands in it, and keep it")
+    license: Literal["commercial", "noncommercial", "any"] = setting(
+        default="any", help="what must be allowed of every sample and picture: commercial leaves out NC, ND and unknown"
+    )
+    retracted: Path | None = setting(default=None, help="a file of PMC ids whose samples are refused")
+    keep_personal: bool = setting(default=False, help="keep texts that seem to hold names, dates, numbers of patients")
+    keep_languages: bool = setting(default=False, help="keep texts that are neither Chinese nor English")
+    resplit: bool = setting(default=False, help="divide anew, by article or patient and by pictures that look alike")
+    validation: float = setting(default=0.05, help="with --resplit: the share of samples kept for validation")
+    test: float = setting(default=0.05, help="with --resplit: the share of samples kept for testing")
+    seed: int = setting(default=0, help="with --resplit: decides which are kept")
+    workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
+    json: bool = setting(default=False, help="print the summary as JSON")
+
+    def __post_init__(self) -> None:
+        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation is {self.validation} and test is {self.test}; expected shares that leave a rest"
+            )
+        if self.allow_leaks and not self.benchmarks:
+            raise ValueError("--allow-leaks is of no use without --benchmarks")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides about a sample: found before, over the whole dataset."""
+
+    pictures: Mapping[str, str]  # image_id -> why samples with it are refused
+    samples: Mapping[str, str]  # sample_id -> why it is refused
+    passages: Mapping[str, tuple[str, int]]
+    retracted: frozenset[str]
+    strictest: str
+    keep_personal: bool
+    keep_languages: bool
+    allow_leaks: bool
+    splits: Mapping[str, str]  # sample_id -> its new split; empty: as it was
+
+
+def curate(given: CurateSettings) -> None:
+    """Make the curated folder, or say that it is there."""
+    data = open_dataset(given.source)
+    executor = processes(given.workers)
+    made_by = {
+        "step": "curate",
+        "rules": {name: getattr(given, name) for name in RULES},
+        "benchmarks": {path.name: open_dataset(path).hash for path in given.benchmarks},
+        "retracted": sorted(retracted_of(given.retracted)),
+    }
+    settings = {**made_by, "source": given.source.resolve().name, "input": data.hash}
+    if is_done(given.out, settings):
+        return tell(given, open_dataset(given.out), fresh=False)
+    with bar() as progress:
+        looked = look_at_pictures(data, given, executor, progress)
+        task = progress.add_task("comparing", total=4)
+        same = alike_pictures(data)
+        progress.advance(task)
+        pictures = dict(looked)
+        for image_id, name in leaking_pictures(data, given.benchmarks).items():
+            pictures.setdefault(image_id, f"leak: picture of {name}")
+        progress.advance(task)
+        doubles = repeated(data, same)
+        progress.advance(task)
+        rules = Rules(
+            pictures, doubles, benchmark_passages(given.benchmarks), retracted_of(given.retracted),
+            ALLOWED[given.license], given.keep_personal, given.keep_languages, given.allow_leaks,
+            new_splits(data, same, given) if given.resplit else {},
+        )  # fmt: skip
+        progress.advance(task)
+        task = progress.add_task("writing samples", total=None)
+        made, fresh = rework(
+            given.source, given.out, partial(curated, rules), made_by, None, lambda number: progress.advance(task)
+        )
+    return tell(given, made, fresh)
+
+
+RULES = ("allow_leaks", "license", "keep_personal", "keep_languages", "resplit", "validation", "test", "seed")
+
+
+def retracted_of(path: Path | None) -> frozenset[str]:
+    return frozenset(f"PMC{number}" for number, _ in read_ids(path)) if path else frozenset()
+
+
+def look_at_pictures(data: Dataset, given: CurateSettings, executor: Any, progress: Any) -> dict[str, str]:
+    """image_id -> its fault, of the pictures that have one; by many processes, resumable."""
+    pieces = []
+    for file in sorted((data.path / "images").glob("*.parquet")):
+        count = open_parquet(str(file)).num_row_groups
+        pieces += [(str(file.resolve()), n, min(n + GROUPS_A_PIECE, count)) for n in range(0, count, GROUPS_A_PIECE)]
+    folder = given.out.with_name(f".{given.out.name}.pictures")
+    task = progress.add_task("looking at pictures", total=len(pieces))
+    run_pieces(
+        picture_faults, pieces, folder, {"step": "look", "input": data.hash}, executor if len(pieces) > 1 else None,
+        lambda number: progress.advance(task),
+    )  # fmt: skip
+    return {row["image_id"]: row["fault"] for row in read_pieces(folder)}
+
+
+def picture_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
+    """The step over pictures: those with a fault."""
+    file, start, stop = piece
+    for group in range(start, stop):
+        for row in open_parquet(file).read_row_group(group).to_pylist():
+            picture = picture_from_row(row)
+            if fault := fault_of(picture):
+                yield {"image_id": picture.image_id, "fault": fault}
+
+
+def new_splits(data: Dataset, same: Mapping[str, str], given: CurateSettings) -> dict[str, str]:
+    """sample_id -> split, over components of group, picture, and pictures that look alike."""
+    links = Components()
+    keys: dict[str, str] = {}
+    for split in data.splits():
+        for sample in data.samples(split):
+            ties = [f"picture {same.get(i, i)}" for i in sample.image_ids]
+            ties += [f"group {sample.group}"] if sample.group else []
+            ties = ties or [f"sample {sample.sample_id}"]
+            links.join(ties)
+            keys[sample.sample_id] = ties[0]
+    splits = links.assign(given.validation, given.test, given.seed)
+    return {sample_id: splits[links.root(key)] for sample_id, key in keys.items()}
+
+
+def curated(rules: Rules, rows: Iterable[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | Refused]:
+    """The step over samples: normalised ones that may stay, and the others with the reason."""
+    for split, sample in rows:
+        tidy = normalised(sample)
+        reason = reason_against(tidy, rules)
+        yield refuse(sample, reason) if reason else (rules.splits.get(sample.sample_id, split), tidy)
+
+
+def reason_against(sample: Sample, rules: Rules) -> str | None:
+    """Why a sample may not stay; the gravest reasons first."""
+    leaks = not rules.allow_leaks
+    for image_id in sample.image_ids:
+        fault = rules.pictures.get(image_id)
+        if fault and (leaks or not fault.startswith("leak: ")):
+            return fault
+    text = "\n".join(text_of(message) for message in sample.messages)
+    if leaks and (name := leaking_text(sample, rules.passages)):
+        return f"leak: text of {name}"
+    if sample.group in rules.retracted:
+        return "its article is retracted"
+    if TIERS.index(sample.license_tier) > TIERS.index(rules.strictest):
+        return f"licence: {sample.license_tier}"
+    if not rules.keep_personal and (kinds := personal(text)):
+        return f"personal data: {kinds[0]}"
+    if not rules.keep_languages and any(language_of(text_of(m)) == "other" for m in sample.messages):
+        return "neither Chinese nor English"
+    return rules.samples.get(sample.sample_id)
+
+
+def normalised(sample: Sample) -> Sample:
+    """The sample in simplified characters, one width of letters, no idle spaces; its choices alike."""
+    messages = tuple(
+        {
+            "role": message["role"],
+            "content": [
+                {**part, "text": tidy_text(part["text"])} if part["type"] == "text" else part
+                for part in message["content"]
+            ],
+        }
+        for message in sample.messages
+    )
+    return replace(sample, messages=messages, choices=tuple(map(tidy_text, sample.choices)))
+
+
+def tidy_text(text: str) -> str:
+    text = simplified(narrow_letters(text))
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+", " ", text)).strip()
+
+
+def tell(given: CurateSettings, made: Dataset, fresh: bool) -> None:
+    """What stayed and what did not, and why."""
+    counts = made.manifest["counts"]
+    if given.json:
+        print(json.dumps({"out": str(given.out), "made": fresh, "hash": made.hash} | counts, ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
+    console.print(f"{'made' if fresh else 'already there:'} {given.out}: {counts['pictures']:,} pictures; {samples}")
+    if counts["dropped"]:
+        table = Table("samples refused", "reason", title=f"kept in {given.out / 'dropped.jsonl'}", title_justify="left")
+        for reason, count in counts["dropped_reasons"].items():
+            table.add_row(f"{count:,}", reason)
+        console.print(table)

@@ -1,0 +1,107 @@
+"""A dataset folder made into another: its samples in numbered pieces through a step, its pictures as they are.
+
+In: an opened dataset, a step from (split, sample) rows to rows, an output folder. Out: the new dataset folder; pieces
+lie beside it until it is whole, so an interrupted step goes on and no finished piece is done again.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qilin.data.pieces import piece_file, read_pieces, read_step, run_pieces
+from qilin.data.records import MANIFEST, Dataset, Sample, open_dataset, sample_from_row, sample_row
+from qilin.data.sources.rows import Refused
+from qilin.data.writer import DatasetWriter
+from qilin.errors import UserError
+
+SAMPLES_A_PIECE = 512
+# a step's own work: the samples of a piece with their splits -> kept ones with theirs, or refusals
+Step = Callable[[list[tuple[str, Sample]]], Iterable[tuple[str, Sample] | Refused]]
+
+
+def rework(
+    source: Path,
+    out: Path,
+    step: Step,
+    made_by: Mapping[str, Any],
+    executor: Callable[[], Executor] | None = None,
+    on_piece: Callable[[int], None] = lambda number: None,
+    samples_a_piece: int = SAMPLES_A_PIECE,
+) -> tuple[Dataset, bool]:
+    """(the new dataset, whether it was made now). Raises UserError where `out` holds something else.
+
+    `step` is a top-level function or a partial of one: it may run in another process.
+    """
+    data = open_dataset(source)
+    settings = {**made_by, "source": source.resolve().name, "input": data.hash}
+    if is_done(out, settings):
+        return open_dataset(out), False
+    pieces = pieces_of(data, samples_a_piece)
+    folder = out.with_name(f".{out.name}.pieces")
+    run_pieces(partial(work_of, step, source.resolve()), pieces, folder, settings, executor, on_piece)
+    assemble(data, folder, out, settings)
+    shutil.rmtree(folder)
+    return open_dataset(out), True
+
+
+def is_done(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether `out` is this very work, finished. Raises UserError where it is another dataset."""
+    if not (out / MANIFEST).is_file():
+        DatasetWriter(out, {})  # refuses an occupied folder before the work, not after
+        return False
+    found = open_dataset(out).manifest["settings"]
+    wanted = json.loads(json.dumps(settings, default=str))
+    if found == wanted:
+        return True
+    keys = [key for key in dict.fromkeys([*wanted, *found]) if wanted.get(key) != found.get(key)]
+    raise UserError(f"{out}: already holds another dataset ({', '.join(keys)} differ); name a new folder, or remove it")
+
+
+def pieces_of(data: Dataset, size: int) -> list[tuple[str, int, int]]:
+    """(split, first, last) of each piece."""
+    return [
+        (split, start, min(start + size, len(data.samples(split))))
+        for split in data.splits()
+        for start in range(0, len(data.samples(split)), size)
+    ]
+
+
+def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
+    """One piece, as rows of JSON: where it is done, the dataset is opened anew (its samples are memory-mapped)."""
+    split, start, stop = piece
+    rows = [(split, sample) for sample in open_dataset(source).samples(split)[start:stop]]
+    for made in step(rows):
+        if isinstance(made, Refused):
+            yield made
+        else:
+            yield {"split": made[0], "sample": sample_row(made[1])}
+
+
+def assemble(data: Dataset, folder: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    """The pieces as a dataset folder, with the pictures that its samples use."""
+    used: set[str] = set()
+    for row in read_pieces(folder):
+        used.update(row["sample"]["image_ids"])
+    with DatasetWriter(out, settings, title=out.name) as writer:
+        for picture in data.pictures():
+            if picture.image_id in used:
+                writer.add_picture(picture)
+        for row in read_pieces(folder):
+            writer.add_sample(row["split"], sample_from_row(row["sample"]))
+        for number in range(read_step(folder)["made_by"]["pieces"]):
+            with piece_file(folder, "dropped", number).open(encoding="utf-8") as lines:
+                for line in lines:
+                    refused = json.loads(line)
+                    writer.drop(refused["row"], refused["reason"])
+        if not sum(writer.counts.values()):
+            reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
+            raise UserError(f"{out}: not one sample is left; refused: {reasons or 'none, the source is empty'}")
+
+
+def refuse(sample: Sample, reason: str, **more: Any) -> Refused:
+    """A sample with the reason it is not kept."""
+    return Refused({**sample_row(sample), **more}, reason)

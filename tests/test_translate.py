@@ -1,0 +1,233 @@
+"""Translation: the checks that need no model, and the command against a local service that helps, errs and lies."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("openai", reason="the endpoint extra is not installed")
+
+from qilin.cli import main
+from qilin.data.pictures import make_picture
+from qilin.data.records import Dataset, Provenance, Sample, assistant, open_dataset, text_of, user
+from qilin.data.translate import read_glossary, terms_in
+from qilin.data.translation_checks import check_translation
+from qilin.data.writer import DatasetWriter
+from qilin.errors import UserError
+from qilin.text.laterality import named_sides
+from stand_in import Service, serving
+
+SOUND = [
+    ("A 3.5 cm mass in the left lung.", "左肺有一个35毫米的肿块。"),
+    ("Two nodules, 12 mm and 8 mm.", "两个结节，分别为12mm和8mm。"),
+    ("No pleural effusion, edema, or pneumothorax.", "未见胸腔积液、水肿或气胸。"),
+    ("The lungs are free of pneumothorax or effusion.", "双肺未见气胸及积液。"),
+    ("Both kidneys are normal.", "双肾正常。"),
+    ("T2-weighted MRI at L5-S1.", "L5-S1水平的T2加权MRI。"),
+    ("The EGFR and TP53 genes.", "EGFR和TP53基因。"),
+    ("She was given amoxicillin.", "患者服用阿莫西林。"),
+    ("In January 2010 the patient left the hospital.", "2010年1月患者出院。"),
+    ("CT", "CT"),
+    ("Levoscoliosis is noted.", "可见脊柱左侧弯。"),
+]
+
+
+@pytest.mark.parametrize(("english", "chinese"), SOUND)
+def test_sound_translations_pass(english: str, chinese: str) -> None:
+    assert check_translation(english, chinese) == {}
+
+
+FAULTY = [
+    ("A 3.5 cm mass.", "一个3.5毫米的肿块。", "units"),
+    ("A 35 mm mass.", "一个36毫米的肿块。", "numbers"),
+    ("Seen in the scan.", "在5次扫描中可见。", "numbers"),
+    ("A mass in the left lung.", "右肺有一个肿块。", "laterality"),
+    ("A mass in the lung.", "左肺有一个肿块。", "laterality"),
+    ("Effusion on both sides.", "左侧积液。", "laterality"),
+    ("There is no pneumothorax.", "有气胸。", "negation"),
+    ("There is a mass. No pneumothorax or effusion.", "未见肿块。有气胸，有积液。", "negation"),
+    ("There is a fracture.", "没有骨折。", "negation"),
+    ("Mutations of KRAS and BRCA1.", "KRAS和BRCA2突变。", "abbreviations"),
+    ("She was given amoxicillin.", "患者服用头孢克洛。", "drugs"),
+    ("The chest film shows a normal heart and clear lungs on this day.", "正常。", "length"),
+    ("The lungs are clear.", "肺部清晰。the heart size is normal", "leftover"),
+    ("The lungs are clear.", "The lungs are clear.", "language"),
+    ("The lungs are clear.", "抱歉，我无法翻译。", "refused"),
+    ("The lungs are clear.", "肺部清晰没有问题。" * 5, "repetition"),
+    ("The lungs are clear.", "  ", "empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("english", "chinese", "check"), FAULTY)
+def test_faults_are_seen(english: str, chinese: str, check: str) -> None:
+    assert check in check_translation(english, chinese)
+
+
+def test_sides_and_glossary() -> None:
+    assert named_sides("双肺，左侧为著，3cm左右") == {"both", "left"}
+    assert named_sides("He left the hospital right away; both the heart and the lungs") == frozenset()
+    terms = (("pleural effusion", "胸腔积液"), ("effusion", "积液"))
+    assert terms_in("Pleural effusions.", terms) == {"pleural effusion": "胸腔积液"}
+    assert terms_in("Pleural effusion and joint effusion.", terms) == dict(terms)
+    assert terms_in("transfusion", terms) == {}
+    assert "glossary" in check_translation("An effusion.", "一处渗液。", {"effusion": "积液"})
+
+
+def dataset(path: Path) -> Dataset:
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize((40, 40)).save(buffer, "PNG")
+    picture = make_picture(buffer.getvalue(), [Provenance("test", "1", license="CC BY")])
+    ids = (picture.image_id,)
+    samples = [
+        Sample("cap", "caption", ids, (user("描述图片。", 1), assistant("A 3 cm mass in the left lung.")), lang="en"),
+        Sample("qa", "vqa", ids, (user("Is there a fracture?", 1), assistant("No")), "closed", lang="en"),
+        Sample("zh", "vqa", ids, (user("有骨折吗？", 1), assistant("没有")), "closed", lang="zh"),
+        Sample("choice", "vqa", ids, (user("Which organ?\nA. Liver\nB. CT", 1), assistant("Liver")), "choice",
+               ("Liver", "CT"), lang="en"),
+    ]  # fmt: skip
+    with DatasetWriter(path, {"made": "here"}) as writer:
+        writer.add_picture(picture)
+        for sample in samples:
+            writer.add_sample("train", sample)
+    return open_dataset(path)
+
+
+WORDS = {
+    "A 3 cm mass in the left lung.": "左肺有一个3厘米的肿块。",
+    "Is there a fracture?": "有骨折吗？",
+    "No": "没有",
+    "Which organ?": "哪个器官？",
+    "Liver": "肝脏",
+    "CT": "CT",
+}
+
+
+def asked(body: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = json.loads(body["messages"][1]["content"])
+    return found
+
+
+def good(body: dict[str, Any]) -> str:
+    return json.dumps({key: WORDS[text] for key, text in asked(body).items()}, ensure_ascii=False)
+
+
+def run(tmp_path: Path, service: Service, *more: str) -> int:
+    if not (tmp_path / "en").exists():
+        dataset(tmp_path / "en")
+    words = ["--endpoint", service.url, "--model", "m", "--cache", str(tmp_path / "cache.sqlite"), *more]
+    return main(["data", "translate", str(tmp_path / "en"), str(tmp_path / "zh"), *words])
+
+
+def results(tmp_path: Path) -> tuple[dict[str, Sample], dict[str, str]]:
+    data = open_dataset(tmp_path / "zh")
+    dropped = [json.loads(line) for line in (data.path / "dropped.jsonl").read_text().splitlines()]
+    return {row.sample_id: row for row in data.samples("train")}, {d["row"]["sample_id"]: d["reason"] for d in dropped}
+
+
+def test_a_dataset_is_translated_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Service(good)) as service:
+        assert run(tmp_path, service, "--price-in", "1", "--price-out", "2", "--json") == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["tokens"], said["cost"]) == ([30, 15], pytest.approx(60e-6))
+        rows, dropped = results(tmp_path)
+        assert dropped == {}
+        assert [text_of(m) for m in rows["cap"].messages] == ["描述图片。", "左肺有一个3厘米的肿块。"]
+        assert [text_of(m) for m in rows["choice"].messages] == ["哪个器官？\nA. 肝脏\nB. CT", "肝脏"]
+        assert rows["choice"].choices == ("肝脏", "CT")
+        assert {row.lang for row in rows.values()} == {"zh"}
+        assert rows["zh"].translation is None
+        assert (rows["cap"].translation or {})["model"] == "m"
+        assert len(service.seen) == 3
+        assert "mass = 肿块" in service.seen[0]["messages"][0]["content"]
+        assert run(tmp_path, service) == 0  # it is there
+        assert "already there" in capsys.readouterr().out
+        assert run(tmp_path, service, "--asks", "5") == 2  # another work in the same place
+        (tmp_path / "zh").rename(tmp_path / "first")
+        assert run(tmp_path, service) == 0  # made again from the cache
+        assert len(service.seen) == 3
+    assert open_dataset(tmp_path / "zh").hash == open_dataset(tmp_path / "first").hash
+
+
+def test_faults_are_asked_again_with_the_reason_then_refused(tmp_path: Path) -> None:
+    def careless(body: dict[str, Any]) -> str:
+        if "3 cm" in body["messages"][1]["content"]:
+            return '{"1": "右肺有一个3厘米的肿块。"}' if len(body["messages"]) == 2 else good(body)
+        return good(body).replace("没有", "是的没有" if len(body["messages"]) == 2 else "9")
+
+    with serving(Service(careless)) as service:
+        assert run(tmp_path, service, "--asks", "2") == 0
+        rows, dropped = results(tmp_path)
+        assert text_of(rows["cap"].messages[1]) == "左肺有一个3厘米的肿块。"
+        again = [body["messages"][-1]["content"] for body in service.seen if len(body["messages"]) == 4]
+        assert any("laterality: lost left, added right" in said for said in again)
+        assert "qa" in rows or dropped["qa"].startswith("translation: ")
+
+
+LIES = {
+    "not JSON": lambda body: "好的，译文如下：肿块",
+    "keys of its own": lambda body: '{"a": "肿块"}',
+    "one text fewer": lambda body: json.dumps(dict(list(json.loads(good(body)).items())[:-1])),
+    "another language": lambda body: json.dumps(dict.fromkeys(asked(body), "Une masse.")),
+    "numbers for texts": lambda body: json.dumps(dict.fromkeys(asked(body), 5)),
+    "a list": lambda body: "[1, 2]",
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_services_that_lie_lose_no_row(tmp_path: Path, name: str) -> None:
+    with serving(Service(LIES[name])) as service:
+        assert run(tmp_path, service, "--asks", "2") == 0
+        rows, dropped = results(tmp_path)
+    assert list(rows) == ["zh"]
+    assert set(dropped) == {"cap", "qa", "choice"}
+    assert all(reason.startswith("translation: ") for reason in dropped.values())
+
+
+def test_a_budget_stops_and_a_new_one_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Service(good)) as service:
+        assert run(tmp_path, service, "--budget", "20", "--concurrency", "1") == 1
+        assert "budget" in capsys.readouterr().err
+        assert not (tmp_path / "zh").exists()
+        assert len(service.seen) == 2
+        assert run(tmp_path, service, "--budget", "1000", "--concurrency", "1") == 0
+        assert len(service.seen) == 3
+    assert len(results(tmp_path)[0]) == 4
+
+
+def test_a_service_that_asks_to_wait_and_one_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Service(good, failures=[429, 429, 503])) as service:
+        assert run(tmp_path, service) == 0
+        assert len(service.seen) == 6
+    service.url = "http://127.0.0.1:9/v1"
+    (tmp_path / "zh").rename(tmp_path / "old")
+    assert run(tmp_path, service) == 1
+    assert "is the service running there?" in capsys.readouterr().err
+
+
+def test_back_translation(tmp_path: Path) -> None:
+    back = {chinese: english for english, chinese in WORDS.items()}
+
+    def both_ways(body: dict[str, Any]) -> str:
+        if len(body["messages"]) == 1:
+            text = re.sub(r"^.*\n", "", body["messages"][0]["content"])
+            return "Something else entirely" if "肿块" in text else back[text]
+        return good(body)
+
+    with serving(Service(both_ways)) as service:
+        assert run(tmp_path, service, "--back", "40", "--asks", "1") == 0
+    rows, dropped = results(tmp_path)
+    assert dropped == {"cap": "translation: back"}
+    assert (rows["qa"].translation or {})["checks"] == "passed; chrF back at least 40"
+
+
+def test_glossaries(tmp_path: Path) -> None:
+    assert ("pleural effusion", "胸腔积液") in read_glossary(Path("src/qilin/data/glossary.tsv").resolve())
+    (tmp_path / "bad.tsv").write_text("mass\tMasse\n")
+    with pytest.raises(UserError, match="is no row of a glossary"):
+        read_glossary(tmp_path / "bad.tsv")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_glossary(tmp_path / "none.tsv")
