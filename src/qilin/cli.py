@@ -77,6 +77,20 @@ COMMANDS = {
         "qilin data curate articles-zh chinese --benchmarks slake-test vqa-rad --resplit\n"
         "qilin data curate articles-zh to-sell --license commercial",
     ),
+    "data stats": Command(
+        "a dataset's counts and lengths, beside those of the paper",
+        "qilin.data.stats:StatsSettings",
+        "qilin.data.stats:stats",
+        ("source",),
+        "qilin data stats chinese\nqilin data stats chinese --tokenizer qwen3/tokenizer.json --json",
+    ),
+    "data to": Command(
+        "a dataset folder as other trainers read it: LLaVA, ShareGPT, WebDataset",
+        "qilin.data.export:ExportSettings",
+        "qilin.data.export:export",
+        ("form", "source", "out"),
+        "qilin data to llava chinese for-llava\nqilin data to webdataset chinese shards",
+    ),
     "data benchmarks": Command(
         "test sets by name: where to get them, their licences, how to import them",
         "qilin.data.benchmarks:BenchmarksSettings",

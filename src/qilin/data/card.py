@@ -14,6 +14,15 @@ import pyarrow.parquet as pq
 import yaml
 
 SPLITS = ("train", "validation", "test")
+# What the paper says of ChiMed-VL (arXiv 2310.17956): part, how much of it, tokens: median (quartiles)
+PAPER = (
+    ("context", "167 M tokens", "435 (211, 757)"),
+    ("description", "63 M tokens", "59 (45, 83)"),
+    ("question", "469,441 pairs", "20 (16, 25)"),
+    ("answer", "469,441 pairs", "22 (12, 34)"),
+)
+# kinds of stage 1 -> the part of the paper's table that their texts belong to
+PARTS = {"context": "context", "caption": "description", "inline": "description", "report": "description"}
 
 
 def write_card(path: Path, title: str, counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -67,16 +76,53 @@ def opening(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 def sample_table(samples: Mapping[str, list[Path]]) -> list[str]:
     """Counts and lengths (characters of the answers: median and quartiles) by split and kind."""
     lengths: dict[tuple[str, str], list[int]] = {}
+    parts: dict[str, list[int]] = {}
+    kinds: Counter[tuple[str, str, str]] = Counter()
     for split, files in samples.items():
         for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["kind", "messages"]):
+            for batch in pq.ParquetFile(file).iter_batches(
+                columns=["kind", "messages", "source", "lang", "license_tier"]
+            ):
                 for row in batch.to_pylist():
                     lengths.setdefault((split, row["kind"]), []).append(answer_length(row["messages"]))
+                    kinds[(row["source"] or "unknown", row["lang"], row["license_tier"])] += 1
+                    for message in row["messages"]:
+                        if part := part_of(row["kind"], message["role"]):
+                            size = sum(len(piece["text"] or "") for piece in message["content"])
+                            parts.setdefault(part, []).append(size)
     rows = []
     for (split, kind), values in lengths.items():
         low, middle, high = np.percentile(values, [25, 50, 75])
         rows.append((split, kind, f"{len(values):,}", f"{middle:.0f} ({low:.0f}, {high:.0f})"))
-    return ["## Samples", "", *table(("split", "kind", "samples", "answer characters: median (quartiles)"), rows)]
+    made = ["## Samples", "", *table(("split", "kind", "samples", "answer characters: median (quartiles)"), rows)]
+    made += [
+        "",
+        *table(("source", "language", "licence tier", "samples"), [(*k, f"{n:,}") for k, n in kinds.most_common()]),
+    ]
+    return [*made, "", *beside_the_paper(parts)]
+
+
+def part_of(kind: str, role: str) -> str | None:
+    """The part of the paper's table that a message counts for; the instruction before a caption counts for none."""
+    if role == "assistant":
+        return PARTS.get(kind, "answer")
+    return "question" if role == "user" and kind in ("vqa", "chat") else None
+
+
+def quartiles(values: list[int]) -> dict[str, float]:
+    low, middle, high = map(float, np.percentile(values, [25, 50, 75]))
+    return {"n": len(values), "total": sum(values), "median": middle, "low": low, "high": high}
+
+
+def beside_the_paper(parts: Mapping[str, list[int]]) -> list[str]:
+    """This dataset's texts beside ChiMed-VL's. Characters here, tokens there: `qilin data stats` counts tokens."""
+    rows = []
+    for part, count, lengths in PAPER:
+        found = quartiles(parts[part]) if part in parts else None
+        here = f"{found['median']:.0f} ({found['low']:.0f}, {found['high']:.0f})" if found else "none"
+        rows.append((part, f"{found['n']:,}" if found else "0", here, count, lengths))
+    heads = ("part", "texts here", "characters here: median (quartiles)", "ChiMed-VL", "its tokens: median (quartiles)")
+    return ["## Beside ChiMed-VL as its paper counts it", "", *table(heads, rows)]
 
 
 def answer_length(messages: list[dict[str, Any]]) -> int:

@@ -22,7 +22,7 @@ from qilin.data.looks import fault_of
 from qilin.data.pieces import processes, read_pieces, run_pieces
 from qilin.data.pmc import ALLOWED, read_ids
 from qilin.data.records import Dataset, Sample, open_dataset, open_parquet, picture_from_row, text_of
-from qilin.data.rework import Refused, is_done, refuse, rework
+from qilin.data.rework import Refused, is_done, refuse, rework, settings_of
 from qilin.data.split import Components
 from qilin.settings import setting, settings
 from qilin.text.chinese import simplified
@@ -88,8 +88,7 @@ def curate(given: CurateSettings) -> None:
         "benchmarks": {path.name: open_dataset(path).hash for path in given.benchmarks},
         "retracted": sorted(retracted_of(given.retracted)),
     }
-    settings = {**made_by, "source": given.source.resolve().name, "input": data.hash}
-    if is_done(given.out, settings):
+    if is_done(given.out, settings_of(data, made_by)):
         return tell(given, open_dataset(given.out), fresh=False)
     with bar() as progress:
         looked = look_at_pictures(data, given, executor, progress)

@@ -37,7 +37,7 @@ def rework(
     `step` is a top-level function or a partial of one: it may run in another process.
     """
     data = open_dataset(source)
-    settings = {**made_by, "source": source.resolve().name, "input": data.hash}
+    settings = settings_of(data, made_by)
     if is_done(out, settings):
         return open_dataset(out), False
     pieces = pieces_of(data, samples_a_piece)
@@ -46,6 +46,12 @@ def rework(
     assemble(data, folder, out, settings)
     shutil.rmtree(folder)
     return open_dataset(out), True
+
+
+def settings_of(data: Dataset, made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """What the new manifest says: this step, its input's hash, and how that was made: the whole way back."""
+    came = {"source": data.path.resolve().name, "input": data.hash, "made_from": data.manifest["settings"]}
+    return {**made_by, **came}
 
 
 def is_done(out: Path, settings: Mapping[str, Any]) -> bool:

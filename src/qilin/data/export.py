@@ -1,0 +1,143 @@
+"""`qilin data to`: a dataset folder as other trainers read it: LLaVA's conversations, ShareGPT's, WebDataset's shards.
+
+In: a dataset folder. Out: a new folder with pictures as files and one JSON file a split, or with tar shards. It is
+written beside its name and moved there when whole.
+"""
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from qilin.data.bars import bar
+from qilin.data.records import Dataset, Sample, open_dataset
+from qilin.errors import UserError
+from qilin.settings import setting, settings
+
+SAMPLES_A_SHARD = 1000
+ENDINGS = {"jpeg": "jpg", "png": "png"}
+
+
+@settings
+class ExportSettings:
+    """Which form, from where, to where."""
+
+    form: Literal["llava", "sharegpt", "webdataset"] = setting(help="llava, sharegpt or webdataset")
+    source: Path = setting(help="the dataset folder")
+    out: Path = setting(help="the folder to make; must be new or empty")
+
+
+def export(given: ExportSettings) -> None:
+    """Write the folder. Raises UserError where `out` is taken."""
+    data = open_dataset(given.source)
+    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
+        raise UserError(f"{given.out}: already holds something; name an empty or new folder, or remove it")
+    work = given.out.with_name(f".{given.out.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        FORMS[given.form](data, work)
+        (work / "source.json").write_text(
+            json.dumps({"dataset": given.source.resolve().name, "hash": data.hash, "form": given.form}) + "\n"
+        )
+        if given.out.exists():
+            given.out.rmdir()
+        work.rename(given.out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    counts = data.manifest["counts"]
+    Console(highlight=False, soft_wrap=True).print(
+        f"made {given.out}: {counts['pictures']:,} pictures, {sum(counts['samples'].values()):,} samples"
+    )
+
+
+def write_pictures(data: Dataset, folder: Path) -> dict[str, str]:
+    """Every picture as a file; image_id -> its path from the folder's parent. A thousand folders at most."""
+    names = {}
+    with bar() as progress:
+        task = progress.add_task("writing pictures", total=data.manifest["counts"]["pictures"])
+        for picture in data.pictures():
+            name = f"images/{picture.image_id[:2]}/{picture.image_id}.{ENDINGS.get(picture.format, picture.format)}"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(picture.bytes)
+            names[picture.image_id] = name
+            progress.advance(task)
+    return names
+
+
+def write_list(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
+    """A JSON list, one row a line, never whole in memory."""
+    with path.open("w", encoding="utf-8") as file:
+        for place, row in enumerate(rows):
+            file.write(("[\n" if not place else ",\n") + json.dumps(row, ensure_ascii=False))
+        file.write("\n]\n")
+
+
+def marked(message: Mapping[str, Any]) -> str:
+    """A message as one text, <image> where its pictures stand; LLaVA puts a lone mark on a line of its own."""
+    parts = ["<image>" if part["type"] == "image" else part["text"] for part in message["content"]]
+    return "\n".join(parts)
+
+
+def llava_row(sample: Sample, names: Mapping[str, str]) -> dict[str, Any]:
+    """`image` is one path, or a list where there are several, or left out where there is none."""
+    paths = [names[image_id] for image_id in sample.image_ids]
+    roles = {"user": "human", "assistant": "gpt", "system": "system"}
+    turns = [{"from": roles[message["role"]], "value": marked(message)} for message in sample.messages]
+    image = {"image": paths[0] if len(paths) == 1 else paths} if paths else {}
+    return {"id": sample.sample_id, **image, "conversations": turns}
+
+
+def sharegpt_row(sample: Sample, names: Mapping[str, str]) -> dict[str, Any]:
+    """`messages` of role and content with <image> marks, `images` a list: what LLaMA-Factory and ms-swift read."""
+    messages = [{"role": message["role"], "content": marked(message)} for message in sample.messages]
+    return {"id": sample.sample_id, "messages": messages, "images": [names[i] for i in sample.image_ids]}
+
+
+def as_lists(data: Dataset, work: Path, row: Callable[[Sample, Mapping[str, str]], dict[str, Any]]) -> None:
+    names = write_pictures(data, work)
+    for split in data.splits():
+        write_list(work / f"{split}.json", (row(sample, names) for sample in data.samples(split)))
+
+
+def as_shards(data: Dataset, work: Path) -> None:
+    """Tar shards of a thousand samples: KEY.json and KEY.0.jpg, KEY.1.jpg … for its pictures; the same bytes always."""
+    with bar() as progress:
+        task = progress.add_task("writing shards", total=sum(data.manifest["counts"]["samples"].values()))
+        for split in data.splits():
+            shard: tarfile.TarFile | None = None
+            for place, sample in enumerate(data.samples(split)):
+                if place % SAMPLES_A_SHARD == 0:
+                    if shard:
+                        shard.close()
+                    shard = tarfile.open(work / f"{split}-{place // SAMPLES_A_SHARD:05d}.tar", "w")  # noqa: SIM115
+                assert shard is not None
+                key = f"{split}-{place:09d}"
+                names = {}
+                for n, image_id in enumerate(sample.image_ids):
+                    picture = data.picture(image_id)
+                    names[image_id] = f"{key}.{n}.{ENDINGS.get(picture.format, picture.format)}"
+                    put(shard, names[image_id], picture.bytes)
+                row = sharegpt_row(sample, names) | {"kind": sample.kind, "license_tier": sample.license_tier}
+                put(shard, f"{key}.json", json.dumps(row, ensure_ascii=False).encode())
+                progress.advance(task)
+            if shard:
+                shard.close()
+
+
+def put(shard: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)  # time and owner stay zero: the same data give the same bytes
+    shard.addfile(entry, io.BytesIO(data))
+
+
+FORMS: dict[str, Callable[[Dataset, Path], None]] = {
+    "llava": lambda data, work: as_lists(data, work, llava_row),
+    "sharegpt": lambda data, work: as_lists(data, work, sharegpt_row),
+    "webdataset": as_shards,
+}
