@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 SPLITS = ("train", "validation", "test")
+SHOWN = ["kind", "messages", "source", "lang", "license_tier"]  # columns of samples that the card counts
 # What the paper says of ChiMed-VL (arXiv 2310.17956): part, how much of it, tokens: median (quartiles)
 PAPER = (
     ("context", "167 M tokens", "435 (211, 757)"),
@@ -80,9 +81,7 @@ def sample_table(samples: Mapping[str, list[Path]]) -> list[str]:
     kinds: Counter[tuple[str, str, str]] = Counter()
     for split, files in samples.items():
         for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(
-                columns=["kind", "messages", "source", "lang", "license_tier"]
-            ):
+            for batch in pq.ParquetFile(file).iter_batches(columns=SHOWN):
                 for row in batch.to_pylist():
                     lengths.setdefault((split, row["kind"]), []).append(answer_length(row["messages"]))
                     kinds[(row["source"] or "unknown", row["lang"], row["license_tier"])] += 1
@@ -95,10 +94,8 @@ def sample_table(samples: Mapping[str, list[Path]]) -> list[str]:
         low, middle, high = np.percentile(values, [25, 50, 75])
         rows.append((split, kind, f"{len(values):,}", f"{middle:.0f} ({low:.0f}, {high:.0f})"))
     made = ["## Samples", "", *table(("split", "kind", "samples", "answer characters: median (quartiles)"), rows)]
-    made += [
-        "",
-        *table(("source", "language", "licence tier", "samples"), [(*k, f"{n:,}") for k, n in kinds.most_common()]),
-    ]
+    sources = [(*key, f"{number:,}") for key, number in kinds.most_common()]
+    made += ["", *table(("source", "language", "licence tier", "samples"), sources)]
     return [*made, "", *beside_the_paper(parts)]
 
 
