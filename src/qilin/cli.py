@@ -60,6 +60,13 @@ COMMANDS = {
         ("source", "out"),
         "qilin data figures articles figures\nqilin data figures articles figures --every --workers 8",
     ),
+    "data look": Command(
+        "a vision model looks at figures that captions leave unsure",
+        "qilin.data.look:LookSettings",
+        "qilin.data.look:look",
+        ("source", "out"),
+        "qilin data look figures seen --images pmc/articles --endpoint http://127.0.0.1:8000/v1 --model qwen3-vl-8b",
+    ),
     "data translate": Command(
         "the English samples of a dataset folder into Chinese, checked, by any OpenAI-compatible service",
         "qilin.data.translate:TranslateSettings",

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
-from qilin.data.bars import bar
+from qilin.data.bars import bar, refusals
 from qilin.data.duplicates import alike_pictures, benchmark_passages, leaking_pictures, leaking_text, repeated
 from qilin.data.licences import TIERS
 from qilin.data.looks import fault_of
@@ -220,7 +219,4 @@ def tell(given: CurateSettings, made: Dataset, fresh: bool) -> None:
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
     console.print(f"{'made' if fresh else 'already there:'} {given.out}: {counts['pictures']:,} pictures; {samples}")
     if counts["dropped"]:
-        table = Table("samples refused", "reason", title=f"kept in {given.out / 'dropped.jsonl'}", title_justify="left")
-        for reason, count in counts["dropped_reasons"].items():
-            table.add_row(f"{count:,}", reason)
-        console.print(table)
+        console.print(refusals(counts["dropped_reasons"], "samples refused", str(given.out / "dropped.jsonl")))

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from qilin.data.articles import Article, BadArticle, Figure, read_article
-from qilin.data.bars import bar
+from qilin.data.bars import bar, refusals
 from qilin.data.licences import tier
 from qilin.data.medical import judge
 from qilin.data.panels import divide_caption
@@ -181,7 +180,4 @@ def tell(given: FiguresSettings, articles: int, counts: Mapping[str, Any]) -> No
     console.print(f"{given.out}: {counts['rows']:,} figures of {articles:,} articles; medical: {words or 'none'}")
     console.print(f"captions divided into panels: {whole:,}")
     if counts["dropped"]:
-        table = Table("refused", "reason", title=f"kept in {given.out}/dropped-*.jsonl", title_justify="left")
-        for reason, count in counts["dropped_reasons"].items():
-            table.add_row(f"{count:,}", reason)
-        console.print(table)
+        console.print(refusals(counts["dropped_reasons"], "refused", f"{given.out}/dropped-*.jsonl"))

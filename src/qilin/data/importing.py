@@ -15,9 +15,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from qilin.data.bars import bar
+from qilin.data.bars import bar, refusals
 from qilin.data.licences import strictest, tier
 from qilin.data.pictures import make_picture
 from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset, text_of
@@ -262,10 +261,7 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
     words = "made" if fresh else "already there, from the same input and settings:"
     console.print(f"{words} {settings.out}: {counts['pictures']:,} pictures; samples: {samples}")
     if counts["dropped"]:
-        table = Table("rows refused", "reason", title=f"kept in {settings.out / 'dropped.jsonl'}", title_justify="left")
-        for reason, count in counts["dropped_reasons"].items():
-            table.add_row(f"{count:,}", reason)
-        console.print(table)
+        console.print(refusals(counts["dropped_reasons"], "rows refused", str(settings.out / "dropped.jsonl")))
     looked = data.manifest["settings"].get("pictures")
     if looked:
         console.print(

@@ -1,0 +1,58 @@
+"""A vision model's look at unsure figures: what it sees, refuses, does not answer, and figures without a picture."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("openai", reason="the endpoint extra is not installed")
+
+from jats import article, figure
+from qilin.cli import main
+from qilin.data.pieces import read_pieces
+from stand_in import Service, serving
+
+SEEN = {
+    "One.": '{"medical": true, "modality": "CT", "body_part": "Chest"}',
+    "Two.": '{"medical": false}',
+    "Three.": "I think so",
+    "Five.": '{"medical": true, "modality": "hologram"}',
+}
+
+
+def answer(body: dict[str, Any]) -> str:
+    picture, text = body["messages"][0]["content"]
+    assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    return SEEN[text["text"].rpartition("Its caption: ")[2]]
+
+
+def test_unsure_figures_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "articles"
+    root.mkdir()
+    captions = ("One.", "Two.", "Three.", "Four.", "Five.", "Knee MRI.")
+    body = "".join(figure(f"F{n}", words, f"f{n}.jpg") for n, words in enumerate(captions, start=1))
+    (root / "a.xml").write_bytes(article(body, pmcid="PMC1"))
+    for n in (1, 2, 3, 5, 6):
+        buffer = io.BytesIO()
+        Image.radial_gradient("L").resize((900, 80 + n)).save(buffer, "JPEG")
+        (root / f"f{n}.jpg").write_bytes(buffer.getvalue())
+    figures, out = str(tmp_path / "figures"), tmp_path / "seen"
+    assert main(["data", "figures", str(root), figures, "--workers", "1"]) == 0
+    with serving(Service(answer)) as service:
+        words = ["data", "look", figures, str(out), "--images", str(root), "--endpoint", service.url, "--model", "m"]
+        words += ["--cache", str(tmp_path / "cache.sqlite")]
+        assert main(words) == 0
+        assert len(service.seen) == 4  # neither the sure one nor the one without a picture
+        assert main(words) == 0
+        assert len(service.seen) == 4
+    rows = {row["figure_id"]: row for row in read_pieces(out)}
+    assert {name: (row["medical"], row["modality"], row["body_part"]) for name, row in rows.items()} == {
+        "F1": ("yes", "CT", "Chest"), "F3": ("unsure", None, None), "F4": ("unsure", None, None),
+        "F5": ("yes", None, None), "F6": ("yes", "MRI", "Limb"),
+    }  # fmt: skip
+    refused = json.loads((out / "dropped-00000.jsonl").read_text())
+    assert refused["reason"] == "figure: no medical picture, as a vision model sees it"
+    assert "medical: yes 3, unsure 2; 1 refused" in capsys.readouterr().out
