@@ -1,5 +1,9 @@
 """Asking a service: order, cache, retries, budget, refusals, against a local stand-in."""
 
+import contextlib
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -8,7 +12,7 @@ import pytest
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
-from qilin.endpoint import Ask, Endpoint, ask_all
+from qilin.endpoint import Ask, Endpoint, Gate, ask_all
 from qilin.errors import RunError, UserError
 from stand_in import Service, serving
 
@@ -76,3 +80,61 @@ def test_a_service_without_logprobs() -> None:
     with serving(Service(echo, logprobs=False)) as service:
         reply = ask_all(Endpoint(service.url, "m"), asks(1))[0]
         assert (reply.text, reply.confidence) == ("答0", None)
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Answers every question with a page of HTML, or not at all for a second."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if "/slow" in self.path:
+            time.sleep(1)
+        data = b"<html>Please log in</html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client has gone
+            self.wfile.write(data)
+
+    def log_message(self, *words: Any) -> None: ...
+
+
+def test_services_that_lie_or_hang() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        with pytest.raises(RunError, match="OpenAI-compatible"):
+            ask_all(Endpoint(f"{base}/v1", "m", retries=0), asks(1))
+        with pytest.raises(RunError, match="no answer"):
+            ask_all(Endpoint(f"{base}/slow/v1", "m", retries=0, timeout=0.2), asks(1))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_fewer_at_once_where_the_service_asks_to_wait() -> None:
+    gate = Gate(16)
+    gate.narrow()
+    gate.narrow()
+    assert gate.limit == 4
+    for _ in range(4):
+        gate.widen()
+    assert 4.5 < gate.limit < 5
+    for _ in range(10):
+        gate.narrow()
+    assert gate.limit == 1
+    for _ in range(1000):
+        gate.widen()
+    assert gate.limit == 16
+    with serving(Service(echo, failures=[429] * 6)) as service:
+        replies = ask_all(Endpoint(service.url, "m", concurrency=4), asks(12))
+        assert [reply.text for reply in replies] == [f"答{i}" for i in range(12)]
+        assert service.most_at_once <= 4
+
+
+def test_json_is_asked_for_only_where_the_service_knows_it() -> None:
+    with serving(Service(echo)) as service:
+        ask_all(Endpoint(service.url, "m"), [Ask([{"role": "user", "content": "1"}], json=True)])
+        assert service.seen[0]["response_format"] == {"type": "json_object"}

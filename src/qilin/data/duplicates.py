@@ -54,9 +54,9 @@ def repeated(data: Dataset, same: Mapping[str, str]) -> dict[str, str]:
     import rensa
 
     exact: dict[tuple[str, ...], str] = {}
-    about: dict[tuple[str, ...], list[tuple[str, set[str]]]] = {}  # pictures -> texts about them
+    about: dict[tuple[str, ...], list[str]] = {}  # pictures -> texts about them
     nearby = rensa.RMinHashLSH(threshold=ALIKE, num_perm=PERMUTATIONS, num_bands=BANDS)
-    texts: list[tuple[str, set[str]]] = []  # those without a picture: any may repeat any
+    texts: list[str] = []  # those without a picture: any may repeat any; their pieces are made again when needed
     found: dict[str, str] = {}
     for split in data.splits():
         for sample in data.samples(split):
@@ -74,20 +74,22 @@ def repeated(data: Dataset, same: Mapping[str, str]) -> dict[str, str]:
                 mark.update(sorted(pieces))
                 others = [texts[n] for n in nearby.query(mark)]
                 nearby.insert(len(texts), mark)
-                texts.append((sample.sample_id, pieces))
-            if any(jaccard(pieces, theirs) >= ALIKE for _, theirs in others):
+                texts.append(text)
+            if any(alike(text, pieces, other) for other in others):
                 found[sample.sample_id] = "nearly repeats another sample"
             elif pictures:
-                others.append((sample.sample_id, pieces))
+                others.append(text)
     return found
 
 
-def jaccard(a: set[str], b: set[str]) -> float:
-    # short of it by size alone in most cases: no need to look at the pieces
-    if min(len(a), len(b)) < ALIKE * max(len(a), len(b)):
-        return 0.0
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared)
+def alike(text: str, pieces: set[str], other: str) -> bool:
+    """Whether most pieces of two texts are shared."""
+    # most pairs are told apart by their lengths alone: a text of n letters has at most n pieces, few of them twice
+    if min(len(text), len(other)) < 0.5 * ALIKE * max(len(text), len(other)):
+        return False
+    theirs = grams(other)
+    shared = len(pieces & theirs)
+    return shared >= ALIKE * (len(pieces) + len(theirs) - shared)
 
 
 def leaking_pictures(data: Dataset, benchmarks: Sequence[Path]) -> dict[str, str]:
