@@ -141,6 +141,8 @@ def test_what_is_not_wanted(store: PmcStandIn, tmp_path: Path) -> None:
         (13, "refused", "licence not said"), (14, "refused", "retracted"), (15, "refused", "author manuscript"),
         (16, "refused", "article type research-article"),
     ]  # fmt: skip
+    assert run(store, out, ids, "--license", "any") == 0  # other rules: what was refused is judged again
+    assert [state for _, state, _ in states(out)] == ["have", "have", "have", "refused", "refused", "have"]
     assert run(store, tmp_path / "nc", "11\n12\n") == 0
     assert [state for _, state, _ in states(tmp_path / "nc")] == ["have", "refused"]
     assert run(store, tmp_path / "any", ids, "--license", "any", "--manuscripts", "--pictures", "figures") == 0

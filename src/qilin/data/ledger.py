@@ -18,7 +18,7 @@ from qilin.errors import UserError
 State = Literal["have", "refused", "missing", "moved", "failed"]
 TABLES = """
 create table if not exists articles (
-    number integer primary key, version integer, state text, detail text, licence text, kind text);
+    number integer primary key, version integer, state text, detail text, licence text, kind text, rules text);
 create table if not exists files (
     number integer, version integer, name text, state text, detail text, md5 text, bytes integer,
     primary key (number, version, name));
@@ -51,9 +51,10 @@ class Outcome:
 
 
 class Ledger:
-    """An open ledger; close it when done."""
+    """An open ledger; close it when done. `rules`: what is wanted of articles; by others, they are judged again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rules: str) -> None:
+        self.rules = rules
         self.base = sqlite3.connect(path)
         try:
             self.base.executescript(TABLES)
@@ -78,15 +79,16 @@ class Ledger:
         return int(self.base.execute("select count(*) from wanted").fetchone()[0])
 
     def left(self, refresh: bool, limit: int | None) -> Iterator[tuple[int, int]]:
-        """Wanted articles that are not settled: all but those that failed or whose wanted version is another."""
+        """Wanted articles that are not settled: failed, here in another version, or judged by other rules."""
         after = -1
         given = 0
         settled = "" if refresh else (
             "and not exists (select 1 from articles a where a.number = w.number and a.state != 'failed' "
-            "and (w.version = 0 or a.version = w.version))"
+            "and a.rules = :rules and (w.version = 0 or a.version = w.version))"
         )  # fmt: skip
         while rows := self.base.execute(
-            f"select number, version from wanted w where number > ? {settled} order by number limit 1000", (after,)
+            f"select number, version from wanted w where number > :after {settled} order by number limit 1000",
+            {"after": after, "rules": self.rules},
         ).fetchall():
             for number, version in rows:
                 if limit is not None and given >= limit:
@@ -111,8 +113,8 @@ class Ledger:
         o = outcome
         with self.base:
             self.base.execute(
-                "insert or replace into articles values (?, ?, ?, ?, ?, ?)",
-                (o.number, o.version, o.state, o.detail, o.licence, o.kind),
+                "insert or replace into articles values (?, ?, ?, ?, ?, ?, ?)",
+                (o.number, o.version, o.state, o.detail, o.licence, o.kind, self.rules),
             )
             if o.state == "have":
                 self.base.execute(
@@ -139,8 +141,8 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(path)
+def open_ledger(path: Path, rules: str) -> Iterator[Ledger]:
+    ledger = Ledger(path, rules)
     try:
         yield ledger
     finally:

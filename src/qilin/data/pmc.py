@@ -74,7 +74,8 @@ class PmcSettings:
 def pmc(given: PmcSettings) -> None:
     """Fetch what is wanted and not here yet. Raises RunError where the store cannot be reached."""
     given.out.mkdir(parents=True, exist_ok=True)
-    with open_ledger(given.out / "ledger.sqlite") as ledger:
+    rules = json.dumps([given.license, sorted(given.article_types), given.manuscripts, given.pictures])
+    with open_ledger(given.out / "ledger.sqlite", rules) as ledger:
         done = asyncio.run(fetch_all(given, ledger))
         tell(given, ledger, done)
 
