@@ -36,7 +36,9 @@ def lengths(draw: st.DrawFn, sources: int = 1) -> Lengths:
             total.append(shared + rest)
             prefix.append(shared)
             source.append(mine)
-    arrays = [np.array(a, dtype=np.int64) for a in (total, prefix, np.ones(len(total)), unit, source)]
+    arrays = [
+        np.array(a, dtype=np.int64) for a in (total, prefix, np.ones(len(total)), unit, source, np.ones(len(total)))
+    ]
     return Lengths(*arrays)
 
 
@@ -126,7 +128,8 @@ def test_weights_say_how_often_a_source_comes(found: Lengths, weights: tuple[flo
 def some(samples: int = 60) -> Lengths:
     """Three samples a picture, 40 tokens shared and 10 to 29 of their own."""
     index = np.arange(samples)
-    return Lengths(50 + index % 20, np.full(samples, 40), np.full(samples, 5), index // 3, np.zeros(samples, dtype=int))
+    none = np.zeros(samples, dtype=int)
+    return Lengths(50 + index % 20, np.full(samples, 40), np.full(samples, 5), index // 3, none, none + 1)
 
 
 def test_another_seed_epoch_or_fact_gives_another_plan() -> None:
@@ -193,7 +196,7 @@ def test_a_million_samples_are_planned_within_a_minute_and_a_gigabyte() -> None:
     random = np.random.default_rng(0)
     count = 1_000_000
     own, unit = random.integers(5, 60, count), random.integers(0, count // 3, count)
-    found = Lengths(600 + own, np.full(count, 600), own, unit, np.zeros(count, dtype=np.int64))
+    found = Lengths(600 + own, np.full(count, 600), own, unit, *np.repeat([[0], [1]], count, axis=1))
     begun, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
     plan = make_plan(found, [1.0], batch=32, epochs=1, pack_tokens=8192, seed=0)
     assert plan.hash

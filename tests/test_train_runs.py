@@ -433,4 +433,8 @@ def test_tensorboard_file(home: Path, aligned: Path, tmp_path: Path) -> None:
 
     curves = EventAccumulator(str(run / "tensorboard"))
     curves.Reload()
-    assert [e.value for e in curves.Scalars("loss")] == pytest.approx([row["loss"] for row in rows(run)])
+    for name in ("loss", "tokens_per_second", "answer_tokens_per_second", "samples_per_second", "padding", "data_wait",
+                 "mfu", "memory_gb", "left_seconds"):  # fmt: skip
+        assert [e.value for e in curves.Scalars(name)] == pytest.approx([row[name] for row in rows(run)]), name
+    assert all(0 < row["mfu"] < 1.5 and row["padding"] == 0 for row in rows(run))
+    assert rows(run)[-1]["left_seconds"] == 0

@@ -112,6 +112,14 @@ COMMANDS = {
         "qilin train small/align data=slake vision=DIR/parts/vision language=DIR/parts/language out=runs/align\n"
         "qilin train small/instruct data=slake model=runs/align out=runs/instruct",
     ),
+    "estimate": Command(
+        "memory by cause, steps, hours and money of a recipe, before anything is downloaded",
+        "qilin.train.settings:EstimateCommand",
+        "qilin.train.estimate:estimate_command",
+        ("recipe", "changes"),
+        "qilin estimate qilin-med-vl-13b/align --gpu h200 --samples 580014 --text 500 --answers 420\n"
+        "qilin estimate small/align data=slake vision=parts/vision language=parts/language",
+    ),
     "evaluate": Command(
         "answer a split's questions, score them with controls and intervals, write a report",
         "qilin.evaluate.settings:EvaluateSettings",

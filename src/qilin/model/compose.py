@@ -86,16 +86,23 @@ def compose(
     # Greedy, as we measure: a chat model's own sampling and penalties would go on silently, and some (Llama 2's
     # temperature without do_sample) cannot even be saved again. set_template puts the end tokens in.
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
-    processor = LlavaProcessor(
-        image_processor=image_processor_for(vision, tower, pad_square, hub),
+    processor = make_processor(vision, tower.config, tokenizer, class_tokens, pad_square, hub)
+    set_template(model, processor, template, system)
+    return Loaded(model, processor)
+
+
+def make_processor(
+    vision: str, vision_config: Any, tokenizer: Any, class_tokens: int, pad_square: bool, hub: str
+) -> LlavaProcessor:
+    """The processor of pictures and text for an encoder and a tokenizer; its template is set by set_template."""
+    return LlavaProcessor(
+        image_processor=image_processor_for(vision, vision_config.image_size, pad_square, hub),
         tokenizer=tokenizer,
-        patch_size=tower.config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        patch_size=vision_config.patch_size,
+        vision_feature_select_strategy="default" if class_tokens else "full",
         num_additional_image_tokens=class_tokens,
         image_token=IMAGE,
     )
-    set_template(model, processor, template, system)
-    return Loaded(model, processor)
 
 
 def load_model(
@@ -197,9 +204,8 @@ def count_image_tokens(tower: Any) -> tuple[int, int]:
     return patches, found - patches
 
 
-def image_processor_for(name: str, tower: Any, pad_square: bool, hub: str) -> Any:
+def image_processor_for(name: str, size: int, pad_square: bool, hub: str) -> Any:
     """LLaVA's image processor with the encoder's own size and colours: pad to a square (or crop), resize, normalise."""
-    size = tower.config.image_size
     own = None
     if any((Path(name) / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")) or (
         not Path(name).is_dir()

@@ -84,10 +84,10 @@ class Feed:
             paths = ", ".join(str(source.dataset.path) for source in self.sources)
             raise UserError(f"{paths}: no sample is left to learn from; {self.report}")
         source = np.searchsorted(self.starts, table[:, 0], side="right") - 1
-        return Lengths(table[:, 1], table[:, 2], table[:, 3], table[:, 4], source), table[:, 0]
+        return Lengths(table[:, 1], table[:, 2], table[:, 3], table[:, 4], source, table[:, 5]), table[:, 0]
 
     def measure_all(self, tick: Callable[[int, int], None] | None) -> tuple[np.ndarray, dict[str, Any]]:
-        """(N, 5) rows of number, total, prefix, learnt, unit; and the account of what was cut or dropped."""
+        """(N, 6) rows of number, total, prefix, learnt, unit, pictures; and the account of what was cut or dropped."""
         image_id = self.processor.tokenizer.convert_tokens_to_ids(IMAGE)
         rows = []
         total = int(self.starts[-1])
@@ -103,9 +103,9 @@ class Feed:
                 continue
             prefix = shared_prefix(encoded, image_id) if self.settings.questions == "branches" else 0
             unit = unit_of(sample, encoded.ids[:prefix], number, image_id)
-            rows.append((number, len(encoded.ids), prefix, sum(encoded.learn), unit))
+            rows.append((number, len(encoded.ids), prefix, sum(encoded.learn), unit, encoded.images))
         self.report["samples"] = len(rows)
-        return np.array(rows, dtype=np.int64).reshape(-1, 5), {"report": self.report, "refused": self.refused}
+        return np.array(rows, dtype=np.int64).reshape(-1, 6), {"report": self.report, "refused": self.refused}
 
     def cache_key(self) -> str:
         """Everything that lengths depend on, hashed."""
@@ -121,7 +121,7 @@ class Feed:
             "template": self.processor.chat_template,
             "image_tokens": image_tokens(self.processor),
             "limits": (s.max_length, s.overlong, s.questions, s.instructions),
-            "version": 2,
+            "version": 3,
         }
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:32]
 
@@ -274,7 +274,7 @@ def read_cache(file: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
             table, found = kept["table"], json.loads(str(kept["found"]))
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
         return None
-    whole = table.ndim == 2 and table.shape[1] == 5 and isinstance(found, dict) and {"report", "refused"} <= set(found)
+    whole = table.ndim == 2 and table.shape[1] == 6 and isinstance(found, dict) and {"report", "refused"} <= set(found)
     return (table, found) if whole else None
 
 

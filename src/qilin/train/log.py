@@ -54,12 +54,25 @@ class Log:
 
     def step(self, figures: Mapping[str, float], write: bool) -> None:
         """One step is done; `write` puts its figures into the files too."""
-        self.bar.update(self.task, completed=figures["step"], figure=f"loss {figures['loss']:.3f}")
+        self.bar.update(self.task, completed=figures["step"], figure=in_short(figures))
         if write:
             self.rows.write(json.dumps(figures) + "\n")
             self.rows.flush()
             for writer in self.writers:
                 writer.add(figures)
+
+
+def in_short(figures: Mapping[str, float]) -> str:
+    """What fits beside the bar."""
+    words = [
+        f"loss {figures['loss']:.3f}",
+        f"{figures['tokens_per_second']:,.0f} tokens/s",
+        f"MFU {figures['mfu']:.0%}",
+        f"{figures['memory_gb']:.1f} GB",
+    ]
+    if figures["data_wait"] > 0.05:  # below that nothing is to be gained
+        words.append(f"waits for data {figures['data_wait']:.0%}")
+    return "  ".join(words)
 
 
 def cut_back(file: Path, done: int) -> None:

@@ -22,45 +22,53 @@ from qilin.model.compose import part_of
 from qilin.settings import to_dict
 from qilin.train.augment import augment
 from qilin.train.checkpoint import latest_checkpoint, learning_weights, load_checkpoint, save_checkpoint
+from qilin.train.cost import cost_of, peak_of
 from qilin.train.feed import Feed, Pack
 from qilin.train.log import Log
 from qilin.train.loss import answer_loss
-from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
-from qilin.train.plan import Plan
+from qilin.train.plan import Plan, counts_of
 from qilin.train.settings import TrainSettings
+from qilin.train.setup import arithmetic, picture_dtype
+from qilin.train.speed import Meter, Work
 
 
 def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path, title: str) -> None:
     """Train `model` through the whole plan, from the run folder's last checkpoint on if it has one."""
     device = next(model.parameters()).device
-    optimizer = make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
-    warmup = math.ceil(settings.warmup * len(plan))
+    optimizer = make_optimizer(model, settings)
     average = {n: p.clone() for n, p in learning_weights(model).items()} if settings.average else {}
     last = latest_checkpoint(run)
     done = load_checkpoint(last, model, optimizer, average) if last else 0
     model.train()
     with Log(run, title, len(plan), done, settings.trackers, to_dict(settings)) as log, Signals() as signals:
-        for step, packs in prefetch(feed, plan, done, device, picture_dtype(settings, device)):
+        meter = Meter(cost_of(model), peak_of(device, settings.precision), device, len(plan), done)
+        for step, packs, waited in prefetch(feed, plan, done, device, picture_dtype(settings, device)):
             started = time.perf_counter()
             torch.manual_seed(settings.seed * 1_000_003 + step)
-            set_rates(optimizer, rate_share(settings.schedule, step, len(plan), warmup))
+            set_rates(optimizer, settings, step, len(plan))
             loss, answer_tokens = learn_step(model, packs, settings, step)
             norm = clip(model, settings.clip, packs, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             update_average(average, model, settings.average, step)
+            work = work_of(plan, step, packs)
+            meter.add(work, waited)
             figures = {
                 "step": step + 1,
                 "loss": loss,
                 "grad_norm": norm,
                 "rate": optimizer.param_groups[0]["lr"],
-                "samples": len(plan.samples(step)),
+                "samples": work.samples,
                 "answer_tokens": answer_tokens,
-                "tokens": sum(pack.ids.shape[1] for pack in packs),
+                "tokens": work.counts.tokens,
                 "seconds": time.perf_counter() - started,
+                **meter.figures(),
             }
             ends = step + 1 == len(plan)
-            log.step(figures, write=ends or step % settings.log_every == 0)
+            write = ends or step % settings.log_every == 0
+            log.step(figures, write)
+            if write:
+                meter.reset()
             due = settings.save_every and (step + 1) % settings.save_every == 0 and not ends
             asked = signals.asked
             if due or asked:
@@ -149,19 +157,20 @@ def pack_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tens
     return answer_loss(hidden, model.lm_head, pack.where, pack.targets)
 
 
-def arithmetic(precision: str, device: torch.device) -> torch.autocast:
-    """bf16 for the products, fp32 for what needs it; nothing changed in fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def picture_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if settings.precision == "bf16" and device.type != "cpu" else torch.float32
+def work_of(plan: Plan, step: int, packs: Sequence[Pack]) -> Work:
+    """What a step computed."""
+    return Work(
+        samples=len(plan.samples(step)),
+        counts=counts_of(plan.pieces(step), plan.lengths),
+        computed=sum(pack.ids.shape[1] for pack in packs),
+        room=len(packs) * plan.pack_tokens,
+    )
 
 
 def prefetch(
     feed: Feed, plan: Plan, done: int, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[int, list[Pack]]]:
-    """The steps from `done` on, the next one made ready in a thread while this one computes."""
+) -> Iterator[tuple[int, list[Pack], float]]:
+    """The steps from `done` on, with the seconds waited for each; the next is made while this one computes."""
 
     def make(step: int) -> list[Pack]:
         return [feed.pack(pieces, device, dtype) for pieces in plan.packs(step)]
@@ -170,18 +179,28 @@ def prefetch(
         ahead = pool.submit(make, done) if done < len(plan) else None
         for step in range(done, len(plan)):
             assert ahead is not None
+            asked = time.perf_counter()
             packs = ahead.result()
+            waited = time.perf_counter() - asked
             ahead = pool.submit(make, step + 1) if step + 1 < len(plan) else None
-            yield step, packs
+            yield step, packs, waited
 
 
-def learning_parts(model: Any, settings: TrainSettings) -> Iterator[Learning]:
-    """What learns, each part with its rate; matrices decay, biases and norms do not."""
+def make_optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over what learns: a group a part and kind (matrices decay, biases and norms do not), each with its rate."""
+    groups: dict[tuple[str, bool], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = part_of(plain_name(name))
-            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
-            yield Learning(name, parameter, rate_of(settings, part), decay)
+            groups.setdefault((part_of(plain_name(name)), parameter.ndim >= 2), []).append(parameter)
+    made = [
+        {
+            "params": parameters,
+            "peak": rate_of(settings, part),
+            "weight_decay": settings.weight_decay if matrix else 0.0,
+        }
+        for (part, matrix), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(made, lr=settings.rate, betas=settings.betas, fused=True)
 
 
 def rate_of(settings: TrainSettings, part: str) -> float:
@@ -193,6 +212,21 @@ def rate_of(settings: TrainSettings, part: str) -> float:
 def plain_name(name: str) -> str:
     """A parameter's name without what adapters put before it."""
     return name.removeprefix("base_model.model.")
+
+
+def set_rates(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int, steps: int) -> None:
+    """Warm-up, then the schedule, for step number `step` of `steps`."""
+    share = rate_share(settings.schedule, step, steps, math.ceil(settings.warmup * steps))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+
+
+def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:
+    """The rate of a step as a share of its peak (the formulas of transformers' schedulers)."""
+    if step < warmup:
+        return step / max(1, warmup) if warmup > 1 else 1.0
+    gone = (step - warmup) / max(1, steps - warmup)
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[schedule]
 
 
 def clip(model: Any, largest: float, packs: list[Pack], step: int) -> float:

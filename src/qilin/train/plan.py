@@ -23,6 +23,17 @@ class Lengths:
     learnt: np.ndarray
     unit: np.ndarray  # samples with the same number share their prefix
     source: np.ndarray  # index of the dataset folder
+    pictures: np.ndarray  # a sample's own, shared or not
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is computed: the measure of work, whatever the machine."""
+
+    tokens: int = 0  # shared ones once
+    answers: int = 0  # tokens that are learnt
+    pictures: int = 0
+    pairs: int = 0  # (token, token it sees)
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,17 @@ class Plan:
         """The samples of a step."""
         return self.order[self.starts[step] : self.starts[step + 1]]
 
+    def pieces(self, step: int) -> list[Piece]:
+        """The samples of a step, those of one picture together."""
+        return pieces_of(self.samples(step), self.lengths, self.pack_tokens)
+
+    def counts(self) -> Counts:
+        """The work of the whole run."""
+        return counts_of([piece for step in range(len(self)) for piece in self.pieces(step)], self.lengths)
+
     def packs(self, step: int) -> list[list[Piece]]:
         """The packs of a step."""
-        return pack(pieces_of(self.samples(step), self.lengths, self.pack_tokens), self.pack_tokens)
+        return pack(self.pieces(step), self.pack_tokens)
 
 
 def make_plan(
@@ -84,6 +103,21 @@ def make_plan(
         )
     bounds = np.concatenate([*starts, np.array([done])])
     return Plan(np.concatenate(orders), bounds, lengths, pack_tokens)
+
+
+def counts_of(pieces: Sequence[Piece], lengths: Lengths) -> Counts:
+    """The work of some pieces."""
+    samples = np.array([index for piece in pieces for index in piece.samples], dtype=np.int64)
+    heads = np.array([piece.samples[0] for piece in pieces], dtype=np.int64)  # one prefix and one set of pictures each
+    shared = lengths.prefix[samples]
+    own = lengths.total[samples] - shared  # each sample sees itself and its prefix
+    prefix = lengths.prefix[heads]
+    return Counts(
+        tokens=int(own.sum() + prefix.sum()),
+        answers=int(lengths.learnt[samples].sum()),
+        pictures=int(lengths.pictures[heads].sum()),
+        pairs=int((own * (own + 1) // 2 + own * shared).sum() + (prefix * (prefix + 1) // 2).sum()),
+    )
 
 
 def choose(source: np.ndarray, weights: Sequence[float], random: np.random.Generator) -> np.ndarray:

@@ -28,6 +28,7 @@ from qilin.train.log import METRICS, check_trackers, progress_bar, write_whole
 from qilin.train.loop import train
 from qilin.train.plan import Plan, make_plan
 from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
+from qilin.train.setup import add_adapters, base_of, fit_out
 
 RECIPE = "recipe.yaml"
 DROPPED = "dropped.jsonl"  # samples left out for their length, where there are any
@@ -71,9 +72,8 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
         return None
     assert run is not None, "read_recipe and train_command ask for out"
     begin(run, settings, facts, feed.refused)
-    model = to_device(loaded.model, settings)
-    if settings.lora is not None:
-        model = add_adapters(model, settings)
+    device = pick_device(settings.device)
+    model = add_adapters(fit_out(loaded.model, settings, device.type != "cpu").to(device), settings)
     use_packed_attention(base_of(model))
     train(base_of(model), feed, plan, settings, run, title)
     finish(run, settings, loaded, model, feed, facts)
@@ -208,48 +208,6 @@ def begin(
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in dropped]
         write_whole(run / DROPPED, "".join(lines))
     write_whole(plan_file, json.dumps(facts, indent=2))
-
-
-def to_device(model: Any, settings: TrainSettings) -> Any:
-    """Move the model; what is frozen takes bf16 on an accelerator, what learns keeps fp32."""
-    device = torch.device(pick_device(settings.device))
-    if settings.precision == "bf16" and device.type != "cpu":
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
-    if settings.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(device)
-
-
-def add_adapters(model: Any, settings: TrainSettings) -> Any:
-    """LoRA (peft) on the language model's linear layers; what `learn` names keeps learning beside them."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = settings.lora
-    assert lora is not None
-    learning = [name for name, p in model.named_parameters() if p.requires_grad]
-    language = model.model.language_model
-    found = [name for name, m in language.named_modules() if isinstance(m, torch.nn.Linear)]
-    wanted = [name for name in found if not lora.targets or name.split(".")[-1] in lora.targets]
-    if not wanted:
-        raise UserError(f"lora.targets: none of {', '.join(lora.targets)} is a linear layer of the language model")
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes a float as well
-        lora_dropout=lora.dropout,
-        target_modules=[f"model.language_model.{name}" for name in wanted],
-    )
-    adapted = get_peft_model(model, config)
-    for name, parameter in adapted.named_parameters():
-        if name.removeprefix("base_model.model.") in learning:
-            parameter.requires_grad_(True)
-    return adapted
-
-
-def base_of(model: Any) -> Any:
-    """The Llava inside an adapted model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) -> None:

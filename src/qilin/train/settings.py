@@ -196,6 +196,42 @@ class TrainCommand:
     EPILOG = ""  # filled below: the keys that a recipe may have
 
 
+@settings
+class EstimateCommand:
+    """`qilin estimate RECIPE key=value …`"""
+
+    recipe: str = setting(help="a recipe's name (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
+    changes: tuple[str, ...] = setting(
+        default=(),
+        help="key=value words that change the recipe; data=FOLDER measures your data, if its tokenizer is here",
+    )
+    gpu: str = setting(
+        default="auto",
+        help="auto (this machine's), cpu (this machine), or a card: h200, h100, a100, a100-40gb, l40s, …",
+    )
+    count: int = setting(default=1, help="how many of them")
+    samples: int | None = setting(default=None, help="without data at hand: samples of the dataset")
+    text: int = setting(default=120, help="without data at hand: tokens of a sample beside its picture's")
+    answers: int = setting(default=60, help="without data at hand: how many of those are learnt")
+    a_picture: float = setting(default=1.0, help="without data at hand: samples on the same picture")
+    mfu: float = setting(
+        default=0.4, help="share of the arithmetic's peak that is reached; a run's own is in metrics.jsonl"
+    )
+    price: float | None = setting(default=None, help="what an hour of one card costs, in your money")
+    json: bool = setting(default=False, help="the figures as JSON on stdout")
+
+    def __post_init__(self) -> None:
+        for name in ("count", "text", "answers", "a_picture"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; expected at least 1")
+        if self.answers > self.text:
+            raise ValueError(f"answers is {self.answers}; expected at most text ({self.text})")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu is {self.mfu}; expected more than 0 and at most 1")
+
+
 def recipe_names() -> list[str]:
     """The recipes that come with Qilin."""
     root = resources.files("qilin") / "recipes"

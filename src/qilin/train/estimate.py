@@ -1,0 +1,281 @@
+"""`qilin estimate`: what a recipe takes, before anything is downloaded.
+
+In: a recipe, the machine, and the data or how much of it there will be. Out: parameters, memory by cause, steps,
+tokens, operations, hours and money; where it does not fit, the nearest settings that do.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import LlavaConfig
+
+from qilin.errors import UserError
+from qilin.model.compose import pick_device
+from qilin.model.skeleton import processor_of, shape_of, skeleton
+from qilin.settings import parse_override
+from qilin.train.cost import CARDS, Card, card_named, cost_of, measure_peak
+from qilin.train.feed import Feed
+from qilin.train.memory import Shape, memory_by_cause, peak, ready, standing
+from qilin.train.plan import Lengths, Plan, counts_of, make_plan
+from qilin.train.settings import EstimateCommand, Lora, TrainSettings, read_recipe
+
+TEMPLATE = 40  # tokens that a template adds before the picture (v1 with its system prompt: 35)
+SLACK = 0.94  # of a card's memory: what its context, fragments and libraries leave (not measured)
+console = Console(highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is asked about: one of `count` devices."""
+
+    name: str
+    memory: float
+    peak: float  # products a second
+    on_card: bool
+    count: int
+
+    @property
+    def room(self) -> float:
+        return self.memory * (SLACK if self.on_card else 1)
+
+
+def estimate_command(command: EstimateCommand) -> None:
+    """`qilin estimate RECIPE key=value …`"""
+    settings = read_recipe(command.recipe, [*stand_ins(command), *command.changes])
+    machine = machine_of(command, settings)
+    config = shape_of(settings.vision, settings.language, settings.model, settings.hub, settings.feature_layer)
+    model = skeleton(config)
+    lengths = measured(settings, config) or imagined(command, settings, config)
+    plan = make_plan(
+        lengths,
+        [source.weight for source in settings.data],
+        batch=settings.batch,
+        epochs=settings.epochs,
+        pack_tokens=settings.pack_tokens,
+        seed=settings.seed,
+    )
+    known = command.samples is not None or data_here(settings)
+    found = figures(command, settings, machine, config, model, plan, known)
+    if not found["fits"]:
+        found["would fit"] = list(alternatives(settings, machine, config, plan))
+    print(json.dumps(found, indent=2)) if command.json else show(found, machine, known)
+
+
+def stand_ins(command: EstimateCommand) -> list[str]:
+    """What a recipe asks for and an estimate can do without."""
+    given = {parse_override(word)[0].split(".")[0] for word in command.changes}
+    return [] if "data" in given else ["data=not-given"]
+
+
+def machine_of(command: EstimateCommand, settings: TrainSettings) -> Machine:
+    """The named card, or this machine's. Raises UserError for one that is not known."""
+    if command.gpu in ("auto", "cpu"):
+        device = pick_device("auto" if command.gpu == "auto" else "cpu")
+        if device.type == "cpu":
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            kind = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+            return Machine("this CPU", memory, measure_peak(device, kind), False, command.count)
+        name = torch.cuda.get_device_name(device)
+        memory = torch.cuda.get_device_properties(device).total_memory
+        own = card_named(name) or Card(memory, measure_peak(device, torch.bfloat16))
+        return Machine(name, own.memory, own.bf16, True, command.count)
+    card = card_named(command.gpu)
+    if card is None:
+        raise UserError(f"gpu is {command.gpu!r}; known are {', '.join(CARDS)}, and cpu for this machine")
+    if settings.precision != "bf16":
+        raise UserError(f"the data sheets of cards are kept for bf16; precision is {settings.precision}")
+    return Machine(command.gpu.upper(), card.memory, card.bf16, True, command.count)
+
+
+def data_here(settings: TrainSettings) -> bool:
+    """Whether data and tokenizer lie on this machine, so that texts can be measured."""
+    words = settings.model or settings.language or ""
+    tokenizer = any(
+        (Path(words) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    )
+    return tokenizer and all((source.path / "manifest.json").is_file() for source in settings.data)
+
+
+def measured(settings: TrainSettings, config: LlavaConfig) -> Lengths | None:
+    """The lengths of the data itself, where it is at hand."""
+    if not data_here(settings):
+        return None
+    processor = processor_of(
+        config,
+        settings.vision,
+        settings.language,
+        settings.model,
+        template=settings.template,
+        system=settings.system,
+        pad_square=settings.pad_square,
+        hub=settings.hub,
+    )
+    return Feed(settings, processor).lengths
+
+
+def imagined(command: EstimateCommand, settings: TrainSettings, config: LlavaConfig) -> Lengths:
+    """Lengths of a dataset of which only counts are known; a hundred steps of it where not even those are."""
+    samples = command.samples or 100 * settings.batch
+    index = np.arange(samples)
+    ones = np.ones(samples, dtype=np.int64)
+    picture = int(config.image_seq_length) + TEMPLATE
+    total = min(picture + command.text, settings.max_length)
+    shared = picture if settings.questions == "branches" else 0
+    return Lengths(
+        total=ones * total,
+        prefix=ones * shared,
+        learnt=ones * command.answers,
+        unit=(index / command.a_picture).astype(np.int64) if shared else -1 - index,
+        source=index % len(settings.data),
+        pictures=ones,
+    )
+
+
+def figures(
+    command: EstimateCommand,
+    settings: TrainSettings,
+    machine: Machine,
+    config: LlavaConfig,
+    model: Any,
+    plan: Plan,
+    known: bool,
+) -> dict[str, Any]:
+    """Everything that is told, as plain numbers."""
+    learner = ready(model, settings, machine.on_card)
+    parts = {
+        name: count(learner, prefix)
+        for name, prefix in (("vision", "vision_tower"), ("projector", "projector"), ("language", ""))
+    }
+    causes = memory_by_cause(config, learner, settings, largest_pack(plan), machine.on_card)
+    counts = plan.counts()
+    operations = cost_of(learner).of(counts)
+    hours = operations / (machine.peak * command.mfu * machine.count) / 3600
+    found: dict[str, Any] = {
+        "parameters": parts,
+        "memory": {cause: round(size) for cause, size in causes.items()},
+        "memory_total": round(sum(causes.values())),
+        "memory_of_machine": round(machine.memory),
+        "fits": sum(causes.values()) <= machine.room,
+        "mfu_assumed": command.mfu,
+        "peak": machine.peak,
+    }
+    if known:
+        alone = int(plan.lengths.total[plan.order].sum())
+        found |= {
+            "samples": len(plan.order),
+            "steps": len(plan),
+            "tokens": counts.tokens,
+            "tokens_unshared": alone,
+            "answer_tokens": counts.answers,
+            "operations": operations,
+            "hours": hours,
+            "device_hours": hours * machine.count,
+            "money": None if command.price is None else hours * machine.count * command.price,
+        }
+    return found
+
+
+def count(model: Any, part: str) -> dict[str, int]:
+    """Parameters of a part, and how many of them learn; "" is all that is neither encoder nor projector."""
+    own = [
+        p
+        for name, p in model.named_parameters()
+        if (part in name if part else "vision_tower" not in name and "projector" not in name)
+    ]
+    return {"all": sum(p.numel() for p in own), "learn": sum(p.numel() for p in own if p.requires_grad)}
+
+
+def largest_pack(plan: Plan) -> Shape:
+    """The fullest pack of the first steps: the one that memory must hold."""
+    packs = [pieces for step in range(min(len(plan), 50)) for pieces in plan.packs(step)]
+    pieces = max(packs, key=lambda pack: sum(piece.tokens for piece in pack))
+    counts = counts_of(pieces, plan.lengths)
+    documents: list[tuple[int, int, int]] = []
+    start = 0
+    for piece in pieces:
+        prefix = int(plan.lengths.prefix[piece.samples[0]]) if len(piece.samples) > 1 else 0
+        head = len(documents) if prefix else -1
+        rests = [int(plan.lengths.total[index]) - prefix for index in piece.samples]
+        for length, before in [(prefix, -1)] * bool(prefix) + [(rest, head) for rest in rests]:
+            documents.append((start, length, before))
+            start += length
+    return Shape(documents, max(1, counts.answers), counts.pictures)
+
+
+def alternatives(settings: TrainSettings, machine: Machine, config: LlavaConfig, plan: Plan) -> Iterator[str]:
+    """Changes of the recipe with which it fits, fewest first; none that holds another of them."""
+    found: list[set[str]] = []
+    words = {word: change for word, change in CHANGES.items() if change(settings) != settings}
+    for chosen in (set(some) for size in range(1, len(words) + 1) for some in combinations(words, size)):
+        if any(less <= chosen for less in found):
+            continue
+        changed = settings
+        for word in (word for word in words if word in chosen):
+            changed = words[word](changed)
+        learner = ready(skeleton(config), changed, machine.on_card)
+        size = sum(standing(learner, changed, machine.on_card).values())
+        if size < machine.room:
+            pack = largest_pack(replace(plan, pack_tokens=changed.pack_tokens))
+            size += peak(config, changed, pack, machine.on_card)
+        if size < machine.room:
+            found.append(chosen)
+            yield f"{' '.join(w for w in words if w in chosen)}: {size / 1e9:.1f} GB"
+
+
+def with_adapters(settings: TrainSettings) -> TrainSettings:
+    """Adapters in place of the language model's weights."""
+    if "language" not in settings.learn:
+        return settings
+    others = tuple(part for part in settings.learn if part != "language") or ("projector",)
+    return replace(settings, learn=others, lora=Lora(rank=64, alpha=128))
+
+
+# what takes less memory, in words for the command line; tried in this order
+CHANGES: dict[str, Callable[[TrainSettings], TrainSettings]] = {
+    "checkpointing=true": lambda settings: replace(settings, checkpointing=True),
+    "pack_tokens=MAX_LENGTH": lambda settings: replace(settings, pack_tokens=settings.max_length),
+    "'learn=[projector]' 'lora={rank: 64, alpha: 128}'": with_adapters,
+}
+
+
+def show(found: Mapping[str, Any], machine: Machine, known: bool) -> None:
+    """The figures in lines for people."""
+    for part, counts in found["parameters"].items():
+        learn = f"{counts['learn']:,} learn" if counts["learn"] else "frozen"
+        console.print(f"  {part:10} {counts['all']:>15,} parameters, {learn}")
+    many = f"each of {machine.count} x {machine.name}" if machine.count > 1 else machine.name
+    console.print(f"\n  memory of {many}, at most")
+    for cause, size in found["memory"].items():
+        console.print(f"    {size / 1e9:>8.2f} GB  {cause}")
+    verdict = "fits" if found["fits"] else "does not fit"
+    console.print(
+        f"    {found['memory_total'] / 1e9:>8.2f} GB  together; {verdict} in {found['memory_of_machine'] / 1e9:.0f} GB"
+    )
+    for line in found.get("would fit", []):
+        console.print(f"             would fit with {line}")
+    if not found["fits"] and not found["would fit"]:
+        console.print(
+            "             no change that this program knows makes it fit; take a larger card, or more of them"
+        )
+    if not known:
+        console.print(
+            "\n  how long it takes: name the data (data=FOLDER), or say --samples, --text, --answers, --a-picture"
+        )
+        return
+    console.print(
+        f"\n  {found['samples']:,} samples, {found['steps']:,} steps, {found['tokens']:,} tokens "
+        f"({found['tokens_unshared'] / found['tokens']:.1f}x fewer than one sample at a time), "
+        f"{found['answer_tokens']:,} of them answers\n"
+        f"  {found['operations']:.3g} operations: {found['hours']:,.1f} hours if {found['mfu_assumed']:.0%} (--mfu) of "
+        f"{found['peak'] / 1e12:,.1f} T/s each is reached"
+    )
+    price = f", {found['money']:,.0f} of your money" if found["money"] is not None else " (--price says what they cost)"
+    console.print(f"  {found['device_hours']:,.1f} device hours{price}")
