@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from qilin.model.compose import compose, set_learning
 from qilin.train import loss
 from qilin.train.attention import use_packed_attention
+from qilin.train.distributed import Learner
 from qilin.train.feed import Feed, Pack
 from qilin.train.loop import learn_step, pack_loss
 from qilin.train.loss import answer_loss
@@ -65,11 +66,11 @@ def far(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def test_accumulation_gives_the_gradient_of_the_whole(stage: tuple[Any, Feed]) -> None:
     model, feed = stage
-    whole, count = learn_step(model, eight_in(feed, 1), feed.settings, 0)
+    whole, count = learn_step(Learner(model, pack_loss), eight_in(feed, 1), feed.settings, 0)
     expected = gradient(model)
     assert expected.norm() > 0.01
     for packs in (2, 4, 8):
-        value, tokens = learn_step(model, eight_in(feed, packs), feed.settings, 0)
+        value, tokens = learn_step(Learner(model, pack_loss), eight_in(feed, packs), feed.settings, 0)
         assert tokens == count
         assert value == pytest.approx(whole, rel=1e-9)
         assert far(gradient(model), expected) < 1e-6
@@ -83,7 +84,7 @@ def test_shared_prefixes_and_small_packs_give_the_gradient_of_the_whole(stage: t
         plan = make_plan(feed.lengths, [1.0], batch=1000, epochs=1, pack_tokens=pack_tokens, seed=0)
         packs = [feed.pack(pieces, CPU, torch.float64) for pieces in plan.packs(0)]
         cut.append(len(packs))
-        learn_step(model, packs, feed.settings, 0)
+        learn_step(Learner(model, pack_loss), packs, feed.settings, 0)
         gradients.append(gradient(model))
     assert cut[0] == 1 < cut[1] < cut[2]
     assert far(gradients[1], gradients[0]) < 1e-6
@@ -92,7 +93,7 @@ def test_shared_prefixes_and_small_packs_give_the_gradient_of_the_whole(stage: t
 
 def test_control_means_of_packs_averaged_are_another_gradient(stage: tuple[Any, Feed]) -> None:
     model, feed = stage
-    learn_step(model, eight_in(feed, 1), feed.settings, 0)
+    learn_step(Learner(model, pack_loss), eight_in(feed, 1), feed.settings, 0)
     expected = gradient(model)
     packs = eight_in(feed, 8)
     for pack in packs:

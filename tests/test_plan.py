@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qilin.errors import UserError
-from qilin.train.plan import Lengths, Piece, make_plan, pack, pieces_of
+from qilin.train.plan import Lengths, Piece, imbalance, make_plan, pack, pieces_of
 
 BUDGET = 120
 
@@ -80,6 +80,35 @@ def test_packs_hold_their_step_and_keep_within_the_budget(found: Lengths, batch:
                 assert piece.tokens == cost(piece, found)
                 assert len({int(found.unit[i]) for i in piece.samples}) == 1
                 assert len(piece.samples) == 1 or found.prefix[piece.samples[0]] > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(found=lengths(), batch=sizes, seed=seeds, ranks=st.lists(st.integers(1, 9), min_size=1, max_size=4))
+def test_no_sample_is_lost_or_repeated_at_any_number_of_ranks(
+    found: Lengths, batch: int, seed: int, ranks: list[int]
+) -> None:
+    """A run that goes on with another number of ranks at every step takes each sample once all the same."""
+    plan = make_plan(found, [1.0], batch=batch, epochs=1, pack_tokens=BUDGET, seed=seed)
+    taken: list[int] = []
+    for step in range(len(plan)):
+        size = ranks[step % len(ranks)]
+        packs = [plan.packs(step, rank, size) for rank in range(size)]
+        assert len({len(mine) for mine in packs}) == 1  # devices that compute side by side take as many packs
+        laid = [i for mine in packs for pieces in mine for piece in pieces for i in piece.samples]
+        assert sorted(laid) == sorted(plan.samples(step).tolist())
+        assert all(sum(piece.tokens for piece in pieces) <= BUDGET for mine in packs for pieces in mine)
+        assert imbalance(packs) >= 1 - 1e-9
+        taken += laid
+    assert sorted(taken) == list(range(len(found.total)))
+
+
+def test_ranks_take_even_shares_where_there_is_something_to_share() -> None:
+    plan = make_plan(some(240), [1.0], batch=120, epochs=1, pack_tokens=400, seed=0)
+    for ranks in (2, 4, 8):
+        packs = [plan.packs(0, rank, ranks) for rank in range(ranks)]
+        assert 1 <= imbalance(packs) < 1.15
+    one_by_one = [[[Piece((i,), 100)] if i == 0 else []] for i in range(4)]
+    assert imbalance(one_by_one) == 4  # control: one computes, three wait
 
 
 @settings(max_examples=60, deadline=None)

@@ -30,20 +30,20 @@ import qilin.train.loop as loop
 from qilin import cli
 
 place, at = sys.argv[1].split("=")
-real_step, real_save = loop.learn_step, checkpoint.save_file
+real_step, real_complete = loop.learn_step, checkpoint.Saver.complete
 
-def step(model, packs, settings, number):
-    found = real_step(model, packs, settings, number)
+def step(learner, packs, settings, number, world):
+    found = real_step(learner, packs, settings, number, world)
     if place == "step" and number == int(at):
         os.kill(os.getpid(), signal.SIGKILL)
     return found
 
-def save(tensors, file):
-    real_save(tensors, file)
-    if place == "save" and f"step-{int(at):07d}" in str(file):
+def complete(saver, work, state, begun):
+    if place == "save" and state["step"] == int(at):
         os.kill(os.getpid(), signal.SIGKILL)
+    real_complete(saver, work, state, begun)
 
-loop.learn_step, checkpoint.save_file = step, save
+loop.learn_step, checkpoint.Saver.complete = step, complete
 sys.exit(cli.main(sys.argv[2:]))
 """
 

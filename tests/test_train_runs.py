@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemWriter
 from transformers import LlavaForConditionalGeneration
 
 import qilin.train.checkpoint as checkpoint
@@ -270,12 +271,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     kept: list[Any] = []
     real = loop.learn_step
 
-    def poisoned(model: Any, packs: Any, settings: Any, step: int) -> Any:
+    def poisoned(learner: Any, packs: Any, settings: Any, step: int, world: Any) -> Any:
+        model = learner.model
         if step == 1:
             model.model.language_model.norm.weight.data[0] = float("nan")
             before.update({n: p.detach().clone() for n, p in model.named_parameters()})
             kept.append((model, [name for pack in packs for name in pack.samples]))
-        return real(model, packs, settings, step)
+        return real(learner, packs, settings, step, world)
 
     monkeypatch.setattr(loop, "learn_step", poisoned)
     with pytest.raises(RunError, match="step 2: the loss is nan") as caught:
@@ -288,25 +290,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     assert not (tmp_path / "run" / "qilin.json").exists()
 
 
-@pytest.mark.parametrize("writer", ["save_file", "torch.save"])
+@pytest.mark.parametrize("where", ["data", "name"])
+@pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk_costs_no_checkpoint(
-    home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+    home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, background: bool
 ) -> None:
+    """Full while the numbers are written, or when the folder is to get its name."""
     run, calls = tmp_path / "run", []
-    real = checkpoint.save_file if writer == "save_file" else torch.save
+    place, name = (FileSystemWriter, "write_data") if where == "data" else (checkpoint, "sync")
+    real = getattr(place, name)
 
-    def full(*given: Any) -> None:
+    def full(*given: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
-            if writer == "torch.save":  # what PyTorch raises, whatever the reason
-                raise RuntimeError("PytorchStreamWriter failed writing file")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(*given)
+        return real(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint if writer == "save_file" else torch, writer.split(".")[-1], full)
-        with pytest.raises(RunError, match=r"the checkpoint of step 1 is whole; free space and run again"):
-            stage(home, run, f"model={aligned}", "save_every=1")
+        patch.setattr(place, name, full)
+        told = r"could not be written \(No space left on device\); the checkpoint of step 1 is whole; free space"
+        with pytest.raises(RunError, match=told):
+            stage(home, run, f"model={aligned}", "save_every=1", f"background={str(background).lower()}")
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-0000001"]
     stage(home, run, f"model={aligned}", "save_every=1")
     whole = stage(home, tmp_path / "whole", f"model={aligned}", "save_every=1")
@@ -320,8 +324,9 @@ def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
     assert checkpoint.latest_checkpoint(tmp_path) is None
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
+    saver = checkpoint.Saver(tmp_path, keep=2)
     for step in (1, 2, 3):
-        checkpoint.save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
+        saver.save(step, model, optimizer, {})
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [2, 3]
 
 
@@ -337,10 +342,10 @@ def test_asked_to_stop_it_saves_first(
 ) -> None:
     run, real = tmp_path / "run", loop.learn_step
 
-    def signalled(model: Any, packs: Any, settings: Any, step: int) -> Any:
+    def signalled(learner: Any, packs: Any, settings: Any, step: int, world: Any) -> Any:
         if step == 1:
             os.kill(os.getpid(), number)
-        return real(model, packs, settings, step)
+        return real(learner, packs, settings, step, world)
 
     command = ["train", "small/align", *words(home, run, [f"model={aligned}"])]
     before = signal.getsignal(number)

@@ -1,24 +1,30 @@
-"""Save a run so that it continues exactly, and the finished model so that plain transformers loads it.
+"""Save a run so that it continues exactly, on as many devices as it began with or on others.
 
-A checkpoint holds only what learns, the optimizer and the position (one integer: steps done). It is written beside and
-renamed when whole: a full disk or a kill never costs the one before.
+A checkpoint holds only what learns, the optimizer and the position (one integer: steps done), each device's share in a
+file of its own (torch.distributed.checkpoint). It is written beside and renamed when whole: a full disk or a kill never
+costs the one before.
 """
 
 import json
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from qilin.errors import RunError
+from qilin.train.distributed import ALONE, World
 
 FOLDER = "checkpoints"
+STATE = "state.json"  # written last
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one device saves in one process, as it means to
 
 
 def learning_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -26,39 +32,98 @@ def learning_weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save_checkpoint(
-    run: Path, step: int, model: Any, optimizer: Any | None, average: Mapping[str, torch.Tensor], keep: int
-) -> Path:
-    """Write the state after `step` steps; older checkpoints beyond `keep` go once the new one is whole.
+def state_of(model: Any, optimizer: Any | None, average: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What is saved, by the names of parameters, so that any number of devices finds its share."""
+    found: dict[str, Any] = {"weights": learning_weights(model)}
+    if average:
+        found["average"] = dict(average)
+    if optimizer is not None:
+        found["optimizer"] = {
+            name: {key: value for key, value in optimizer.state[p].items() if isinstance(value, torch.Tensor)}
+            for name, p in model.named_parameters()
+            if p in optimizer.state
+        }
+    return found
 
-    After the last step no optimizer is needed (None): what is saved then only lets the model be written again.
-    """
-    final = run / FOLDER / f"step-{step:07d}"
-    work = run / FOLDER / f".step-{step:07d}.unfinished"
-    sweep(run)
-    try:
-        work.mkdir(parents=True)
-        save_file({name: p.contiguous() for name, p in learning_weights(model).items()}, work / "weights.safetensors")
-        if average:
-            save_file({name: p.contiguous() for name, p in average.items()}, work / "average.safetensors")
-        if optimizer is not None:
-            torch.save(optimizer.state_dict(), work / "optimizer.pt")
-        state = {"step": step, "finished": optimizer is None}
-        (work / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        for file in work.iterdir():
-            sync(file)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-        shutil.rmtree(work, ignore_errors=True)
-        last = latest_checkpoint(run)
+
+class Saver:
+    """Writes checkpoints; in the background where the recipe says so, one at a time."""
+
+    def __init__(self, run: Path, keep: int, world: World = ALONE, background: bool = False) -> None:
+        self.run, self.keep, self.world, self.background = run, keep, world, background
+        self.thread = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
+
+    def save(self, step: int, model: Any, optimizer: Any | None, average: Mapping[str, torch.Tensor]) -> None:
+        """Keep the state after `step` steps as it is now; older checkpoints beyond `keep` go once this one is whole.
+
+        After the last step no optimizer is needed (None): what is saved then only lets the model be written again.
+        """
+        self.wait()
+        work = self.run / FOLDER / f".step-{step:07d}.unfinished"
+        try:
+            if self.world.first:
+                sweep(self.run)
+                work.mkdir(parents=True)
+        except OSError as error:
+            raise self.refused(step, error) from error
+        self.world.wait()
+        state = {"step": step, "finished": optimizer is None, "devices": self.world.size}
+        options = {"checkpoint_id": work, "process_group": self.world.saving, "no_dist": self.world.size == 1}
+        try:
+            if self.background:
+                begun: Any = dcp.async_save(state_of(model, optimizer, average), **options)  # copies before it returns
+                self.writing = self.thread.submit(self.complete, work, state, begun)
+            else:
+                dcp.save(state_of(model, optimizer, average), **options)
+                self.complete(work, state, None)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            raise self.refused(step, error) from error
+
+    def complete(self, work: Path, state: Mapping[str, Any], begun: Any) -> None:
+        """Give the folder its name once all have written, and remove what is too old."""
+        if begun is not None:
+            begun.result()
+        if not self.world.first:
+            return
+        (work / STATE).write_text(json.dumps(state), encoding="utf-8")
+        sync(work / STATE)  # the other files are synced as they are written
+        final = self.run / FOLDER / f"step-{state['step']:07d}"
+        shutil.rmtree(final, ignore_errors=True)
+        work.rename(final)
+        for old in checkpoints(self.run)[: -self.keep]:
+            (old / STATE).unlink()  # first, so that one half removed is not taken for whole
+            shutil.rmtree(old)
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is whole. Raises RunError where it could not be written."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            try:
+                writing.result()
+            except (OSError, RuntimeError, CheckpointException) as error:
+                raise self.refused(None, error) from error
+        self.world.wait()
+
+    def refused(self, step: int | None, error: BaseException) -> RunError:
+        """A checkpoint that could not be written, in words; what there is of it goes."""
+        if self.world.first:
+            sweep(self.run)
+        last = latest_checkpoint(self.run)
         kept = f"the checkpoint of step {step_of(last)} is whole" if last else "no earlier checkpoint exists"
-        words = getattr(error, "strerror", None) or error
-        raise RunError(f"{final}: could not be written ({words}); {kept}; free space and run again") from error
-    shutil.rmtree(final, ignore_errors=True)
-    work.rename(final)
-    for old in checkpoints(run)[:-keep]:
-        (old / "state.json").unlink()  # first, so that one half removed is not taken for whole
-        shutil.rmtree(old)
-    return final
+        name = f"step-{step:07d}" if step is not None else "the checkpoint"
+        return RunError(
+            f"{self.run / FOLDER / name}: could not be written ({in_words(error)}); {kept}; free space and run again"
+        )
+
+
+def in_words(error: BaseException) -> str:
+    """The reason that lies under torch's own errors, in a line."""
+    if isinstance(error, CheckpointException):
+        below = list(error.failures.values())
+        if below:
+            error = below[0][0]
+    return str(getattr(error, "strerror", None) or error).strip().split("\n")[-1]
 
 
 def sweep(run: Path) -> None:
@@ -77,7 +142,7 @@ def sync(path: Path) -> None:
 
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / FOLDER).glob("step-*") if (path / "state.json").is_file())
+    return sorted(path for path in (run / FOLDER).glob("step-*") if (path / STATE).is_file())
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -90,25 +155,49 @@ def step_of(path: Path) -> int:
 
 
 def load_checkpoint(path: Path, model: Any, optimizer: Any, average: dict[str, torch.Tensor]) -> int:
-    """Put a checkpoint's state into model, optimizer and average; returns the steps done."""
+    """Put a checkpoint's state into model, optimizer and average; returns the steps done.
+
+    Call it on all processes at once, or on one that is alone.
+    """
+    alone = not torch.distributed.is_initialized()
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        weights = load_file(path / "weights.safetensors")
-        averages = load_file(path / "average.safetensors") if average else {}
-        if not state.get("finished"):
-            optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        kept = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        names = {name.removeprefix("weights.") for name in kept if name.startswith("weights.")}
+        if names != learning_weights(model).keys():
+            raise RunError(
+                f"{path}: its weights are not those that learn in this recipe; remove the run folder to start anew"
+            )
+        if not state["finished"]:
+            make_state(optimizer)
+        wanted = state_of(model, None if state["finished"] else optimizer, average)
+        dcp.load(wanted, checkpoint_id=path, no_dist=alone)  # into the tensors themselves
+        return int(state["step"])
+    except RunError:
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        CheckpointException,
+        pickle.UnpicklingError,
+    ) as error:
         raise RunError(
-            f"{path}: does not read ({error}); remove this folder and run again, to continue from the one before"
+            f"{path}: does not read ({in_words(error)}); remove this folder and run again, "
+            "to continue from the one before"
         ) from error
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if weights.keys() != own.keys():
-        raise RunError(
-            f"{path}: its weights are not those that learn in this recipe; remove the run folder to start anew"
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
-        for name, tensor in averages.items():
-            average[name].copy_(tensor)
-    return int(state["step"])
+
+
+def make_state(optimizer: Any) -> None:
+    """Let an optimizer that has taken no step make its state: one step at rate 0 without a gradient changes nothing."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -40,6 +40,7 @@ class Pack:
     where: torch.Tensor  # (S,) token whose hidden state predicts …
     targets: torch.Tensor  # (S,) … this token
     pixels: torch.Tensor | None  # (P, 3, height, width), in the order of the image tokens
+    seeds: tuple[int, ...]  # (P,) of each picture's random changes: the same on any number of devices
     samples: tuple[str, ...]  # their ids, for error messages
 
 
@@ -156,14 +157,19 @@ class Feed:
             self.room -= len(encoded.ids)
         return encoded, excess
 
-    def pack(self, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype) -> Pack:
-        """Pieces of the plan (indices into Lengths) -> one pack on `device`, its pictures in `dtype`."""
+    def pack(self, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype, seen: bool = False) -> Pack:
+        """Pieces of the plan (indices into Lengths) -> one pack on `device`, its pictures in `dtype`.
+
+        `seen`: with a black picture of no sample where there is none. Devices that work side by side must use the same
+        weights in each pack, whatever their samples are; nothing is learnt from it.
+        """
         ids: list[int] = []
         positions: list[int] = []
         documents: list[tuple[int, int, int]] = []
         where: list[int] = []
         targets: list[int] = []
         pictures: list[torch.Tensor] = []
+        seeds: list[int] = []
         names: list[str] = []
         for piece in pieces:
             head = -1  # the prefix document of this piece
@@ -176,6 +182,7 @@ class Feed:
                 prefix = int(self.lengths.prefix[index]) if len(piece.samples) > 1 else 0
                 if place == 0:
                     pictures += [self.picture(number, sample, image_id) for image_id in sample.image_ids]
+                    seeds += [index * 64 + turn for turn in range(len(sample.image_ids))]
                     if prefix:
                         head = len(documents)
                         documents.append((len(ids), prefix, -1))
@@ -191,13 +198,24 @@ class Feed:
                 documents.append((start, len(rest), head if prefix else -1))
                 ids += rest
                 positions += range(prefix, prefix + len(rest))
+        if seen and not pictures:
+            image_id, size = (
+                self.processor.tokenizer.convert_tokens_to_ids(IMAGE),
+                self.processor.image_processor.crop_size,
+            )
+            pictures.append(torch.zeros(3, size["height"], size["width"]))
+            seeds.append(0)
+            documents.append((len(ids), image_tokens(self.processor), -1))
+            positions += range(image_tokens(self.processor))
+            ids += [image_id] * image_tokens(self.processor)
         return Pack(
             ids=torch.tensor([ids], device=device),
             positions=torch.tensor([positions], device=device),
             layout=make_layout(documents, device),
-            where=torch.tensor(where, device=device),
-            targets=torch.tensor(targets, device=device),
+            where=torch.tensor(where, dtype=torch.int64, device=device),
+            targets=torch.tensor(targets, dtype=torch.int64, device=device),
             pixels=torch.stack(pictures).to(device, dtype) if pictures else None,
+            seeds=tuple(seeds),
             samples=tuple(names),
         )
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qilin.errors import UserError
+from qilin.settings import to_dict
+from qilin.train.settings import TrainSettings
 
 METRICS = "metrics.jsonl"
 
@@ -32,21 +34,27 @@ def progress_bar(console: Console | None = None) -> Progress:
 
 
 class Log:
-    """The open log of a run: a context manager around the loop."""
+    """The open log of a run: a context manager around the loop. One process of many speaks; the others are silent."""
 
-    def __init__(self, run: Path, title: str, steps: int, done: int, trackers: tuple[str, ...], settings: Any) -> None:
-        self.file = run / METRICS
-        cut_back(self.file, done)
-        self.rows = self.file.open("a", encoding="utf-8")
+    def __init__(self, run: Path, title: str, steps: int, done: int, settings: TrainSettings, speaks: bool) -> None:
+        self.speaks = speaks
+        if not speaks:
+            return
+        file = run / METRICS
+        cut_back(file, done)
+        self.rows = file.open("a", encoding="utf-8")
         self.bar = progress_bar()
         self.task = self.bar.add_task(title, total=steps, completed=done, figure="")
-        self.writers = [open_tracker(name, run, title, done, settings) for name in trackers]
+        self.writers = [open_tracker(name, run, title, done, to_dict(settings)) for name in settings.trackers]
 
     def __enter__(self) -> "Log":
-        self.bar.start()
+        if self.speaks:
+            self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        if not self.speaks:
+            return
         self.bar.stop()
         self.rows.close()
         for writer in self.writers:
@@ -54,6 +62,8 @@ class Log:
 
     def step(self, figures: Mapping[str, float], write: bool) -> None:
         """One step is done; `write` puts its figures into the files too."""
+        if not self.speaks:
+            return
         self.bar.update(self.task, completed=figures["step"], figure=in_short(figures))
         if write:
             self.rows.write(json.dumps(figures) + "\n")
@@ -72,6 +82,8 @@ def in_short(figures: Mapping[str, float]) -> str:
     ]
     if figures["data_wait"] > 0.05:  # below that nothing is to be gained
         words.append(f"waits for data {figures['data_wait']:.0%}")
+    if figures.get("imbalance", 1) > 1.1:
+        words.append(f"uneven {figures['imbalance']:.2f}x")
     return "  ".join(words)
 
 

@@ -1,8 +1,8 @@
 """The optimizer step, read down the page.
 
 In: a model with its learning parts set, the feed, the plan. Out: the same model, trained; figures to the log,
-checkpoints to the run folder. On one device a resumed run gives the same losses bit for bit: every random choice of a
-step is seeded by (seed, step).
+checkpoints to the run folder. On the same number of devices a resumed run gives the same losses bit for bit: every
+random choice of a step is seeded by (seed, step).
 """
 
 import math
@@ -19,39 +19,65 @@ import torch
 
 from qilin.errors import RunError
 from qilin.model.compose import part_of
-from qilin.settings import to_dict
 from qilin.train.augment import augment
-from qilin.train.checkpoint import latest_checkpoint, learning_weights, load_checkpoint, save_checkpoint
+from qilin.train.checkpoint import Saver, latest_checkpoint, learning_weights, load_checkpoint
 from qilin.train.cost import cost_of, peak_of
+from qilin.train.distributed import ALONE, Learner, World, send_gradients, whole
 from qilin.train.feed import Feed, Pack
 from qilin.train.log import Log
 from qilin.train.loss import answer_loss
-from qilin.train.plan import Plan, counts_of
+from qilin.train.plan import Plan, counts_of, imbalance
 from qilin.train.settings import TrainSettings
 from qilin.train.setup import arithmetic, picture_dtype
 from qilin.train.speed import Meter, Work
 
 
-def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path, title: str) -> None:
-    """Train `model` through the whole plan, from the run folder's last checkpoint on if it has one."""
-    device = next(model.parameters()).device
+def train(
+    learner: Learner, feed: Feed, plan: Plan, settings: TrainSettings, run: Path, title: str, world: World = ALONE
+) -> None:
+    """Train a model through the whole plan, from the run folder's last checkpoint on if it has one."""
+    model = learner.model
     optimizer = make_optimizer(model, settings)
     average = {n: p.clone() for n, p in learning_weights(model).items()} if settings.average else {}
     last = latest_checkpoint(run)
     done = load_checkpoint(last, model, optimizer, average) if last else 0
     model.train()
-    with Log(run, title, len(plan), done, settings.trackers, to_dict(settings)) as log, Signals() as signals:
-        meter = Meter(cost_of(model), peak_of(device, settings.precision), device, len(plan), done)
-        for step, packs, waited in prefetch(feed, plan, done, device, picture_dtype(settings, device)):
+    if done < len(plan):
+        learn(learner, optimizer, average, feed, plan, settings, run, title, done, world)
+    with torch.no_grad():
+        for name, parameter in learning_weights(model).items():
+            if name in average:
+                parameter.copy_(average[name])
+
+
+def learn(
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, torch.Tensor],
+    feed: Feed,
+    plan: Plan,
+    settings: TrainSettings,
+    run: Path,
+    title: str,
+    done: int,
+    world: World,
+) -> None:
+    """The steps from `done` on."""
+    model = learner.model
+    meter = Meter(cost_of(model), world.size * peak_of(world.device, settings.precision), world.device, len(plan), done)
+    saver = Saver(run, settings.keep, world, saves_in_background(settings, world))
+    with Log(run, title, len(plan), done, settings, world.first) as log, Signals() as signals:
+        for step, packs, waited in prefetch(feed, plan, done, settings, world):
             started = time.perf_counter()
-            torch.manual_seed(settings.seed * 1_000_003 + step)
+            torch.manual_seed(settings.seed * 1_000_003 + step + world.rank * 500_009)
             set_rates(optimizer, settings, step, len(plan))
-            loss, answer_tokens = learn_step(model, packs, settings, step)
-            norm = clip(model, settings.clip, packs, step)
+            loss, answer_tokens = learn_step(learner, packs, settings, step, world)
+            norm = clip(model, settings.clip, packs, step, world)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             update_average(average, model, settings.average, step)
-            work = work_of(plan, step, packs)
+            ends = step + 1 == len(plan)
+            work, waited, asked = agree(plan, step, packs, waited, signals.asked, world)
             meter.add(work, waited)
             figures = {
                 "step": step + 1,
@@ -64,22 +90,36 @@ def train(model: Any, feed: Feed, plan: Plan, settings: TrainSettings, run: Path
                 "seconds": time.perf_counter() - started,
                 **meter.figures(),
             }
-            ends = step + 1 == len(plan)
+            if world.size > 1:
+                figures["imbalance"] = imbalance([plan.packs(step, rank, world.size) for rank in range(world.size)])
             write = ends or step % settings.log_every == 0
             log.step(figures, write)
             if write:
                 meter.reset()
             due = settings.save_every and (step + 1) % settings.save_every == 0 and not ends
-            asked = signals.asked
             if due or asked:
-                save_checkpoint(run, step + 1, model, optimizer, average, settings.keep)
-            elif ends and settings.save_every:  # if the model cannot be written (a full disk), no step is lost
-                save_checkpoint(run, step + 1, model, None, average, settings.keep)
+                saver.save(step + 1, model, optimizer, average)
+            elif ends and (settings.save_every or world.size > 1):
+                # if the model cannot be written (a full disk), no step is lost; many devices write it from here
+                saver.save(step + 1, model, None, average)
+            if asked or ends:
+                saver.wait()
             stop_if_asked(asked, step + 1, len(plan))
-    with torch.no_grad():
-        for name, parameter in learning_weights(model).items():
-            if name in average:
-                parameter.copy_(average[name])
+
+
+def saves_in_background(settings: TrainSettings, world: World) -> bool:
+    """By default on an accelerator; on a CPU writing would only take turns with computing, and a copy needs memory."""
+    return world.device.type != "cpu" if settings.background is None else settings.background
+
+
+def agree(
+    plan: Plan, step: int, packs: Sequence[Pack], waited: float, asked: int, world: World
+) -> tuple[Work, float, int]:
+    """What the step computed on all devices, how long the slowest waited for data, whether any was asked to stop."""
+    computed, room = world.sum([sum(pack.ids.shape[1] for pack in packs), len(packs) * plan.pack_tokens])
+    waited, signalled = world.most([waited, asked])
+    counts = counts_of(plan.pieces(step), plan.lengths)
+    return Work(len(plan.samples(step)), counts, int(computed), int(room)), waited, int(signalled)
 
 
 class Stopped(RunError):
@@ -119,24 +159,36 @@ def stop_if_asked(asked: int, step: int, steps: int) -> None:
         raise Stopped(f"stopped by SIGTERM after step {step} of {steps}; the same command continues from there")
 
 
-def learn_step(model: Any, packs: list[Pack], settings: TrainSettings, step: int) -> tuple[float, int]:
-    """Forward and backward of a step's packs. Returns (mean loss over its answer tokens, their number)."""
-    total = sum(len(pack.targets) for pack in packs)
-    summed = 0.0
-    random = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    for pack in packs:
-        pixels = pack.pixels
-        if pixels is not None and settings.augment:
-            pixels = augment(pixels, settings.augment, random)
+def learn_step(
+    learner: Learner, packs: list[Pack], settings: TrainSettings, step: int, world: World = ALONE
+) -> tuple[float, int]:
+    """Forward and backward of a step's packs. Returns (mean loss over all its answer tokens, their number)."""
+    (total,) = world.sum([sum(len(pack.targets) for pack in packs)])
+    losses = []
+    for number, pack in enumerate(packs):
+        send_gradients(learner, world, now=number + 1 == len(packs))
         with arithmetic(settings.precision, pack.ids.device):
-            loss = pack_loss(model, pack, pixels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise RunError(f"step {step + 1}: the loss is {value}; {look_at(pack.samples)}")
+            loss = learner(pack, changed(pack, settings, step))
         if loss.requires_grad:  # no gradient reaches a projector from text alone
-            (loss / total).backward()
-        summed += value
-    return summed / total, total
+            (loss * world.size / total).backward()  # FSDP takes the mean over devices
+        losses.append(loss.detach())
+    values = [float(loss) for loss in losses]
+    (summed,) = world.sum([sum(values)])
+    if not math.isfinite(summed):
+        mine = [
+            name for value, pack in zip(values, packs, strict=True) if not math.isfinite(value) for name in pack.samples
+        ]
+        raise RunError(f"step {step + 1}: the loss is {summed}; {look_at(world.all_of(mine))}")
+    return summed / total, int(total)
+
+
+def changed(pack: Pack, settings: TrainSettings, step: int) -> torch.Tensor | None:
+    """The pack's pictures with their random changes, which follow from seed, step and sample alone."""
+    if pack.pixels is None or not settings.augment:
+        return pack.pixels
+    seeds = [(settings.seed * 1_000_003 + step) * 1_000_003 + seed for seed in pack.seeds]
+    one_by_one = zip(pack.pixels.split(1), seeds, strict=True)
+    return torch.cat([augment(p, settings.augment, torch.Generator().manual_seed(s % 2**63)) for p, s in one_by_one])
 
 
 def look_at(names: Sequence[str]) -> str:
@@ -157,32 +209,24 @@ def pack_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tens
     return answer_loss(hidden, model.lm_head, pack.where, pack.targets)
 
 
-def work_of(plan: Plan, step: int, packs: Sequence[Pack]) -> Work:
-    """What a step computed."""
-    return Work(
-        samples=len(plan.samples(step)),
-        counts=counts_of(plan.pieces(step), plan.lengths),
-        computed=sum(pack.ids.shape[1] for pack in packs),
-        room=len(packs) * plan.pack_tokens,
-    )
-
-
 def prefetch(
-    feed: Feed, plan: Plan, done: int, device: torch.device, dtype: torch.dtype
+    feed: Feed, plan: Plan, done: int, settings: TrainSettings, world: World
 ) -> Iterator[tuple[int, list[Pack], float]]:
     """The steps from `done` on, with the seconds waited for each; the next is made while this one computes."""
+    kind = picture_dtype(settings, world.device)
 
     def make(step: int) -> list[Pack]:
-        return [feed.pack(pieces, device, dtype) for pieces in plan.packs(step)]
+        packs = plan.packs(step, world.rank, world.size)
+        return [feed.pack(pieces, world.device, kind, seen=world.size > 1) for pieces in packs]
 
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(make, done) if done < len(plan) else None
+        ahead = pool.submit(make, done)
         for step in range(done, len(plan)):
-            assert ahead is not None
             asked = time.perf_counter()
             packs = ahead.result()
             waited = time.perf_counter() - asked
-            ahead = pool.submit(make, step + 1) if step + 1 < len(plan) else None
+            if step + 1 < len(plan):
+                ahead = pool.submit(make, step + 1)
             yield step, packs, waited
 
 
@@ -229,12 +273,12 @@ def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:
     return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[schedule]
 
 
-def clip(model: Any, largest: float, packs: list[Pack], step: int) -> float:
+def clip(model: Any, largest: float, packs: list[Pack], step: int, world: World = ALONE) -> float:
     """Scale the gradient down to norm `largest`. Returns its norm before; a non-finite one stops the run."""
     learning = [p for p in model.parameters() if p.requires_grad]
-    norm = float(torch.nn.utils.clip_grad_norm_(learning, largest))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(learning, largest)))
     if not math.isfinite(norm):
-        names = [name for pack in packs for name in pack.samples]
+        names = world.all_of([name for pack in packs for name in pack.samples])
         raise RunError(f"step {step + 1}: the gradient's norm is {norm}; {look_at(names)}")
     return norm
 

@@ -6,6 +6,7 @@ position in the run is one integer: the number of steps done.
 """
 
 import hashlib
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,9 +78,11 @@ class Plan:
         """The work of the whole run."""
         return counts_of([piece for step in range(len(self)) for piece in self.pieces(step)], self.lengths)
 
-    def packs(self, step: int) -> list[list[Piece]]:
-        """The packs of a step."""
-        return pack(self.pieces(step), self.pack_tokens)
+    def packs(self, step: int, rank: int = 0, ranks: int = 1) -> list[list[Piece]]:
+        """The packs of a step that rank number `rank` of `ranks` computes: as many for each, some perhaps empty."""
+        if ranks == 1:
+            return pack(self.pieces(step), self.pack_tokens)
+        return spread(self.pieces(step), self.pack_tokens, ranks)[rank]
 
 
 def make_plan(
@@ -169,3 +172,30 @@ def pack(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
             packs.append([piece])
             room.append(budget - piece.tokens)
     return packs
+
+
+def spread(pieces: Sequence[Piece], budget: int, ranks: int) -> list[list[list[Piece]]]:
+    """The packs of each rank: as many for every rank and as alike in length as can be, since they compute side by side.
+
+    The longest piece goes first, each where the fewest tokens lie; one pack a rank more as long as one is too full.
+    """
+    order = sorted(pieces, key=lambda piece: -piece.tokens)
+    rounds = max(1, -(-sum(piece.tokens for piece in pieces) // (budget * ranks)))
+    while True:
+        packs: list[list[Piece]] = [[] for _ in range(rounds * ranks)]
+        heap = [(0, index) for index in range(len(packs))]
+        for piece in order:
+            tokens, index = heap[0]
+            packs[index].append(piece)
+            heapq.heapreplace(heap, (tokens + piece.tokens, index))
+        if max(tokens for tokens, _ in heap) <= budget or rounds >= len(pieces):
+            break
+        rounds += 1
+    packs.sort(key=lambda mine: -sum(piece.tokens for piece in mine))  # alike ones side by side
+    return [packs[rank::ranks] for rank in range(ranks)]
+
+
+def imbalance(packs: Sequence[Sequence[Sequence[Piece]]]) -> float:
+    """How many times longer a step takes than with equal work: each pack waits for the longest one beside it."""
+    sizes = [[sum(piece.tokens for piece in pack) for pack in mine] for mine in packs]
+    return sum(map(max, zip(*sizes, strict=True))) * len(packs) / max(1, sum(map(sum, sizes)))

@@ -5,6 +5,7 @@ checkpoints/; at the end the Hugging Face files and, last of all, qilin.json.
 """
 
 import json
+import os
 import platform
 import shutil
 import sys
@@ -18,21 +19,22 @@ from safetensors import SafetensorError
 
 from qilin import __version__
 from qilin.errors import RunError, UserError
-from qilin.model.compose import CARD, Loaded, compose, load_model, pick_device, set_learning, set_template
+from qilin.model.compose import CARD, Loaded, compose, load_model, set_learning, set_template
 from qilin.model.save import save_model
 from qilin.settings import read_yaml, to_dict, write_yaml
 from qilin.train.attention import use_packed_attention, use_plain_attention
 from qilin.train.checkpoint import latest_checkpoint, step_of
+from qilin.train.distributed import ALONE, Learner, World, divide, join, leave
 from qilin.train.feed import Feed
 from qilin.train.log import METRICS, check_trackers, progress_bar, write_whole
-from qilin.train.loop import train
+from qilin.train.loop import pack_loss, train
 from qilin.train.plan import Plan, make_plan
 from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
 from qilin.train.setup import add_adapters, base_of, fit_out
 
 RECIPE = "recipe.yaml"
 DROPPED = "dropped.jsonl"  # samples left out for their length, where there are any
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # one of many speaks
 
 
 def train_command(command: TrainCommand) -> None:
@@ -50,34 +52,57 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
         console.print(f"{title}: already done in {run}")
         return run
     check_trackers(settings.trackers)
-    torch.manual_seed(settings.seed)
-    loaded = load_start(settings)
-    counts = set_learning(loaded.model, settings.learn)
-    for part, (mine, total) in counts.items():
-        console.print(f"  {part:10} {total:>14,} parameters, {f'{mine:,} learn' if mine else 'frozen'}")
-    feed = make_feed(settings, loaded)
-    plan = make_plan(
-        feed.lengths,
-        [source.weight for source in settings.data],
-        batch=settings.batch,
-        epochs=settings.epochs,
-        pack_tokens=settings.pack_tokens,
-        seed=settings.seed,
-    )
-    facts = plan_facts(feed, plan)
-    console.print(tell(facts), soft_wrap=True)
-    check_text(settings, feed)
+    world = join(settings.device)
+    with world.turns():
+        torch.manual_seed(settings.seed)
+        loaded = load_start(settings)
+        counts = set_learning(loaded.model, settings.learn)
+        for part, (mine, total) in counts.items():
+            console.print(f"  {part:10} {total:>14,} parameters, {f'{mine:,} learn' if mine else 'frozen'}")
+        feed = make_feed(settings, loaded)
+        plan = make_plan(
+            feed.lengths,
+            [source.weight for source in settings.data],
+            batch=settings.batch,
+            epochs=settings.epochs,
+            pack_tokens=settings.pack_tokens,
+            seed=settings.seed,
+        )
+        facts = plan_facts(feed, plan)
+        console.print(tell(facts), soft_wrap=True)
+        check_text(settings, feed)
+        if not check:
+            assert run is not None, "read_recipe and train_command ask for out"
+            model = made_ready(loaded, settings, world)
+            learner = Learner(base_of(model), pack_loss)
+            divide(learner, world, settings)
     if check:
         check_pictures(feed)
         return None
-    assert run is not None, "read_recipe and train_command ask for out"
-    begin(run, settings, facts, feed.refused)
-    device = pick_device(settings.device)
-    model = add_adapters(fit_out(loaded.model, settings, device.type != "cpu").to(device), settings)
-    use_packed_attention(base_of(model))
-    train(base_of(model), feed, plan, settings, run, title)
+    assert run is not None
+    if world.first:
+        begin(run, settings, facts, feed.refused)
+    world.wait()
+    train(learner, feed, plan, settings, run, title, world)
+    leave(world)
+    if world.size > 1:
+        if not world.first:
+            return run
+        # the model lies in pieces: put the last checkpoint into a whole one
+        loaded = load_start(settings)
+        set_learning(loaded.model, settings.learn)
+        model = made_ready(loaded, settings, ALONE)
+        train(Learner(base_of(model), pack_loss), feed, plan, settings, run, title)
     finish(run, settings, loaded, model, feed, facts)
     return run
+
+
+def made_ready(loaded: Loaded, settings: TrainSettings, world: World) -> Any:
+    """The model as it learns; on many devices it stays on the host until it is divided, layer by layer."""
+    model = fit_out(loaded.model, settings, world.device.type != "cpu")
+    model = add_adapters(model if world.size > 1 else model.to(world.device), settings)
+    use_packed_attention(base_of(model))
+    return model
 
 
 def load_start(settings: TrainSettings) -> Loaded:
@@ -168,7 +193,15 @@ def check_text(settings: TrainSettings, feed: Feed) -> None:
         console.print(f"  {alone:,} of the samples have no picture and teach {what} nothing", style="yellow")
 
 
-FREE = ("save_every", "keep", "log_every", "trackers", "device")  # may change in the middle of a run
+FREE = (
+    "save_every",
+    "keep",
+    "log_every",
+    "trackers",
+    "device",
+    "divide",
+    "background",
+)  # may change in the middle of a run
 
 
 def already_done(run: Path, settings: TrainSettings) -> bool:

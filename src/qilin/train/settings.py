@@ -127,6 +127,14 @@ class TrainSettings:
         default=False, help="compute activations again in the backward pass: less memory, a third slower"
     )
     device: str = setting(default="auto", help="auto, cpu, cuda, …")
+    divide: Literal["auto", "all", "learning"] = setting(
+        default="auto",
+        help="on many devices: divide all weights over them, or only what learns and let each hold the frozen ones; "
+        "auto: all where the frozen ones take over 40 % of a device",
+    )
+    background: bool | None = setting(
+        default=None, help="write checkpoints while training goes on; default: on an accelerator, not on a CPU"
+    )
     seed: int = setting(default=0, help="of the plan, the new weights and the augmentation")
     save_every: int = setting(default=500, help="steps between checkpoints; 0 for none")
     keep: int = setting(default=2, help="how many checkpoints to keep")
