@@ -192,12 +192,20 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any, average: dict[str, t
 
 def make_state(optimizer: Any) -> None:
     """Let an optimizer that has taken no step make its state: one step at rate 0 without a gradient changes nothing."""
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
+        set_rate(group, 0.0)
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        set_rate(group, rate)
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """A group's learning rate; torchao keeps it in a tensor, so that its compiled step need not be compiled again."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
         group["lr"] = rate

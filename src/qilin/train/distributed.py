@@ -133,7 +133,8 @@ def divide(learner: Learner, world: World, settings: TrainSettings) -> None:
     model: Any = learner.model
     kind = torch.bfloat16 if settings.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    held = set() if divides_frozen(model, world, settings) else {p for p in model.parameters() if not p.requires_grad}
+    frozen = {p for p in model.parameters() if not p.requires_grad}
+    held = set() if divides_frozen(settings, sum(p.nbytes for p in frozen), memory_of(world)) else frozen
     for parameter in held:
         parameter.data = parameter.data.to(world.device)
     options: dict[str, Any] = {"mesh": world.mesh, "mp_policy": policy, "ignored_params": held}
@@ -145,14 +146,19 @@ def divide(learner: Learner, world: World, settings: TrainSettings) -> None:
     fully_shard(learner, **options)
 
 
-def divides_frozen(model: Any, world: World, settings: TrainSettings) -> bool:
-    """Whether what is frozen is divided too; where a device holds it easily, it need not be sent around every step."""
-    if settings.divide != "auto":
-        return settings.divide == "all"
-    frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
-    if world.device.type != "cuda":
-        return False
-    return frozen > 0.4 * torch.cuda.get_device_properties(world.device).total_memory
+def divides_frozen(settings: TrainSettings, frozen: float, memory: float) -> bool:
+    """Whether `frozen` bytes that do not learn are divided too, over devices of `memory` bytes.
+
+    Where a device holds them easily they need not be sent around at every step.
+    """
+    return settings.divide == "all" or (settings.divide == "auto" and frozen > 0.4 * memory)
+
+
+def memory_of(world: World) -> float:
+    """Bytes of one GPU; on a CPU those of the machine, shared by the processes on it."""
+    if world.device.type == "cuda":
+        return float(torch.cuda.get_device_properties(world.device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world.beside
 
 
 def send_gradients(learner: Learner, world: World, now: bool) -> None:

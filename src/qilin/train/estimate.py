@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,11 @@ from qilin.model.skeleton import processor_of, shape_of, skeleton
 from qilin.settings import parse_override
 from qilin.train.cost import CARDS, Card, card_named, cost_of, measure_peak
 from qilin.train.feed import Feed
-from qilin.train.memory import Shape, memory_by_cause, peak, ready, standing
-from qilin.train.plan import Lengths, Plan, counts_of, make_plan
+from qilin.train.memory import SLACK, largest_pack, memory_by_cause, peak, ready, settled, standing
+from qilin.train.plan import Lengths, Plan, make_plan
 from qilin.train.settings import EstimateCommand, Lora, TrainSettings, read_recipe
 
 TEMPLATE = 40  # tokens that a template adds before the picture (v1 with its system prompt: 35)
-SLACK = 0.94  # of a card's memory: what its context, fragments and libraries leave (not measured)
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
@@ -63,6 +61,7 @@ def estimate_command(command: EstimateCommand) -> None:
         seed=settings.seed,
     )
     known = command.samples is not None or data_here(settings)
+    settings = settled(config, settings, largest_pack(plan), machine.on_card, machine.count, machine.memory)
     found = figures(command, settings, machine, config, model, plan, known)
     if not found["fits"]:
         found["would fit"] = list(alternatives(settings, machine, config, plan))
@@ -154,7 +153,7 @@ def figures(
         name: count(learner, prefix)
         for name, prefix in (("vision", "vision_tower"), ("projector", "projector"), ("language", ""))
     }
-    causes = memory_by_cause(config, learner, settings, largest_pack(plan), machine.on_card)
+    causes = memory_by_cause(config, learner, settings, largest_pack(plan), machine.on_card, machine.count)
     counts = plan.counts()
     operations = cost_of(learner).of(counts)
     hours = operations / (machine.peak * command.mfu * machine.count) / 3600
@@ -193,41 +192,32 @@ def count(model: Any, part: str) -> dict[str, int]:
     return {"all": sum(p.numel() for p in own), "learn": sum(p.numel() for p in own if p.requires_grad)}
 
 
-def largest_pack(plan: Plan) -> Shape:
-    """The fullest pack of the first steps: the one that memory must hold."""
-    packs = [pieces for step in range(min(len(plan), 50)) for pieces in plan.packs(step)]
-    pieces = max(packs, key=lambda pack: sum(piece.tokens for piece in pack))
-    counts = counts_of(pieces, plan.lengths)
-    documents: list[tuple[int, int, int]] = []
-    start = 0
-    for piece in pieces:
-        prefix = int(plan.lengths.prefix[piece.samples[0]]) if len(piece.samples) > 1 else 0
-        head = len(documents) if prefix else -1
-        rests = [int(plan.lengths.total[index]) - prefix for index in piece.samples]
-        for length, before in [(prefix, -1)] * bool(prefix) + [(rest, head) for rest in rests]:
-            documents.append((start, length, before))
-            start += length
-    return Shape(documents, max(1, counts.answers), counts.pictures)
-
-
 def alternatives(settings: TrainSettings, machine: Machine, config: LlavaConfig, plan: Plan) -> Iterator[str]:
-    """Changes of the recipe with which it fits, fewest first; none that holds another of them."""
+    """Changes of the recipe with which it fits, smallest first; none that holds another of them."""
     found: list[set[str]] = []
-    words = {word: change for word, change in CHANGES.items() if change(settings) != settings}
-    for chosen in (set(some) for size in range(1, len(words) + 1) for some in combinations(words, size)):
-        if any(less <= chosen for less in found):
-            continue
+    for words in LADDER:
         changed = settings
-        for word in (word for word in words if word in chosen):
-            changed = words[word](changed)
-        learner = ready(skeleton(config), changed, machine.on_card)
-        size = sum(standing(learner, changed, machine.on_card).values())
+        for word in words:
+            changed = CHANGES[word](changed)
+        if changed == settings or any(less <= set(words) for less in found):
+            continue
+        size = size_of(changed, machine, config, plan, machine.count)
         if size < machine.room:
-            pack = largest_pack(replace(plan, pack_tokens=changed.pack_tokens))
-            size += peak(config, changed, pack, machine.on_card)
+            found.append(set(words))
+            yield f"{' '.join(words)}: {size / 1e9:.1f} GB"
+    for count in [machine.count * 2**more for more in range(1, 7)] if machine.on_card else []:
+        size = size_of(settings, machine, config, plan, count)
         if size < machine.room:
-            found.append(chosen)
-            yield f"{' '.join(w for w in words if w in chosen)}: {size / 1e9:.1f} GB"
+            yield f"--count {count}: {size / 1e9:.1f} GB each"
+            break
+
+
+def size_of(settings: TrainSettings, machine: Machine, config: LlavaConfig, plan: Plan, count: int) -> float:
+    """Bytes on each of `count` devices; what moves is left out where what stays is too much already."""
+    pack = largest_pack(replace(plan, pack_tokens=settings.pack_tokens))
+    settings = settled(config, settings, pack, machine.on_card, count, machine.memory)
+    size = sum(standing(ready(skeleton(config), settings, machine.on_card), settings, machine.on_card, count).values())
+    return size if size > machine.room else size + peak(config, settings, pack, machine.on_card, count > 1)
 
 
 def with_adapters(settings: TrainSettings) -> TrainSettings:
@@ -242,8 +232,21 @@ def with_adapters(settings: TrainSettings) -> TrainSettings:
 CHANGES: dict[str, Callable[[TrainSettings], TrainSettings]] = {
     "checkpointing=true": lambda settings: replace(settings, checkpointing=True),
     "pack_tokens=MAX_LENGTH": lambda settings: replace(settings, pack_tokens=settings.max_length),
+    "optimizer=adamw8bit": lambda settings: replace(settings, optimizer="adamw8bit"),
     "'learn=[projector]' 'lora={rank: 64, alpha: 128}'": with_adapters,
+    "frozen=nf4": lambda settings: settings if "language" in settings.learn else replace(settings, frozen="nf4"),
 }
+AGAIN, SMALL, EIGHT, ADAPTERS, FOUR = CHANGES
+LADDER = (
+    (AGAIN,),
+    (AGAIN, SMALL),
+    (EIGHT,),
+    (AGAIN, SMALL, EIGHT),
+    (ADAPTERS,),
+    (FOUR,),
+    (ADAPTERS, FOUR),
+    (AGAIN, SMALL, ADAPTERS, FOUR),
+)
 
 
 def show(found: Mapping[str, Any], machine: Machine, known: bool) -> None:

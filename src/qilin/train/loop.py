@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from qilin.errors import RunError
+from qilin.errors import RunError, UserError
 from qilin.model.compose import part_of
 from qilin.train.augment import augment
-from qilin.train.checkpoint import Saver, latest_checkpoint, learning_weights, load_checkpoint
+from qilin.train.checkpoint import Saver, latest_checkpoint, learning_weights, load_checkpoint, set_rate
 from qilin.train.cost import cost_of, peak_of
 from qilin.train.distributed import ALONE, Learner, World, send_gradients, whole
 from qilin.train.feed import Feed, Pack
@@ -83,7 +83,7 @@ def learn(
                 "step": step + 1,
                 "loss": loss,
                 "grad_norm": norm,
-                "rate": optimizer.param_groups[0]["lr"],
+                "rate": float(optimizer.param_groups[0]["lr"]),
                 "samples": work.samples,
                 "answer_tokens": answer_tokens,
                 "tokens": work.counts.tokens,
@@ -99,12 +99,17 @@ def learn(
             due = settings.save_every and (step + 1) % settings.save_every == 0 and not ends
             if due or asked:
                 saver.save(step + 1, model, optimizer, average)
-            elif ends and (settings.save_every or world.size > 1):
-                # if the model cannot be written (a full disk), no step is lost; many devices write it from here
+            elif ends and (settings.save_every or not written_as_it_is(settings, world)):
+                # if the model cannot be written (a full disk), no step is lost
                 saver.save(step + 1, model, None, average)
             if asked or ends:
                 saver.wait()
             stop_if_asked(asked, step + 1, len(plan))
+
+
+def written_as_it_is(settings: TrainSettings, world: World) -> bool:
+    """Whether the model that learnt can be written. One in pieces or in few bits is put together from a checkpoint."""
+    return world.size == 1 and settings.frozen == "plain"
 
 
 def saves_in_background(settings: TrainSettings, world: World) -> bool:
@@ -230,7 +235,7 @@ def prefetch(
             yield step, packs, waited
 
 
-def make_optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
+def make_optimizer(model: Any, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW over what learns: a group a part and kind (matrices decay, biases and norms do not), each with its rate."""
     groups: dict[tuple[str, bool], list[Any]] = {}
     for name, parameter in model.named_parameters():
@@ -244,7 +249,13 @@ def make_optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
         }
         for (part, matrix), parameters in groups.items()
     ]
-    return torch.optim.AdamW(made, lr=settings.rate, betas=settings.betas, fused=True)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(made, lr=settings.rate, betas=settings.betas, fused=True)
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError:
+        raise UserError("optimizer is adamw8bit, which needs torchao: pip install 'qilin-med[small]'") from None
+    return AdamW8bit(made, lr=settings.rate, betas=settings.betas)
 
 
 def rate_of(settings: TrainSettings, part: str) -> float:
@@ -262,7 +273,7 @@ def set_rates(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: i
     """Warm-up, then the schedule, for step number `step` of `steps`."""
     share = rate_share(settings.schedule, step, steps, math.ceil(settings.warmup * steps))
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        set_rate(group, group["peak"] * share)
 
 
 def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:

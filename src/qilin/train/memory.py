@@ -6,9 +6,10 @@ two small depths. Depth adds the same to every layer, so the whole follows.
 """
 
 import copy
+import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ from transformers import AttentionInterface, LlavaConfig
 from qilin.model.compose import set_learning
 from qilin.model.skeleton import skeleton
 from qilin.train.attention import make_layout, use_packed_attention
+from qilin.train.distributed import GATHERED, divides_frozen
 from qilin.train.loss import answer_loss
+from qilin.train.plan import Plan, counts_of
 from qilin.train.settings import TrainSettings
 from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out
 
+SLACK = 0.94  # of a card's memory: what its context, fragments and libraries leave (not measured)
 LIKE_FLEX = "qilin_like_flex"
 DEPTHS = (3, 4)  # layers of the language model in the two trials
 PROCESS = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)
@@ -44,36 +48,113 @@ class Shape:
 
 
 def memory_by_cause(
-    config: LlavaConfig, model: Any, settings: TrainSettings, pack: Shape, on_card: bool
+    config: LlavaConfig, model: Any, settings: TrainSettings, pack: Shape, on_card: bool, devices: int = 1
 ) -> dict[str, float]:
-    """Bytes at most, by cause; `model` is the skeleton made ready."""
+    """Bytes at most on each device, by cause; `model` is the skeleton made ready."""
     empty, silent = Shape([(0, 64, -1)], 1, 0), Shape(pack.documents, 1, pack.pictures)
-    few, most, whole = (peak(config, settings, shape, on_card) for shape in (empty, silent, pack))
+    few, most, whole = (peak(config, settings, shape, on_card, devices > 1) for shape in (empty, silent, pack))
     moving = {"copies of weights in bf16": few, "activations": most - few, "logits": whole - most}
-    return standing(model, settings, on_card) | {cause: size for cause, size in moving.items() if size > 0}
+    stays = standing(model, settings, on_card, devices)
+    return stays | {cause: size for cause, size in moving.items() if size > 0}
 
 
-def standing(model: Any, settings: TrainSettings, on_card: bool) -> dict[str, float]:
-    """Bytes of what stays from step to step, by cause."""
+def standing(model: Any, settings: TrainSettings, on_card: bool, devices: int = 1) -> dict[str, float]:
+    """Bytes of what stays from step to step on each device, by cause."""
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = frozen_bytes(model, settings)
+    gathered = 0.0
+    if devices > 1:
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.language_model.layers]
+        outside = sum(p.numel() for p in model.parameters()) - sum(layers)
+        kind = 2 if settings.precision == "bf16" else 4
+        gathered = kind * (2 * max(layers) + outside) + 4.0 * max(layers)  # two layers whole, and a gradient under way
+        gathered += 4.0 * learn if 4 * learn <= GATHERED else 0.0
+    shared = frozen / devices if settings.divide == "all" else frozen
     found = {
-        "weights": float(sum(p.numel() * p.element_size() for p in model.parameters())),
-        "gradients": 4.0 * learn,
-        "optimizer": 8.0 * learn,
-        "running average": 4.0 * learn if settings.average else 0.0,
+        "weights": shared + 4.0 * learn / devices,
+        "gradients": 4.0 * learn / devices,
+        "optimizer": (8.0 if settings.optimizer == "adamw" else 2.03) * learn / devices,
+        "running average": 4.0 * learn / devices if settings.average else 0.0,
+        "weights and gradients gathered": gathered,
         "the program itself": 0.0 if on_card else PROCESS,
     }
     return {cause: size for cause, size in found.items() if size}
 
 
-def peak(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bool) -> float:
+def frozen_bytes(model: Any, settings: TrainSettings) -> float:
+    """Bytes of what does not learn, all together; 4 bits with their scales are 0.516 bytes a number."""
+    small = {
+        p
+        for module in model.model.language_model.modules()
+        if isinstance(module, torch.nn.Linear) and settings.frozen == "nf4"
+        for p in module.parameters()
+    }
+    sizes = (0.516 * p.numel() if p in small else p.numel() * p.element_size() for p in frozen_of(model))
+    return float(sum(sizes))
+
+
+def frozen_of(model: Any) -> list[torch.Tensor]:
+    return [p for p in model.parameters() if not p.requires_grad]
+
+
+def peak(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bool, divided: bool = False) -> float:
     """Bytes that forward and backward of one pack hold at most, beside weights and their gradients."""
-    low, high = (trial(config, settings, shape, on_card, depth) for depth in DEPTHS)
+    share = float(settings.checkpointing)
+    ends = {False: 1 - share, True: share}  # what so many layers keep lies between what none and what all of them do
+    return sum(
+        part * at_depth(config, replace(settings, checkpointing=end), shape, on_card, divided)
+        for end, part in ends.items()
+        if part
+    )
+
+
+def at_depth(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bool, divided: bool) -> float:
+    low, high = (trial(config, settings, shape, on_card, divided, depth) for depth in DEPTHS)
     text: Any = config.text_config
     return low + (high - low) / (DEPTHS[1] - DEPTHS[0]) * (text.num_hidden_layers - DEPTHS[0])
 
 
-def trial(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bool, depth: int) -> int:
+def largest_pack(plan: Plan) -> Shape:
+    """The fullest pack of the first steps: the one that memory must hold."""
+    packs = [pieces for step in range(min(len(plan), 50)) for pieces in plan.packs(step)]
+    pieces = max(packs, key=lambda pack: sum(piece.tokens for piece in pack))
+    counts = counts_of(pieces, plan.lengths)
+    documents: list[tuple[int, int, int]] = []
+    start = 0
+    for piece in pieces:
+        prefix = int(plan.lengths.prefix[piece.samples[0]]) if len(piece.samples) > 1 else 0
+        head = len(documents) if prefix else -1
+        rests = [int(plan.lengths.total[index]) - prefix for index in piece.samples]
+        for length, before in [(prefix, -1)] * bool(prefix) + [(rest, head) for rest in rests]:
+            documents.append((start, length, before))
+            start += length
+    return Shape(documents, max(1, counts.answers), counts.pictures)
+
+
+def settled(
+    config: LlavaConfig, settings: TrainSettings, pack: Shape, on_card: bool, devices: int, memory: float
+) -> TrainSettings:
+    """The recipe with what it leaves open decided for devices of `memory` bytes: `divide` and `checkpointing`.
+
+    Activations are computed again in as few layers as memory asks for: in all where even that seems too much, since
+    this is an estimate.
+    """
+    trial = settings if settings.checkpointing != "auto" else replace(settings, checkpointing=False)
+    model = ready(skeleton(config), trial, on_card)
+    whole = devices > 1 and divides_frozen(settings, frozen_bytes(model, settings), memory)
+    settings = replace(settings, divide="all" if whole else "learning")
+    if settings.checkpointing != "auto":
+        return settings
+    room = memory * (SLACK if on_card else 1) - sum(standing(model, settings, on_card, devices).values())
+    most, least = (
+        peak(config, replace(settings, checkpointing=end), pack, on_card, devices > 1) for end in (False, True)
+    )
+    layers: Any = config.text_config
+    needed = math.ceil((most - room) / max(most - least, 1.0) * layers.num_hidden_layers)
+    return replace(settings, checkpointing=min(max(needed / layers.num_hidden_layers, 0.0), 1.0))
+
+
+def trial(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bool, divided: bool, depth: int) -> int:
     """The same for a language model of `depth` layers, seen from a run on tensors without data."""
     config = copy.deepcopy(config)
     shrink(config, depth, "vision" in settings.learn)
@@ -85,7 +166,7 @@ def trial(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: b
         model.model.language_model.set_attn_implementation(LIKE_FLEX)
     model.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        give_storage(model)
+        give_storage(model, torch.bfloat16 if divided and settings.precision == "bf16" else None)
         known = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
         with Live([*known, *model.buffers()]) as live:
             with arithmetic(settings.precision, cpu):
@@ -113,11 +194,11 @@ def ready(model: Any, settings: TrainSettings, on_card: bool) -> Any:
     return base_of(add_adapters(fit_out(model, settings, on_card), settings))
 
 
-def give_storage(model: Any) -> None:
+def give_storage(model: Any, kind: torch.dtype | None) -> None:
     """From the meta device to tensors with a place but no data; what learns has a gradient from an earlier pack."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            placed = torch.nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
+            placed = torch.nn.Parameter(torch.empty_like(parameter, device="cpu", dtype=kind), parameter.requires_grad)
             if parameter.requires_grad:
                 placed.grad = torch.empty_like(placed)
             setattr(module, name, placed)

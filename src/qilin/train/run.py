@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,18 @@ from safetensors import SafetensorError
 
 from qilin import __version__
 from qilin.errors import RunError, UserError
-from qilin.model.compose import CARD, Loaded, compose, load_model, set_learning, set_template
+from qilin.model.compose import CARD, Loaded, compose, load_model, pick_device, set_learning, set_template
 from qilin.model.save import save_model
 from qilin.settings import read_yaml, to_dict, write_yaml
 from qilin.train.attention import use_packed_attention, use_plain_attention
 from qilin.train.checkpoint import latest_checkpoint, step_of
-from qilin.train.distributed import ALONE, Learner, World, divide, join, leave
+from qilin.train.distributed import ALONE, Learner, World, divide, join, leave, memory_of
 from qilin.train.feed import Feed
 from qilin.train.log import METRICS, check_trackers, progress_bar, write_whole
-from qilin.train.loop import pack_loss, train
+from qilin.train.loop import pack_loss, train, written_as_it_is
 from qilin.train.plan import Plan, make_plan
 from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
-from qilin.train.setup import add_adapters, base_of, fit_out
+from qilin.train.setup import add_adapters, base_of, fit_out, shrink_frozen
 
 RECIPE = "recipe.yaml"
 DROPPED = "dropped.jsonl"  # samples left out for their length, where there are any
@@ -73,7 +74,7 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
         check_text(settings, feed)
         if not check:
             assert run is not None, "read_recipe and train_command ask for out"
-            model = made_ready(loaded, settings, world)
+            model = made_ready(loaded, decided(settings, loaded.model.config, plan, world), world)
             learner = Learner(base_of(model), pack_loss)
             divide(learner, world, settings)
     if check:
@@ -85,14 +86,15 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
     world.wait()
     train(learner, feed, plan, settings, run, title, world)
     leave(world)
-    if world.size > 1:
-        if not world.first:
-            return run
-        # the model lies in pieces: put the last checkpoint into a whole one
+    if not world.first:
+        return run
+    if not written_as_it_is(settings, world):
+        # put what the last checkpoint holds into a whole model, on the host
         loaded = load_start(settings)
         set_learning(loaded.model, settings.learn)
-        model = made_ready(loaded, settings, ALONE)
-        train(Learner(base_of(model), pack_loss), feed, plan, settings, run, title)
+        plain = replace(settings, frozen="plain", optimizer="adamw", checkpointing=False)
+        model = made_ready(loaded, plain, ALONE)
+        train(Learner(base_of(model), pack_loss), feed, plan, plain, run, title)
     finish(run, settings, loaded, model, feed, facts)
     return run
 
@@ -100,9 +102,22 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
 def made_ready(loaded: Loaded, settings: TrainSettings, world: World) -> Any:
     """The model as it learns; on many devices it stays on the host until it is divided, layer by layer."""
     model = fit_out(loaded.model, settings, world.device.type != "cpu")
+    model = shrink_frozen(model, settings, world.device)
     model = add_adapters(model if world.size > 1 else model.to(world.device), settings)
     use_packed_attention(base_of(model))
     return model
+
+
+def decided(settings: TrainSettings, config: Any, plan: Plan, world: World) -> TrainSettings:
+    """The recipe with checkpointing=auto decided, by an estimate of this run's memory."""
+    if settings.checkpointing != "auto":
+        return settings
+    from qilin.train.memory import largest_pack, settled
+
+    on_card = world.device.type != "cpu"
+    found = settled(config, settings, largest_pack(plan), on_card, world.size, memory_of(world))
+    console.print(f"  activations of {found.checkpointing:.0%} of the layers are computed again (checkpointing=auto)")
+    return replace(settings, checkpointing=found.checkpointing)
 
 
 def load_start(settings: TrainSettings) -> Loaded:
@@ -249,7 +264,8 @@ def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) 
     if settings.lora is not None:
         model.save_pretrained(str(run / "adapter"))
         model = model.merge_and_unload()
-    kind = torch.bfloat16 if settings.precision == "bf16" and model.device.type != "cpu" else torch.float32
+    on_card = pick_device(settings.device).type != "cpu"  # where it learnt; it may have been put together on the host
+    kind = torch.bfloat16 if settings.precision == "bf16" and on_card else torch.float32
     model = model.to(kind).eval()
     model.config.use_cache = True
     save_model(run, model, loaded.processor)

@@ -123,8 +123,18 @@ class TrainSettings:
         default=0.0, help="decay of a running average of the weights that becomes the result; 0 for none"
     )
     precision: Literal["fp32", "bf16"] = setting(default="bf16", help="arithmetic; what learns keeps fp32 weights")
-    checkpointing: bool = setting(
-        default=False, help="compute activations again in the backward pass: less memory, a third slower"
+    checkpointing: bool | float | Literal["auto"] = setting(
+        default=False,
+        help="compute activations again in the backward pass: less memory, a third slower; true: of all layers, "
+        "a share such as 0.5: of so many of them, auto: of as few as memory asks for",
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = setting(
+        default="adamw", help="adamw8bit keeps its averages in 8 bits: 2 bytes a weight in place of 8 (torchao)"
+    )
+    frozen: Literal["plain", "nf4", "fp8"] = setting(
+        default="plain",
+        help="numbers of a frozen language model: plain (after precision), nf4 (4 bits; with lora this is QLoRA), "
+        "fp8 (products in 8 bits, on Ada, Hopper and later)",
     )
     device: str = setting(default="auto", help="auto, cpu, cuda, …")
     divide: Literal["auto", "all", "learning"] = setting(
@@ -155,6 +165,10 @@ class TrainSettings:
             raise ValueError("learn is empty; name at least one of vision, projector, language")
         if self.lora is not None and "language" in self.learn:
             raise ValueError("lora and learn: [language] contradict each other; adapters stand in place of the weights")
+        if self.frozen != "plain" and "language" in self.learn:
+            raise ValueError(f"frozen is {self.frozen}, but learn names language, which is then not frozen; use lora")
+        if not isinstance(self.checkpointing, str) and not 0 <= self.checkpointing <= 1:
+            raise ValueError(f"checkpointing is {self.checkpointing}; expected true, false, auto or a share, 0 to 1")
         if self.pack_tokens < self.max_length:
             raise ValueError(f"pack_tokens is {self.pack_tokens}; expected at least max_length ({self.max_length})")
         for name, least in (("batch", 1), ("epochs", 1), ("max_length", 1), ("keep", 1), ("log_every", 1),

@@ -4,6 +4,8 @@ In: a Llava whose learning parts are set, with weights or without. Out: the same
 wrapped by peft). What trains and what estimates go through here, so that they cannot differ.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +20,67 @@ def fit_out(model: Any, settings: TrainSettings, on_card: bool) -> Any:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
+    assert settings.checkpointing != "auto", "resolved before, when the plan is known"
     if settings.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        layers = model.model.language_model.layers
+        again = math.ceil(settings.checkpointing * len(layers))
+        for layer in layers[again:]:  # the last layers: what they keep is let go first
+            layer.gradient_checkpointing = False
     return model
+
+
+def shrink_frozen(model: Any, settings: TrainSettings, device: torch.device, emulate: bool = False) -> Any:
+    """The frozen language model's matrices in 4 bits, or computed in 8, in place. Its head stays as it is.
+
+    `emulate`: FP8 by ordinary arithmetic, for a test where no GPU is.
+    """
+    if settings.frozen == "plain":
+        return model
+    make = four_bits(settings) if settings.frozen == "nf4" else eight_bits(device, emulate)
+    language = model.model.language_model
+    for name, linear in [(n, m) for n, m in language.named_modules() if isinstance(m, torch.nn.Linear)]:
+        parent, _, last = name.rpartition(".")
+        setattr(language.get_submodule(parent), last, make(linear).to(device))
+    if settings.frozen == "nf4":
+        model.is_loaded_in_4bit = True  # peft asks this before it looks at a layer's class
+    return model
+
+
+def four_bits(settings: TrainSettings) -> Callable[[torch.nn.Linear], torch.nn.Module]:
+    """A linear layer -> the same in 4-bit normal floats with their scales compressed too (QLoRA, arXiv 2305.14314)."""
+    try:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+    except ImportError:
+        raise UserError("frozen is nf4, which needs bitsandbytes: pip install 'qilin-med[small]'") from None
+    kind = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+
+    def make(linear: torch.nn.Linear) -> torch.nn.Module:
+        new = Linear4bit(
+            linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=kind, device="meta"
+        )
+        new.weight = Params4bit(
+            linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
+        )
+        new.bias = linear.bias
+        return new
+
+    return make
+
+
+def eight_bits(device: torch.device, emulate: bool) -> Callable[[torch.nn.Linear], torch.nn.Module]:
+    """A linear layer -> the same with FP8 products, forward and back; scales are found anew at each product."""
+    try:
+        from torchao.float8 import Float8LinearConfig
+        from torchao.float8.float8_linear import Float8Linear
+    except ImportError:
+        raise UserError("frozen is fp8, which needs torchao: pip install 'qilin-med[small]'") from None
+    if not emulate and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        raise UserError(
+            f"frozen is fp8, which needs a GPU of compute capability 8.9 or more (Ada, Hopper); the device is {device}"
+        )
+    config = Float8LinearConfig(emulate=emulate)
+    return lambda linear: Float8Linear.from_float(linear, config)
 
 
 def add_adapters(model: Any, settings: TrainSettings) -> Any:

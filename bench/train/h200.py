@@ -1,0 +1,276 @@
+"""How much of one GPU's arithmetic training puts to use: 7B and 13B shapes, both stages, against LLaVA's padded batch.
+
+In: nothing but the machine; weights are random, samples are lengths drawn like ChiMed-VL's. Out: a JSON file, a row a
+case: samples/s, tokens/s, MFU, memory. Without a GPU it runs in miniature on the CPU, which proves that the script
+runs and nothing about a GPU; the file says so.
+
+    python bench/train/h200.py bench/results/h200.json
+    nice -n 15 python bench/train/h200.py bench/results/h200-miniature.json --miniature
+"""
+
+import gc
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from qilin.errors import UserError
+from qilin.model.compose import set_learning
+from qilin.train.attention import make_layout, use_packed_attention, use_plain_attention
+from qilin.train.cost import cost_of, peak_of
+from qilin.train.distributed import Learner
+from qilin.train.feed import Pack
+from qilin.train.loop import make_optimizer, pack_loss
+from qilin.train.memory import largest_pack
+from qilin.train.plan import Counts, Lengths, Plan, counts_of, make_plan
+from qilin.train.settings import TrainSettings
+from qilin.train.setup import arithmetic, fit_out, shrink_frozen
+
+IMAGE_ID = 5
+SECONDS = 25.0  # for each case, after its first step; fifteen cases within a call of ten minutes
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    shape: str
+    stage: int
+    changes: dict[str, Any]
+    padded: bool = False  # LLaVA's way: a batch of single samples padded to the longest, all logits
+
+
+SHAPES: dict[str, dict[str, int]] = {
+    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13B": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+    "miniature": {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "num_attention_heads": 4},
+}
+AGAIN = {"checkpointing": True}
+CASES = (
+    Case("stage 1, LLaVA's batch", "13B", 1, AGAIN, padded=True),
+    Case("stage 1, packed", "13B", 1, {}),
+    Case("stage 1, packed, activations again", "13B", 1, AGAIN),
+    Case("stage 1, packed, fp8", "13B", 1, {"frozen": "fp8"}),
+    Case("stage 2, adapters, LLaVA's batch", "13B", 2, {"adapters": True, **AGAIN}, padded=True),
+    Case("stage 2, full, LLaVA's batch", "7B", 2, {"optimizer": "adamw8bit", **AGAIN}, padded=True),
+    Case("stage 2, full, packed, not shared", "7B", 2, {"optimizer": "adamw8bit", "questions": "separate", **AGAIN}),
+    Case("stage 2, full, packed, shared", "7B", 2, {"optimizer": "adamw8bit", **AGAIN}),
+    Case("stage 2, full, packed, shared, half again", "7B", 2, {"optimizer": "adamw8bit", "checkpointing": 0.5}),
+)
+
+
+def main(out: Path, miniature: bool) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() and not miniature else "cpu")
+    peak = peak_of(device, "bf16")
+    rows = []
+    for case in CASES:
+        row: dict[str, Any] = {"case": case.name, "shape": case.shape if device.type == "cuda" else "miniature"}
+        try:
+            row |= run(case, device, peak)
+        except (UserError, torch.OutOfMemoryError, NotImplementedError) as error:
+            row["failed"] = str(error).splitlines()[0][:200]
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    result = {
+        "command": " ".join(["python bench/train/h200.py", out.as_posix(), *(["--miniature"] if miniature else [])]),
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, CPU",
+        "proves": "speed of this GPU" if device.type == "cuda" else "that the script runs; nothing about a GPU",
+        "peak": peak,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "rows": rows,
+    }
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
+    """One case: a first step that compiles, then as many as its time allows."""
+    small = device.type == "cpu"
+    changes = {key: value for key, value in case.changes.items() if key not in ("questions", "adapters")}
+    if small:
+        changes.pop("optimizer", None)
+    learn = ("projector",) if case.stage == 1 or "adapters" in case.changes else ("projector", "language")
+    settings = TrainSettings(
+        model="random", data=({"path": "none"},), learn=learn, pack_tokens=512 if small else 8192,
+        max_length=512 if small else 2048, **changes,
+    )  # fmt: skip
+    model = make_model(SHAPES["miniature" if small else case.shape], small, settings, device)
+    plan = make_lengths(case, settings, 16 if small else 576, batch=8 if small else 32)
+    optimizer = make_optimizer(model, settings)
+    cost = cost_of(model)
+    step, needed = (padded_step if case.padded else packed_step)(model, plan, settings, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times: list[float] = []
+    begun = time.perf_counter()
+    while not times or (time.perf_counter() - begun < (1.0 if small else SECONDS) and len(times) < 20):
+        started = time.perf_counter()
+        step()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+        if len(times) == 1:
+            begun = time.perf_counter()
+    seconds = float(np.median(times[1:] or times))
+    samples = len(plan.samples(0))
+    return {
+        "samples_per_second": round(samples / seconds, 3),
+        "tokens_per_second": round(needed.tokens / seconds, 1),
+        "mfu": round(cost.of(needed) / seconds / peak, 4),
+        "memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None,
+        "steps": len(times) - 1,
+    }
+
+
+def make_model(shape: dict[str, int], small: bool, settings: TrainSettings, device: torch.device) -> Any:
+    """A random Llava of a shape, made on the device itself: CLIP ViT-L/14 at 336 pixels, or a tiny one."""
+    vision = (
+        CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+                         image_size=56, patch_size=14)
+        if small
+        else CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+                              image_size=336, patch_size=14)
+    )  # fmt: skip
+    text = LlamaConfig(vocab_size=32_000, max_position_embeddings=4096, **shape)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_ID)
+    with device:
+        model: Any = LlavaForConditionalGeneration(config)
+    set_learning(model, settings.learn)
+    return shrink_frozen(fit_out(model, settings, device.type != "cpu"), settings, device).train()
+
+
+def make_lengths(case: Case, settings: TrainSettings, image: int, batch: int) -> Plan:
+    """Samples like ChiMed-VL's: contexts and captions in stage 1, three questions a picture in stage 2."""
+    random = np.random.default_rng(0)
+    small = image < 100
+
+    def drawn(median: float, upper: float, count: int) -> np.ndarray:
+        spread = math.log(upper / median) / 0.6745  # log-normal through median and upper quartile
+        return np.maximum(2, np.exp(math.log(median) + spread * random.standard_normal(count))).astype(np.int64)
+
+    shared = image + 40
+    if case.stage == 1:
+        texts = np.where(np.arange(batch) % 2, drawn(435, 757, batch), drawn(59, 83, batch))
+        learnt, units = texts, np.arange(batch)
+    else:
+        questions, learnt = drawn(20, 25, batch), drawn(22, 34, batch)
+        texts, units = questions + learnt, np.arange(batch) // 3
+    total = np.minimum(shared + texts // (4 if small else 1), settings.max_length)
+    learnt = np.minimum(learnt, total - shared)
+    together = case.changes.get("questions") != "separate"
+    lengths = Lengths(
+        total=total,
+        prefix=np.full(batch, shared if together else 0),
+        learnt=np.maximum(1, learnt),
+        unit=units if together else -1 - np.arange(batch),
+        source=np.zeros(batch, dtype=np.int64),
+        pictures=np.ones(batch, dtype=np.int64),
+    )
+    return make_plan(lengths, [1.0], batch=batch, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
+
+
+def packed_step(
+    model: Any, plan: Plan, settings: TrainSettings, device: torch.device
+) -> tuple[Callable[[], None], Counts]:
+    """Qilin's step over packs, and the work its samples need."""
+    use_packed_attention(model)
+    packs = [make_pack(replace_packs(plan, pieces), model, device) for pieces in plan.packs(0)]
+    learner = Learner(model, pack_loss)
+    total = sum(len(pack.targets) for pack in packs)
+
+    def step() -> None:
+        for pack in packs:
+            with arithmetic(settings.precision, device):
+                loss = learner(pack, pack.pixels)
+            (loss / total).backward()
+
+    return step, counts_of(plan.pieces(0), plan.lengths)
+
+
+def replace_packs(plan: Plan, pieces: Any) -> Any:
+    """The documents of some pieces, by the function that estimates use."""
+
+    class One:
+        lengths = plan.lengths
+
+        def __len__(self) -> int:
+            return 1
+
+        def packs(self, step: int) -> Any:
+            return [pieces]
+
+    return largest_pack(One())  # type: ignore[arg-type]
+
+
+def make_pack(shape: Any, model: Any, device: torch.device) -> Pack:
+    """A pack of random words: every document that begins one carries a picture's tokens."""
+    image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
+    ids = torch.randint(10, 31_000, (1, shape.tokens))
+    positions = torch.zeros(1, shape.tokens, dtype=torch.int64)
+    for start, length, before in shape.documents:
+        offset = shape.documents[before][1] if before >= 0 else 0
+        positions[0, start : start + length] = torch.arange(length) + offset
+        if before < 0 and length > image:
+            ids[0, start + 1 : start + 1 + image] = IMAGE_ID
+    pictures = int((ids == IMAGE_ID).sum()) // image
+    side = model.config.vision_config.image_size
+    where = torch.arange(shape.tokens - min(shape.answers, shape.tokens), shape.tokens)
+    kind = torch.bfloat16 if device.type != "cpu" else torch.float32
+    return Pack(
+        ids=ids.to(device),
+        positions=positions.to(device),
+        layout=make_layout(shape.documents, device),
+        where=where.to(device),
+        targets=torch.randint(10, 31_000, where.shape).to(device),
+        pixels=torch.randn(pictures, 3, side, side).to(device, kind),
+        seeds=(0,) * pictures,
+        samples=(),
+    )
+
+
+def padded_step(
+    model: Any, plan: Plan, settings: TrainSettings, device: torch.device
+) -> tuple[Callable[[], None], Counts]:
+    """LLaVA's step: single samples, padded to the longest of the batch, logits of all positions, four at a time."""
+    use_plain_attention(model)
+    image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
+    side, kind = model.config.vision_config.image_size, torch.bfloat16 if device.type != "cpu" else torch.float32
+    lengths = [int(plan.lengths.total[i]) for i in plan.samples(0)]
+    batches = [lengths[i : i + 4] for i in range(0, len(lengths), 4)]
+
+    def step() -> None:
+        for mine in batches:
+            longest = max(mine)
+            ids = torch.randint(10, 31_000, (len(mine), longest), device=device)
+            ids[:, 1 : 1 + image] = IMAGE_ID
+            mask = torch.arange(longest, device=device)[None] < torch.tensor(mine, device=device)[:, None]
+            labels = ids.masked_fill(~mask, -100)
+            labels[:, : image + 1] = -100
+            pixels = torch.randn(len(mine), 3, side, side, device=device, dtype=kind)
+            with arithmetic(settings.precision, device):
+                loss = model(
+                    input_ids=ids, pixel_values=pixels, attention_mask=mask, labels=labels, use_cache=False
+                ).loss
+            (loss / len(batches)).backward()
+
+    # what its samples need, each with its own picture: the same measure as ours when nothing is shared
+    own = plan.lengths.total[plan.samples(0)]
+    learnt = int(plan.lengths.learnt[plan.samples(0)].sum())
+    return step, Counts(int(own.sum()), learnt, len(own), int((own * (own + 1) // 2).sum()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "--miniature" in sys.argv)

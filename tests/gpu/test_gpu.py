@@ -1,0 +1,88 @@
+"""What only an accelerator can show: FlexAttention against the CPU's way, memory against its estimate, few bits.
+
+Run on a machine with an NVIDIA GPU: `python -m pytest -m gpu`. Not run yet: no GPU was at hand.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qilin.model.compose import set_learning
+from qilin.train.attention import NAME, make_layout, packed_attention, use_packed_attention
+from qilin.train.feed import Feed
+from qilin.train.loop import pack_loss
+from qilin.train.plan import make_plan
+from qilin.train.run import load_start, run_stage
+from qilin.train.settings import read_recipe
+from tiny import tiny_dataset, tiny_language, tiny_vision
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
+DOCUMENTS = [(0, 150, -1), (150, 40, 0), (190, 33, 0), (223, 200, -1), (423, 89, -1)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("gpu")
+    tiny_language(home / "language", width=128)
+    tiny_vision(home / "vision")
+    tiny_dataset(home / "data", pictures=6, questions=3, splits=("train",))
+    return home
+
+
+def attended(device: str, dtype: torch.dtype) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 512, 32, generator=random).to(device, dtype) for heads in (4, 2, 2))
+    for tensor in (q, k, v):
+        tensor.requires_grad_(True)
+    layout = make_layout(DOCUMENTS, torch.device(device))
+    out, _ = packed_attention(torch.nn.Identity(), q, k, v, None, layout=layout)
+    out.square().sum().backward()
+    gradients = [tensor.grad for tensor in (q, k, v) if tensor.grad is not None]
+    return torch.cat([tensor.detach().flatten().float().cpu() for tensor in (out, *gradients)])
+
+
+def test_flex_attention_is_the_cpus_attention_with_its_gradients() -> None:
+    expected = attended("cpu", torch.float32)
+    found = attended("cuda", torch.float32)
+    assert float((found - expected).norm() / expected.norm()) < 5e-3  # TF32 in flex's products
+    assert NAME == "qilin_packed"
+
+
+def test_a_step_gives_the_cpus_loss(home: Path, tmp_path: Path) -> None:
+    words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={tmp_path}"]
+    settings = read_recipe("small/align", [*words, "precision=fp32", "template=v1", "kinds=[]", "batch=100"])
+    values = []
+    for device in ("cpu", "cuda"):
+        loaded = load_start(settings)
+        set_learning(loaded.model, ("projector", "language"))
+        feed = Feed(settings, loaded.processor)
+        plan = make_plan(feed.lengths, [1.0], batch=100, epochs=1, pack_tokens=8192, seed=0)
+        model: Any = loaded.model.to(device)
+        use_packed_attention(model)
+        pack = feed.pack(plan.packs(0)[0], torch.device(device), torch.float32)
+        values.append(float(pack_loss(model, pack, pack.pixels)))
+    assert values[1] == pytest.approx(values[0], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("learn=[projector, language]",),
+        ("learn=[projector, language]", "checkpointing=true", "optimizer=adamw8bit"),
+        ("lora={rank: 4}", "frozen=nf4"),
+        ("frozen=fp8",),
+        ("checkpointing=auto", "background=true"),
+    ],
+    ids=" ".join,
+)
+def test_runs_on_the_gpu(home: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={run}"]
+    usual = ["device=cuda", "precision=bf16", "template=v1", "kinds=[vqa]", "batch=6", "epochs=4", "log_every=1"]
+    run_stage(read_recipe("small/align", [*words, *usual, "trackers=[]", "rate=5e-3", *more]), "test")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert (run / "qilin.json").is_file()
