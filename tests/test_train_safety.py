@@ -228,6 +228,18 @@ def test_interrupted_at_every_step_in_turn_it_is_the_same_run(parts: Path, whole
     assert same(train(parts, tmp_path / "run"), whole)
 
 
+def test_a_run_whose_last_vision_layer_never_has_a_gradient_continues(parts: Path, tmp_path: Path) -> None:
+    """Features come from the layer before the last, so AdamW has no averages of the last one."""
+    learn = ["vision", "projector", "language"]
+    whole = train(parts, tmp_path / "whole", learn=learn)
+    crash(parts, tmp_path / "run", 3, learn=learn)
+    run = train(parts, tmp_path / "run", learn=learn)
+    assert same(run, whole)
+    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert [row["after_step"] for row in starts] == [0, 2]
+    assert all(row["devices"] == 1 and row["device"] == "cpu" and row["torch"] for row in starts)
+
+
 def test_control_without_its_optimizer_a_run_goes_another_way(parts: Path, whole: Path, tmp_path: Path) -> None:
     crash(parts, tmp_path / "run", 3)
     last = checkpoint.latest_checkpoint(tmp_path / "run")

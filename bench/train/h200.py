@@ -31,10 +31,10 @@ from qilin.train.cost import cost_of, peak_of
 from qilin.train.distributed import Learner
 from qilin.train.feed import Pack
 from qilin.train.loop import make_optimizer, pack_loss
-from qilin.train.memory import largest_pack
+from qilin.train.memory import Shape, shape_of_pack
 from qilin.train.plan import Counts, Lengths, Plan, counts_of, make_plan
-from qilin.train.settings import TrainSettings
-from qilin.train.setup import arithmetic, fit_out, shrink_frozen
+from qilin.train.settings import DataSource, Lora, TrainSettings
+from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out, shrink_frozen
 
 IMAGE_ID = 5
 SECONDS = 25.0  # for each case, after its first step; fifteen cases within a call of ten minutes
@@ -60,7 +60,8 @@ CASES = (
     Case("stage 1, packed", "13B", 1, {}),
     Case("stage 1, packed, activations again", "13B", 1, AGAIN),
     Case("stage 1, packed, fp8", "13B", 1, {"frozen": "fp8"}),
-    Case("stage 2, adapters, LLaVA's batch", "13B", 2, {"adapters": True, **AGAIN}, padded=True),
+    Case("stage 2, adapters, LLaVA's batch", "13B", 2, {"lora": Lora(rank=64, alpha=128), **AGAIN}, padded=True),
+    Case("stage 2, adapters, packed, shared", "13B", 2, {"lora": Lora(rank=64, alpha=128), **AGAIN}),
     Case("stage 2, full, LLaVA's batch", "7B", 2, {"optimizer": "adamw8bit", **AGAIN}, padded=True),
     Case("stage 2, full, packed, not shared", "7B", 2, {"optimizer": "adamw8bit", "questions": "separate", **AGAIN}),
     Case("stage 2, full, packed, shared", "7B", 2, {"optimizer": "adamw8bit", **AGAIN}),
@@ -97,12 +98,12 @@ def main(out: Path, miniature: bool) -> None:
 def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
     """One case: a first step that compiles, then as many as its time allows."""
     small = device.type == "cpu"
-    changes = {key: value for key, value in case.changes.items() if key not in ("questions", "adapters")}
+    changes = {key: value for key, value in case.changes.items() if key != "questions"}
     if small:
         changes.pop("optimizer", None)
-    learn = ("projector",) if case.stage == 1 or "adapters" in case.changes else ("projector", "language")
+    learn = ("projector",) if case.stage == 1 or "lora" in case.changes else ("projector", "language")
     settings = TrainSettings(
-        model="random", data=({"path": "none"},), learn=learn, pack_tokens=512 if small else 8192,
+        model="random", data=(DataSource(path=Path("none")),), learn=learn, pack_tokens=512 if small else 8192,
         max_length=512 if small else 2048, **changes,
     )  # fmt: skip
     model = make_model(SHAPES["miniature" if small else case.shape], small, settings, device)
@@ -149,7 +150,8 @@ def make_model(shape: dict[str, int], small: bool, settings: TrainSettings, devi
     with device:
         model: Any = LlavaForConditionalGeneration(config)
     set_learning(model, settings.learn)
-    return shrink_frozen(fit_out(model, settings, device.type != "cpu"), settings, device).train()
+    model = shrink_frozen(fit_out(model, settings, device.type != "cpu"), settings, device)
+    return base_of(add_adapters(model, settings)).train()
 
 
 def make_lengths(case: Case, settings: TrainSettings, image: int, batch: int) -> Plan:
@@ -187,7 +189,7 @@ def packed_step(
 ) -> tuple[Callable[[], None], Counts]:
     """Qilin's step over packs, and the work its samples need."""
     use_packed_attention(model)
-    packs = [make_pack(replace_packs(plan, pieces), model, device) for pieces in plan.packs(0)]
+    packs = [make_pack(shape_of_pack(pieces, plan.lengths), model, device) for pieces in plan.packs(0)]
     learner = Learner(model, pack_loss)
     total = sum(len(pack.targets) for pack in packs)
 
@@ -200,22 +202,7 @@ def packed_step(
     return step, counts_of(plan.pieces(0), plan.lengths)
 
 
-def replace_packs(plan: Plan, pieces: Any) -> Any:
-    """The documents of some pieces, by the function that estimates use."""
-
-    class One:
-        lengths = plan.lengths
-
-        def __len__(self) -> int:
-            return 1
-
-        def packs(self, step: int) -> Any:
-            return [pieces]
-
-    return largest_pack(One())  # type: ignore[arg-type]
-
-
-def make_pack(shape: Any, model: Any, device: torch.device) -> Pack:
+def make_pack(shape: Shape, model: Any, device: torch.device) -> Pack:
     """A pack of random words: every document that begins one carries a picture's tokens."""
     image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
     ids = torch.randint(10, 31_000, (1, shape.tokens))

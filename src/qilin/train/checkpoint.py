@@ -10,7 +10,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,10 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any, average: dict[str, t
                 f"{path}: its weights are not those that learn in this recipe; remove the run folder to start anew"
             )
         if not state["finished"]:
-            make_state(optimizer)
+            stepped = {
+                name.rpartition(".")[0].removeprefix("optimizer.") for name in kept if name.startswith("optimizer.")
+            }
+            make_state(optimizer, [p for name, p in model.named_parameters() if name in stepped])
         wanted = state_of(model, None if state["finished"] else optimizer, average)
         dcp.load(wanted, checkpoint_id=path, no_dist=alone)  # into the tensors themselves
         return int(state["step"])
@@ -190,13 +193,16 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any, average: dict[str, t
         ) from error
 
 
-def make_state(optimizer: Any) -> None:
-    """Let an optimizer that has taken no step make its state: one step at rate 0 without a gradient changes nothing."""
+def make_state(optimizer: Any, parameters: Sequence[torch.Tensor]) -> None:
+    """Let an optimizer that has taken no step make its state of `parameters` (others never had a gradient).
+
+    One step at rate 0 with a gradient of zeros changes no weight.
+    """
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         set_rate(group, 0.0)
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

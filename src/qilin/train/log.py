@@ -5,6 +5,7 @@ checkpoint on resume, so that each step stands there once); curves in the tracke
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def progress_bar(console: Console | None = None) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=console or Console(stderr=True),
+        console=console or Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0"),  # one of many speaks
     )
 
 

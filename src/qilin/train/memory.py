@@ -24,7 +24,7 @@ from qilin.model.skeleton import skeleton
 from qilin.train.attention import make_layout, use_packed_attention
 from qilin.train.distributed import GATHERED, divides_frozen
 from qilin.train.loss import answer_loss
-from qilin.train.plan import Plan, counts_of
+from qilin.train.plan import Lengths, Piece, Plan, counts_of
 from qilin.train.settings import TrainSettings
 from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out
 
@@ -117,14 +117,18 @@ def at_depth(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card
 def largest_pack(plan: Plan) -> Shape:
     """The fullest pack of the first steps: the one that memory must hold."""
     packs = [pieces for step in range(min(len(plan), 50)) for pieces in plan.packs(step)]
-    pieces = max(packs, key=lambda pack: sum(piece.tokens for piece in pack))
-    counts = counts_of(pieces, plan.lengths)
+    return shape_of_pack(max(packs, key=lambda pack: sum(piece.tokens for piece in pack)), plan.lengths)
+
+
+def shape_of_pack(pieces: Sequence[Piece], lengths: Lengths) -> Shape:
+    """Pieces laid end to end, as the feed lays them."""
+    counts = counts_of(pieces, lengths)
     documents: list[tuple[int, int, int]] = []
     start = 0
     for piece in pieces:
-        prefix = int(plan.lengths.prefix[piece.samples[0]]) if len(piece.samples) > 1 else 0
+        prefix = int(lengths.prefix[piece.samples[0]]) if len(piece.samples) > 1 else 0
         head = len(documents) if prefix else -1
-        rests = [int(plan.lengths.total[index]) - prefix for index in piece.samples]
+        rests = [int(lengths.total[index]) - prefix for index in piece.samples]
         for length, before in [(prefix, -1)] * bool(prefix) + [(rest, head) for rest in rests]:
             documents.append((start, length, before))
             start += length

@@ -8,9 +8,11 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
 from qilin.train.setup import add_adapters, base_of, fit_out, shrink_frozen
 
 RECIPE = "recipe.yaml"
+STARTS = "starts.jsonl"
 DROPPED = "dropped.jsonl"  # samples left out for their length, where there are any
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # one of many speaks
 
@@ -83,6 +86,7 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
     assert run is not None
     if world.first:
         begin(run, settings, facts, feed.refused)
+        note_start(run, world)
     world.wait()
     train(learner, feed, plan, settings, run, title, world)
     leave(world)
@@ -97,6 +101,32 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
         train(Learner(base_of(model), pack_loss), feed, plan, plain, run, title)
     finish(run, settings, loaded, model, feed, facts)
     return run
+
+
+def note_start(run: Path, world: World) -> None:
+    """A line in the run folder of each start: when, after which step, with what code, versions and machine."""
+    last = latest_checkpoint(run)
+    cuda = world.device.type == "cuda"
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "after_step": step_of(last) if last else 0,
+        "devices": world.size,
+        "device": torch.cuda.get_device_name(world.device) if cuda else str(world.device),
+        "cores": os.cpu_count(),
+        "commit": commit(),
+        **versions(),
+    }
+    with (run / STARTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def commit() -> str | None:
+    """The commit of this code, with -dirty where it was changed since; None where it is not a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def made_ready(loaded: Loaded, settings: TrainSettings, world: World) -> Any:
@@ -181,8 +211,9 @@ def tell(facts: Mapping[str, Any]) -> str:
 
 
 def check_pictures(feed: Feed) -> None:
-    """Decode every picture of the samples taken, once. Raises UserError at the first that does not decode."""
+    """Decode every picture of the samples taken, once. Raises UserError that names those that do not decode."""
     seen: set[tuple[Path, str]] = set()
+    wrong: list[str] = []
     with progress_bar() as bar:
         task = bar.add_task("reading pictures", total=len(feed.index), figure="")
         for number in feed.index.tolist():
@@ -191,8 +222,14 @@ def check_pictures(feed: Feed) -> None:
             for image_id in sample.image_ids:
                 place = (feed.dataset_of(number).path, image_id)
                 if place not in seen:
-                    feed.picture(number, sample, image_id)
                     seen.add(place)
+                    try:
+                        feed.picture(number, sample, image_id)
+                    except UserError as error:
+                        wrong.append(str(error))
+    if wrong:
+        more = f" (and {len(wrong) - 10} more)" if len(wrong) > 10 else ""
+        raise UserError(f"{len(wrong)} of {len(seen)} pictures do not read{more}:\n  " + "\n  ".join(wrong[:10]))
     console.print("  every text and picture reads well; nothing was trained (--check)")
 
 
