@@ -13,8 +13,9 @@ from qilin.model.compose import set_learning
 from qilin.model.skeleton import shape_of
 from qilin.train.attention import use_packed_attention
 from qilin.train.feed import Feed
-from qilin.train.loop import make_optimizer, pack_loss
+from qilin.train.loop import learning_parts, pack_loss
 from qilin.train.memory import largest_pack, peak, settled, standing
+from qilin.train.optimizer import make_optimizer
 from qilin.train.plan import Plan, make_plan
 from qilin.train.run import load_start
 from qilin.train.settings import TrainSettings, read_recipe
@@ -134,9 +135,13 @@ def test_what_is_missing_is_named(home: Path) -> None:
         if importlib.util.find_spec(package) is not None:
             continue
         settings = recipe(home, word)
-        ask = make_optimizer if word.startswith("optimizer") else shrink
+        ask = optimizer_of if word.startswith("optimizer") else shrink
         with pytest.raises(UserError, match=rf"needs {package}: pip install 'qilin-med\[small\]'"):
             ask(model, settings)
+
+
+def optimizer_of(model: Any, settings: TrainSettings) -> Any:
+    return make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
 
 
 def shrink(model: Any, settings: TrainSettings) -> Any:

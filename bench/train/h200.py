@@ -30,8 +30,9 @@ from qilin.train.attention import make_layout, use_packed_attention, use_plain_a
 from qilin.train.cost import cost_of, peak_of
 from qilin.train.distributed import Learner
 from qilin.train.feed import Pack
-from qilin.train.loop import make_optimizer, pack_loss
+from qilin.train.loop import learning_parts, pack_loss
 from qilin.train.memory import Shape, shape_of_pack
+from qilin.train.optimizer import make_optimizer
 from qilin.train.plan import Counts, Lengths, Plan, counts_of, make_plan
 from qilin.train.settings import DataSource, Lora, TrainSettings
 from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out, shrink_frozen
@@ -108,7 +109,7 @@ def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
     )  # fmt: skip
     model = make_model(SHAPES["miniature" if small else case.shape], small, settings, device)
     plan = make_lengths(case, settings, 16 if small else 576, batch=8 if small else 32)
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
     cost = cost_of(model)
     step, needed = (padded_step if case.padded else packed_step)(model, plan, settings, device)
     if device.type == "cuda":

@@ -183,7 +183,7 @@ def main(words: Sequence[str] | None = None) -> int:
         load(command.run)(given)
         return 0
     except QilinError as error:
-        print(f"qilin: {error}", file=sys.stderr)
+        print(f"{speaker()}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nqilin: stopped; the same command continues where it can", file=sys.stderr)
@@ -192,8 +192,14 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"qilin: {explain_os_error(error)}", file=sys.stderr)
+        print(f"{speaker()}: {explain_os_error(error)}", file=sys.stderr)
         return 1
+
+
+def speaker() -> str:
+    """Who says it: of many processes that torchrun started, each but the first by its number."""
+    rank = os.environ.get("RANK", "0")
+    return "qilin" if rank == "0" else f"qilin, process {rank}"
 
 
 def find_command(words: list[str]) -> tuple[str | None, list[str]]:

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from qilin.errors import RunError
 from qilin.train.distributed import ALONE, World
+from qilin.train.optimizer import set_rate
 
 FOLDER = "checkpoints"
 STATE = "state.json"  # written last
@@ -207,11 +208,3 @@ def make_state(optimizer: Any, parameters: Sequence[torch.Tensor]) -> None:
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         set_rate(group, rate)
-
-
-def set_rate(group: dict[str, Any], rate: float) -> None:
-    """A group's learning rate; torchao keeps it in a tensor, so that its compiled step need not be compiled again."""
-    if isinstance(group["lr"], torch.Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate

@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 
-from qilin.errors import RunError, UserError
+from qilin.errors import RunError
 from qilin.model.compose import part_of
 from qilin.train.augment import augment
-from qilin.train.checkpoint import Saver, latest_checkpoint, learning_weights, load_checkpoint, set_rate
+from qilin.train.checkpoint import Saver, latest_checkpoint, learning_weights, load_checkpoint
 from qilin.train.cost import cost_of, peak_of
 from qilin.train.distributed import ALONE, Learner, World, send_gradients, whole
 from qilin.train.feed import Feed, Pack
 from qilin.train.log import Log
 from qilin.train.loss import answer_loss
+from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
 from qilin.train.plan import Plan, counts_of, imbalance
 from qilin.train.settings import TrainSettings
 from qilin.train.setup import arithmetic, picture_dtype
@@ -37,7 +38,7 @@ def train(
 ) -> None:
     """Train a model through the whole plan, from the run folder's last checkpoint on if it has one."""
     model = learner.model
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
     average = {n: p.clone() for n, p in learning_weights(model).items()} if settings.average else {}
     last = latest_checkpoint(run)
     done = load_checkpoint(last, model, optimizer, average) if last else 0
@@ -52,7 +53,7 @@ def train(
 
 def learn(
     learner: Learner,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,
     average: dict[str, torch.Tensor],
     feed: Feed,
     plan: Plan,
@@ -64,13 +65,14 @@ def learn(
 ) -> None:
     """The steps from `done` on."""
     model = learner.model
+    warmup = math.ceil(settings.warmup * len(plan))
     meter = Meter(cost_of(model), world.size * peak_of(world.device, settings.precision), world.device, len(plan), done)
     saver = Saver(run, settings.keep, world, saves_in_background(settings, world))
     with Log(run, title, len(plan), done, settings, world.first) as log, Signals() as signals:
         for step, packs, waited in prefetch(feed, plan, done, settings, world):
             started = time.perf_counter()
             torch.manual_seed(settings.seed * 1_000_003 + step + world.rank * 500_009)
-            set_rates(optimizer, settings, step, len(plan))
+            set_rates(optimizer, rate_share(settings.schedule, step, len(plan), warmup))
             loss, answer_tokens = learn_step(learner, packs, settings, step, world)
             norm = clip(model, settings.clip, packs, step, world)
             optimizer.step()
@@ -235,27 +237,13 @@ def prefetch(
             yield step, packs, waited
 
 
-def make_optimizer(model: Any, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW over what learns: a group a part and kind (matrices decay, biases and norms do not), each with its rate."""
-    groups: dict[tuple[str, bool], list[Any]] = {}
+def learning_parts(model: Any, settings: TrainSettings) -> Iterator[Learning]:
+    """What learns, each part with its rate; matrices decay, biases and norms do not."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(plain_name(name)), parameter.ndim >= 2), []).append(parameter)
-    made = [
-        {
-            "params": parameters,
-            "peak": rate_of(settings, part),
-            "weight_decay": settings.weight_decay if matrix else 0.0,
-        }
-        for (part, matrix), parameters in groups.items()
-    ]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(made, lr=settings.rate, betas=settings.betas, fused=True)
-    try:
-        from torchao.optim import AdamW8bit
-    except ImportError:
-        raise UserError("optimizer is adamw8bit, which needs torchao: pip install 'qilin-med[small]'") from None
-    return AdamW8bit(made, lr=settings.rate, betas=settings.betas)
+            part = part_of(plain_name(name))
+            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+            yield Learning(name, parameter, rate_of(settings, part), decay)
 
 
 def rate_of(settings: TrainSettings, part: str) -> float:
@@ -267,21 +255,6 @@ def rate_of(settings: TrainSettings, part: str) -> float:
 def plain_name(name: str) -> str:
     """A parameter's name without what adapters put before it."""
     return name.removeprefix("base_model.model.")
-
-
-def set_rates(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int, steps: int) -> None:
-    """Warm-up, then the schedule, for step number `step` of `steps`."""
-    share = rate_share(settings.schedule, step, steps, math.ceil(settings.warmup * steps))
-    for group in optimizer.param_groups:
-        set_rate(group, group["peak"] * share)
-
-
-def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:
-    """The rate of a step as a share of its peak (the formulas of transformers' schedulers)."""
-    if step < warmup:
-        return step / max(1, warmup) if warmup > 1 else 1.0
-    gone = (step - warmup) / max(1, steps - warmup)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[schedule]
 
 
 def clip(model: Any, largest: float, packs: list[Pack], step: int, world: World = ALONE) -> float:

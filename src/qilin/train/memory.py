@@ -24,6 +24,7 @@ from qilin.model.skeleton import skeleton
 from qilin.train.attention import make_layout, use_packed_attention
 from qilin.train.distributed import GATHERED, divides_frozen
 from qilin.train.loss import answer_loss
+from qilin.train.optimizer import Kind, Learning, inside_a_layer
 from qilin.train.plan import Lengths, Piece, Plan, counts_of
 from qilin.train.settings import TrainSettings
 from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out
@@ -73,12 +74,20 @@ def standing(model: Any, settings: TrainSettings, on_card: bool, devices: int = 
     found = {
         "weights": shared + 4.0 * learn / devices,
         "gradients": 4.0 * learn / devices,
-        "optimizer": (8.0 if settings.optimizer == "adamw" else 2.03) * learn / devices,
+        "optimizer": optimizer_bytes(model, settings.optimizer) / devices,
         "running average": 4.0 * learn / devices if settings.average else 0.0,
         "weights and gradients gathered": gathered,
         "the program itself": 0.0 if on_card else PROCESS,
     }
     return {cause: size for cause, size in found.items() if size}
+
+
+def optimizer_bytes(model: Any, kind: Kind) -> float:
+    """Two averages a weight, in 32 or 8 bits (with scales); Muon keeps one."""
+    learning = [Learning(name, p, 0, 0) for name, p in model.named_parameters() if p.requires_grad]
+    muons = sum(item.parameter.numel() for item in learning if kind == "muon" and inside_a_layer(item))
+    others = sum(item.parameter.numel() for item in learning) - muons
+    return 4.0 * muons + (2.03 if kind == "adamw8bit" else 8.0) * others
 
 
 def frozen_bytes(model: Any, settings: TrainSettings) -> float:

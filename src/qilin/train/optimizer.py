@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-Kind = Literal["adamw", "muon"]
+from qilin.errors import UserError
+
+Kind = Literal["adamw", "muon", "adamw8bit"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,22 @@ def make_optimizer(learning: Iterable[Learning], kind: Kind, betas: tuple[float,
         for wanted in (True, False)
     )
     made: list[torch.optim.Optimizer] = []
-    if adamw:
+    if adamw and kind == "adamw8bit":
+        made.append(in_eight_bits(adamw, betas))
+    elif adamw:
         made.append(torch.optim.AdamW(adamw, betas=betas, fused=True))
     if muon:  # its steps scaled to be of AdamW's size, so that one rate serves both
         made.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
     return made[0] if len(made) == 1 else Together(made)
+
+
+def in_eight_bits(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """AdamW whose averages are kept in 8 bits a number, with a scale for each block."""
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError:
+        raise UserError("optimizer is adamw8bit, which needs torchao: pip install 'qilin-med[small]'") from None
+    return AdamW8bit(groups, betas=betas)
 
 
 def inside_a_layer(item: Learning) -> bool:
@@ -60,6 +73,10 @@ class Together:
     def param_groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
+    @property
+    def state(self) -> dict[Any, Any]:
+        return {parameter: kept for optimizer in self.optimizers for parameter, kept in optimizer.state.items()}
+
     def step(self) -> None:
         for optimizer in self.optimizers:
             optimizer.step()
@@ -68,18 +85,19 @@ class Together:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {str(place): optimizer.state_dict() for place, optimizer in enumerate(self.optimizers)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for place, optimizer in enumerate(self.optimizers):
-            optimizer.load_state_dict(state[str(place)])
-
 
 def set_rates(optimizer: Any, share: float) -> None:
     """Every group's rate, as a share of its peak."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        set_rate(group, group["peak"] * share)
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """A group's learning rate; torchao keeps it in a tensor, so that its compiled step need not be compiled again."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:

@@ -58,7 +58,6 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
     check_trackers(settings.trackers)
     world = join(settings.device)
     with world.turns():
-        torch.manual_seed(settings.seed)
         loaded = load_start(settings)
         counts = set_learning(loaded.model, settings.learn)
         for part, (mine, total) in counts.items():
@@ -151,7 +150,11 @@ def decided(settings: TrainSettings, config: Any, plan: Plan, world: World) -> T
 
 
 def load_start(settings: TrainSettings) -> Loaded:
-    """The model a stage begins with: composed of two parts, or an earlier stage's with this stage's template."""
+    """The model a stage begins with: composed of two parts, or an earlier stage's with this stage's template.
+
+    The same at every call, what is new in it (the projector, the row of `<image>`) too.
+    """
+    torch.manual_seed(settings.seed)
     if settings.model is None:
         assert settings.vision, "checked by TrainSettings"
         assert settings.language, "checked by TrainSettings"

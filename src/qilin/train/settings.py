@@ -113,9 +113,10 @@ class TrainSettings:
     )
     warmup: float = setting(default=0.03, help="share of the steps in which the rate rises from nothing")
     weight_decay: float = setting(default=0.0, help="decay of matrices (never of biases and norms)")
-    optimizer: Literal["adamw", "muon"] = setting(
+    optimizer: Literal["adamw", "muon", "adamw8bit"] = setting(
         default="adamw",
-        help="muon: for the matrices inside the layers, with AdamW for all else; learns small models faster",
+        help="muon: for the matrices inside the layers, with AdamW for all else; learns small models faster; "
+        "adamw8bit: its averages in 8 bits, 2 bytes a weight in place of 8 (torchao)",
     )
     betas: tuple[float, float] = setting(default=(0.9, 0.999), help="AdamW's averages")
     clip: float = setting(default=1.0, help="largest norm of the gradient")
@@ -127,9 +128,6 @@ class TrainSettings:
         default=False,
         help="compute activations again in the backward pass: less memory, a third slower; true: of all layers, "
         "a share such as 0.5: of so many of them, auto: of as few as memory asks for",
-    )
-    optimizer: Literal["adamw", "adamw8bit"] = setting(
-        default="adamw", help="adamw8bit keeps its averages in 8 bits: 2 bytes a weight in place of 8 (torchao)"
     )
     frozen: Literal["plain", "nf4", "fp8"] = setting(
         default="plain",
