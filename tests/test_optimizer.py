@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qilin.train.checkpoint import make_state
 from qilin.train.optimizer import Learning, Together, make_optimizer, set_rates
 
 SHAPES = {
@@ -81,7 +82,10 @@ def test_the_state_of_both_is_kept() -> None:
     after = make_optimizer(halted, "muon", (0.9, 0.999))
     fresh = [Learning(i.name, torch.nn.Parameter(i.parameter.detach().clone()), i.peak, i.decay) for i in halted]
     forgetful = make_optimizer(fresh, "muon", (0.9, 0.999))
-    after.load_state_dict(before.state_dict())
+    make_state(after, [item.parameter for item in halted])  # as a checkpoint is loaded: into the tensors themselves
+    for parameter, kept in before.state.items():
+        for key, value in kept.items():
+            after.state[parameter][key].copy_(value)
     for items, one in ((halted, after), (fresh, forgetful)):
         give_gradients(items, 2)
         one.step()
