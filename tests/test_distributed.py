@@ -74,7 +74,7 @@ def go(home: Path, out: Path, ranks: int, more: Sequence[str], kill: str = "none
         *(*USUAL.split(), *more),
     ]
     environment = os.environ | {"QILIN_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert found.returncode in (0, 1, -signal.SIGKILL), found.stderr
     if kill.startswith("none"):
         assert found.returncode == 0, found.stderr
