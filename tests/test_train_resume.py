@@ -55,7 +55,7 @@ def go(home: Path, out: Path, kill: str) -> int:
     ]
     environment = os.environ | {"QILIN_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(
-        [sys.executable, "-c", PROGRAM, kill, *command], env=environment, capture_output=True, text=True, timeout=80
+        [sys.executable, "-c", PROGRAM, kill, *command], env=environment, capture_output=True, text=True, timeout=600
     )
     assert found.returncode in (0, -signal.SIGKILL), found.stderr
     return found.returncode
