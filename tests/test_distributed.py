@@ -15,7 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qilin.errors import UserError
 from qilin.train.checkpoint import checkpoints, step_of
+from qilin.train.run import run_stage
+from qilin.train.settings import read_recipe
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 # talk and text without a picture among the samples, so that some packs have no picture; a random change of pictures and
@@ -138,6 +141,15 @@ def test_adapters_over_a_frozen_model_that_each_device_holds_whole(home: Path, t
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert far(tmp_path / "one", tmp_path / "two") < 1e-3
     assert (tmp_path / "two" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_muon_on_many_devices_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", "optimizer=muon"]
+    settings = read_recipe("small/align", [*words, f"out={tmp_path / 'run'}"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="optimizer=adamw"):
+        run_stage(settings, "test")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_world_of_one_says_nothing_to_anyone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,11 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
         console.print(f"{title}: already done in {run}")
         return run
     check_trackers(settings.trackers)
+    if settings.optimizer == "muon" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "optimizer is muon, which learns on one device only: its step needs whole matrices, and many devices hold "
+            "pieces of them; say optimizer=adamw"
+        )
     world = join(settings.device)
     with world.turns():
         loaded = load_start(settings)
