@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from stand_in import listening
 
 PAGE = 3  # keys or prefixes on one page of a listing: small, so that the pages are walked
 
@@ -126,14 +128,5 @@ def serving_store(store: PmcStandIn) -> Iterator[PmcStandIn]:
 
         def log_message(self, *words: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True)
-    thread.start()
-    store.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with listening(Handler) as store.url:
         yield store
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)

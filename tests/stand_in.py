@@ -63,12 +63,20 @@ def serving(service: Service) -> Iterator[Service]:
 
         def log_message(self, *words: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with listening(Handler) as address:
+        service.url = f"{address}/v1"
+        yield service
+
+
+@contextmanager
+def listening(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answer requests by `handler` on a free local port; yields the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True  # a request that hangs holds up nobody
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True)
     thread.start()
-    service.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     try:
-        yield service
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

@@ -1,9 +1,8 @@
 """Asking a service: order, cache, retries, budget, refusals, against a local stand-in."""
 
 import contextlib
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from qilin.endpoint import Ask, Endpoint, Gate, ask_all
 from qilin.errors import RunError, UserError
-from stand_in import Service, serving
+from stand_in import Service, listening, serving
 
 
 def echo(body: dict[str, Any]) -> str:
@@ -101,17 +100,11 @@ class Odd(BaseHTTPRequestHandler):
 
 
 def test_services_that_lie_or_hang() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
-    threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True).start()
-    base = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with listening(Odd) as base:
         with pytest.raises(RunError, match="OpenAI-compatible"):
             ask_all(Endpoint(f"{base}/v1", "m", retries=0), asks(1))
         with pytest.raises(RunError, match="no answer"):
             ask_all(Endpoint(f"{base}/slow/v1", "m", retries=0, timeout=0.2), asks(1))
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_fewer_at_once_where_the_service_asks_to_wait() -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from math import exp
@@ -118,14 +118,19 @@ async def ask_left(
                 replies[place] = reply
                 on_reply(place, reply)
 
-        workers = [asyncio.create_task(work()) for _ in range(min(endpoint.concurrency, len(left)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await together(work, min(endpoint.concurrency, len(left)))
     return replies
+
+
+async def together(work: Callable[[], Coroutine[Any, Any, None]], number: int) -> None:
+    """Run `work` `number` times at once, to the end of all; the first error stops the others, then is raised."""
+    workers = [asyncio.create_task(work()) for _ in range(number)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
 
 
 class Gate:

@@ -22,6 +22,7 @@ from qilin.data.ledger import FileOutcome, Ledger, Outcome, State, as_text, open
 from qilin.data.licences import TIERS, tier
 from qilin.data.medical import judge
 from qilin.data.pmc_store import Pace, Store, StoreFault, key_of
+from qilin.endpoint import together
 from qilin.errors import RunError, UserError
 from qilin.settings import setting, settings
 
@@ -159,13 +160,7 @@ async def work_through(given: PmcSettings, store: Store, ledger: Ledger) -> int:
                         f"{given.base}: {failed} articles in a row failed ({outcome.detail}); the same command goes on"
                     )
 
-        workers = [asyncio.create_task(work()) for _ in range(given.concurrency)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await together(work, given.concurrency)
     return done
 
 
