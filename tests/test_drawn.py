@@ -237,8 +237,8 @@ def test_the_dataset_folder_is_whole(drawn: Dataset) -> None:
 
 def test_the_same_arguments_write_the_same_folder(tmp_path: Path) -> None:
     hashes = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_drawn(tmp_path / name, pictures=48, seed=seed, size=96)
+    for name, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1)):
+        write_drawn(tmp_path / name, pictures=48, seed=seed, size=96, workers=workers)
         hashes.append(open_dataset(tmp_path / name).hash)
     assert hashes[0] == hashes[1] != hashes[2]
 

@@ -8,12 +8,15 @@ captions). The same arguments give the same bytes.
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from qilin.data.pieces import processes, stopping
 from qilin.data.records import Picture, Provenance, Sample, assistant, user
 from qilin.data.writer import DatasetWriter
 from qilin.demo.draw_all import draw_one
@@ -32,6 +35,9 @@ NOTICE = (
 )
 LICENSE = "CC0-1.0"
 SMALLEST = 12  # pictures a split: a whole round of kinds
+CHUNK = 20  # pictures that a process draws at a time
+
+Drawn = tuple[Truth, Picture]
 
 
 def write_drawn(
@@ -42,12 +48,13 @@ def write_drawn(
     validation: float = 0.05,
     test: float = 0.075,
     tick: Callable[[int], None] | None = None,
+    workers: int = 1,
 ) -> None:
     """Draw `pictures` pictures of `size` x `size` pixels and write them as a dataset folder with three splits.
 
     `validation` and `test` are shares of the pictures; each split has at least 12. Every picture has one caption and
-    some six questions. `tick` is called with 1 after each picture. Raises UserError for counts or sizes too small
-    and where `folder` already holds something.
+    some six questions. `tick` is called with 1 after each picture; `workers` processes draw (0: one a core). Raises
+    UserError for counts or sizes too small and where `folder` already holds something.
     """
     counts = {
         name: max(SMALLEST, round(pictures * share)) for name, share in (("validation", validation), ("test", test))
@@ -62,6 +69,7 @@ def write_drawn(
     arguments = {"pictures": pictures, "seed": seed, "size": size, "validation": validation, "test": test}
     settings = {"importer": "drawn", **arguments, "notice": NOTICE, "license": LICENSE}
     with (
+        drawing(partial(draw_picture, seed, size), workers) as drawn,
         DatasetWriter(Path(folder), settings, title="Drawn medical-looking pictures (not patients)") as writer,
         (writer.work / TRUTH_FILE).open("w", encoding="utf-8") as truths,
     ):
@@ -70,9 +78,7 @@ def write_drawn(
         first = 0
         for split, count in counts.items():
             ids, records = [], []
-            for index in range(first, first + count):
-                truth, image = draw_one(seed, index, size)
-                picture = picture_of(truth, image, f"{seed}-{index}")
+            for truth, picture in drawn(range(first, first + count)):
                 writer.add_picture(picture)
                 row = {"image_id": picture.image_id, "split": split, "source": "drawn", **truth_row(truth)}
                 row["facts"] = sorted(facts_of_truth(truth))
@@ -83,6 +89,22 @@ def write_drawn(
                     tick(1)
             write_samples(writer, split, seed, first, ids, records)
             first += count
+
+
+@contextmanager
+def drawing(draw: Callable[[int], Drawn], workers: int) -> Iterator[Callable[[range], Iterator[Drawn]]]:
+    """Something that draws the pictures of a range in order, here or in other processes."""
+    executor = processes(workers)
+    if executor is None:
+        yield partial(map, draw)
+    else:
+        with stopping(executor()) as pool:
+            yield partial(pool.map, draw, chunksize=CHUNK)
+
+
+def draw_picture(seed: int, size: int, index: int) -> Drawn:
+    truth, image = draw_one(seed, index, size)
+    return truth, picture_of(truth, image, f"{seed}-{index}")
 
 
 def write_samples(

@@ -96,15 +96,20 @@ def drawn_dataset(settings: DemoSettings) -> Dataset:
         pictures = QUICK_PICTURES if settings.quick else settings.pictures
         with progress_bar() as bar:
             task = bar.add_task("drawing", total=pictures, figure="")
-            write_drawn(path, pictures, settings.seed, tick=lambda n: bar.advance(task, n))
+            write_drawn(
+                path, pictures, settings.seed, tick=lambda n: bar.advance(task, n), workers=settings.threads or 0
+            )
     return open_dataset(path)
 
 
 def tell_parts(settings: DemoSettings, data: Path, folder: str) -> None:
     chapter(2, "Two small pre-trained parts, in place of a hub's: a vision encoder and a Chinese language model")
+    from transformers.utils import logging
+
     from qilin.demo.parts import make_parts
     from qilin.demo.texts import undrawn_texts
 
+    logging.disable_progress_bar()  # small parts load in no time
     file = recipe_file(folder, "parts")
     parts = read(PartsSettings, file, [f"seed={settings.seed}"])
     if parts.language.texts and settings.data is not None:
@@ -157,7 +162,7 @@ def tell_evaluation(settings: DemoSettings, data: Dataset) -> None:
             out=settings.out / "evaluation",
             train=data.path,
             batch=64,
-            shuffles=1 if settings.quick else 3,  # each asks everything again
+            shuffles=1,  # each asks everything again
             caption_tokens=48 if settings.quick else 128,
             seed=settings.seed,
             label=QUICK_LABEL if settings.quick else None,
