@@ -42,7 +42,7 @@ Drawn = tuple[Truth, Picture]
 
 def write_drawn(
     folder: Path,
-    pictures: int = 4000,
+    pictures: int = 3400,
     seed: int = 0,
     size: int = 224,
     validation: float = 0.05,

@@ -18,7 +18,7 @@ class DemoSettings:
     recipes: str | None = setting(
         default=None, help="recipe folder: a name or a path (default: tiny; small with --data)"
     )
-    pictures: int = setting(default=4000, help="how many pictures to draw")
+    pictures: int = setting(default=3400, help="how many pictures to draw")
     seed: int = setting(default=0, help="of pictures, weights and order")
     quick: bool = setting(default=False, help="a smoke run of about a minute; its numbers are labelled as such")
     threads: int | None = setting(default=None, help="CPU threads (default: all cores)")

@@ -14,6 +14,7 @@ from qilin.demo.words_questions import write_questions
 
 UNDRAWN = 1_000_000  # keeps these truths' random numbers apart from those of the pictures
 ROUNDS = 2  # how often questions are chosen about each text
+NORMAL = 0.15  # share of truths without a finding: sides, places and sizes are learnt from the others alone
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ def as_read(text: str, asked: list[tuple[str, str]]) -> Reading:
 
 
 def undrawn_texts(seed: int, number: int) -> list[Reading]:
-    """`number` captions with some thirteen questions each, worded as training pictures' are."""
+    """`number` captions with some sixteen questions each, worded as training pictures' are."""
     rng = np.random.default_rng([seed, UNDRAWN])
-    truths = [sample_truth(rng, TURNS[index % len(TURNS)]) for index in range(number)]
+    truths = [sample_truth(rng, TURNS[index % len(TURNS)], NORMAL) for index in range(number)]
     captions = [write_caption(rng, truth) for truth in truths]
     asked: list[list[tuple[str, str]]] = [[] for _ in truths]
     for _ in range(ROUNDS):

@@ -87,10 +87,10 @@ NUMBERS: Mapping[str, Mapping[str | None, int]] = {
 SIZED = ("结节", "脑出血", "脑梗死", "胆囊结石", "肝囊肿", "色素痣", "黑色素瘤")
 
 
-def sample_truth(rng: np.random.Generator, kind: str) -> Truth:
-    """A truth by lot: near half normal, a third of the abnormal with two findings where the kind has such pairs."""
+def sample_truth(rng: np.random.Generator, kind: str, normal_share: float = 0.45) -> Truth:
+    """A truth by lot: a share of them normal, a third of the abnormal with two findings where the kind has such pairs."""
     facts = KINDS[kind]
-    normal = bool(rng.random() < 0.45)
+    normal = bool(rng.random() < normal_share)
     names: tuple[str, ...] = ()
     if not normal:
         names = (pick(rng, facts.findings + tuple(name for name in facts.findings if name in PLACES)),)
