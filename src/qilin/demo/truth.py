@@ -88,7 +88,7 @@ SIZED = ("结节", "脑出血", "脑梗死", "胆囊结石", "肝囊肿", "色�
 
 
 def sample_truth(rng: np.random.Generator, kind: str, normal_share: float = 0.45) -> Truth:
-    """A truth by lot: a share of them normal, a third of the abnormal with two findings where the kind has such pairs."""
+    """A truth by lot: some normal, a third of the abnormal with two findings where the kind has such pairs."""
     facts = KINDS[kind]
     normal = bool(rng.random() < normal_share)
     names: tuple[str, ...] = ()
