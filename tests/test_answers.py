@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from qilin.evaluate.answers import exact, judge, token_f1
 from qilin.evaluate.options import choices_in, picked
-from qilin.evaluate.wording import items, normalise
-from qilin.evaluate.yesno import asks_yes_no, polarity
+from qilin.text.wording import items, normalise
+from qilin.text.yesno import asks_yes_no, polarity
 
 PAIRS = [
     json.loads(line)

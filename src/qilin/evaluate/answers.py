@@ -17,8 +17,13 @@ from itertools import permutations
 
 from qilin.evaluate.options import choices_in, picked
 from qilin.evaluate.places import Named, Place, meaning, same_meaning
-from qilin.evaluate.wording import declines, items, normalise, plain
-from qilin.evaluate.yesno import (
+from qilin.text.laterality import sides, sides_conflict
+from qilin.text.negation import negations
+from qilin.text.numerals import counts_as_digits, parse_count, parse_number
+from qilin.text.synonyms import KINDS, kind_and_name
+from qilin.text.units import measures, without_measures
+from qilin.text.wording import declines, items, normalise, plain
+from qilin.text.yesno import (
     asked_normality,
     asks_openly,
     asks_yes_no,
@@ -27,11 +32,6 @@ from qilin.evaluate.yesno import (
     polarity,
     word_polarity,
 )
-from qilin.text.laterality import sides, sides_conflict
-from qilin.text.negation import negations
-from qilin.text.numerals import counts_as_digits, parse_count, parse_number
-from qilin.text.synonyms import KINDS, kind_and_name
-from qilin.text.units import measures, without_measures
 
 # 1.1: a caption that contradicts itself is wrong. 1.2: which side, shared ends of lists, both sides as a list; in
 # questions of yes or no opposites, comparisons, and what a thing is.

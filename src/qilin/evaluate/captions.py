@@ -15,8 +15,8 @@ from typing import Any
 from qilin.errors import UserError
 from qilin.evaluate.answers import tokens
 from qilin.evaluate.cider import cider
-from qilin.evaluate.wording import normalise
 from qilin.text.facts import DEFAULT_VOCABULARY, Vocabulary, contradictions, facts_of_text, is_finding, read_vocabulary
+from qilin.text.wording import normalise
 
 VOCABULARY_FILE = "facts.json"
 TRUTH_FILE = "truth.jsonl"

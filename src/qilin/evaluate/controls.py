@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from qilin.evaluate.wording import plain
+from qilin.text.wording import plain
 
 # Pixels a side of a picture that shows nothing; the model scales it as any other.
 SIDE = 336

@@ -11,8 +11,8 @@ from typing import Any
 
 from qilin.evaluate.rows import Item
 from qilin.evaluate.training import Training, phashes
-from qilin.evaluate.wording import plain
 from qilin.imaging.near import NEAR_BITS, hashes, near_pairs
+from qilin.text.wording import plain
 
 # Characters in a row that two texts do not share by chance; a shorter text is not looked at.
 GRAM = 16

@@ -23,8 +23,8 @@ from qilin.evaluate.controls import Known
 from qilin.evaluate.predict import progress, read_pass
 from qilin.evaluate.rows import Item, write_jsonl
 from qilin.evaluate.training import Training
-from qilin.evaluate.wording import plain
 from qilin.imaging.pixels import to_rgb
+from qilin.text.wording import plain
 
 THUMBNAIL = 16  # pixels a side
 # Training pictures that are compared: more are drawn by lot. Half a GB of vectors at a width of 5,120.

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from qilin.evaluate.wording import normalise
 from qilin.text.negation import is_denied
 from qilin.text.width import narrow
+from qilin.text.wording import normalise
 
 _LETTER = r"[A-Ha-h]"
 _STEMS = "甲乙丙丁戊己庚辛"

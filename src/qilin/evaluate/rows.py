@@ -14,8 +14,8 @@ from typing import Any
 
 from qilin.data.records import CAPTION_KINDS, Sample, count_images, text_of
 from qilin.errors import UserError
-from qilin.evaluate.wording import normalise, plain
-from qilin.evaluate.yesno import asks_yes_no, word_polarity
+from qilin.text.wording import normalise, plain
+from qilin.text.yesno import asks_yes_no, word_polarity
 
 ANSWER_TYPES = ("open", "closed", "choice")
 
