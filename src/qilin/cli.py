@@ -76,6 +76,15 @@ COMMANDS = {
         "qilin data translate articles-en articles-zh --endpoint https://api.deepseek.com/v1 --model deepseek-chat "
         "--budget 20000000 --price-in 0.28 --price-out 0.42",
     ),
+    "data ask": Command(
+        "questions about pictures from their Chinese captions and reports, checked, none that is guessed without them",
+        "qilin.data.ask:AskSettings",
+        "qilin.data.ask:ask",
+        ("source", "out"),
+        "qilin data ask articles-zh asked --endpoint http://127.0.0.1:8000/v1 --model qwen3-32b\n"
+        "qilin data ask articles-zh asked --endpoint https://api.deepseek.com/v1 --model deepseek-chat "
+        "--guess-endpoint http://127.0.0.1:8000/v1 --guess-model qwen3-8b --budget 20000000",
+    ),
     "data curate": Command(
         "a dataset folder less repetitions, leaks, personal data, bad pictures and licences that do not fit",
         "qilin.data.curate:CurateSettings",

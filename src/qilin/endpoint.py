@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
@@ -240,6 +241,16 @@ async def ask_one(client: Any, endpoint: Endpoint, ask: Ask) -> Reply:
         usage.completion_tokens if usage else 0,
         choice.finish_reason or "",
     )
+
+
+def read_json(reply: Reply) -> Any:
+    """What a reply of JSON holds, a fence of Markdown around it taken off. Raises ValueError in words for people."""
+    if reply.finish == "length":
+        raise ValueError("the reply is cut short")
+    try:
+        return json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", reply.text.strip()))
+    except ValueError:
+        raise ValueError("the reply is not JSON") from None
 
 
 def short(error: Exception) -> str:

@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from qilin.data.bars import bar
+from qilin.data.purse import Purse
 from qilin.data.records import Sample, open_dataset
 from qilin.data.rework import Refused, refuse, rework
 from qilin.data.translation_checks import check_translation
-from qilin.endpoint import Ask, Endpoint, Reply, ask_all
-from qilin.errors import RunError, UserError
+from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
+from qilin.errors import UserError
 from qilin.settings import setting, settings
 from qilin.text.chinese import has_chinese
 
@@ -80,7 +80,9 @@ def translate(given: TranslateSettings) -> None:
     data = open_dataset(given.source)
     total = sum(len(data.samples(split)) for split in data.splits())
     with bar() as progress:
-        purse = Purse(given, progress, progress.add_task("translating", total=total))
+        task = progress.add_task("translating", total=total)
+        prices = (given.price_in, given.price_out)
+        purse = Purse("translating", given.budget, prices, given.cache, progress, task)
         step = partial(translated, Work(there, terms, given.asks, given.back), purse)
         made, fresh = rework(given.source, given.out, step, made_by, samples_a_piece=8 * given.concurrency)
     counts = made.manifest["counts"]
@@ -94,36 +96,6 @@ def translate(given: TranslateSettings) -> None:
         console.print(f"{purse.read + purse.written:,} tokens in {purse.asked:,} replies, {purse.cost():.2f} spent")
     for reason, count in counts["dropped_reasons"].items():
         console.print(f"refused {count:,}: {reason}")
-
-
-class Purse:
-    """What has been asked and paid in this run; stops when the budget is spent."""
-
-    def __init__(self, given: TranslateSettings, progress: Progress, task: TaskID) -> None:
-        self.given, self.progress, self.task = given, progress, task
-        self.read = self.written = self.asked = 0
-
-    def cost(self) -> float:
-        return (self.read * self.given.price_in + self.written * self.given.price_out) / 1e6
-
-    def left(self) -> int | None:
-        budget = self.given.budget
-        if budget is not None and self.read + self.written >= budget:
-            raise RunError(
-                f"{self.given.endpoint}: the budget of {budget:,} tokens is spent; what was answered is in "
-                f"{self.given.cache}, the same command with a new budget goes on"
-            )
-        return None if budget is None else budget - self.read - self.written
-
-    def pay(self, reply: Reply) -> None:
-        if not reply.cached:
-            self.asked += 1
-            self.read += reply.tokens_in
-            self.written += reply.tokens_out
-        self.progress.update(self.task, description=f"translating, {self.cost():.2f} spent")
-
-    def done(self, samples: int) -> None:
-        self.progress.advance(self.task, samples)
 
 
 def read_glossary(path: Path) -> tuple[tuple[str, str], ...]:
@@ -269,12 +241,10 @@ def judged(
     texts: Mapping[str, str], reply: Reply, terms: Iterable[tuple[str, str]]
 ) -> tuple[dict[str, str] | None, Doubts]:
     """The reply's translations by their places, or what is wrong with them."""
-    if reply.finish == "length":
-        return None, {"": {"form": "the reply is cut short"}}
     try:
-        found = json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", reply.text.strip()))
-    except ValueError:
-        return None, {"": {"form": "the reply is not JSON"}}
+        found = read_json(reply)
+    except ValueError as error:
+        return None, {"": {"form": str(error)}}
     keys = [str(n) for n in range(1, len(texts) + 1)]
     if (
         not isinstance(found, dict)
