@@ -93,6 +93,21 @@ COMMANDS = {
         "qilin data curate articles-zh chinese --benchmarks slake-test vqa-rad --resplit\n"
         "qilin data curate articles-zh to-sell --license commercial",
     ),
+    "data review": Command(
+        "samples for a person to accept, fix or reject, on a page of this machine",
+        "qilin.serve.settings:ReviewSettings",
+        "qilin.serve.review:review",
+        ("source",),
+        "qilin data review articles-zh\nqilin data review articles-zh --rows 500 --reviewer 王敏\n"
+        "qilin data review articles-zh --report",
+    ),
+    "data apply": Command(
+        "a review's decisions applied to the dataset: fixed, rejected, marked as read",
+        "qilin.data.apply:ApplySettings",
+        "qilin.data.apply:apply",
+        ("source", "out"),
+        "qilin data apply articles-zh reviewed\nqilin data apply articles-zh gold --only-read",
+    ),
     "data stats": Command(
         "a dataset's counts and lengths, beside those of the paper",
         "qilin.data.stats:StatsSettings",

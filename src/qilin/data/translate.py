@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qilin.data.bars import bar
+from qilin.data.parts import parts_of, with_parts
 from qilin.data.purse import Purse
 from qilin.data.records import Sample, open_dataset
 from qilin.data.rework import Refused, refuse, rework
@@ -138,7 +139,7 @@ def translated(work: Work, purse: Purse, rows: list[tuple[str, Sample]]) -> Iter
                 kinds = ", ".join(sorted({check for checks in doubts.values() for check in checks}))
                 yield refuse(sample, f"translation: {kinds}", doubts=doubts)
             else:
-                yield split, with_texts(sample, made, described(work))
+                yield split, replace(with_parts(sample, made), lang="zh", translation=described(work))
     purse.done(len(rows))
 
 
@@ -156,38 +157,9 @@ def described(work: Work) -> dict[str, str]:
 
 
 def texts_of(sample: Sample) -> dict[str, str]:
-    """The English texts of a sample by their place; choices stand once, not again in question and answer."""
-    found = {f"choice {n}": choice for n, choice in enumerate(sample.choices)}
-    for m, message in enumerate(sample.messages):
-        for p, part in enumerate(message["content"]):
-            if part["type"] == "text" and not (sample.choices and message["role"] == "assistant"):
-                found[f"text {m}.{p}"] = stem_of(part["text"]) if sample.choices else part["text"]
+    """The English texts of a sample by their place."""
+    found = parts_of(sample)
     return {key: text for key, text in found.items() if not has_chinese(text) and re.search(r"[A-Za-z]{2}", text)}
-
-
-def stem_of(question: str) -> str:
-    """A question less the lines of its choices."""
-    return re.split(r"\n(?=[A-H]\. )", question)[0]
-
-
-def with_texts(sample: Sample, made: Mapping[str, str], how: dict[str, str]) -> Sample:
-    """The sample with its texts replaced."""
-    choices = tuple(made.get(f"choice {n}", choice) for n, choice in enumerate(sample.choices))
-    renamed = dict(zip(sample.choices, choices, strict=True))
-    listed = "".join(f"\n{'ABCDEFGH'[n]}. {choice}" for n, choice in enumerate(choices))
-    messages = []
-    for m, message in enumerate(sample.messages):
-        content = []
-        for p, part in enumerate(message["content"]):
-            text = part.get("text")
-            if text is not None and sample.choices:
-                is_answer = message["role"] == "assistant"
-                text = renamed.get(text, text) if is_answer else made.get(f"text {m}.{p}", stem_of(text)) + listed
-            elif text is not None:
-                text = made.get(f"text {m}.{p}", text)
-            content.append({"type": "image"} if text is None else {"type": "text", "text": text})
-        messages.append({"role": message["role"], "content": content})
-    return replace(sample, messages=tuple(messages), choices=choices, lang="zh", translation=how)
 
 
 # --- asking and checking --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What `qilin chat` can be told; free of torch."""
+"""What `qilin chat` and `qilin data review` can be told; free of torch."""
 
 from pathlib import Path
 from typing import Literal
@@ -29,3 +29,33 @@ class ChatSettings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+
+
+@settings
+class ReviewSettings:
+    """Show samples of a dataset folder to a person, on a page of this machine, and keep what is decided."""
+
+    source: Path = setting(help="a dataset folder")
+    original: Path | None = setting(
+        default=None, help="the dataset folder it was translated from (default: found beside it)"
+    )
+    decisions: Path | None = setting(default=None, help="the file of decisions (default: SOURCE.decisions.jsonl)")
+    reviewer: str = setting(default="", help="who decides (default: the name of this machine's user)")
+    rows: int = setting(default=200, help="samples to show, drawn evenly from sources, kinds and failed checks; 0: all")
+    splits: tuple[Literal["train", "validation", "test"], ...] = setting(default=(), help="of these splits only")
+    seed: int = setting(default=0, help="decides which samples; the same for all reviewers who are to be compared")
+    host: str = setting(default="127.0.0.1", help="where to listen; what goes to other machines is not encrypted")
+    port: int = setting(default=8010, help="0: any that is free")
+    report: bool = setting(default=False, help="show no page: print what was decided, and how far reviewers agree")
+    json: bool = setting(default=False, help="with --report: print it as JSON")
+
+    EPILOG = (
+        "\n\nthe same command goes on where the last session stopped; on a far machine:\n"
+        "  ssh -L 8010:127.0.0.1:8010 HOST, then open the printed address here"
+    )
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise ValueError(f"rows is {self.rows}; expected 0 or more")
+        if self.json and not self.report:
+            raise ValueError("--json belongs to --report")
