@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 # a room imports from itself and from the rooms before it; __init__ holds the version alone
 ROOMS = (
-    ("__init__", "errors", "settings"),
+    ("__init__", "errors", "settings", "origin"),
     ("cli",),  # imports none of the rooms below: it names them in words and loads one to run it
     ("text",),
     ("endpoint",),

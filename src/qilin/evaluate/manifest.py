@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import qilin
 from qilin.evaluate.answers import SCORER_VERSION
+from qilin.origin import code_hash, machine, versions
 
-PACKAGES = (
+PACKAGES = (  # whose versions can change a score
     "torch",
     "transformers",
     "tokenizers",
@@ -45,41 +44,9 @@ def model_hash(folder: str | Path) -> str | None:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def code_hash() -> str:
-    """sha256 over Qilin's own source files: two runs with the same one ran the same code."""
-    root = Path(qilin.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def settings_hash(values: Mapping[str, Any]) -> str:
     """sha256 of settings that decide the answers."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that can change a score."""
-    found = {"qilin": qilin.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """The machine in words: system, processor, cores."""
-    import os
-
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-    }
 
 
 def scoring_manifest() -> dict[str, Any]:
@@ -87,7 +54,7 @@ def scoring_manifest() -> dict[str, Any]:
     return {
         "scorer": SCORER_VERSION,
         "code": {"version": qilin.__version__, "sha256": code_hash()},
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "machine": machine(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -6,10 +6,7 @@ checkpoints/; at the end the Hugging Face files and, last of all, qilin.json.
 
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,10 +17,10 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from qilin import __version__
 from qilin.errors import RunError, UserError
 from qilin.model.compose import CARD, Loaded, compose, load_model, pick_device, set_learning, set_template
 from qilin.model.save import save_model
+from qilin.origin import commit, machine, versions
 from qilin.settings import read_yaml, to_dict, write_yaml
 from qilin.train.attention import use_packed_attention, use_plain_attention
 from qilin.train.checkpoint import latest_checkpoint, step_of
@@ -36,6 +33,7 @@ from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
 from qilin.train.setup import add_adapters, base_of, fit_out, shrink_frozen
 
 RECIPE = "recipe.yaml"
+PACKAGES = ("torch", "transformers", "peft", "safetensors")  # whose versions can change what is learnt
 STARTS = "starts.jsonl"
 DROPPED = "dropped.jsonl"  # samples left out for their length, where there are any
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # one of many speaks
@@ -116,21 +114,13 @@ def note_start(run: Path, world: World) -> None:
         "after_step": step_of(last) if last else 0,
         "devices": world.size,
         "device": torch.cuda.get_device_name(world.device) if cuda else str(world.device),
-        "cores": os.cpu_count(),
+        **machine(),
+        "threads": torch.get_num_threads(),
         "commit": commit(),
-        **versions(),
+        **versions(PACKAGES),
     }
     with (run / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-
-
-def commit() -> str | None:
-    """The commit of this code, with -dirty where it was changed since; None where it is not a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def made_ready(loaded: Loaded, settings: TrainSettings, world: World) -> Any:
@@ -339,20 +329,7 @@ def finish(
         "instructions": list(settings.instructions),
         "plan": dict(facts),
         "metrics": METRICS,
-        "versions": versions(),
+        "versions": versions(PACKAGES),
     }
     write_whole(run / CARD, json.dumps(card, ensure_ascii=False, indent=2))  # it says that the run is finished
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-
-
-def versions() -> dict[str, str]:
-    import transformers
-
-    return {
-        "qilin": __version__,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-        "threads": str(torch.get_num_threads()),
-    }
