@@ -60,7 +60,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("ranks")
     tiny_language(home / "language")
     tiny_vision(home / "vision")
-    tiny_dataset(home / "data", pictures=5, questions=3, splits=("train",))
+    tiny_dataset(home / "data", pictures=5, questions=3, splits=("train", "validation"))
     (home / "program.py").write_text(PROGRAM)
     return home
 
@@ -131,6 +131,27 @@ def test_two_processes_train_what_one_does_and_survive_kills(home: Path, tmp_pat
     go(home, tmp_path / "other", 1, more)  # on one device from what two have saved
     assert losses(tmp_path / "other") == pytest.approx(losses(one), rel=1e-5)
     assert far(one, tmp_path / "other") < 1e-3
+
+
+@pytest.mark.story
+def test_two_processes_validate_as_one_does_and_train_on_unmoved(home: Path, tmp_path: Path) -> None:
+    more = ("learn=[projector,language]", "divide=all")
+    look = (*more, "validate={every: 2}", "save_every=3", "keep=1")
+    plain, one, two, killed = (tmp_path / name for name in ("plain", "one", "two", "killed"))
+    go(home, plain, 2, more)
+    go(home, one, 1, look)
+    go(home, two, 2, look)
+    assert losses(two) == losses(plain)  # whole weights that a validation has gathered are not trained on
+    told = [[row["validation_loss"] for row in rows(run) if "validation_loss" in row] for run in (one, two)]
+    assert len(told[0]) > 3
+    assert told[1] == pytest.approx(told[0], rel=1e-5)
+    assert len(set(told[0])) == len(told[0]), "control: it moves with the weights"
+    assert far(one, two) < 1e-3
+
+    assert go(home, killed, 2, look, "step=5=1") != 0
+    go(home, killed, 2, look)
+    assert [row.get("validation_loss") for row in rows(killed)] == [row.get("validation_loss") for row in rows(two)]
+    assert (killed / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
 
 
 @pytest.mark.story

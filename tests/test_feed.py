@@ -168,7 +168,7 @@ def test_cut_never_takes_a_picture_apart_nor_the_whole_answer(tmp_path: Path, pr
     feed = Feed(stage(folder, max_length=64, overlong="cut"), processor)
     assert feed.report == {"samples": 1, "cut": 1, "dropped": 1}
     assert [row["sample_id"] for row in feed.refused] == ["asks-long"]
-    with pytest.raises(UserError, match=r"no sample is left to learn from; .*'dropped': 2"):
+    with pytest.raises(UserError, match=r"no sample is left for training; .*'dropped': 2"):
         Feed(stage(folder, max_length=PATCHES, overlong="cut"), processor)  # the picture alone is longer
 
 
@@ -202,7 +202,7 @@ def test_literal_image_mark_in_a_text_names_the_sample(tmp_path: Path, processor
 def test_unknown_split_and_absent_kinds_say_what_there_is(home: Path, processor: Any) -> None:
     with pytest.raises(UserError, match=r"no split 'validation'; it has train, test"):
         Feed(stage(home / "data", source={"split": "validation"}), processor)
-    with pytest.raises(UserError, match=r"no samples of kind report; it has caption, chat, vqa"):
+    with pytest.raises(UserError, match=r"no samples of kind report in split train; it has caption, chat, vqa"):
         Feed(stage(home / "data", kinds=("report",)), processor)
 
 

@@ -225,7 +225,7 @@ def test_a_folder_of_something_else_is_left_alone(home: Path, tmp_path: Path) ->
         ("small/align", ["batch=0"], "batch is 0"),
         ("small/align", ["trackers=[tensorbord]"], "tensorboard"),
         ("small/align", ["data=nowhere"], "nowhere: no such dataset folder"),
-        ("small/align", ["kinds=[report]"], "no samples of kind report; it has caption, vqa"),
+        ("small/align", ["kinds=[report]"], "no samples of kind report in split train; it has caption, vqa"),
         ("small/align", ["data={path: DATA, split: tset}"], "no split 'tset'; it has train"),
         ("small/align", ["max_length=20", "pack_tokens=20"], "sample train-.*: .* tokens, max_length is 20"),
     ],

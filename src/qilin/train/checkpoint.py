@@ -6,6 +6,7 @@ costs the one before.
 """
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -25,6 +26,7 @@ from qilin.train.optimizer import set_rate
 
 FOLDER = "checkpoints"
 STATE = "state.json"  # written last
+LOSS = "validation_loss"
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one device saves in one process, as it means to
 
 
@@ -50,15 +52,24 @@ def state_of(model: Any, optimizer: Any | None, average: Mapping[str, torch.Tens
 class Saver:
     """Writes checkpoints; in the background where the recipe says so, one at a time."""
 
-    def __init__(self, run: Path, keep: int, world: World = ALONE, background: bool = False) -> None:
-        self.run, self.keep, self.world, self.background = run, keep, world, background
+    def __init__(self, run: Path, keep: int, world: World = ALONE, background: bool = False, best: int = 0) -> None:
+        self.run, self.keep, self.world, self.background, self.best = run, keep, world, background, best
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
 
-    def save(self, step: int, model: Any, optimizer: Any | None, average: Mapping[str, torch.Tensor]) -> None:
-        """Keep the state after `step` steps as it is now; older checkpoints beyond `keep` go once this one is whole.
+    def save(
+        self,
+        step: int,
+        model: Any,
+        optimizer: Any | None,
+        average: Mapping[str, torch.Tensor],
+        loss: float | None = None,
+    ) -> None:
+        """Keep the state after `step` steps as it is now; once it is whole, those go that are neither among the `keep`
+        last nor the `best` ones.
 
         After the last step no optimizer is needed (None): what is saved then only lets the model be written again.
+        `loss`: on the validation samples, where it was looked at after this step.
         """
         self.wait()
         work = self.run / FOLDER / f".step-{step:07d}.unfinished"
@@ -69,7 +80,7 @@ class Saver:
         except OSError as error:
             raise self.refused(step, error) from error
         self.world.wait()
-        state = {"step": step, "finished": optimizer is None, "devices": self.world.size}
+        state = {"step": step, "finished": optimizer is None, "devices": self.world.size, LOSS: loss}
         options = {"checkpoint_id": work, "process_group": self.world.saving, "no_dist": self.world.size == 1}
         try:
             if self.background:
@@ -92,9 +103,19 @@ class Saver:
         final = self.run / FOLDER / f"step-{state['step']:07d}"
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
-        for old in checkpoints(self.run)[: -self.keep]:
-            (old / STATE).unlink()  # first, so that one half removed is not taken for whole
-            shutil.rmtree(old)
+        found = checkpoints(self.run)
+        staying = {*found[-self.keep :], *(best_first(found)[: self.best] if self.best else ())}
+        for old in found:
+            if old not in staying:
+                (old / STATE).unlink()  # first, so that one half removed is not taken for whole
+                shutil.rmtree(old)
+
+    def among_best(self, loss: float) -> bool:
+        """Whether a checkpoint with this validation loss would be kept for it; all processes get the same answer."""
+        self.wait()
+        kept = [loss_of(path) for path in best_first(checkpoints(self.run))[: self.best]] if self.world.first else []
+        mine = self.world.first and (len(kept) < self.best or any(loss < other for other in kept))
+        return bool(self.world.most([mine])[0])
 
     def wait(self) -> None:
         """Until the checkpoint that is being written is whole. Raises RunError where it could not be written."""
@@ -155,26 +176,58 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def load_checkpoint(path: Path, model: Any, optimizer: Any, average: dict[str, torch.Tensor]) -> int:
-    """Put a checkpoint's state into model, optimizer and average; returns the steps done.
+def loss_of(path: Path) -> float:
+    """A checkpoint's validation loss; infinite where there was none."""
+    found = said_of(path).get(LOSS)
+    return math.inf if found is None else float(found)
+
+
+def said_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    try:
+        return dict(json.loads((path / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: BaseException) -> RunError:
+    return RunError(
+        f"{path}: does not read ({in_words(error)}); remove this folder and run again, to continue from the one before"
+    )
+
+
+def best_first(found: Sequence[Path]) -> list[Path]:
+    """Those of some checkpoints that have a validation loss, lowest first; of equal ones the earlier."""
+    return sorted((path for path in found if loss_of(path) < math.inf), key=lambda p: (loss_of(p), step_of(p)))
+
+
+def load_best(run: Path, model: Any, average: dict[str, torch.Tensor]) -> int:
+    """Put the weights with the lowest validation loss into the model and its average; returns the step they are of."""
+    return load_checkpoint(best_first(checkpoints(run))[0], model, None, average)
+
+
+def load_checkpoint(path: Path, model: Any, optimizer: Any | None, average: dict[str, torch.Tensor]) -> int:
+    """Put a checkpoint's state into model, optimizer (None: not wanted) and average; returns the steps done.
 
     Call it on all processes at once, or on one that is alone.
     """
     alone = not torch.distributed.is_initialized()
+    state = said_of(path)
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
         kept = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         names = {name.removeprefix("weights.") for name in kept if name.startswith("weights.")}
         if names != learning_weights(model).keys():
             raise RunError(
                 f"{path}: its weights are not those that learn in this recipe; remove the run folder to start anew"
             )
-        if not state["finished"]:
+        if state["finished"]:
+            optimizer = None
+        if optimizer is not None:
             stepped = {
                 name.rpartition(".")[0].removeprefix("optimizer.") for name in kept if name.startswith("optimizer.")
             }
             make_state(optimizer, [p for name, p in model.named_parameters() if name in stepped])
-        wanted = state_of(model, None if state["finished"] else optimizer, average)
+        wanted = state_of(model, optimizer, average)
         dcp.load(wanted, checkpoint_id=path, no_dist=alone)  # into the tensors themselves
         return int(state["step"])
     except RunError:
@@ -188,10 +241,7 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any, average: dict[str, t
         CheckpointException,
         pickle.UnpicklingError,
     ) as error:
-        raise RunError(
-            f"{path}: does not read ({in_words(error)}); remove this folder and run again, "
-            "to continue from the one before"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def make_state(optimizer: Any, parameters: Sequence[torch.Tensor]) -> None:

@@ -172,6 +172,16 @@ def send_gradients(learner: Learner, world: World, now: bool) -> None:
         divided.set_requires_gradient_sync(now or not gathers)
 
 
+def regather(learner: Learner, world: World) -> None:
+    """Let go of whole weights that a forward without a backward has left; the next one gathers them as they are then.
+
+    Only the outermost module keeps them so long.
+    """
+    if world.size > 1:
+        divided: Any = learner
+        divided.reshard()
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor with all of its numbers, wherever they lie."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

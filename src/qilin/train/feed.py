@@ -7,10 +7,12 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,16 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from qilin.data.records import Dataset, Sample, open_dataset
+from qilin.data.records import Dataset, Sample
 from qilin.errors import UserError
 from qilin.model.inputs import Pixels, encode_sample, image_tokens
 from qilin.model.template import IMAGE, Encoded
 from qilin.train.attention import Layout, make_layout
-from qilin.train.plan import Lengths, Piece
+from qilin.train.distributed import World
+from qilin.train.plan import Lengths, Piece, Plan
 from qilin.train.settings import TrainSettings
+from qilin.train.setup import picture_dtype
+from qilin.train.sources import Part, open_sources
 
 KEEP_TOKENS = 16_000_000  # of tokenized samples kept in memory: two pointers each, some 300 MB
 
@@ -44,25 +49,23 @@ class Pack:
     samples: tuple[str, ...]  # their ids, for error messages
 
 
-@dataclass(frozen=True)
-class Source:
-    """One dataset folder's part in a run: which rows of its split are taken."""
-
-    dataset: Dataset
-    split: str
-    rows: np.ndarray  # indices into the split
-
-
 class Feed:
     """The samples of a run: measured, encoded and packed on demand.
 
     `report` counts what was cut or dropped; `refused` names the dropped ones with their reasons.
     """
 
-    def __init__(self, settings: TrainSettings, processor: Any, tick: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        processor: Any,
+        tick: Callable[[int, int], None] | None = None,
+        part: Part = "training",
+    ) -> None:
         self.settings = settings
         self.processor = processor
-        self.sources = [open_source(settings, index) for index in range(len(settings.data))]
+        self.part = part
+        self.sources = open_sources(settings, part)
         self.pixels = Pixels(processor.image_processor)
         self.encoded: dict[int, Encoded] = {}
         self.room = KEEP_TOKENS  # left in `encoded`
@@ -83,7 +86,7 @@ class Feed:
         self.report, self.refused = found["report"], found["refused"]
         if not len(table):
             paths = ", ".join(str(source.dataset.path) for source in self.sources)
-            raise UserError(f"{paths}: no sample is left to learn from; {self.report}")
+            raise UserError(f"{paths}: no sample is left for {self.part}; {self.report}")
         source = np.searchsorted(self.starts, table[:, 0], side="right") - 1
         return Lengths(table[:, 1], table[:, 2], table[:, 3], table[:, 4], source, table[:, 5]), table[:, 0]
 
@@ -240,18 +243,25 @@ class Feed:
         return self.sources[int(np.searchsorted(self.starts, number, side="right") - 1)].dataset
 
 
-def open_source(settings: TrainSettings, index: int) -> Source:
-    """A dataset folder and the rows that the recipe takes from it."""
-    asked = settings.data[index]
-    dataset = open_dataset(asked.path)
-    if asked.split not in dataset.splits():
-        raise UserError(f"{asked.path}: no split {asked.split!r}; it has {', '.join(dataset.splits()) or 'none'}")
-    kinds = asked.kinds or settings.kinds
-    column = np.array(dataset.table(asked.split).column("kind").to_pylist())
-    rows = np.flatnonzero(np.isin(column, kinds)) if kinds else np.arange(len(column))
-    if not len(rows):
-        raise UserError(f"{asked.path}: no samples of kind {', '.join(kinds)}; it has {', '.join(sorted(set(column)))}")
-    return Source(dataset, asked.split, rows)
+def prefetch(
+    feed: Feed, plan: Plan, done: int, settings: TrainSettings, world: World
+) -> Iterator[tuple[int, list[Pack], float]]:
+    """The steps from `done` on, with the seconds waited for each; the next is made while this one computes."""
+    kind = picture_dtype(settings, world.device)
+
+    def make(step: int) -> list[Pack]:
+        packs = plan.packs(step, world.rank, world.size)
+        return [feed.pack(pieces, world.device, kind, seen=world.size > 1) for pieces in packs]
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make, done)
+        for step in range(done, len(plan)):
+            asked = time.perf_counter()
+            packs = ahead.result()
+            waited = time.perf_counter() - asked
+            if step + 1 < len(plan):
+                ahead = pool.submit(make, step + 1)
+            yield step, packs, waited
 
 
 def shared_prefix(encoded: Encoded, image_id: int) -> int:

@@ -6,7 +6,7 @@ checkpoint on resume, so that each step stands there once); curves in the tracke
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Log:
         self.rows = file.open("a", encoding="utf-8")
         self.bar = progress_bar()
         self.task = self.bar.add_task(title, total=steps, completed=done, figure="")
+        self.looking = self.bar.add_task("  validation", visible=False, figure="")
         self.writers = [open_tracker(name, run, title, done, to_dict(settings)) for name in settings.trackers]
 
     def __enter__(self) -> "Log":
@@ -61,10 +62,20 @@ class Log:
         for writer in self.writers:
             writer.close()
 
+    def begin_validation(self, steps: int) -> Callable[[int], None]:
+        """A bar below the other, where the loss then stays; returns what moves it on."""
+        if not self.speaks:
+            return lambda done: None
+        self.bar.reset(self.looking, total=steps, visible=True)
+        return lambda done: self.bar.update(self.looking, completed=done)
+
     def step(self, figures: Mapping[str, float], write: bool) -> None:
         """One step is done; `write` puts its figures into the files too."""
         if not self.speaks:
             return
+        if "validation_loss" in figures:
+            told = f"loss {figures['validation_loss']:.3f} at step {figures['step']:,}"
+            self.bar.update(self.looking, figure=told)
         self.bar.update(self.task, completed=figures["step"], figure=in_short(figures))
         if write:
             self.rows.write(json.dumps(figures) + "\n")

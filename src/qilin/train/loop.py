@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,34 @@ import torch
 from qilin.errors import RunError
 from qilin.model.compose import part_of
 from qilin.train.augment import augment
-from qilin.train.checkpoint import Saver, latest_checkpoint, learning_weights, load_checkpoint
+from qilin.train.checkpoint import Saver, latest_checkpoint, learning_weights, load_best, load_checkpoint
 from qilin.train.cost import cost_of, peak_of
 from qilin.train.distributed import ALONE, Learner, World, send_gradients, whole
-from qilin.train.feed import Feed, Pack
+from qilin.train.feed import Feed, Pack, prefetch
 from qilin.train.log import Log
 from qilin.train.loss import answer_loss
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
 from qilin.train.plan import Plan, counts_of, imbalance
 from qilin.train.settings import TrainSettings
-from qilin.train.setup import arithmetic, picture_dtype
+from qilin.train.setup import arithmetic
 from qilin.train.speed import Meter, Work
+from qilin.train.validate import Held, validation_loss
 
 
 def train(
-    learner: Learner, feed: Feed, plan: Plan, settings: TrainSettings, run: Path, title: str, world: World = ALONE
-) -> None:
-    """Train a model through the whole plan, from the run folder's last checkpoint on if it has one."""
+    learner: Learner,
+    feed: Feed,
+    plan: Plan,
+    settings: TrainSettings,
+    run: Path,
+    title: str,
+    world: World = ALONE,
+    held: Held | None = None,
+) -> int:
+    """Train a model through the whole plan, from the run folder's last checkpoint on if it has one.
+
+    Where the recipe keeps the best checkpoints, the model is in the end the best of them. Returns the step it is of.
+    """
     model = learner.model
     optimizer = make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
     average = {n: p.clone() for n, p in learning_weights(model).items()} if settings.average else {}
@@ -44,11 +54,13 @@ def train(
     done = load_checkpoint(last, model, optimizer, average) if last else 0
     model.train()
     if done < len(plan):
-        learn(learner, optimizer, average, feed, plan, settings, run, title, done, world)
+        learn(learner, optimizer, average, feed, plan, settings, run, title, done, world, held)
+    step = load_best(run, model, average) if keeps_best(settings) else len(plan)
     with torch.no_grad():
         for name, parameter in learning_weights(model).items():
             if name in average:
                 parameter.copy_(average[name])
+    return step
 
 
 def learn(
@@ -62,12 +74,14 @@ def learn(
     title: str,
     done: int,
     world: World,
+    held: Held | None,
 ) -> None:
     """The steps from `done` on."""
     model = learner.model
     warmup = math.ceil(settings.warmup * len(plan))
     meter = Meter(cost_of(model), world.size * peak_of(world.device, settings.precision), world.device, len(plan), done)
-    saver = Saver(run, settings.keep, world, saves_in_background(settings, world))
+    best = settings.validate.best if settings.validate else 0
+    saver = Saver(run, settings.keep, world, saves_in_background(settings, world), best)
     with Log(run, title, len(plan), done, settings, world.first) as log, Signals() as signals:
         for step, packs, waited in prefetch(feed, plan, done, settings, world):
             started = time.perf_counter()
@@ -79,6 +93,10 @@ def learn(
             optimizer.zero_grad(set_to_none=True)
             update_average(average, model, settings.average, step)
             ends = step + 1 == len(plan)
+            seconds = time.perf_counter() - started
+            looked = {}
+            if held is not None and due_to_validate(settings, step, ends):
+                looked = look_at_held(learner, held, average, settings, world, log, meter)
             work, waited, asked = agree(plan, step, packs, waited, signals.asked, world)
             meter.add(work, waited)
             figures = {
@@ -89,24 +107,52 @@ def learn(
                 "samples": work.samples,
                 "answer_tokens": answer_tokens,
                 "tokens": work.counts.tokens,
-                "seconds": time.perf_counter() - started,
+                "seconds": seconds,
                 **meter.figures(),
+                **looked,
             }
             if world.size > 1:
                 figures["imbalance"] = imbalance([plan.packs(step, rank, world.size) for rank in range(world.size)])
-            write = ends or step % settings.log_every == 0
+            write = ends or bool(looked) or step % settings.log_every == 0
             log.step(figures, write)
             if write:
                 meter.reset()
-            due = settings.save_every and (step + 1) % settings.save_every == 0 and not ends
-            if due or asked:
-                saver.save(step + 1, model, optimizer, average)
-            elif ends and (settings.save_every or not written_as_it_is(settings, world)):
+            loss_held = looked.get("validation_loss")
+            due = settings.save_every and (step + 1) % settings.save_every == 0
+            due = due or (best > 0 and loss_held is not None and saver.among_best(loss_held))
+            if (due and not ends) or asked:
+                saver.save(step + 1, model, optimizer, average, loss_held)
+            elif ends and (settings.save_every or best or not written_as_it_is(settings, world)):
                 # if the model cannot be written (a full disk), no step is lost
-                saver.save(step + 1, model, None, average)
+                saver.save(step + 1, model, None, average, loss_held)
             if asked or ends:
                 saver.wait()
             stop_if_asked(asked, step + 1, len(plan))
+
+
+def look_at_held(
+    learner: Learner,
+    held: Held,
+    average: dict[str, torch.Tensor],
+    settings: TrainSettings,
+    world: World,
+    log: Log,
+    meter: Meter,
+) -> dict[str, float]:
+    """The figures of a validation; its time is not counted as training."""
+    started = time.perf_counter()
+    loss = validation_loss(learner, held, average, settings, world, log.begin_validation(len(held.plan)))
+    seconds = time.perf_counter() - started
+    meter.aside(seconds)
+    return {"validation_loss": loss, "validation_seconds": seconds}
+
+
+def due_to_validate(settings: TrainSettings, step: int, ends: bool) -> bool:
+    return settings.validate is not None and (ends or (step + 1) % settings.validate.every == 0)
+
+
+def keeps_best(settings: TrainSettings) -> bool:
+    return settings.validate is not None and settings.validate.best > 0
 
 
 def written_as_it_is(settings: TrainSettings, world: World) -> bool:
@@ -214,27 +260,6 @@ def pack_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tens
         use_cache=False,
     ).last_hidden_state[0]  # (T, D)
     return answer_loss(hidden, model.lm_head, pack.where, pack.targets)
-
-
-def prefetch(
-    feed: Feed, plan: Plan, done: int, settings: TrainSettings, world: World
-) -> Iterator[tuple[int, list[Pack], float]]:
-    """The steps from `done` on, with the seconds waited for each; the next is made while this one computes."""
-    kind = picture_dtype(settings, world.device)
-
-    def make(step: int) -> list[Pack]:
-        packs = plan.packs(step, world.rank, world.size)
-        return [feed.pack(pieces, world.device, kind, seen=world.size > 1) for pieces in packs]
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(make, done)
-        for step in range(done, len(plan)):
-            asked = time.perf_counter()
-            packs = ahead.result()
-            waited = time.perf_counter() - asked
-            if step + 1 < len(plan):
-                ahead = pool.submit(make, step + 1)
-            yield step, packs, waited
 
 
 def learning_parts(model: Any, settings: TrainSettings) -> Iterator[Learning]:

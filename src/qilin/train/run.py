@@ -31,6 +31,8 @@ from qilin.train.loop import pack_loss, train, written_as_it_is
 from qilin.train.plan import Plan, make_plan
 from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
 from qilin.train.setup import add_adapters, base_of, fit_out, shrink_frozen
+from qilin.train.sources import Part
+from qilin.train.validate import Held, hold
 
 RECIPE = "recipe.yaml"
 PACKAGES = ("torch", "transformers", "peft", "safetensors")  # whose versions can change what is learnt
@@ -74,7 +76,8 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
             pack_tokens=settings.pack_tokens,
             seed=settings.seed,
         )
-        facts = plan_facts(feed, plan)
+        held = hold(settings, make_feed(settings, loaded, "validation")) if settings.validate else None
+        facts = plan_facts(feed, plan, held)
         console.print(tell(facts), soft_wrap=True)
         check_text(settings, feed)
         if not check:
@@ -83,14 +86,14 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
             learner = Learner(base_of(model), pack_loss)
             divide(learner, world, settings)
     if check:
-        check_pictures(feed)
+        check_pictures([feed, held.feed] if held else [feed])
         return None
     assert run is not None
     if world.first:
-        begin(run, settings, facts, feed.refused)
+        begin(run, settings, facts, [*feed.refused, *(held.feed.refused if held else ())])
         note_start(run, world)
     world.wait()
-    train(learner, feed, plan, settings, run, title, world)
+    step = train(learner, feed, plan, settings, run, title, world, held)
     leave(world)
     if not world.first:
         return run
@@ -100,8 +103,8 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
         set_learning(loaded.model, settings.learn)
         plain = replace(settings, frozen="plain", optimizer="adamw", checkpointing=False)
         model = made_ready(loaded, plain, ALONE)
-        train(Learner(base_of(model), pack_loss), feed, plan, plain, run, title)
-    finish(run, settings, loaded, model, feed, facts)
+        step = train(Learner(base_of(model), pack_loss), feed, plan, plain, run, title)
+    finish(run, settings, loaded, model, feed, facts | validated(run, step))
     return run
 
 
@@ -170,21 +173,21 @@ def load_start(settings: TrainSettings) -> Loaded:
     return loaded
 
 
-def make_feed(settings: TrainSettings, loaded: Loaded) -> Feed:
+def make_feed(settings: TrainSettings, loaded: Loaded, part: Part = "training") -> Feed:
     """Measure the data, under a bar."""
     with progress_bar() as bar:
-        task = bar.add_task("measuring texts", total=None, figure="")
-        feed = Feed(settings, loaded.processor, lambda n, total: bar.update(task, completed=n, total=total))
+        task = bar.add_task(f"measuring texts for {part}", total=None, figure="")
+        feed = Feed(settings, loaded.processor, lambda n, total: bar.update(task, completed=n, total=total), part)
         bar.update(task, visible=False)
     return feed
 
 
-def plan_facts(feed: Feed, plan: Plan) -> dict[str, Any]:
+def plan_facts(feed: Feed, plan: Plan, held: Held | None) -> dict[str, Any]:
     """What the plan says of the run: for the screen, plan.json and qilin.json."""
     lengths = plan.lengths
     alone = int(lengths.total[plan.order].sum())
     packed = sum(piece.tokens for step in range(len(plan)) for pack in plan.packs(step) for piece in pack)
-    return {
+    found = {
         "hash": plan.hash,
         "data": [source.dataset.hash for source in feed.sources],
         "steps": len(plan),
@@ -195,6 +198,13 @@ def plan_facts(feed: Feed, plan: Plan) -> dict[str, Any]:
         "tokens_unshared": alone,
         "answer_tokens": int(lengths.learnt[plan.order].sum()),
     }
+    if held is not None:
+        found["validation"] = {
+            "samples": held.samples,
+            "of": held.feed.report["samples"],
+            "answer_tokens": held.answer_tokens,
+        }
+    return found
 
 
 def tell(facts: Mapping[str, Any]) -> str:
@@ -205,16 +215,21 @@ def tell(facts: Mapping[str, Any]) -> str:
     )
     if facts["cut"] or facts["dropped"]:
         text += f"; {facts['cut']} samples cut and {facts['dropped']} dropped for their length"
+    if "validation" in facts:
+        of = facts["validation"]
+        text += (
+            f"\n  validation on {of['samples']:,} of {of['of']:,} other samples, {of['answer_tokens']:,} answer tokens"
+        )
     return text
 
 
-def check_pictures(feed: Feed) -> None:
+def check_pictures(feeds: Sequence[Feed]) -> None:
     """Decode every picture of the samples taken, once. Raises UserError that names those that do not decode."""
     seen: set[tuple[Path, str]] = set()
     wrong: list[str] = []
     with progress_bar() as bar:
-        task = bar.add_task("reading pictures", total=len(feed.index), figure="")
-        for number in feed.index.tolist():
+        task = bar.add_task("reading pictures", total=sum(len(feed.index) for feed in feeds), figure="")
+        for feed, number in ((one, number) for one in feeds for number in one.index.tolist()):
             bar.advance(task)
             sample = feed.sample(number)
             for image_id in sample.image_ids:
@@ -291,6 +306,20 @@ def begin(
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in dropped]
         write_whole(run / DROPPED, "".join(lines))
     write_whole(plan_file, json.dumps(facts, indent=2))
+
+
+def validated(run: Path, step: int) -> dict[str, Any]:
+    """Which step's model it is and how it did on what was put aside, against the last; nothing where none was."""
+    rows = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    if not losses:
+        return {}
+    last = max(losses)
+    console.print(
+        f"  the model is that of step {step:,}: validation loss {losses[step]:.4f}"
+        + (f" (after the last step, {last:,}: {losses[last]:.4f})" if step != last else "")
+    )
+    return {"model_of_step": step, "validation_loss": losses[step], "validation_loss_last": losses[last]}
 
 
 def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) -> None:

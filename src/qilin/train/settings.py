@@ -58,6 +58,31 @@ class Rates:
 
 
 @settings
+class Validation:
+    """A look, during training, at samples that are not learnt from."""
+
+    split: str | float = setting(
+        default="validation",
+        help="which samples: a split of the datasets, or a share of the training data, such as 0.05, that is put aside "
+        "(whole pictures, articles, patients) and not learnt from",
+    )
+    every: int = setting(default=100, help="steps between validations; there is one after the last step too")
+    samples: int = setting(default=0, help="take at most so many samples, the same ones each time; 0: all")
+    best: int = setting(
+        default=1,
+        help="how many of the best checkpoints to keep beside the last ones; the finished model is then the best one; "
+        "0: only tell the loss, the finished model is that of the last step",
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.split, float) and not 0 < self.split < 1:
+            raise ValueError(f"validate.split is {self.split}; expected a split's name, or a share between 0 and 1")
+        for name, least in (("every", 1), ("samples", 0), ("best", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"validate.{name} is {getattr(self, name)}; expected at least {least}")
+
+
+@settings
 class TrainSettings:
     """One stage of training."""
 
@@ -145,7 +170,10 @@ class TrainSettings:
     )
     seed: int = setting(default=0, help="of the plan, the new weights and the augmentation")
     save_every: int = setting(default=500, help="steps between checkpoints; 0 for none")
-    keep: int = setting(default=2, help="how many checkpoints to keep")
+    keep: int = setting(default=2, help="how many of the last checkpoints to keep")
+    validate: Validation | None = setting(
+        default=None, help="tell the loss on other samples now and then, and keep the best; give {} for the defaults"
+    )
     log_every: int = setting(default=10, help="steps between rows of metrics.jsonl")
     trackers: tuple[Literal["tensorboard", "swanlab", "wandb", "trackio"], ...] = setting(
         default=("tensorboard",), help="where the figures go besides metrics.jsonl"
@@ -184,6 +212,10 @@ class TrainSettings:
         for source in self.data:
             if not 0 < source.weight < math.inf:
                 raise ValueError(f"data: weight of {source.path} is {source.weight}; expected more than 0")
+            if self.validate is not None and self.validate.split == source.split:
+                raise ValueError(
+                    f"validate.split is {source.split!r}, which {source.path} is learnt from; name another"
+                )
         self.check_rates()
 
     def check_rates(self) -> None:

@@ -59,6 +59,10 @@ class Meter:
             "left_seconds": a_step * (self.steps - self.done),
         }
 
+    def aside(self, seconds: float) -> None:
+        """Time that was not for training (validation) counts in the time left, not in the speed."""
+        self.since += seconds
+
     def reset(self) -> None:
         self.since, self.waited, self.work = time.perf_counter(), 0.0, []
 
