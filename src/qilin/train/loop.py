@@ -112,7 +112,7 @@ def learn(
                 **looked,
             }
             if world.size > 1:
-                figures["imbalance"] = imbalance([plan.packs(step, rank, world.size) for rank in range(world.size)])
+                figures["imbalance"] = imbalance(plan.shares(step, world.size))
             write = ends or bool(looked) or step % settings.log_every == 0
             log.step(figures, write)
             if write:

@@ -8,7 +8,7 @@ position in the run is one integer: the number of steps done.
 import hashlib
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -76,13 +76,20 @@ class Plan:
 
     def counts(self) -> Counts:
         """The work of the whole run."""
-        return counts_of([piece for step in range(len(self)) for piece in self.pieces(step)], self.lengths)
+        found = np.zeros(4, dtype=np.int64)
+        for step in range(len(self)):  # one at a time: the pieces of a long run take much more room than its order
+            found += np.array(astuple(counts_of(self.pieces(step), self.lengths)))
+        return Counts(*found.tolist())
 
     def packs(self, step: int, rank: int = 0, ranks: int = 1) -> list[list[Piece]]:
-        """The packs of a step that rank number `rank` of `ranks` computes: as many for each, some perhaps empty."""
+        """The packs of a step that rank number `rank` of `ranks` computes."""
+        return self.shares(step, ranks)[rank]
+
+    def shares(self, step: int, ranks: int) -> list[list[list[Piece]]]:
+        """The packs of a step by rank: as many for each, some perhaps empty."""
         if ranks == 1:
-            return pack(self.pieces(step), self.pack_tokens)
-        return spread(self.pieces(step), self.pack_tokens, ranks)[rank]
+            return [pack(self.pieces(step), self.pack_tokens)]
+        return spread(self.pieces(step), self.pack_tokens, ranks)
 
 
 def make_plan(

@@ -186,7 +186,7 @@ def plan_facts(feed: Feed, plan: Plan, held: Held | None) -> dict[str, Any]:
     """What the plan says of the run: for the screen, plan.json and qilin.json."""
     lengths = plan.lengths
     alone = int(lengths.total[plan.order].sum())
-    packed = sum(piece.tokens for step in range(len(plan)) for pack in plan.packs(step) for piece in pack)
+    packed = sum(piece.tokens for step in range(len(plan)) for piece in plan.pieces(step))
     found = {
         "hash": plan.hash,
         "data": [source.dataset.hash for source in feed.sources],

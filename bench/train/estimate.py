@@ -3,10 +3,9 @@
 In: a work folder. Out: a JSON file with the estimate by cause, the measurement and the error, case by case. The model
 is random, the data are drawn squares with texts of random length; nothing is learnt and nothing is fetched.
 
-    nice python bench/estimate.py WORK bench/results/estimate.json
+    nice python bench/train/estimate.py WORK bench/results/estimate.json
 """
 
-import io
 import json
 import os
 import platform
@@ -17,16 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
-from qilin.data.pictures import make_picture
-from qilin.data.records import Provenance, Sample, assistant, user
-from qilin.data.writer import DatasetWriter
-from qilin.demo.tokenizer import make_tokenizer
+from made import make_data, make_parts
 
 SHAPES = {"small": (512, 6), "larger": (1024, 8)}  # width and depth of the language model
 USUAL = "batch=24 epochs=1 template=v1 kinds=[vqa] device=cpu save_every=0 trackers=[] max_length=1024 pack_tokens=4096"
@@ -47,10 +38,10 @@ CASES: dict[str, tuple[str, str]] = {
 
 
 def main(work: Path, out: Path) -> None:
-    make_data(work / "data")
+    make_data(work / "data", pictures=8, side=128, longest=600)
     rows = []
     for name, (shape, words) in CASES.items():
-        parts = make_parts(work / shape, *SHAPES[shape])
+        parts = make_parts(work / shape, *SHAPES[shape], side=128, tower=(384, 6))
         command = [w.replace(":", ": ") for w in (words + " " + USUAL).split()]
         command += [f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={work / 'data'}"]
         said = json.loads(run(work, ["estimate", *command, "--gpu", "cpu", "--json"])[0])
@@ -68,7 +59,7 @@ def main(work: Path, out: Path) -> None:
         rows.append(row)
         print(json.dumps(row), file=sys.stderr)
     result: dict[str, Any] = {
-        "command": "nice python bench/estimate.py WORK bench/results/estimate.json",
+        "command": "nice python bench/train/estimate.py WORK bench/results/estimate.json",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, threads {torch.get_num_threads()}",
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in ("torch", "transformers")}},
         "usual": USUAL,
@@ -99,46 +90,6 @@ def run(work: Path, words: list[str], more: dict[str, str] | None = None) -> tup
     if found.returncode:
         raise SystemExit(found.stderr)
     return found.stdout, int(found.stderr.split()[-1]) * 1024
-
-
-def make_parts(folder: Path, width: int, depth: int) -> Path:
-    """A language model and an encoder of 64 tokens a picture, random."""
-    if (folder / "language").is_dir():
-        return folder
-    tokenizer = make_tokenizer(["双肺纹理清晰，心影不大。右下肺野片状高密度影，考虑肺炎。"] * 3, 400)
-    heads = width // 64
-    shape: dict[str, Any] = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": depth}
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=16_000, num_attention_heads=heads, max_position_embeddings=4096, **shape)
-    ).save_pretrained(folder / "language")
-    tokenizer.save_pretrained(folder / "language")
-    CLIPVisionModel(
-        CLIPVisionConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536,
-                         image_size=128, patch_size=16)
-    ).save_pretrained(folder / "vision")  # fmt: skip
-    LlavaImageProcessorPil(
-        size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}, image_mean=[0.5] * 3, image_std=[0.3] * 3
-    ).save_pretrained(folder / "vision")
-    return folder
-
-
-def make_data(folder: Path, pictures: int = 8, questions: int = 3) -> None:
-    """Three questions a picture with answers of 60 to 600 characters."""
-    if folder.is_dir():
-        return
-    random = np.random.default_rng(0)
-    with DatasetWriter(folder, {"importer": "bench"}) as writer:
-        for index in range(pictures):
-            buffer = io.BytesIO()
-            Image.fromarray(random.integers(0, 255, (128, 128, 3), dtype=np.uint8)).save(buffer, "PNG")
-            picture = make_picture(buffer.getvalue(), [Provenance("bench", str(index))])
-            writer.add_picture(picture)
-            for turn in range(questions):
-                answer = "".join(random.choice(list("肺心影右下左片高密度考虑炎不大"), int(random.integers(60, 600))))
-                messages = (user(f"第{turn}问", images=1), assistant(answer))
-                image = picture.image_id
-                sample = Sample(f"{index}-{turn}", "vqa", (image,), messages, answer_type="open", group=image)
-                writer.add_sample("train", sample)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""Does packing change what is learnt? The same run packed and one sample at a time, three seeds, some hundred steps.
+
+In: a work folder and seeds. Out: a JSON file with the losses of every step and on held-out samples, and their plot.
+"packed" is what `qilin train` computes: samples end to end, a picture's tokens shared by its questions. "one by one"
+puts each sample of the same step alone through transformers' own forward. The control lets the samples of a pack see
+each other. Model, samples, order and optimizer are the same; pictures are drawn, weights begin random.
+
+    nice python bench/train/curve.py WORK bench/results/curve.json --seeds 0 1 2
+
+A run that is in the file already is left as it is, so that it can be interrupted.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from made import make_parts
+
+from qilin.demo.drawn import write_drawn
+from qilin.model.compose import set_learning
+from qilin.train.attention import make_layout, use_packed_attention, use_plain_attention
+from qilin.train.distributed import ALONE, Learner
+from qilin.train.feed import Feed, Pack
+from qilin.train.loop import clip, learn_step, learning_parts, pack_loss
+from qilin.train.optimizer import make_optimizer, rate_share, set_rates
+from qilin.train.plan import Piece, Plan, make_plan
+from qilin.train.run import load_start
+from qilin.train.settings import TrainSettings, read_recipe
+from qilin.train.validate import hold, validation_loss
+
+RECIPE = [
+    *["batch=16", "epochs=1", "rate=1e-3", "warmup=0.05", "template=v1", "kinds=[]", "precision=fp32", "device=cpu"],
+    *["max_length=256", "pack_tokens=1024", "learn=[vision,projector,language]", "validate={samples: 400}"],
+]
+PICTURES, STEPS, SIDE = 900, 300, 96
+TAIL = 30  # steps at the end over which a training loss is averaged
+CPU = torch.device("cpu")
+
+
+def packed(feed: Feed, plan: Plan, step: int) -> list[Pack]:
+    return [feed.pack(pieces, CPU, torch.float32) for pieces in plan.packs(step)]
+
+
+def one_by_one(feed: Feed, plan: Plan, step: int) -> list[Pack]:
+    """Each sample of the step a pack of its own."""
+    lengths = plan.lengths.total
+    return [feed.pack([Piece((i,), int(lengths[i]))], CPU, torch.float32) for i in plan.samples(step).tolist()]
+
+
+def all_visible(feed: Feed, plan: Plan, step: int) -> list[Pack]:
+    """The control: a pack is one document, so that a sample sees those laid before it."""
+    return [
+        Pack(**vars(pack) | {"layout": make_layout([(0, pack.ids.shape[1], -1)], CPU)})
+        for pack in packed(feed, plan, step)
+    ]
+
+
+def plain_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tensor:
+    """The summed loss of a single sample through transformers' forward, all logits computed."""
+    logits = model(input_ids=pack.ids, pixel_values=pixels, use_cache=False).logits[0]
+    return F.cross_entropy(logits[pack.where].float(), pack.targets, reduction="sum")
+
+
+VARIANTS: dict[str, tuple[Callable[[Feed, Plan, int], list[Pack]], Callable[..., torch.Tensor]]] = {
+    "packed": (packed, pack_loss),
+    "one by one": (one_by_one, plain_loss),
+    "control: samples of a pack see each other": (all_visible, pack_loss),
+}
+
+
+def main(work: Path, out: Path, seeds: list[int]) -> None:
+    torch.set_num_threads(1)
+    data = work / "data"
+    if not data.is_dir():
+        write_drawn(data, PICTURES, size=SIDE, validation=0.1, test=0.05)
+    for seed in seeds:
+        for variant in VARIANTS:
+            runs = json.loads(out.read_text())["runs"] if out.is_file() else []
+            if any((run["seed"], run["variant"]) == (seed, variant) for run in runs):
+                continue
+            run = learn(work, seed, variant)
+            print({key: value for key, value in run.items() if key != "losses"}, file=sys.stderr, flush=True)
+            write(out, seeds, [*runs, run])
+
+
+def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
+    """One run, from random weights that follow from the seed."""
+    parts = make_parts(work / f"parts-{seed}", 128, 4, side=SIDE, tower=(128, 4), vocabulary=1000, seed=seed)
+    settings: TrainSettings = read_recipe(
+        "small/align",
+        [
+            *RECIPE,
+            f"seed={seed}",
+            f"vision={parts / 'vision'}",
+            f"language={parts / 'language'}",
+            f"data={work / 'data'}",
+        ],
+    )
+    loaded = load_start(settings)
+    model = loaded.model.train()
+    set_learning(model, settings.learn)
+    feed, held = Feed(settings, loaded.processor), hold(settings, Feed(settings, loaded.processor, part="validation"))
+    plan = make_plan(
+        feed.lengths, [1.0], batch=settings.batch, epochs=1, pack_tokens=settings.pack_tokens, seed=settings.seed
+    )
+    assert len(plan) >= STEPS, f"{len(plan)} steps of data; draw more pictures"
+    optimizer = make_optimizer(learning_parts(model, settings), "adamw", settings.betas)
+    packs_of, loss_of = VARIANTS[variant]
+    (use_plain_attention if loss_of is plain_loss else use_packed_attention)(model)
+    learner, losses, tokens = Learner(model, loss_of), [], 0
+    begun = time.process_time()
+    for step in range(STEPS):
+        packs = packs_of(feed, plan, step)
+        tokens += sum(pack.ids.shape[1] for pack in packs)
+        set_rates(optimizer, rate_share("cosine", step, STEPS, int(settings.warmup * STEPS)))
+        losses.append(learn_step(learner, packs, settings, step)[0])
+        clip(model, settings.clip, packs, step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    took = time.process_time() - begun
+    use_packed_attention(model)
+    held_loss = validation_loss(Learner(model, pack_loss), held, {}, settings, ALONE, lambda done: None)
+    return {
+        "seed": seed,
+        "variant": variant,
+        "cpu_seconds": round(took, 1),
+        "tokens": tokens,
+        "loss_at_the_end": float(np.mean(losses[-TAIL:])),
+        "validation_loss": held_loss,
+        "losses": [round(loss, 6) for loss in losses],
+    }
+
+
+def write(out: Path, seeds: list[int], runs: list[dict[str, Any]]) -> None:
+    result = {
+        "command": f"nice python bench/train/curve.py WORK OUT --seeds {' '.join(map(str, seeds))}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread, others at work beside",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers")},
+        },
+        "recipe": " ".join(RECIPE),
+        "model": "language 128 wide, 4 layers; vision the same; 96 pixels, 36 tokens a picture; fp32; random weights",
+        "data": f"{PICTURES} drawn pictures, a caption and some six questions each; {STEPS} steps of 16 samples",
+        "against one by one": compared(runs),
+        "runs": runs,
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".svg").write_text(plot(runs), encoding="utf-8")
+
+
+def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each variant's distance from the run of the same seed one sample at a time, and how far apart seeds are."""
+    plain = {run["seed"]: run for run in runs if run["variant"] == "one by one"}
+    found: dict[str, Any] = {}
+    for run in runs:
+        if run["seed"] in plain and run["variant"] != "one by one":
+            other = plain[run["seed"]]
+            gaps = np.abs(np.array(run["losses"]) / np.array(other["losses"]) - 1)
+            found.setdefault(run["variant"], []).append({
+                "seed": run["seed"],
+                "first step": float(gaps[0]),
+                "largest of all steps": float(gaps.max()),
+                "loss at the end": run["loss_at_the_end"] / other["loss_at_the_end"] - 1,
+                "validation loss": run["validation_loss"] / other["validation_loss"] - 1,
+                "CPU seconds": run["cpu_seconds"] / other["cpu_seconds"],
+                "tokens": run["tokens"] / other["tokens"],
+            })  # fmt: skip
+    ends = [run["validation_loss"] for run in plain.values()]
+    if len(ends) > 1:
+        found["seeds apart (validation loss, one by one)"] = max(ends) / min(ends) - 1
+    return found
+
+
+def plot(runs: list[dict[str, Any]]) -> str:
+    """The losses as SVG, a mean of ten steps a point: a panel a seed, packed drawn thin over one by one."""
+    wide, high, left, styles = 300, 220, 40, {
+        "one by one": ("#8ab", 5.0), "packed": ("#c22", 1.2), "control: samples of a pack see each other": ("#999", 1.2)
+    }  # fmt: skip
+    seeds = sorted({run["seed"] for run in runs})
+    top = max(max(run["losses"]) for run in runs)
+    parts = []
+    for place, seed in enumerate(seeds):
+        x0 = left + place * (wide + 20)
+        parts.append(f'<rect x="{x0}" y="20" width="{wide}" height="{high}" fill="none" stroke="#bbb"/>')
+        parts.append(f'<text x="{x0 + 6}" y="36">seed {seed}</text>')
+        for variant, (colour, width) in styles.items():
+            for run in runs:
+                if (run["seed"], run["variant"]) == (seed, variant):
+                    means = np.array(run["losses"]).reshape(-1, 10).mean(1)
+                    points = " ".join(
+                        f"{x0 + wide * (i + 0.5) / len(means):.1f},{20 + high * (1 - loss / top):.1f}"
+                        for i, loss in enumerate(means)
+                    )
+                    parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
+        for mark in range(0, int(top) + 1, 2):
+            y = 20 + high * (1 - mark / top)
+            parts.append(f'<text x="{x0 - 14}" y="{y + 4:.1f}">{mark}</text>' if place == 0 else "")
+    for place, (variant, (colour, width)) in enumerate(styles.items()):
+        x = left + place * 260
+        parts.append(f'<path d="M{x} {high + 44}h24" stroke="{colour}" stroke-width="{width}"/>')
+        parts.append(f'<text x="{x + 30}" y="{high + 48}">{variant}</text>')
+    size = f'width="{left + len(seeds) * (wide + 20)}" height="{high + 60}"'
+    style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12"'
+    return f"<svg {style} {size}>" + '<rect width="100%" height="100%" fill="#fff"/>' + "".join(parts) + "</svg>\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    asked = parser.parse_args()
+    main(asked.work, asked.out, asked.seeds)

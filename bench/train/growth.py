@@ -1,0 +1,183 @@
+"""How the cost of getting ready and of a step grows with the number of samples, and with ranks.
+
+In: a work folder and sizes. Out: a JSON file, a row a size: CPU seconds and peak memory of opening the dataset,
+measuring its texts (the first time, and from the cache), planning, cutting a step for 1 and 2 ranks, the first batch,
+a later batch, a step of a tiny model; and, at the smallest size, whole runs on one and on two processes (gloo).
+
+    nice python bench/train/growth.py WORK bench/results/growth.json 10000 100000 1000000
+
+Sizes already in the file are left as they are, so that it can be interrupted. Each phase is a process of its own.
+"""
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from made import make_data, make_parts
+
+T = TypeVar("T")
+QUESTIONS = 3
+USUAL = (
+    "batch=64 epochs=1 template=v1 kinds=[vqa] precision=fp32 device=cpu save_every=0 trackers=[] "
+    "max_length=256 pack_tokens=4096 log_every=1"
+)
+LOOKED = 200  # steps whose cutting is timed
+BATCHES = 50
+STEPS = 30
+
+
+def main(work: Path, out: Path, sizes: list[int]) -> None:
+    parts = make_parts(work / "parts", 64, 2, side=32, tower=(64, 2), vocabulary=1000)
+    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+    for size in sizes:
+        if any(row["samples"] == size for row in rows):
+            continue
+        made, data = timed(
+            lambda n=size: make_data(work / f"data-{n}", pictures=-(-n // QUESTIONS), side=32, longest=40)
+        )
+        row = {"samples": size, "dataset": made}
+        words = [*USUAL.split(), f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={data}"]
+        for phase in ("first", "again"):
+            row |= in_a_process(work, phase, words)
+        if size == min(sizes):
+            row["a whole run"] = {f"{ranks} processes": whole_run(work, words, ranks) for ranks in (1, 2)}
+        rows = sorted([*rows, row], key=lambda row: row["samples"])
+        write(out, sizes, rows)
+        shutil.rmtree(data)
+
+
+def write(out: Path, sizes: list[int], rows: list[dict[str, Any]]) -> None:
+    result = {
+        "command": "nice python bench/train/growth.py WORK bench/results/growth.json " + " ".join(map(str, sizes)),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a process",
+        "versions": {
+            "python": platform.python_version(),
+            **{n: version(n) for n in ("torch", "transformers", "pyarrow")},
+        },
+        "settings": USUAL,
+        "reads": "seconds are CPU seconds; peak_gb is the most memory of the process so far, 0.5 of it the program",
+        "rows": rows,
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def timed(work: Callable[[], T]) -> tuple[dict[str, float], T]:
+    """CPU seconds and memory of some work in this process, and what it gives."""
+    before = time.process_time()
+    found = work()
+    took = time.process_time() - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": round(took, 6), "peak_gb": round(peak / 1e9, 3)}, found
+
+
+def in_a_process(work: Path, phase: str, words: list[str]) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--phase", phase, str(work), *words]
+    environment = os.environ | {"QILIN_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment, text=True)
+    row: dict[str, Any] = json.loads(found.stdout)
+    print(json.dumps(row), file=sys.stderr)
+    return row
+
+
+def whole_run(work: Path, words: list[str], ranks: int) -> dict[str, float]:
+    """`qilin train` on so many processes: CPU seconds of all of them, and a step's wall time in its middle."""
+    shutil.rmtree(work / "run", ignore_errors=True)
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launch, "-m", "qilin.cli", "train", "small/align", *words, f"out={work / 'run'}"]
+    environment = os.environ | {"QILIN_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    metrics = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()][10:]
+    return {
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+        "steps": len(metrics) + 10,
+        "step_wall_seconds_median": round(sorted(row["seconds"] for row in metrics)[len(metrics) // 2], 5),
+        "data_wait": round(sum(row["data_wait"] for row in metrics) / len(metrics), 4),
+        "imbalance_mean": round(sum(row.get("imbalance", 1.0) for row in metrics) / len(metrics), 4),
+        "peak_gb_of_the_first": round(metrics[-1]["memory_gb"], 3),
+    }
+
+
+def first(words: list[str]) -> dict[str, Any]:
+    """The first time: texts are measured."""
+    from qilin.train.feed import Feed
+    from qilin.train.run import load_start
+    from qilin.train.settings import read_recipe
+
+    settings = read_recipe("small/align", words)
+    loaded = load_start(settings)
+    start, _ = timed(lambda: None)
+    return {"the program": start["peak_gb"], "texts measured": timed(lambda: Feed(settings, loaded.processor))[0]}
+
+
+def again(words: list[str]) -> dict[str, Any]:
+    """The second time, as far as some steps."""
+    import torch
+
+    from qilin.model.compose import set_learning
+    from qilin.train.attention import use_packed_attention
+    from qilin.train.distributed import Learner
+    from qilin.train.feed import Feed
+    from qilin.train.loop import learn_step, learning_parts, pack_loss
+    from qilin.train.optimizer import make_optimizer
+    from qilin.train.plan import make_plan
+    from qilin.train.run import load_start, plan_facts
+    from qilin.train.settings import read_recipe
+    from qilin.train.sources import open_sources
+
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    settings = read_recipe("small/align", words)
+    loaded = load_start(settings)
+    found: dict[str, Any] = {}
+    found["dataset opened"], _ = timed(lambda: open_sources(settings, "training"))
+    found["opened, lengths from the cache"], feed = timed(lambda: Feed(settings, loaded.processor))
+    found["planned"], plan = timed(
+        lambda: make_plan(feed.lengths, [1.0], batch=settings.batch, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
+    )
+    found["plan's hash"], _ = timed(lambda: plan.hash)
+    found["plan's account"], _ = timed(lambda: plan_facts(feed, plan, None))
+
+    def batch(step: int) -> Any:
+        return [feed.pack(pieces, cpu, torch.float32) for pieces in plan.packs(step)]
+
+    steps = range(1, min(len(plan), LOOKED) + 1)
+    for ranks in (1, 2):
+        took, _ = timed(lambda n=ranks: [plan.packs(step - 1, 0, n) for step in steps])
+        found[f"a step cut, {ranks} ranks"] = took | {"seconds": round(took["seconds"] / len(steps), 6)}
+    found["first batch"], _ = timed(lambda: batch(0))
+    later = range(1, min(len(plan), BATCHES))
+    took, batches = timed(lambda: [batch(step) for step in later])
+    found["a batch"] = took | {"seconds": round(took["seconds"] / len(later), 6)}
+    set_learning(loaded.model, settings.learn)
+    use_packed_attention(loaded.model.train())
+    learner = Learner(loaded.model, pack_loss)
+    optimizer = make_optimizer(learning_parts(loaded.model, settings), "adamw", settings.betas)
+
+    def learn(packs: Any, step: int) -> None:
+        learn_step(learner, packs, settings, step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    learn(batches[0], 0)
+    chosen = batches[1 : STEPS + 1]
+    took, _ = timed(lambda: [learn(packs, step) for step, packs in enumerate(chosen)])
+    found["a step"] = took | {"seconds": round(took["seconds"] / len(chosen), 6)}
+    return found
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--phase":
+        print(json.dumps({"first": first, "again": again}[sys.argv[2]](sys.argv[4:])))
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), [int(word) for word in sys.argv[3:]])
