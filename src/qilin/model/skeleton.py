@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoProcessor, LlavaConfig, LlavaForConditi
 
 from qilin.errors import UserError
 from qilin.model.compose import count_image_tokens, from_pretrained, load_tokenizer, make_processor
-from qilin.model.template import chat_template
 
 
 def shape_of(
@@ -51,24 +50,12 @@ def skeleton(config: LlavaConfig) -> Any:
     return model
 
 
-def processor_of(
-    config: LlavaConfig,
-    vision: str | None,
-    language: str | None,
-    model: str | None,
-    *,
-    template: str,
-    system: str | None,
-    pad_square: bool,
-    hub: str,
-) -> Any:
-    """The processor that a recipe's model would have, without the model; `config` has been through `skeleton`."""
+def processor_of(config: LlavaConfig, vision: str | None, language: str | None, model: str | None, hub: str) -> Any:
+    """The processor that a recipe's model would have, without the model, as far as lengths go: neither its template nor
+    how it pads pictures is set. `config` has been through `skeleton`."""
     if model is not None:
-        processor: Any = from_pretrained(AutoProcessor, model, hub)
-        processor.image_processor.do_pad = pad_square
-    else:
-        class_tokens = int(config.vision_feature_select_strategy == "default")
-        tokenizer = load_tokenizer(language or "", hub)
-        processor = make_processor(vision or "", config.vision_config, tokenizer, class_tokens, pad_square, hub)
-    processor.chat_template = chat_template(template, system)
-    return processor
+        return from_pretrained(AutoProcessor, model, hub)
+    class_tokens = int(config.vision_feature_select_strategy == "default")
+    return make_processor(
+        vision or "", config.vision_config, load_tokenizer(language or "", hub), class_tokens, True, hub
+    )

@@ -19,6 +19,7 @@ from transformers import LlavaConfig
 from qilin.errors import UserError
 from qilin.model.compose import pick_device
 from qilin.model.skeleton import processor_of, shape_of, skeleton
+from qilin.model.template import chat_template
 from qilin.settings import parse_override
 from qilin.train.cost import CARDS, Card, card_named, cost_of, measure_peak
 from qilin.train.feed import Feed
@@ -107,16 +108,8 @@ def measured(settings: TrainSettings, config: LlavaConfig) -> Lengths | None:
     """The lengths of the data itself, where it is at hand."""
     if not data_here(settings):
         return None
-    processor = processor_of(
-        config,
-        settings.vision,
-        settings.language,
-        settings.model,
-        template=settings.template,
-        system=settings.system,
-        pad_square=settings.pad_square,
-        hub=settings.hub,
-    )
+    processor = processor_of(config, settings.vision, settings.language, settings.model, settings.hub)
+    processor.chat_template = chat_template(settings.template, settings.system)
     return Feed(settings, processor).lengths
 
 
