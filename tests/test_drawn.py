@@ -217,7 +217,7 @@ def test_the_dataset_folder_is_whole(drawn: Dataset) -> None:
     assert set(drawn.splits()) == {"train", "validation", "test"}
     truths = read_truths(drawn.path)
     assert "truth.jsonl" in drawn.manifest["files"]
-    assert set(truths) == set(drawn.where)
+    assert set(truths) == set(drawn.picture_table()["image_id"].to_pylist())
     for split in drawn.splits():
         rows = list(drawn.samples(split))
         captions = [row for row in rows if row.kind == "caption"]

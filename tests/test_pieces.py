@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from qilin.data.pieces import processes, read_pieces, run_pieces
+from qilin.data.pieces import read_pieces, run_pieces
 from qilin.data.sources.rows import Refused
+from qilin.data.workers import Workers, workers_of
 from qilin.errors import RunError, UserError
 
 
@@ -58,8 +59,11 @@ def test_any_executor_gives_the_same_bytes(tmp_path: Path) -> None:
     work = partial(square, tmp_path / "log")
     counts = run_pieces(work, INPUTS, tmp_path / "here", {"step": "square"})
     assert counts == {"rows": 12, "dropped": 12, "dropped_reasons": {"odd": 12}}
-    for name, executor in (("back", Backwards), ("threads", lambda: ThreadPoolExecutor(3)), ("many", processes(2))):
-        run_pieces(work, INPUTS, tmp_path / name, {"step": "square"}, executor)
+    everybody = {
+        "back": Workers(Backwards, 4), "threads": Workers(lambda: ThreadPoolExecutor(3), 5), "many": workers_of(2)
+    }  # fmt: skip
+    for name, workers in everybody.items():
+        run_pieces(work, INPUTS, tmp_path / name, {"step": "square"}, workers)
         assert files(tmp_path / name) == files(tmp_path / "here")
     assert [row["n"] for row in read_pieces(tmp_path / "back")] == list(range(0, 24, 2))
 
@@ -87,7 +91,7 @@ def test_a_finished_piece_is_not_done_again_and_other_work_is_refused(tmp_path: 
 
 def test_a_killed_worker_costs_its_piece_only(tmp_path: Path) -> None:
     inputs = [[n] for n in range(12)]
-    counts = run_pieces(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, processes(2))
+    counts = run_pieces(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, workers_of(2))
     assert counts["rows"] == 6
     done = (tmp_path / "log").read_text().splitlines()
     # what was in other workers' hands when the pool broke may be done twice; what was finished is not
@@ -97,12 +101,60 @@ def test_a_killed_worker_costs_its_piece_only(tmp_path: Path) -> None:
 
 def test_a_piece_that_always_kills_is_named(tmp_path: Path) -> None:
     inputs = [[n] for n in (2, 13, 4)]
-    with pytest.raises(RunError, match="lost its worker 3 times"):
-        run_pieces(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, processes(2))
+    with pytest.raises(RunError, match="piece 1 has lost its worker again and again"):
+        run_pieces(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, workers_of(2))
     assert not (tmp_path / "out" / "step.json").exists()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two workers, each a process of its own that is started again when it is killed."""
+    distributed = pytest.importorskip("distributed", reason="the cluster extra is not installed")
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as made:
+        yield made
+
+
+def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path, cluster: Any) -> None:
+    inputs = [[n] for n in range(12)]
+    log = tmp_path / "log"
+    run_pieces(partial(square, tmp_path / "other"), inputs, tmp_path / "here", {"step": "square"})
+    told: list[int] = []
+    workers = workers_of(0, cluster.scheduler_address)
+    run_pieces(partial(fatal, log), inputs, tmp_path / "there", {"step": "square"}, workers, told.append)
+    assert log.with_suffix(".killed").exists()
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+    assert sorted(told) == list(range(12))
+    done = log.read_text().splitlines()
+    assert set(done) == {f"[{n}]" for n in range(12)}
+    # one thread a worker: the killed one had one piece in its hands, and that piece wrote nothing before it was killed
+    assert len(done) == 12
+    run_pieces(partial(fatal, log), inputs, tmp_path / "there", {"step": "square"}, workers, told.append)
+    assert log.read_text().splitlines() == done
+
+
+def test_a_piece_that_always_kills_its_worker_is_named_by_a_cluster_too(tmp_path: Path, cluster: Any) -> None:
+    workers = workers_of(0, cluster.scheduler_address)
+    with pytest.raises(RunError, match="piece 1 has lost its worker again and again"):
+        run_pieces(partial(fatal, tmp_path / "log"), [[2], [13], [4]], tmp_path / "out", {}, workers)
+    assert not (tmp_path / "out" / "step.json").exists()
+
+
+def test_a_cluster_that_cannot_be_used_is_refused(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qilin.data.workers.WAIT", "1s")
+    with pytest.raises(UserError, match="expected a scheduler's address"):
+        workers_of(0, "localhost")
+    with pytest.raises(RunError, match="no scheduler answers there"):
+        workers_of(0, "tcp://127.0.0.1:1")
+    there = workers_of(0, cluster.scheduler_address)
+    assert there is not None
+    there.check(tmp_path)
+    with pytest.raises(UserError, match="does not see"):
+        there.check(tmp_path / "nowhere")
 
 
 def test_an_error_in_a_step_stops_it(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        run_pieces(partial(square, tmp_path / "log"), [[1], [None]], tmp_path / "out", {}, processes(2))  # type: ignore[list-item]
+        run_pieces(partial(square, tmp_path / "log"), [[1], [None]], tmp_path / "out", {}, workers_of(2))  # type: ignore[list-item]
     assert not (tmp_path / "out" / "step.json").exists()

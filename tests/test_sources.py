@@ -12,7 +12,7 @@ from qilin.data.importing import import_data
 from qilin.data.licences import TIERS, strictest, tier
 from qilin.data.records import Dataset, open_dataset, text_of
 from qilin.data.settings import ImportSettings
-from qilin.data.split import Components
+from qilin.data.split import Links
 from qilin.errors import UserError
 
 
@@ -248,24 +248,25 @@ def test_one_content_in_two_files_is_one_picture_in_one_split(tmp_path: Path) ->
 
 
 def test_shares_hold_and_nothing_linked_is_divided() -> None:
-    links = Components()
+    links = Links()
     for n in range(1000):
         links.join([f"picture {n}", f"group {n % 300}"])
     links.join(["picture 0", "picture 1"])
     splits = links.assign(0.1, 0.2, seed=0)
-    rows = {split: sum(links.rows[top] for top in splits if splits[top] == split) for split in set(splits.values())}
-    assert abs(rows["test"] - 200) <= 3
-    assert abs(rows["validation"] - 100) <= 3
+    assert abs(splits.count("test") - 200) <= 3
+    assert abs(splits.count("validation") - 100) <= 3
     for n in range(1000):
-        assert splits[links.root(f"picture {n}")] == splits[links.root(f"group {n % 300}")]
-    assert links.root("picture 0") == links.root("group 1")
+        assert splits[n] == splits[n % 300]
+    assert splits[0] == splits[1] == splits[1000]
     assert links.assign(0.1, 0.2, seed=0) == splits
     assert links.assign(0.1, 0.2, seed=1) != splits
-    whole = Components()
+    whole = Links()
     for n in range(50):
         whole.join([f"picture {n}", "group one"])
     whole.join(["picture a"], split="test")
-    assert set(whole.assign(0.1, 0.1, 0).items()) == {("group one", "train"), ("picture a", "test")}
+    whole.join(["picture a"], split="validation")
+    assert whole.assign(0.1, 0.1, 0) == ["train"] * 50 + ["test"] * 2
+    assert Links().assign(0.1, 0.1, 0) == []
 
 
 def test_a_second_run_says_it_is_there_and_another_import_is_refused(

@@ -1,10 +1,11 @@
 """The small pieces of Chinese medical text, each as a table of examples."""
 
 from fractions import Fraction
+from importlib import resources
 
 import pytest
 
-from qilin.text.chinese import chinese_share, has_chinese, simplified
+from qilin.text.chinese import _converter, chinese_share, has_chinese, simplified
 from qilin.text.laterality import sides, sides_conflict
 from qilin.text.negation import is_denied, negations
 from qilin.text.numerals import counts_as_digits, parse_count, parse_number
@@ -36,6 +37,15 @@ def test_narrow_letters_keeps_chinese_punctuation() -> None:
 def test_simplified() -> None:
     assert simplified("雙側胸腔積液，無氣胸") == "双侧胸腔积液，无气胸"
     assert simplified("MRI T2") == "MRI T2"
+    assert simplified("明瞭，重覆") == "明了，重复"  # phrases of characters that stay when they are alone
+
+
+def test_simplified_asks_opencc_wherever_it_would_change_something() -> None:
+    tables = resources.files("opencc") / "dictionary"
+    for name in ("TSCharacters.txt", "TSPhrases.txt"):
+        for line in (tables / name).read_text(encoding="utf-8").splitlines():
+            word = line.partition("\t")[0]
+            assert simplified(f"见{word}。") == str(_converter().convert(f"见{word}。"))
 
 
 def test_chinese_share() -> None:

@@ -6,23 +6,28 @@ refused sample with its reason, split by article or patient where asked for.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.progress import Progress
 
 from qilin.data.bars import bar, refusals
-from qilin.data.duplicates import alike_pictures, benchmark_passages, leaking_pictures, leaking_text, repeated
+from qilin.data.duplicates import Alike, alike_pictures, repeated
+from qilin.data.leaks import leaking_pictures, leaking_text
 from qilin.data.licences import TIERS
 from qilin.data.looks import fault_of
-from qilin.data.pieces import processes, read_pieces, run_pieces
+from qilin.data.pieces import read_pieces, run_pieces
 from qilin.data.pmc import ALLOWED, read_ids
-from qilin.data.records import Dataset, Sample, open_dataset, open_parquet, picture_from_row, text_of
+from qilin.data.records import Dataset, Sample, group_sizes, open_dataset, open_parquet, picture_from_row, text_of
 from qilin.data.rework import Refused, is_done, refuse, rework, settings_of
-from qilin.data.split import Components
+from qilin.data.split import Links
+from qilin.data.tables import TableWriter, open_table
+from qilin.data.workers import Workers, workers_of
 from qilin.settings import setting, settings
 from qilin.text.chinese import simplified
 from qilin.text.language import language_of
@@ -51,6 +56,9 @@ class CurateSettings:
     test: float = setting(default=0.05, help="with --resplit: the share of samples kept for testing")
     seed: int = setting(default=0, help="with --resplit: decides which are kept")
     workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = setting(
+        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
+    )
     json: bool = setting(default=False, help="print the summary as JSON")
 
     def __post_init__(self) -> None:
@@ -64,75 +72,82 @@ class CurateSettings:
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides about a sample: found before, over the whole dataset."""
+    """What decides about a sample. `folder` holds what was found before, over the whole dataset: tables of the
+    pictures and the samples that may not stay, and of the new splits."""
 
-    pictures: Mapping[str, str]  # image_id -> why samples with it are refused
-    samples: Mapping[str, str]  # sample_id -> why it is refused
-    passages: Mapping[str, tuple[str, int]]
+    folder: Path
+    benchmarks: tuple[Path, ...]
     retracted: frozenset[str]
     strictest: str
     keep_personal: bool
     keep_languages: bool
-    allow_leaks: bool
-    splits: Mapping[str, str]  # sample_id -> its new split; empty: as it was
+    resplit: bool
+
+
+RULES = ("allow_leaks", "license", "keep_personal", "keep_languages", "resplit", "validation", "test", "seed")
 
 
 def curate(given: CurateSettings) -> None:
     """Make the curated folder, or say that it is there."""
     data = open_dataset(given.source)
-    executor = processes(given.workers)
     made_by = {
         "step": "curate",
         "rules": {name: getattr(given, name) for name in RULES},
         "benchmarks": {path.name: open_dataset(path).hash for path in given.benchmarks},
         "retracted": sorted(retracted_of(given.retracted)),
     }
-    if is_done(given.out, settings_of(data, made_by)):
+    if is_done(given.out, settings_of([data], made_by)):
         return tell(given, open_dataset(given.out), fresh=False)
+    workers = workers_of(given.workers, given.cluster)
+    folder = given.out.resolve().with_name(f".{given.out.name}.rules")
     with bar() as progress:
-        looked = look_at_pictures(data, given, executor, progress)
-        task = progress.add_task("comparing", total=4)
-        same = alike_pictures(data)
-        progress.advance(task)
-        pictures = dict(looked)
-        for image_id, name in leaking_pictures(data, given.benchmarks).items():
-            pictures.setdefault(image_id, f"leak: picture of {name}")
-        progress.advance(task)
-        doubles = repeated(data, same)
-        progress.advance(task)
+        find_out(data, given, folder, workers, progress)
         rules = Rules(
-            pictures, doubles, benchmark_passages(given.benchmarks), retracted_of(given.retracted),
-            ALLOWED[given.license], given.keep_personal, given.keep_languages, given.allow_leaks,
-            new_splits(data, same, given) if given.resplit else {},
+            folder, () if given.allow_leaks else tuple(path.resolve() for path in given.benchmarks),
+            retracted_of(given.retracted), ALLOWED[given.license], given.keep_personal, given.keep_languages,
+            given.resplit,
         )  # fmt: skip
-        progress.advance(task)
         task = progress.add_task("writing samples", total=None)
         made, fresh = rework(
-            given.source, given.out, partial(curated, rules), made_by, None, lambda number: progress.advance(task)
+            given.source, given.out, partial(curated, rules), made_by, workers, lambda number: progress.advance(task)
         )
+    shutil.rmtree(folder)
     return tell(given, made, fresh)
-
-
-RULES = ("allow_leaks", "license", "keep_personal", "keep_languages", "resplit", "validation", "test", "seed")
 
 
 def retracted_of(path: Path | None) -> frozenset[str]:
     return frozenset(f"PMC{number}" for number, _ in read_ids(path)) if path else frozenset()
 
 
-def look_at_pictures(data: Dataset, given: CurateSettings, executor: Any, progress: Any) -> dict[str, str]:
-    """image_id -> its fault, of the pictures that have one; by many processes, resumable."""
+def find_out(data: Dataset, given: CurateSettings, folder: Path, workers: Workers | None, progress: Progress) -> None:
+    """The tables of the rules, from passes over the whole dataset."""
+    pictures, samples = TableWriter(), TableWriter()
+    look_at_pictures(data, folder, workers, progress, pictures)
+    task = progress.add_task("comparing", total=None)
+    same = alike_pictures(data)
+    leaking_pictures(data, () if given.allow_leaks else given.benchmarks, pictures)
+    repeated(data, same, folder / "texts", samples, workers, lambda number: progress.advance(task))
+    pictures.save(folder / "pictures")
+    samples.save(folder / "samples")
+    if given.resplit:
+        new_splits(data, same, given).save(folder / "splits")
+
+
+def look_at_pictures(
+    data: Dataset, folder: Path, workers: Workers | None, progress: Progress, found: TableWriter
+) -> None:
+    """Add to `found` the pictures that have a fault; by many processes, resumable."""
     pieces = []
     for file in sorted((data.path / "images").glob("*.parquet")):
-        count = open_parquet(str(file)).num_row_groups
+        count = len(group_sizes(str(file)))
         pieces += [(str(file.resolve()), n, min(n + GROUPS_A_PIECE, count)) for n in range(0, count, GROUPS_A_PIECE)]
-    folder = given.out.with_name(f".{given.out.name}.pictures")
     task = progress.add_task("looking at pictures", total=len(pieces))
     run_pieces(
-        picture_faults, pieces, folder, {"step": "look", "input": data.hash}, executor if len(pieces) > 1 else None,
-        lambda number: progress.advance(task),
+        picture_faults, pieces, folder / "looks", {"step": "look", "input": data.hash},
+        workers if len(pieces) > 1 else None, lambda number: progress.advance(task),
     )  # fmt: skip
-    return {row["image_id"]: row["fault"] for row in read_pieces(folder)}
+    for row in read_pieces(folder / "looks"):
+        found.add(row["image_id"], row["fault"])
 
 
 def picture_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
@@ -145,38 +160,40 @@ def picture_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Ref
                 yield {"image_id": picture.image_id, "fault": fault}
 
 
-def new_splits(data: Dataset, same: Mapping[str, str], given: CurateSettings) -> dict[str, str]:
-    """sample_id -> split, over components of group, picture, and pictures that look alike."""
-    links = Components()
-    keys: dict[str, str] = {}
+def new_splits(data: Dataset, same: Alike, given: CurateSettings) -> TableWriter:
+    """The split of each sample, over components of group, picture, and pictures that look alike."""
+    links, columns = Links(), ("sample_id", "image_ids", "group")
     for split in data.splits():
-        for sample in data.samples(split):
-            ties = [f"picture {same.get(i, i)}" for i in sample.image_ids]
-            ties += [f"group {sample.group}"] if sample.group else []
-            ties = ties or [f"sample {sample.sample_id}"]
-            links.join(ties)
-            keys[sample.sample_id] = ties[0]
-    splits = links.assign(given.validation, given.test, given.seed)
-    return {sample_id: splits[links.root(key)] for sample_id, key in keys.items()}
+        for row in data.stream_rows(split, columns=columns):
+            ties = [f"picture {same.head(image_id)}" for image_id in row["image_ids"]]
+            ties += [f"group {row['group']}"] if row["group"] else []
+            links.join(ties or [f"sample {row['sample_id']}"])
+    splits = iter(links.assign(given.validation, given.test, given.seed))
+    made = TableWriter()
+    for split in data.splits():
+        for row in data.stream_rows(split, columns=columns):
+            made.add(row["sample_id"], next(splits))
+    return made
 
 
 def curated(rules: Rules, rows: Iterable[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | Refused]:
     """The step over samples: normalised ones that may stay, and the others with the reason."""
     for split, sample in rows:
         tidy = normalised(sample)
-        reason = reason_against(tidy, rules)
-        yield refuse(sample, reason) if reason else (rules.splits.get(sample.sample_id, split), tidy)
+        if reason := reason_against(tidy, rules):
+            yield refuse(sample, reason)
+        else:
+            moved = open_table(rules.folder / "splits").get(sample.sample_id) if rules.resplit else None
+            yield moved or split, tidy
 
 
 def reason_against(sample: Sample, rules: Rules) -> str | None:
     """Why a sample may not stay; the gravest reasons first."""
-    leaks = not rules.allow_leaks
-    for image_id in sample.image_ids:
-        fault = rules.pictures.get(image_id)
-        if fault and (leaks or not fault.startswith("leak: ")):
-            return fault
+    pictures = open_table(rules.folder / "pictures")
+    if fault := next((fault for image_id in sample.image_ids if (fault := pictures.get(image_id))), None):
+        return fault
     text = "\n".join(text_of(message) for message in sample.messages)
-    if leaks and (name := leaking_text(sample, rules.passages)):
+    if name := leaking_text(sample, rules.benchmarks):
         return f"leak: text of {name}"
     if sample.group in rules.retracted:
         return "its article is retracted"
@@ -186,7 +203,7 @@ def reason_against(sample: Sample, rules: Rules) -> str | None:
         return f"personal data: {kinds[0]}"
     if not rules.keep_languages and any(language_of(text_of(m)) == "other" for m in sample.messages):
         return "neither Chinese nor English"
-    return rules.samples.get(sample.sample_id)
+    return open_table(rules.folder / "samples").get(sample.sample_id)
 
 
 def normalised(sample: Sample) -> Sample:

@@ -1,18 +1,28 @@
-"""Samples that say the same thing about the same picture, exactly or nearly; benchmarks that stand in a dataset.
+"""Samples that say the same thing about the same picture, exactly or nearly; pictures that look the same.
 
-In: opened datasets. Out: sample or picture ids with the reason they must not stay. Two pictures are one here if their
-perceptual hashes differ in at most 4 of 64 bits; two texts if most of their five-character pieces are shared.
+In: opened datasets. Out: the samples that must not stay, with the reason. Two pictures are one here if their perceptual
+hashes differ in at most 4 of 64 bits; two texts if most of their five-character pieces are shared. Texts lie on disk
+meanwhile: those about pictures in heaps small enough to be compared in memory, the others in one file in which MinHash
+says whom to compare.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from qilin.data.records import Dataset, Sample, open_dataset, text_of
-from qilin.data.split import Components
-from qilin.errors import UserError
-from qilin.imaging.near import NEAR_BITS, hashes, near_in, near_pairs
+from qilin.data.keys import fingerprint, fingerprints
+from qilin.data.pieces import read_pieces, run_pieces
+from qilin.data.records import Dataset
+from qilin.data.sources.rows import Refused
+from qilin.data.split import connected
+from qilin.data.tables import TableWriter
+from qilin.data.workers import Workers
+from qilin.imaging.near import hashes, near_in
 from qilin.text.chinese import simplified
 from qilin.text.width import narrow
 
@@ -20,66 +30,17 @@ SAME_BITS = 4
 ALIKE = 0.9  # Jaccard of five-character pieces
 GRAM = 5
 PERMUTATIONS, BANDS = 128, 16
-PASSAGE = 16  # characters in a row that two texts do not share by chance
-SHARED = 0.5  # share of a benchmark text's passages that must stand in a sample
-LONG = 32  # characters below which a benchmark's text is no passage
+FIRSTS = 4  # of the texts that share a band, how many of the first each is compared with
+SAMPLES_A_HEAP = 20_000
+REPEATS, NEARLY = "repeats another sample", "nearly repeats another sample"
 
 
 def plain(text: str) -> str:
     return "".join(simplified(narrow(text)).lower().split())
 
 
-def said(sample: Sample) -> str:
-    return "\n".join(plain(text_of(message)) for message in sample.messages)
-
-
 def grams(text: str, size: int = GRAM) -> set[str]:
     return {text[i : i + size] for i in range(max(1, len(text) - size + 1))}
-
-
-def alike_pictures(data: Dataset, bits: int = SAME_BITS) -> dict[str, str]:
-    """image_id -> the picture that stands for it and all that look the same."""
-    table = data.picture_table(("image_id", "phash"))
-    ids = table["image_id"].to_pylist()
-    links = Components()
-    for image_id in ids:
-        links.join([image_id])
-    for i, j in near_in(hashes(table["phash"].to_pylist()), bits) if ids else ():
-        links.join([ids[i], ids[j]])
-    return {image_id: links.root(image_id) for image_id in ids}
-
-
-def repeated(data: Dataset, same: Mapping[str, str]) -> dict[str, str]:
-    """sample_id -> why it repeats an earlier sample, over all splits; the first of them stays."""
-    import rensa
-
-    exact: dict[tuple[str, ...], str] = {}
-    about: dict[tuple[str, ...], list[str]] = {}  # pictures -> texts about them
-    nearby = rensa.RMinHashLSH(threshold=ALIKE, num_perm=PERMUTATIONS, num_bands=BANDS)
-    texts: list[str] = []  # those without a picture: any may repeat any; their pieces are made again when needed
-    found: dict[str, str] = {}
-    for split in data.splits():
-        for sample in data.samples(split):
-            pictures = tuple(same.get(i, i) for i in sample.image_ids)
-            text = said(sample)
-            first = exact.setdefault((*pictures, text), sample.sample_id)
-            if first != sample.sample_id:
-                found[sample.sample_id] = "repeats another sample"
-                continue
-            pieces = grams(text)
-            if pictures:
-                others = about.setdefault(pictures, [])
-            else:
-                mark = rensa.RMinHash(num_perm=PERMUTATIONS, seed=0)
-                mark.update(sorted(pieces))
-                others = [texts[n] for n in nearby.query(mark)]
-                nearby.insert(len(texts), mark)
-                texts.append(text)
-            if any(alike(text, pieces, other) for other in others):
-                found[sample.sample_id] = "nearly repeats another sample"
-            elif pictures:
-                others.append(text)
-    return found
 
 
 def alike(text: str, pieces: set[str], other: str) -> bool:
@@ -92,47 +53,198 @@ def alike(text: str, pieces: set[str], other: str) -> bool:
     return shared >= ALIKE * (len(pieces) + len(theirs) - shared)
 
 
-def leaking_pictures(data: Dataset, benchmarks: Sequence[Path]) -> dict[str, str]:
-    """image_id -> the benchmark that holds this picture or one that looks the same."""
-    table = data.picture_table(("image_id", "phash"))
-    ids, ours = table["image_id"].to_pylist(), hashes(table["phash"].to_pylist())
-    found: dict[str, str] = {}
-    for path in benchmarks:
-        other = open_dataset(path)
-        if other.hash == data.hash:
-            raise UserError(f"{path}: is the very dataset that is curated; name the test sets that it must not hold")
-        theirs = np.unique(hashes(other.picture_table(("phash",))["phash"].to_pylist()))
-        for _, j in near_pairs(theirs, ours, NEAR_BITS) if len(ours) and len(theirs) else ():
-            found.setdefault(ids[j], path.name)
-    return found
+# --- pictures that look the same ------------------------------------------------------------------------------------
 
 
-def benchmark_passages(benchmarks: Iterable[Path]) -> dict[str, tuple[str, int]]:
-    """Passage -> (the text it is of, how many that has), of every long question and answer of the test sets."""
-    found: dict[str, tuple[str, int]] = {}
-    for path in benchmarks:
-        other = open_dataset(path)
-        for split in other.splits():
-            for sample in other.samples(split):
-                for n, message in enumerate(sample.messages):
-                    text = plain(text_of(message))
-                    if len(text) >= LONG:
-                        pieces = grams(text, PASSAGE)
-                        for piece in pieces:
-                            found.setdefault(piece, (f"{path.name}/{sample.sample_id}.{n}", len(pieces)))
-    return found
+@dataclass(frozen=True)
+class Alike:
+    """For each picture the one that stands for it and all that look the same."""
+
+    keys: np.ndarray  # fingerprints of image ids, sorted
+    heads: np.ndarray
+
+    def head(self, image_id: str) -> int:
+        """The fingerprint of the picture that stands for it: its own where it is alone."""
+        key = fingerprint(image_id)
+        place = int(np.searchsorted(self.keys, np.uint64(key)))
+        known = place < len(self.keys) and self.keys[place] == key
+        return int(self.heads[place]) if known else key
 
 
-def leaking_text(sample: Sample, passages: Mapping[str, tuple[str, int]]) -> str | None:
-    """The test set whose text largely stands in a sample."""
-    if not passages:
-        return None
-    met: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for piece in grams(said(sample), PASSAGE):
-        if piece in passages:
-            name, size = passages[piece]
-            met[name] = met.get(name, 0) + 1
-            sizes[name] = size
-    worst = next((name for name, count in met.items() if count >= SHARED * sizes[name]), None)
-    return worst.partition("/")[0] if worst else None
+def picture_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """(fingerprints of the ids, perceptual hashes) of all pictures."""
+    ids, looks = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    for batch in data.picture_table(("image_id", "phash")).to_batches(max_chunksize=8192):
+        ids.append(fingerprints(batch.column(0).to_pylist()))
+        looks.append(hashes(batch.column(1).to_pylist()))
+    return np.concatenate(ids), np.concatenate(looks)
+
+
+def alike_pictures(data: Dataset, bits: int = SAME_BITS) -> Alike:
+    """Pictures that look the same, through chains of such pairs too."""
+    ids, looks = picture_hashes(data)
+    pairs = array("q")
+    for pair in near_in(looks, bits) if len(looks) else ():
+        pairs.extend(pair)
+    ends = np.frombuffer(pairs, dtype=np.int64).reshape(-1, 2)
+    # each pair is a row that ties two pictures
+    labels = connected(np.repeat(np.arange(len(ends)), 2), ends.reshape(-1), len(ends), len(ids))[len(ends) :]
+    heads = np.full(int(labels.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(heads, labels, ids)
+    order = np.argsort(ids, kind="stable")
+    return Alike(ids[order], heads[labels[order]])
+
+
+# --- texts that say the same ----------------------------------------------------------------------------------------
+
+
+def repeated(
+    data: Dataset, same: Alike, folder: Path, found: TableWriter, workers: Workers | None = None,
+    on_piece: Callable[[int], None] = lambda number: None,
+) -> None:  # fmt: skip
+    """Add to `found` each sample that repeats an earlier one, over all splits; the first of them stays. `folder` holds
+    texts and finished pieces meanwhile."""
+    if not (folder / "texts.json").is_file():
+        lay_out(data, same, folder)
+    heaps, starts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    facts = {"step": "repeats", "input": data.hash}
+    run_pieces(repeats_in_heap, heaps, folder / "heaps-done", facts, workers, on_piece)
+    for row in read_pieces(folder / "heaps-done"):
+        found.add(row["sample_id"], row["reason"])
+    spans = [(str(folder), first, last) for first, last in zip(starts, starts[1:], strict=False)]
+    run_pieces(signed, spans, folder / "texts-done", facts, workers, lambda number: on_piece(len(heaps) + number))
+    for sample_id, reason in repeats_of_texts(folder, len(spans)):
+        found.add(sample_id, reason)
+
+
+def lay_out(data: Dataset, same: Alike, folder: Path) -> None:
+    """Every sample's text on disk: in the heap of its pictures, or, without a picture, in one file for all.
+
+    texts.json, written last: the heaps' files, and the places in the one file at which a piece begins.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    total = sum(data.count(split) for split in data.splits())
+    heaps = [folder / f"heap-{n:04d}.jsonl" for n in range(min(512, 1 + total // SAMPLES_A_HEAP))]
+    files: list[BinaryIO] = [heap.open("wb") for heap in heaps]
+    texts = (folder / "texts.jsonl").open("wb")
+    starts, alone = [0], 0
+    try:
+        for split in data.splits():
+            for row in data.stream_rows(split, columns=("sample_id", "image_ids", "messages")):
+                said = [part["text"] for m in row["messages"] for part in m["content"] if part["text"]]
+                if row["image_ids"]:
+                    about = [same.head(image_id) for image_id in row["image_ids"]]
+                    key = fingerprint(" ".join(map(str, about)))
+                    files[key % len(files)].write(line([row["sample_id"], key, said]))
+                else:
+                    texts.write(line([row["sample_id"], said]))
+                    alone += 1
+                    if alone % SAMPLES_A_HEAP == 0:
+                        starts.append(texts.tell())
+        starts += [texts.tell()] if starts[-1] != texts.tell() else []
+    finally:
+        for file in (*files, texts):
+            file.close()
+    (folder / "texts.json").write_text(json.dumps([[str(heap) for heap in heaps], starts]), encoding="utf-8")
+
+
+def line(row: list[Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | Refused]:
+    """The step over a heap: samples that repeat an earlier one about the same pictures."""
+    exact: set[tuple[int, int]] = set()
+    about: dict[int, list[str]] = {}  # pictures -> the texts about them that stay
+    with open(heap, encoding="utf-8", errors="surrogatepass") as lines:
+        for sample_id, key, said in map(json.loads, lines):
+            text = plain("\n".join(said))
+            if (key, fingerprint(text)) in exact:
+                yield {"sample_id": sample_id, "reason": REPEATS}
+                continue
+            exact.add((key, fingerprint(text)))
+            pieces = grams(text)
+            others = about.setdefault(key, [])
+            if any(alike(text, pieces, other) for other in others):
+                yield {"sample_id": sample_id, "reason": NEARLY}
+            else:
+                others.append(text)
+
+
+def signed(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
+    """The step over texts without pictures: for each its place in the file, the text's fingerprint, and those of its
+    bands, kept as an array beside the rows (a row in JSON would be three times as long). Yields where that is."""
+    import rensa
+
+    folder, first, last = span
+    marks: list[tuple[int, int]] = []
+    digests: list[list[int]] = []
+    with open(Path(folder) / "texts.jsonl", "rb") as file:
+        file.seek(first)
+        while (place := file.tell()) < last:
+            _, said = json.loads(file.readline())
+            text = plain("\n".join(said))
+            mark = rensa.RMinHash(num_perm=PERMUTATIONS, seed=0)
+            mark.update(sorted(grams(text)))
+            marks.append((place, fingerprint(text)))
+            digests.append(mark.digest())
+    bands = banded(np.array(digests, dtype=np.uint64).reshape(-1, PERMUTATIONS))
+    name = f"marks-{first:015d}.npy"
+    np.save(Path(folder) / name, np.vstack([np.array(marks, dtype=np.uint64).reshape(-1, 2).T, bands]))
+    yield {"marks": name}
+
+
+def banded(digests: np.ndarray) -> np.ndarray:
+    """(texts, PERMUTATIONS) -> (BANDS, texts): each band of a MinHash as one number."""
+    factors = np.random.default_rng(0).integers(0, 2**63, PERMUTATIONS // BANDS, dtype=np.uint64) * 2 + 1
+    return np.asarray((digests.reshape(len(digests), BANDS, -1) * factors).sum(axis=2, dtype=np.uint64).T)
+
+
+def repeats_of_texts(folder: Path, spans: int) -> Iterator[tuple[str, str]]:
+    """(sample id, reason) of the texts without pictures that repeat an earlier one."""
+    names = [row["marks"] for row in read_pieces(folder / "texts-done")] if spans else []
+    if not names:
+        return
+    marks = [np.load(folder / name, mmap_mode="r") for name in names]  # each (2 + BANDS, texts of the piece)
+
+    def column(n: int) -> np.ndarray:
+        return np.concatenate([part[n] for part in marks])
+
+    places = column(0)
+    gone = np.zeros(len(places), dtype=bool)
+    _, firsts, which = np.unique(column(1), return_index=True, return_inverse=True)
+    exact = firsts[which] != np.arange(len(places))
+    gone |= exact
+    pairs = np.empty(0, dtype=np.uint64)
+    for band in range(BANDS):
+        pairs = np.union1d(pairs, sharing(column(2 + band), exact))
+    with open(folder / "texts.jsonl", "rb") as file:
+        for pair in pairs:  # in the order of the later text, so that the earlier one is decided
+            later, earlier = int(pair >> np.uint64(32)), int(pair & np.uint64(2**32 - 1))
+            if not gone[later] and not gone[earlier]:
+                (_, text), (_, other) = (read_at(file, int(places[n])) for n in (later, earlier))
+                gone[later] = alike(text, grams(text), other)
+        for n in np.flatnonzero(gone):
+            yield read_at(file, int(places[n]))[0], REPEATS if exact[n] else NEARLY
+
+
+def sharing(band: np.ndarray, but: np.ndarray) -> np.ndarray:
+    """Pairs of texts with the same band, as later << 32 | earlier; those of `but` left out. Of many that share one,
+    each is compared with the first few: one of them stays, and stands for what is like it."""
+    places = np.flatnonzero(~but)
+    order = places[np.argsort(band[places], kind="stable")]
+    values = band[order]
+    begins = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, int)
+    begin = np.repeat(begins, np.diff(np.append(begins, len(values))))  # of each place: where its run begins
+    found = []
+    for nth in range(FIRSTS):
+        has = begin + nth < np.arange(len(values))
+        found.append(order[has].astype(np.uint64) << np.uint64(32) | order[(begin + nth)[has]].astype(np.uint64))
+    return np.unique(np.concatenate(found))
+
+
+def read_at(file: BinaryIO, place: int) -> tuple[str, str]:
+    """(sample id, its text made plain) at a place of the file."""
+    file.seek(place)
+    sample_id, said = json.loads(file.readline())
+    return sample_id, plain("\n".join(said))

@@ -22,8 +22,9 @@ from qilin.data.bars import bar, refusals
 from qilin.data.licences import tier
 from qilin.data.medical import judge
 from qilin.data.panels import divide_caption
-from qilin.data.pieces import processes, read_pieces, run_pieces
+from qilin.data.pieces import read_pieces, run_pieces
 from qilin.data.sources.rows import Refused
+from qilin.data.workers import workers_of
 from qilin.errors import UserError
 from qilin.settings import setting, settings
 
@@ -41,6 +42,9 @@ class FiguresSettings:
     out: Path = setting(help="the folder of rows to make; an interrupted one is gone on with")
     every: bool = setting(default=False, help="keep figures that are no medical pictures by their captions, too")
     workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = setting(
+        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
+    )
     json: bool = setting(default=False, help="print the summary as JSON")
 
 
@@ -57,10 +61,10 @@ def figures(given: FiguresSettings) -> None:
         "articles_a_piece": ARTICLES_A_PIECE,
     }
     work = partial(read_files, given.source.resolve(), given.every)
-    executor = processes(given.workers if given.workers else min(os.cpu_count() or 1, len(pieces)))
+    workers = workers_of(given.workers, given.cluster, most=len(pieces))
     with bar() as progress:
         task = progress.add_task("reading articles", total=len(pieces))
-        counts = run_pieces(work, pieces, given.out, made_by, executor, lambda number: progress.advance(task))
+        counts = run_pieces(work, pieces, given.out, made_by, workers, lambda number: progress.advance(task))
     tell(given, len(names), counts)
 
 

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from rich.progress import Progress
 from qilin.data.bars import bar, refusals
 from qilin.data.licences import strictest, tier
 from qilin.data.pictures import make_picture
-from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset, text_of
+from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset
 from qilin.data.settings import ImportSettings
 from qilin.data.sources import exams, folder, llava, maps, odd, slake
-from qilin.data.sources.rows import PictureFile, Refused, Row
+from qilin.data.sources.rows import Refused, Row
 from qilin.data.sources.tables import KINDS, encoding_of
-from qilin.data.split import Components
+from qilin.data.survey import Survey
 from qilin.data.through import read_through
 from qilin.data.writer import DatasetWriter, file_hash
 from qilin.errors import UserError
@@ -32,18 +32,6 @@ from qilin.imaging.pixels import BadPicture
 from qilin.settings import to_dict
 
 APART = ("name", "source", "out", "images", "pmc", "json")  # settings that say where things lie, not what they become
-
-
-@dataclass
-class Survey:
-    """What the first reading of a source learns: which files hold which content, and what is linked to what."""
-
-    content: dict[Path, str] = field(default_factory=dict)  # file -> sha256 of its bytes
-    faults: dict[Path, str] = field(default_factory=dict)  # file -> why it cannot be read
-    places: dict[str, list[PictureFile]] = field(default_factory=dict)  # content -> where it was found, each once
-    links: Components = field(default_factory=Components)
-    whole: int = 0  # figures that stand for a panel of theirs
-    rows: int = 0
 
 
 def import_data(settings: ImportSettings) -> None:
@@ -55,15 +43,15 @@ def import_data(settings: ImportSettings) -> None:
     console = Console(stderr=settings.json, highlight=False, soft_wrap=True)
     if not (settings.out / MANIFEST).is_file():
         DatasetWriter(settings.out, {})  # refuses an occupied folder now rather than after an hour
-    with bar() as progress:
-        survey = look(source, settings, progress)
+    with Survey(settings.out.with_name(f".{settings.out.name}.survey")) as survey, bar() as progress:
+        look(source, settings, survey, progress)
         made_by = describe(settings, source, survey)
         if is_there(settings.out, made_by):
             progress.stop()
             return tell(open_dataset(settings.out), settings, console, fresh=False)
         with DatasetWriter(settings.out, made_by, title=settings.out.name) as writer:
-            ids, faults = store_pictures(writer, survey, settings, progress)
-            store_samples(writer, source.read(settings), survey, ids, faults, settings, progress)
+            store_pictures(writer, survey, settings, progress)
+            store_samples(writer, source.read(settings), survey, settings, progress)
             refuse_nothing(writer, settings)
     return tell(open_dataset(settings.out), settings, console, fresh=True)
 
@@ -76,41 +64,15 @@ def find_source(name: str) -> "Source":
     raise UserError(f"cannot import {name!r}; {hint}")
 
 
-def look(source: "Source", settings: ImportSettings, progress: Progress) -> Survey:
+def look(source: "Source", settings: ImportSettings, survey: Survey, progress: Progress) -> None:
     """The first reading: every picture file hashed once, every link between pictures, groups and splits noted."""
-    survey = Survey()
     task = progress.add_task("reading rows", total=None)
     for row in source.read(settings):
         survey.rows += 1
         progress.advance(task)
-        if isinstance(row, Refused):
-            continue
-        for file in row.pictures:
-            note_picture(survey, file)
-        survey.links.join(link_keys(row, survey.content), settings.split or row.split)
+        if isinstance(row, Row):
+            survey.note(row, settings.split or row.split)
     progress.update(task, total=survey.rows)
-    return survey
-
-
-def note_picture(survey: Survey, file: PictureFile) -> None:
-    if file.path in survey.content or file.path in survey.faults:
-        return
-    survey.whole += file.whole
-    try:
-        data = read_through(file.path)
-    except BadPicture as error:
-        survey.faults[file.path] = error.reason
-        return
-    content = hashlib.sha256(data).hexdigest()
-    survey.content[file.path] = content
-    survey.places.setdefault(content, []).append(file)
-
-
-def link_keys(row: Row, content: dict[Path, str]) -> list[str]:
-    """What ties a row to others: its pictures' contents and its group; the opening question where it has neither."""
-    keys = [f"picture {content[file.path]}" for file in row.pictures if file.path in content]
-    keys += [f"group {row.group}"] if row.group else []
-    return keys or [f"text {hashlib.sha256(text_of(row.messages[0]).encode()).hexdigest()}"]
 
 
 def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict[str, Any]:
@@ -119,17 +81,17 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
     seen = hashlib.sha256()
     for path in inputs:
         seen.update(f"{path.name} {file_hash(path)}\n".encode())
-    for path, content in sorted(survey.content.items()):
-        seen.update(f"{path.name} {content}\n".encode())
+    for line in survey.lines():
+        seen.update(line.encode())
     default = {item.name: item.default for item in dataclasses.fields(ImportSettings)}
     arguments = {k: v for k, v in to_dict(settings).items() if k not in APART and v != default[k]}
     encodings = {encoding_of(path) for path in inputs if path.suffix in KINDS} - {"utf-8-sig"}
-    licences = {file.license for files in survey.places.values() for file in files if file.license}
-    licences |= {settings.license} if settings.license else set()
+    licences = survey.licences() | ({settings.license} if settings.license else set())
+    counts = survey.counts()
     looked = {
-        "found": len(survey.content) - survey.whole,
+        "found": counts["files"] - survey.whole,
         "whole_figure": survey.whole,
-        "missing": len(survey.faults),
+        "missing": counts["faults"],
     }
     return (
         {
@@ -165,57 +127,42 @@ def is_there(out: Path, made_by: dict[str, Any]) -> bool:
     )
 
 
-def store_pictures(
-    writer: DatasetWriter, survey: Survey, settings: ImportSettings, progress: Progress
-) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Decode and store every content once, with all the places it was found in. (file -> image_id, file -> fault)"""
-    ids: dict[Path, str] = {}
-    faults = dict(survey.faults)
-    of_content: dict[str, str | BadPicture] = {}
-    task = progress.add_task("decoding pictures", total=len(survey.places))
-    for content, files in survey.places.items():
+def store_pictures(writer: DatasetWriter, survey: Survey, settings: ImportSettings, progress: Progress) -> None:
+    """Decode and store every content once, with all the places it was found in."""
+    task = progress.add_task("decoding pictures", total=survey.counts()["contents"])
+    for content, files in survey.contents():
         first = files[0]
         where = [Provenance(source_name(settings), f.name, f.url, f.license, f.attribution) for f in files]
         try:
             picture = make_picture(read_through(first.path), where, first.modality, first.body_part)
             writer.add_picture(picture)
-            of_content[content] = picture.image_id
+            survey.settle(content, picture.image_id, None)
         except BadPicture as error:
-            of_content[content] = error
+            survey.settle(content, None, error.reason)
         progress.advance(task)
-    for path, content in survey.content.items():
-        made = of_content[content]
-        if isinstance(made, BadPicture):
-            faults[path] = made.reason
-        else:
-            ids[path] = made
-    return ids, faults
 
 
 def store_samples(
     writer: DatasetWriter,
     rows: Iterator[Row | Refused],
     survey: Survey,
-    ids: dict[Path, str],
-    faults: dict[Path, str],
     settings: ImportSettings,
     progress: Progress,
 ) -> None:
     """The second reading: every row becomes a sample in its split, or is kept with the reason it could not."""
-    splits = survey.links.assign(settings.validation, settings.test, settings.seed)
+    splits = iter(survey.links.assign(settings.validation, settings.test, settings.seed))
     task = progress.add_task("writing samples", total=survey.rows)
     for row in rows:
         progress.advance(task)
         if isinstance(row, Refused):
             writer.drop(row.row, row.reason)
             continue
-        fault = next((faults[file.path] for file in row.pictures if file.path in faults), None)
+        drawn = next(splits)
+        image_ids, fault = survey.image_ids(row)
         if fault:
             writer.drop(drop_row(row), fault)
             continue
-        root = survey.links.root(link_keys(row, survey.content)[0])
-        split = settings.split or row.split or splits[root]
-        writer.add_sample(split, make_sample(row, tuple(ids[file.path] for file in row.pictures), settings))
+        writer.add_sample(settings.split or row.split or drawn, make_sample(row, image_ids, settings))
 
 
 def drop_row(row: Row) -> dict[str, Any]:

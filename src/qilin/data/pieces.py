@@ -6,23 +6,20 @@ the number of workers. The folder is bound to what it was made from: other setti
 """
 
 import json
-import multiprocessing
-import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
 from qilin.data.sources.rows import Refused
+from qilin.data.workers import Workers
 from qilin.errors import RunError, UserError
 
 Work = Callable[[Any], Iterable[Mapping[str, Any] | Refused]]  # reads one piece's inputs; top-level, so it pickles
 BEGUN, DONE = "begun.json", "step.json"
-TRIES = 3  # of a piece whose worker was killed
 
 
 def run_pieces(
@@ -30,16 +27,17 @@ def run_pieces(
     inputs: Sequence[Any],
     out: Path,
     made_by: Mapping[str, Any],
-    executor: Callable[[], Executor] | None = None,
+    workers: Workers | None = None,
     on_piece: Callable[[int], None] = lambda number: None,
 ) -> dict[str, Any]:
     """Do every piece that is not done yet and return the counts that step.json keeps.
 
-    `executor` makes one (again, where its workers were killed); None does the work here. `on_piece(number)` is told
-    each piece as it is there, those of an earlier run included.
-    Raises UserError where `out` holds something else, RunError where a piece kills its worker three times.
+    `workers` do the pieces; None does the work here. `on_piece(number)` is told each piece as it is there, those of an
+    earlier run included.
+    Raises UserError where `out` holds something else, RunError where a piece kills its worker again and again.
     """
     made = json.loads(json.dumps({**made_by, "pieces": len(inputs)}, default=str))
+    out = out.resolve()  # workers may stand in other folders
     begin(out, made)
     left = []
     for number in range(len(inputs)):
@@ -47,12 +45,13 @@ def run_pieces(
             on_piece(number)
         else:
             left.append(number)
-    if executor is None:
+    if workers is None:
         for number in left:
             write_piece(work, inputs[number], out, number)
             on_piece(number)
-    else:
-        run_on(executor, work, inputs, out, left, on_piece)
+    elif left:
+        workers.check(out)
+        run_on(workers, work, inputs, out, left, on_piece)
     return finish(out, made)
 
 
@@ -73,7 +72,7 @@ def begin(out: Path, made: Mapping[str, Any]) -> None:
 
 
 def run_on(
-    executor: Callable[[], Executor],
+    workers: Workers,
     work: Work,
     inputs: Sequence[Any],
     out: Path,
@@ -84,54 +83,53 @@ def run_on(
     waiting = list(reversed(left))
     tries: Counter[int] = Counter()
     while waiting:
-        with stopping(executor()) as pool:
-            running: dict[Future[None], int] = {}
+        running: dict[Future[None], int] = {}
+        with stopping(workers.make(), running) as pool:
             try:
                 while waiting or running:
-                    while waiting and len(running) < 2 * (os.cpu_count() or 1):
+                    while waiting and len(running) < workers.at_once:
                         number = waiting[-1]
                         running[pool.submit(write_piece, work, inputs[number], out, number)] = waiting.pop()
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         future.result()
                         on_piece(running.pop(future))
-            except BrokenProcessPool:
+            except workers.killed:
                 lost = [n for n in running.values() if not piece_file(out, "rows", n).exists()]
                 for number in sorted(set(running.values()) - set(lost)):
                     on_piece(number)
-                tries.update(lost)
+                tries.update(n for future, n in running.items() if n in lost and was_killed(future, workers))
                 worst = max(lost, key=lambda n: tries[n], default=-1)
-                if tries[worst] >= TRIES:
+                if tries[worst] >= workers.tries:
                     raise RunError(
-                        f"{out}: piece {worst} has lost its worker {TRIES} times (killed: out of memory?); the other "
+                        f"{out}: piece {worst} has lost its worker again and again (killed: out of memory?); the other "
                         "pieces are kept, the same command goes on"
                     ) from None
                 waiting += sorted(lost, reverse=True)
 
 
+def was_killed(future: Future[None], workers: Workers) -> bool:
+    return future.done() and isinstance(future.exception(), workers.killed)
+
+
 @contextmanager
-def stopping(pool: Executor) -> Iterator[Executor]:
+def stopping(pool: Executor, running: Mapping[Future[None], int]) -> Iterator[Executor]:
     """An executor that, on an error or Ctrl-C, drops what has not begun and lets running pieces end."""
     try:
         yield pool
     except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in running:
+            future.cancel()
         raise
-    pool.shutdown()
-
-
-def processes(workers: int) -> Callable[[], Executor] | None:
-    """A maker of process pools: 0 for one worker a core; None (no pool, work here) for a single one."""
-    count = workers or os.cpu_count() or 1
-    if count == 1:
-        return None
-    # A fresh interpreter a worker: forking a process that has threads (the bar's) can hang.
-    context = multiprocessing.get_context("spawn")
-    return lambda: ProcessPoolExecutor(count, context, initializer=signal, initargs=(SIGINT, SIG_IGN))
+    finally:
+        pool.shutdown()
 
 
 def write_piece(work: Work, given: Any, out: Path, number: int) -> None:
-    """Do one piece. Its rows get their name last: a piece with rows is whole."""
+    """Do one piece. Its rows get their name last: a piece with rows is whole, and is not done again even where a
+    cluster asks for it twice (it does where it lost the worker that did it)."""
+    if piece_file(out, "rows", number).exists():
+        return
     rows, dropped = [], []
     for row in work(given):
         if isinstance(row, Refused):
@@ -144,7 +142,7 @@ def write_piece(work: Work, given: Any, out: Path, number: int) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """A file that is there whole or not at all, whoever writes it at the same time."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         part.write_text(text, encoding="utf-8", errors="surrogatepass")
         part.replace(path)

@@ -7,15 +7,18 @@ written last: a folder that has one is whole and is never changed after. Reading
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qilin.data.keys import fingerprint, fingerprints
 from qilin.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -189,7 +192,6 @@ class Dataset:
 
     path: Path
     manifest: Mapping[str, Any]
-    where: Mapping[str, tuple[str, int, int]] = field(repr=False)  # image_id -> (file, row group, row in group)
 
     @property
     def hash(self) -> str:
@@ -210,6 +212,30 @@ class Dataset:
             raise UserError(f"{self.path}: no samples in split {split!r}; it has {', '.join(self.splits()) or 'none'}")
         return SampleRows(self.table(split))
 
+    def count(self, split: str) -> int:
+        return int(self.manifest["counts"]["samples"].get(split, 0))
+
+    def stream(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
+        """The samples of a split from `start` to `stop`, one row group in memory at a time: for passes over a dataset
+        that is larger than the memory. `samples` holds the split and gives any of them at once."""
+        for row in self.stream_rows(split, start, stop):
+            yield sample_from_row(row)
+
+    def stream_rows(
+        self, split: str, start: int = 0, stop: int | None = None, columns: tuple[str, ...] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """As `stream`, but as plain rows, and of some columns only."""
+        place = 0
+        stop = self.count(split) if stop is None else stop
+        for file in sorted((self.path / "samples").glob(f"{split}-*.parquet")):
+            for group, size in enumerate(group_sizes(str(file))):
+                first, last = max(start - place, 0), min(stop - place, size)
+                if first < last:
+                    table = read_group(str(file), group, columns).slice(first, last - first)
+                    for batch in table.to_batches(max_chunksize=512):
+                        yield from batch.to_pylist()
+                place += size
+
     def split_hash(self, split: str) -> str:
         """sha256 over what a split asks and answers about which pictures, whatever the samples' names and order, so
         that a test set has the same hash wherever it is imported. Captions count only where nothing is asked: those of
@@ -223,10 +249,16 @@ class Dataset:
 
     def picture(self, image_id: str) -> Picture:
         """One picture by id. Raises UserError if the folder does not hold it."""
-        if image_id not in self.where:
-            raise UserError(f"{self.path}: picture {image_id} is named by a sample but is not in images/")
-        file, group, row = self.where[image_id]
-        return picture_from_row(open_parquet(str(self.path / file)).read_row_group(group).slice(row, 1).to_pylist()[0])
+        for file, group, row in self.where.places(image_id):
+            found = open_parquet(file).read_row_group(group).slice(row, 1).to_pylist()[0]
+            if found["image_id"] == image_id:
+                return picture_from_row(found)
+        raise UserError(f"{self.path}: picture {image_id} is named by a sample but is not in images/")
+
+    @cached_property
+    def where(self) -> "PicturePlaces":
+        """Where each picture lies; read when the first one is asked for."""
+        return index_pictures(self.path)
 
     def pictures(self) -> Iterator[Picture]:
         """Every picture, in file order, one row group in memory at a time."""
@@ -268,6 +300,19 @@ def open_parquet(path: str) -> pq.ParquetFile:
     return pq.ParquetFile(path, memory_map=True)
 
 
+@lru_cache(maxsize=64)
+def group_sizes(path: str) -> tuple[int, ...]:
+    """Rows of each row group of a file."""
+    facts = open_parquet(path).metadata
+    return tuple(facts.row_group(group).num_rows for group in range(facts.num_row_groups))
+
+
+@lru_cache(maxsize=2)
+def read_group(path: str, group: int, columns: tuple[str, ...] | None = None) -> pa.Table:
+    """A row group of samples; kept, since pieces of one group are asked for one after the other."""
+    return open_parquet(path).read_row_group(group, columns=list(columns) if columns else None)
+
+
 @lru_cache(maxsize=16)
 def read_split(path: Path, split: str) -> pa.Table:
     files = sorted((path / "samples").glob(f"{split}-*.parquet"))
@@ -294,16 +339,40 @@ def open_dataset(path: Path) -> Dataset:
     missing = [name for name in manifest["files"] if not (path / name).is_file()]
     if missing:
         raise UserError(f"{path}: {MANIFEST} names {missing[0]}, which is not there; copy the folder again, whole")
-    return Dataset(path, manifest, index_pictures(path))
+    return Dataset(path, manifest)
 
 
-def index_pictures(path: Path) -> dict[str, tuple[str, int, int]]:
-    """image_id -> (file below the folder, row group, row in it), read from the id column alone."""
-    where = {}
+@dataclass(frozen=True)
+class PicturePlaces:
+    """Where pictures lie, in 16 bytes a picture: the fingerprint of each id, sorted, and its place in all files."""
+
+    keys: np.ndarray  # uint64, sorted
+    order: np.ndarray  # places of the keys, counted over all row groups
+    starts: np.ndarray  # of each row group: the place of its first picture
+    groups: tuple[tuple[str, int], ...]  # (file, number of its first row group), a file
+
+    def places(self, image_id: str) -> Iterator[tuple[str, int, int]]:
+        """(file, row group, row in it) of every picture whose id has this one's fingerprint: one, hardly ever two."""
+        key = np.uint64(fingerprint(image_id))
+        for n in range(int(np.searchsorted(self.keys, key)), len(self.keys)):
+            if self.keys[n] != key:
+                return
+            place = int(self.order[n])
+            group = int(np.searchsorted(self.starts, place, side="right")) - 1
+            file, first = self.groups[bisect_right(self.groups, group, key=lambda item: item[1]) - 1]
+            yield file, group - first, place - int(self.starts[group])
+
+
+def index_pictures(path: Path) -> PicturePlaces:
+    """Read from the id column alone."""
+    parts = [np.empty(0, dtype=np.uint64)]
+    groups: list[tuple[str, int]] = []
+    sizes = [0]
     for file in sorted((path / "images").glob("*.parquet")):
-        parquet = pq.ParquetFile(file)
-        name = file.relative_to(path).as_posix()
-        for group in range(parquet.num_row_groups):
-            ids = parquet.read_row_group(group, columns=["image_id"]).column(0).to_pylist()
-            where.update({image_id: (name, group, row) for row, image_id in enumerate(ids)})
-    return where
+        groups.append((str(file), len(sizes) - 1))
+        for batch in open_parquet(str(file)).iter_batches(columns=["image_id"], batch_size=8192):
+            parts.append(fingerprints(batch.column(0).to_pylist()))
+        sizes += group_sizes(str(file))
+    keys = np.concatenate(parts)
+    order = np.argsort(keys, kind="stable")
+    return PicturePlaces(keys[order], order, np.cumsum(sizes)[:-1], tuple(groups))

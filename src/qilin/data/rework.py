@@ -6,15 +6,20 @@ lie beside it until it is whole, so an interrupted step goes on and no finished 
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from qilin.data.keys import fingerprint, fingerprints
+from qilin.data.licences import strictest, tier
 from qilin.data.pieces import piece_file, read_pieces, read_step, run_pieces
-from qilin.data.records import MANIFEST, Dataset, Sample, open_dataset, sample_from_row, sample_row
+from qilin.data.records import MANIFEST, Dataset, Picture, Provenance, Sample, open_dataset, sample_from_row, sample_row
 from qilin.data.sources.rows import Refused
+from qilin.data.workers import Workers
 from qilin.data.writer import DatasetWriter
 from qilin.errors import UserError
 
@@ -28,7 +33,7 @@ def rework(
     out: Path,
     step: Step,
     made_by: Mapping[str, Any],
-    executor: Callable[[], Executor] | None = None,
+    workers: Workers | None = None,
     on_piece: Callable[[int], None] = lambda number: None,
     samples_a_piece: int = SAMPLES_A_PIECE,
 ) -> tuple[Dataset, bool]:
@@ -37,21 +42,24 @@ def rework(
     `step` is a top-level function or a partial of one: it may run in another process.
     """
     data = open_dataset(source)
-    settings = settings_of(data, made_by)
+    settings = settings_of([data], made_by)
     if is_done(out, settings):
         return open_dataset(out), False
     pieces = pieces_of(data, samples_a_piece)
     folder = out.with_name(f".{out.name}.pieces")
-    run_pieces(partial(work_of, step, source.resolve()), pieces, folder, settings, executor, on_piece)
-    assemble(data, folder, out, settings)
+    run_pieces(partial(work_of, step, source.resolve()), pieces, folder, settings, workers, on_piece)
+    assemble([data], folder, out, settings)
     shutil.rmtree(folder)
     return open_dataset(out), True
 
 
-def settings_of(data: Dataset, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What the new manifest says: this step, its input's hash, and how that was made: the whole way back."""
-    came = {"source": data.path.resolve().name, "input": data.hash, "made_from": data.manifest["settings"]}
-    return {**made_by, **came}
+def settings_of(sources: Sequence[Dataset], made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """What the new manifest says: this step, its inputs' hashes, and how they were made: the whole way back."""
+    came = [
+        {"source": data.path.resolve().name, "input": data.hash, "made_from": data.manifest["settings"]}
+        for data in sources
+    ]
+    return {**made_by, **(came[0] if len(came) == 1 else {"made_from": came})}
 
 
 def is_done(out: Path, settings: Mapping[str, Any]) -> bool:
@@ -70,16 +78,16 @@ def is_done(out: Path, settings: Mapping[str, Any]) -> bool:
 def pieces_of(data: Dataset, size: int) -> list[tuple[str, int, int]]:
     """(split, first, last) of each piece."""
     return [
-        (split, start, min(start + size, len(data.samples(split))))
+        (split, start, min(start + size, data.count(split)))
         for split in data.splits()
-        for start in range(0, len(data.samples(split)), size)
+        for start in range(0, data.count(split), size)
     ]
 
 
 def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
     """One piece, as rows of JSON: where it is done, the dataset is opened anew (its samples are memory-mapped)."""
     split, start, stop = piece
-    rows = [(split, sample) for sample in open_dataset(source).samples(split)[start:stop]]
+    rows = [(split, sample) for sample in open_dataset(source).stream(split, start, stop)]
     for made in step(rows):
         if isinstance(made, Refused):
             yield made
@@ -87,15 +95,15 @@ def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[d
             yield {"split": made[0], "sample": sample_row(made[1])}
 
 
-def assemble(data: Dataset, folder: Path, out: Path, settings: Mapping[str, Any]) -> None:
-    """The pieces as a dataset folder, with the pictures that its samples use."""
-    used: set[str] = set()
-    for row in read_pieces(folder):
-        used.update(row["sample"]["image_ids"])
+def assemble(sources: Sequence[Dataset], folder: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    """The pieces as a dataset folder, with the pictures that its samples use, each once."""
+    used = np.unique(fingerprints(image_id for row in read_pieces(folder) for image_id in row["sample"]["image_ids"]))
+    twice = provenance_of_twice(sources)
     with DatasetWriter(out, settings, title=out.name) as writer:
-        for picture in data.pictures():
-            if picture.image_id in used:
-                writer.add_picture(picture)
+        for data in sources:
+            for picture in data.pictures():
+                if is_in(used, fingerprint(picture.image_id)):
+                    writer.add_picture(with_provenance(picture, twice.get(picture.image_id)))
         for row in read_pieces(folder):
             writer.add_sample(row["split"], sample_from_row(row["sample"]))
         for number in range(read_step(folder)["made_by"]["pieces"]):
@@ -106,6 +114,35 @@ def assemble(data: Dataset, folder: Path, out: Path, settings: Mapping[str, Any]
         if not sum(writer.counts.values()):
             reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
             raise UserError(f"{out}: not one sample is left; refused: {reasons or 'none, the source is empty'}")
+
+
+def is_in(keys: np.ndarray, key: int) -> bool:
+    """Whether a key is among sorted ones."""
+    place = int(np.searchsorted(keys, np.uint64(key)))
+    return place < len(keys) and bool(keys[place] == key)
+
+
+def provenance_of_twice(sources: Sequence[Dataset]) -> dict[str, tuple[Provenance, ...]]:
+    """image_id -> all that is known of where it came from, of the pictures that several datasets hold."""
+    if len(sources) == 1:
+        return {}
+    counted = [fingerprints(data.picture_table(("image_id",))["image_id"].to_pylist()) for data in sources]
+    keys, counts = np.unique(np.concatenate(counted), return_counts=True)
+    several = keys[counts > 1]
+    found: dict[str, tuple[Provenance, ...]] = {}
+    for data in sources:
+        for picture in data.pictures() if len(several) else ():
+            if is_in(several, fingerprint(picture.image_id)):
+                met = found.get(picture.image_id, ())
+                found[picture.image_id] = met + tuple(item for item in picture.provenance if item not in met)
+    return found
+
+
+def with_provenance(picture: Picture, known: tuple[Provenance, ...] | None) -> Picture:
+    """The picture with all places it was found in, and the strictest of their licences."""
+    if known is None:
+        return picture
+    return replace(picture, provenance=known, license_tier=strictest(tier(item.license) for item in known))
 
 
 def refuse(sample: Sample, reason: str, **more: Any) -> Refused:

@@ -79,7 +79,7 @@ def translate(given: TranslateSettings) -> None:
         "back": given.back,
     }
     data = open_dataset(given.source)
-    total = sum(len(data.samples(split)) for split in data.splits())
+    total = sum(data.count(split) for split in data.splits())
     with bar() as progress:
         task = progress.add_task("translating", total=total)
         prices = (given.price_in, given.price_out)

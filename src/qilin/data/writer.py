@@ -4,6 +4,7 @@ A folder that is being written has no manifest; it is built beside its final nam
 interrupted import leaves nothing that looks finished.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from qilin import __version__
 from qilin.data.card import write_card
+from qilin.data.keys import KeysOnDisk
 from qilin.data.records import (
     FORMAT_VERSION,
     MANIFEST,
@@ -53,9 +55,7 @@ class DatasetWriter:
         self.work = self.path.with_name(f".{self.path.name}.unfinished")
         self.counts: Counter[str] = Counter()  # samples a split
         self.dropped: Counter[str] = Counter()  # rows a reason
-        self.seen_pictures: set[str] = set()
-        self.seen_samples: set[str] = set()
-        self.home: dict[str, str] = {}  # picture or group -> the split it belongs to
+        self.pictures = 0
         self.waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self.picture_rows: list[dict[str, Any]] = []
         self.files: dict[str, pq.ParquetWriter] = {}
@@ -67,25 +67,26 @@ class DatasetWriter:
         for folder in ("images", "samples"):
             (self.work / folder).mkdir(parents=True)
         self.drops = (self.work / "dropped.jsonl").open("w", encoding="utf-8")
+        # samples and pictures that are here; pictures and groups with the split they belong to
+        self.keys = KeysOnDisk(self.work / "keys.sqlite")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.drops.close()
         try:
+            self.drops.close()
+            self.keys.close()
             if kind is None:
                 self.finish()
         finally:  # also where finish itself is interrupted or the disk is full
-            for file in self.files.values():
-                file.close()
-            shutil.rmtree(self.work, ignore_errors=True)
+            self.give_up()
 
     def add_picture(self, picture: Picture) -> None:
         """Store a picture, once by content: a second one with the same id is passed over."""
-        if picture.image_id in self.seen_pictures:
+        if not self.keys.add(f"picture {picture.image_id}"):
             return
-        self.seen_pictures.add(picture.image_id)
+        self.pictures += 1
         self.picture_rows.append(picture_row(picture))
         if len(self.picture_rows) == ROWS_A_GROUP:
             self.flush_pictures()
@@ -97,9 +98,9 @@ class DatasetWriter:
         if reason:
             self.drop(sample_row(sample), reason)
             return False
-        self.seen_samples.add(sample.sample_id)
+        self.keys.add(f"sample {sample.sample_id}")
         for key in self.belongings(sample):
-            self.home[key] = split
+            self.keys.put(key, split)
         self.counts[split] += 1
         self.waiting[split].append(sample_row(sample))
         if len(self.waiting[split]) == SAMPLES_A_GROUP:
@@ -117,12 +118,19 @@ class DatasetWriter:
 
     def clash(self, split: str, sample: Sample) -> str | None:
         """Why a sample may not join a split: seen before, unknown picture, or its picture or group lives elsewhere."""
-        if sample.sample_id in self.seen_samples:
+        if f"sample {sample.sample_id}" in self.keys:
             return "sample_id was already used"
-        if any(id not in self.seen_pictures for id in sample.image_ids):
+        if any(f"picture {id}" not in self.keys for id in sample.image_ids):
             return "its picture was refused or is missing"
-        homes = {self.home[key] for key in self.belongings(sample) if key in self.home} - {split}
+        homes = {home for key in self.belongings(sample) if (home := self.keys.get(key))} - {split}
         return f"leak: its picture or group is already in {homes.pop()}" if homes else None
+
+    def give_up(self) -> None:
+        """Close and remove what is unfinished; nothing of it is where a whole folder would be."""
+        for file in self.files.values():
+            with contextlib.suppress(OSError):  # a full disk refuses a file's end, too; the first error is the one told
+                file.close()
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def flush_pictures(self) -> None:
         size = sum(len(row["bytes"]) for row in self.picture_rows)
@@ -162,7 +170,7 @@ class DatasetWriter:
         for file in self.files.values():
             file.close()
         counts = {
-            "pictures": len(self.seen_pictures),
+            "pictures": self.pictures,
             "samples": {split: self.counts[split] for split in SPLITS if self.counts[split]},
             "dropped": sum(self.dropped.values()),
             "dropped_reasons": dict(self.dropped.most_common()),

@@ -1,0 +1,101 @@
+"""Who does the pieces of a step: this process, a pool of processes, or the workers of a dask cluster.
+
+In: the numbers and addresses that a command is given. Out: something that makes a concurrent.futures executor, with
+what tells that a worker of it was killed. The steps know nothing of it.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
+from typing import Any
+
+from qilin import __version__
+from qilin.errors import RunError, UserError
+
+WAIT = "10s"  # for a scheduler to answer
+
+
+@dataclass(frozen=True)
+class Workers:
+    """`make` gives an executor; it is called again where the workers of the last one were killed."""
+
+    make: Callable[[], Executor]
+    at_once: int  # pieces in hand: enough to keep all busy, few enough that little is lost
+    killed: tuple[type[Exception], ...] = (BrokenProcessPool,)
+    tries: int = 3  # of a piece whose worker was killed
+    check: Callable[[Path], None] = lambda folder: None  # raises UserError where workers cannot write to a folder
+
+
+def workers_of(number: int, cluster: str | None = None, most: int | None = None) -> Workers | None:
+    """A cluster where its address is given, else `number` processes: 0 for one a core, but not more than the `most`
+    pieces that there are. None (no pool, work here) for a single one."""
+    if cluster:
+        return on_cluster(cluster)
+    cores = os.cpu_count() or 1
+    count = number or (cores if most is None else min(cores, most))
+    if count <= 1:
+        return None
+    # A fresh interpreter a worker: forking a process that has threads (the bar's) can hang.
+    context = multiprocessing.get_context("spawn")
+    return Workers(
+        lambda: ProcessPoolExecutor(count, context, initializer=signal, initargs=(SIGINT, SIG_IGN)), 2 * count
+    )
+
+
+def on_cluster(address: str) -> Workers:
+    """The workers of a dask scheduler. They need Qilin of this version and the folders of this machine.
+
+    Raises UserError for a missing package or a wrong address, RunError where no scheduler answers.
+    """
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError:
+        raise UserError("--cluster needs dask: pip install 'qilin-med[cluster]'") from None
+    if not address.startswith(("tcp://", "tls://", "ucx://")):
+        raise UserError(f"--cluster {address}: expected a scheduler's address, such as tcp://10.0.0.1:8786")
+    try:
+        client = Client(address, timeout=WAIT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise RunError(f"--cluster {address}: no scheduler answers there ({first_line(error)})") from None
+    threads = sum(client.nthreads().values())
+    # the scheduler tries a killed piece again by itself, on another worker; where it gives up, so do we
+    return Workers(
+        lambda: client.get_executor(pure=False),
+        max(16, 2 * threads),
+        (KilledWorker,),
+        tries=1,
+        check=lambda folder: check_cluster(client, address, folder),
+    )
+
+
+def check_cluster(client: Any, address: str, folder: Path) -> None:
+    """Whether all workers of now have this Qilin and see the folder. Raises UserError naming the first that has not."""
+    try:
+        seen = client.run(what_is_there, str(folder))
+    except ImportError as error:
+        raise UserError(
+            f"--cluster {address}: a worker cannot run Qilin ({first_line(error)}); install it there"
+        ) from None
+    for worker, (version, there) in sorted(seen.items()):
+        if version != __version__:
+            raise UserError(
+                f"--cluster {address}: {worker} has Qilin {version}, this is {__version__}; install the same"
+            )
+        if not there:
+            raise UserError(
+                f"--cluster {address}: {worker} does not see {folder}; a cluster needs one file system for all"
+            )
+
+
+def what_is_there(folder: str) -> tuple[str, bool]:
+    """Asked of each worker."""
+    return __version__, os.access(folder, os.W_OK)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
