@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qilin.data.pieces import processes, stopping
 from qilin.data.records import Picture, Provenance, Sample, assistant, user
+from qilin.data.workers import workers_of
 from qilin.data.writer import DatasetWriter
 from qilin.demo.draw_all import draw_one
 from qilin.demo.truth import Truth, truth_from_row, truth_row
@@ -94,12 +94,15 @@ def write_drawn(
 @contextmanager
 def drawing(draw: Callable[[int], Drawn], workers: int) -> Iterator[Callable[[range], Iterator[Drawn]]]:
     """Something that draws the pictures of a range in order, here or in other processes."""
-    executor = processes(workers)
-    if executor is None:
+    found = workers_of(workers)
+    if found is None:
         yield partial(map, draw)
-    else:
-        with stopping(executor()) as pool:
-            yield partial(pool.map, draw, chunksize=CHUNK)
+        return
+    pool = found.make()
+    try:
+        yield partial(pool.map, draw, chunksize=CHUNK)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def draw_picture(seed: int, size: int, index: int) -> Drawn:

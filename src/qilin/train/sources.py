@@ -4,14 +4,14 @@ In: the recipe. Out: a Source a folder. What is put aside is put aside whole: no
 is on both sides.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from qilin.data.records import Dataset, open_dataset
-from qilin.data.split import Components
+from qilin.data.split import Links
 from qilin.errors import UserError
 from qilin.train.settings import DataSource, TrainSettings
 
@@ -81,20 +81,15 @@ def open_source(settings: TrainSettings, asked: DataSource, split: str) -> Sourc
     return Source(dataset, split, rows)
 
 
-def put_aside(sources: Iterable[Source], share: float, seed: int) -> list[np.ndarray]:
+def put_aside(sources: Sequence[Source], share: float, seed: int) -> list[np.ndarray]:
     """For each source, which of its rows are put aside: about `share` of all samples, linked ones together."""
-    links = Components()
-    keys: list[list[str]] = []
+    links = Links()
     for number, source in enumerate(sources):
         table = source.dataset.table(source.split).take(source.rows)
-        mine = []
         for row, (images, group) in enumerate(
             zip(table.column("image_ids").to_pylist(), table.column("group").to_pylist(), strict=True)
         ):
             names = [f"picture {image}" for image in images] + ([f"group {group}"] if group else [])
-            names = names or [f"row {number} {row}"]
-            links.join(names)
-            mine.append(names[0])
-        keys.append(mine)
-    place = links.assign(validation=share, test=0.0, seed=seed)
-    return [np.array([place[links.root(name)] == "validation" for name in mine], dtype=bool) for mine in keys]
+            links.join(names or [f"row {number} {row}"])
+    aside = np.array(links.assign(validation=share, seed=seed)) == "validation"
+    return np.split(aside, np.cumsum([len(source.rows) for source in sources])[:-1])
