@@ -293,6 +293,24 @@ def test_nothing_to_validate_on_is_told_before_anything(
     assert not (tmp_path / "run").exists()
 
 
+def test_check_reads_the_pictures_that_are_validated_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(home, out=str(tmp_path / "run"), validate={})
+    bad = keys(open_sources(settings, "validation"))[0].pop()
+    real = Pixels.get
+
+    def get(pixels: Any, dataset: Any, image_id: str) -> torch.Tensor:
+        if image_id == bad:
+            raise UserError("damaged")
+        return real(pixels, dataset, image_id)
+
+    monkeypatch.setattr(Pixels, "get", get)
+    assert run_stage(recipe(home, out=str(tmp_path / "run")), "test", check=True) is None  # control: not read there
+    with pytest.raises(UserError, match=rf"1 of 10 pictures do not read:\n .*picture {bad} \(sample validation-"):
+        run_stage(settings, "test", check=True)
+
+
 def keys(sources: Any) -> tuple[set[str], set[str], int]:
     """Pictures, groups and number of samples."""
     pictures, groups, count = set(), set(), 0

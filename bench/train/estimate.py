@@ -20,7 +20,8 @@ import torch
 from made import make_data, make_parts
 
 SHAPES = {"small": (512, 6), "larger": (1024, 8)}  # width and depth of the language model
-USUAL = "batch=24 epochs=1 template=v1 kinds=[vqa] device=cpu save_every=0 trackers=[] max_length=1024 pack_tokens=4096"
+# two steps: AdamW makes its averages at the end of the first
+USUAL = "batch=24 epochs=2 template=v1 kinds=[vqa] device=cpu save_every=0 trackers=[] max_length=1024 pack_tokens=4096"
 # glibc keeps freed blocks of up to 32 MB for later; this gives them back, so that what is left is what a run needs
 TIGHT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 CASES: dict[str, tuple[str, str]] = {

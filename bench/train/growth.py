@@ -51,13 +51,14 @@ def main(work: Path, out: Path, sizes: list[int]) -> None:
         if size == min(sizes):
             row["a whole run"] = {f"{ranks} processes": whole_run(work, words, ranks) for ranks in (1, 2)}
         rows = sorted([*rows, row], key=lambda row: row["samples"])
-        write(out, sizes, rows)
+        write(out, rows)
         shutil.rmtree(data)
 
 
-def write(out: Path, sizes: list[int], rows: list[dict[str, Any]]) -> None:
+def write(out: Path, rows: list[dict[str, Any]]) -> None:
     result = {
-        "command": "nice python bench/train/growth.py WORK bench/results/growth.json " + " ".join(map(str, sizes)),
+        "command": "nice python bench/train/growth.py WORK bench/results/growth.json "
+        + " ".join(str(row["samples"]) for row in rows),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a process",
         "versions": {
             "python": platform.python_version(),
