@@ -73,6 +73,40 @@ def test_pictures_without_a_certain_gutter_stay_whole() -> None:
     assert len(divide_picture(Image.new("L", (1, 1)))) == 1
 
 
+def dark(side: int) -> Image.Image:
+    """A bright disc on black: a picture without an edge."""
+    tile = Image.new("RGB", (side, side))
+    ImageDraw.Draw(tile).ellipse((side // 4, side // 5, side // 2, side // 2), fill=(220, 220, 220))
+    return tile
+
+
+def test_dark_tiles_are_found_by_the_edges_of_the_others() -> None:
+    page = Image.new("RGB", (3 * 120 + 2 * 10, 250))
+    for place, tile in enumerate((scan(120), dark(120), dark(120), dark(120), dark(120), scan(120))):
+        page.paste(tile, ((place % 3) * 130, (place // 3) * 130))
+    grid_of_six = [(c * 130, r * 130, c * 130 + 120, r * 130 + 120) for r in range(2) for c in range(3)]
+    assert divide_picture(page) == grid_of_six
+    alone = Image.new("RGB", (250, 120))
+    alone.paste(dark(120), (0, 0))
+    alone.paste(dark(120), (130, 0))
+    assert len(divide_picture(alone)) == 1  # no edge at all: it could be one picture of two things
+
+
+def test_tiles_that_are_not_equal_and_screens_stay_whole() -> None:
+    uneven = Image.new("RGB", (120 + 10 + 200, 120))  # where the dark one begins, nothing tells
+    uneven.paste(scan(120), (0, 0))
+    uneven.paste(dark(120), (210, 0))
+    assert len(divide_picture(uneven)) == 1
+    knees = Image.new("RGB", (400, 300))
+    for left in (0, 210):
+        ImageDraw.Draw(knees).ellipse((left, 5, left + 189, 295), fill=(120, 120, 120))
+    assert len(divide_picture(knees)) == 1
+    screen = Image.new("RGB", (400, 400))
+    ImageDraw.Draw(screen).rectangle((0, 0, 399, 60), fill=(90, 90, 90))
+    screen.paste(scan(300).resize((400, 300)), (0, 80))
+    assert len(divide_picture(screen)) == 1
+
+
 def test_panels_and_tiles_must_agree() -> None:
     division = divide_caption("CT. (A) Axial view. (B) Coronal view.")
     assert match_panels(division, divide_picture(grid(1, 2, 6, "white"))) is None

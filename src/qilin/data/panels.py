@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from qilin.data.grids import EVEN, NEAR, SMALLEST, equal_gutters
+
 # (A), (A, B), (a–c); A) or A: or A, at the beginning of a sentence
 LETTERS = r"[A-Za-z](?:\s*(?:[-–—,&/]|and|to)\s*[A-Za-z])*"
 LEADING = re.compile(
@@ -68,19 +70,31 @@ def letters(words: str) -> list[str]:
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
-NEAR = 14  # grey levels that JPEG moves an even ground by
-EVEN = 0.995  # share of a gutter's pixels that have its colour
 FILLED = 0.5  # share of the pixels beside a gutter that do not have its colour
 DIFFERENT = 30  # grey levels between a gutter and the tile beside it
 BESIDE = 4  # pixels beside a gutter among which the tile must begin
-SMALLEST = 48  # pixels of a tile's side
+UNEQUAL = 0.25  # of the longest tile's side, below which a strip is none
 DEEPEST = 3
 
 
 def divide_picture(image: Image.Image) -> list[Box]:
     """The tiles of a compound picture in reading order; one box (all of it) where no gutter is certain."""
     grey = np.asarray(image.convert("L"), dtype=np.int16)  # (height, width)
-    return tiles(grey, (0, 0, image.width, image.height), DEEPEST)
+    return equal_tiles(grey) or tiles(grey, (0, 0, image.width, image.height), DEEPEST)
+
+
+def equal_tiles(grey: np.ndarray) -> list[Box]:
+    """The tiles of a whole grid of equal ones on black ground; [] where it is none, or not certain."""
+    height, width = grey.shape
+    rows, columns = equal_gutters(grey), equal_gutters(grey.T)
+    lines = [0, *(edge for cut in rows for edge in cut), height]
+    marks = [0, *(edge for cut in columns for edge in cut), width]
+    boxes = [
+        (left, top, right, bottom)
+        for top, bottom in zip(lines[::2], lines[1::2], strict=True)
+        for left, right in zip(marks[::2], marks[1::2], strict=True)
+    ]
+    return boxes if len(boxes) > 1 else []
 
 
 def tiles(grey: np.ndarray, box: Box, depth: int) -> list[Box]:
@@ -94,7 +108,8 @@ def tiles(grey: np.ndarray, box: Box, depth: int) -> list[Box]:
                 continue
             edges = [0, *(edge for cut in cuts for edge in cut), part.shape[axis]]
             strips = list(zip(edges[::2], edges[1::2], strict=True))
-            if min(end - start for start, end in strips) < SMALLEST:
+            sides = [end - start for start, end in strips]
+            if min(sides) < max(SMALLEST, UNEQUAL * max(sides)):  # a head line of a machine's screen is no tile
                 continue
             boxes = [
                 (left, top + start, right, top + end) if axis == 0 else (left + start, top, left + end, bottom)
