@@ -42,7 +42,7 @@ Drawn = tuple[Truth, Picture]
 
 def write_drawn(
     folder: Path,
-    pictures: int = 3400,
+    pictures: int = 4000,
     seed: int = 0,
     size: int = 224,
     validation: float = 0.05,

@@ -41,10 +41,6 @@ def chapter(number: int, title: str) -> None:
 
 def settle(settings: DemoSettings) -> None:
     """Make the folder this story's own: refuse one that holds another story, remember the settings of this one."""
-    if settings.threads is not None:
-        import torch
-
-        torch.set_num_threads(settings.threads)
     mine = {key: value for key, value in to_dict(settings).items() if key not in ("out", "threads")}
     file = settings.out / "demo.yaml"
     if file.is_file():
@@ -96,19 +92,19 @@ def drawn_dataset(settings: DemoSettings) -> Dataset:
         pictures = QUICK_PICTURES if settings.quick else settings.pictures
         with progress_bar() as bar:
             task = bar.add_task("drawing", total=pictures, figure="")
-            write_drawn(
-                path, pictures, settings.seed, tick=lambda n: bar.advance(task, n), workers=settings.threads or 0
-            )
+            write_drawn(path, pictures, settings.seed, tick=lambda n: bar.advance(task, n), workers=0)
     return open_dataset(path)
 
 
 def tell_parts(settings: DemoSettings, data: Path, folder: str) -> None:
     chapter(2, "Two small pre-trained parts, in place of a hub's: a vision encoder and a Chinese language model")
+    import torch
     from transformers.utils import logging
 
     from qilin.demo.parts import make_parts
     from qilin.demo.texts import undrawn_texts
 
+    torch.set_num_threads(settings.threads)
     logging.disable_progress_bar()  # small parts load in no time
     file = recipe_file(folder, "parts")
     parts = read(PartsSettings, file, [f"seed={settings.seed}"])
