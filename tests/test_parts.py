@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_both_parts_open_with_transformers_and_are_made_once(data: Path, tmp_pat
     before = (tmp_path / "vision" / "model.safetensors").stat().st_mtime
     make_parts(data, tmp_path, SMALL)
     assert (tmp_path / "vision" / "model.safetensors").stat().st_mtime == before
+
+
+def test_made_at_once_or_one_after_the_other_they_are_the_same(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = replace(SMALL, vision=replace(SMALL.vision, objectives=("words",)))
+    for cores in (1, 2):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        make_parts(data, tmp_path / str(cores), words)
+    for file in ("vision/model.safetensors", "language/model.safetensors", "language/tokenizer.json"):
+        assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes(), file
 
 
 def test_texts_of_undrawn_pictures_teach_as_the_training_pictures_are_worded() -> None:

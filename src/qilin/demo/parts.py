@@ -7,7 +7,9 @@ answers.
 """
 
 import math
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,19 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from qilin.data.records import Dataset, Sample, open_dataset
+from qilin.data.records import open_dataset
+from qilin.demo.beside import Tell, beside
 from qilin.demo.parts_heads import HEADS, TAUGHT_BY
-from qilin.demo.parts_language import WARMUP, Reader, learn, make_language, write_note
-from qilin.demo.parts_settings import PartsSettings, VisionPart
+from qilin.demo.parts_language import (
+    WARMUP,
+    Reader,
+    learn,
+    make_language,
+    make_words,
+    readings_of,
+    write_note,
+)
+from qilin.demo.parts_settings import PartsSettings
 from qilin.demo.texts import Reading
 from qilin.errors import UserError
 from qilin.model.inputs import Pixels
@@ -33,20 +44,38 @@ from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rate
 
 def make_parts(data: Path, out: Path, settings: PartsSettings, texts: Sequence[Reading] = ()) -> None:
     """Train both parts on the training split of `data`, the language model on `texts` too; each finished folder is
-    left alone on a second run."""
+    left alone on a second run. On more than one core both are trained at once where the vision encoder needs no more
+    than the tokenizer; the result is the same."""
     dataset = open_dataset(data)
     samples = list(dataset.samples("train"))
-    with progress_bar() as bar:
-        if not (out / "language" / "part.json").is_file():
-            make_language(samples, out / "language", settings.language, settings.seed, bar, texts)
-        if not (out / "vision" / "part.json").is_file():
-            make_vision(dataset, samples, out, settings.vision, settings.seed, bar)
+    readings = [*readings_of(samples), *texts]
+    language, vision = (not (out / name / "part.json").is_file() for name in ("language", "vision"))
+    at_once = language and vision and settings.vision.objectives == ("words",) and (os.cpu_count() or 1) > 1
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress_bar())
+        if language:
+            make_words(readings, out / "language", settings.language)
+        if at_once:
+            stack.enter_context(beside(make_vision, (data, out, settings), told_on(bar, "vision encoder")))
+        if language:
+            tell = told_on(bar, "language model")
+            make_language(readings, len(texts), out / "language", settings.language, settings.seed, tell)
+        if vision and not at_once:
+            make_vision(data, out, settings, told_on(bar, "vision encoder"))
 
 
-def make_vision(
-    dataset: Dataset, samples: Sequence[Sample], out: Path, part: VisionPart, seed: int, bar: Progress
-) -> None:
-    """A small CLIP ViT trained on the training pictures, with the language model just made as the reader of texts."""
+def told_on(bar: Progress, title: str) -> Tell:
+    """A line of the bar that says how far a part is."""
+    task = bar.add_task(title, total=None, figure="")
+    return lambda done, steps, loss: bar.update(task, completed=done, total=steps, figure=f"loss {loss:.3f}")
+
+
+def make_vision(data: Path, out: Path, settings: PartsSettings, tell: Tell) -> None:
+    """A small CLIP ViT trained on the training pictures, with the language model, or its tokenizer, as the reader of
+    texts."""
+    part, seed = settings.vision, settings.seed
+    dataset = open_dataset(data)
+    samples = list(dataset.samples("train"))
     torch.manual_seed(seed)
     config = CLIPVisionConfig(
         hidden_size=part.width,
@@ -82,7 +111,6 @@ def make_vision(
     ]
     optimizer = make_optimizer(learning, part.optimizer, betas=(0.9, 0.98))
     random = torch.Generator().manual_seed(seed)
-    task = bar.add_task("vision encoder", total=steps, figure="")
     for step in range(steps):
         if step % batches == 0:
             order = torch.randperm(len(every), generator=random)
@@ -94,7 +122,7 @@ def make_vision(
         chosen = [pictures[row] for row in rows.tolist()]
         loss = torch.stack([head(features.float(), chosen, random) for head in heads]).sum()
         learn(both, optimizer, loss)
-        bar.update(task, advance=1, figure=f"loss {loss.item():.3f}")
+        tell(step + 1, steps, loss.item())
     tower.save_pretrained(out / "vision")
     processor.save_pretrained(out / "vision")
     taught = "; ".join(TAUGHT_BY[name] for name in part.objectives)

@@ -8,16 +8,17 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qilin.data.records import CAPTION_KINDS, Sample, text_of
+from qilin.demo.beside import Tell
 from qilin.demo.parts_settings import LanguagePart
 from qilin.demo.texts import Reading, as_read
 from qilin.demo.tokenizer import make_tokenizer
@@ -48,12 +49,18 @@ def readings_of(samples: Sequence[Sample]) -> list[Reading]:
     return found
 
 
+def make_words(readings: Sequence[Reading], out: Path, part: LanguagePart) -> None:
+    """The tokenizer of all texts, which the vision encoder's training may need before the language model is there."""
+    texts = [text for reading in readings for text in (reading.text, *sum(reading.asked, ()))]
+    make_tokenizer(texts, part.vocabulary).save_pretrained(out)
+
+
 def make_language(
-    samples: Sequence[Sample], out: Path, part: LanguagePart, seed: int, bar: Progress, more: Sequence[Reading] = ()
+    readings: Sequence[Reading], undrawn: int, out: Path, part: LanguagePart, seed: int, tell: Tell
 ) -> None:
-    """A tokenizer and a small Llama trained to predict the next token of the training texts, and of `more`."""
-    readings = [*readings_of(samples), *more]
-    tokenizer = make_tokenizer([part_ for r in readings for part_ in (r.text, *sum(r.asked, ()))], part.vocabulary)
+    """A small Llama beside its tokenizer, trained to predict the next token of texts, `undrawn` of them not of the
+    dataset."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -81,7 +88,6 @@ def make_language(
     ]
     learning = [Learning(name, p, part.rate, 0.01) for name, p in model.named_parameters()]
     optimizer = make_optimizer(learning, "muon", betas=(0.9, 0.95))
-    task = bar.add_task("language model", total=len(batches), figure="")
     for step, batch in enumerate(batches):
         set_rates(optimizer, rate_share("cosine", step, len(batches), math.ceil(WARMUP * len(batches))))
         ids, positions, layout, where, targets = text_pack(batch)
@@ -89,15 +95,14 @@ def make_language(
             seen = model.model(input_ids=ids, position_ids=positions, layout=layout, use_cache=False)
             loss = answer_loss(seen.last_hidden_state[0], model.lm_head, where, targets) / len(targets)
         learn(model, optimizer, loss)
-        bar.update(task, advance=1, figure=f"loss {loss.item():.3f}")
+        tell(step + 1, len(batches), loss.item())
     model.set_attn_implementation("sdpa")
     model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
     write_note(
         out,
         {
             "trained_on": "the training split's captions and, having read them, its answers: next-token loss"
-            + (f"; {len(more):,} such texts about pictures that are not drawn" if more else ""),
+            + (f"; {undrawn:,} such texts about pictures that are not drawn" if undrawn else ""),
             "settings": to_dict(part),
         },
     )
@@ -162,9 +167,16 @@ class Reader:
     """Turns texts into vectors with the (frozen) small language model: the mean of its last hidden states."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        self.model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=NAME).model.eval()
-        self.width = self.model.config.hidden_size
+
+    @cached_property
+    def model(self) -> Any:
+        return LlamaForCausalLM.from_pretrained(self.folder, attn_implementation=NAME).model.eval()
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> torch.Tensor:
