@@ -193,7 +193,8 @@ def plot(runs: list[dict[str, Any]]) -> str:
     for place, seed in enumerate(seeds):
         x0 = left + place * (wide + 20)
         parts.append(f'<rect x="{x0}" y="20" width="{wide}" height="{high}" fill="none" stroke="#bbb"/>')
-        parts.append(f'<text x="{x0 + 6}" y="36">seed {seed}</text>')
+        parts.append(f'<text x="{x0 + wide - 50}" y="36">seed {seed}</text>')
+        parts.append(f'<text x="{x0 + wide / 2 - 30}" y="{high + 34}">{STEPS} steps</text>')
         for variant, (colour, width) in styles.items():
             for run in runs:
                 if (run["seed"], run["variant"]) == (seed, variant):
@@ -208,9 +209,9 @@ def plot(runs: list[dict[str, Any]]) -> str:
             parts.append(f'<text x="{x0 - 14}" y="{y + 4:.1f}">{mark}</text>' if place == 0 else "")
     for place, (variant, (colour, width)) in enumerate(styles.items()):
         x = left + place * 260
-        parts.append(f'<path d="M{x} {high + 44}h24" stroke="{colour}" stroke-width="{width}"/>')
-        parts.append(f'<text x="{x + 30}" y="{high + 48}">{variant}</text>')
-    size = f'width="{left + len(seeds) * (wide + 20)}" height="{high + 60}"'
+        parts.append(f'<path d="M{x} {high + 60}h24" stroke="{colour}" stroke-width="{width}"/>')
+        parts.append(f'<text x="{x + 30}" y="{high + 64}">{variant}</text>')
+    size = f'width="{left + len(seeds) * (wide + 20)}" height="{high + 80}"'
     style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12"'
     return f"<svg {style} {size}>" + '<rect width="100%" height="100%" fill="#fff"/>' + "".join(parts) + "</svg>\n"
 

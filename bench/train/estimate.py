@@ -1,7 +1,8 @@
 """What `qilin estimate` says of memory, against what a run takes: peak resident memory of `qilin train` on a CPU.
 
-In: a work folder. Out: a JSON file with the estimate by cause, the measurement and the error, case by case. The model
-is random, the data are drawn squares with texts of random length; nothing is learnt and nothing is fetched.
+In: a work folder. Out: a JSON file with the estimate by cause, the measurement and the error, case by case; cases that
+are in it already are left as they are. The model is random, the data are noise with texts of random length; nothing is
+learnt and nothing is fetched.
 
     nice python bench/train/estimate.py WORK bench/results/estimate.json
 """
@@ -20,8 +21,8 @@ import torch
 from made import make_data, make_parts
 
 SHAPES = {"small": (512, 6), "larger": (1024, 8)}  # width and depth of the language model
-# two steps: AdamW makes its averages at the end of the first
-USUAL = "batch=24 epochs=2 template=v1 kinds=[vqa] device=cpu save_every=0 trackers=[] max_length=1024 pack_tokens=4096"
+# two steps of 12 samples: AdamW makes its averages at the end of the first
+USUAL = "batch=12 epochs=1 template=v1 kinds=[vqa] device=cpu save_every=0 trackers=[] max_length=1024 pack_tokens=4096"
 # glibc keeps freed blocks of up to 32 MB for later; this gives them back, so that what is left is what a run needs
 TIGHT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 CASES: dict[str, tuple[str, str]] = {
@@ -40,8 +41,10 @@ CASES: dict[str, tuple[str, str]] = {
 
 def main(work: Path, out: Path) -> None:
     make_data(work / "data", pictures=8, side=128, longest=600)
-    rows = []
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
     for name, (shape, words) in CASES.items():
+        if any(row["case"] == name for row in rows):
+            continue  # measured before an interruption
         parts = make_parts(work / shape, *SHAPES[shape], side=128, tower=(384, 6))
         command = [w.replace(":", ": ") for w in (words + " " + USUAL).split()]
         command += [f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={work / 'data'}"]
@@ -59,6 +62,11 @@ def main(work: Path, out: Path) -> None:
         }
         rows.append(row)
         print(json.dumps(row), file=sys.stderr)
+        write(out, rows)
+
+
+def write(out: Path, rows: list[dict[str, Any]]) -> None:
+    """The result file: what was run, where, and the rows with their largest error."""
     result: dict[str, Any] = {
         "command": "nice python bench/train/estimate.py WORK bench/results/estimate.json",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, threads {torch.get_num_threads()}",
