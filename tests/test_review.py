@@ -141,7 +141,7 @@ def test_rows_are_drawn_evenly_and_the_same_each_time(tmp_path: Path) -> None:
 def test_checks_and_originals_are_shown(tmp_path: Path) -> None:
     english, chinese = write_both(tmp_path)
     review = draw(chinese, english, (), 0, seed=0)
-    rows = {row["sample_id"]: row for row in (shown(review, n) for n in range(len(review.places)))}
+    rows = {row["sample_id"]: row for row in (shown(review, n) for n in range(len(review.samples)))}
     failed = {
         name: sorted(check["name"] for check in row["checks"] if not check["passed"]) for name, row in rows.items()
     }
@@ -158,7 +158,7 @@ def test_checks_and_originals_are_shown(tmp_path: Path) -> None:
     assert all(part["original"] is None for part in rows["plain"]["parts"])
     assert len(rows["row-1"]["pictures"]) == 2
     lone = draw(chinese, None, (), 0, seed=0)
-    assert [check["name"] for check in checks_of(lone, lone.sample(0))] == [
+    assert [check["name"] for check in checks_of(lone, lone.samples[0])] == [
         "personal data", "one language", "agrees with itself",
     ]  # fmt: skip
 

@@ -70,7 +70,7 @@ def stale_rows(data: Dataset, held: Latest) -> int:
     seen = {
         (sample.sample_id, hash_of(sample))
         for split in data.splits()
-        for sample in data.samples(split)
+        for sample in data.stream(split)
         if sample.sample_id in wanted
     }
     return len(held.keys() - seen)

@@ -135,7 +135,7 @@ def ask(given: AskSettings) -> None:
     made_by |= {name: getattr(given, name) for name in ("guesses", "kinds", "only_questions", "asks", "seed")} | mix
     data = open_dataset(given.source)
     with bar() as progress:
-        total = sum(len(data.samples(split)) for split in data.splits())
+        total = sum(data.count(split) for split in data.splits())
         task = progress.add_task("asking", total=total)
         purse = Purse("asking", given.budget, (given.price_in, given.price_out), given.cache, progress, task)
         made, fresh = rework(

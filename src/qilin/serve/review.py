@@ -16,7 +16,7 @@ from rich.console import Console
 
 from qilin.data.apply import in_words, stale_rows
 from qilin.data.bars import bar
-from qilin.data.decisions import agreement, beside, latest, read_decisions
+from qilin.data.decisions import agreement, beside, hash_of, latest, read_decisions
 from qilin.data.records import open_dataset
 from qilin.errors import UserError
 from qilin.serve.review_rows import draw, find_original
@@ -43,7 +43,7 @@ def review(given: ReviewSettings) -> None:
         progress.add_task("drawing samples", total=None)
         original = open_dataset(given.original) if given.original else find_original(data)
         drawn = draw(data, original, given.splits, given.rows, given.seed)
-        if not drawn.places:
+        if not drawn.samples:
             raise UserError(f"{given.source}: no sample to review in {', '.join(given.splits) or 'it'}")
         token = secrets.token_urlsafe(24)
         app = review_app(drawn, decisions, reviewer, token)
@@ -51,7 +51,7 @@ def review(given: ReviewSettings) -> None:
     port = listening.getsockname()[1]
     host = f"[{given.host}]" if ":" in given.host else given.host
     beside_it = f", {original.path} beside" if original else ""
-    console.print(f"{len(drawn.places):,} samples of {given.source}{beside_it}; {reviewer} decides in {decisions}")
+    console.print(f"{len(drawn.samples):,} samples of {given.source}{beside_it}; {reviewer} decides in {decisions}")
     if given.host not in ("127.0.0.1", "localhost", "::1"):
         console.print("others on the network can reach this page; what goes there is not encrypted", style="yellow")
     console.print(f"http://{host}:{port}/?token={token}\nCtrl-C ends the session; nothing is lost", style="bold")
@@ -63,8 +63,8 @@ def review(given: ReviewSettings) -> None:
     finally:
         listening.close()
     held = latest(read_decisions(decisions))
-    done = sum((place.sample_id in {key[0] for key in held if reviewer in held[key]}) for place in drawn.places)
-    console.print(f"\n{done:,} of {len(drawn.places):,} samples decided; next: qilin data apply {given.source} OUT")
+    done = sum(reviewer in held.get((sample.sample_id, hash_of(sample)), ()) for sample in drawn.samples)
+    console.print(f"\n{done:,} of {len(drawn.samples):,} samples decided; next: qilin data apply {given.source} OUT")
 
 
 def user_name() -> str:

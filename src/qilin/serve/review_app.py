@@ -33,8 +33,8 @@ class Bad(Exception):
 
 def review_app(review: Review, decisions: Path, reviewer: str, token: str) -> Starlette:
     """The application: GET /, /rows, /rows/N, /pictures/ID and POST /decide."""
-    numbers = {(place.sample_id, hash_of(review.sample(n))): n for n, place in enumerate(review.places)}
-    pictures = {image_id for n in range(len(review.places)) for image_id in review.sample(n).image_ids}
+    numbers = {(sample.sample_id, hash_of(sample)): n for n, sample in enumerate(review.samples)}
+    pictures = {image_id for sample in review.samples for image_id in sample.image_ids}
 
     def own() -> dict[int, Decision]:
         """What this reviewer has decided, by the row's number; read anew, for others may write to the file too."""
@@ -56,13 +56,13 @@ def review_app(review: Review, decisions: Path, reviewer: str, token: str) -> St
             {
                 "dataset": review.data.path.resolve().name,
                 "reviewer": reviewer,
-                "rows": [made[n].decision if n in made else None for n in range(len(review.places))],
+                "rows": [made[n].decision if n in made else None for n in range(len(review.samples))],
             }
         )
 
     async def row(request: Request) -> Response:
         n = int(request.path_params["n"])
-        if n >= len(review.places):
+        if n >= len(review.samples):
             raise Bad(f"there is no row {n}")
         made = own().get(n)
         said = {"decision": made.decision, "reason": made.reason, "texts": made.texts} if made else None
@@ -135,9 +135,9 @@ async def body_of(request: Request) -> Mapping[str, Any]:
 def decision_from(asked: Mapping[str, Any], review: Review, reviewer: str) -> Decision:
     """A request as a decision about a row that was shown, as it was shown. Raises Bad."""
     n, kind, reason = asked.get("n"), asked.get("decision"), asked.get("reason") or ""
-    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < len(review.places):
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < len(review.samples):
         raise Bad(f"there is no row {n!r}")
-    sample = review.sample(n)
+    sample = review.samples[n]
     if asked.get("row") != hash_of(sample):
         raise Bad("the row is not the one that was shown; reload the page")
     if kind not in (*KINDS, "undo") or not isinstance(reason, str):

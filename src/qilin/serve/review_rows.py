@@ -6,8 +6,9 @@ kinds and failed checks, in an order that the seed alone decides; each as the pa
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -34,54 +35,76 @@ class Place:
 
 @dataclass(frozen=True)
 class Review:
-    """The drawn samples; `originals` are the places of the same ones in the dataset that it was translated from."""
+    """The drawn samples, and those of them before they were translated, by id; no other sample is in memory."""
 
     data: Dataset
     places: tuple[Place, ...]
-    original: Dataset | None = None
-    originals: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-
-    def sample(self, n: int) -> Sample:
-        place = self.places[n]
-        found: Sample = self.data.samples(place.split)[place.number]
-        return found
+    samples: tuple[Sample, ...]
+    originals: Mapping[str, Sample]
 
     def original_of(self, sample: Sample) -> Sample | None:
         """The sample before it was translated; None where it was not."""
-        if self.original is None or sample.sample_id not in self.originals:
-            return None
-        split, number = self.originals[sample.sample_id]
-        found: Sample = self.original.samples(split)[number]
-        return found if found.lang != sample.lang else None
+        found = self.originals.get(sample.sample_id)
+        return found if found and found.lang != sample.lang else None
 
 
 def draw(data: Dataset, original: Dataset | None, splits: tuple[str, ...], rows: int, seed: int) -> Review:
     """The samples to show; `rows` 0 is all of them."""
-    every = list(places_of(data, splits))
-    every.sort(key=lambda place: hashlib.sha256(f"{seed} {place.sample_id}".encode()).digest())
-    pool = evenly(every, POOL * rows) if rows else every
-    wanted = {place.sample_id for place in pool}
-    review = Review(data, tuple(pool), original, originals_of(original, wanted))
+    pool = first_of_each(places_of(data, splits), POOL * rows, seed)
     if not rows:
-        return review
+        return fetched(data, original, pool)
+    review = fetched(data, original, evenly(pool, POOL * rows))
     flagged = []
-    for n, place in enumerate(pool):
-        failed = [check["name"] for check in checks_of(review, review.sample(n)) if not check["passed"]]
-        flagged.append(Place(place.split, place.number, place.sample_id, (*place.stratum, *failed)))
-    return Review(data, tuple(evenly(flagged, rows)), original, review.originals)
+    for place, sample in zip(review.places, review.samples, strict=True):
+        failed = [check["name"] for check in checks_of(review, sample) if not check["passed"]]
+        flagged.append(replace(place, stratum=(*place.stratum, *failed)))
+    return fetched(data, original, evenly(flagged, rows))
 
 
 def places_of(data: Dataset, splits: tuple[str, ...]) -> Iterator[Place]:
     """Every sample's place, from four columns: no sample is made."""
     for split in data.splits():
-        if splits and split not in splits:
-            continue
-        columns = [data.table(split)[name].to_pylist() for name in ("sample_id", "source", "kind", "answer_type")]
-        for number, (sample_id, source, kind, answer_type) in enumerate(zip(*columns, strict=True)):
-            yield Place(split, number, sample_id, (source or "", kind, answer_type or ""))
+        if not splits or split in splits:
+            columns = ("sample_id", "source", "kind", "answer_type")
+            for number, row in enumerate(data.stream_rows(split, columns=columns)):
+                stratum = (row["source"] or "", row["kind"], row["answer_type"] or "")
+                yield Place(split, number, row["sample_id"], stratum)
 
 
-def evenly(places: list[Place], count: int) -> list[Place]:
+def first_of_each(places: Iterable[Place], count: int, seed: int) -> list[Place]:
+    """In an order that the seed draws, the first `count` places of each stratum; 0 is all. A million rows leave few."""
+
+    def rank(place: Place) -> bytes:
+        return hashlib.sha256(f"{seed} {place.sample_id}".encode()).digest()
+
+    kept: dict[tuple[str, ...], list[Place]] = defaultdict(list)
+    for place in places:
+        mine = kept[place.stratum]
+        mine.append(place)
+        if count and len(mine) >= 8 * count:
+            mine[:] = nsmallest(count, mine, key=rank)
+    return sorted(
+        (place for mine in kept.values() for place in nsmallest(count or len(mine), mine, key=rank)), key=rank
+    )
+
+
+def fetched(data: Dataset, original: Dataset | None, places: Sequence[Place]) -> Review:
+    """A Review of these places, their samples read in the order they lie in."""
+    found = read_at(data, places)
+    before: dict[str, Sample] = {}
+    if original is not None:
+        wanted = {place.sample_id for place in places}
+        before = read_at(original, [place for place in places_of(original, ()) if place.sample_id in wanted])
+    return Review(data, tuple(places), tuple(found[place.sample_id] for place in places), before)
+
+
+def read_at(data: Dataset, places: Iterable[Place]) -> dict[str, Sample]:
+    """sample_id -> sample; a row group is read once for all of its samples."""
+    ordered = sorted(places, key=lambda place: (place.split, place.number))
+    return {place.sample_id: next(data.stream(place.split, place.number, place.number + 1)) for place in ordered}
+
+
+def evenly(places: Sequence[Place], count: int) -> list[Place]:
     """`count` places, one of each stratum in turn until its places are spent; the order within a stratum is kept."""
     waiting: dict[tuple[str, ...], list[Place]] = defaultdict(list)
     for place in reversed(places):
@@ -94,14 +117,6 @@ def evenly(places: list[Place], count: int) -> list[Place]:
             if not waiting[stratum]:
                 del waiting[stratum]
     return taken
-
-
-def originals_of(original: Dataset | None, wanted: set[str]) -> dict[str, tuple[str, int]]:
-    if original is None:
-        return {}
-    return {
-        place.sample_id: (place.split, place.number) for place in places_of(original, ()) if place.sample_id in wanted
-    }
 
 
 def find_original(data: Dataset) -> Dataset | None:
@@ -119,7 +134,7 @@ def find_original(data: Dataset) -> Dataset | None:
 
 def shown(review: Review, n: int) -> dict[str, Any]:
     """A sample as the page shows it."""
-    sample = review.sample(n)
+    sample = review.samples[n]
     before = review.original_of(sample)
     now = parts_of(sample)
     english = {place: text for place, text in parts_of(before).items() if text != now.get(place)} if before else {}
