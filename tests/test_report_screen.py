@@ -5,8 +5,6 @@ Needs Debian's chromium (or any Chromium on the PATH), playwright, and a Chinese
 
 import io
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +17,7 @@ from qilin.evaluate.run import evaluate
 from qilin.evaluate.settings import CompareSettings
 from test_evaluate import dataset, settings_for, table_model  # noqa: F401
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.story,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the report cannot be looked at"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as here:
-        chromium = here.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+pytestmark = pytest.mark.story
 
 
 @pytest.fixture

@@ -14,10 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
-from qilin.data.bars import bar, refusals
-from qilin.data.purse import Purse
+from qilin.data.bars import bar
+from qilin.data.purse import Purse, tell
 from qilin.data.question_balance import Guesses, guess_all, surplus, with_options
 from qilin.data.question_checks import ABOUT, Question, check_question, read_question
 from qilin.data.records import Sample, assistant, open_dataset, text_of, user
@@ -141,17 +139,7 @@ def ask(given: AskSettings) -> None:
         made, fresh = rework(
             given.source, given.out, partial(asked, work, purse), made_by, samples_a_piece=TEXTS_A_PIECE
         )
-    counts = made.manifest["counts"]
-    if given.json:
-        said = {"out": str(given.out), "made": fresh, "tokens": [purse.read, purse.written], "cost": purse.cost()}
-        print(json.dumps(said | counts, ensure_ascii=False))
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{'made' if fresh else 'already there:'} {given.out}: {sum(counts['samples'].values()):,} samples")
-    if fresh:
-        console.print(f"{purse.read + purse.written:,} tokens in {purse.asked:,} replies, {purse.cost():.2f} spent")
-    if counts["dropped"]:
-        console.print(refusals(counts["dropped_reasons"], "refused", str(given.out / "dropped.jsonl")))
+    tell(given.out, made, fresh, purse, given.json)
 
 
 def prompt_name() -> str:

@@ -1,9 +1,13 @@
-"""What a run has asked of a service and paid for it: shown on the bar, and stopped where the budget is spent."""
+"""What a run has asked of a service and paid for it: shown on the bar, stopped where the budget is spent, told."""
 
+import json
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from qilin.data.bars import refusals
+from qilin.data.records import Dataset
 from qilin.endpoint import Reply
 from qilin.errors import RunError
 
@@ -41,3 +45,18 @@ class Purse:
 
     def done(self, samples: int) -> None:
         self.progress.advance(self.task, samples)
+
+
+def tell(out: Path, made: Dataset, fresh: bool, purse: Purse, as_json: bool) -> None:
+    """What a run made, what it cost, and what was refused."""
+    counts = made.manifest["counts"]
+    if as_json:
+        said = {"out": str(out), "made": fresh, "tokens": [purse.read, purse.written], "cost": purse.cost()}
+        print(json.dumps(said | counts, ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{'made' if fresh else 'already there:'} {out}: {sum(counts['samples'].values()):,} samples")
+    if fresh:
+        console.print(f"{purse.read + purse.written:,} tokens in {purse.asked:,} replies, {purse.cost():.2f} spent")
+    if counts["dropped"]:
+        console.print(refusals(counts["dropped_reasons"], "refused", str(out / "dropped.jsonl")))

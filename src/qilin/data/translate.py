@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from qilin.data.bars import bar
 from qilin.data.parts import parts_of, with_parts
-from qilin.data.purse import Purse
+from qilin.data.purse import Purse, tell
 from qilin.data.records import Sample, open_dataset
 from qilin.data.rework import Refused, refuse, rework
 from qilin.data.translation_checks import check_translation
@@ -86,17 +84,7 @@ def translate(given: TranslateSettings) -> None:
         purse = Purse("translating", given.budget, prices, given.cache, progress, task)
         step = partial(translated, Work(there, terms, given.asks, given.back), purse)
         made, fresh = rework(given.source, given.out, step, made_by, samples_a_piece=8 * given.concurrency)
-    counts = made.manifest["counts"]
-    if given.json:
-        said = {"out": str(given.out), "made": fresh, "tokens": [purse.read, purse.written], "cost": purse.cost()}
-        print(json.dumps(said | counts, ensure_ascii=False))
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{'made' if fresh else 'already there:'} {given.out}: {sum(counts['samples'].values()):,} samples")
-    if fresh:
-        console.print(f"{purse.read + purse.written:,} tokens in {purse.asked:,} replies, {purse.cost():.2f} spent")
-    for reason, count in counts["dropped_reasons"].items():
-        console.print(f"refused {count:,}: {reason}")
+    tell(given.out, made, fresh, purse, given.json)
 
 
 def read_glossary(path: Path) -> tuple[tuple[str, str], ...]:
