@@ -17,7 +17,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real browser: Debian's chromium (or any Chromium on the PATH); a Chinese font such as fonts-noto-cjk is needed."""
+    """A real browser: Debian's chromium (or any on the PATH). A Chinese font such as fonts-noto-cjk is needed too."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install playwright"
     )
