@@ -13,10 +13,13 @@ from PIL import Image
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from jats import article, figure, link
+from miniature import build
 from pmc_stand_in import PmcStandIn, serving_store
 from qilin.cli import main
 from qilin.data.records import open_dataset, text_of
 from stand_in import Service, serving
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def picture(seed: int) -> bytes:
@@ -81,3 +84,25 @@ def test_from_ids_to_llava(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(exported) == len(rows)
     assert all((tmp_path / "llava" / row["image"]).is_file() for row in exported)
     capsys.readouterr()
+
+
+@pytest.mark.story
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real articles are not on this machine")
+def test_a_miniature_of_all_three_parts_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build(SHARED, tmp_path / "mini", "workers=1") == 0
+    data = open_dataset(tmp_path / "mini")
+    rows = {split: list(data.samples(split)) for split in data.splits()}
+    kinds = {row.kind for split in rows.values() for row in split}
+    assert kinds == {"caption", "context", "inline", "vqa", "chat"}
+    assert set(rows) == {"train", "validation", "test"}
+    assert all(row.lang == "zh" for split in rows.values() for row in split)
+    pictures = [{i for row in split for i in row.image_ids} for split in rows.values()]
+    assert sum(map(len, pictures)) == len(set().union(*pictures)) > 20
+    assert any((row.translation or {}).get("prompt", "").startswith("questions-") for row in rows["train"])
+    first = data.hash
+    assert "contexts make 72." in capsys.readouterr().out
+    assert build(SHARED, tmp_path / "again", "workers=2") == 0
+    assert open_dataset(tmp_path / "again").manifest["files"].keys() == data.manifest["files"].keys()
+    assert build(SHARED, tmp_path / "mini") == 0  # nothing is done twice, and nothing is asked again
+    assert capsys.readouterr().out.count("already there: ") == 9
+    assert open_dataset(tmp_path / "mini").hash == first

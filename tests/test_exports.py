@@ -3,13 +3,18 @@
 import io
 import json
 import tarfile
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from qilin.cli import main
+from qilin.data.lengths import quartiles
 from qilin.data.pictures import make_picture
+from qilin.data.rebuild import commands
 from qilin.data.records import Provenance, Sample, assistant, open_dataset, user
 from qilin.data.writer import DatasetWriter
 
@@ -92,3 +97,82 @@ def test_webdataset_shards_are_the_same_bytes_again(source: Path, tmp_path: Path
         member = shard.extractfile(names[0])
         assert member is not None
         assert member.read() == png(0)
+
+
+def test_trl_reads_messages_and_pictures(source: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    assert main(["data", "to", "trl", str(source), str(tmp_path / "out")]) == 0
+    files = {split: str(tmp_path / "out" / f"{split}.parquet") for split in ("train", "test")}
+    made = load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    data = open_dataset(source)
+    for split in files:
+        assert made[split]["id"] == [sample.sample_id for sample in data.samples(split)]
+        for row, sample in zip(made[split], data.samples(split), strict=True):
+            assert [image.size for image in row["images"]] == [(70, 70)] * len(sample.image_ids)  # decoded: not bytes
+            said = [
+                {
+                    "role": m["role"],
+                    "content": [{k: v for k, v in part.items() if v is not None} for part in m["content"]],
+                }
+                for m in row["messages"]
+            ]
+            assert said == list(sample.messages)
+            marks = sum(part["type"] == "image" for message in said for part in message["content"])
+            assert marks == len(row["images"])
+
+
+def test_quartiles_of_counted_lengths_are_numpys() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3, 50, 1001):
+        values = rng.integers(0, 40, n)
+        found = quartiles(Counter(values.tolist()))
+        low, middle, high = np.percentile(values, [25, 50, 75])
+        assert (found["low"], found["median"], found["high"]) == pytest.approx((low, middle, high))
+        assert (found["n"], found["total"]) == (n, values.sum())
+
+
+def test_the_card_shows_plots_and_the_commands_that_make_it_again(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "merge", str(tmp_path / "both"), str(source), "--workers", "1"]) == 0
+    assert main(["data", "curate", str(tmp_path / "both"), str(tmp_path / "clean"), "--resplit", "--workers", "1"]) == 0
+    card = (tmp_path / "clean" / "README.md").read_text()
+    for name in ("source", "kind", "modality", "licence"):
+        assert f"](plots/{name}.svg)" in card
+        drawn = ElementTree.parse(tmp_path / "both" / "plots" / f"{name}.svg").getroot()
+        words = [item.text for item in drawn.iter("{http://www.w3.org/2000/svg}text")]
+        assert words[0] == f"samples by {name}"
+        bars = [item for item in drawn.iter("{http://www.w3.org/2000/svg}rect") if item.get("fill") == "#3b7dd8"]
+        assert len(bars) == {"source": 2, "kind": 3, "modality": 2, "licence": 1}[name]
+    first, second = open_dataset(source), open_dataset(tmp_path / "both")
+    lines = card.split("## How to make it again")[1].split("```")[1].strip().splitlines()
+    assert lines == [
+        "# data: made by made",
+        f"qilin data merge both data  # read {first.hash[:12]}",
+        f"qilin data curate both clean --resplit  # read {second.hash[:12]}",
+    ]
+    assert "plots/kind.svg" in second.manifest["files"]
+    capsys.readouterr()
+
+
+def test_commands_of_a_long_way_come_once_each_in_order() -> None:
+    figures = {"step": "figures", "listing": "1" * 64, "every": True}
+    english = {
+        "importer": "figures", "source": "figures", "arguments": {"lang": "en", "unsure": True}, "input": "2" * 64,
+        "made_from": {"step": "look", "model": "eye", "made_from": figures},
+    }  # fmt: skip
+    chinese = {"step": "translate", "model": "m", "asks": 3, "source": "en", "input": "3" * 64, "made_from": english}
+    chats = {"step": "chats", "least": 2, "most": 4, "source": "zh", "input": "4" * 64, "made_from": chinese}
+    both = [
+        {"source": "zh", "input": "4" * 64, "made_from": chinese},
+        {"source": "chats", "input": "5" * 64, "made_from": chats},
+    ]
+    assert commands({"step": "merge", "context": None, "seed": 3, "made_from": both}, "all") == [
+        "qilin data figures ARTICLES figures --every  # read 111111111111",
+        "qilin data look figures figures --images ARTICLES --endpoint URL --model eye",
+        "qilin data import figures figures en --lang en --unsure  # read 222222222222",
+        "qilin data translate en zh --endpoint URL --model m  # read 333333333333",
+        "qilin data chats zh chats --most 4  # read 444444444444",
+        "qilin data merge all zh chats --seed 3  # read 444444444444, 555555555555",
+    ]

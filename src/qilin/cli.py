@@ -7,6 +7,7 @@ transformers: the settings modules are free of them and the function's module is
 import argparse
 import importlib
 import os
+import sqlite3
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,6 +109,28 @@ COMMANDS = {
         ("source", "out"),
         "qilin data apply articles-zh reviewed\nqilin data apply articles-zh gold --only-read",
     ),
+    "data merge": Command(
+        "several dataset folders as one, with contexts in a wanted share",
+        "qilin.data.merge:MergeSettings",
+        "qilin.data.merge:merge",
+        ("out", "sources"),
+        "qilin data merge together articles-zh pmc-vqa-zh\nqilin data merge english articles vqa --context 0.726",
+    ),
+    "data chats": Command(
+        "conversations composed of what is told and asked about one picture",
+        "qilin.data.chats:ChatsSettings",
+        "qilin.data.chats:chats",
+        ("source", "out"),
+        "qilin data chats chinese chats\nqilin data chats chinese chats --least 3 --most 8",
+    ),
+    "data build": Command(
+        "a whole dataset by a recipe: from PMC ids to one folder, each step done once",
+        "qilin.data.build:BuildSettings",
+        "qilin.data.build:build",
+        ("recipe", "changes"),
+        "qilin data build chimed-vl ids=ids.txt endpoint=http://127.0.0.1:8000/v1 model=qwen3-32b out=chimed-vl\n"
+        "qilin data build miniature articles=DIR questions=slake_zh endpoint=URL model=any out=mini",
+    ),
     "data stats": Command(
         "a dataset's counts and lengths, beside those of the paper",
         "qilin.data.stats:StatsSettings",
@@ -116,7 +139,7 @@ COMMANDS = {
         "qilin data stats chinese\nqilin data stats chinese --tokenizer qwen3/tokenizer.json --json",
     ),
     "data to": Command(
-        "a dataset folder as other trainers read it: LLaVA, ShareGPT, WebDataset",
+        "a dataset folder as other trainers read it: LLaVA, ShareGPT, TRL, WebDataset",
         "qilin.data.export:ExportSettings",
         "qilin.data.export:export",
         ("form", "source", "out"),
@@ -215,7 +238,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away (qilin … | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
+    except (OSError, sqlite3.OperationalError) as error:
         print(f"{speaker()}: {explain_os_error(error)}", file=sys.stderr)
         return 1
 
@@ -278,12 +301,15 @@ def load(place: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def explain_os_error(error: OSError) -> str:
+def explain_os_error(error: OSError | sqlite3.OperationalError) -> str:
     """A failure of disk or network in one line, with what to do where that is known."""
     import errno
 
-    words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if error.errno == errno.ENOSPC:
+    named = isinstance(error, OSError) and error.filename
+    words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and named else str(error)
+    # what sqlite and Arrow raise has no number, only words
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or any(said in words for said in ("disk is full", "disk I/O error", "No space left", "File too large")):
         return f"{words}; free some space and run the same command again"
     return words
 

@@ -197,6 +197,11 @@ def explained(error: Any, endpoint: Endpoint) -> Exception:
         return UserError(f"{endpoint.url}: the key is refused ({short(error)}); set {KEYS[0]}")
     if isinstance(error, openai.BadRequestError | openai.NotFoundError | openai.UnprocessableEntityError):
         return UserError(f"{endpoint.url}, model {endpoint.model}: the request is refused: {short(error)}")
+    if getattr(error, "status_code", None) == 402 or "insufficient_quota" in str(error):
+        return RunError(
+            f"{endpoint.url}: the account is out of money ({short(error)}); what was answered is kept, the same "
+            "command goes on when it is filled"
+        )
     if isinstance(error, openai.APIConnectionError):  # timeouts are of this kind too
         return RunError(f"{endpoint.url}: no answer ({short(error)}); is the service running there?")
     return RunError(

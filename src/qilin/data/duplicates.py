@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from qilin.data.heaps import ROWS_A_HEAP, into_heaps, line, read_heap
 from qilin.data.keys import fingerprint, fingerprints
 from qilin.data.pieces import read_pieces, run_pieces
 from qilin.data.records import Dataset
@@ -31,7 +32,6 @@ ALIKE = 0.9  # Jaccard of five-character pieces
 GRAM = 5
 PERMUTATIONS, BANDS = 128, 16
 FIRSTS = 4  # of the texts that share a band, how many of the first each is compared with
-SAMPLES_A_HEAP = 20_000
 REPEATS, NEARLY = "repeats another sample", "nearly repeats another sample"
 
 
@@ -118,57 +118,49 @@ def repeated(
 
 
 def lay_out(data: Dataset, same: Alike, folder: Path) -> None:
-    """Every sample's text on disk: in the heap of its pictures, or, without a picture, in one file for all.
+    """Every sample's text on disk: in a heap with its pictures', or, without a picture, in one file for all.
 
     texts.json, written last: the heaps' files, and the places in the one file at which a piece begins.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    total = sum(data.count(split) for split in data.splits())
-    heaps = [folder / f"heap-{n:04d}.jsonl" for n in range(min(512, 1 + total // SAMPLES_A_HEAP))]
-    files: list[BinaryIO] = [heap.open("wb") for heap in heaps]
-    texts = (folder / "texts.jsonl").open("wb")
-    starts, alone = [0], 0
-    try:
-        for split in data.splits():
-            for row in data.stream_rows(split, columns=("sample_id", "image_ids", "messages")):
-                said = [part["text"] for m in row["messages"] for part in m["content"] if part["text"]]
-                if row["image_ids"]:
-                    about = [same.head(image_id) for image_id in row["image_ids"]]
-                    key = fingerprint(" ".join(map(str, about)))
-                    files[key % len(files)].write(line([row["sample_id"], key, said]))
-                else:
-                    texts.write(line([row["sample_id"], said]))
-                    alone += 1
-                    if alone % SAMPLES_A_HEAP == 0:
-                        starts.append(texts.tell())
+    starts = [0]
+    with (folder / "texts.jsonl").open("wb") as texts:
+
+        def about_pictures() -> Iterator[tuple[int, Any]]:
+            alone = 0
+            for split in data.splits():
+                for row in data.stream_rows(split, columns=("sample_id", "image_ids", "messages")):
+                    said = [part["text"] for m in row["messages"] for part in m["content"] if part["text"]]
+                    if row["image_ids"]:
+                        key = fingerprint(" ".join(str(same.head(image_id)) for image_id in row["image_ids"]))
+                        yield key, [row["sample_id"], key, said]
+                    else:
+                        texts.write(line([row["sample_id"], said]))
+                        alone += 1
+                        if alone % ROWS_A_HEAP == 0:
+                            starts.append(texts.tell())
+
+        heaps = into_heaps(folder, about_pictures(), sum(map(data.count, data.splits())))
         starts += [texts.tell()] if starts[-1] != texts.tell() else []
-    finally:
-        for file in (*files, texts):
-            file.close()
-    (folder / "texts.json").write_text(json.dumps([[str(heap) for heap in heaps], starts]), encoding="utf-8")
-
-
-def line(row: list[Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    (folder / "texts.json").write_text(json.dumps([heaps, starts]), encoding="utf-8")
 
 
 def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | Refused]:
     """The step over a heap: samples that repeat an earlier one about the same pictures."""
     exact: set[tuple[int, int]] = set()
     about: dict[int, list[str]] = {}  # pictures -> the texts about them that stay
-    with open(heap, encoding="utf-8", errors="surrogatepass") as lines:
-        for sample_id, key, said in map(json.loads, lines):
-            text = plain("\n".join(said))
-            if (key, fingerprint(text)) in exact:
-                yield {"sample_id": sample_id, "reason": REPEATS}
-                continue
-            exact.add((key, fingerprint(text)))
-            pieces = grams(text)
-            others = about.setdefault(key, [])
-            if any(alike(text, pieces, other) for other in others):
-                yield {"sample_id": sample_id, "reason": NEARLY}
-            else:
-                others.append(text)
+    for sample_id, key, said in read_heap(heap):
+        text = plain("\n".join(said))
+        if (key, fingerprint(text)) in exact:
+            yield {"sample_id": sample_id, "reason": REPEATS}
+            continue
+        exact.add((key, fingerprint(text)))
+        pieces = grams(text)
+        others = about.setdefault(key, [])
+        if any(alike(text, pieces, other) for other in others):
+            yield {"sample_id": sample_id, "reason": NEARLY}
+        else:
+            others.append(text)
 
 
 def signed(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:

@@ -1,6 +1,7 @@
-"""`qilin data to`: a dataset folder as other trainers read it: LLaVA's conversations, ShareGPT's, WebDataset's shards.
+"""`qilin data to`: a dataset folder as other trainers read it: LLaVA, ShareGPT, TRL, WebDataset.
 
-In: a dataset folder. Out: a new folder with pictures as files and one JSON file a split, or with tar shards. It is
+In: a dataset folder. Out: a new folder with pictures as files and one JSON file a split, with parquet files, or with
+tar shards. It is
 written beside its name and moved there when whole.
 """
 
@@ -9,17 +10,22 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 
 from qilin.data.bars import bar
 from qilin.data.records import Dataset, Sample, open_dataset
+from qilin.data.tables import TableWriter, open_table
 from qilin.errors import UserError
 from qilin.settings import setting, settings
 
 SAMPLES_A_SHARD = 1000
+ROWS_A_GROUP = 64  # each with its pictures: some 10 MB
 ENDINGS = {"jpeg": "jpg", "png": "png"}
 
 
@@ -27,7 +33,7 @@ ENDINGS = {"jpeg": "jpg", "png": "png"}
 class ExportSettings:
     """Which form, from where, to where."""
 
-    form: Literal["llava", "sharegpt", "webdataset"] = setting(help="llava, sharegpt or webdataset")
+    form: Literal["llava", "sharegpt", "trl", "webdataset"] = setting(help="llava, sharegpt, trl or webdataset")
     source: Path = setting(help="the dataset folder")
     out: Path = setting(help="the folder to make; must be new or empty")
 
@@ -56,18 +62,24 @@ def export(given: ExportSettings) -> None:
     )
 
 
-def write_pictures(data: Dataset, folder: Path) -> dict[str, str]:
-    """Every picture as a file; image_id -> its path from the folder's parent. A thousand folders at most."""
-    names = {}
+def write_pictures(data: Dataset, folder: Path) -> Path:
+    """Every picture as a file, in 256 folders; the table of their endings, for `name_of`."""
+    endings = TableWriter()
     with bar() as progress:
         task = progress.add_task("writing pictures", total=data.manifest["counts"]["pictures"])
         for picture in data.pictures():
-            name = f"images/{picture.image_id[:2]}/{picture.image_id}.{ENDINGS.get(picture.format, picture.format)}"
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(picture.bytes)
-            names[picture.image_id] = name
+            ending = ENDINGS.get(picture.format, picture.format)
+            path = folder / named(picture.image_id, ending)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture.bytes)
+            endings.add(picture.image_id, ending)
             progress.advance(task)
-    return names
+    return endings.save(folder / "endings")
+
+
+def named(image_id: str, ending: str) -> str:
+    """A picture's path from the exported folder."""
+    return f"images/{image_id[:2]}/{image_id}.{ending}"
 
 
 def write_list(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
@@ -84,25 +96,33 @@ def marked(message: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def llava_row(sample: Sample, names: Mapping[str, str]) -> dict[str, Any]:
+def llava_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
     """`image` is one path, or a list where there are several, or left out where there is none."""
-    paths = [names[image_id] for image_id in sample.image_ids]
     roles = {"user": "human", "assistant": "gpt", "system": "system"}
     turns = [{"from": roles[message["role"]], "value": marked(message)} for message in sample.messages]
     image = {"image": paths[0] if len(paths) == 1 else paths} if paths else {}
     return {"id": sample.sample_id, **image, "conversations": turns}
 
 
-def sharegpt_row(sample: Sample, names: Mapping[str, str]) -> dict[str, Any]:
+def sharegpt_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
     """`messages` of role and content with <image> marks, `images` a list: what LLaMA-Factory and ms-swift read."""
     messages = [{"role": message["role"], "content": marked(message)} for message in sample.messages]
-    return {"id": sample.sample_id, "messages": messages, "images": [names[i] for i in sample.image_ids]}
+    return {"id": sample.sample_id, "messages": messages, "images": paths}
 
 
-def as_lists(data: Dataset, work: Path, row: Callable[[Sample, Mapping[str, str]], dict[str, Any]]) -> None:
-    names = write_pictures(data, work)
+def as_lists(data: Dataset, work: Path, row: Callable[[Sample, list[str]], dict[str, Any]]) -> None:
+    folder = write_pictures(data, work)
+    endings = open_table(folder)
+
+    def path_of(image_id: str) -> str:
+        ending = endings.get(image_id)
+        assert ending, f"picture {image_id} is named by a sample but is not in images/"
+        return named(image_id, ending)
+
     for split in data.splits():
-        write_list(work / f"{split}.json", (row(sample, names) for sample in data.samples(split)))
+        rows = (row(sample, list(map(path_of, sample.image_ids))) for sample in data.stream(split))
+        write_list(work / f"{split}.json", rows)
+    shutil.rmtree(folder)
 
 
 def as_shards(data: Dataset, work: Path) -> None:
@@ -111,23 +131,52 @@ def as_shards(data: Dataset, work: Path) -> None:
         task = progress.add_task("writing shards", total=sum(data.manifest["counts"]["samples"].values()))
         for split in data.splits():
             shard: tarfile.TarFile | None = None
-            for place, sample in enumerate(data.samples(split)):
+            for place, sample in enumerate(data.stream(split)):
                 if place % SAMPLES_A_SHARD == 0:
                     if shard:
                         shard.close()
                     shard = tarfile.open(work / f"{split}-{place // SAMPLES_A_SHARD:05d}.tar", "w")  # noqa: SIM115
                 assert shard is not None
                 key = f"{split}-{place:09d}"
-                names = {}
+                names = []
                 for n, image_id in enumerate(sample.image_ids):
                     picture = data.picture(image_id)
-                    names[image_id] = f"{key}.{n}.{ENDINGS.get(picture.format, picture.format)}"
-                    put(shard, names[image_id], picture.bytes)
+                    names.append(f"{key}.{n}.{ENDINGS.get(picture.format, picture.format)}")
+                    put(shard, names[-1], picture.bytes)
                 row = sharegpt_row(sample, names) | {"kind": sample.kind, "license_tier": sample.license_tier}
                 put(shard, f"{key}.json", json.dumps(row, ensure_ascii=False).encode())
                 progress.advance(task)
             if shard:
                 shard.close()
+
+
+def as_table(data: Dataset, work: Path) -> None:
+    """A parquet file a split with the columns that TRL's trainers know: `messages` in Hugging Face form, `images` a
+    list, each sample with its own; `datasets.load_dataset` gives them decoded. The layout follows the set that TRL's
+    own example of tuning on pictures reads, HuggingFaceH4/llava-instruct-mix-vsft."""
+    from datasets import Features, Image, List, Value
+
+    part = {"type": Value("string"), "text": Value("string")}
+    message = {"role": Value("string"), "content": List(part)}
+    names = ("id", "kind", "license_tier")
+    features = Features(
+        {"messages": List(message), "images": List(Image())} | {name: Value("string") for name in names}
+    )
+    with bar() as progress:
+        task = progress.add_task("writing rows", total=sum(data.manifest["counts"]["samples"].values()))
+        for split in data.splits():
+            with pq.ParquetWriter(work / f"{split}.parquet", features.arrow_schema, compression="none") as file:
+                samples = data.stream(split)
+                while few := list(islice(samples, ROWS_A_GROUP)):
+                    rows = [trl_row(data, sample) for sample in few]
+                    file.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema))
+                    progress.advance(task, len(few))
+
+
+def trl_row(data: Dataset, sample: Sample) -> dict[str, Any]:
+    shown = [{"bytes": data.picture(image_id).bytes, "path": None} for image_id in sample.image_ids]
+    facts = {"id": sample.sample_id, "kind": sample.kind, "license_tier": sample.license_tier}
+    return {"messages": list(sample.messages), "images": shown, **facts}
 
 
 def put(shard: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -139,5 +188,6 @@ def put(shard: tarfile.TarFile, name: str, data: bytes) -> None:
 FORMS: dict[str, Callable[[Dataset, Path], None]] = {
     "llava": lambda data, work: as_lists(data, work, llava_row),
     "sharegpt": lambda data, work: as_lists(data, work, sharegpt_row),
+    "trl": as_table,
     "webdataset": as_shards,
 }

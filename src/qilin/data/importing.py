@@ -19,6 +19,7 @@ from rich.progress import Progress
 from qilin.data.bars import bar, refusals
 from qilin.data.licences import strictest, tier
 from qilin.data.pictures import make_picture
+from qilin.data.pieces import read_step
 from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset
 from qilin.data.settings import ImportSettings
 from qilin.data.sources import exams, folder, llava, maps, odd, slake
@@ -103,6 +104,7 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
         }
         | ({"encoding": encodings.pop()} if encodings else {})
         | ({"pictures": looked} if settings.pmc else {})
+        | ({"made_from": read_step(settings.source)["made_by"]} if settings.name == "figures" else {})
     )
 
 

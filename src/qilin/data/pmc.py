@@ -53,6 +53,7 @@ class PmcSettings:
         default="medical", help="pictures of all figures, only of those that are medical by their captions, or none"
     )
     limit: int | None = setting(default=None, help="stop after this many articles; the same command goes on")
+    strict: bool = setting(default=False, help="end with an error where articles failed, after all others are here")
     refresh: bool = setting(default=False, help="ask again for articles that are settled: new versions, lost files")
     rate: float = setting(default=10.0, help="requests a second, over all connections")
     concurrency: int = setting(default=8, help="articles at a time")
@@ -79,6 +80,9 @@ def pmc(given: PmcSettings) -> None:
     with open_ledger(given.out / "ledger.sqlite", rules) as ledger:
         done = asyncio.run(fetch_all(given, ledger))
         tell(given, ledger, done)
+        failed = sum(count for state, _, count in ledger.counts()["articles"] if state == "failed")
+    if given.strict and failed:
+        raise RunError(f"{given.out}: {failed:,} articles failed; the same command tries them again")
 
 
 async def fetch_all(given: PmcSettings, ledger: Ledger) -> int:

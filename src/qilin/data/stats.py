@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qilin.data.card import PAPER, part_of, quartiles
+from qilin.data.lengths import PAPER, part_of, quartiles
 from qilin.data.records import Dataset, open_dataset, text_of
 from qilin.errors import UserError
 from qilin.settings import setting, settings
@@ -67,9 +67,9 @@ def counter(tokenizer: Path | None) -> Callable[[str], int]:
 def numbers(data: Dataset, size: Callable[[str], int] = len) -> dict[str, Any]:
     """All counts and lengths: {"samples", "pictures", "lengths"}, JSON-ready, in a fixed order."""
     by: dict[str, Counter[str]] = {name: Counter() for name in ("split", "kind", "source", "licence", "language")}
-    lengths: dict[str, list[int]] = {}
+    lengths: dict[str, Counter[int]] = {}
     for split in data.splits():
-        for sample in data.samples(split):
+        for sample in data.stream(split):
             for name, key in (
                 ("split", split), ("kind", sample.kind), ("source", sample.source), ("licence", sample.license_tier),
                 ("language", sample.lang),
@@ -77,7 +77,7 @@ def numbers(data: Dataset, size: Callable[[str], int] = len) -> dict[str, Any]:
                 by[name][key or "unknown"] += 1
             for message in sample.messages:
                 if part := part_of(sample.kind, message["role"]):
-                    lengths.setdefault(part, []).append(size(text_of(message)))
+                    lengths.setdefault(part, Counter())[size(text_of(message))] += 1
     pictures: dict[str, Counter[str]] = {name: Counter() for name in ("modality", "body_part", "licence")}
     table = data.picture_table(("modality", "body_part", "license_tier"))
     for name, column in (("modality", "modality"), ("body_part", "body_part"), ("licence", "license_tier")):

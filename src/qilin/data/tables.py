@@ -30,11 +30,16 @@ class TableWriter:
         self.keys.append(key)
         self.codes.append(self.words.setdefault(word, len(self.words)))
 
+    def table(self) -> "Table":
+        """What was added so far, in memory."""
+        keys, firsts = np.unique(np.frombuffer(self.keys, dtype=np.uint64), return_index=True)
+        return Table(keys, np.frombuffer(self.codes, dtype=np.uint16)[firsts], tuple(self.words))
+
     def save(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        keys, firsts = np.unique(np.frombuffer(self.keys, dtype=np.uint64), return_index=True)
-        np.save(folder / "keys.npy", keys)
-        np.save(folder / "codes.npy", np.frombuffer(self.codes, dtype=np.uint16)[firsts])
+        made = self.table()
+        np.save(folder / "keys.npy", made.keys)
+        np.save(folder / "codes.npy", made.codes)
         (folder / "words.json").write_text(json.dumps(list(self.words), ensure_ascii=False), encoding="utf-8")
         return folder
 

@@ -1,10 +1,10 @@
 """How fast repetitions are found, and how much memory that takes: synthetic texts without pictures, and random hashes.
 
-    python bench/duplicates.py [--sizes 10000 100000 1000000]
+    python bench/data/duplicates.py [--sizes 10000 100000 1000000] [--workers 2]
 
 Texts of some 60 characters from 400 words, a tenth of them one of the last thousand with a letter more; every one is
-compared with all others by MinHash. Hashes: 64 random bits, a tenth of them another one with two bits changed. CPU
-seconds of one core. Writes bench/results/duplicates.json after each size.
+compared with all others by MinHash. Hashes: 64 random bits, a tenth of them another one with two bits changed. Peak
+memory is that of this process; a worker's is that of a piece. Writes bench/results/duplicates.json after each size.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import platform
 import random
 import resource
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from qilin.data.duplicates import repeated
-from qilin.data.records import Sample, assistant, user
+from qilin.data.duplicates import Alike, repeated
+from qilin.data.tables import TableWriter
+from qilin.data.workers import workers_of
 from qilin.imaging.near import near_in
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 LETTERS = "肺部心脏肝胆胃肠骨骨折结节肿块阴影积液水肿炎症出血梗死囊性实质左右上下叶段边缘清晰模糊增大正常未见可见"
 
 
-def samples(count: int) -> Iterator[Sample]:
+def rows(count: int, words_each: int) -> Iterator[dict[str, Any]]:
+    """Samples without pictures."""
     rng = random.Random(0)
     words = ["".join(rng.choices(LETTERS, k=rng.randint(2, 5))) for _ in range(400)]
     kept: list[list[str]] = []
@@ -37,21 +40,32 @@ def samples(count: int) -> Iterator[Sample]:
             text = list(rng.choice(kept))
             text[-1] += rng.choice("。完了")
         else:
-            text = rng.choices(words, k=18)
+            text = rng.choices(words, k=words_each)
             kept = [*kept[-999:], text]
-        yield Sample(str(n), "vqa", (), (user("问"), assistant("".join(text))))
+        said = [
+            {"role": role, "content": [{"type": "text", "text": t}]}
+            for role, t in (("user", "问"), ("", "".join(text)))
+        ]
+        yield {"sample_id": str(n), "image_ids": [], "messages": said}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--words", type=int, default=18, help="of a text, some 3.5 characters each")
+    parser.add_argument("--workers", type=int, default=1)
     asked = parser.parse_args()
     runs = []
     for size in asked.sizes:
-        data: Any = SimpleNamespace(splits=lambda: ["train"], samples=lambda split, size=size: samples(size))
-        began = time.process_time()
-        found = repeated(data, {})
-        texts = time.process_time() - began
+        data: Any = SimpleNamespace(
+            splits=lambda: ["train"], count=lambda split, size=size: size, hash="synthetic",
+            stream_rows=lambda split, columns, size=size: rows(size, asked.words),
+        )  # fmt: skip
+        found = TableWriter()
+        began, spent = time.monotonic(), time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            repeated(data, Alike(np.empty(0), np.empty(0)), Path(folder), found, workers_of(asked.workers))
+        texts, cpu = time.monotonic() - began, time.process_time() - spent
         rng = np.random.default_rng(0)
         values = rng.integers(0, 2**63, size, dtype=np.uint64)
         for _ in range(2):
@@ -63,11 +77,13 @@ def main() -> None:
         hashed = time.process_time() - began
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         runs.append({
-            "rows": size, "cpu_seconds_texts": round(texts, 1), "texts_found": len(found),
+            "rows": size, "characters_a_text": round(3.5 * asked.words), "workers": asked.workers,
+            "seconds_texts": round(texts, 1), "cpu_seconds_of_this_process": round(cpu, 1),
+            "texts_found": len(found.keys),
             "cpu_seconds_hashes": round(hashed, 1), "hash_pairs": pairs, "peak_mb": round(memory),
         })  # fmt: skip
         print(runs[-1], flush=True)
-        about = {"command": "python bench/duplicates.py", "machine": f"{platform.machine()}, one core"}
+        about = {"command": "python bench/data/duplicates.py", "machine": f"{platform.machine()}, one core"}
         result = {**about, "python": platform.python_version(), "runs": runs}
         (HERE / "results" / "duplicates.json").write_text(json.dumps(result, indent=1) + "\n")
 
