@@ -42,6 +42,8 @@ def test_sound_translations_pass(english: str, chinese: str) -> None:
 
 
 FAULTY = [
+    ("Which organ?", "肝脏", "question"),
+    ("Liver", "哪个器官？", "question"),
     ("A 3.5 cm mass.", "一个3.5毫米的肿块。", "units"),
     ("A 35 mm mass.", "一个36毫米的肿块。", "numbers"),
     ("Seen in the scan.", "在5次扫描中可见。", "numbers"),

@@ -277,6 +277,9 @@ def open_cache(path: Path | None) -> sqlite3.Connection:
     cache = sqlite3.connect(path or ":memory:")
     try:
         cache.execute("create table if not exists replies (key text primary key, model text, reply text)")
+    except sqlite3.OperationalError:  # the disk, not the file
+        cache.close()
+        raise
     except sqlite3.DatabaseError as error:
         cache.close()
         raise UserError(f"{path}: not a cache of replies ({error}); name another file or remove it") from None

@@ -58,6 +58,9 @@ class Ledger:
         self.base = sqlite3.connect(path)
         try:
             self.base.executescript(TABLES)
+        except sqlite3.OperationalError:  # the disk, not the file
+            self.base.close()
+            raise
         except sqlite3.DatabaseError as error:
             self.base.close()
             raise UserError(f"{path}: not a ledger ({error}); name another folder or remove the file") from None

@@ -71,6 +71,7 @@ REFUSALS = re.compile(
     r"作为(?:一[个名])?(?:AI|人工智能|语言模型)|我(?:无法|不能)(?:提供|翻译|回答|完成)|(?:抱歉|对不起)，|I(?:'m| am) sorry|As an AI|I cannot|以下是(?:翻译|译文)|(?:译文|翻译)[:：]|```",
     re.IGNORECASE,
 )
+ASKING = re.compile(r"[吗呢?]|什么|哪|几|多少|是否|有无|能否|如何|怎[么样]|为何|谁|请")
 ENGLISH_RUN = re.compile(r"\b[a-z]{2,}(?:[\s,;]+[a-z]{2,}){3,}\b")
 REPEATED = re.compile(r"(.{6,40}?)\1{3,}", re.DOTALL)
 # Chinese characters for one English word, in texts of ten words or more
@@ -98,6 +99,14 @@ def language(english: str, chinese: str) -> str | None:
 def refused(english: str, chinese: str) -> str | None:
     found = REFUSALS.search(chinese)
     return f"speaks of itself: {found.group()}" if found and not REFUSALS.search(english) else None
+
+
+def question(english: str, chinese: str) -> str | None:
+    """A question stays one, and what is none does not become one: answers that were swapped with their questions."""
+    asked, asks = english.rstrip().endswith("?"), chinese.rstrip().endswith("?")  # narrow: both have one width
+    if asked and not asks and not ASKING.search(chinese):
+        return "the question is none any more"
+    return "it has become a question" if asks and "?" not in english else None
 
 
 def numbers(english: str, chinese: str) -> str | None:
@@ -241,6 +250,7 @@ def repetition(english: str, chinese: str) -> str | None:
 CHECKS: dict[str, Callable[[str, str], str | None]] = {
     "language": language,
     "refused": refused,
+    "question": question,
     "numbers": numbers,
     "units": units,
     "laterality": laterality,

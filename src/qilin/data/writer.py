@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,12 @@ class DatasetWriter:
             (self.work / folder).mkdir(parents=True)
         self.drops = (self.work / "dropped.jsonl").open("w", encoding="utf-8")
         # samples and pictures that are here; pictures and groups with the split they belong to
-        self.keys = KeysOnDisk(self.work / "keys.sqlite")
+        try:
+            self.keys = KeysOnDisk(self.work / "keys.sqlite")
+        except sqlite3.Error:  # the disk is full already
+            self.drops.close()
+            self.give_up()
+            raise
         return self
 
     def __exit__(
