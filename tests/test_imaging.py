@@ -5,13 +5,14 @@ import struct
 import zlib
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image
 
 from qilin.data.pictures import make_picture
 from qilin.data.records import Provenance
-from qilin.imaging.pixels import BadPicture, read_picture, to_rgb
+from qilin.imaging.pixels import BadPicture, phash, read_picture, to_rgb
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))  # (48, 64), dark left, bright right
 
@@ -180,3 +181,15 @@ def test_near_pictures_have_near_hashes() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8))
     assert far(encoded(grey()), encoded(grey(), "JPEG", quality=60)) <= 6
     assert far(encoded(grey()), encoded(noise)) > 12
+
+
+def test_the_hash_is_nearly_imagehashs_and_apart_for_other_pictures() -> None:
+    apart = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        image = small.resize((700, 500 + seed), Image.Resampling.BICUBIC)
+        ours, theirs = int(phash(image), 16), int(str(imagehash.phash(image)), 16)
+        assert (ours ^ theirs).bit_count() <= 2
+        apart.append(ours)
+    assert min((a ^ b).bit_count() for n, a in enumerate(apart) for b in apart[:n]) > 8

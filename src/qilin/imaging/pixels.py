@@ -19,6 +19,7 @@ PIXEL_LIMIT = 178_000_000
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # JPEG opens MPO too: a second frame, from cameras
 KEPT = {"PNG": "png", "JPEG": "jpeg"}  # stored as they came; everything else becomes PNG, without loss
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # greyscale of more than 8 bits
+HASHED = 32  # pixels of a side that the perceptual hash looks at
 TAIL = 0.1  # per cent of the pixels that may be clipped at either end when deep greyscale becomes 8 bits
 
 
@@ -152,7 +153,12 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def phash(image: Image.Image) -> str:
-    """The perceptual hash (64 bits of the cosine transform) as 16 hexadecimal digits; near pictures differ in few."""
+    """The perceptual hash (64 bits of the cosine transform) as 16 hexadecimal digits; near pictures differ in few.
+
+    The picture is first made small by whole steps, then by the fine filter that ImageHash uses throughout: a third of
+    its time, and at most 2 bits of difference in 129 real pictures (bench/results/hashing.json).
+    """
     import imagehash
 
-    return str(imagehash.phash(image))
+    small = image.resize((HASHED, HASHED), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return str(imagehash.phash(small))
