@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from jats import article, figure
+from qilin.cli import main
 from qilin.data.pieces import read_pieces, run_pieces
+from qilin.data.records import open_dataset
 from qilin.data.sources.rows import Refused
 from qilin.data.workers import Workers, workers_of
 from qilin.errors import RunError, UserError
+from test_curate import dataset, picture, sample
 
 
 def square(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | Refused]:
@@ -130,6 +134,25 @@ def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path
     assert len(done) == 12
     run_pieces(partial(fatal, log), inputs, tmp_path / "there", {"step": "square"}, workers, told.append)
     assert log.read_text().splitlines() == done
+
+
+def test_commands_give_the_same_folders_by_a_cluster(tmp_path: Path, cluster: Any) -> None:
+    (tmp_path / "articles").mkdir()
+    for n in range(3):
+        body = figure("F1", f"CT of the lung of case {n}.", "f1.jpg")
+        (tmp_path / "articles" / f"{n}.xml").write_bytes(article(body, pmcid=f"PMC{n}"))
+    rows = [(sample(f"s{n}", shown := picture(n), f"第{n}问？", "答"), shown) for n in range(6)]
+    source = dataset(tmp_path / "data", rows)
+    for name, how in (("here", ["--workers", "1"]), ("there", ["--cluster", cluster.scheduler_address])):
+        at = tmp_path / name
+        assert main(["data", "figures", str(tmp_path / "articles"), str(at / "figures"), *how]) == 0
+        assert main(["data", "merge", str(at / "merged"), str(source), *how]) == 0
+        assert main(["data", "curate", str(at / "merged"), str(at / "curated"), "--resplit", *how]) == 0
+    assert files(tmp_path / "here" / "figures") == files(tmp_path / "there" / "figures")
+    for name in ("merged", "curated"):
+        here, there = (open_dataset(tmp_path / where / name) for where in ("here", "there"))
+        assert here.manifest == there.manifest
+    assert here.count("train") + here.count("validation") + here.count("test") == 6
 
 
 def test_a_piece_that_always_kills_its_worker_is_named_by_a_cluster_too(tmp_path: Path, cluster: Any) -> None:

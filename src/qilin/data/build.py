@@ -22,6 +22,7 @@ from qilin.settings import build as build_settings
 from qilin.settings import parse_override, read_yaml, refuse_unknown, setting, settings, to_dict
 
 NAME = re.compile(r"\{([^{}]+)\}")  # {pmc} is the folder of that step, {ids} a value, {a|b} the first of two that is
+OUT = "the dataset folder to make"
 IDLE = ("workers", "cluster", "concurrency", "rate", "timeout", "json")  # settings that change nothing that is made
 
 
@@ -33,6 +34,7 @@ class BuildSettings:
     changes: tuple[str, ...] = setting(
         default=(), help="key=value words: the recipe's values, such as ids=ids.txt out=DIR"
     )
+    EPILOG = ""  # filled below: the recipes that come with Qilin
 
 
 @settings
@@ -121,7 +123,7 @@ def read_recipe(name: str) -> Recipe:
 
 def read_values(name: str, recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
     """The recipe's values with the words' on top. Raises UserError for a key it does not know, or one it needs."""
-    needs = {"out": "the dataset folder to make", **recipe.needs}
+    needs = {"out": OUT, **recipe.needs}
     known = [*needs, *recipe.values]
     values = dict(recipe.values)
     for key, value in map(parse_override, words):
@@ -190,3 +192,15 @@ def filled(value: Any, known: Mapping[str, Any], where: str) -> Any:
     if match := NAME.fullmatch(value):
         return find(match[1])
     return NAME.sub(lambda match: str(find(match[1])), value)
+
+
+def recipes_help() -> str:
+    """The recipes with the values that each needs, for `qilin data build --help`."""
+    lines = []
+    for name in recipe_names():
+        lines.append(f"  {name}")
+        lines += [f"    {key}=…  {text}" for key, text in {**read_recipe(name).needs, "out": OUT}.items()]
+    return "\n\nrecipes, with what each needs; its file says what else it knows:\n" + "\n".join(lines) + "\n"
+
+
+BuildSettings.EPILOG = recipes_help()

@@ -170,7 +170,7 @@ def signed(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
 
     folder, first, last = span
     marks: list[tuple[int, int]] = []
-    digests: list[list[int]] = []
+    digests: list[np.ndarray] = []
     with open(Path(folder) / "texts.jsonl", "rb") as file:
         file.seek(first)
         while (place := file.tell()) < last:
@@ -179,7 +179,7 @@ def signed(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
             mark = rensa.RMinHash(num_perm=PERMUTATIONS, seed=0)
             mark.update(sorted(grams(text)))
             marks.append((place, fingerprint(text)))
-            digests.append(mark.digest())
+            digests.append(np.array(mark.digest(), dtype=np.uint32))  # a list of them would be 70 MB a piece
     bands = banded(np.array(digests, dtype=np.uint64).reshape(-1, PERMUTATIONS))
     name = f"marks-{first:015d}.npy"
     np.save(Path(folder) / name, np.vstack([np.array(marks, dtype=np.uint64).reshape(-1, 2).T, bands]))
