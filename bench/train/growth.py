@@ -1,12 +1,13 @@
 """How the cost of getting ready and of a step grows with the number of samples, and with ranks.
 
 In: a work folder and sizes. Out: a JSON file, a row a size: CPU seconds and peak memory of opening the dataset,
-measuring its texts (the first time, and from the cache), planning, cutting a step for 1 and 2 ranks, the first batch,
-a later batch, a step of a tiny model; and, at the smallest size, whole runs on one and on two processes (gloo).
+measuring its texts (the first time, and from the cache), planning, cutting a step for 1, 2 and 64 ranks, the first
+batch, a later batch, a step of a tiny model; and, at 10,000 samples, whole runs on one and on two processes (gloo).
 
     nice python bench/train/growth.py WORK bench/results/growth.json 10000 100000 1000000
 
-Sizes already in the file are left as they are, so that it can be interrupted. Each phase is a process of its own.
+What is in the file already is left as it is, so that it can be interrupted. Plans of all sizes come first, since they
+need no dataset. Each phase is a process of its own.
 """
 
 import json
@@ -33,24 +34,32 @@ USUAL = (
 LOOKED = 200  # steps whose cutting is timed
 BATCHES = 50
 STEPS = 30
+WHOLE = 10_000  # samples up to which a run is made from end to end
 
 
 def main(work: Path, out: Path, sizes: list[int]) -> None:
     parts = make_parts(work / "parts", 64, 2, side=32, tower=(64, 2), vocabulary=1000)
     rows = json.loads(out.read_text())["rows"] if out.is_file() else []
-    for size in sizes:
-        if any(row["samples"] == size for row in rows):
+    rows += [{"samples": size} for size in sizes if all(row["samples"] != size for row in rows)]
+    rows.sort(key=lambda row: row["samples"])
+    for row in rows:
+        if "a plan" not in row:
+            row["a plan"] = in_a_process(work, "plan", [str(row["samples"])])
+            write(out, rows)
+    for row in rows:
+        if "with a dataset" in row:
             continue
+        size = row["samples"]
         made, data = timed(
             lambda n=size: make_data(work / f"data-{n}", pictures=-(-n // QUESTIONS), side=32, longest=40)
         )
-        row = {"samples": size, "dataset": made}
+        found: dict[str, Any] = {"dataset made": made}
         words = [*USUAL.split(), f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={data}"]
         for phase in ("first", "again"):
-            row |= in_a_process(work, phase, words)
-        if size == min(sizes):
-            row["a whole run"] = {f"{ranks} processes": whole_run(work, words, ranks) for ranks in (1, 2)}
-        rows = sorted([*rows, row], key=lambda row: row["samples"])
+            found |= in_a_process(work, phase, words)
+        if size <= WHOLE:
+            found["a whole run"] = {f"{ranks} processes": whole_run(work, words, ranks) for ranks in (1, 2)}
+        row["with a dataset"] = found
         write(out, rows)
         shutil.rmtree(data)
 
@@ -109,6 +118,30 @@ def whole_run(work: Path, words: list[str], ranks: int) -> dict[str, float]:
     }
 
 
+def plan(words: list[str]) -> dict[str, Any]:
+    """A plan of so many samples, their lengths drawn."""
+    import numpy as np
+
+    from qilin.train.plan import Lengths, make_plan
+
+    samples = int(words[0])
+    start, _ = timed(lambda: None)
+    prefix = np.full(samples, 40, dtype=np.int64)
+    rest = np.random.default_rng(0).integers(10, 60, samples)
+    index = np.arange(samples)
+    zero, one = np.zeros(samples, dtype=np.int64), np.ones(samples, dtype=np.int64)
+    lengths = Lengths(prefix + rest, prefix, rest // 2, index // QUESTIONS, zero, one)
+    found: dict[str, Any] = {"the program": start["peak_gb"]}
+    found["made"], made = timed(lambda: make_plan(lengths, [1.0], batch=64, epochs=1, pack_tokens=4096, seed=0))
+    found["its hash"], _ = timed(lambda: made.hash)
+    found["its account"], _ = timed(made.counts)
+    steps = range(min(len(made), LOOKED))
+    for ranks in (1, 2, 64):
+        took, _ = timed(lambda n=ranks: [made.shares(step, n) for step in steps])
+        found[f"a step cut for {ranks}"] = took | {"seconds": round(took["seconds"] / len(steps), 6)}
+    return found
+
+
 def first(words: list[str]) -> dict[str, Any]:
     """The first time: texts are measured."""
     from qilin.train.feed import Feed
@@ -132,7 +165,7 @@ def again(words: list[str]) -> dict[str, Any]:
     from qilin.train.loop import learn_step, learning_parts, pack_loss
     from qilin.train.optimizer import make_optimizer
     from qilin.train.plan import make_plan
-    from qilin.train.run import load_start, plan_facts
+    from qilin.train.run import load_start
     from qilin.train.settings import read_recipe
     from qilin.train.sources import open_sources
 
@@ -143,19 +176,13 @@ def again(words: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     found["dataset opened"], _ = timed(lambda: open_sources(settings, "training"))
     found["opened, lengths from the cache"], feed = timed(lambda: Feed(settings, loaded.processor))
-    found["planned"], plan = timed(
-        lambda: make_plan(feed.lengths, [1.0], batch=settings.batch, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
+    plan = make_plan(
+        feed.lengths, [1.0], batch=settings.batch, epochs=1, pack_tokens=settings.pack_tokens, seed=settings.seed
     )
-    found["plan's hash"], _ = timed(lambda: plan.hash)
-    found["plan's account"], _ = timed(lambda: plan_facts(feed, plan, None))
 
     def batch(step: int) -> Any:
         return [feed.pack(pieces, cpu, torch.float32) for pieces in plan.packs(step)]
 
-    steps = range(1, min(len(plan), LOOKED) + 1)
-    for ranks in (1, 2):
-        took, _ = timed(lambda n=ranks: [plan.packs(step - 1, 0, n) for step in steps])
-        found[f"a step cut, {ranks} ranks"] = took | {"seconds": round(took["seconds"] / len(steps), 6)}
     found["first batch"], _ = timed(lambda: batch(0))
     later = range(1, min(len(plan), BATCHES))
     took, batches = timed(lambda: [batch(step) for step in later])
@@ -179,6 +206,6 @@ def again(words: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--phase":
-        print(json.dumps({"first": first, "again": again}[sys.argv[2]](sys.argv[4:])))
+        print(json.dumps({"plan": plan, "first": first, "again": again}[sys.argv[2]](sys.argv[4:])))
     else:
         main(Path(sys.argv[1]), Path(sys.argv[2]), [int(word) for word in sys.argv[3:]])
