@@ -1,5 +1,6 @@
 """Numbers of a dataset, its card, and what other trainers read."""
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qilin.cli import main
+from qilin.cli import COMMANDS, load, main
 from qilin.data.lengths import quartiles
 from qilin.data.pictures import make_picture
-from qilin.data.rebuild import commands
+from qilin.data.rebuild import FLAGS, commands
 from qilin.data.records import Provenance, Sample, assistant, open_dataset, user
 from qilin.data.writer import DatasetWriter
 
@@ -176,3 +177,10 @@ def test_commands_of_a_long_way_come_once_each_in_order() -> None:
         "qilin data chats zh chats --most 4  # read 444444444444",
         "qilin data merge all zh chats --seed 3  # read 444444444444, 555555555555",
     ]
+
+
+def test_the_defaults_that_commands_leave_out_are_those_of_their_settings() -> None:
+    for step, flags in FLAGS.items():
+        fields = {field.name: field.default for field in dataclasses.fields(load(COMMANDS[f"data {step}"].settings))}
+        for name, usual in flags.items():
+            assert fields[name] == (tuple(usual) if isinstance(usual, list) else usual), f"{step} --{name}"

@@ -15,7 +15,7 @@ from qilin.cli import main
 from qilin.data.pieces import read_pieces, run_pieces
 from qilin.data.records import open_dataset
 from qilin.data.sources.rows import Refused
-from qilin.data.workers import Workers, workers_of
+from qilin.data.workers import Workers, connected, workers_of
 from qilin.errors import RunError, UserError
 from test_curate import dataset, picture, sample
 
@@ -114,8 +114,9 @@ def test_a_piece_that_always_kills_is_named(tmp_path: Path) -> None:
 def cluster() -> Iterator[Any]:
     """Two workers, each a process of its own that is started again when it is killed."""
     distributed = pytest.importorskip("distributed", reason="the cluster extra is not installed")
-    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as made:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as made:
         yield made
+        connected(made.scheduler_address).close()  # before its scheduler goes
 
 
 def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path, cluster: Any) -> None:
@@ -165,16 +166,26 @@ def test_a_piece_that_always_kills_its_worker_is_named_by_a_cluster_too(tmp_path
 def test_a_cluster_that_cannot_be_used_is_refused(
     tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qilin.data.workers.WAIT", "1s")
     with pytest.raises(UserError, match="expected a scheduler's address"):
         workers_of(0, "localhost")
-    with pytest.raises(RunError, match="no scheduler answers there"):
-        workers_of(0, "tcp://127.0.0.1:1")
+    with monkeypatch.context() as short:
+        short.setattr("qilin.data.workers.WAIT", 1.0)
+        with pytest.raises(RunError, match="no scheduler answers there"):
+            workers_of(0, "tcp://127.0.0.1:1")
     there = workers_of(0, cluster.scheduler_address)
     assert there is not None
     there.check(tmp_path)
     with pytest.raises(UserError, match="does not see"):
         there.check(tmp_path / "nowhere")
+
+
+def test_a_cluster_without_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="the cluster extra is not installed")
+    monkeypatch.setattr("qilin.data.workers.COME", 1.0)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
+        with pytest.raises(RunError, match="no worker came in 1 s; start some"):
+            workers_of(0, empty.scheduler_address)
+        connected(empty.scheduler_address).close()
 
 
 def test_an_error_in_a_step_stops_it(tmp_path: Path) -> None:

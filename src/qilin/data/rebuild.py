@@ -15,7 +15,10 @@ FLAGS: Mapping[str, Mapping[str, Any]] = {
     "translate": {"asks": 3, "back": 0.0},
     "merge": {"context": None, "seed": 0},
     "chats": {"least": 2, "most": 6},
-    "ask": {"guesses": 3, "only_questions": False, "asks": 2, "seed": 0, "open": 3, "choice": 1, "yes_no": 2},
+    "ask": {
+        "guesses": 3, "kinds": ["caption", "context", "inline", "report"], "only_questions": False, "asks": 2,
+        "seed": 0, "open": 3, "choice": 1, "yes_no": 2,
+    },
     "curate": {
         "allow_leaks": False, "license": "any", "keep_personal": False, "keep_languages": False, "resplit": False,
         "validation": 0.05, "test": 0.05, "seed": 0,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from qilin import __version__
 from qilin.errors import RunError, UserError
 
-WAIT = "10s"  # for a scheduler to answer
+WAIT = 10.0  # seconds for a scheduler to answer
+COME = 60.0  # for its first worker
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,21 @@ def workers_of(number: int, cluster: str | None = None, most: int | None = None)
 def on_cluster(address: str) -> Workers:
     """The workers of a dask scheduler. They need Qilin of this version and the folders of this machine.
 
-    Raises UserError for a missing package or a wrong address, RunError where no scheduler answers.
+    Raises UserError for a missing package or a wrong address, RunError where no scheduler or no worker answers.
     """
     try:
-        from distributed import Client, KilledWorker
+        from distributed import KilledWorker
     except ImportError:
         raise UserError("--cluster needs dask: pip install 'qilin-med[cluster]'") from None
     if not address.startswith(("tcp://", "tls://", "ucx://")):
         raise UserError(f"--cluster {address}: expected a scheduler's address, such as tcp://10.0.0.1:8786")
+    client = connected(address)
     try:
-        client = Client(address, timeout=WAIT, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise RunError(f"--cluster {address}: no scheduler answers there ({first_line(error)})") from None
+        client.wait_for_workers(1, timeout=COME)
+    except TimeoutError:
+        raise RunError(
+            f"--cluster {address}: no worker came in {COME:g} s; start some: dask worker {address}"
+        ) from None
     threads = sum(client.nthreads().values())
     # the scheduler tries a killed piece again by itself, on another worker; where it gives up, so do we
     return Workers(
@@ -71,6 +76,17 @@ def on_cluster(address: str) -> Workers:
         tries=1,
         check=lambda folder: check_cluster(client, address, folder),
     )
+
+
+@cache
+def connected(address: str) -> Any:
+    """A client of the scheduler, one for all steps of a process. Raises RunError where none answers."""
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=WAIT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise RunError(f"--cluster {address}: no scheduler answers there ({first_line(error)})") from None
 
 
 def check_cluster(client: Any, address: str, folder: Path) -> None:
