@@ -63,7 +63,7 @@ def export(given: ExportSettings) -> None:
 
 
 def write_pictures(data: Dataset, folder: Path) -> Path:
-    """Every picture as a file, in 256 folders; the table of their endings, for `name_of`."""
+    """Every picture as a file, in 256 folders; where the table of their endings lies."""
     endings = TableWriter()
     with bar() as progress:
         task = progress.add_task("writing pictures", total=data.manifest["counts"]["pictures"])
@@ -152,8 +152,8 @@ def as_shards(data: Dataset, work: Path) -> None:
 
 def as_table(data: Dataset, work: Path) -> None:
     """A parquet file a split with the columns that TRL's trainers know: `messages` in Hugging Face form, `images` a
-    list, each sample with its own; `datasets.load_dataset` gives them decoded. The layout follows the set that TRL's
-    own example of tuning on pictures reads, HuggingFaceH4/llava-instruct-mix-vsft."""
+    list, each sample with its own; `datasets.load_dataset` gives them decoded. So SFTTrainer of TRL 1.16
+    wants a set with pictures, and so is the one its own example reads, HuggingFaceH4/llava-instruct-mix-vsft."""
     from datasets import Features, Image, List, Value
 
     part = {"type": Value("string"), "text": Value("string")}
