@@ -1,0 +1,146 @@
+"""Qilin's own `qilin train` on a job's samples; for bench/train/gains.py with one of its tricks switched off.
+
+python run_qilin.py JOB.json
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from watch import Watch, read_job
+
+from qilin.model import inputs
+from qilin.train import attention, loop, plan
+from qilin.train.log import Log
+from qilin.train.run import run_stage
+from qilin.train.settings import DataSource, TrainSettings
+
+
+def main(path: str) -> None:
+    job = read_job(path)
+    flags = job["flags"]
+    for name in job["off"]:
+        if name in OFF_BY_FLAG:
+            flags |= OFF_BY_FLAG[name]
+        else:
+            OFF[name]()
+    watch = Watch(job)
+    watch_loop(watch)
+    settings = TrainSettings(
+        model=job["model"], data=(DataSource(path=Path(job["data"])),), learn=tuple(job["learn"]), template="v1",
+        system="", out=Path(job["out"]), seed=job["seed"], save_every=0, device="cpu", **flags,
+    )  # fmt: skip
+    run_stage(settings, "bench")
+    watch.report({"flags": flags, "pack_tokens": settings.pack_tokens, "precision": settings.precision})
+
+
+def watch_loop(watch: Watch) -> None:
+    """Qilin's loop carries the watch: at its begin, before each step's packs, after each step."""
+    prefetch, learn_step, log_step = loop.prefetch, loop.learn_step, Log.step
+
+    def begin(*given: Any) -> Iterator[Any]:
+        watch.begin()
+        return prefetch(*given)
+
+    def count(learner: Any, packs: Any, *given: Any) -> Any:
+        for pack in packs:
+            watch.batch(pack.ids, pack.ids, pack.targets, pack.ids.numel())
+        return learn_step(learner, packs, *given)
+
+    def mark(self: Any, figures: Any, write: bool) -> None:
+        log_step(self, figures, write)
+        watch.step()
+        watch.loss(figures["loss"])
+
+    loop.prefetch, loop.learn_step, Log.step = begin, count, mark  # type: ignore[assignment, method-assign]
+
+
+def no_packing() -> None:
+    """Each piece (a picture with its questions) is computed by itself."""
+    plan.pack = lambda pieces, budget: [[piece] for piece in pieces]
+
+
+def all_logits() -> None:
+    """Logits of every position, as a causal language model's own loss computes them."""
+
+    def answer_loss(hidden: torch.Tensor, head: Any, where: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        assert len(where.unique()) == len(where), "a word stands between a picture and each answer"
+        labels = torch.full((len(hidden),), -100).index_copy(0, where, targets)
+        return F.cross_entropy(head(hidden).float(), labels, ignore_index=-100, reduction="sum")
+
+    loop.answer_loss = answer_loss
+
+
+def dense_mask() -> None:
+    """One attention call a pack, with the mask of who sees whom, in place of one call a document."""
+    make_layout = attention.make_layout
+
+    def one_bucket(documents: Sequence[tuple[int, int, int]], device: torch.device) -> attention.Layout:
+        layout = make_layout(documents, device)
+        table = layout.documents
+        tokens = layout.tokens
+        number = torch.repeat_interleave(torch.arange(len(table)), table[:, 1])
+        prefix = torch.repeat_interleave(table[:, 2], table[:, 1])
+        mask = (number[:, None] == number) | (prefix[:, None] == number)
+        mask &= torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        everything = torch.arange(tokens)[None]
+        bucket = attention.Bucket(everything, everything, mask[None, None])
+        return replace(layout, buckets=(bucket,), place=torch.arange(tokens))
+
+    from qilin.train import feed
+
+    feed.make_layout = one_bucket
+
+
+def no_plain_products() -> None:
+    """PyTorch's attention for short documents and small encoders too."""
+    attention.SMALL = 0
+
+
+def no_grouping() -> None:
+    """A call for each document, alike or not."""
+    attention.alike = lambda table: [[row] for row in range(len(table))]
+
+
+def no_kept_pictures() -> None:
+    """A picture is read and scaled each time it is asked for."""
+    inputs.Pixels.__init__.__defaults__ = (0,)
+
+
+def no_prefetch() -> None:
+    """A step's packs are made when the step before is done, in the same thread."""
+
+    class Now:
+        def __init__(self, workers: int) -> None: ...
+        def __enter__(self) -> "Now":
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+        def submit(self, make: Callable[[int], Any], step: int) -> Any:
+            class Later:
+                def result(self) -> Any:
+                    return make(step)
+
+            return Later()
+
+    loop.ThreadPoolExecutor = Now
+
+
+OFF_BY_FLAG = {"shared prefix": {"questions": "separate"}, "bf16": {"precision": "fp32"}}
+OFF: dict[str, Callable[[], None]] = {
+    "packing": no_packing,
+    "supervised-only loss": all_logits,
+    "attention by document": dense_mask,
+    "plain products for short documents": no_plain_products,
+    "documents grouped": no_grouping,
+    "pictures kept": no_kept_pictures,
+    "packs made ahead": no_prefetch,
+}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,36 @@
+"""TRL's SFTTrainer on a job's samples: conversations with `assistant_only_loss`, its own collator for pictures.
+
+python run_trl.py JOB.json
+"""
+
+import json
+import sys
+
+from run_hf import freeze
+from watch import Watch, facts_of, read_job, watch_trainer
+
+
+def main(path: str) -> None:
+    job = read_job(path)
+    watch = Watch(job)
+    from datasets import Dataset, Features, Image, List, Value
+    from transformers import LlavaForConditionalGeneration
+    from trl import SFTConfig, SFTTrainer
+
+    watch_trainer(watch)
+    model = LlavaForConditionalGeneration.from_pretrained(job["model"], dtype="float32")
+    freeze(model, job["learn"])
+    with open(job["data"], encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    for row in rows:  # it puts the picture's mark in itself
+        row["messages"][0]["content"] = row["messages"][0]["content"].removeprefix("<image>")
+    turn = {"role": Value("string"), "content": Value("string")}
+    data = Dataset.from_list(rows, Features(messages=List(turn), images=List(Image()), length=Value("int64")))
+    arguments = SFTConfig(**job["flags"], seed=job["seed"], output_dir=job["out"], assistant_only_loss=True)
+    trainer = SFTTrainer(model, arguments, train_dataset=data)
+    trainer.train()
+    watch.report(facts_of(trainer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
