@@ -1,7 +1,9 @@
 """Curation: languages, personal data, bad pictures, repetitions, leaks, licences, splits."""
 
+import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +217,17 @@ def test_nothing_left_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[
         main(["data", "curate", str(source), str(tmp_path / "out"), "--workers", "1", "--license", "commercial"]) == 2
     )
     assert "not one sample is left; refused: licence: unknown (1)" in capsys.readouterr().err
+
+
+def test_many_small_pictures_make_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qilin.data.writer.PICTURES_A_PART", 32)
+    base = picture(1)
+    shown = []
+    for n in range(100):
+        data = base.bytes + bytes([n])
+        shown.append(replace(base, bytes=data, image_id=hashlib.sha256(data).hexdigest()))
+    source = dataset(tmp_path / "in", [(sample(f"s{n}", one, "问？", "答"), one) for n, one in enumerate(shown)])
+    data = open_dataset(source)
+    assert len(list((source / "images").iterdir())) == 4
+    assert [found.image_id for found in data.pictures()] == [one.image_id for one in shown]
+    assert all(data.picture(one.image_id).bytes == one.bytes for one in shown)

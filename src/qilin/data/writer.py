@@ -37,6 +37,7 @@ from qilin.errors import UserError
 
 ROWS_A_GROUP = 16  # pictures in a row group: a random read touches at most these
 BYTES_A_PART = 512 << 20
+PICTURES_A_PART = 16_384
 SAMPLES_A_GROUP = 8192
 
 
@@ -140,7 +141,10 @@ class DatasetWriter:
 
     def flush_pictures(self) -> None:
         size = sum(len(row["bytes"]) for row in self.picture_rows)
-        if self.part_bytes + size > BYTES_A_PART:  # begin a new part
+        if self.part_bytes + size > BYTES_A_PART or self.pictures > PICTURES_A_PART * (self.part + 1):
+            # begin a new part; an open file keeps some 400 bytes a picture in memory for its footer
+            if done := self.files.pop(f"images/part-{self.part:05d}.parquet", None):
+                done.close()
             self.part += 1
             self.part_bytes = 0
         self.part_bytes += size
