@@ -24,6 +24,8 @@ from typing import Any
 
 from peer.results import Results
 
+from qilin.origin import commit, machine
+
 HERE = Path(__file__).parent
 CONSTRAINTS = HERE.parents[1] / "constraints.txt"
 BATCH = 16  # samples an optimizer step, for everyone
@@ -92,7 +94,7 @@ SYSTEMS = {
         {"default": EIGHT}
         | trainer_ways(
             bf16={"bf16": True},
-            by_length={"train_sampling_strategy": "group_by_length"},
+            by_length={"train_sampling_strategy": "group_by_length", "remove_unused_columns": False},
             plain=WORKER | {"gradient_checkpointing": False, "bf16": False},
         )
         | {"packing": EIGHT | {"packing": True}, "padding-free": EIGHT | {"padding_free": True}},
@@ -151,7 +153,8 @@ def main() -> None:
     results = Results(arguments.out)
     if not arguments.summary:
         bench = Bench(arguments.work.resolve(), results, arguments.threads, time.monotonic() + 60 * arguments.minutes)
-        bench.all_rounds(arguments.settings, arguments.systems, arguments.rounds, arguments.first_round)
+        numbers = range(arguments.first_round, arguments.rounds + 1)
+        bench.all_rounds(arguments.settings, arguments.systems, arguments.ways, numbers)
     results.write(about("peers.py"))
     print(results.table())
 
@@ -163,6 +166,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", default=["stage1-576", "stage2-576-q3"],
                         help="stage1-TOKENS, stage2-TOKENS-qQUESTIONS, with -chat: as one conversation")  # fmt: skip
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--ways", nargs="+", help="these ways alone, in place of the defaults and the fastest")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--first-round", type=int, default=-1, help="-1: the proof; 0: every way; 1: measure")
     parser.add_argument("--threads", type=int, default=2)
@@ -180,16 +184,18 @@ class Bench:
     threads: int
     until: float
 
-    def all_rounds(self, settings: list[str], systems: list[str], rounds: int, first: int) -> None:
-        for number in range(first, rounds + 1):
+    def all_rounds(self, settings: list[str], systems: list[str], ways: list[str] | None, numbers: range) -> None:
+        for number in numbers:
             for setting in settings:
-                for system, way in self.turn(setting, systems, number):
+                for system, way in self.turn(setting, systems, ways, number):
                     self.once(setting, system, way, number)
 
-    def turn(self, setting: str, systems: list[str], number: int) -> list[tuple[str, str]]:
+    def turn(self, setting: str, systems: list[str], ways: list[str] | None, number: int) -> list[tuple[str, str]]:
         """Who runs in a round, in an order that turns with it."""
         if number < 0:
             pairs = [(system, "check") for system in systems]
+        elif ways:
+            pairs = [(system, way) for system in systems for way in ways if way in SYSTEMS[system].ways]
         elif number == 0:
             pairs = [(system, way) for system in systems for way in SYSTEMS[system].ways]
         else:
@@ -276,6 +282,8 @@ def about(script: str) -> dict[str, Any]:
     """What is common to all runs: the flags of each system and way, word for word."""
     return {
         "command": f"python bench/train/{script} --work WORK --out bench/results/{script.removesuffix('.py')}.json",
+        "machine": machine(),
+        "code": commit(),
         "batch": BATCH,
         "flags": {
             name: {"always": system.always, "ways": system.ways, "check": system.check}

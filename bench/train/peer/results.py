@@ -4,8 +4,6 @@ In: rows as peers.py makes them. Out: JSON, and a table for people.
 """
 
 import json
-import os
-import platform
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -82,7 +80,6 @@ class Results:
         result = {
             **{key: before[key] for key in before if key not in ("rows", "medians", "equal", "failures")},
             **about,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "medians": self.medians(),
             "equal": self.equal(),
             "failures": [r for r in self.rows if not works(r)],

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from watch import Watch, read_job
 
 from qilin.model import inputs
-from qilin.train import attention, loop, plan
+from qilin.train import attention, feed, loop, plan
 from qilin.train.log import Log
 from qilin.train.run import run_stage
 from qilin.train.settings import DataSource, TrainSettings
@@ -91,8 +91,6 @@ def dense_mask() -> None:
         bucket = attention.Bucket(everything, everything, mask[None, None])
         return replace(layout, buckets=(bucket,), place=torch.arange(tokens))
 
-    from qilin.train import feed
-
     feed.make_layout = one_bucket
 
 
@@ -127,7 +125,7 @@ def no_prefetch() -> None:
 
             return Later()
 
-    loop.ThreadPoolExecutor = Now
+    feed.ThreadPoolExecutor = Now  # type: ignore[assignment, misc]
 
 
 OFF_BY_FLAG = {"shared prefix": {"questions": "separate"}, "bf16": {"precision": "fp32"}}
