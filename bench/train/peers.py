@@ -163,8 +163,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where environments, models and samples are made")
     parser.add_argument("--out", type=Path, required=True, help="the result file; what stands there is not run again")
-    parser.add_argument("--settings", nargs="+", default=["stage1-576", "stage2-576-q3"],
-                        help="stage1-TOKENS, stage2-TOKENS-qQUESTIONS, with -chat: as one conversation")  # fmt: skip
+    said = "stage1-TOKENS, stage2-TOKENS-qQUESTIONS; -chat: as one conversation; -n48: so many samples"
+    parser.add_argument("--settings", nargs="+", default=["stage1-576", "stage2-576-q3"], help=said)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--ways", nargs="+", help="these ways alone, in place of the defaults and the fastest")
     parser.add_argument("--rounds", type=int, default=5)

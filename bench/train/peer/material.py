@@ -32,7 +32,7 @@ INSTRUCTION = "根据图中的信息，撰写一段描述性文本。"
 LONGEST = 1400  # tokens of a text, so that nobody has to cut at 2048
 Talk = list[tuple[str, str]]  # questions with their answers
 SIDES = {576: 336, 64: 112}  # tokens a picture -> its side in pixels
-SAMPLES = {1: 64, 2: 96}  # by stage: four and six steps of 16
+SAMPLES = 96  # six steps of 16, where a setting does not say
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,21 @@ class Setting:
     image: int
     questions: float = 1
     chat: bool = False
+    samples: int = SAMPLES
 
     @property
     def name(self) -> str:
         asked = f"-q{self.questions:g}" if self.stage == 2 or self.questions > 1 else ""
-        return f"stage{self.stage}-{self.image}{asked}{'-chat' if self.chat else ''}"
+        count = f"-n{self.samples}" if self.samples != SAMPLES else ""
+        return f"stage{self.stage}-{self.image}{asked}{'-chat' if self.chat else ''}{count}"
 
     @classmethod
     def named(cls, name: str) -> "Setting":
-        """stage1-576, stage1-576-q2 (context and caption of the same picture), stage2-64-q1.5, stage2-576-q3-chat"""
+        """stage1-576, stage1-576-q2 (context and caption of one picture), stage2-64-q1.5, stage2-576-q3-chat-n48"""
         stage, image, *rest = name.split("-")
-        questions = [float(word[1:]) for word in rest if word.startswith("q")]
-        return cls(int(stage.removeprefix("stage")), int(image), *questions, chat="chat" in rest)
+        said = {word[0]: word[1:] for word in rest if word != "chat"}
+        questions, samples = float(said.get("q", 1)), int(said.get("n", SAMPLES))
+        return cls(int(stage.removeprefix("stage")), int(image), questions, "chat" in rest, samples)
 
     @property
     def learn(self) -> list[str]:
@@ -145,7 +148,7 @@ def conversations(setting: Setting, random: np.random.Generator) -> list[Talk]:
 
     counts = {1: [1], 1.5: [1, 2], 2: [2], 3: [3], 11: [11]}[setting.questions]
     found: list[Talk] = []
-    left = SAMPLES[setting.stage]
+    left = setting.samples
     while left:
         turns = min(left, counts[len(found) % len(counts)])
         found.append([pair(left - turn) for turn in range(turns)])
