@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from qilin.errors import UserError
 
 NAME = "qilin_packed"
-SMALL = 1 << 16  # queries x keys up to which plain products beat PyTorch's flash kernel on a CPU (bench/attention)
+SMALL = 1 << 16  # queries x keys up to which plain products beat PyTorch's flash kernel on a CPU
 WASTE = 1.25  # documents are computed together while padding them to the longest costs at most this factor
 
 # Letters: T tokens of the pack, D documents, N documents of one bucket, H heads, E width of a head.
@@ -91,12 +91,14 @@ def key_length(table: torch.Tensor, row: int) -> int:
 
 
 def make_bucket(table: torch.Tensor, rows: Sequence[int]) -> Bucket:
-    """The token indices and the mask of some documents."""
+    """The token indices and the mask of some documents; none where all see just themselves: their padding comes last,
+    so looking back alone hides it, and PyTorch's kernel then does half of the work."""
     longest_q = max(int(table[row, 1]) for row in rows)
     longest_k = max(key_length(table, row) for row in rows)
     queries = torch.zeros(len(rows), longest_q, dtype=torch.int64)
     keys = torch.zeros(len(rows), longest_k, dtype=torch.int64)
-    mask = torch.zeros(len(rows), 1, longest_q, longest_k, dtype=torch.bool)
+    alone = all(int(table[row, 2]) < 0 for row in rows)
+    mask = None if alone else torch.zeros(len(rows), 1, longest_q, longest_k, dtype=torch.bool)
     for i, row in enumerate(rows):
         start, length, prefix = table[row].tolist()
         own = torch.arange(start, start + length)
@@ -106,11 +108,11 @@ def make_bucket(table: torch.Tensor, rows: Sequence[int]) -> Bucket:
             before = torch.arange(first, first + size)
         queries[i, :length] = own
         keys[i, : len(before) + length] = torch.cat([before, own])
-        mask[i, 0, :length, : len(before)] = True
-        mask[i, 0, :length, len(before) : len(before) + length] = torch.ones(length, length, dtype=torch.bool).tril()
-        mask[i, 0, length:, 0] = True  # padding rows must see something, or their softmax is 0/0
-    even = bool((table[list(rows), 1] == longest_q).all()) and longest_q == longest_k
-    return Bucket(queries, keys, None if even else mask)
+        if mask is not None:
+            mask[i, 0, :length, : len(before)] = True
+            mask[i, 0, :length, len(before) : len(before) + length] = torch.ones(length, length).tril().bool()
+            mask[i, 0, length:, 0] = True  # padding rows must see something, or their softmax is 0/0
+    return Bucket(queries, keys, mask)
 
 
 def make_block_mask(table: torch.Tensor, device: torch.device) -> Any:
