@@ -22,15 +22,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from qilin.data.records import open_dataset
 from qilin.demo.beside import Tell, beside
 from qilin.demo.parts_heads import HEADS, TAUGHT_BY
-from qilin.demo.parts_language import (
-    WARMUP,
-    Reader,
-    learn,
-    make_language,
-    make_words,
-    readings_of,
-    write_note,
-)
+from qilin.demo.parts_language import WARMUP, Reader, learn, make_language, make_words, readings_of, write_note
 from qilin.demo.parts_settings import PartsSettings
 from qilin.demo.texts import Reading
 from qilin.errors import UserError
@@ -46,14 +38,12 @@ def make_parts(data: Path, out: Path, settings: PartsSettings, texts: Sequence[R
     """Train both parts on the training split of `data`, the language model on `texts` too; each finished folder is
     left alone on a second run. On more than one core both are trained at once where the vision encoder needs no more
     than the tokenizer; the result is the same."""
-    dataset = open_dataset(data)
-    samples = list(dataset.samples("train"))
-    readings = [*readings_of(samples), *texts]
     language, vision = (not (out / name / "part.json").is_file() for name in ("language", "vision"))
     at_once = language and vision and settings.vision.objectives == ("words",) and (os.cpu_count() or 1) > 1
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar())
         if language:
+            readings = [*readings_of(list(open_dataset(data).samples("train"))), *texts]
             make_words(readings, out / "language", settings.language)
         if at_once:
             stack.enter_context(beside(make_vision, (data, out, settings), told_on(bar, "vision encoder")))
