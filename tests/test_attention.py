@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from qilin.errors import UserError
 from qilin.model.compose import Loaded, compose, set_learning
 from qilin.model.inputs import encode_sample
-from qilin.train import attention
+from qilin.train import attention, blocks
 from qilin.train.attention import Layout, make_block_mask, make_layout, packed_attention, use_packed_attention
 from qilin.train.feed import Feed, Pack
 from qilin.train.loop import pack_loss
@@ -198,12 +198,13 @@ def test_positions_begin_anew_and_continue_from_the_prefix(parts: Path) -> None:
             assert pack.positions[0, start : start + length].tolist() == list(range(first, first + length))
 
 
-def test_kernel_for_long_documents_teaches_the_same(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_made_again_teach_the_same(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long documents do not keep their attention weights for the backward pass."""
     loaded = put_together(parts, "mistral", torch.float64, "v1")
     packs = make_packs(make_feed(parts, loaded, "v1"), torch.float64)
-    short = packed(loaded.model, packs)
-    monkeypatch.setattr(attention, "SMALL", 0)
-    assert far(packed(loaded.model, packs), short) < 1e-6
+    kept = packed(loaded.model, packs)
+    monkeypatch.setattr(blocks, "KEPT", 0)
+    assert far(packed(loaded.model, packs), kept) < 1e-6
 
 
 def test_activations_computed_again_teach_the_same(parts: Path) -> None:
@@ -243,27 +244,55 @@ def random_qkv(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[torch.T
 def by_the_rule(table: Sequence[tuple[int, int, int]], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
     """Attention token by token, from the words of the rule."""
     k, v = (x.repeat_interleave(2, dim=1)[0] for x in (k, v))
-    out = torch.zeros_like(q[0]).transpose(0, 1)  # (T, H, E)
+    rows = []  # (H, E) each
     for start, length, prefix in table:
         before = list(range(table[prefix][0], sum(table[prefix][:2]))) if prefix >= 0 else []
         for token in range(start, start + length):
             seen = [*before, *range(start, token + 1)]
             weights = torch.einsum("he,hke->hk", q[0, :, token], k[:, seen]) / 8**0.5
-            out[token] = torch.einsum("hk,hke->he", weights.softmax(-1), v[:, seen])
-    return out[None]
+            rows.append(torch.einsum("hk,hke->he", weights.softmax(-1), v[:, seen]))
+    return torch.stack(rows)[None]
 
 
-@lru_cache
-def module() -> torch.nn.Module:
-    return torch.nn.Identity().eval()
+def layer(number: int = 0) -> Any:
+    """What attention asks of the module that it stands in."""
+    return SimpleNamespace(layer_idx=number, config=SimpleNamespace(num_hidden_layers=2))
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_each_token_sees_its_document_and_its_prefix(name: str) -> None:
     table = TABLES[name]
-    q, k, v = random_qkv(sum(length for _, length, _ in table))
-    out, _ = packed_attention(module(), q, k, v, None, 8**-0.5, layout=make_layout(table, CPU))
-    torch.testing.assert_close(out, by_the_rule(table, q, k, v), rtol=1e-10, atol=1e-12)
+    given = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
+    out, _ = packed_attention(layer(), *given, None, 8**-0.5, layout=make_layout(table, CPU))
+    expected = by_the_rule(table, *given)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+    gradients = [torch.autograd.grad((made**2).sum(), given) for made in (out, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_last_layer_computes_what_is_read(name: str) -> None:
+    table = TABLES[name]
+    given = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
+    # of some documents the middle, of others the first or last token, of others nothing
+    read = [a + place for a, length, _ in table[::2] for place in (length // 3, length - 2) if 0 <= place < length]
+    layout = make_layout(table, CPU, read)
+    out, _ = packed_attention(layer(1), *given, None, 8**-0.5, layout=layout)
+    everything, _ = packed_attention(layer(0), *given, None, 8**-0.5, layout=layout)
+    torch.testing.assert_close(out[:, read], everything[:, read], rtol=1e-10, atol=1e-12)
+    gradients = [torch.autograd.grad((made[:, read] ** 2).sum(), given) for made in (out, everything)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+    computed = sum(len(bucket.tokens) for bucket in layout.last)
+    assert len(read) <= computed < sum(len(bucket.tokens) for bucket in layout.buckets)
+
+
+def test_shapes_come_again() -> None:
+    """Documents of any length take few shapes of products, for each new one costs time and memory."""
+    shapes = set()
+    for length in range(1, 400):
+        for bucket in make_layout([(0, length, -1)], CPU).buckets:
+            shapes |= {(len(bucket.keys), block.rows.stop - block.rows.start, block.keys) for block in bucket.blocks}
+    assert len(shapes) < 40
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -277,12 +306,12 @@ def test_flex_attention_sees_the_same(name: str, monkeypatch: pytest.MonkeyPatch
     table = TABLES[name]
     rows = torch.tensor(table)
     q, k, v = random_qkv(sum(length for _, length, _ in table), torch.float32)
-    plain, _ = packed_attention(module(), q, k, v, None, 8**-0.5, layout=make_layout(table, CPU))
+    plain, _ = packed_attention(layer(), q, k, v, None, 8**-0.5, layout=make_layout(table, CPU))
     there = Layout(rows, block_mask=make_block_mask(rows, CPU))
-    found, _ = packed_attention(module(), q, k, v, None, 8**-0.5, layout=there)
+    found, _ = packed_attention(layer(), q, k, v, None, 8**-0.5, layout=there)
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
     without = torch.tensor([(a, b, -1) for a, b, _ in table])
     other, _ = packed_attention(
-        module(), q, k, v, None, 8**-0.5, layout=Layout(without, block_mask=make_block_mask(without, CPU))
+        layer(), q, k, v, None, 8**-0.5, layout=Layout(without, block_mask=make_block_mask(without, CPU))
     )
     assert (name == "alone") == torch.allclose(other, plain, atol=1e-3)  # control: the prefix matters

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from qilin.model.compose import compose, set_learning
-from qilin.train.cost import CARDS, card_named, cost_of, measure_peak
+from qilin.train.cost import CARDS, card_named, cost_of, measure_peak, products
 from qilin.train.plan import Counts, Lengths, Piece, counts_of
 from qilin.train.speed import Meter, Work
 from tiny import PATCHES, SIZE, tiny_language, tiny_vision
@@ -52,9 +52,12 @@ def test_operations_are_those_that_pytorch_counts(
     cost = cost_of(model)
     found = counted(model, learn)
     # eager attention computes the whole square; a class token is not counted in pictures, and is a 17th row here
-    expected = cost.of(Counts(TOKENS, ANSWERS, PICTURES, TOKENS**2))
+    # and the last layer everything
+    last = products(model.model.language_model.layers[-1].mlp, gradient=True)
+    expected = cost.of(Counts(TOKENS, ANSWERS, PICTURES, TOKENS**2, TOKENS**2)) + last * (TOKENS - ANSWERS)
     assert found == pytest.approx(expected, rel=0.12 if vision == "clip" else 0.06)
-    assert cost.of(Counts(TOKENS, ANSWERS, PICTURES, 0)) < expected
+    assert cost.of(Counts(TOKENS, ANSWERS, PICTURES, 0, 0)) < expected
+    assert cost.of(Counts(TOKENS, ANSWERS, PICTURES, TOKENS**2, TOKENS * ANSWERS)) < 0.97 * expected
     # the layer whose output is not used costs nothing
     model.config.vision_feature_layer = -2
     assert cost_of(model).picture < cost.picture
@@ -68,8 +71,13 @@ def test_learning_less_costs_less(home: Path) -> None:
         costs.append(cost_of(model))
     assert costs[1].token == pytest.approx(costs[0].token * 1.5)  # the gradient of the weights on top
     assert costs[1].pair == costs[0].pair  # attention has no weights
-    linear = sum(m.weight.numel() for m in model.model.language_model.modules() if isinstance(m, torch.nn.Linear))
-    assert costs[1].token == 6 * linear
+    language = model.model.language_model
+    all_layers, last = (
+        sum(m.weight.numel() for m in part.modules() if isinstance(m, torch.nn.Linear))
+        for part in (language, language.layers[-1].mlp)
+    )
+    assert costs[1].token == 6 * (all_layers - last)
+    assert costs[1].answer - costs[0].answer == 2 * (last + model.lm_head.weight.numel())
 
 
 def test_counts_of_shared_and_single_samples() -> None:
@@ -77,7 +85,8 @@ def test_counts_of_shared_and_single_samples() -> None:
     array = [np.array(a) for a in ([10, 12, 9], [8, 8, 8], [1, 2, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1])]
     found = counts_of([Piece((0, 1), 14), Piece((2,), 9)], Lengths(*array))
     seen = sum(range(1, 9)) + (9 + 10) + (9 + 10 + 11 + 12) + sum(range(1, 10))
-    assert found == Counts(tokens=23, answers=4, pictures=2, pairs=seen)
+    answers = 10 + (12 + 11) + 9  # one, two and one learnt tokens at the ends of 10, 12 and 9
+    assert found == Counts(tokens=23, answers=4, pictures=2, pairs=seen, answer_pairs=answers)
 
 
 def test_cards_are_found_by_the_names_that_devices_give() -> None:
@@ -100,7 +109,7 @@ def test_a_meter_adds_up_since_its_last_row(home: Path, monkeypatch: pytest.Monk
     model = compose(str(home / "clip"), str(home / "llama"), template="v1", system=None, pad_square=True).model
     cost = cost_of(model)
     meter = Meter(cost, 1e9, torch.device("cpu"), steps=10, done=4)
-    counts = Counts(100, 10, 2, 900)
+    counts = Counts(100, 10, 2, 900, 90)
     for _ in range(2):
         clock[0] += 2
         meter.add(Work(6, counts, computed=125, room=250), waited=0.5)

@@ -96,7 +96,7 @@ def test_memory_is_what_pytorch_allocates(home: Path, more: Sequence[str]) -> No
     bones = skeleton(config)
     said = peak(config, settings, largest_pack(plan), on_card=False)
     # with activations computed again, the largest moment may be another at another depth
-    assert said == pytest.approx(real, rel=0.1 if settings.checkpointing else 0.05)
+    assert said == pytest.approx(real, rel=0.12 if settings.checkpointing else 0.05)
     assert peak(config, settings, largest_pack(plan), on_card=True) != said
     stays = standing(ready(bones, settings, False), settings, False)
     rows = model.get_input_embeddings().weight.shape[0] - config.get_text_config().vocab_size  # of <image>

@@ -215,12 +215,12 @@ def make_pack(shape: Shape, model: Any, device: torch.device) -> Pack:
             ids[0, start + 1 : start + 1 + image] = IMAGE_ID
     pictures = int((ids == IMAGE_ID).sum()) // image
     side = model.config.vision_config.image_size
-    where = torch.arange(shape.tokens - min(shape.answers, shape.tokens), shape.tokens)
+    where = torch.tensor(shape.where())
     kind = torch.bfloat16 if device.type != "cpu" else torch.float32
     return Pack(
         ids=ids.to(device),
         positions=positions.to(device),
-        layout=make_layout(shape.documents, device),
+        layout=make_layout(shape.documents, device, shape.where()),
         where=where.to(device),
         targets=torch.randint(10, 31_000, where.shape).to(device),
         pixels=torch.randn(pictures, 3, side, side).to(device, kind),
@@ -256,8 +256,9 @@ def padded_step(
 
     # what its samples need, each with its own picture: the same measure as ours when nothing is shared
     own = plan.lengths.total[plan.samples(0)]
-    learnt = int(plan.lengths.learnt[plan.samples(0)].sum())
-    return step, Counts(int(own.sum()), learnt, len(own), int((own * (own + 1) // 2).sum()))
+    learnt = plan.lengths.learnt[plan.samples(0)]
+    seen = int((own * (own + 1) // 2).sum()), int((learnt * own - learnt * (learnt - 1) // 2).sum())
+    return step, Counts(int(own.sum()), int(learnt.sum()), len(own), *seen)
 
 
 if __name__ == "__main__":

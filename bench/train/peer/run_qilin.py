@@ -5,7 +5,6 @@ python run_qilin.py JOB.json
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from watch import Watch, read_job
 
 from qilin.model import inputs
-from qilin.train import attention, feed, loop, plan
+from qilin.train import attention, feed, loop, plan, setup
 from qilin.train.log import Log
 from qilin.train.run import run_stage
 from qilin.train.settings import DataSource, TrainSettings
@@ -77,31 +76,57 @@ def all_logits() -> None:
 
 def dense_mask() -> None:
     """One attention call a pack, with the mask of who sees whom, in place of one call a document."""
-    make_layout = attention.make_layout
 
-    def one_bucket(documents: Sequence[tuple[int, int, int]], device: torch.device) -> attention.Layout:
-        layout = make_layout(documents, device)
-        table = layout.documents
-        tokens = layout.tokens
+    def masked(documents: Sequence[tuple[int, int, int]], device: torch.device, read: Any = None) -> attention.Layout:
+        table = torch.tensor(documents)
         number = torch.repeat_interleave(torch.arange(len(table)), table[:, 1])
         prefix = torch.repeat_interleave(table[:, 2], table[:, 1])
         mask = (number[:, None] == number) | (prefix[:, None] == number)
-        mask &= torch.ones(tokens, tokens, dtype=torch.bool).tril()
-        everything = torch.arange(tokens)[None]
-        bucket = attention.Bucket(everything, everything, mask[None, None])
-        return replace(layout, buckets=(bucket,), place=torch.arange(tokens))
+        return attention.Layout(table, block_mask=mask & torch.ones(mask.shape, dtype=torch.bool).tril())
 
-    feed.make_layout = one_bucket
-
-
-def no_plain_products() -> None:
-    """PyTorch's attention for short documents and small encoders too."""
-    attention.SMALL = 0
+    feed.make_layout = masked
+    attention.flex = lambda q, k, v, mask, scaling: F.scaled_dot_product_attention(
+        q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+    ).transpose(1, 2)
 
 
-def no_grouping() -> None:
-    """A call for each document, alike or not."""
-    attention.alike = lambda table: [[row] for row in range(len(table))]
+def no_blocks() -> None:
+    """PyTorch's attention for each bucket of documents: causal where they see themselves alone, else with a mask."""
+
+    def whole(query: Any, key: Any, value: Any, buckets: Sequence[Any], scaling: float | None = None) -> Any:
+        out = torch.zeros_like(query, dtype=value.dtype)
+        for bucket in buckets:
+            q, k, v = (
+                rows.to(value.dtype).index_select(1, tokens).unflatten(1, (bucket.count, -1)).transpose(0, 1)
+                for rows, tokens in ((query, bucket.queries), (key, bucket.keys), (value, bucket.keys))
+            )
+            mask = None
+            if bucket.blocks[0].hidden is not None and len(bucket.queries) < len(bucket.keys):
+                mask = torch.zeros(bucket.count, q.shape[2], k.shape[2], dtype=torch.bool)
+                for block in bucket.blocks:
+                    mask[:, block.rows, : block.free] = True
+                    mask[:, block.rows, block.free : block.keys] = ~block.hidden
+                mask = mask[:, None]
+            causal = mask is None and bucket.blocks[0].hidden is not None
+            grouped = q.shape[1] != k.shape[1]
+            found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
+            rows = found.transpose(0, 1).flatten(1, 2)
+            out = out.index_copy(1, bucket.tokens, rows if bucket.real is None else rows[:, bucket.real])
+        return out
+
+    attention.block_attention = whole
+
+
+def everything_read() -> None:
+    """The last layer and the encoder's last are computed for all tokens."""
+    make_layout = attention.make_layout
+    feed.make_layout = lambda documents, device, read: make_layout(documents, device)
+    attention.skip_unread = lambda model: None
+
+
+def no_rounding() -> None:
+    """Each product rounds what a norm hands on for itself."""
+    setup.round_norms = lambda model: None
 
 
 def no_kept_pictures() -> None:
@@ -133,8 +158,9 @@ OFF: dict[str, Callable[[], None]] = {
     "packing": no_packing,
     "supervised-only loss": all_logits,
     "attention by document": dense_mask,
-    "plain products for short documents": no_plain_products,
-    "documents grouped": no_grouping,
+    "attention in blocks": no_blocks,
+    "what nobody reads left out": everything_read,
+    "norms rounded once": no_rounding,
     "pictures kept": no_kept_pictures,
     "packs made ahead": no_prefetch,
 }

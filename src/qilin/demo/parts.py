@@ -28,7 +28,7 @@ from qilin.demo.texts import Reading
 from qilin.errors import UserError
 from qilin.model.inputs import Pixels
 from qilin.settings import to_dict
-from qilin.train.attention import use_quick_vision
+from qilin.train.attention import VISION
 from qilin.train.augment import augment
 from qilin.train.log import progress_bar
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
@@ -78,7 +78,7 @@ def make_vision(data: Path, out: Path, settings: PartsSettings, tell: Tell) -> N
     )
     tower = CLIPVisionModel(config)
     start_positions(tower)
-    use_quick_vision(tower)
+    tower.set_attn_implementation(VISION)
     processor = LlavaImageProcessorPil(
         size={"shortest_edge": part.image_size},
         crop_size={"height": part.image_size, "width": part.image_size},

@@ -5,9 +5,7 @@ answers, pictures and attended pairs into floating-point operations. Only what a
 once, no padding, no second computation of activations, no layer whose output is not used.
 """
 
-import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,16 +13,18 @@ from typing import Any
 import torch
 
 from qilin.train.plan import Counts
+from qilin.train.unread import features_depth, vision_layers
 
 
 @dataclass(frozen=True)
 class Cost:
     """Floating-point operations of forward and backward together; a multiply and an add are two."""
 
-    token: float  # of the language model, without attention
-    answer: float  # of the head, at a supervised position
+    token: float  # of the language model, without attention and without the last layer's MLP
+    answer: float  # of that MLP and the head, at a supervised position: nobody reads what they make of other tokens
     picture: float  # of vision encoder and projector
-    pair: float  # of attention, for one token that one other (or itself) sees, over all layers
+    pair: float  # of attention, for one token that one other (or itself) sees, over all layers but the last
+    answer_pair: float  # in the last layer, for one that is seen by a supervised position
 
     def of(self, counts: Counts) -> float:
         return (
@@ -32,6 +32,7 @@ class Cost:
             + self.answer * counts.answers
             + self.picture * counts.pictures
             + self.pair * counts.pairs
+            + self.answer_pair * counts.answer_pairs
         )
 
 
@@ -47,16 +48,21 @@ def cost_of(model: Any) -> Cost:
     vision_learns = any(p.requires_grad for p in vision.parameters())
     first_learns = vision_learns or projector.linear_1.weight.requires_grad
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    seen = patches * sum(products(layer, vision_learns) for layer in used_layers(model))
+    layers = vision_layers(model)[: features_depth(model)]
+    strips = [module for module in vision.modules() if isinstance(module, torch.nn.Conv2d)]  # that cut patches
+    seen = patches * sum(products(module, vision_learns) for module in [*strips, *layers])
     seen += patches * products(projector.linear_1, vision_learns) + patches * products(projector.linear_2, first_learns)
     # QK' and PV, two operations a number each; backward has each product twice
-    lookup = 4 * len(list(used_layers(model, blocks=True))) * vision.config.hidden_size * (3 if vision_learns else 1)
+    lookup = 4 * len(layers) * vision.config.hidden_size * (3 if vision_learns else 1)
     learns = first_learns or any(p.requires_grad for p in language.parameters())
+    last = products(language.layers[-1].mlp, learns)
+    pair = 4 * text.num_attention_heads * head_width * (3 if learns else 1)
     return Cost(
-        token=products(language, learns),
-        answer=products(model.lm_head, True),
+        token=products(language, learns) - last,
+        answer=last + products(model.lm_head, True),
         picture=seen + lookup * patches**2,
-        pair=4 * text.num_hidden_layers * text.num_attention_heads * head_width * (3 if learns else 1),
+        pair=pair * (text.num_hidden_layers - 1),
+        answer_pair=pair,
     )
 
 
@@ -69,21 +75,6 @@ def products(module: torch.nn.Module, gradient: bool) -> float:
         elif isinstance(inner, torch.nn.Conv2d):
             total += 2 * inner.weight.numel() * (1 + inner.weight.requires_grad)
     return total
-
-
-def used_layers(model: Any, blocks: bool = False) -> Iterator[torch.nn.Module]:
-    """The vision encoder's modules whose output is used; `blocks`: its transformer layers alone.
-
-    With feature_layer -2 the last layer is computed by transformers and thrown away.
-    """
-    tower, layer = model.model.vision_tower, model.config.vision_feature_layer
-    total = tower.config.num_hidden_layers
-    deepest = max(layer) if isinstance(layer, list | tuple) else layer
-    used = deepest if deepest >= 0 else total + 1 + deepest
-    for name, module in tower.named_modules():
-        number = re.search(r"(?:^|\.)layers?\.(\d+)$", name)
-        if number and int(number[1]) < used or (not blocks and isinstance(module, torch.nn.Conv2d)):
-            yield module
 
 
 @dataclass(frozen=True)

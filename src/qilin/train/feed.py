@@ -214,7 +214,7 @@ class Feed:
         return Pack(
             ids=torch.tensor([ids], device=device),
             positions=torch.tensor([positions], device=device),
-            layout=make_layout(documents, device),
+            layout=make_layout(documents, device, where),
             where=torch.tensor(where, dtype=torch.int64, device=device),
             targets=torch.tensor(targets, dtype=torch.int64, device=device),
             pixels=torch.stack(pictures).to(device, dtype) if pictures else None,

@@ -47,6 +47,14 @@ class Shape:
     def tokens(self) -> int:
         return sum(length for _, length, _ in self.documents)
 
+    def where(self) -> list[int]:
+        """Tokens that predict the answers, as if each document ended with its share of them."""
+        share = self.answers / self.tokens
+        ends = [
+            range(start + length - math.ceil(share * length), start + length) for start, length, _ in self.documents
+        ]
+        return [token for end in ends for token in end][: self.answers]
+
 
 def memory_by_cause(
     config: LlavaConfig, model: Any, settings: TrainSettings, pack: Shape, on_card: bool, devices: int = 1
@@ -172,11 +180,12 @@ def trial(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: b
     config = copy.deepcopy(config)
     shrink(config, depth, "vision" in settings.learn)
     cpu = torch.device("cpu")
-    layout = make_layout(shape.documents, cpu)
+    layout = make_layout(shape.documents, cpu, shape.where())
     model = ready(skeleton(config), settings, on_card)
     use_packed_attention(model)
     if on_card:
         model.model.language_model.set_attn_implementation(LIKE_FLEX)
+        model.model.vision_tower.set_attn_implementation("sdpa")
     model.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_storage(model, torch.bfloat16 if divided and settings.precision == "bf16" else None)
@@ -194,7 +203,7 @@ def trial(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: b
                 hidden = model.model.language_model(
                     inputs_embeds=embedded, position_ids=words, layout=layout, use_cache=False
                 ).last_hidden_state[0]
-                where = torch.zeros(shape.answers, dtype=torch.int64)
+                where = torch.tensor(shape.where())
                 loss = answer_loss(hidden, model.lm_head, where, where)
             if loss.requires_grad:
                 loss.backward()

@@ -8,7 +8,7 @@ position in the run is one integer: the number of steps done.
 import hashlib
 import heapq
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class Counts:
     answers: int = 0  # tokens that are learnt
     pictures: int = 0
     pairs: int = 0  # (token, token it sees)
+    answer_pairs: int = 0  # the same of learnt tokens alone, as if they all stood at their sample's end
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Plan:
 
     def counts(self) -> Counts:
         """The work of the whole run."""
-        found = np.zeros(4, dtype=np.int64)
+        found = np.zeros(len(fields(Counts)), dtype=np.int64)
         for step in range(len(self)):  # one at a time: the pieces of a long run take much more room than its order
             found += np.array(astuple(counts_of(self.pieces(step), self.lengths)))
         return Counts(*found.tolist())
@@ -122,11 +123,13 @@ def counts_of(pieces: Sequence[Piece], lengths: Lengths) -> Counts:
     shared = lengths.prefix[samples]
     own = lengths.total[samples] - shared  # each sample sees itself and its prefix
     prefix = lengths.prefix[heads]
+    learnt = lengths.learnt[samples]
     return Counts(
         tokens=int(own.sum() + prefix.sum()),
-        answers=int(lengths.learnt[samples].sum()),
+        answers=int(learnt.sum()),
         pictures=int(lengths.pictures[heads].sum()),
         pairs=int((own * (own + 1) // 2 + own * shared).sum() + (prefix * (prefix + 1) // 2).sum()),
+        answer_pairs=int((learnt * lengths.total[samples] - learnt * (learnt - 1) // 2).sum()),
     )
 
 
