@@ -80,6 +80,7 @@ PERSONAL = [
     ("Call (555) 123-4567.", "phone"),
     ("2010年3月5日入院。", "date"), ("Seen on March 5, 2010.", "date"), ("2010-03-05复查", "date"),
     ("住院号：A123456", "hospital number"), ("MRN: 0012345", "hospital number"), ("a.b@c.org", "address"),
+    ("联系a.b@c.org。", "address"), ("家庭住址：北京市海淀区", "address"),
 ]  # fmt: skip
 
 

@@ -1,11 +1,27 @@
 """The dataset folder: what goes in comes out, once by content, refusals kept, nothing half-written looks whole."""
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from qilin.data.records import Picture, Provenance, Sample, assistant, open_dataset, user
+from qilin.data.card import batches_of
+from qilin.data.duplicates import picture_hashes
+from qilin.data.records import (
+    Picture,
+    Provenance,
+    Sample,
+    assistant,
+    group_sizes,
+    open_dataset,
+    open_parquet,
+    user,
+)
 from qilin.data.writer import DatasetWriter
 from qilin.errors import UserError
 
@@ -112,3 +128,30 @@ def test_hugging_face_datasets_opens_both_configurations(tmp_path: Path, monkeyp
     samples = load(str(tmp_path / "data"), "samples", cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in samples.items()} == {"train": 30, "test": 10}
     assert len(load(str(tmp_path / "data"), "images", split="train", cache_dir=str(tmp_path / "cache"))) == 40
+
+
+def test_reading_a_file_for_the_card_does_not_keep_it(tmp_path: Path) -> None:
+    groups, size = 40, 200_000
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("text", pa.string())])) as writer:
+        for n in range(groups):
+            writer.write_table(pa.table({"text": [np.random.default_rng(n).bytes(size // 2).hex()]}))
+
+    def most(batches: Iterator[pa.RecordBatch]) -> int:
+        gc.collect()  # what other tests have left is not to go meanwhile
+        before = pa.total_allocated_bytes()
+        return max(pa.total_allocated_bytes() - before for _ in batches)
+
+    assert most(batches_of(tmp_path / "a.parquet", ["text"])) < 5 * size
+    assert most(pq.ParquetFile(tmp_path / "a.parquet").iter_batches()) > groups * size / 3  # the control
+
+
+def test_passes_over_pictures_leave_no_file_open(tmp_path: Path) -> None:
+    write(tmp_path / "data")
+    data = open_dataset(tmp_path / "data")
+    open_parquet.cache_clear()
+    group_sizes.cache_clear()
+    assert len(picture_hashes(data)[0]) == 40
+    assert group_sizes(str(tmp_path / "data" / "images" / "part-00000.parquet")) == (16, 16, 8)
+    assert open_parquet.cache_info().currsize == 0
+    assert data.picture(f"{33:064x}") == picture(33)  # the control: reading at random keeps it
+    assert open_parquet.cache_info().currsize == 1

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,7 +24,7 @@ from qilin.data.licences import TIERS
 from qilin.data.looks import fault_of
 from qilin.data.pieces import read_pieces, run_pieces
 from qilin.data.pmc import ALLOWED, read_ids
-from qilin.data.records import Dataset, Sample, group_sizes, open_dataset, open_parquet, picture_from_row, text_of
+from qilin.data.records import Dataset, Sample, group_sizes, open_dataset, picture_from_row, text_of
 from qilin.data.rework import Refused, is_done, refuse, rework, settings_of
 from qilin.data.split import Links
 from qilin.data.tables import TableWriter, open_table
@@ -152,12 +153,13 @@ def look_at_pictures(
 
 def picture_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
     """The step over pictures: those with a fault."""
-    file, start, stop = piece
-    for group in range(start, stop):
-        for row in open_parquet(file).read_row_group(group).to_pylist():
-            picture = picture_from_row(row)
-            if fault := fault_of(picture):
-                yield {"image_id": picture.image_id, "fault": fault}
+    path, start, stop = piece
+    with pq.ParquetFile(path) as file:
+        for group in range(start, stop):
+            for row in file.read_row_group(group).to_pylist():
+                picture = picture_from_row(row)
+                if fault := fault_of(picture):
+                    yield {"image_id": picture.image_id, "fault": fault}
 
 
 def new_splits(data: Dataset, same: Alike, given: CurateSettings) -> TableWriter:

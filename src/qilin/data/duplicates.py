@@ -74,7 +74,7 @@ class Alike:
 def picture_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """(fingerprints of the ids, perceptual hashes) of all pictures."""
     ids, looks = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-    for batch in data.picture_table(("image_id", "phash")).to_batches(max_chunksize=8192):
+    for batch in data.picture_batches(("image_id", "phash")):
         ids.append(fingerprints(batch.column(0).to_pylist()))
         looks.append(hashes(batch.column(1).to_pylist()))
     return np.concatenate(ids), np.concatenate(looks)

@@ -85,7 +85,7 @@ def pieces_of(data: Dataset, size: int) -> list[tuple[str, int, int]]:
 
 
 def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
-    """One piece, as rows of JSON: where it is done, the dataset is opened anew (its samples are memory-mapped)."""
+    """One piece, as rows of JSON: where it is done, the dataset is opened anew (which reads its manifest)."""
     split, start, stop = piece
     rows = [(split, sample) for sample in open_dataset(source).stream(split, start, stop)]
     for made in step(rows):

@@ -79,12 +79,13 @@ def numbers(data: Dataset, size: Callable[[str], int] = len) -> dict[str, Any]:
                 if part := part_of(sample.kind, message["role"]):
                     lengths.setdefault(part, Counter())[size(text_of(message))] += 1
     pictures: dict[str, Counter[str]] = {name: Counter() for name in ("modality", "body_part", "licence")}
-    table = data.picture_table(("modality", "body_part", "license_tier"))
-    for name, column in (("modality", "modality"), ("body_part", "body_part"), ("licence", "license_tier")):
-        pictures[name].update(value or "unknown" for value in table[column].to_pylist())
+    for batch in data.picture_batches(("modality", "body_part", "license_tier")):
+        for counts, column in zip(pictures.values(), batch.columns, strict=True):
+            counts.update(value or "unknown" for value in column.to_pylist())
+    shown = data.manifest["counts"]["pictures"]
     return {
         "samples": {"n": sum(by["split"].values()), **{name: ordered(counts) for name, counts in by.items()}},
-        "pictures": {"n": table.num_rows, **{name: ordered(counts) for name, counts in pictures.items()}},
+        "pictures": {"n": shown, **{name: ordered(counts) for name, counts in pictures.items()}},
         "lengths": {part: quartiles(values) for part, values in sorted(lengths.items())},
     }
 

@@ -36,11 +36,14 @@ def _changing() -> re.Pattern[str]:
     return re.compile(f"[{re.escape(''.join(sorted(found)))}]")
 
 
-@lru_cache(maxsize=20_000)
 def simplified(text: str) -> str:
     """Traditional characters become simplified ones (opencc t2s); everything else stays."""
-    if not _changing().search(text):
-        return text
+    return _converted(text) if _changing().search(text) else text
+
+
+@lru_cache(maxsize=20_000)
+def _converted(text: str) -> str:
+    """Kept only where there was something to do: 20,000 long texts kept for nothing take 20 MB."""
     return str(_converter().convert(text))
 
 

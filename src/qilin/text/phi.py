@@ -38,7 +38,8 @@ PATTERNS: dict[str, re.Pattern[str]] = {
         r"|hospital (?:number|no\.?))\s*[:#]?\s*\w*\d+",
         re.IGNORECASE,
     ),
-    "address": re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+|(?:家庭住址|住址|地址)\s*[:：]\s*\S{4,}"),
+    # looked for from the beginning of a word only: a run of Chinese letters would be tried again from each of them
+    "address": re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.]+|(?:家庭住址|住址|地址)\s*[:：]\s*\S{4,}"),
 }  # fmt: skip
 
 
