@@ -18,6 +18,7 @@ from qilin.data.sources.rows import Refused
 from qilin.data.workers import Workers, connected, workers_of
 from qilin.errors import RunError, UserError
 from test_curate import dataset, picture, sample
+from test_importing import table_of_pictures
 
 
 def square(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | Refused]:
@@ -137,11 +138,32 @@ def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path
     assert log.read_text().splitlines() == done
 
 
-def test_commands_give_the_same_folders_by_a_cluster(tmp_path: Path, cluster: Any) -> None:
+def kill_a_worker(cluster: Any, patch: pytest.MonkeyPatch) -> list[int]:
+    """Kill one, by its process, as soon as the first piece of an import is there. Its process is in the list then."""
+    killed: list[int] = []
+
+    def run(work: Any, inputs: Any, out: Any, made: Any, workers: Any, on_piece: Any) -> Any:
+        def told(number: int) -> None:
+            if not killed:
+                killed.append(next(iter(connected(cluster.scheduler_address).run(os.getpid).values())))
+                os.kill(killed[0], signal.SIGKILL)
+            on_piece(number)
+
+        return run_pieces(work, inputs, out, made, workers, told)
+
+    patch.setattr("qilin.data.survey.run_pieces", run)
+    return killed
+
+
+def test_commands_give_the_same_folders_by_a_cluster(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "articles").mkdir()
     for n in range(3):
         body = figure("F1", f"CT of the lung of case {n}.", "f1.jpg")
         (tmp_path / "articles" / f"{n}.xml").write_bytes(article(body, pmcid=f"PMC{n}"))
+    table = table_of_pictures(tmp_path / "table")
+    monkeypatch.setattr("qilin.data.decoding.FILES_A_PIECE", 2)
     rows = [(sample(f"s{n}", shown := picture(n), f"第{n}问？", "答"), shown) for n in range(6)]
     source = dataset(tmp_path / "data", rows)
     for name, how in (("here", ["--workers", "1"]), ("there", ["--cluster", cluster.scheduler_address])):
@@ -149,8 +171,12 @@ def test_commands_give_the_same_folders_by_a_cluster(tmp_path: Path, cluster: An
         assert main(["data", "figures", str(tmp_path / "articles"), str(at / "figures"), *how]) == 0
         assert main(["data", "merge", str(at / "merged"), str(source), *how]) == 0
         assert main(["data", "curate", str(at / "merged"), str(at / "curated"), "--resplit", *how]) == 0
+        with monkeypatch.context() as patch:
+            killed = kill_a_worker(cluster, patch) if name == "there" else []
+            assert main(["data", "import", "folder", str(table), str(at / "imported"), *how]) == 0
+    assert killed
     assert files(tmp_path / "here" / "figures") == files(tmp_path / "there" / "figures")
-    for name in ("merged", "curated"):
+    for name in ("imported", "merged", "curated"):
         here, there = (open_dataset(tmp_path / where / name) for where in ("here", "there"))
         assert here.manifest == there.manifest
     assert here.count("train") + here.count("validation") + here.count("test") == 6

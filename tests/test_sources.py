@@ -296,8 +296,13 @@ def test_a_second_run_says_it_is_there_and_another_import_is_refused(
     assert "input" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["qilin.data.importing.make_picture", "qilin.data.writer.write_card"])
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("place", "left"),
+    [("qilin.data.decoding.read_picture", []), ("qilin.data.writer.write_card", [".out.import"])],
+)
+def test_ctrl_c_leaves_nothing_behind_but_finished_pieces(
+    tmp_path: Path, place: str, left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -308,8 +313,9 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, place: str, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(place, stop)
         assert main(words) == 130
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["imgs", "table.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*left, "imgs", "table.csv"]
     assert main(words) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["imgs", "out", "table.csv"]
 
 
 def test_the_same_import_gives_the_same_bytes_and_no_absolute_path(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ COMMANDS = {
         "qilin.data.importing:import_data",
         ("name", "source", "out"),
         "qilin data import slake SLAKE_DIR slake\nqilin data import llava data.json llava --images DIR\n"
-        "qilin data import figures figures articles-en --images pmc/articles\n"
+        "qilin data import figures figures articles-en --images pmc/articles --workers 8\n"
         "qilin data import folder table.csv mine --question question --answer answer",
     ),
     "data pmc": Command(

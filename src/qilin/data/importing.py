@@ -1,7 +1,8 @@
 """`qilin data import`: a source on disk -> a dataset folder, with nothing lost in silence.
 
 In: ImportSettings. Out: the folder, its refused rows in dropped.jsonl, and a summary on screen. A source is read twice,
-first for its pictures and links, then for its rows, so that rows never stand in memory all at once.
+first for its pictures and links, then for its rows, so that rows never stand in memory all at once; its pictures are
+decoded between, in numbered pieces.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from rich.progress import Progress
 
 from qilin.data.bars import bar, refusals
 from qilin.data.licences import strictest, tier
-from qilin.data.pictures import make_picture
+from qilin.data.pictures import picture_of
 from qilin.data.pieces import read_step
 from qilin.data.records import MANIFEST, Dataset, Provenance, Sample, open_dataset
 from qilin.data.settings import ImportSettings
@@ -26,13 +27,15 @@ from qilin.data.sources import exams, folder, llava, maps, odd, slake
 from qilin.data.sources.rows import Refused, Row
 from qilin.data.sources.tables import KINDS, encoding_of
 from qilin.data.survey import Survey
-from qilin.data.through import read_through
+from qilin.data.workers import workers_of
 from qilin.data.writer import DatasetWriter, file_hash
 from qilin.errors import UserError
-from qilin.imaging.pixels import BadPicture
 from qilin.settings import to_dict
 
-APART = ("name", "source", "out", "images", "pmc", "json")  # settings that say where things lie, not what they become
+# settings that say where things lie or who does the work, not what is made
+APART = ("name", "source", "out", "images", "pmc", "workers", "cluster", "json")
+
+PIECES_A_WORKER = 4
 
 
 def import_data(settings: ImportSettings) -> None:
@@ -42,10 +45,13 @@ def import_data(settings: ImportSettings) -> None:
     """
     source = find_source(settings.name)
     console = Console(stderr=settings.json, highlight=False, soft_wrap=True)
-    if not (settings.out / MANIFEST).is_file():
+    there = (settings.out / MANIFEST).is_file()
+    if not there:
         DatasetWriter(settings.out, {})  # refuses an occupied folder now rather than after an hour
-    with Survey(settings.out.with_name(f".{settings.out.name}.survey")) as survey, bar() as progress:
-        look(source, settings, survey, progress)
+    folder = settings.out.with_name(f".{settings.out.name}.import")
+    with Survey(folder, decode=not there) as survey, bar() as progress:
+        read_rows(source, settings, survey, progress)
+        look_at_pictures(survey, settings, progress)
         made_by = describe(settings, source, survey)
         if is_there(settings.out, made_by):
             progress.stop()
@@ -65,8 +71,8 @@ def find_source(name: str) -> "Source":
     raise UserError(f"cannot import {name!r}; {hint}")
 
 
-def look(source: "Source", settings: ImportSettings, survey: Survey, progress: Progress) -> None:
-    """The first reading: every picture file hashed once, every link between pictures, groups and splits noted."""
+def read_rows(source: "Source", settings: ImportSettings, survey: Survey, progress: Progress) -> None:
+    """The first reading: every picture file listed once, every link between pictures, groups and splits noted."""
     task = progress.add_task("reading rows", total=None)
     for row in source.read(settings):
         survey.rows += 1
@@ -74,6 +80,16 @@ def look(source: "Source", settings: ImportSettings, survey: Survey, progress: P
         if isinstance(row, Row):
             survey.note(row, settings.split or row.split)
     progress.update(task, total=survey.rows)
+
+
+def look_at_pictures(survey: Survey, settings: ImportSettings, progress: Progress) -> None:
+    """Every picture file hashed, and decoded where the dataset is not there yet: by many processes, resumable."""
+    task = progress.add_task("decoding pictures" if survey.decode else "reading pictures", total=survey.files.count)
+    survey.look(
+        # a process takes a second to start: it wants a few pieces
+        lambda pieces: workers_of(settings.workers, settings.cluster, most=1 + pieces // PIECES_A_WORKER),
+        lambda files: progress.advance(task, files),
+    )
 
 
 def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict[str, Any]:
@@ -130,17 +146,11 @@ def is_there(out: Path, made_by: dict[str, Any]) -> bool:
 
 
 def store_pictures(writer: DatasetWriter, survey: Survey, settings: ImportSettings, progress: Progress) -> None:
-    """Decode and store every content once, with all the places it was found in."""
-    task = progress.add_task("decoding pictures", total=survey.counts()["contents"])
-    for content, files in survey.contents():
-        first = files[0]
+    """Store every content once, with all the places it was found in."""
+    task = progress.add_task("storing pictures", total=survey.counts()["pictures"])
+    for encoded, files in survey.pictures():
         where = [Provenance(source_name(settings), f.name, f.url, f.license, f.attribution) for f in files]
-        try:
-            picture = make_picture(read_through(first.path), where, first.modality, first.body_part)
-            writer.add_picture(picture)
-            survey.settle(content, picture.image_id, None)
-        except BadPicture as error:
-            survey.settle(content, None, error.reason)
+        writer.add_picture(picture_of(encoded, where, files[0].modality, files[0].body_part))
         progress.advance(task)
 
 
@@ -152,7 +162,7 @@ def store_samples(
     progress: Progress,
 ) -> None:
     """The second reading: every row becomes a sample in its split, or is kept with the reason it could not."""
-    splits = iter(survey.links.assign(settings.validation, settings.test, settings.seed))
+    splits = iter(survey.links().assign(settings.validation, settings.test, settings.seed))
     task = progress.add_task("writing samples", total=survey.rows)
     for row in rows:
         progress.advance(task)

@@ -1,6 +1,6 @@
 """Makes a `Picture` row of a file's bytes: pixels are judged by `qilin.imaging`, the row is ours.
 
-In: encoded bytes and where they came from. Out: a Picture with its content id, or BadPicture.
+In: encoded bytes, decoded or not yet, and where they came from. Out: a Picture with its content id, or BadPicture.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from qilin.data.licences import strictest, tier
 from qilin.data.records import Picture, Provenance
-from qilin.imaging.pixels import read_picture
+from qilin.imaging.pixels import Encoded, read_picture
 
 
 def make_picture(
@@ -22,7 +22,17 @@ def make_picture(
 
     The licence tier is the strictest of the provenance. Raises `qilin.imaging.pixels.BadPicture`.
     """
-    encoded = read_picture(data)
+    return picture_of(read_picture(data), provenance, modality, body_part, deidentified)
+
+
+def picture_of(
+    encoded: Encoded,
+    provenance: Sequence[Provenance],
+    modality: str | None = None,
+    body_part: str | None = None,
+    deidentified: str | None = None,
+) -> Picture:
+    """A picture that was decoded before -> a Picture."""
     return Picture(
         image_id=hashlib.sha256(encoded.bytes).hexdigest(),
         bytes=encoded.bytes,

@@ -81,6 +81,10 @@ class ImportSettings:
     )
     test: float = setting(default=0.05, help="the share of pictures kept for testing, where the source has no splits")
     seed: int = setting(default=0, help="decides which pictures are kept; the same seed always keeps the same ones")
+    workers: int = setting(default=0, help="processes that decode pictures; 0 is one a core, 1 works in this one")
+    cluster: str | None = setting(
+        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
+    )
     json: bool = setting(default=False, help="print the summary as JSON")
 
     def __post_init__(self) -> None:

@@ -28,8 +28,12 @@ class Links:
 
     def join(self, keys: Iterable[str], split: str | None = None) -> None:
         """Add a row: the keys that it ties together, at least one. `split`: where its source puts it."""
+        self.join_keys(map(fingerprint, keys), split)
+
+    def join_keys(self, keys: Iterable[int], split: str | None = None) -> None:
+        """`join`, of keys that are fingerprints already."""
         for key in keys:
-            self.keys.append(fingerprint(key))
+            self.keys.append(key)
             self.rows.append(len(self.named))
         self.named.append(SPLITS.index(split) if split else FREE)
 
