@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
@@ -109,6 +112,41 @@ def test_a_piece_that_always_kills_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="piece 1 has lost its worker again and again"):
         run_pieces(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, workers_of(2))
     assert not (tmp_path / "out" / "step.json").exists()
+
+
+def asleep(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | Refused]:
+    with log.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(60)
+    yield {}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    work = f"partial(asleep, Path({str(log)!r})), [[1], [2]], Path({str(tmp_path / 'out')!r}), {{}}, workers_of(2)"
+    script = f"if __name__ == '__main__':\n from test_pieces import *\n run_pieces({work})"
+    paths = os.pathsep.join(sys.path)
+    main_one = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths})
+    until = time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < 2:
+        assert main_one.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    workers = [int(line) for line in log.read_text().splitlines()]
+    assert all(map(is_running, workers))
+    main_one.kill()
+    main_one.wait()
+    while any(map(is_running, workers)):
+        assert time.monotonic() < until, "workers outlive what started them"
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ class Survey:
         self.table.execute("pragma synchronous = off")
         # content: sha256 of the bytes. The number of a file is its rowid less one.
         self.table.execute("create table files (path text primary key, content text, fault text, about text)")
-        # first: the number of the first file that holds it; facts: what it is as a picture, else its fault
+        # first: the number of the first file that holds it; facts: what look_at_file says of it as a picture
         self.table.execute(
             "create table contents (content text primary key, first integer, image_id text, fault text, facts text) "
             "without rowid"

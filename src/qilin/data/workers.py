@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
+from threading import Thread
 from typing import Any
 
 from qilin import __version__
@@ -44,9 +45,20 @@ def workers_of(number: int, cluster: str | None = None, most: int | None = None)
         return None
     # A fresh interpreter a worker: forking a process that has threads (the bar's) can hang.
     context = multiprocessing.get_context("spawn")
-    return Workers(
-        lambda: ProcessPoolExecutor(count, context, initializer=signal, initargs=(SIGINT, SIG_IGN)), 2 * count
-    )
+    return Workers(lambda: ProcessPoolExecutor(count, context, initializer=start_worker), 2 * count)
+
+
+def start_worker() -> None:
+    """In each process of a pool: Ctrl-C is the first one's to answer, and where that is killed, this one ends too."""
+    signal(SIGINT, SIG_IGN)
+    Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent, "started by a pool"
+    parent.join()
+    os._exit(1)  # the main thread waits for work that never comes
 
 
 def on_cluster(address: str) -> Workers:
