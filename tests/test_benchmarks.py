@@ -111,6 +111,29 @@ def test_parquet_pairs(tmp_path: Path) -> None:
     assert [s.answer_type for s in samples] == ["closed", "open"]
 
 
+def test_training_files_of_parquet_pairs_and_never_their_test_to_train_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pairs(*names: str) -> list[dict[str, Any]]:
+        return [
+            {"image": {"bytes": png(ord(name[0])), "path": None}, "question": f"{name}?", "answer": "yes"}
+            for name in names
+        ]
+
+    folder = tmp_path / "path-vqa" / "data"
+    for split, names in (("train", "ab"), ("validation", "c"), ("test", "d")):
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", pairs(*names))
+    words = ["data", "import", "parquet-vqa", str(tmp_path / "path-vqa")]
+    for split, names in (("train", "ab"), ("validation", "c"), ("test", "d")):
+        assert main([*words, str(tmp_path / split), "--split", split, "--license", "MIT"]) == 0
+        data = open_dataset(tmp_path / split)
+        assert [text_of(s.messages[0]) for s in data.samples(split)] == [f"{name}?" for name in names]
+        assert {s.license_tier for s in data.samples(split)} == {"attribution"}
+    (folder / "train-00000-of-00001.parquet").unlink()
+    assert main([*words, str(tmp_path / "none"), "--split", "train"]) == 2
+    assert "these rows are to test on" in capsys.readouterr().err
+
+
 def test_cmmmu(tmp_path: Path) -> None:
     common = {"category": "健康与医学", "subcategory": "临床医学", "image_1_filename": "a.jpg"}
     rows = [

@@ -1,6 +1,8 @@
 """Asking a service: order, cache, retries, budget, refusals, against a local stand-in."""
 
 import contextlib
+import json
+import threading
 import time
 from http.server import BaseHTTPRequestHandler
 from math import exp
@@ -11,7 +13,7 @@ import pytest
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
-from qilin.endpoint import Ask, Endpoint, Gate, ask_all
+from qilin.endpoint import Ask, Endpoint, Gate, ask_all, gate_of
 from qilin.errors import RunError, UserError
 from stand_in import Service, listening, serving
 
@@ -54,7 +56,7 @@ def test_failures_are_tried_again() -> None:
 def test_what_came_before_an_error_is_kept(tmp_path: Path) -> None:
     with serving(Service(echo)) as service:
         endpoint = Endpoint(service.url, "m", cache=tmp_path / "c.sqlite", concurrency=1, budget=40)
-        with pytest.raises(RunError, match=r"budget of 40 tokens is spent \(45\) after 3 of 10"):
+        with pytest.raises(RunError, match=r"budget is spent \(45 tokens, 40 were left\) after 3 of 10"):
             ask_all(endpoint, asks(10))
         assert len(service.seen) == 3
         ask_all(Endpoint(service.url, "m", cache=tmp_path / "c.sqlite"), asks(10))
@@ -125,6 +127,51 @@ def test_fewer_at_once_where_the_service_asks_to_wait() -> None:
         replies = ask_all(Endpoint(service.url, "m", concurrency=4), asks(12))
         assert [reply.text for reply in replies] == [f"答{i}" for i in range(12)]
         assert service.most_at_once <= 4
+
+
+def test_the_pace_of_a_service_holds_from_one_call_to_the_next() -> None:
+    """Long work asks in pieces: each but the first knows how much at once the service bears."""
+    lock, inside, refused = threading.Lock(), [0], [0]
+
+    class Narrow(BaseHTTPRequestHandler):
+        """Bears two at once."""
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                inside[0] += 1
+                busy = inside[0] > 2
+                refused[0] += busy
+            time.sleep(0.01)
+            text = {"choices": [{"index": 0, "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": echo(body)}}], "id": "1", "object": "chat.completion",
+                    "created": 0, "model": "m"}  # fmt: skip
+            data = json.dumps({} if busy else text).encode()
+            with lock:
+                inside[0] -= 1
+            self.send_response(429 if busy else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Retry-After-Ms", "5")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *words: Any) -> None: ...
+
+    def refusals(forget: bool) -> list[int]:
+        gate_of.cache_clear()
+        found = []
+        for _ in range(4):
+            if forget:
+                gate_of.cache_clear()
+            refused[0] = 0
+            assert len(ask_all(Endpoint(f"{base}/v1", "m", concurrency=16, retries=50), asks(24))) == 24
+            found.append(refused[0])
+        return found
+
+    with listening(Narrow) as base:
+        learnt, forgot = refusals(False), refusals(True)
+    assert sum(learnt[1:]) < sum(forgot[1:]) / 2, (learnt, forgot)
 
 
 def test_json_is_asked_for_only_where_the_service_knows_it() -> None:

@@ -83,6 +83,17 @@ def test_pmc_oa(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_pmc_oa_beta_with_more_fields_and_its_own_folder_of_pictures(tmp_path: Path) -> None:
+    folder = "caption_T060_filtered_top4_sep_v0_subfigures"
+    root = put(tmp_path / "pmc_oa_beta", f"{folder}/PMC5_pone.0001-g001_2.jpg")
+    row = {"image": "PMC5_pone.0001-g001_2.jpg", "caption": "A film.", "alignment_type": "ocr", "alignment_score": 0.9}
+    lines(root / "pmc_oa_beta.jsonl", [row])
+    _, rows = imported("pmc-oa", root, "--split", "train")
+    assert {name: (asked(row)[1], row.group) for name, row in rows.items()} == {
+        "pmc_oa_beta-PMC5_pone.0001-g001_2.jpg": ("A film.", "PMC5")
+    }
+
+
 def test_pmc_case_report(tmp_path: Path) -> None:
     root = put(tmp_path / "case", "figures/PMC7_F1.jpg", "figures/PMC7_F2.jpg")
     rows_in = [

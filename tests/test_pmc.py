@@ -1,5 +1,7 @@
 """The article store's client against a local imitation: what is chosen, what is checked, every fault, a second run."""
 
+import gzip
+import io
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from jats import article, figure
 from pmc_stand_in import PmcStandIn, serving_store
@@ -15,6 +18,7 @@ from qilin.data import pmc_store
 from qilin.data.pieces import read_pieces
 from qilin.data.pmc import PmcSettings, find_media, read_ids
 from qilin.data.pmc_store import key_of
+from qilin.data.records import open_dataset
 from qilin.errors import UserError
 
 PICTURE = b"\xff\xd8" + bytes(range(256)) * 40
@@ -187,6 +191,15 @@ def test_inventory_and_query(store: PmcStandIn, tmp_path: Path, capsys: pytest.C
     store.faults["inventory-reports/pmc-oa-opendata/metadata/2026-11-02T01-00Z/manifest.json"] = ["html"]
     assert run(store, tmp_path / "bad", "", "--inventory") == 1
     assert "manifest is not one" in capsys.readouterr().err
+    base = "inventory-reports/pmc-oa-opendata/metadata/2026-11-02T01-00Z"
+    manifest = json.loads(store.objects[f"{base}/manifest.json"])
+    whole = store.objects[f"{base}/part.csv.gz"]
+    for part in (whole[:-9], b"<html>", gzip.compress(b"one column\n"), gzip.compress(b"\xff,\xff,\xff\n")):
+        store.objects[f"{base}/part.csv.gz"] = part
+        manifest["files"] = [{"key": f"{base}/part.csv.gz"}]  # no md5 that would tell
+        store.objects[f"{base}/manifest.json"] = json.dumps(manifest).encode()
+        assert run(store, tmp_path / "bad", "", "--inventory") == 1
+        assert "part.csv.gz is no part of an inventory" in capsys.readouterr().err
 
 
 def test_a_store_that_is_gone(store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,3 +293,25 @@ def test_the_pace_is_kept(store: PmcStandIn, tmp_path: Path, monkeypatch: pytest
     assert waits == pytest.approx([0, 0.1, 0.2, 5])
     with pytest.raises(ValueError, match="rate must be above 0"):
         PmcSettings(out=tmp_path, query="a", rate=0)
+
+
+def test_media_of_no_bytes_and_no_picture_cost_their_own_rows(store: PmcStandIn, tmp_path: Path) -> None:
+    """The store's md5 is right, so they are fetched; the import says what they are."""
+    real = io.BytesIO()
+    Image.radial_gradient("L").save(real, "JPEG")
+    for number, data in enumerate((real.getvalue(), b"", real.getvalue()[:300], b"<html>gone</html>"), start=1):
+        store.add(number, 1, xml(number), {"f1.jpg": data})
+    out = tmp_path / "pmc"
+    assert run(store, out, "1\n2\n3\n4\n") == 0
+    assert {state for _, state, _ in states(out)} == {"have"}
+    assert main(["data", "figures", str(out / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0
+    words = ["data", "import", "figures", str(tmp_path / "figures"), str(tmp_path / "data"), "--lang", "en"]
+    assert main([*words, "--images", str(out / "articles"), "--split", "train"]) == 0
+    data = open_dataset(tmp_path / "data")
+    assert [row.group for row in data.samples("train")] == ["PMC1"]
+    said = [json.loads(line) for line in (tmp_path / "data" / "dropped.jsonl").read_text().splitlines()]
+    assert {row["row"]["sample_id"]: row["reason"] for row in said} == {
+        "PMC2/F1-caption": "picture file is empty",
+        "PMC3/F1-caption": "picture is truncated or damaged",
+        "PMC4/F1-caption": "not a picture",
+    }

@@ -200,6 +200,34 @@ def test_a_budget_stops_and_a_new_one_goes_on(tmp_path: Path, capsys: pytest.Cap
     assert len(results(tmp_path)[0]) == 4
 
 
+def many(path: Path, count: int) -> None:
+    """A dataset of so many captions, each with a number of its own."""
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize((40, 40)).save(buffer, "PNG")
+    picture = make_picture(buffer.getvalue(), [Provenance("test", "1", license="CC BY")])
+    with DatasetWriter(path, {"made": "here"}) as writer:
+        writer.add_picture(picture)
+        for n in range(count):
+            messages = (user("描述图片。", 1), assistant(f"A mass of {n + 2} cm in the left lung."))
+            writer.add_sample("train", Sample(f"cap{n}", "caption", (picture.image_id,), messages, lang="en"))
+
+
+def by_number(body: dict[str, Any]) -> str:
+    found = {key: re.search(r"\d+", text) for key, text in asked(body).items()}
+    return json.dumps({key: f"左肺有一个{match[0]}厘米的肿块。" for key, match in found.items() if match})
+
+
+def test_going_on_with_another_concurrency_loses_no_row(tmp_path: Path) -> None:
+    many(tmp_path / "en", 40)
+    with serving(Service(by_number)) as service:
+        assert run(tmp_path, service, "--concurrency", "3", "--budget", "400") == 1
+        assert run(tmp_path, service, "--concurrency", "4") == 0
+        assert len(service.seen) == 40
+    rows, dropped = results(tmp_path)
+    assert set(rows) == {f"cap{n}" for n in range(40)}
+    assert not dropped
+
+
 def test_a_service_that_asks_to_wait_and_one_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Service(good, failures=[429, 429, 503])) as service:
         assert run(tmp_path, service) == 0

@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cache
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ async def ask_left(
     replies: dict[int, Reply] = {}
     spent = 0
     todo = iter(left)
-    gate = Gate(endpoint.concurrency)
+    gate = gate_of(endpoint.url, endpoint.concurrency)
+    gate.begin()
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
     async with openai.AsyncOpenAI(
         base_url=endpoint.url, api_key=key, timeout=endpoint.timeout, max_retries=0
@@ -110,7 +112,7 @@ async def ask_left(
             for place in todo:
                 if endpoint.budget is not None and spent >= endpoint.budget:
                     raise RunError(
-                        f"{endpoint.url}: the budget of {endpoint.budget} tokens is spent ({spent}) after "
+                        f"{endpoint.url}: the budget is spent ({spent:,} tokens, {endpoint.budget:,} were left) after "
                         f"{len(replies)} of {len(left)} replies, which are kept; a higher budget goes on there"
                     )
                 reply = await ask_patiently(client, endpoint, asks[place], gate)
@@ -138,7 +140,12 @@ class Gate:
     """How many may ask at once: half of it where the service asks to wait, a little more with each reply."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.limit, self.inside = most, float(most), 0
+        self.most, self.limit = most, float(most)
+        self.begin()
+
+    def begin(self) -> None:
+        """For a new event loop: nobody is inside; what was learnt of the service's patience stays."""
+        self.inside = 0
         self.open = asyncio.Condition()
 
     async def __aenter__(self) -> None:
@@ -156,6 +163,12 @@ class Gate:
 
     def widen(self) -> None:
         self.limit = min(float(self.most), self.limit + 1 / self.limit)
+
+
+@cache
+def gate_of(url: str, most: int) -> Gate:
+    """One gate a service for the life of the process: each piece of a long run begins at the pace of the last one."""
+    return Gate(most)
 
 
 async def ask_patiently(client: Any, endpoint: Endpoint, ask: Ask, gate: Gate) -> Reply:

@@ -19,7 +19,7 @@ from qilin.data.purse import Purse, tell
 from qilin.data.question_balance import Guesses, guess_all, surplus, with_options
 from qilin.data.question_checks import ABOUT, Question, check_question, read_question
 from qilin.data.records import Sample, assistant, open_dataset, text_of, user
-from qilin.data.rework import Refused, refuse, rework
+from qilin.data.rework import Refused, ends_of, refuse, rework
 from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
 from qilin.settings import setting, settings
 from qilin.text.chinese import has_chinese
@@ -136,9 +136,11 @@ def ask(given: AskSettings) -> None:
         total = sum(data.count(split) for split in data.splits())
         task = progress.add_task("asking", total=total)
         purse = Purse("asking", given.budget, (given.price_in, given.price_out), given.cache, progress, task)
+        ends = ends_of(data, TEXTS_A_PIECE)
         made, fresh = rework(
-            given.source, given.out, partial(asked, work, purse), made_by, samples_a_piece=TEXTS_A_PIECE
-        )
+            given.source, given.out, partial(asked, work, purse), made_by, None, lambda n: purse.reach(ends[n]),
+            TEXTS_A_PIECE,
+        )  # fmt: skip
     tell(given.out, made, fresh, purse, given.json)
 
 
@@ -175,7 +177,6 @@ def asked(work: Work, purse: Purse, rows: list[tuple[str, Sample]]) -> Iterator[
             yield refused_question(draft.sample, vars(question) | {"guesses": vars(marked)}, gone[n])
         else:
             yield split_of[draft.sample.sample_id], sample_of(work, draft.sample, keys[n], question, marked)
-    purse.done(len(rows))
 
 
 def reason_against(sample: Sample) -> str | None:
@@ -206,7 +207,7 @@ def answer_all(work: Work, purse: Purse, drafts: Sequence[Draft]) -> None:
         if not left:
             return
         there = replace(work.endpoint, budget=purse.left())
-        replies = ask_all(there, [Ask(draft.history, room, json=True) for draft in left], lambda _, r: purse.pay(r))
+        replies = ask_all(there, [Ask(draft.history, room, json=True) for draft in left], purse.hear())
         for draft, reply in zip(left, replies, strict=True):
             take(draft, reply, work.mix)
         left = [draft for draft in left if draft.doubt or draft.faulty]

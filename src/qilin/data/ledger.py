@@ -68,10 +68,13 @@ class Ledger:
     def close(self) -> None:
         self.base.close()
 
-    def want(self, articles: Iterable[tuple[int, int]]) -> None:
-        """The articles this run is about; version 0 is the newest. A later mention of a newer version counts."""
+    def want_nothing(self) -> None:
         with self.base:
             self.base.execute("delete from wanted")
+
+    def want(self, articles: Iterable[tuple[int, int]]) -> None:
+        """More articles that this run is about; version 0 is the newest. A later mention of a newer version counts."""
+        with self.base:
             self.base.executemany(
                 "insert into wanted (number, version) values (?, ?) on conflict (number) do update set version = "
                 "max(version, excluded.version)",

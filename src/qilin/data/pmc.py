@@ -99,13 +99,14 @@ async def fetch_all(given: PmcSettings, ledger: Ledger) -> int:
 
 
 async def list_wanted(given: PmcSettings, store: Store, ledger: Ledger) -> None:
+    ledger.want_nothing()
     if given.ids:
         ledger.want(read_ids(given.ids))
     elif given.query:
         ledger.want([(number, 0) for number in await ask_search(given, store)])
     else:
-        rows = store.inventory(given.date)
-        ledger.want([row async for row in rows])
+        async for rows in store.inventory(given.date):
+            ledger.want(rows)
     if not ledger.count_wanted():
         raise UserError("nothing is wanted: the list, the query or the inventory names no article")
 

@@ -14,6 +14,7 @@ import json
 import random
 import re
 import time
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,8 +169,8 @@ class Store:
             raise StoreFault("metadata is of another article", lasting=False)
         return found
 
-    async def inventory(self, date: str | None) -> AsyncIterator[tuple[int, int]]:
-        """(id, version) of every article in the newest inventory, or in the one of a date, part by part."""
+    async def inventory(self, date: str | None) -> AsyncIterator[Iterator[tuple[int, int]]]:
+        """(id, version) of every article in the newest inventory, or in the one of a date, a part at a time."""
         if date is None:
             _, prefixes = await self.listing(INVENTORIES)
             dates = [name.rstrip("/").rpartition("/")[2] for name in prefixes]
@@ -186,20 +187,22 @@ class Store:
             data = await self.get(key)
             if md5 not in ("", hashlib.md5(data).hexdigest()):
                 raise StoreFault(f"{key} does not have its md5", lasting=False)
-            for row in inventory_rows(data, column):
-                yield row
+            yield inventory_rows(key, data, column)
 
 
 PARSER = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
 
 
-def inventory_rows(data: bytes, column: int) -> Iterator[tuple[int, int]]:
-    """The article versions that a gzipped part of an inventory lists, read line by line."""
-    with gzip.open(io.BytesIO(data), "rt", encoding="utf-8", newline="") as lines:
-        for row in csv.reader(lines):
-            match = VERSION.match(unquote(row[column]).removeprefix("metadata/"))
-            if match:
-                yield int(match.group(1)), int(match.group(2))
+def inventory_rows(key: str, data: bytes, column: int) -> Iterator[tuple[int, int]]:
+    """The article versions that a gzipped part of an inventory lists, read line by line. Raises StoreFault."""
+    try:
+        with gzip.open(io.BytesIO(data), "rt", encoding="utf-8", newline="") as lines:
+            for row in csv.reader(lines):
+                match = VERSION.match(unquote(row[column]).removeprefix("metadata/"))
+                if match:
+                    yield int(match.group(1)), int(match.group(2))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, IndexError):
+        raise StoreFault(f"{key} is no part of an inventory", lasting=False) from None
 
 
 def key_of(url: str) -> str:

@@ -1,6 +1,7 @@
 """What a run has asked of a service and paid for it: shown on the bar, stopped where the budget is spent, told."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -36,15 +37,20 @@ class Purse:
             )
         return self.budget - self.read - self.written
 
-    def pay(self, reply: Reply) -> None:
+    def pay(self, reply: Reply, samples: int = 0) -> None:
         if not reply.cached:
             self.asked += 1
             self.read += reply.tokens_in
             self.written += reply.tokens_out
-        self.progress.update(self.task, description=f"{self.verb}, {self.cost():.2f} spent")
+        self.progress.update(self.task, description=f"{self.verb}, {self.cost():.2f} spent", advance=samples)
 
-    def done(self, samples: int) -> None:
-        self.progress.advance(self.task, samples)
+    def hear(self, samples: int = 0) -> Callable[[int, Reply], None]:
+        """What `ask_all` tells each reply to; `samples`: how many it brings the bar further."""
+        return lambda place, reply: self.pay(reply, samples)
+
+    def reach(self, samples: int) -> None:
+        """So many are done in all, those of an earlier run included."""
+        self.progress.update(self.task, completed=samples)
 
 
 def tell(out: Path, made: Dataset, fresh: bool, purse: Purse, as_json: bool) -> None:

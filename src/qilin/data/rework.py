@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def rework(
         return open_dataset(out), False
     pieces = pieces_of(data, samples_a_piece)
     folder = out.with_name(f".{out.name}.pieces")
-    run_pieces(partial(work_of, step, source.resolve()), pieces, folder, settings, workers, on_piece)
+    bound = settings | {"samples_a_piece": samples_a_piece}  # pieces of another size are other pieces
+    run_pieces(partial(work_of, step, source.resolve()), pieces, folder, bound, workers, on_piece)
     assemble([data], folder, out, settings)
     shutil.rmtree(folder)
     return open_dataset(out), True
@@ -82,6 +84,11 @@ def pieces_of(data: Dataset, size: int) -> list[tuple[str, int, int]]:
         for split in data.splits()
         for start in range(0, data.count(split), size)
     ]
+
+
+def ends_of(data: Dataset, size: int = SAMPLES_A_PIECE) -> list[int]:
+    """How many samples are done when each piece is, done in order: for the bar."""
+    return list(accumulate(stop - start for _, start, stop in pieces_of(data, size)))
 
 
 def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:

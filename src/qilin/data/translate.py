@@ -17,7 +17,7 @@ from qilin.data.bars import bar
 from qilin.data.parts import parts_of, with_parts
 from qilin.data.purse import Purse, tell
 from qilin.data.records import Sample, open_dataset
-from qilin.data.rework import Refused, refuse, rework
+from qilin.data.rework import Refused, ends_of, refuse, rework
 from qilin.data.translation_checks import check_translation
 from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
 from qilin.errors import UserError
@@ -83,7 +83,8 @@ def translate(given: TranslateSettings) -> None:
         prices = (given.price_in, given.price_out)
         purse = Purse("translating", given.budget, prices, given.cache, progress, task)
         step = partial(translated, Work(there, terms, given.asks, given.back), purse)
-        made, fresh = rework(given.source, given.out, step, made_by, samples_a_piece=8 * given.concurrency)
+        ends = ends_of(data)
+        made, fresh = rework(given.source, given.out, step, made_by, on_piece=lambda n: purse.reach(ends[n]))
     tell(given.out, made, fresh, purse, given.json)
 
 
@@ -116,8 +117,7 @@ def terms_in(text: str, terms: Iterable[tuple[str, str]]) -> dict[str, str]:
 def translated(work: Work, purse: Purse, rows: list[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | Refused]:
     """The step: samples with English in them -> the same in Chinese, or refused with what their translation lacks."""
     texts = [texts_of(sample) for _, sample in rows]
-    found = answer_all(work, purse, [part for part in texts if part])
-    answers = iter(found)
+    answers = iter(answer_all(work, purse, [part for part in texts if part]))
     for (split, sample), asked in zip(rows, texts, strict=True):
         if not asked:
             yield split, sample
@@ -128,7 +128,6 @@ def translated(work: Work, purse: Purse, rows: list[tuple[str, Sample]]) -> Iter
                 yield refuse(sample, f"translation: {kinds}", doubts=doubts)
             else:
                 yield split, replace(with_parts(sample, made), lang="zh", translation=described(work))
-    purse.done(len(rows))
 
 
 def described(work: Work) -> dict[str, str]:
@@ -160,12 +159,12 @@ def answer_all(work: Work, purse: Purse, samples: list[dict[str, str]]) -> list[
     made: list[tuple[dict[str, str] | None, Doubts]] = [(None, {})] * len(samples)
     left = list(range(len(samples)))
     history: dict[int, list[dict[str, str]]] = {n: opening(samples[n], work.terms) for n in left}
-    for _ in range(work.asks):
+    for turn in range(work.asks):
         if not left:
             break
         there = replace(work.endpoint, budget=purse.left())
         asks = [Ask(history[n], max_tokens=room_for(samples[n]), json=True) for n in left]
-        replies = ask_all(there, asks, lambda place, reply: purse.pay(reply))
+        replies = ask_all(there, asks, purse.hear(0 if turn else 1))
         for n, reply in zip(left, replies, strict=True):
             made[n] = judged(samples[n], reply, work.terms)
         if work.back:
@@ -234,7 +233,7 @@ def check_back(
         Ask([{"role": "user", "content": "Translate into English, nothing else:\n" + (made[n][0] or {})[place]}], 1024)
         for n, place in sound
     ]
-    replies = ask_all(replace(work.endpoint, budget=purse.left()), asks, lambda place, reply: purse.pay(reply))
+    replies = ask_all(replace(work.endpoint, budget=purse.left()), asks, purse.hear())
     for (n, place), reply in zip(sound, replies, strict=True):
         score = chrf.sentence_score(reply.text, [samples[n][place]]).score
         if score < work.back:

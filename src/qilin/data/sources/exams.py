@@ -148,6 +148,10 @@ def omnimedvqa(settings: ImportSettings) -> Iterator[Row | Refused]:
 # --- pictures inside the table -------------------------------------------------------------------------------------
 
 
+# how the hub's files of a split begin
+PARQUET_NAMES = {"train": ("train",), "validation": ("val",), "test": ("test", "val")}
+
+
 @lru_cache(maxsize=1)
 def unpacking_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="qilin-pictures-"))
@@ -166,12 +170,18 @@ def unpacked(data: bytes | None, settings: ImportSettings) -> list[PictureFile]:
 
 
 def parquet_inputs(settings: ImportSettings) -> list[Path]:
-    """Parquet files; where some are named for the test or validation split, only those."""
+    """Parquet files; where some are named for a split, only those of the split that is wanted: by default test, else
+    validation. Raises UserError where rows of a test set would become training rows."""
     found = inputs_of(settings, "*.parquet", "the parquet files of the test set")
-    for split in ("test", "val"):
+    for split in PARQUET_NAMES[settings.split or "test"]:
         named = [path for path in found if path.name.startswith(split)]
         if named and split_is_answered(named[0]):
             return named
+    held = [path.name for path in found if path.name.startswith(("test", "val"))]
+    if settings.split == "train" and held:
+        raise UserError(
+            f"{settings.source}: --split train, but there is {held[0]} and no train*.parquet; these rows are to test on"
+        )
     return found
 
 
