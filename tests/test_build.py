@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qilin.cli import COMMANDS, main
+from qilin.data import chats
 from qilin.data.build import fill_in, read_recipe, read_values, recipe_names
 from qilin.data.records import Dataset, Sample, assistant, open_dataset, text_of, user
 from qilin.data.writer import DatasetWriter
@@ -119,6 +120,32 @@ def test_conversations_hold_what_is_told_and_asked_about_a_picture(tmp_path: Pat
     assert sum(part["type"] == "image" for message in first.messages for part in message["content"]) == 1
     assert [text_of(message) for message in found["chat of q3"][1].messages] == ["q2？", "答q2", "q3？", "答q3"]
     assert main(["data", "chats", str(source), str(tmp_path / "x"), "--least", "1"]) == 2
+
+
+def test_conversations_that_were_interrupted_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [picture(n) for n in range(6)]
+    rows: Rows = [("train", text_sample(f"q{n}", "vqa", shown[n // 2], f"答{n}")) for n in range(12)]
+    source = folder(tmp_path / "in", rows, *shown)
+    monkeypatch.setattr("qilin.data.heaps.ROWS_A_HEAP", 3)
+    real, done = chats.composed, []
+
+    def composed(least: int, most: int, heap: str) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(Path(heap).name)
+        yield from real(least, most, heap)
+
+    monkeypatch.setattr(chats, "composed", composed)
+    words = ["data", "chats", str(source), str(tmp_path / "out"), "--workers", "1"]
+    assert main(words) == 130
+    before, done[:] = list(done), []
+    monkeypatch.setattr(chats, "composed", lambda *given: (done.append(Path(given[2]).name), real(*given))[1])
+    assert main(words) == 0
+    assert before
+    assert done
+    assert not set(before) & set(done)  # what was finished was not done again
+    assert open_dataset(tmp_path / "out").count("train") == 6
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 NEEDS = {

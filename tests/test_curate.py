@@ -181,9 +181,16 @@ def test_leaks_licences_retractions_and_texts(tmp_path: Path, capsys: pytest.Cap
         "old": "its article is retracted", "who": "personal data: name", "de": "neither Chinese nor English",
     }  # fmt: skip
     assert text_of(kept["good"].messages[1]) == "CT显示12mm肿块"
+    said = f"of these test sets do not stand in it: bench ({open_dataset(bench).hash[:12]})."
+    assert said in (tmp_path / "out" / "README.md").read_text()
+    for name, sources in (("one", ("out",)), ("two", ("out", "in"))):  # a source that was not compared takes it back
+        words_of = [str(tmp_path / source) for source in (name, *sources)]
+        assert main(["data", "merge", *words_of, "--workers", "1"]) == 0
+        assert (said in (tmp_path / name / "README.md").read_text()) == (name == "one")
     _, kept, _ = curated(source, tmp_path / "all", "--benchmarks", str(bench), "--allow-leaks", "--keep-personal",
                          "--keep-languages")  # fmt: skip
     assert set(kept) == {"near", "text", "nc", "old", "who", "de", "good"}
+    assert "No test set was named to be kept out of it." in (tmp_path / "all" / "README.md").read_text()
     capsys.readouterr()
     assert main(["data", "curate", str(source), str(tmp_path / "out"), "--workers", "1", *words]) == 0
     assert "already there" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from qilin.cli import COMMANDS, load, main
@@ -28,7 +29,8 @@ def png(shade: int) -> bytes:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    pictures = [make_picture(png(n), [Provenance("t", str(n), license="CC BY")], modality="CT") for n in (0, 30)]
+    origin = Provenance("t", "1", license="CC BY", attribution="A. Author")
+    pictures = [make_picture(png(n), [origin], modality="CT") for n in (0, 30)]
     a, b = (picture.image_id for picture in pictures)
     rows = [
         ("train", Sample("cap", "caption", (a,), (user("描述。", 1), assistant("一张CT图像。")), source="s1")),
@@ -58,7 +60,8 @@ def test_numbers_on_screen_as_json_and_on_the_card(source: Path, capsys: pytest.
     assert "435 (211, 757)" in said
     assert "samples by source: s2 3, s1 2" in said
     card = (source / "README.md").read_text()
-    assert "| context | 1 | 40 (40, 40) | 167 M tokens | 435 (211, 757) |" in card
+    assert "| context | 1 | 40 | 40 (40, 40) | 167 M tokens | 435 (211, 757) |" in card
+    assert yaml.safe_load(card.split("---")[1])["language"] == ["zh"]
     assert "| s2 | zh | unknown | 3 |" in card
     assert main(["data", "stats", str(source), "--tokenizer", str(source / "README.md")]) == 2
 
@@ -83,11 +86,20 @@ def test_llava_and_sharegpt_and_back(source: Path, tmp_path: Path) -> None:
     assert main(["data", "to", "llava", str(source), str(tmp_path / "llava")]) == 2  # taken
 
 
+@pytest.mark.parametrize("form", ["llava", "sharegpt", "trl", "webdataset"])
+def test_whose_each_picture_is_goes_along(source: Path, tmp_path: Path, form: str) -> None:
+    assert main(["data", "to", form, str(source), str(tmp_path / form)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / form / "attribution.jsonl").read_text().splitlines()]
+    assert {row["image_id"] for row in rows} == {picture.image_id for picture in open_dataset(source).pictures()}
+    assert {(row["license_tier"], row["provenance"][0]["license"]) for row in rows} == {("attribution", "CC BY")}
+    assert {row["provenance"][0]["attribution"] for row in rows} == {"A. Author"}
+
+
 def test_webdataset_shards_are_the_same_bytes_again(source: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert main(["data", "to", "webdataset", str(source), str(tmp_path / name)]) == 0
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
-        "source.json", "test-00000.tar", "train-00000.tar",
+        "attribution.jsonl", "source.json", "test-00000.tar", "train-00000.tar",
     ]  # fmt: skip
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()

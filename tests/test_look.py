@@ -19,7 +19,7 @@ SEEN = {
     "One.": '{"medical": true, "modality": "CT", "body_part": "Chest"}',
     "Two.": '{"medical": false}',
     "Three.": "I think so",
-    "Five.": '{"medical": true, "modality": "hologram"}',
+    "Five.": '```json\n{"medical": true, "modality": "hologram", "body_part": ["Head", "Neck"]}\n```',
 }
 
 
@@ -29,7 +29,8 @@ def answer(body: dict[str, Any]) -> str:
     return SEEN[text["text"].rpartition("Its caption: ")[2]]
 
 
-def test_unsure_figures_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def laid_out(tmp_path: Path) -> tuple[str, str]:
+    """Folders of an article with pictures, and of its figures' rows."""
     root = tmp_path / "articles"
     root.mkdir()
     captions = ("One.", "Two.", "Three.", "Four.", "Five.", "Knee MRI.")
@@ -39,10 +40,15 @@ def test_unsure_figures_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixt
         buffer = io.BytesIO()
         Image.radial_gradient("L").resize((900, 80 + n)).save(buffer, "JPEG")
         (root / f"f{n}.jpg").write_bytes(buffer.getvalue())
-    figures, out = str(tmp_path / "figures"), tmp_path / "seen"
-    assert main(["data", "figures", str(root), figures, "--workers", "1"]) == 0
+    assert main(["data", "figures", str(root), str(tmp_path / "figures"), "--workers", "1"]) == 0
+    return str(root), str(tmp_path / "figures")
+
+
+def test_unsure_figures_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, figures = laid_out(tmp_path)
+    out = tmp_path / "seen"
     with serving(Service(answer)) as service:
-        words = ["data", "look", figures, str(out), "--images", str(root), "--endpoint", service.url, "--model", "m"]
+        words = ["data", "look", figures, str(out), "--images", root, "--endpoint", service.url, "--model", "m"]
         words += ["--cache", str(tmp_path / "cache.sqlite")]
         assert main(words) == 0
         assert len(service.seen) == 4  # neither the sure one nor the one without a picture
@@ -56,3 +62,20 @@ def test_unsure_figures_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixt
     refused = json.loads((out / "dropped-00000.jsonl").read_text())
     assert refused["reason"] == "figure: no medical picture, as a vision model sees it"
     assert "medical: yes 3, unsure 2; 1 refused" in capsys.readouterr().out
+
+
+def test_a_budget_is_for_the_whole_run_and_memory_for_some_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, figures = laid_out(tmp_path)
+    monkeypatch.setattr("qilin.data.look.ROWS_AT_ONCE", 2)
+    with serving(Service(answer)) as service:
+        words = ["data", "look", figures, str(tmp_path / "seen"), "--images", root, "--endpoint", service.url]
+        words += ["--model", "m", "--cache", str(tmp_path / "cache.sqlite"), "--concurrency", "1"]
+        assert main([*words, "--budget", "40"]) == 1  # three replies of 15 tokens, over two calls
+        assert "budget" in capsys.readouterr().err
+        assert len(service.seen) == 3
+        assert main([*words, "--budget", "40", "--price-in", "100000"]) == 0
+        assert len(service.seen) == 4
+    assert "15 tokens in 1 replies, 1.00 spent" in capsys.readouterr().out
+    assert len(list(read_pieces(tmp_path / "seen"))) == 5

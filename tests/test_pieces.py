@@ -15,6 +15,7 @@ import pytest
 
 from jats import article, figure
 from qilin.cli import main
+from qilin.data.decisions import Decision, add_decision, beside, hash_of
 from qilin.data.pieces import read_pieces, run_pieces
 from qilin.data.records import open_dataset
 from qilin.data.sources.rows import Refused
@@ -204,20 +205,27 @@ def test_commands_give_the_same_folders_by_a_cluster(
     monkeypatch.setattr("qilin.data.decoding.FILES_A_PIECE", 2)
     rows = [(sample(f"s{n}", shown := picture(n), f"第{n}问？", "答"), shown) for n in range(6)]
     source = dataset(tmp_path / "data", rows)
+    pairs = [(sample(f"t{n}", shown := picture(n // 2), f"第{n}问？", "答"), shown) for n in range(6)]
+    talk = dataset(tmp_path / "talk", pairs)
+    said = [Decision(row.sample_id, hash_of(row), "reject", "a", "1", "x") for row, _ in pairs[:1]]
+    add_decision(beside(talk), said[0])
     for name, how in (("here", ["--workers", "1"]), ("there", ["--cluster", cluster.scheduler_address])):
         at = tmp_path / name
         assert main(["data", "figures", str(tmp_path / "articles"), str(at / "figures"), *how]) == 0
         assert main(["data", "merge", str(at / "merged"), str(source), *how]) == 0
         assert main(["data", "curate", str(at / "merged"), str(at / "curated"), "--resplit", *how]) == 0
+        assert main(["data", "chats", str(talk), str(at / "chats"), *how]) == 0
+        assert main(["data", "apply", str(talk), str(at / "applied"), *how]) == 0
         with monkeypatch.context() as patch:
             killed = kill_a_worker(cluster, patch) if name == "there" else []
             assert main(["data", "import", "folder", str(table), str(at / "imported"), *how]) == 0
     assert killed
     assert files(tmp_path / "here" / "figures") == files(tmp_path / "there" / "figures")
-    for name in ("imported", "merged", "curated"):
+    counts = {"imported": 44, "merged": 6, "curated": 6, "chats": 3, "applied": 5}
+    for name, count in counts.items():
         here, there = (open_dataset(tmp_path / where / name) for where in ("here", "there"))
         assert here.manifest == there.manifest
-    assert here.count("train") + here.count("validation") + here.count("test") == 6
+        assert sum(here.manifest["counts"]["samples"].values()) == count
 
 
 def test_a_piece_that_always_kills_its_worker_is_named_by_a_cluster_too(tmp_path: Path, cluster: Any) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qilin.data.records import Dataset, Provenance, Sample, assistant, open_data
 from qilin.data.translate import read_glossary, terms_in
 from qilin.data.translation_checks import check_translation
 from qilin.data.writer import DatasetWriter
+from qilin.endpoint import Reply, ask_all
 from qilin.errors import UserError
 from qilin.text.laterality import named_sides
 from stand_in import Service, serving
@@ -226,6 +228,50 @@ def test_going_on_with_another_concurrency_loses_no_row(tmp_path: Path) -> None:
     rows, dropped = results(tmp_path)
     assert set(rows) == {f"cap{n}" for n in range(40)}
     assert not dropped
+
+
+def test_finished_pieces_are_not_done_again_even_without_their_replies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many(tmp_path / "en", 40)
+    monkeypatch.setattr("qilin.data.translate.SAMPLES_A_PIECE", 8)
+    with serving(Service(by_number)) as service:
+        budget = ("--budget", "300", "--concurrency", "1")  # 20 replies: two pieces and a half
+        assert run(tmp_path, service, *budget) == 1
+        first = len(service.seen)
+        (tmp_path / "cache.sqlite").unlink()
+        assert run(tmp_path, service) == 0
+        assert len(service.seen) - first == 40 - 16, first
+    assert set(results(tmp_path)[0]) == {f"cap{n}" for n in range(40)}
+
+
+def test_texts_are_asked_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So memory holds a piece, whatever the number of rows."""
+    many(tmp_path / "en", 40)
+    at_once: list[int] = []
+    real = ask_all
+
+    def counted(endpoint: Any, asks: list[Any], on_reply: Any) -> list[Reply]:
+        at_once.append(len(asks))
+        return real(endpoint, asks, on_reply)
+
+    monkeypatch.setattr("qilin.data.translate.SAMPLES_A_PIECE", 16)
+    monkeypatch.setattr("qilin.data.translate.ask_all", counted)
+    with serving(Service(by_number)) as service:
+        assert run(tmp_path, service) == 0
+    assert at_once == [16, 16, 8]
+
+
+def test_checks_keep_no_memory() -> None:
+    """Once 15 KB stayed of each denial looked for: gigabytes of a long run."""
+    for n in range(50):
+        check_translation("No effusion.", f"未见积液{n}。")
+    tracemalloc.start()
+    for n in range(500):
+        check_translation("No effusion.", f"未见积液{n + 50}。")
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2e6
 
 
 def test_a_service_that_asks_to_wait_and_one_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,8 @@ from qilin.data.bars import bar
 from qilin.data.decisions import Latest, agreement, beside, hash_of, latest, read_decisions, verdict
 from qilin.data.parts import parts_of, with_parts
 from qilin.data.records import Dataset, Sample, open_dataset
-from qilin.data.rework import Refused, refuse, rework
+from qilin.data.rework import SAMPLES_A_PIECE, Refused, pieces_of, refuse, rework
+from qilin.data.workers import workers_of
 from qilin.errors import UserError
 from qilin.settings import setting, settings
 
@@ -32,6 +33,10 @@ class ApplySettings:
     out: Path = setting(help="the dataset folder to make; must be new or empty, or this work interrupted")
     decisions: Path | None = setting(default=None, help="the file of decisions (default: SOURCE.decisions.jsonl)")
     only_read: bool = setting(default=False, help="keep only what somebody accepted or fixed")
+    workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = setting(
+        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
+    )
     json: bool = setting(default=False, help="print the summary as JSON")
 
 
@@ -59,8 +64,10 @@ def apply(given: ApplySettings) -> None:
         "only_read": given.only_read,
     }
     with bar() as progress:
-        task = progress.add_task("applying", total=None)
-        made, fresh = rework(given.source, given.out, step, made_by, on_piece=lambda number: progress.advance(task))
+        pieces = len(pieces_of(data, SAMPLES_A_PIECE))
+        task = progress.add_task("applying", total=pieces)
+        workers = workers_of(given.workers, given.cluster, most=pieces)
+        made, fresh = rework(given.source, given.out, step, made_by, workers, lambda number: progress.advance(task))
     tell(given, made, fresh, held, stale)
 
 

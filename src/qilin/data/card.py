@@ -29,9 +29,9 @@ Lengths = dict[str, Counter[int]]  # of a name: how often each length of its ans
 def write_card(path: Path, title: str, counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Write README.md from the folder's own rows."""
     samples = {split: sorted((path / "samples").glob(f"{split}-*.parquet")) for split in SPLITS}
-    head = yaml.safe_dump(head_of(title, samples), sort_keys=False, allow_unicode=True)
     pictures, modality = picture_table(path)
-    tables, by = sample_table(samples, modality)
+    tables, by, languages = sample_table(samples, modality)
+    head = yaml.safe_dump(head_of(title, samples, languages), sort_keys=False, allow_unicode=True)
     (path / "plots").mkdir(exist_ok=True)
     for name in PLOTS:
         (path / "plots" / f"{name}.svg").write_text(plot(name, by[name]), encoding="utf-8")
@@ -60,11 +60,11 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, int | float | bool | str | None) else str(value)
 
 
-def head_of(title: str, samples: Mapping[str, list[Path]]) -> dict[str, Any]:
+def head_of(title: str, samples: Mapping[str, list[Path]], languages: list[str]) -> dict[str, Any]:
     splits = [{"split": split, "path": f"samples/{split}-*.parquet"} for split in SPLITS if samples[split]]
     return {
         "pretty_name": title,
-        "language": ["zh"],
+        "language": languages,
         "task_categories": ["visual-question-answering", "image-to-text"],
         "tags": ["medical"],
         "configs": [
@@ -77,11 +77,34 @@ def head_of(title: str, samples: Mapping[str, list[Path]]) -> dict[str, Any]:
 def opening(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     total = sum(counts["samples"].values())
     note = f"\n\n> {settings['notice']}" if settings.get("notice") else ""
-    return f"{counts['pictures']:,} pictures, {total:,} samples, {counts['dropped']:,} rows refused.{note}"
+    said = f"\n\n{sets}" if (sets := test_sets(settings)) else ""
+    return f"{counts['pictures']:,} pictures, {total:,} samples, {counts['dropped']:,} rows refused.{said}{note}"
 
 
-def sample_table(samples: Mapping[str, list[Path]], modality: Table) -> tuple[list[str], dict[str, Lengths]]:
-    """Counts and lengths (characters of the answers: median and quartiles) by split and kind; and those of PLOTS."""
+def test_sets(settings: Mapping[str, Any]) -> str:
+    """What was kept out as a test set's; "" for what was never curated."""
+    curated, kept_out = looked_for(settings)
+    if kept_out:
+        return f"Pictures and passages of these test sets do not stand in it: {', '.join(sorted(kept_out))}."
+    return "No test set was named to be kept out of it." if curated else ""
+
+
+def looked_for(made: Mapping[str, Any]) -> tuple[bool, set[str]]:
+    """(whether anything of it was curated, the test sets that were kept out of all that came into it)"""
+    before = made.get("made_from") or []
+    came = [row["made_from"] for row in before] if isinstance(before, list) else [before]
+    branches = [looked_for(row) if isinstance(row, Mapping) else (False, set()) for row in came]
+    kept_out = set.intersection(*(found for _, found in branches)) if branches else set()
+    if made.get("step") != "curate":
+        return any(curated for curated, _ in branches), kept_out
+    if not made["rules"]["allow_leaks"]:
+        kept_out |= {f"{name} ({str(its_hash)[:12]})" for name, its_hash in made["benchmarks"].items()}
+    return True, kept_out
+
+
+def sample_table(samples: Mapping[str, list[Path]], modality: Table) -> tuple[list[str], dict[str, Lengths], list[str]]:
+    """Counts and lengths (characters of the answers: median and quartiles) by split and kind; those of PLOTS; the
+    languages, the commonest first."""
     lengths: dict[tuple[str, str], Counter[int]] = {}
     parts: Lengths = {}
     kinds: Counter[tuple[str, str, str]] = Counter()
@@ -107,7 +130,10 @@ def sample_table(samples: Mapping[str, list[Path]], modality: Table) -> tuple[li
     made = ["## Samples", "", *table(("split", "kind", "samples", "answer characters: median (quartiles)"), rows)]
     sources = [(*key, f"{number:,}") for key, number in kinds.most_common()]
     made += ["", *table(("source", "language", "licence tier", "samples"), sources)]
-    return [*made, "", *beside_the_paper(parts)], by
+    languages = Counter[str]()
+    for (_, language, _), number in kinds.items():
+        languages[language] += number
+    return [*made, "", *beside_the_paper(parts)], by, [language for language, _ in languages.most_common()]
 
 
 def batches_of(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -123,9 +149,12 @@ def beside_the_paper(parts: Lengths) -> list[str]:
     rows = []
     for part, count, lengths in PAPER:
         found = quartiles(parts[part]) if part in parts else None
-        number, here = (f"{found['n']:,}", spread(found)) if found else ("0", "none")
-        rows.append((part, number, here, count, lengths))
-    heads = ("part", "texts here", "characters here: median (quartiles)", "ChiMed-VL", "its tokens: median (quartiles)")
+        here = (f"{found['n']:,}", f"{found['total']:,}", spread(found)) if found else ("0", "0", "none")
+        rows.append((part, *here, count, lengths))
+    heads = (
+        "part", "texts here", "their characters", "of a text: median (quartiles)", "ChiMed-VL",
+        "its tokens of a text: median (quartiles)",
+    )  # fmt: skip
     return ["## Beside ChiMed-VL as its paper counts it", "", *table(heads, rows)]
 
 

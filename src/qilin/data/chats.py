@@ -21,6 +21,7 @@ from qilin.data.pieces import run_pieces
 from qilin.data.records import Dataset, Sample, assistant, open_dataset, sample_from_row, sample_row, text_of, user
 from qilin.data.rework import assemble, is_done, settings_of
 from qilin.data.sources.rows import Refused
+from qilin.data.workers import workers_of
 from qilin.settings import setting, settings
 
 DESCRIBE = "请描述这张图像。"
@@ -34,6 +35,10 @@ class ChatsSettings:
     out: Path = setting(help="the dataset folder of conversations to make; must be new or empty")
     least: int = setting(default=2, help="turns that make a conversation, the caption's included")
     most: int = setting(default=6, help="turns of a conversation; more questions make several")
+    workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = setting(
+        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
+    )
     json: bool = setting(default=False, help="print the summary as JSON")
 
     def __post_init__(self) -> None:
@@ -50,12 +55,14 @@ def chats(given: ChatsSettings) -> None:
     fresh = not is_done(given.out, made_by)
     if fresh:
         folder = given.out.resolve().with_name(f".{given.out.name}.heaps")
-        shutil.rmtree(folder, ignore_errors=True)  # laying it out anew costs one reading
+        shutil.rmtree(folder / "heaps", ignore_errors=True)  # laying them out anew costs one reading
         with bar() as progress:
             task = progress.add_task("composing", total=None)
-            heaps = into_heaps(folder, by_picture(data), sum(map(data.count, data.splits())))
+            heaps = into_heaps(folder / "heaps", by_picture(data), sum(map(data.count, data.splits())))
+            progress.update(task, total=len(heaps))
             work = partial(composed, given.least, given.most)
-            run_pieces(work, heaps, folder / "pieces", made_by, None, lambda number: progress.advance(task))
+            workers = workers_of(given.workers, given.cluster, most=len(heaps))
+            run_pieces(work, heaps, folder / "pieces", made_by, workers, lambda number: progress.advance(task))
             assemble([data], folder / "pieces", given.out, made_by)
         shutil.rmtree(folder)
     counts = open_dataset(given.out).manifest["counts"]

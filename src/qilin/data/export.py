@@ -1,8 +1,7 @@
 """`qilin data to`: a dataset folder as other trainers read it: LLaVA, ShareGPT, TRL, WebDataset.
 
 In: a dataset folder. Out: a new folder with pictures as files and one JSON file a split, with parquet files, or with
-tar shards. It is
-written beside its name and moved there when whole.
+tar shards; where each picture came from stands beside them. It is written beside its name and moved there when whole.
 """
 
 import io
@@ -48,6 +47,7 @@ def export(given: ExportSettings) -> None:
     work.mkdir(parents=True)
     try:
         FORMS[given.form](data, work)
+        write_attribution(data, work / "attribution.jsonl")
         (work / "source.json").write_text(
             json.dumps({"dataset": given.source.resolve().name, "hash": data.hash, "form": given.form}) + "\n"
         )
@@ -60,6 +60,15 @@ def export(given: ExportSettings) -> None:
     Console(highlight=False, soft_wrap=True).print(
         f"made {given.out}: {counts['pictures']:,} pictures, {sum(counts['samples'].values()):,} samples"
     )
+
+
+def write_attribution(data: Dataset, path: Path) -> None:
+    """A line a picture: where it came from, under which licence, whose it is: most licences ask for that."""
+    columns = ["image_id", "license_tier", "provenance"]
+    with path.open("w", encoding="utf-8") as out:
+        for file in sorted((data.path / "images").glob("*.parquet")):
+            for batch in pq.ParquetFile(file).iter_batches(columns=columns, batch_size=1024):
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
 
 
 def write_pictures(data: Dataset, folder: Path) -> Path:

@@ -9,7 +9,9 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,16 @@ from rich.console import Console
 from qilin.data.bars import bar
 from qilin.data.medical import BODY_PARTS, MODALITIES
 from qilin.data.pieces import piece_file, read_pieces, read_step, run_pieces
+from qilin.data.purse import Purse
 from qilin.data.resolve import resolve
 from qilin.data.sources.rows import Refused
 from qilin.data.through import read_through
-from qilin.endpoint import Ask, Endpoint, ask_all
+from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
 from qilin.imaging.pixels import BadPicture, to_rgb
 from qilin.settings import setting, settings
 
 SIDE = 768  # pixels of the longer side that is sent
+ROWS_AT_ONCE = 256  # with a picture of some 100 KB each
 PROMPT = (
     "Is this a medical picture of a body or tissue (a scan, an endoscopy, a photograph of a patient, microscopy), and "
     'not a chart, a drawing or a table? Answer with JSON alone: {"medical": true or false, "modality": one of '
@@ -46,34 +50,42 @@ class LookSettings:
     model: str = setting(help="the name of a model there that sees pictures")
     cache: Path = setting(default=Path("looks.sqlite"), help="the file of replies: what is in it costs nothing")
     concurrency: int = setting(default=8, help="requests at once, at most")
-    budget: int | None = setting(default=None, help="tokens of one piece of rows after which it stops")
+    budget: int | None = setting(default=None, help="tokens, read and written, after which it stops; goes on later")
+    price_in: float = setting(default=0.0, help="price of a million tokens read, for the cost on the bar")
+    price_out: float = setting(default=0.0, help="price of a million tokens written")
+    timeout: float = setting(default=120.0, help="seconds for one reply")
 
 
 def look(given: LookSettings) -> None:
     """Make the rows, or say that they are there."""
     step = read_step(given.source)
-    there = Endpoint(given.endpoint, given.model, concurrency=given.concurrency, cache=given.cache, budget=given.budget)
+    there = Endpoint(
+        given.endpoint, given.model, concurrency=given.concurrency, timeout=given.timeout, cache=given.cache
+    )
     pieces = [str(piece_file(given.source.resolve(), "rows", n)) for n in range(step["made_by"]["pieces"])]
     made_by = {"step": "look", "model": given.model, "prompt": PROMPT, "made_from": step["made_by"]}
     with bar() as progress:
         task = progress.add_task("looking at figures", total=len(pieces))
-        work = partial(looked_at, there, given.images.resolve())
+        prices = (given.price_in, given.price_out)
+        purse = Purse("looking at figures", given.budget, prices, given.cache, progress, task)
+        work = partial(looked_at, there, purse, given.images.resolve())
         counts = run_pieces(work, pieces, given.out, made_by, None, lambda number: progress.advance(task))
     kinds = Counter(row["medical"] for row in read_pieces(given.out))
     words = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{given.out}: medical: {words or 'none'}; {counts['dropped']:,} refused")
+    console.print(f"{purse.read + purse.written:,} tokens in {purse.asked:,} replies, {purse.cost():.2f} spent")
 
 
-def looked_at(there: Endpoint, images: Path, piece: str) -> Iterator[dict[str, Any] | Refused]:
-    """The step: rows of a piece, the unsure ones with what the model sees."""
+def looked_at(there: Endpoint, purse: Purse, images: Path, piece: str) -> Iterator[dict[str, Any] | Refused]:
+    """The step: rows of a piece, the unsure ones with what the model sees. Some rows at a time: each has a picture."""
     with open(piece, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    shown = [picture_of(row, images) if row["medical"] == "unsure" else None for row in rows]
-    asks = [question(row, picture) for row, picture in zip(rows, shown, strict=True) if picture]
-    replies = iter(ask_all(there, asks) if asks else [])
-    for row, picture in zip(rows, shown, strict=True):
-        yield judged(row, next(replies).text) if picture else row
+        while rows := [json.loads(line) for line in islice(lines, ROWS_AT_ONCE)]:
+            shown = [picture_of(row, images) if row["medical"] == "unsure" else None for row in rows]
+            asks = [question(row, picture) for row, picture in zip(rows, shown, strict=True) if picture]
+            replies = iter(ask_all(replace(there, budget=purse.left()), asks, purse.hear()) if asks else [])
+            for row, picture in zip(rows, shown, strict=True):
+                yield judged(row, next(replies)) if picture else row
 
 
 def picture_of(row: Mapping[str, Any], images: Path) -> bytes | None:
@@ -97,10 +109,10 @@ def question(row: Mapping[str, Any], picture: bytes) -> Ask:
     return Ask([{"role": "user", "content": content}], max_tokens=100, json=True)
 
 
-def judged(row: dict[str, Any], said: str) -> dict[str, Any] | Refused:
+def judged(row: dict[str, Any], said: Reply) -> dict[str, Any] | Refused:
     """The row as the model sees it; as it was where the answer is of another form."""
     try:
-        found = json.loads(said)
+        found = read_json(said)
         medical = found["medical"]
     except (ValueError, KeyError, TypeError):
         medical = None
@@ -108,6 +120,7 @@ def judged(row: dict[str, Any], said: str) -> dict[str, Any] | Refused:
         return Refused(row, "figure: no medical picture, as a vision model sees it")
     if medical is not True:
         return row | {"reason": f"{row['reason']}; the vision model's answer is of no use"}
-    modality = found.get("modality") if found.get("modality") in MODALITIES else row["modality"]
-    part = found.get("body_part") if found.get("body_part") in BODY_PARTS else row["body_part"]
+    # through str: a list of kinds, or a number, is no kind
+    modality = found["modality"] if str(found.get("modality")) in MODALITIES else row["modality"]
+    part = found["body_part"] if str(found.get("body_part")) in BODY_PARTS else row["body_part"]
     return row | {"medical": "yes", "modality": modality, "body_part": part, "reason": "seen by a vision model"}

@@ -86,7 +86,7 @@ def pieces_of(data: Dataset, size: int) -> list[tuple[str, int, int]]:
     ]
 
 
-def ends_of(data: Dataset, size: int = SAMPLES_A_PIECE) -> list[int]:
+def ends_of(data: Dataset, size: int) -> list[int]:
     """How many samples are done when each piece is, done in order: for the bar."""
     return list(accumulate(stop - start for _, start, stop in pieces_of(data, size)))
 

@@ -17,7 +17,7 @@ from qilin.data.bars import bar
 from qilin.data.parts import parts_of, with_parts
 from qilin.data.purse import Purse, tell
 from qilin.data.records import Sample, open_dataset
-from qilin.data.rework import Refused, ends_of, refuse, rework
+from qilin.data.rework import SAMPLES_A_PIECE, Refused, ends_of, refuse, rework
 from qilin.data.translation_checks import check_translation
 from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
 from qilin.errors import UserError
@@ -83,8 +83,10 @@ def translate(given: TranslateSettings) -> None:
         prices = (given.price_in, given.price_out)
         purse = Purse("translating", given.budget, prices, given.cache, progress, task)
         step = partial(translated, Work(there, terms, given.asks, given.back), purse)
-        ends = ends_of(data)
-        made, fresh = rework(given.source, given.out, step, made_by, on_piece=lambda n: purse.reach(ends[n]))
+        ends = ends_of(data, SAMPLES_A_PIECE)
+        made, fresh = rework(
+            given.source, given.out, step, made_by, None, lambda n: purse.reach(ends[n]), SAMPLES_A_PIECE
+        )
     tell(given.out, made, fresh, purse, given.json)
 
 

@@ -26,6 +26,7 @@ NUMBER_WORDS = {
     "january": 1, "february": 2, "march": 3, "april": 4, "may": 5, "june": 6, "july": 7, "august": 8, "september": 9,
     "october": 10, "november": 11, "december": 12, "i": 1, "ii": 2, "iii": 3, "iv": 4,
 }  # fmt: skip
+FINDINGS = {"finding": DEFAULT_VOCABULARY["finding"]}  # one object: its compiled form is kept by identity
 NUMBER = re.compile(r"(?<![\d.])\d+(?:,\d{3})*(?:\.\d+)?")
 CHINESE_NUMBER = re.compile(r"[零〇一二两三四五六七八九十百千万亿]+(?:点[零一二三四五六七八九]+)?")
 UNIT_WORDS = (
@@ -201,7 +202,7 @@ def polarity(text: str) -> dict[str, set[bool]]:
     """Finding -> whether it is denied, each way it is spoken of."""
     found: dict[str, set[bool]] = {}
     for sentence in re.split(r"[。;:!?\n]+|\.(?!\d)", text.lower()):
-        for mention in mentions_in(sentence, {"finding": DEFAULT_VOCABULARY["finding"]}):
+        for mention in mentions_in(sentence, FINDINGS):
             found.setdefault(mention.name, set()).add(mention.denied)
     return found
 

@@ -252,6 +252,8 @@ def _frozen(vocabulary: Vocabulary) -> _Table:
     kept = _FROZEN.get(id(vocabulary))
     if kept is None or kept[0] is not vocabulary:
         rows = tuple((kind, name, tuple(words)) for kind, table in vocabulary.items() for name, words in table.items())
+        if len(_FROZEN) >= 16:  # somebody makes a new vocabulary for each call: slow, but it must not fill the memory
+            _FROZEN.clear()
         kept = _FROZEN[id(vocabulary)] = (vocabulary, rows)
     return kept[1]
 
