@@ -7,7 +7,7 @@ OUT.steps, each in a folder with the step's name. A step is a data command with 
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -17,13 +17,15 @@ from rich.console import Console
 
 from qilin.cli import COMMANDS, load
 from qilin.data.pieces import write_whole
+from qilin.data.writer import file_hash
 from qilin.errors import UserError
 from qilin.settings import build as build_settings
 from qilin.settings import parse_override, read_yaml, refuse_unknown, setting, settings, to_dict
 
 NAME = re.compile(r"\{([^{}]+)\}")  # {pmc} is the folder of that step, {ids} a value, {a|b} the first of two that is
 OUT = "the dataset folder to make"
-IDLE = ("workers", "cluster", "concurrency", "rate", "timeout", "json")  # settings that change nothing that is made
+# settings that change nothing that is made
+IDLE = ("workers", "cluster", "concurrency", "rate", "timeout", "json", "cache", "budget", "price_in", "price_out")
 
 
 @settings
@@ -69,6 +71,7 @@ def build(given: BuildSettings) -> None:
         if notes.done(step):
             console.print(f"already there: {step.out}")
             continue
+        notes.forget(step.name for step in steps[place - 1 :])  # what comes after judges anew whether it still holds
         step.out.parent.mkdir(parents=True, exist_ok=True)
         load(COMMANDS[step.command].run)(step.given)
         notes.write(step)
@@ -89,14 +92,26 @@ class Notes:
     def done(self, step: Step) -> bool:
         return step.out.exists() and self.steps.get(step.name) == noted(step)
 
+    def forget(self, names: Iterable[str]) -> None:
+        gone = set(names)
+        self.save({name: how for name, how in self.steps.items() if name not in gone})
+
     def write(self, step: Step) -> None:
-        self.steps[step.name] = noted(step)
-        write_whole(self.path, json.dumps(self.steps, ensure_ascii=False, indent=1) + "\n")
+        self.save(self.steps | {step.name: noted(step)})
+
+    def save(self, steps: dict[str, Any]) -> None:
+        if steps != self.steps:
+            self.steps = steps
+            write_whole(self.path, json.dumps(steps, ensure_ascii=False, indent=1) + "\n")
 
 
 def noted(step: Step) -> Any:
-    """What decides what a step makes."""
-    return {"do": step.command, **{key: value for key, value in to_dict(step.given).items() if key not in IDLE}}
+    """What decides what a step makes: its settings, and what stands in the files among them (a list of ids)."""
+    said = {key: value for key, value in to_dict(step.given).items() if key not in IDLE}
+    files = {
+        key: file_hash(value) for key in said if isinstance(value := getattr(step.given, key), Path) and value.is_file()
+    }
+    return {"do": step.command, **said, **({"files": files} if files else {})}
 
 
 # --- reading a recipe -----------------------------------------------------------------------------------------------
