@@ -5,12 +5,13 @@
 Both arms begin from the same parts. `curriculum`: stage 1 on captions, then stage 2. `alone`: stage 2 from a fresh
 projector, with as many more passes through its data as make up for stage 1's CPU time. One run is one process;
 bench/results/ablation.json is written after each and lists those that are missing, so that the whole can be interrupted
-and continued.
+and continued. It says what recipe each part was trained by; rows of another one are refused, not averaged.
 """
 
 import argparse
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def main() -> None:
         rows = read()
         if not any((r["data"], r["arm"], r["seed"]) == (name, arm, seed) for r in rows):
             row = run(name, arm, seed, Path(data[name]), Path(parts[name]), asked.work)
-            write([*read(), row], wanted)
+            model = asked.work / f"{name}-{arm}-{seed}" / "instruct"
+            write([*read(), row], recipes(name, Path(data[name]), model), wanted)
 
 
 def run(name: str, arm: str, seed: int, data: Path, parts: Path, work: Path) -> dict[str, Any]:
@@ -81,12 +83,27 @@ def command(*words: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def recipes(name: str, data: Path, model: Path) -> dict[str, Any]:
+    """What the file says of recipes, with that of a finished stage 2 added. Stops where the file knows another one."""
+    how = json.loads((model / "qilin.json").read_text())["recipe"]
+    own = {
+        "recipe": RECIPES[name],
+        **{f"stage 2 {key}": how[key] for key in ("optimizer", "rate", "batch")},
+        "stage 2 rates": {part: rate for part, rate in how["rates"].items() if rate is not None},
+        "pictures": json.loads((data / "manifest.json").read_text())["counts"]["pictures"],
+    }
+    known = json.loads(RESULT.read_text())["recipes"] if RESULT.is_file() else {}
+    if known.get(name, own) != own:
+        sys.exit(f"{RESULT}: its rows of {name} were trained by {known[name]}, this run by {own}; remove those rows")
+    return {**known, name: own}
+
+
 def read() -> list[dict[str, Any]]:
     return list(json.loads(RESULT.read_text())["rows"]) if RESULT.is_file() else []
 
 
-def write(rows: list[dict[str, Any]], wanted: list[tuple[str, str, int]]) -> None:
-    """Rows, means by data and arm, and what is still missing."""
+def write(rows: list[dict[str, Any]], how: dict[str, Any], wanted: list[tuple[str, str, int]]) -> None:
+    """Rows, means by data and arm, the recipes, and what is still missing."""
     done = {(r["data"], r["arm"], r["seed"]) for r in rows}
     means = {}
     for name, arm in sorted({(r["data"], r["arm"]) for r in rows}):
@@ -98,7 +115,14 @@ def write(rows: list[dict[str, Any]], wanted: list[tuple[str, str, int]]) -> Non
             if all(r[key] is not None for r in mine)
         } | {"seeds": len(mine)}
     missing = [" ".join(map(str, w)) for w in wanted if w not in done]
-    found = {"command": "python bench/ablation.py", "means": means, "missing": missing, "rows": rows}
+    found = {
+        "command": "python bench/ablation.py",
+        "machine": f"{platform.machine()}, one thread a run; other work may run beside",
+        "recipes": how,
+        "means": means,
+        "missing": missing,
+        "rows": rows,
+    }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 

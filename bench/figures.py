@@ -10,12 +10,12 @@ Writes bench/results/figures.json.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
+from kept import keep
+
 TIMED = """
 import json, sys, time
 files = sys.argv[1:]
@@ -58,17 +58,14 @@ def main() -> None:
     peer = subprocess.run([asked.peer, "-c", versions], capture_output=True, text=True, check=True).stdout.split()
     both = best["parse_pubmed_caption"] + best["parse_pubmed_paragraph"]
     result = {
-        "command": "python bench/figures.py ARTICLES --peer VENV/bin/python",
-        "machine": f"{platform.machine()}, one core, best of 5 x 20 turns",
-        "python": platform.python_version(), "pubmed_parser": peer[0], "lxml": peer[1],
+        "pubmed_parser": peer[0], "lxml": peer[1],
         "articles": len(files), "bytes": sum(Path(file).stat().st_size for file in files),
         "milliseconds": {name: round(1000 * seconds, 2) for name, seconds in best.items()},
         "times_faster_than_caption_and_paragraph": round(both / best["read_article"], 2),
         "times_faster_than_caption_alone": round(best["parse_pubmed_caption"] / best["read_article"], 2),
         "articles_a_second_a_core": round(len(files) / best["read_article"]),
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    (HERE / "results" / "figures.json").write_text(json.dumps(result, indent=1) + "\n")
+    keep("figures", "python bench/figures.py ARTICLES --peer VENV/bin/python", result, "one core, best of 5 x 20 turns")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ Writes bench/results/panels.json.
 
 import argparse
 import io
-import json
-import platform
 import random
 import time
 from collections import Counter
@@ -21,9 +19,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from kept import keep
 from qilin.data.panels import Box, divide_picture
-
-HERE = Path(__file__).parent
 
 
 def compound(paths: list[Path], rng: random.Random) -> tuple[Image.Image, list[Box], str]:
@@ -154,15 +151,12 @@ def main() -> None:
     )
     seconds = (time.process_time() - began) / len(singles)
     result = {
-        "command": "python bench/panels.py SLAKE HANNOVER BCCD",
-        "machine": f"{platform.machine()}, one core", "python": platform.python_version(),
         "compounds": asked.compounds, "outcome": dict(outcome), "by_ground": dict(sorted(kinds.items())),
         "unequal_on_black": dict(uneven), "hard_singles_divided": {name: f"{n} of 300" for name, n in false.items()},
         "singles": len(singles), "singles_divided": sum(divided.values()),
         "milliseconds_a_single": round(1000 * seconds, 2),
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    (HERE / "results" / "panels.json").write_text(json.dumps(result, indent=1) + "\n")
+    keep("panels", "python bench/panels.py SLAKE HANNOVER BCCD", result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Writes bench/results/questions.json.
 
 import argparse
 import json
-import platform
 import random
 import re
 import time
@@ -21,12 +20,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from kept import keep
 from qilin.data.question_checks import CHECKS, NO, YES, Question, check_question, tidy
 from qilin.data.sources.slake_captions import compose
 from qilin.text.wording import plain
 from qilin.text.yesno import asks_yes_no, word_polarity
 
-HERE = Path(__file__).parent
 TURNED = str.maketrans("左右", "右左")
 
 
@@ -104,16 +103,13 @@ def main() -> None:
     if asked.show:
         return
     result = {
-        "command": "python bench/questions.py SLAKE_ZH",
-        "machine": f"{platform.machine()}, one core", "python": platform.python_version(),
         "questions": len(pairs), "yes_no": sum(row.kind == "yes_no" for _, row in pairs),
         "that_fail": len(pairs) - len(sound), "share_that_fails": round(1 - len(sound) / len(pairs), 4),
         "by_check": {name: round(count / len(pairs), 4) for name, count in failed.most_common()},
         "planted_faults_caught": {n: f"{caught[n]} of {tried[n]}" for n in sorted(tried)},
         "microseconds_a_question": round(1e6 * seconds / len(pairs)),
     }  # fmt: skip
-    print(json.dumps(result, indent=1, ensure_ascii=False))
-    (HERE / "results" / "questions.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    keep("questions", "python bench/questions.py SLAKE_ZH", result)
 
 
 if __name__ == "__main__":

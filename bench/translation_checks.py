@@ -11,16 +11,15 @@ Writes bench/results/translation.json.
 
 import argparse
 import json
-import platform
 import random
 import re
 import time
 from collections import Counter
 from pathlib import Path
 
+from kept import keep
 from qilin.data.translation_checks import check_translation
 
-HERE = Path(__file__).parent
 TURNED = str.maketrans("左右", "右左")
 
 
@@ -72,16 +71,13 @@ def main() -> None:
                 tried[fault] += 1
                 caught[fault] += bool(check_translation(english, text))
     result = {
-        "command": "python bench/translation_checks.py OPENI_ZH_TEXT",
-        "machine": f"{platform.machine()}, one core", "python": platform.python_version(),
         "pairs": len(pairs), "pairs_that_fail": sum(map(bool, found)),
         "share_that_fails": round(sum(map(bool, found)) / len(pairs), 4),
         "by_check": {name: round(count / len(pairs), 4) for name, count in failed.most_common()},
         "planted_faults_caught": {n: f"{caught[n]} of {tried[n]}" for n in sorted(tried)},
         "microseconds_a_pair": round(1e6 * seconds / len(pairs)),
     }  # fmt: skip
-    print(json.dumps(result, indent=1, ensure_ascii=False))
-    (HERE / "results" / "translation.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    keep("translation", "python bench/translation_checks.py OPENI_ZH_TEXT", result)
 
 
 if __name__ == "__main__":
