@@ -107,6 +107,45 @@ def test_tiles_that_are_not_equal_and_screens_stay_whole() -> None:
     assert len(divide_picture(screen)) == 1
 
 
+def body(side: int) -> Image.Image:
+    """A dark picture with wide black margins, as a CT's."""
+    tile = Image.new("RGB", (side, side))
+    ImageDraw.Draw(tile).ellipse((side // 5, side // 4, 4 * side // 5, 3 * side // 4), fill=(120, 120, 120))
+    return tile
+
+
+def test_a_dark_picture_beside_an_edge_is_a_tile_whatever_its_width() -> None:
+    page = Image.new("RGB", (120 + 10 + 160 + 10 + 90, 160))
+    page.paste(scan(160).resize((120, 160)), (0, 0))
+    page.paste(body(160), (130, 0))
+    page.paste(scan(160).resize((90, 160)), (300, 0))
+    first, dark_one, last = divide_picture(page)
+    assert (first, last) == ((0, 0, 120, 160), (300, 0, 390, 160))
+    assert first[2] < dark_one[0] <= 130 + 160 // 5  # its own margin or the gutter: nothing tells, and nothing is lost
+    assert 130 + 4 * 160 // 5 <= dark_one[2] < last[0]
+
+
+def test_what_stands_beside_an_edge_and_is_no_picture_divides_nothing() -> None:
+    words = Image.new("RGB", (400, 300))
+    words.paste(scan(300).resize((280, 300)), (0, 0))
+    for row in range(4):
+        ImageDraw.Draw(words).text((300, 20 + 70 * row), "W 350 L 40", fill="white", font_size=14)
+    assert len(divide_picture(words)) == 1
+    scale = Image.new("RGB", (400, 300))
+    scale.paste(scan(300).resize((280, 300)), (120, 0))
+    ImageDraw.Draw(scale).rectangle((20, 10, 34, 290), fill="white")
+    assert len(divide_picture(scale)) == 1
+    two = Image.new("RGB", (130 + 300, 150))  # a tile and two dark ones, or one picture of two things
+    two.paste(scan(150).resize((120, 150)), (0, 0))
+    two.paste(body(150), (130, 0))
+    two.paste(body(150), (280, 0))
+    assert len(divide_picture(two)) == 1
+    page = Image.new("RGB", (320, 170), "white")  # a dark picture's margin on a white page
+    page.paste(scan(150), (5, 10))
+    page.paste(body(150), (165, 10))
+    assert divide_picture(page)[1][0] == 165
+
+
 def test_panels_and_tiles_must_agree() -> None:
     division = divide_caption("CT. (A) Axial view. (B) Coronal view.")
     assert match_panels(division, divide_picture(grid(1, 2, 6, "white"))) is None

@@ -1,8 +1,8 @@
 """Compound figures taken apart: a caption at (A), (B) …, a picture at its gutters; what is not certain stays whole.
 
 In: a caption, or a picture. Out: a Division with its panels, or with the doubt that kept the figure whole; boxes of
-tiles in reading order. A gutter counts only where both its sides end abruptly, as filled rectangles do: the empty
-ground of a radiograph and the white of a chart are no gutters.
+tiles in reading order. A gutter counts only where its sides end abruptly, as filled rectangles do, on black at least one
+of them: the empty ground of a radiograph and the white of a chart are no gutters.
 """
 
 import re
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from qilin.data.grids import EVEN, NEAR, SMALLEST, equal_gutters
+from qilin.data.grids import DEEP, EVEN, NEAR, SMALLEST, equal_gutters, sharp
 
 # (A), (A, B), (a–c); A) or A: or A, at the beginning of a sentence
 LETTERS = r"[A-Za-z](?:\s*(?:[-–—,&/]|and|to)\s*[A-Za-z])*"
@@ -69,11 +69,13 @@ def letters(words: str) -> list[str]:
 
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Run = tuple[int, int]  # the first of some rows, and the one after the last
 
 FILLED = 0.5  # share of the pixels beside a gutter that do not have its colour
 DIFFERENT = 30  # grey levels between a gutter and the tile beside it
 BESIDE = 4  # pixels beside a gutter among which the tile must begin
 UNEQUAL = 0.25  # of the longest tile's side, below which a strip is none
+SPAN, DENSE = 0.3, 0.2  # share of a dark picture's sides that its content takes, and of the box around it
 DEEPEST = 3
 
 
@@ -119,23 +121,75 @@ def tiles(grey: np.ndarray, box: Box, depth: int) -> list[Box]:
     return [box]
 
 
-def gutters(part: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of rows (start, end) that are even white or black from side to side, with a tile's edge on both sides."""
+def gutters(part: np.ndarray) -> list[Run]:
+    """Runs of rows (start, end) that are even white or black from side to side, with a tile's edge on both sides; on
+    black also those with an edge on one side and a dark picture, which has none of its own, on the other."""
     height = part.shape[0]
-    widest = max(2, round(0.004 * height))
-    found = []
-    for ground in (255, 0):
-        away = np.abs(part - ground)
-        even = (away <= NEAR).mean(axis=1) >= EVEN  # (height,)
-        filled = (away > DIFFERENT).mean(axis=1) >= FILLED
-        for start, end in runs(even):
-            inside = start > 0 and end < height and end - start >= widest
-            if inside and filled[max(0, start - BESIDE) : start].any() and filled[end : end + BESIDE].any():
+    found, half = [], []  # half: (start, end, whether the edge is before it)
+    white = even_rows(part, 255)
+    for ground, even in ((255, white), (0, even_rows(part, 0))):
+        seen = np.abs(part - ground) > DIFFERENT
+        filled = seen.mean(axis=1) >= FILLED
+        for start, end in inner_runs(even):
+            before, after = slice(max(0, start - DEEP), start), slice(end, end + DEEP)
+            ends, begins = filled[before][-BESIDE:].any(), filled[after][:BESIDE].any()
+            if ends and begins:
                 found.append((start, end))
-    return sorted(found)
+            # a dark picture's own margin on a white page is no gutter
+            elif ground == 0 and ends and sharp(seen[before][::-1]) and not white[before].any():
+                half.append((start, end, True))
+            elif ground == 0 and begins and sharp(seen[after]) and not white[after].any():
+                half.append((start, end, False))
+    cuts = sorted(found + beside_dark(part, found, half))
+    edges = [0, *(edge for cut in cuts for edge in cut), height]
+    strips = [part[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    return [] if len(cuts) > len(found) and any(map(may_be_two, strips)) else cuts
 
 
-def runs(flags: np.ndarray) -> list[tuple[int, int]]:
+def even_rows(part: np.ndarray, ground: int) -> np.ndarray:
+    return np.asarray((np.abs(part - ground) <= NEAR).mean(axis=1) >= EVEN)  # (height,)
+
+
+def inner_runs(even: np.ndarray) -> list[Run]:
+    """The runs between two others, wide enough for a gutter."""
+    narrowest = max(2, round(0.004 * len(even)))
+    return [(start, end) for start, end in runs(even) if start and end < len(even) and end - start >= narrowest]
+
+
+def beside_dark(part: np.ndarray, found: Sequence[Run], half: Sequence[tuple[int, int, bool]]) -> list[Run]:
+    """The gutters between a tile's edge and a dark picture: at the edge and as wide as the others (or narrow), for what
+    is black beyond may be the picture's own. Where words or a scale stand beyond, there is no gutter."""
+    wide = int(np.median([end - start for start, end in found])) if found else max(2, round(0.004 * len(part)))
+    cuts = {
+        (start, min(end, start + wide)) if first else (max(start, end - wide), end): first for start, end, first in half
+    }
+    edges = sorted([(0, 0), *found, *cuts, (len(part), len(part))])
+    kept = []
+    for cut, first in cuts.items():
+        place = edges.index(cut)
+        beyond = part[cut[1] : edges[place + 1][0]] if first else part[edges[place - 1][1] : cut[0]]
+        if is_dark_picture(beyond):
+            kept.append(cut)
+    return kept
+
+
+def is_dark_picture(part: np.ndarray) -> bool:
+    """Whether what stands on black is as large in both directions, and as dense, as a body: no words, no scale."""
+    seen = part > DIFFERENT
+    rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return False
+    inner = seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return bool(inner.mean() >= DENSE and all(np.greater_equal(inner.shape, SPAN * np.array(part.shape))))
+
+
+def may_be_two(strip: np.ndarray) -> bool:
+    """Whether black divides it into what could be two dark pictures, or one of two things: nothing tells."""
+    black = inner_runs(even_rows(strip, 0))
+    return any(is_dark_picture(strip[:start]) and is_dark_picture(strip[end:]) for start, end in black)
+
+
+def runs(flags: np.ndarray) -> list[Run]:
     """Where flags are true without a break: (start, end) of each run."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
     return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
