@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from qilin.errors import RunError, UserError
+from qilin.evaluate.curves import stages_of
 from qilin.model.compose import load_model
 from qilin.model.inputs import Pixels, encode_sample
 from qilin.settings import build
@@ -185,6 +186,9 @@ def test_the_best_stay_beside_the_last_and_the_model_is_the_best(
     assert "the model is that of step 4: validation loss 2.0000 (after the last step, 6: 3.5000)" in (
         " ".join(capsys.readouterr().err.split())
     )
+    (stage,) = stages_of(run)  # as the report of an evaluation will draw it
+    assert list(stage.validation) == [(1, 5.0), (2, 3.0), (3, 4.0), (4, 2.0), (5, 6.0), (6, 3.5)]
+    assert stage.model_of_step == 4
     saved = load_file(run / "model.safetensors")
     projector = {name: tensor for name, tensor in saved.items() if "projector" in name}
     assert len(projector) == 4

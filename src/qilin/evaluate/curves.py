@@ -16,12 +16,18 @@ WIDTH, HEIGHT = 460, 210  # units of the SVG; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 30
 
 
+Point = tuple[float, float]  # (step, loss)
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: its name and (step, loss) in order."""
+    """One training stage: its name, its losses in order, those on samples that it did not learn from, and the step
+    whose weights the model has, where the run looked for the best."""
 
     name: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[Point]
+    validation: Sequence[Point] = ()
+    model_of_step: int | None = None
 
 
 def stages_of(model: str | Path) -> list[Stage]:
@@ -32,9 +38,11 @@ def stages_of(model: str | Path) -> list[Stage]:
     while folder is not None and (folder / "qilin.json").is_file() and folder.resolve() not in seen:
         seen.add(folder.resolve())
         card = json.loads((folder / "qilin.json").read_text(encoding="utf-8"))
-        points = read_points(folder / (card.get("metrics") or "metrics.jsonl"))
+        metrics = folder / (card.get("metrics") or "metrics.jsonl")
+        points = read_points(metrics, "loss")
         if points:
-            stages.append(Stage(f"{folder.name}: {card.get('stage', '')}", points))
+            name, best = f"{folder.name}: {card.get('stage', '')}", (card.get("plan") or {}).get("model_of_step")
+            stages.append(Stage(name, points, read_points(metrics, "validation_loss"), best))
         parent = card.get("parent")
         # A moved run keeps its stages side by side: the parent's name beside this folder is tried too.
         places = [Path(parent), folder.parent / Path(parent).name] if parent else []
@@ -42,23 +50,23 @@ def stages_of(model: str | Path) -> list[Stage]:
     return stages[::-1]
 
 
-def read_points(path: Path) -> list[tuple[float, float]]:
-    """(step, loss) of every row of metrics.jsonl that has both; [] where there is no such file."""
+def read_points(path: Path, figure: str) -> list[Point]:
+    """(step, figure) of every row of metrics.jsonl that has both; [] where there is no such file."""
     if not path.is_file():
         return []
     points = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        if isinstance(row.get("step"), int | float) and isinstance(row.get("loss"), int | float):
-            points.append((float(row["step"]), float(row["loss"])))
+        if isinstance(row.get("step"), int | float) and isinstance(row.get(figure), int | float):
+            points.append((float(row["step"]), float(row[figure])))
     return points
 
 
 def loss_curve(stage: Stage) -> str:
-    """One stage's loss over its steps: each logged step faint, a running mean strong."""
+    """One stage's loss over its steps: each logged step faint, a running mean strong, the validation loss as dots."""
     steps, losses = [p[0] for p in stage.points], [p[1] for p in stage.points]
     low_x, high_x = min(steps), max(max(steps), min(steps) + 1)
-    low_y, high_y = 0.0, max(losses) * 1.05 or 1.0
+    low_y, high_y = 0.0, max([*losses, *(loss for _, loss in stage.validation)]) * 1.05 or 1.0
 
     def x(step: float) -> float:
         return LEFT + (step - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
@@ -66,19 +74,56 @@ def loss_curve(stage: Stage) -> str:
     def y(loss: float) -> float:
         return TOP + (high_y - loss) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
 
+    def line(kind: str, points: Sequence[Point]) -> str:
+        places = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in thin(list(points), 400))
+        return f'<polyline class="loss-{kind}" points="{places}"/>'
+
+    means = running_mean(losses)
     parts = [grid([(y(v), f"{v:.2g}") for v in ticks(low_y, high_y, 4)])]
     for step in ticks(low_x, high_x, 5):
         parts.append(f'<text class="axis" x="{x(step):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{step:g}</text>')
-    for name, values in (("raw", losses), ("mean", running_mean(losses))):
-        line = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in thin(list(zip(steps, values, strict=True)), 400))
-        parts.append(f'<polyline class="loss-{name}" points="{line}"/>')
-    last = f"{losses[0]:.3f} → {running_mean(losses)[-1]:.3f}"
-    title = f"{html.escape(stage.name)}: loss {last} in {max(steps):g} steps"
+    parts += [line("raw", stage.points), line("mean", list(zip(steps, means, strict=True)))]
+    title = f"{html.escape(stage.name)}: loss {losses[0]:.3f} → {means[-1]:.3f} in {max(steps):g} steps"
+    kinds = ["raw", "mean"]
+    if stage.validation:
+        kinds.append("validation")
+        parts.append(line("validation", stage.validation))
+        parts += [dot(x(step), y(loss)) for step, loss in thin(list(stage.validation), 60)]
+        title += f"; validation {stage.validation[0][1]:.3f} → {stage.validation[-1][1]:.3f}"
+        kept = next((point for point in stage.validation if point[0] == stage.model_of_step), None)
+        if kept is not None:
+            kinds.append("kept")
+            parts.append(ring(x(kept[0]), y(kept[1])))
+            if kept != stage.validation[-1]:
+                title += f" (the model: {kept[1]:.3f} at step {kept[0]:g})"
     return (
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}'
         f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">step</text></svg>'
-        f"<figcaption>{title}</figcaption></figure>"
+        f"<figcaption>{title}</figcaption>{legend([KEYS[kind] for kind in kinds])}</figure>"
     )
+
+
+def dot(x: float, y: float) -> str:
+    return f'<circle class="loss-dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>'
+
+
+def ring(x: float, y: float) -> str:
+    return f'<circle class="loss-kept" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
+
+
+# what stands for a kind in the legend of a loss curve, and what it is called there
+KEYS = {
+    "raw": ('<path class="loss-raw" d="M0 12H20"/>', "each step"),
+    "mean": ('<path class="loss-mean" d="M0 12H20"/>', "running mean"),
+    "validation": (f'<path class="loss-validation" d="M0 12H20"/>{dot(10, 12)}', "validation: samples not learnt from"),
+    "kept": (ring(10, 12), "the step whose weights the model has"),
+}
+
+
+def legend(keys: Sequence[tuple[str, str]]) -> str:
+    """A line of (drawing in 20 x 24 units, what it stands for)."""
+    spans = (f'<span><svg viewBox="0 0 20 24" class="key">{drawing}</svg>{name}</span>' for drawing, name in keys)
+    return f'<p class="legend">{"".join(spans)}</p>'
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -90,7 +135,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))]
 
 
-def thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+def thin(points: list[Point], most: int) -> list[Point]:
     """At most `most` points, the first and last among them."""
     if len(points) <= most:
         return points

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.data.records import Dataset
-from qilin.evaluate.curves import MARKERS, coverage, loss_curve, mark, reliability, score_plot, stages_of
+from qilin.evaluate.curves import MARKERS, coverage, legend, loss_curve, mark, reliability, score_plot, stages_of
 from qilin.evaluate.leaks import in_words
 from qilin.evaluate.page import (
     MOST_PICTURES,
@@ -94,11 +94,8 @@ def scores_section(scores: Mapping[str, Any]) -> str:
     names += [("pictures unlike training", "no_near_duplicate"), ("unseen wording", "unseen_wording")]
     rows = [(title, scores[name]) for title, name in names if scores[name].get("n")]
     labels = list(scores["by_question_type"].items())
-    legend = "".join(
-        f'<span><svg viewBox="0 0 20 24" class="key">{mark(kind, 10, 12)}</svg>{title}</span>'
-        for kind, title in MARKERS.items()
-    )
-    plot = f'<div class="plot"><p class="legend">{legend}</p>{score_plot(rows, "accuracy")}</div>'
+    keys = legend([(mark(kind, 10, 12), title) for kind, title in MARKERS.items()])
+    plot = f'<div class="plot">{keys}{score_plot(rows, "accuracy")}</div>'
     kinds = (
         f"<details open><summary>By question type</summary>{score_plot(labels, 'accuracy')}</details>" if labels else ""
     )
