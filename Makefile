@@ -1,10 +1,12 @@
 # The words people and CI use. `make demo` and `make test` are all a newcomer needs.
 #   make demo ARGS="--out DIR --quick"     options for `qilin demo`
 #   make test PYTHON=python3.12            another Python for .venv (3.11 or newer)
+#   make test AT_ONCE="-n 0"               fast tests one after the other; otherwise on up to four cores
 #   make .venv/ready PIP_ARGS="--find-links DIR"   options for pip, such as a folder of wheels
 
 PYTHON ?= python3
 BIN := .venv/bin
+AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -17,7 +19,7 @@ demo: .venv/ready  ## the whole story on this machine; options: ARGS="--out DIR 
 	$(BIN)/qilin demo $(ARGS)
 
 test: .venv/ready  ## fast tests, then the story
-	$(BIN)/python -m pytest -m "not story and not long and not gpu"
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not story and not long and not gpu"
 	$(BIN)/python -m pytest -m "story and not long and not gpu"
 
 test-all: test  ## the long ones too

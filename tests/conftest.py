@@ -1,6 +1,8 @@
 """For all tests: a browser; and Ctrl-C is heeded: a suite that was started in the background inherits an ignored
-SIGINT, which the programs that the tests start (and interrupt) would inherit in turn."""
+SIGINT, which the programs that the tests start (and interrupt) would inherit in turn. Where pytest-xdist runs several
+tests at once, each computes on one thread, and so do the programs that it starts."""
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

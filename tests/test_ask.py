@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -340,8 +341,6 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     def slowly(body: dict[str, Any]) -> str:
         if len(service.seen) > 3:
             ready.touch()
-            import time
-
             time.sleep(20)
         return good(body)
 
@@ -351,7 +350,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "qilin.cli", *words]
         child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         while not ready.exists() and child.poll() is None:
-            pass
+            time.sleep(0.02)
         child.send_signal(2)
         _, said = child.communicate(timeout=30)
         assert child.returncode == 130, said

@@ -18,7 +18,7 @@ from qilin.data.records import Dataset, Provenance, Sample, assistant, open_data
 from qilin.data.translate import read_glossary, terms_in
 from qilin.data.translation_checks import check_translation
 from qilin.data.writer import DatasetWriter
-from qilin.endpoint import Reply, ask_all
+from qilin.endpoint import Reply, ask_all, wait_of
 from qilin.errors import UserError
 from qilin.text.laterality import named_sides
 from stand_in import Service, serving
@@ -274,14 +274,26 @@ def test_checks_keep_no_memory() -> None:
     assert kept < 2e6
 
 
-def test_a_service_that_asks_to_wait_and_one_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_that_asks_to_wait_and_one_that_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def noted(error: Any, attempt: int) -> float:
+        waits.append(wait_of(error, attempt))
+        return 0.0
+
+    monkeypatch.setattr("qilin.endpoint.wait_of", noted)  # waited in earnest it takes a quarter of a minute
     with serving(Service(good, failures=[429, 429, 503])) as service:
         assert run(tmp_path, service) == 0
         assert len(service.seen) == 6
+    assert waits == [0.01] * 3  # as the service says
+    waits.clear()
     service.url = "http://127.0.0.1:9/v1"
     (tmp_path / "zh").rename(tmp_path / "old")
     assert run(tmp_path, service) == 1
     assert "is the service running there?" in capsys.readouterr().err
+    assert sorted(set(waits)) == [0.5, 1, 2, 4, 8]
 
 
 def test_back_translation(tmp_path: Path) -> None:
