@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
+AT_ONCE := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -68,11 +68,15 @@ def serving(service: Service) -> Iterator[Service]:
         yield service
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True  # a request that hangs holds up nobody
+    request_queue_size = 64  # of five that wait at the door the sixth is turned away, and knocks again after seconds
+
+
 @contextmanager
 def listening(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
     """Answer requests by `handler` on a free local port; yields the address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True  # a request that hangs holds up nobody
+    server = Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True)
     thread.start()
     try:

@@ -148,7 +148,7 @@ def runs_light(work: str) -> subprocess.CompletedProcess[str]:
     """Run `work` in a fresh interpreter that fails if something heavy was imported."""
     code = CHECK.format(work=work, heavy=HEAVY)
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
 
 
 def asks(words: list[str]) -> str:
