@@ -157,7 +157,7 @@ def test_with_data_and_tokenizer_at_hand_texts_are_measured(home: Path, capsys: 
 def test_what_does_not_fit_is_told_with_what_would(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qilin.train import estimate
+    from qilin.train import estimate, memory
 
     command = ["small/align", *words(home, "learn=[projector, language]", "precision=bf16")]
     needs = said(capsys, *command, "--gpu", "l20", "--json")["memory_total"]
@@ -166,7 +166,9 @@ def test_what_does_not_fit_is_told_with_what_would(
     found = said(capsys, *command, "--gpu", "l20", "--json")
     assert not found["fits"]
     assert any("checkpointing=true" in line for line in found["would fit"])
+    looks = len(memory.LOOKED)
     assert cli.main(["estimate", *command, "--gpu", "l20"]) == 0
+    assert len(memory.LOOKED) == looks, "nothing that was looked at is looked at again"
     assert "would fit with checkpointing=true" in capsys.readouterr().out
     monkeypatch.setattr(estimate, "card_named", lambda name: estimate.Card(1e3, 1e12))
     assert said(capsys, *command, "--gpu", "l20", "--json")["would fit"] == []
