@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from watch import Watch, read_job
 
 from qilin.model import inputs
+from qilin.origin import code_hash, commit
 from qilin.train import attention, feed, loop, plan, setup
 from qilin.train.log import Log
 from qilin.train.run import run_stage
@@ -34,7 +35,8 @@ def main(path: str) -> None:
         system="", out=Path(job["out"]), seed=job["seed"], save_every=0, device="cpu", **flags,
     )  # fmt: skip
     run_stage(settings, "bench")
-    watch.report({"flags": flags, "pack_tokens": settings.pack_tokens, "precision": settings.precision})
+    code = {"commit": commit(), "code": code_hash()[:12]}
+    watch.report({"flags": flags, "pack_tokens": settings.pack_tokens, "precision": settings.precision} | code)
 
 
 def watch_loop(watch: Watch) -> None:
