@@ -261,10 +261,11 @@ def environment(work: Path, system: str) -> Path:
     if not (place / "ready").is_file():
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", TORCH], check=True)  # before anyone asks for another
-        for words in SYSTEMS[system].install:
-            subprocess.run([str(python), "-m", "pip", "install", "-q", *words], check=True)
-        frozen = subprocess.run([str(python), "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout
+        own = surroundings(work, 1)  # pip would count what stands in the caller's PYTHONPATH
+        pip = [str(python), "-m", "pip"]
+        for words in ((TORCH,), *SYSTEMS[system].install):  # torch first, before anyone asks for another
+            subprocess.run([*pip, "install", "-q", *words], check=True, env=own)
+        frozen = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True, env=own).stdout
         (place / "ready").write_text(frozen, encoding="utf-8")
     return python
 
