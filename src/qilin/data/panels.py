@@ -1,8 +1,8 @@
 """Compound figures taken apart: a caption at (A), (B) …, a picture at its gutters; what is not certain stays whole.
 
 In: a caption, or a picture. Out: a Division with its panels, or with the doubt that kept the figure whole; boxes of
-tiles in reading order. A gutter counts only where its sides end abruptly, as filled rectangles do, on black at least one
-of them: the empty ground of a radiograph and the white of a chart are no gutters.
+tiles in reading order. A gutter counts only where its sides end abruptly, as filled rectangles do, on black at least
+one of them: the empty ground of a radiograph and the white of a chart are no gutters.
 """
 
 import re
