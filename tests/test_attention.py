@@ -15,6 +15,7 @@ from qilin.model.compose import Loaded, compose, set_learning
 from qilin.model.inputs import encode_sample
 from qilin.train import attention, blocks
 from qilin.train.attention import Layout, make_block_mask, make_layout, packed_attention, use_packed_attention
+from qilin.train.blocks import block_attention
 from qilin.train.feed import Feed, Pack
 from qilin.train.loop import pack_loss
 from qilin.train.plan import make_plan
@@ -284,6 +285,22 @@ def test_the_last_layer_computes_what_is_read(name: str) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
     computed = sum(len(bucket.tokens) for bucket in layout.last)
     assert len(read) <= computed < sum(len(bucket.tokens) for bucket in layout.buckets)
+
+
+@pytest.mark.parametrize(("spread", "most"), [(1.0, 0.005), (3.0, 0.015)])
+def test_bf16_errs_as_eager_attention_does(spread: float, most: float) -> None:
+    """Scores are rounded to bf16; docs/training.md says how much that is beside PyTorch's fused kernel."""
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 700, 64, generator=random) * s for s in (spread, spread, 1.0))
+    q, k, v = (x.to(torch.bfloat16) for x in (q, k, v))
+    exact = F.scaled_dot_product_attention(q.double()[None], k.double()[None], v.double()[None], is_causal=True)[0]
+    seen = torch.ones(700, 700, dtype=torch.bool).tril()
+    scores = (q @ k.transpose(1, 2) / 8).masked_fill(~seen, float("-inf"))
+    eager = scores.softmax(-1, dtype=torch.float32).to(torch.bfloat16) @ v
+    found = block_attention(q, k, v, make_layout([(0, 700, -1)], CPU).buckets)
+    error, known = (float((x.double() - exact).norm() / exact.norm()) for x in (found, eager))
+    assert error < most
+    assert error < 1.1 * known
 
 
 def test_shapes_come_again() -> None:
