@@ -5,6 +5,7 @@ Run on a machine with an NVIDIA GPU: `python -m pytest -m gpu`. Not run yet: no 
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,8 @@ def attended(device: str, dtype: torch.dtype) -> torch.Tensor:
     for tensor in (q, k, v):
         tensor.requires_grad_(True)
     layout = make_layout(DOCUMENTS, torch.device(device))
-    out, _ = packed_attention(torch.nn.Identity(), q, k, v, None, layout=layout)
+    place: Any = SimpleNamespace(layer_idx=0, config=SimpleNamespace(num_hidden_layers=2))
+    out, _ = packed_attention(place, q, k, v, None, layout=layout)
     out.square().sum().backward()
     gradients = [tensor.grad for tensor in (q, k, v) if tensor.grad is not None]
     return torch.cat([tensor.detach().flatten().float().cpu() for tensor in (out, *gradients)])

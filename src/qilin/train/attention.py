@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qilin.errors import UserError
 from qilin.train.blocks import Bucket, block_attention, make_buckets, open_buckets, rounded
@@ -174,8 +175,10 @@ def vision_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """A vision encoder's, on a CPU: every patch sees all. Returns (P, T, H, E)."""
+    """A vision encoder's, in which every patch sees all; on an accelerator it is PyTorch's. Returns (P, T, H, E)."""
     assert attention_mask is None, "pictures are not masked"
+    if query.device.type != "cpu":  # asked here: of many devices' model the weights lie on the host at first
+        return sdpa_attention_forward(module, query, key, value, None, dropout, scaling, is_causal=False)
     pictures, heads, tokens, width = query.shape
     q, k, v = (x.transpose(0, 1).flatten(1, 2) for x in (query, key, value))  # (H, P * T, E): end to end, as in a pack
     out = block_attention(q, k, v, tuple(open_buckets(pictures, tokens)), scaling)
@@ -194,8 +197,7 @@ def use_packed_attention(model: Any) -> None:
     if dropout:
         raise UserError(f"config.json: attention_dropout is {dropout}, which training does not do; set it to 0")
     model.model.language_model.set_attn_implementation(NAME)
-    if next(model.parameters()).device.type != "cuda":
-        model.model.vision_tower.set_attn_implementation(VISION)
+    model.model.vision_tower.set_attn_implementation(VISION)
     skip_unread(model)
 
 
