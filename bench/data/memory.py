@@ -1,13 +1,15 @@
 """Memory and time of the data steps at 10^4, 10^5 and 10^6 synthetic rows: each step in a process of its own.
 
-    python bench/data/memory.py WORK [--sizes 10000 100000 1000000]
+    python bench/data/memory.py WORK [--sizes 10000 100000 1000000] [--steps write curate …] [--workers 2]
 
 WORK needs some 6 GB. Rows: a picture for two samples, a caption of 60 and a context of 400 characters from 400 words, a
 tenth of the captions nearly as another one; pictures are 300 small JPEGs with bytes added, so that each is a file of
 its own, and a random perceptual hash, a tenth of them near another one. Steps: writing (DatasetWriter), import (of
-captions with a JPEG file each, a tenth of the size), curate with a new split (one process), merge of two with a share
-of contexts, chats, stats, and the export for LLaVA. Memory is the peak of the whole process.
-Writes bench/results/memory.json after each step.
+captions with a JPEG file each, a tenth of the size), curate with a new split, merge of two with a share
+of contexts, chats, stats, and the export for LLaVA. Memory is the peak of the whole process; with
+--workers import, curate and merge have as many more, whose largest peak is told apart.
+Writes bench/results/memory.json after each step; what was measured of other steps and sizes stays there. With --steps
+the folders in WORK stay as well, for the steps to come.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -33,15 +36,16 @@ from PIL import Image
 HERE = Path(__file__).parents[1]
 LETTERS = "肺部心脏肝胆胃肠骨骨折结节肿块阴影积液水肿炎症出血梗死囊性实质左右上下叶段边缘清晰模糊增大正常未见可见"
 IMPORTS = "from qilin.cli import main\nimport qilin.data.curate, qilin.data.merge, qilin.data.chats, qilin.data.export"
-# a step as a line of `qilin`; {n} is the folder of the size
+# a step as a line of `qilin`; {n} is the folder of the size, {w} the number of processes
 STEPS = {
-    "import": "import folder {n}/table.csv {n}/imported --images {n}/files --caption caption --id id",
-    "curate": "curate {n}/written {n}/curated --resplit --workers 1",
-    "merge": "merge {n}/merged {n}/written {n}/other --context 0.726 --workers 1",
+    "import": "import folder {n}/table.csv {n}/imported --images {n}/files --caption caption --id id --workers {w}",
+    "curate": "curate {n}/written {n}/curated --resplit --workers {w}",
+    "merge": "merge {n}/merged {n}/written {n}/other --context 0.726 --workers {w}",
     "chats": "chats {n}/other {n}/chats",
     "stats": "stats {n}/written",
     "to llava": "to llava {n}/written {n}/llava",
 }
+ALL = ["write", *STEPS]
 
 
 def jpegs() -> list[bytes]:
@@ -119,12 +123,12 @@ def write_table(folder: Path, rows: int) -> None:
             table.writerow([n, name, text, f"g{n // 3}"])
 
 
-def peak() -> int:
-    """Peak memory of this process in MB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+def peak(whose: int = resource.RUSAGE_SELF) -> int:
+    """Peak memory of this process, or of its largest child, in MB."""
+    return round(resource.getrusage(whose).ru_maxrss / 1024)
 
 
-def one(step: str, folder: Path, rows: int) -> None:
+def one(step: str, folder: Path, rows: int, workers: int) -> None:
     """Do a step and print what it took."""
     exec(IMPORTS, globals())
     main = globals()["main"]
@@ -132,45 +136,59 @@ def one(step: str, folder: Path, rows: int) -> None:
     if step == "write":
         write(folder, rows)
     else:
-        words = STEPS[step].format(n=folder).split()
+        words = STEPS[step].format(n=folder, w=workers).split()
         sys.stdout = io.StringIO()
         code = main(["data", *words])
         sys.stdout = sys.__stdout__
         assert code == 0, step
     found = {"step": step, "rows": rows, "peak_mb": peak(), "of_that_imports_mb": before}
+    if workers > 1 and "{w}" in STEPS.get(step, ""):
+        found |= {"workers": workers, "peak_mb_of_a_worker": peak(resource.RUSAGE_CHILDREN)}
     seconds = {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(time.process_time() - spent, 1)}
     print(json.dumps(found | seconds))
+
+
+def note(run: dict[str, Any]) -> None:
+    """Put a measurement in its place among those that are there."""
+    print(run, flush=True)
+    file = HERE / "results" / "memory.json"
+    runs = json.loads(file.read_text())["runs"] if file.exists() else []
+    runs = [other for other in runs if (other["step"], other["rows"]) != (run["step"], run["rows"])] + [run]
+    runs.sort(key=lambda item: (item["rows"] * (10 if item["step"] == "import" else 1), ALL.index(item["step"])))
+    result = {
+        "command": "python bench/data/memory.py WORK", "machine": f"{platform.machine()}, one process a step",
+        "python": platform.python_version(), "pyarrow": pyarrow.__version__, "runs": runs,
+    }  # fmt: skip
+    file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main_() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--steps", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        return one(asked.one[0], asked.work, int(asked.one[1]))
-    runs = []
+        return one(asked.one[0], asked.work, int(asked.one[1]), asked.workers)
     for rows in asked.sizes:
         folder = asked.work / str(rows)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for step in ("write", *STEPS):
+        if "write" in asked.steps:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for step in asked.steps:
             count = rows // 10 if step == "import" else rows
             if step == "import":
                 write_table(folder, count)
             command = [sys.executable, __file__, str(folder), "--one", step, str(count)]
+            command += ["--workers", str(asked.workers)]
             said = subprocess.run(command, capture_output=True, text=True)
             if said.returncode:
                 sys.exit(f"{step} at {rows:,}: {said.stderr[-1500:]}")
-            runs.append(json.loads(said.stdout.splitlines()[-1]))
-            print(runs[-1], flush=True)
-            result = {
-                "command": "python bench/data/memory.py WORK", "machine": f"{platform.machine()}, one process a step",
-                "python": platform.python_version(), "pyarrow": pyarrow.__version__, "runs": runs,
-            }  # fmt: skip
-            (HERE / "results" / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
-        shutil.rmtree(folder)
+            note(json.loads(said.stdout.splitlines()[-1]))
+        if asked.steps == ALL:
+            shutil.rmtree(folder)
     return None
 
 
