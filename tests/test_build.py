@@ -95,6 +95,7 @@ def test_a_share_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     source = folder(tmp_path / "a", [("train", text_sample("c", "caption", shown, "甲"))], shown)
     assert main(["data", "merge", str(tmp_path / "out"), str(source), "--context", "0.5"]) == 2
     assert "there are no contexts to mix" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]  # nothing half done is left
     assert main(["data", "merge", str(tmp_path / "out"), str(source), "--context", "1.5"]) == 2
 
 

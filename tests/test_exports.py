@@ -16,8 +16,10 @@ from PIL import Image
 from qilin.cli import COMMANDS, load, main
 from qilin.data.lengths import quartiles
 from qilin.data.pictures import make_picture
-from qilin.data.rebuild import FLAGS, commands
+from qilin.data.rebuild import FLAGS, GLOSSARY, commands
 from qilin.data.records import Provenance, Sample, assistant, open_dataset, user
+from qilin.data.translate import GLOSSARY as GLOSSARY_FILE
+from qilin.data.translate import read_glossary, short_hash
 from qilin.data.writer import DatasetWriter
 
 
@@ -184,7 +186,7 @@ def test_commands_of_a_long_way_come_once_each_in_order() -> None:
     assert commands({"step": "merge", "context": None, "seed": 3, "made_from": both}, "all") == [
         "qilin data figures ARTICLES figures --every  # read 111111111111",
         "qilin data look figures figures --images ARTICLES --endpoint URL --model eye",
-        "qilin data import figures figures en --lang en --unsure  # read 222222222222",
+        "qilin data import figures figures en --images ARTICLES --lang en --unsure  # read 222222222222",
         "qilin data translate en zh --endpoint URL --model m  # read 333333333333",
         "qilin data chats zh chats --most 4  # read 444444444444",
         "qilin data merge all zh chats --seed 3  # read 444444444444, 555555555555",
@@ -196,3 +198,8 @@ def test_the_defaults_that_commands_leave_out_are_those_of_their_settings() -> N
         fields = {field.name: field.default for field in dataclasses.fields(load(COMMANDS[f"data {step}"].settings))}
         for name, usual in flags.items():
             assert fields[name] == (tuple(usual) if isinstance(usual, list) else usual), f"{step} --{name}"
+    assert short_hash(json.dumps(read_glossary(GLOSSARY_FILE))) == GLOSSARY
+    own = {"step": "translate", "model": "m", "glossary": "another", "source": "en", "input": "4", "made_from": {}}
+    assert commands(own, "zh")[-1].startswith("qilin data translate en zh --endpoint URL --model m --glossary TSV")
+    pictures = {"importer": "pmc-vqa", "source": "v", "arguments": {}, "pictures": {"found": 1}, "input": "5"}
+    assert commands(pictures, "out") == ["qilin data import pmc-vqa v out --pmc PMC  # read 5"]

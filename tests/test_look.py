@@ -61,7 +61,14 @@ def test_unsure_figures_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixt
     }  # fmt: skip
     refused = json.loads((out / "dropped-00000.jsonl").read_text())
     assert refused["reason"] == "figure: no medical picture, as a vision model sees it"
-    assert "medical: yes 3, unsure 2; 1 refused" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "medical: yes 3, unsure 2; 1 refused" in said.out
+    assert "1 of the unsure were not seen: their pictures are not in" in said.out
+    assert rows["F4"]["reason"] == "names no kind of picture; its picture is not there, or damaged"
+    assert rows["F3"]["reason"].endswith("; the vision model's answer is of no use")
+    words[words.index(root)] = str(tmp_path / "nowhere")
+    assert main(words) == 2
+    assert "nowhere: no such folder; expected the articles that" in capsys.readouterr().err
 
 
 def test_a_budget_is_for_the_whole_run_and_memory_for_some_rows(

@@ -26,10 +26,12 @@ from qilin.data.resolve import resolve
 from qilin.data.sources.rows import Refused
 from qilin.data.through import read_through
 from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
+from qilin.errors import UserError
 from qilin.imaging.pixels import BadPicture, to_rgb
 from qilin.settings import setting, settings
 
 SIDE = 768  # pixels of the longer side that is sent
+NOT_HERE = "its picture is not there, or damaged"
 ROWS_AT_ONCE = 256  # with a picture of some 100 KB each
 PROMPT = (
     "Is this a medical picture of a body or tissue (a scan, an endoscopy, a photograph of a patient, microscopy), and "
@@ -57,7 +59,9 @@ class LookSettings:
 
 
 def look(given: LookSettings) -> None:
-    """Make the rows, or say that they are there."""
+    """Make the rows, or say that they are there. Raises UserError where the folder of pictures is not."""
+    if not given.images.is_dir():
+        raise UserError(f"{given.images}: no such folder; expected the articles that {given.source} was made from")
     step = read_step(given.source)
     there = Endpoint(
         given.endpoint, given.model, concurrency=given.concurrency, timeout=given.timeout, cache=given.cache
@@ -70,11 +74,17 @@ def look(given: LookSettings) -> None:
         purse = Purse("looking at figures", given.budget, prices, given.cache, progress, task)
         work = partial(looked_at, there, purse, given.images.resolve())
         counts = run_pieces(work, pieces, given.out, made_by, None, lambda number: progress.advance(task))
-    kinds = Counter(row["medical"] for row in read_pieces(given.out))
+    kinds: Counter[str] = Counter()
+    gone = 0
+    for row in read_pieces(given.out):
+        kinds[row["medical"]] += 1
+        gone += row["medical"] == "unsure" and row["reason"].endswith(NOT_HERE)
     words = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{given.out}: medical: {words or 'none'}; {counts['dropped']:,} refused")
     console.print(f"{purse.read + purse.written:,} tokens in {purse.asked:,} replies, {purse.cost():.2f} spent")
+    if gone:
+        console.print(f"{gone:,} of the unsure were not seen: their pictures are not in {given.images}, or are damaged")
 
 
 def looked_at(there: Endpoint, purse: Purse, images: Path, piece: str) -> Iterator[dict[str, Any] | Refused]:
@@ -85,7 +95,10 @@ def looked_at(there: Endpoint, purse: Purse, images: Path, piece: str) -> Iterat
             asks = [question(row, picture) for row, picture in zip(rows, shown, strict=True) if picture]
             replies = iter(ask_all(replace(there, budget=purse.left()), asks, purse.hear()) if asks else [])
             for row, picture in zip(rows, shown, strict=True):
-                yield judged(row, next(replies)) if picture else row
+                if picture:
+                    yield judged(row, next(replies))
+                else:
+                    yield row | ({"reason": f"{row['reason']}; {NOT_HERE}"} if row["medical"] == "unsure" else {})
 
 
 def picture_of(row: Mapping[str, Any], images: Path) -> bytes | None:

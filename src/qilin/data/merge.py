@@ -70,8 +70,9 @@ def merge(given: MergeSettings) -> None:
         pieces = [(str(data.path), *piece) for data in sources for piece in pieces_of(data, SAMPLES_A_PIECE)]
         with bar() as progress:
             task = progress.add_task("merging", total=len(pieces))
+            limits = limits_of(sources, given.context, given.seed)
             joined(sources).save(folder / "moved")
-            work = partial(merged, folder, limits_of(sources, given.context, given.seed), given.seed)
+            work = partial(merged, folder, limits, given.seed)
             workers = workers_of(given.workers, given.cluster, most=len(pieces))
             run_pieces(work, pieces, folder / "pieces", made_by, workers, lambda number: progress.advance(task))
             assemble(sources, folder / "pieces", given.out, made_by)

@@ -26,6 +26,8 @@ FLAGS: Mapping[str, Mapping[str, Any]] = {
     "apply": {"only_read": False},
 }  # fmt: skip
 
+GLOSSARY = "3ab0864e7451a0ca"  # the hash of the terms that come with Qilin: those need not be named
+
 
 def commands(settings: Mapping[str, Any], out: str) -> list[str]:
     """A line for each step that leads to the dataset `out`; a dataset that two steps read is made once."""
@@ -53,6 +55,8 @@ def line_of(made: Mapping[str, Any], out: str, many: Sequence[Mapping[str, Any]]
     step = str(made.get("step", ""))
     if "importer" in made:
         words = ["import", str(made["importer"]), str(made.get("source", "SOURCE")), out]
+        words += ["--images", "ARTICLES"] if made["importer"] == "figures" else []
+        words += ["--pmc", "PMC"] if "pictures" in made else []
         return told([*words, *flags(made.get("arguments") or {})], str(made.get("input", ""))[:12])
     if step == "look":
         return told(["look", *sources, out, "--images", "ARTICLES", *service(made)], read)
@@ -62,6 +66,7 @@ def line_of(made: Mapping[str, Any], out: str, many: Sequence[Mapping[str, Any]]
     chosen = {key: rules[key] for key, usual in FLAGS[step].items() if key in rules and rules[key] != usual}
     words = [step, *([out, *sources] if step == "merge" else [*sources, out])]
     words += service(made) if "model" in made else []
+    words += ["--glossary", "TSV"] if made.get("glossary", GLOSSARY) != GLOSSARY else []
     words += ["--benchmarks", *made["benchmarks"]] if made.get("benchmarks") else []
     words += ["--retracted", "IDS"] if made.get("retracted") else []
     return told([*words, *flags(chosen)], read or str(made.get("listing", ""))[:12])
