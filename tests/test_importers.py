@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
@@ -83,15 +85,20 @@ def test_pmc_oa(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_pmc_oa_beta_with_more_fields_and_its_own_folder_of_pictures(tmp_path: Path) -> None:
+def test_pmc_oa_beta_as_it_is_and_as_it_first_was(tmp_path: Path) -> None:
+    """One file beside pmc_oa.jsonl; before, a file a split with two fields more."""
     folder = "caption_T060_filtered_top4_sep_v0_subfigures"
-    root = put(tmp_path / "pmc_oa_beta", f"{folder}/PMC5_pone.0001-g001_2.jpg")
-    row = {"image": "PMC5_pone.0001-g001_2.jpg", "caption": "A film.", "alignment_type": "ocr", "alignment_score": 0.9}
+    root = put(tmp_path / "pmc_oa", f"{folder}/PMC5_Fig1_2.jpg")
+    row = {"image": "PMC5_Fig1_2.jpg", "caption": "A, a film. B, a scan."}
+    lines(root / "pmc_oa.jsonl", [row | {"caption": "A film."}])
     lines(root / "pmc_oa_beta.jsonl", [row])
-    _, rows = imported("pmc-oa", root, "--split", "train")
+    _, rows = imported("pmc-oa", root / "pmc_oa_beta.jsonl", "--split", "train")
     assert {name: (asked(row)[1], row.group) for name, row in rows.items()} == {
-        "pmc_oa_beta-PMC5_pone.0001-g001_2.jpg": ("A film.", "PMC5")
+        "pmc_oa_beta-PMC5_Fig1_2.jpg": ("A, a film. B, a scan.", "PMC5")
     }
+    old = lines(root / "valid.jsonl", [row | {"pmcid": "PMC5", "url_name": "1471-2121-4-13-3.jpg"}])
+    assert main(["data", "import", "pmc-oa", str(old), str(tmp_path / "old")]) == 0
+    assert [sample.group for sample in open_dataset(tmp_path / "old").samples("validation")] == ["PMC5"]
 
 
 def test_pmc_case_report(tmp_path: Path) -> None:
@@ -112,6 +119,22 @@ def test_pmc_case_report(tmp_path: Path) -> None:
     assert {row.group for row in rows.values()} == {"PMC7"}
     assert [asked(rows[f"train-1-{kind}"])[1] for kind in ("context", "inline")] == ["A man came.", "Fig 1 shows it."]
     assert dropped(data) == ["neither a text nor a question with its answer", "row without a picture"]
+
+
+def test_pmc_case_report_as_the_hub_has_its_filtered_version(tmp_path: Path) -> None:
+    root = put(tmp_path / "case", "figures/PMC7_F1.jpg", "figures/PMC8_F1.jpg")
+    row = {"context": "A man came.", "question": "What is seen?", "answer": "A mass.", "inline": "",
+           "img_ref": "['F1']"}  # fmt: skip
+    (root / "data").mkdir()
+    for split, article_id in (("train", "PMC7"), ("test", "PMC8")):
+        rows_in = pa.Table.from_pylist([row | {"PMC_id": article_id}, {**row, "PMC_id": article_id, "answer": None}])
+        pq.write_table(rows_in, root / "data" / f"{split}-00000-of-00001.parquet")
+    data, rows = imported("pmc-case-report", root, "--images", str(root / "figures"))
+    assert {split: sorted(s.kind for s in data.samples(split)) for split in data.splits()} == {
+        "train": ["context", "vqa"], "test": ["context", "vqa"],
+    }  # fmt: skip
+    assert {asked(sample)[1] for sample in rows.values()} == {"A man came.", "A mass."}
+    assert dropped(data) == ["empty answer", "empty answer"]
 
 
 def test_both_versions_of_pmc_vqa(tmp_path: Path) -> None:

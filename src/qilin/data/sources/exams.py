@@ -22,7 +22,7 @@ from typing import Any, Literal
 from qilin.data.records import assistant, user
 from qilin.data.settings import ImportSettings
 from qilin.data.sources.rows import PictureFile, Refused, Row, guess_answer_type
-from qilin.data.sources.tables import LONGEST_CELL, read_rows
+from qilin.data.sources.tables import LONGEST_CELL, parquet_rows, read_rows
 from qilin.errors import UserError
 
 AnswerType = Literal["open", "closed", "choice"]
@@ -189,16 +189,6 @@ def split_is_answered(path: Path) -> bool:
     """CMMMU and MMMU publish test splits without answers ("?"): those cannot be scored."""
     row = next(parquet_rows(path), {})
     return str(row.get("answer", "")).strip() not in ("", "?", "None")
-
-
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64):
-            yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a parquet file: {error}") from None
 
 
 def picture_bytes(value: Any) -> bytes | None:

@@ -51,12 +51,14 @@ class Map:
 
 MAPS = {
     "pmc-oa": Map(
-        "the rows quoted in public readers of axiong/pmc_oa (its loader, 2023)", ("pmc_oa*.jsonl",), "{image}",
+        "the page of axiong/pmc_oa and its loader (2023), which quote rows", ("pmc_oa*.jsonl",), "{image}",
         folders=("", "images", "caption_T060_filtered_top4_sep_v0_subfigures"), id="{image}",
         texts={"caption": "{caption}"},
     ),
     "pmc-case-report": Map(
-        "chaoyi-wu/RadFM, src/Dataset/dataset/case_report.py (PMC_id, img_ref, context, question, answer)", ("*.csv",),
+        "chaoyi-wu/RadFM, src/Dataset/dataset/case_report.py (PMC_id, img_ref, context, question, answer), and "
+        "the fields that the page of the hub's filtered version lists (the same and inline; parquet)",
+        ("*.csv", "train*.parquet", "test*.parquet"),
         "{PMC_id}_{img_ref}.jpg", group="{PMC_id}", texts={"context": "{context}", "inline": "{inline}"},
         question="{question}", answer="{answer}", lead=r"[QA]\s*:\s*",
     ),
@@ -83,7 +85,7 @@ MAPS = {
 def files_of(settings: ImportSettings, patterns: tuple[str, ...], what: str) -> list[Path]:
     """The tables: the source itself, or those of these patterns in or below it. Raises UserError for none."""
     if settings.source.is_file():
-        if settings.source.suffix.lower() not in KINDS:
+        if settings.source.suffix.lower() not in (*KINDS, ".parquet"):
             raise UserError(f"{settings.source}: cannot tell what it is by its name; expected {what}")
         return [settings.source]
     found = sorted({path for pattern in patterns for path in settings.source.rglob(pattern) if path.is_file()})

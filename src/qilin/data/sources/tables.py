@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, JSON and JSONL files as dictionaries, one at a time, whichever Chinese encoding they are in.
+"""Rows of CSV, TSV, JSON, JSONL and parquet files as dictionaries, one at a time, in whichever Chinese encoding.
 
 In: a path. Out: (number, row) pairs counted from 1, a `Refused` in place of a row that cannot be read. UTF-8 is tried
 first, then GB18030, which holds GBK and GB2312; `encoding_of` says which one it was.
@@ -58,8 +58,22 @@ def tried_encoding(path: Path, changed: int, size: int) -> str:
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
     """Every row of a table. Raises UserError where the file as a whole cannot be read."""
+    if path.suffix.lower() == ".parquet":
+        yield from enumerate(parquet_rows(path), start=1)
+        return
     readers = {".json": json_rows, ".jsonl": jsonl_rows}
     yield from readers.get(path.suffix.lower(), csv_rows)(path)
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, some at a time: a cell may be a picture."""
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=64):
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a parquet file: {error}") from None
 
 
 def columns(path: Path) -> list[str]:
