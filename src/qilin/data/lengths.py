@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-# What the paper says of ChiMed-VL (arXiv 2310.17956): part, how much of it, tokens: median (quartiles)
+# What the paper (arXiv 2310.17956) and the page of the released files say of ChiMed-VL: part, how much of it, tokens:
+# median (quartiles)
 PAPER = (
     ("context", "167 M tokens", "435 (211, 757)"),
     ("description", "63 M tokens", "59 (45, 83)"),
-    ("question", "469,441 pairs", "20 (16, 25)"),
-    ("answer", "469,441 pairs", "22 (12, 34)"),
+    ("question", "10 M tokens, 469,441 pairs", "20 (16, 25)"),
+    ("answer", "13 M tokens, 469,441 pairs", "22 (12, 34)"),
 )
 # kinds of stage 1 -> the part of the paper's table that their texts belong to
 PARTS = {"context": "context", "caption": "description", "inline": "description", "report": "description"}
