@@ -26,8 +26,8 @@ from qilin.imaging.pixels import BadPicture, to_rgb
 
 LAYOUTS = {
     "chimed-vl": "unverified: no public reader of the released files was found, so both usual forms are recognised",
-    "pubmedvision": "unverified: LLaVA conversations with a list of images and no marks, as its users read it; its fields "
-    "(id, image, conversations, modality, body_part) are those that the page of a re-export names",
+    "pubmedvision": "unverified: LLaVA conversations with a list of images and no marks, as its users read it; the "
+    "page of a re-export names its fields (id, image, conversations, modality, body_part)",
     "llava-med": "microsoft/LLaVA-Med, llava/data/download_images.py (pair_id.jpg), and readers of its conversations",
     "pmc-inline": "chaoyi-wu/RadFM, src/Dataset/dataset/paper_inline.py (sentences with text and img_ref)",
     "iu-xray": "public readers of R2Gen's annotation.json (id, report, image_path, split)",
