@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from qilin.demo.parts_settings import PartsSettings
+from qilin.demo.settings import DemoSettings
+from qilin.demo.story import demo, recipe_file, recipe_folder
 from qilin.errors import UserError
 from qilin.model.template import TEMPLATES
 from qilin.settings import read, read_yaml
@@ -162,3 +164,18 @@ def test_every_key_of_a_stage_is_told_in_the_docs() -> None:
         pytest.skip("docs/ is not part of the wheel")
     text = docs.read_text(encoding="utf-8")
     assert [field.name for field in fields(TrainSettings) if f"`{field.name}`" not in text] == []
+
+
+def test_a_demo_takes_our_recipes_by_name_whatever_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick").mkdir()  # as `qilin demo --quick --out quick` makes it
+    assert recipe_folder(DemoSettings(quick=True)) == "quick"
+    assert read(PartsSettings, recipe_file("quick", "parts"))
+    assert recipe_file("./quick", "parts") == Path("quick/parts.yaml")
+
+
+def test_a_demo_whose_recipes_are_not_there_makes_nothing(tmp_path: Path) -> None:
+    for recipes in ("qwen3-8b", str(tmp_path)):  # parts are downloaded there, not made; an empty folder
+        with pytest.raises(UserError, match=r"parts\.yaml is not there; a demo takes tiny, small"):
+            demo(DemoSettings(out=tmp_path / "out", recipes=recipes))
+    assert not (tmp_path / "out").exists()

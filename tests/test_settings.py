@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from qilin.errors import UserError
-from qilin.settings import add_flags, from_flags, read, setting, settings, to_dict, write_yaml
+from qilin.settings import add_flags, describe, from_flags, read, setting, settings, to_dict, write_yaml
 
 
 @settings
@@ -70,3 +70,26 @@ def test_flags_come_from_the_fields() -> None:
     add_flags(parser, Recipe)
     assert "samples a step" in parser.format_help()
     assert from_flags(Recipe, parser.parse_args(["--batch", "3"])).batch == 3
+
+
+@settings
+class Flags:
+    captions: bool = setting(default=True, help="slake: compose captions")
+    kinds: tuple[Literal["vqa", "chat"], ...] = setting(default=("vqa",), help="which kinds")
+    others: tuple[str, ...] = setting(default=(), help="which others")
+
+
+def test_help_shows_values_as_they_are_typed() -> None:
+    parser = argparse.ArgumentParser(prog="x")
+    add_flags(parser, Flags)
+    said = " ".join(parser.format_help().split())
+    assert "--no-captions slake: do not compose captions" in said
+    assert "which kinds (default: vqa)" in said
+    assert said.endswith("which others")
+    assert describe(Flags) == [
+        ("captions", "default: true", "slake: compose captions"),
+        ("kinds", "of vqa, chat; default: [vqa]", "which kinds"),
+        ("others", "", "which others"),
+    ]
+    assert ("mode", "a or b; default: a", "one of two") in describe(Recipe)
+    assert ("data.path", "required", "where") in describe(Recipe)

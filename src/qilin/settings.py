@@ -176,7 +176,8 @@ def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
             name, value = (f"--no-{flag[2:]}", False) if field.default is True else (flag, True)
             parser.add_argument(name, dest=field.name, action="store_const", const=value, help=off(text, value))
         else:
-            shown = "" if field.default in (MISSING, None, "") else f" (default: {field.default})"
+            default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            shown = "" if default in (MISSING, None, "") else f" (default: {default})"
             parser.add_argument(
                 flag,
                 dest=field.name,
@@ -188,7 +189,8 @@ def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
 
 def off(text: str, value: bool) -> str:
     """The help of a switch; one that is on by default says that its flag turns it off."""
-    return text if value else f"do not: {text}"
+    where, colon, what = text.rpartition(": ")
+    return text if value else f"{where}{colon}do not {what}"
 
 
 def plain_type(hint: Any) -> Any:
@@ -225,18 +227,37 @@ def chosen(hint: Any, word: Any) -> Any:
 
 
 def describe(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Rows (key, default, help) of every field, nested ones indented by their prefix, for `--help` and docs."""
+    """Rows (key, what it takes and its default, help) of every field, nested ones indented by their prefix, for
+    `--help` and docs; values as YAML writes them."""
     rows = []
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        inner = nested_settings(hints[field.name])
-        default = (
-            field.default if field.default is not MISSING else ("required" if field.default_factory is MISSING else "")
-        )
-        if inner:
-            rows.append((prefix + field.name, "", field.metadata.get("help", "")))
+        key, help = prefix + field.name, field.metadata.get("help", "")
+        if inner := nested_settings(hints[field.name]):
+            rows.append((key, "", help))
             for kind in inner:
-                rows += describe(kind, prefix + field.name + ".")
+                rows += describe(kind, f"{key}.")
         else:
-            rows.append((prefix + field.name, str(default), field.metadata.get("help", "")))
+            rows.append((key, "; ".join(filter(None, (choices(hints[field.name]), default_of(field)))), help))
     return rows
+
+
+def choices(hint: Any) -> str:
+    """What a field of a Literal, or of several, takes; "" of all other types."""
+    many = typing.get_origin(hint) is tuple
+    kind = typing.get_args(hint)[0] if many else plain_type(hint)
+    if typing.get_origin(kind) is not typing.Literal:
+        return ""
+    *names, last = map(str, typing.get_args(kind))
+    return f"of {', '.join([*names, last])}" if many else f"{', '.join(names)} or {last}"
+
+
+def default_of(field: Any) -> str:
+    """A field's default as YAML writes it; "" where it has none worth telling."""
+    if field.default is MISSING:
+        return "required" if field.default_factory is MISSING else ""
+    if field.default in (None, "", ()):
+        return ""
+    if isinstance(field.default, tuple):
+        return f"default: [{', '.join(map(str, field.default))}]"
+    return f"default: {str(field.default).lower() if isinstance(field.default, bool) else field.default}"

@@ -25,9 +25,9 @@ console = Console(stderr=True, highlight=False)
 def demo(settings: DemoSettings) -> None:
     """`qilin demo`: tell the whole story."""
     began = time.monotonic()
+    folder = recipe_folder(settings)
     settle(settings)
     data = tell_dataset(settings)
-    folder = recipe_folder(settings)
     tell_parts(settings, data.path, folder)
     tell_stage(settings, data.path, folder, "align", 3, "Stage 1, feature alignment: only the projector learns")
     tell_stage(settings, data.path, folder, "instruct", 4, "Stage 2, instruction tuning: the language model learns too")
@@ -59,10 +59,18 @@ def settle(settings: DemoSettings) -> None:
 
 
 def recipe_folder(settings: DemoSettings) -> str:
-    """Which recipes are told: quick, tiny for drawn pictures, small for real ones, or what was asked for."""
-    if settings.quick:
-        return "quick"
-    return settings.recipes or ("small" if settings.data else "tiny")
+    """Which recipes are told: quick, tiny for drawn pictures, small for real ones, or what was asked for.
+
+    Raises UserError, before anything is made, where one of them is not there.
+    """
+    folder = "quick" if settings.quick else settings.recipes or ("small" if settings.data else "tiny")
+    for name in ("parts", "align", "instruct"):
+        file = recipe_file(folder, name)
+        if not file.is_file():
+            raise UserError(
+                f"recipes {folder!r}: {file} is not there; a demo takes tiny, small, or a folder like theirs"
+            )
+    return folder
 
 
 def tell_dataset(settings: DemoSettings) -> Dataset:
@@ -117,10 +125,12 @@ def tell_parts(settings: DemoSettings, data: Path, folder: str) -> None:
 
 
 def recipe_file(folder: str, name: str) -> Path:
-    """A file of a recipe folder given by name (in the package) or path."""
-    if Path(folder).is_dir():
-        return Path(folder) / f"{name}.yaml"
-    return Path(str(resources.files("qilin") / "recipes" / folder / f"{name}.yaml"))
+    """A file of a recipe folder given by name or path. A folder here that bears one of our names (such as what
+    `--quick --out quick` makes) is not meant by it; `./quick` is."""
+    ours = resources.files("qilin") / "recipes"
+    if folder in [place.name for place in ours.iterdir()]:
+        return Path(str(ours / folder / f"{name}.yaml"))
+    return Path(folder) / f"{name}.yaml"
 
 
 def tell_stage(settings: DemoSettings, data: Path, folder: str, name: str, number: int, title: str) -> None:

@@ -333,10 +333,7 @@ def keys_help() -> str:
     """The keys of a recipe with their help, for `qilin train --help`."""
     rows = describe(TrainSettings)
     width = max(len(key) for key, _, _ in rows)
-    lines = [
-        f"  {key:{width}}  {text}" + (f" (default: {d})" if d not in ("", "None", "()") else "")
-        for key, d, text in rows
-    ]
+    lines = [f"  {key:{width}}  {text}" + (f" ({takes})" if takes else "") for key, takes, text in rows]
     return "\n\nkeys of a recipe:\n" + "\n".join(lines) + f"\n\nrecipes: {', '.join(recipe_names())}\n"
 
 
