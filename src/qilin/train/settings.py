@@ -151,8 +151,8 @@ class TrainSettings:
     precision: Literal["fp32", "bf16"] = setting(default="bf16", help="arithmetic; what learns keeps fp32 weights")
     checkpointing: bool | float | Literal["auto"] = setting(
         default=False,
-        help="compute activations again in the backward pass: less memory, a third slower; true: of all layers, "
-        "a share such as 0.5: of so many of them, auto: of as few as memory asks for",
+        help="compute activations again in the backward pass: less memory, a third more arithmetic; true: of all "
+        "layers, a share such as 0.5: of so many of them, auto: of as few as memory asks for",
     )
     frozen: Literal["plain", "nf4", "fp8"] = setting(
         default="plain",
