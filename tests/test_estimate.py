@@ -14,7 +14,7 @@ from qilin.model.compose import set_learning
 from qilin.model.skeleton import shape_of, skeleton
 from qilin.train.attention import use_packed_attention
 from qilin.train.cost import cost_of
-from qilin.train.estimate import largest_pack
+from qilin.train.estimate import largest_pack, rate, spoken
 from qilin.train.feed import Feed
 from qilin.train.loop import pack_loss
 from qilin.train.memory import Live, peak, ready, standing
@@ -195,3 +195,10 @@ def test_a_checkpoint_in_another_layout_is_named(home: Path, capsys: pytest.Capt
     command = ["estimate", "small/instruct", "data=x", f"model={home / 'bare' / 'language'}", "--gpu", "h200"]
     assert cli.main(command) == 2
     assert "its config.json says 'llama', expected 'llava'" in capsys.readouterr().err
+
+
+def test_what_is_small_is_not_told_as_nothing() -> None:
+    assert (spoken(24.04), spoken(1234.5), spoken(0.25), spoken(0.001)) == (
+        "24.0 hours", "1,234.5 hours", "15 minutes", "0.06 minutes",
+    )  # fmt: skip
+    assert (rate(2.25e15), rate(989e12), rate(3.1e10)) == ("2,250.0 T/s", "989.0 T/s", "31.0 G/s")

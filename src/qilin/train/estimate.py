@@ -270,8 +270,18 @@ def show(found: Mapping[str, Any], machine: Machine, known: bool) -> None:
         f"\n  {found['samples']:,} samples, {found['steps']:,} steps, {found['tokens']:,} tokens "
         f"({found['tokens_unshared'] / found['tokens']:.1f}x fewer than one sample at a time), "
         f"{found['answer_tokens']:,} of them answers\n"
-        f"  {found['operations']:.3g} operations: {found['hours']:,.1f} hours if {found['mfu_assumed']:.0%} (--mfu) of "
-        f"{found['peak'] / 1e12:,.1f} T/s each is reached"
+        f"  {found['operations']:.3g} operations: {spoken(found['hours'])} if {found['mfu_assumed']:.0%} (--mfu) of "
+        f"{rate(found['peak'])} each is reached"
     )
     price = f", {found['money']:,.0f} of your money" if found["money"] is not None else " (--price says what they cost)"
-    console.print(f"  {found['device_hours']:,.1f} device hours{price}")
+    console.print(f"  {spoken(found['device_hours'])} of devices{price}")
+
+
+def spoken(hours: float) -> str:
+    """Hours, or minutes where there is less than one."""
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
+
+
+def rate(operations: float) -> str:
+    """Operations a second: of cards in T, of a CPU in G."""
+    return f"{operations / 1e12:,.1f} T/s" if operations >= 1e12 else f"{operations / 1e9:,.1f} G/s"
