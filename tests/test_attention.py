@@ -213,7 +213,7 @@ def test_activations_computed_again_teach_the_same(parts: Path) -> None:
     loaded = put_together(parts, "qwen3", torch.float64, "chatml")
     packs = make_packs(make_feed(parts, loaded, "chatml"), torch.float64)
     kept = packed(loaded.model, packs)
-    loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+    loaded.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     loaded.model.train()  # nothing is computed again in eval mode
     layers = [layer for layer in loaded.model.model.language_model.layers if layer.gradient_checkpointing]
     assert layers

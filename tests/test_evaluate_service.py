@@ -69,6 +69,13 @@ def test_differences_are_named() -> None:
     ]
 
 
+def test_the_last_bit_of_a_confidence_is_no_difference_and_one_answer_is() -> None:
+    """Both figures as a demo and its reproduction gave them; then an answer among 100,000."""
+    old = {"mean_confidence": 0.3368871612681283, "exact": 0.5}
+    assert not list(differences(old, {"mean_confidence": 0.3368871642483605, "exact": 0.5}, ""))
+    assert list(differences(old, old | {"exact": 0.50001}, "")) == ["exact: 0.5 then, 0.50001 now"]
+
+
 def test_settings_name_what_is_missing() -> None:
     with pytest.raises(Exception, match="name a model and a dataset"):
         EvaluateSettings()
