@@ -20,6 +20,7 @@ from qilin.train.feed import Feed, Pack
 from qilin.train.loop import pack_loss
 from qilin.train.plan import make_plan
 from qilin.train.settings import DataSource, TrainSettings
+from qilin.train.setup import compute_again
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 CPU = torch.device("cpu")
@@ -213,7 +214,7 @@ def test_activations_computed_again_teach_the_same(parts: Path) -> None:
     loaded = put_together(parts, "qwen3", torch.float64, "chatml")
     packs = make_packs(make_feed(parts, loaded, "chatml"), torch.float64)
     kept = packed(loaded.model, packs)
-    loaded.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    compute_again(loaded.model, 1.0)
     loaded.model.train()  # nothing is computed again in eval mode
     layers = [layer for layer in loaded.model.model.language_model.layers if layer.gradient_checkpointing]
     assert layers

@@ -25,15 +25,20 @@ def fit_out(model: Any, settings: TrainSettings, on_card: bool) -> Any:
         round_norms(model)
     assert settings.checkpointing != "auto", "resolved before, when the plan is known"
     if settings.checkpointing:
-        if hasattr(model, "activation_checkpointing_enable"):
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        else:  # its name in older versions of transformers, which goes in 6
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        layers = model.model.language_model.layers
-        again = math.ceil(settings.checkpointing * len(layers))
-        for layer in layers[again:]:  # the last layers: what they keep is let go first
-            layer.gradient_checkpointing = False
+        compute_again(model, settings.checkpointing)
     return model
+
+
+def compute_again(model: Any, share: float) -> None:
+    """Activations of so many of the language model's layers are not kept; the last layers keep theirs, for these are
+    let go first."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:  # its name in older versions of transformers, which goes in 6
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = model.model.language_model.layers
+    for layer in layers[math.ceil(share * len(layers)) :]:
+        layer.gradient_checkpointing = False
 
 
 def round_norms(model: Any) -> None:
