@@ -3,9 +3,10 @@ PyTorch's flash kernel, in bf16 most.
 
 In: queries, keys and values of all tokens, and buckets that say who sees whom. Out: what each query attends to, with
 gradients. A query sees the keys up to its own place; a block of queries is multiplied with no more keys than its last
-one sees, so that nearly half of the work falls away and only a block of weights exists at once.
+one sees, so that nearly half of the work falls away; of long sequences no more than a block's weights exist at once.
 
-Shapes are rounded up, for oneDNN prepares each new shape of a product in bf16 for some 0.8 ms and keeps 0.6 MB for it.
+Shapes are rounded up, for oneDNN takes some 0.8 ms and keeps some 0.6 MB for each new shape of a product in bf16
+(bench/results/attention.json).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-BLOCK = 128  # queries at once; 64 was slower, 192 and 256 no faster, for 600 to 2,000 tokens
+BLOCK = 128  # queries at once (others in bench/results/attention.json)
 TOGETHER = 1 << 18  # weights of one head and block computed at once: what stays near the processor
 KEPT = 1024  # keys up to which weights are kept for the backward pass: under half of what a layer keeps besides
 
