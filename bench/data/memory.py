@@ -41,7 +41,7 @@ STEPS = {
     "import": "import folder {n}/table.csv {n}/imported --images {n}/files --caption caption --id id --workers {w}",
     "curate": "curate {n}/written {n}/curated --resplit --workers {w}",
     "merge": "merge {n}/merged {n}/written {n}/other --context 0.726 --workers {w}",
-    "chats": "chats {n}/other {n}/chats",
+    "chats": "chats {n}/other {n}/chats --workers {w}",
     "stats": "stats {n}/written",
     "to llava": "to llava {n}/written {n}/llava",
 }
