@@ -218,6 +218,18 @@ def test_splits_divide_neither_articles_nor_pictures_that_look_alike(tmp_path: P
     assert again.hash != data.hash
 
 
+def test_without_a_test_set_it_says_that_none_was_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = picture(1)
+    source = dataset(tmp_path / "in", [(sample("a", shown, "问？", "答"), shown)])
+    bench = dataset(tmp_path / "bench", [(sample("b", picture(3), "测试题？", "答"), picture(3))], "test")
+    said = {}
+    for name, more in (("without", []), ("with", ["--benchmarks", str(bench)])):
+        assert main(["data", "curate", str(source), str(tmp_path / name), "--workers", "1", *more]) == 0
+        said[name] = capsys.readouterr().out
+    assert "--benchmarks" in said["without"]
+    assert "--benchmarks" not in said["with"]
+
+
 def test_nothing_left_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = picture(1)
     source = dataset(tmp_path / "in", [(sample("a", shown, "问？", "答", license_tier="unknown"), shown)])

@@ -237,5 +237,7 @@ def tell(given: CurateSettings, made: Dataset, fresh: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
     console.print(f"{'made' if fresh else 'already there:'} {given.out}: {counts['pictures']:,} pictures; {samples}")
+    if not given.benchmarks:
+        console.print("not compared with any test set: name their folders with --benchmarks")
     if counts["dropped"]:
         console.print(refusals(counts["dropped_reasons"], "samples refused", str(given.out / "dropped.jsonl")))
