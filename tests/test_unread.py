@@ -10,7 +10,6 @@ import torch
 from qilin.errors import UserError
 from qilin.model.compose import compose, set_learning
 from qilin.train.attention import make_layout, use_packed_attention, use_plain_attention
-from qilin.train.setup import arithmetic, round_norms
 from qilin.train.unread import features_depth, vision_layers
 from tiny import tiny_language, tiny_vision
 
@@ -95,22 +94,6 @@ def test_features_of_a_deeper_layer_need_more(model: Any) -> None:
         model.config.vision_feature_layer = layer
         found[str(layer)] = features_depth(model)
     assert found == {"-1": total, "-2": total - 1, "[1, -1]": total, "1": 1}
-
-
-def test_norms_rounded_once_change_nothing_forward(model: Any) -> None:
-    use_packed_attention(model)
-    with arithmetic("bf16", CPU):
-        before, _ = seen_by(model, None)
-    round_norms(model)
-    with arithmetic("bf16", CPU):
-        after, _ = seen_by(model, None)
-    assert torch.equal(after, before)
-    kinds = []
-    model.model.language_model.layers[0].mlp.register_forward_pre_hook(lambda m, args: kinds.append(args[0].dtype))
-    with arithmetic("bf16", CPU):
-        seen_by(model, None)
-    seen_by(model, None)
-    assert kinds == [torch.bfloat16, torch.float32]  # without autocast they stay as they are
 
 
 def test_dropout_of_attention_is_refused(model: Any) -> None:

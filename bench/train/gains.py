@@ -19,7 +19,6 @@ TRICKS = (
     "attention by document",
     "attention in blocks",
     "what nobody reads left out",
-    "norms rounded once",
     "pictures kept",
     "packs made ahead",
     "bf16",

@@ -14,7 +14,7 @@ from watch import Watch, read_job
 
 from qilin.model import inputs
 from qilin.origin import code_hash, commit
-from qilin.train import attention, feed, loop, plan, setup
+from qilin.train import attention, feed, loop, plan
 from qilin.train.log import Log
 from qilin.train.run import run_stage
 from qilin.train.settings import DataSource, TrainSettings
@@ -126,11 +126,6 @@ def everything_read() -> None:
     attention.skip_unread = lambda model: None
 
 
-def no_rounding() -> None:
-    """Each product rounds what a norm hands on for itself."""
-    setup.round_norms = lambda model: None
-
-
 def no_kept_pictures() -> None:
     """A picture is read and scaled each time it is asked for."""
     inputs.Pixels.__init__.__defaults__ = (0,)
@@ -162,7 +157,6 @@ OFF: dict[str, Callable[[], None]] = {
     "attention by document": dense_mask,
     "attention in blocks": no_blocks,
     "what nobody reads left out": everything_read,
-    "norms rounded once": no_rounding,
     "pictures kept": no_kept_pictures,
     "packs made ahead": no_prefetch,
 }

@@ -12,7 +12,6 @@ import torch
 
 from qilin.errors import UserError
 from qilin.train.settings import TrainSettings
-from qilin.train.unread import vision_layers
 
 
 def fit_out(model: Any, settings: TrainSettings, on_card: bool) -> Any:
@@ -21,8 +20,6 @@ def fit_out(model: Any, settings: TrainSettings, on_card: bool) -> Any:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    if settings.precision == "bf16":
-        round_norms(model)
     assert settings.checkpointing != "auto", "resolved before, when the plan is known"
     if settings.checkpointing:
         compute_again(model, settings.checkpointing)
@@ -39,19 +36,6 @@ def compute_again(model: Any, share: float) -> None:
     layers = model.model.language_model.layers
     for layer in layers[math.ceil(share * len(layers)) :]:
         layer.gradient_checkpointing = False
-
-
-def round_norms(model: Any) -> None:
-    """What a layer's norms hand on becomes bf16 once, under autocast; else each product that takes it rounds it again,
-    and keeps its own copy where weights learn."""
-    for layer in [*model.model.language_model.layers, *vision_layers(model)]:
-        for name, module in layer.named_children():
-            if "norm" in name:
-                module.register_forward_hook(rounded)
-
-
-def rounded(module: torch.nn.Module, given: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
-    return out.to(torch.bfloat16) if torch.is_autocast_enabled(out.device.type) else out
 
 
 def shrink_frozen(model: Any, settings: TrainSettings, device: torch.device, emulate: bool = False) -> Any:
