@@ -1,12 +1,12 @@
-"""Attention of a pack on a CPU: alike sequences together, by blocks of queries, in plain products; there these outrun
-PyTorch's flash kernel, in bf16 most.
+"""Attention of a pack on a CPU: alike sequences together, by blocks of queries, in plain products. In bf16 these take
+0.5 to 0.9 of the time of PyTorch's flash kernel; in fp32, which is not the default, up to 2.5 times as much
+(bench/results/attention.json).
 
 In: queries, keys and values of all tokens, and buckets that say who sees whom. Out: what each query attends to, with
 gradients. A query sees the keys up to its own place; a block of queries is multiplied with no more keys than its last
 one sees, so that nearly half of the work falls away; of long sequences no more than a block's weights exist at once.
 
-Shapes are rounded up, for oneDNN takes some 0.8 ms and keeps some 0.6 MB for each new shape of a product in bf16
-(bench/results/attention.json).
+Shapes are rounded up, for oneDNN takes half a millisecond for each new shape of a product in bf16, and keeps it.
 """
 
 from collections.abc import Iterator, Sequence
