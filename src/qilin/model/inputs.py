@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from qilin.data.records import CAPTION_KINDS, Dataset, Sample, count_images, text_of
 from qilin.errors import UserError
@@ -56,10 +57,11 @@ def image_tokens(processor: Any) -> int:
 
 
 class Pixels:
-    """The pictures of datasets as tensors (3, height, width), float32, normalised; the last used ones kept."""
+    """The pictures of datasets as tensors (3, height, width), float32, normalised; those last used are kept, as bytes."""
 
     def __init__(self, image_processor: Any, limit_bytes: int = 1 << 30) -> None:
         self.image_processor = image_processor
+        self.values = values_of(image_processor)
         self.limit_bytes = limit_bytes
         self.kept: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.bytes = 0
@@ -68,15 +70,30 @@ class Pixels:
         """One picture. Raises UserError (from imaging) naming the picture when its bytes do not decode."""
         if image_id in self.kept:
             self.kept.move_to_end(image_id)
-            return self.kept[image_id]
-        pixels = self.prepare(to_rgb(dataset.picture(image_id).bytes))
+            return self.normalised(self.kept[image_id])
+        pixels = self.cut(to_rgb(dataset.picture(image_id).bytes))
         self.kept[image_id] = pixels
         self.bytes += pixels.nbytes
         while self.bytes > self.limit_bytes and len(self.kept) > 1:
             self.bytes -= self.kept.popitem(last=False)[1].nbytes
-        return pixels
+        return self.normalised(pixels)
 
-    def prepare(self, image: Any) -> torch.Tensor:
-        """A PIL picture -> (3, height, width)."""
-        found = self.image_processor(images=[image], return_tensors="np")["pixel_values"][0]
-        return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
+    def cut(self, image: Any) -> torch.Tensor:
+        """A PIL picture -> (3, height, width) of bytes: padded, scaled and cropped."""
+        found = self.image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="np")
+        pixels = np.ascontiguousarray(found["pixel_values"][0])
+        assert pixels.dtype == np.uint8, f"the image processor scales to {pixels.dtype}, not to bytes"
+        return torch.from_numpy(pixels)
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(3, height, width) of bytes -> float32, by looking each value up: exactly what the processor makes of it."""
+        channels = zip(self.values, pixels.flatten(1).int(), strict=True)
+        return torch.stack([values.index_select(0, places) for values, places in channels]).view(pixels.shape)
+
+
+def values_of(image_processor: Any) -> torch.Tensor:
+    """(3, 256) float32: what the processor makes of each byte in each channel."""
+    every = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+    as_it_is = {"do_resize": False, "do_center_crop": False, "do_pad": False}
+    found = image_processor(images=[every], return_tensors="np", **as_it_is)["pixel_values"][0]
+    return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32)).flatten(1)
