@@ -57,7 +57,7 @@ def image_tokens(processor: Any) -> int:
 
 
 class Pixels:
-    """The pictures of datasets as tensors (3, height, width), float32, normalised; those last used are kept, as bytes."""
+    """The pictures of datasets as tensors (3, height, width), float32, normalised; the last used are kept, as bytes."""
 
     def __init__(self, image_processor: Any, limit_bytes: int = 1 << 30) -> None:
         self.image_processor = image_processor
