@@ -120,7 +120,6 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    dropout: float = 0.0,
     layout: Layout | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,

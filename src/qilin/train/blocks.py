@@ -134,7 +134,7 @@ class Blocks(torch.autograd.Function):
                 for block in bucket.blocks:
                     weights = weights_of(q, k, block, bucket.count)
                     found[:, block.rows] = torch.bmm(weights, v[:, : block.keys])
-                    if k.shape[1] <= KEPT and any(ctx.needs_input_grad):
+                    if keeps(k) and any(ctx.needs_input_grad):
                         kept.append(weights)
                 collect(out, found, bucket)
         ctx.save_for_backward(query, key, value, *kept)
@@ -150,7 +150,7 @@ class Blocks(torch.autograd.Function):
             come = spread(gradients[0], bucket).view(q.shape)
             to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
             for block in bucket.blocks:
-                weights = next(remembered) if k.shape[1] <= KEPT else weights_of(q, k, block, bucket.count)
+                weights = next(remembered) if keeps(k) else weights_of(q, k, block, bucket.count)
                 rows, keys = block.rows, block.keys
                 to_v[:, :keys].baddbmm_(weights.transpose(1, 2), come[:, rows])
                 to_weights = torch.bmm(come[:, rows], v[:, :keys].transpose(1, 2))
@@ -159,11 +159,16 @@ class Blocks(torch.autograd.Function):
                 to_k[:, :keys].baddbmm_(to_scores.transpose(1, 2), q[:, rows])
             collect(to_query, to_q.mul_(ctx.scale), bucket)
             for total, part in ((to_key, to_k), (to_value, to_v)):
-                rows = part.view(len(query), -1, part.shape[-1])  # (H, N * K, E)
-                if len(rows) > len(total):  # a head of keys takes from all its heads of queries
-                    rows = rows.unflatten(0, (len(total), -1)).sum(1)
-                total.index_add_(1, bucket.keys, rows)
+                came = part.view(len(query), -1, part.shape[-1])  # (H, N * K, E)
+                if len(came) > len(total):  # a head of keys takes from all its heads of queries
+                    came = came.unflatten(0, (len(total), -1)).sum(1)
+                total.index_add_(1, bucket.keys, came)
         return to_query, to_key, to_value, None, None
+
+
+def keeps(keys: torch.Tensor) -> bool:
+    """Whether the weights over (M, K, E) are kept for the backward pass, or made again there."""
+    return keys.shape[1] <= KEPT
 
 
 def chosen(
