@@ -131,7 +131,7 @@ def test_hugging_face_datasets_opens_both_configurations(tmp_path: Path, monkeyp
 
 
 def test_reading_a_file_for_the_card_does_not_keep_it(tmp_path: Path) -> None:
-    groups, size = 40, 200_000
+    groups, size = 100, 200_000
     with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("text", pa.string())])) as writer:
         for n in range(groups):
             writer.write_table(pa.table({"text": [np.random.default_rng(n).bytes(size // 2).hex()]}))
@@ -141,7 +141,8 @@ def test_reading_a_file_for_the_card_does_not_keep_it(tmp_path: Path) -> None:
         before = pa.total_allocated_bytes()
         return max(pa.total_allocated_bytes() - before for _ in batches)
 
-    assert most(batches_of(tmp_path / "a.parquet", ["text"])) < 5 * size
+    # Arrow's threads hold two to eight times a group while they decode it, by how they are scheduled.
+    assert most(batches_of(tmp_path / "a.parquet", ["text"])) < 20 * size
     assert most(pq.ParquetFile(tmp_path / "a.parquet").iter_batches()) > groups * size / 3  # the control
 
 
