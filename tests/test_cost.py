@@ -26,6 +26,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def for_what_is_read(model: object) -> tuple[torch.nn.Module, ...]:
+    """Of the last layer what is computed only for tokens that predict something."""
+    end = model.model.language_model.layers[-1]  # type: ignore[attr-defined]
+    return end.self_attn.q_proj, end.self_attn.o_proj, end.mlp
+
+
 def counted(model: object, learn: tuple[str, ...]) -> float:
     """Operations that PyTorch counts in forward and backward of one row, its attention done by plain products."""
     model.set_attn_implementation("eager")  # type: ignore[attr-defined]
@@ -53,7 +59,7 @@ def test_operations_are_those_that_pytorch_counts(
     found = counted(model, learn)
     # eager attention computes the whole square; a class token is not counted in pictures, and is a 17th row here
     # and the last layer everything
-    last = products(model.model.language_model.layers[-1].mlp, gradient=True)
+    last = sum(products(part, gradient=True) for part in for_what_is_read(model))
     expected = cost.of(Counts(TOKENS, ANSWERS, PICTURES, TOKENS**2, TOKENS**2)) + last * (TOKENS - ANSWERS)
     assert found == pytest.approx(expected, rel=0.12 if vision == "clip" else 0.06)
     assert cost.of(Counts(TOKENS, ANSWERS, PICTURES, 0, 0)) < expected
@@ -72,10 +78,11 @@ def test_learning_less_costs_less(home: Path) -> None:
     assert costs[1].token == pytest.approx(costs[0].token * 1.5)  # the gradient of the weights on top
     assert costs[1].pair == costs[0].pair  # attention has no weights
     language = model.model.language_model
-    all_layers, last = (
+    all_layers, *ends = (
         sum(m.weight.numel() for m in part.modules() if isinstance(m, torch.nn.Linear))
-        for part in (language, language.layers[-1].mlp)
+        for part in (language, *for_what_is_read(model))
     )
+    last = sum(ends)
     assert costs[1].token == 6 * (all_layers - last)
     assert costs[1].answer - costs[0].answer == 2 * (last + model.lm_head.weight.numel())
 

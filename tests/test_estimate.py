@@ -12,6 +12,7 @@ import torch
 from qilin import cli
 from qilin.model.compose import set_learning
 from qilin.model.skeleton import shape_of, skeleton
+from qilin.train import memory
 from qilin.train.attention import use_packed_attention
 from qilin.train.cost import cost_of
 from qilin.train.estimate import largest_pack, rate, spoken
@@ -21,7 +22,7 @@ from qilin.train.memory import Live, peak, ready, standing
 from qilin.train.plan import Plan, make_plan
 from qilin.train.run import load_start
 from qilin.train.settings import TrainSettings, read_recipe
-from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out
+from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out, picture_dtype
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 CPU = torch.device("cpu")
@@ -58,9 +59,9 @@ def allocated(settings: TrainSettings) -> tuple[float, Plan, Any]:
     set_learning(loaded.model, settings.learn)
     feed = Feed(settings, loaded.processor)
     plan = make_plan(feed.lengths, [1.0], batch=settings.batch, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
-    model = base_of(add_adapters(fit_out(loaded.model, settings, False), settings)).train()
+    model = base_of(add_adapters(fit_out(loaded.model, settings), settings)).train()
     use_packed_attention(model)
-    pack = feed.pack(plan.packs(0)[0], CPU, torch.float32)
+    pack = feed.pack(plan.packs(0)[0], CPU, picture_dtype(settings))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -98,12 +99,29 @@ def test_memory_is_what_pytorch_allocates(home: Path, more: Sequence[str]) -> No
     # with activations computed again, the largest moment may be another at another depth
     assert said == pytest.approx(real, rel=0.12 if settings.checkpointing else 0.05)
     assert peak(config, settings, largest_pack(plan), on_card=True) != said
-    stays = standing(ready(bones, settings, False), settings, False)
+    stays = standing(ready(bones, settings), settings, False)
     rows = model.get_input_embeddings().weight.shape[0] - config.get_text_config().vocab_size  # of <image>
     extra = 2 * 4 * rows * 64
     assert stays["weights"] == pytest.approx(sum(p.nbytes for p in model.parameters()), abs=extra)
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert stays["optimizer"] == pytest.approx(8 * learn, abs=2 * extra)
+
+
+def test_the_host_holds_the_whole_model_while_it_is_read_and_written(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where training takes less: with frozen weights in bf16 and a small pack."""
+    monkeypatch.setattr(memory, "peak", lambda *given: 0.0)
+    found, pack = {}, memory.Shape([(0, 64, -1)], 1, 0)
+    for precision in ("bf16", "fp32"):
+        settings = read_recipe("small/align", words(home, f"precision={precision}"))
+        config = shape_of(settings.vision, settings.language, None, "huggingface", None)
+        model = ready(skeleton(config), settings)
+        causes = [memory.memory_by_cause(config, model, settings, pack, on_card) for on_card in (False, True)]
+        found[precision] = ["more, while it is read and written" in each for each in causes]
+        if precision == "bf16":
+            assert sum(causes[0].values()) == memory.read_bytes(model)
+    assert found == {"bf16": [True, False], "fp32": [False, False]}
 
 
 def test_a_skeleton_is_the_model_without_its_weights(home: Path) -> None:

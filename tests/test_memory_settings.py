@@ -19,7 +19,7 @@ from qilin.train.optimizer import make_optimizer
 from qilin.train.plan import Plan, make_plan
 from qilin.train.run import load_start
 from qilin.train.settings import TrainSettings, read_recipe
-from qilin.train.setup import fit_out, shrink_frozen
+from qilin.train.setup import arithmetic, fit_out, shrink_frozen
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 CPU = torch.device("cpu")
@@ -49,9 +49,20 @@ def one_pack(settings: TrainSettings) -> tuple[Any, Any, Plan]:
     set_learning(loaded.model, settings.learn)
     feed = Feed(settings, loaded.processor)
     plan = make_plan(feed.lengths, [1.0], batch=100, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
-    model = fit_out(loaded.model, settings, False).train()
+    model = fit_out(loaded.model, settings).train()
     use_packed_attention(model)
     return model, feed.pack(plan.packs(0)[0], CPU, torch.float32), plan
+
+
+def test_frozen_weights_in_bf16_err_as_products_in_bf16_do(home: Path) -> None:
+    found = {}
+    for weights, products in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")):
+        model, pack, _ = one_pack(recipe(home, f"precision={weights}"))
+        with arithmetic(products, CPU):
+            found[weights, products] = gradient(model, pack)
+    exact = found.pop(("fp32", "fp32"))
+    alone, frozen = ((each - exact).norm() / exact.norm() for each in found.values())
+    assert 1e-4 < frozen < 1.5 * alone + 1e-3
 
 
 def gradient(model: Any, pack: Any) -> torch.Tensor:
@@ -82,9 +93,7 @@ def test_auto_computes_again_only_as_much_as_memory_asks_for(home: Path) -> None
     from qilin.model.skeleton import skeleton
     from qilin.train.memory import SLACK, ready
 
-    stays = sum(
-        standing(ready(skeleton(config), replace(settings, checkpointing=False), True), settings, True).values()
-    )
+    stays = sum(standing(ready(skeleton(config), replace(settings, checkpointing=False)), settings, True).values())
     shares = []
     for part in (2.0, 1.0, 0.5, 0.0, -1.0):  # of what lies between computing all again and nothing
         memory = (stays + least + part * (most - least) + 1) / SLACK
@@ -98,7 +107,7 @@ def test_what_is_divided_takes_its_share_of_each_device(home: Path) -> None:
     from qilin.train.memory import ready
 
     settings = recipe(home, "learn=[projector, language]", "divide=all", "precision=bf16")
-    model = ready(skeleton(shape_of(settings.vision, settings.language, None, "huggingface", None)), settings, True)
+    model = ready(skeleton(shape_of(settings.vision, settings.language, None, "huggingface", None)), settings)
     alone, eight = standing(model, settings, True), standing(model, settings, True, 8)
     assert eight["optimizer"] == alone["optimizer"] / 8
     assert eight["weights"] == pytest.approx(alone["weights"] / 8)

@@ -113,6 +113,15 @@ def test_stage_one_moves_the_projector_alone(home: Path, aligned: Path, tmp_path
     assert figures[-1]["loss"] < figures[0]["loss"]
 
 
+def test_what_is_frozen_is_written_as_it_was_read(home: Path, aligned: Path, tmp_path: Path) -> None:
+    """While it trains it is rounded to bf16."""
+    before = weights(aligned)
+    run = stage(home, tmp_path / "run", f"model={aligned}", "learn=[projector]", "precision=bf16", "epochs=1")
+    assert moved(before, weights(run)) == {"vision": {False}, "projector": {True}, "language": {False}}
+    rounded = {name: tensor.bfloat16().float() for name, tensor in before.items()}
+    assert moved(before, rounded)["language"] == {True, False}, "control: rounding would be seen"
+
+
 def test_a_rate_of_nothing_and_a_rate_of_its_own(home: Path, aligned: Path, tmp_path: Path) -> None:
     run = stage(
         home, tmp_path / "run", f"model={aligned}", "learn=[vision, projector, language]", "rates.vision=0", "epochs=1"
@@ -157,10 +166,13 @@ def steps_of(run: Path) -> int:
     return int(json.loads((run / "plan.json").read_text())["steps"])
 
 
-def test_lora_moves_adapters_and_what_is_named(home: Path, aligned: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lora_moves_adapters_and_what_is_named(home: Path, aligned: Path, tmp_path: Path, precision: str) -> None:
     from peft import PeftModel
 
-    run = stage(home, tmp_path / "run", f"model={aligned}", "learn=[projector]", "lora={rank: 4}")
+    run = stage(
+        home, tmp_path / "run", f"model={aligned}", "learn=[projector]", "lora={rank: 4}", f"precision={precision}"
+    )
     found = moved(weights(aligned), weights(run))
     assert found["vision"] == {False}
     assert found["projector"] == {True}

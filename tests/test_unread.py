@@ -41,8 +41,10 @@ def seen_by(model: Any, read: list[int] | None, **given: Any) -> tuple[torch.Ten
     pixels = torch.randn(2, 3, size, size)[:1]
     shapes: dict[str, torch.Size] = {}
     language = model.model.language_model
+    end = language.layers[-1]
     watched = {
-        "vision": vision_layers(model)[-1].self_attn, "before": language.layers[0].mlp, "mlp": language.layers[-1].mlp
+        "vision": vision_layers(model)[-1].self_attn, "before": language.layers[0].mlp, "mlp": end.mlp,
+        "queries": end.self_attn.q_proj, "keys": end.self_attn.k_proj,
     }  # fmt: skip
     handles = [
         module.register_forward_pre_hook(
@@ -70,7 +72,8 @@ def test_layers_are_given_what_is_read(model: Any) -> None:
     some, after = seen_by(model, read)
     torch.testing.assert_close(some[read], whole[read])
     assert before["mlp"][1] == before["before"][1] == after["before"][1] == 26
-    assert after["mlp"][1] == len(read)
+    assert after["mlp"][1] == after["queries"][1] == len(read)
+    assert after["keys"][1] == before["queries"][1] == 26
     assert after["vision"][:2] == (1, 1)  # its layer is behind the features: one token, for its form
 
 

@@ -304,10 +304,10 @@ def test_check_reads_the_pictures_that_are_validated_on(
     bad = keys(open_sources(settings, "validation"))[0].pop()
     real = Pixels.get
 
-    def get(pixels: Any, dataset: Any, image_id: str) -> torch.Tensor:
+    def get(pixels: Any, dataset: Any, image_id: str, dtype: torch.dtype) -> torch.Tensor:
         if image_id == bad:
             raise UserError("damaged")
-        return real(pixels, dataset, image_id)
+        return real(pixels, dataset, image_id, dtype)
 
     monkeypatch.setattr(Pixels, "get", get)
     assert run_stage(recipe(home, out=str(tmp_path / "run")), "test", check=True) is None  # control: not read there

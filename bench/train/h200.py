@@ -151,7 +151,7 @@ def make_model(shape: dict[str, int], small: bool, settings: TrainSettings, devi
     with device:
         model: Any = LlavaForConditionalGeneration(config)
     set_learning(model, settings.learn)
-    model = shrink_frozen(fit_out(model, settings, device.type != "cpu"), settings, device)
+    model = shrink_frozen(fit_out(model, settings), settings, device)
     return base_of(add_adapters(model, settings)).train()
 
 

@@ -249,10 +249,20 @@ class Dataset:
 
     def picture(self, image_id: str) -> Picture:
         """One picture by id. Raises UserError if the folder does not hold it."""
+        return picture_from_row(self.picture_columns(image_id))
+
+    def picture_bytes(self, image_id: str) -> bytes:
+        """Its bytes alone. Raises UserError if the folder does not hold it."""
+        found: bytes = self.picture_columns(image_id, ("image_id", "bytes"))["bytes"]
+        return found
+
+    def picture_columns(self, image_id: str, columns: Sequence[str] = tuple(PICTURE_SCHEMA.names)) -> dict[str, Any]:
+        """Some columns of a picture's row."""
         for file, group, row in self.where.places(image_id):
-            found = open_parquet(file).read_row_group(group).slice(row, 1).to_pylist()[0]
+            table = open_parquet(file).read_row_group(group, columns=list(columns), use_threads=False)
+            found: dict[str, Any] = table.slice(row, 1).to_pylist()[0]
             if found["image_id"] == image_id:
-                return picture_from_row(found)
+                return found
         raise UserError(f"{self.path}: picture {image_id} is named by a sample but is not in images/")
 
     @cached_property

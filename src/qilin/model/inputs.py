@@ -57,7 +57,7 @@ def image_tokens(processor: Any) -> int:
 
 
 class Pixels:
-    """The pictures of datasets as tensors (3, height, width), float32, normalised; the last used are kept, as bytes."""
+    """The pictures of datasets as tensors (3, height, width), normalised; the last used are kept, as bytes."""
 
     def __init__(self, image_processor: Any, limit_bytes: int = 1 << 30) -> None:
         self.image_processor = image_processor
@@ -66,17 +66,17 @@ class Pixels:
         self.kept: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.bytes = 0
 
-    def get(self, dataset: Dataset, image_id: str) -> torch.Tensor:
+    def get(self, dataset: Dataset, image_id: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """One picture. Raises UserError (from imaging) naming the picture when its bytes do not decode."""
         if image_id in self.kept:
             self.kept.move_to_end(image_id)
-            return self.normalised(self.kept[image_id])
-        pixels = self.cut(to_rgb(dataset.picture(image_id).bytes))
+            return self.normalised(self.kept[image_id], dtype)
+        pixels = self.cut(to_rgb(dataset.picture_bytes(image_id)))
         self.kept[image_id] = pixels
         self.bytes += pixels.nbytes
         while self.bytes > self.limit_bytes and len(self.kept) > 1:
             self.bytes -= self.kept.popitem(last=False)[1].nbytes
-        return self.normalised(pixels)
+        return self.normalised(pixels, dtype)
 
     def cut(self, image: Any) -> torch.Tensor:
         """A PIL picture -> (3, height, width) of bytes: padded, scaled and cropped."""
@@ -85,9 +85,9 @@ class Pixels:
         assert pixels.dtype == np.uint8, f"the image processor scales to {pixels.dtype}, not to bytes"
         return torch.from_numpy(pixels)
 
-    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(3, height, width) of bytes -> float32, by looking each value up: exactly what the processor makes of it."""
-        channels = zip(self.values, pixels.flatten(1).int(), strict=True)
+    def normalised(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(3, height, width) of bytes -> numbers, by looking each value up: exactly what the processor makes of it."""
+        channels = zip(self.values.to(dtype), pixels.flatten(1).int(), strict=True)
         return torch.stack([values.index_select(0, places) for values, places in channels]).view(pixels.shape)
 
 

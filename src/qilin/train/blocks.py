@@ -113,7 +113,9 @@ def block_attention(
     """(H, T, E), in the kind of number of `value`. A token is asked for once, or not at all: then it gets zeros."""
     kind = value.dtype
     scale = scaling or query.shape[-1] ** -0.5
-    out: torch.Tensor = Blocks.apply(query.to(kind), key.to(kind), value, tuple(buckets), scale)
+    # end to end: choosing rows of anything else would copy all of it for each bucket
+    q, k, v = (x.to(kind).contiguous() for x in (query, key, value))
+    out: torch.Tensor = Blocks.apply(q, k, v, tuple(buckets), scale)
     return out
 
 
@@ -142,12 +144,13 @@ class Blocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradient = gradients[0].contiguous()
         query, key, value, *kept = ctx.saved_tensors
         remembered = iter(kept)
         to_query, to_key, to_value = (x.new_zeros(x.shape) for x in (query, key, value))
         for bucket in ctx.buckets:
             q, k, v = chosen(query, key, value, bucket, ctx.scale)
-            come = spread(gradients[0], bucket).view(q.shape)
+            come = spread(gradient, bucket).view(q.shape)
             to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
             for block in bucket.blocks:
                 weights = next(remembered) if keeps(k) else weights_of(q, k, block, bucket.count)

@@ -20,8 +20,8 @@ from qilin.train.unread import features_depth, vision_layers
 class Cost:
     """Floating-point operations of forward and backward together; a multiply and an add are two."""
 
-    token: float  # of the language model, without attention and without the last layer's MLP
-    answer: float  # of that MLP and the head, at a supervised position: nobody reads what they make of other tokens
+    token: float  # of the language model, without attention and without the last layer's queries, projection and MLP
+    answer: float  # of these and the head, at a supervised position: nobody reads what they make of other tokens
     picture: float  # of vision encoder and projector
     pair: float  # of attention, for one token that one other (or itself) sees, over all layers but the last
     answer_pair: float  # in the last layer, for one that is seen by a supervised position
@@ -55,7 +55,8 @@ def cost_of(model: Any) -> Cost:
     # QK' and PV, two operations a number each; backward has each product twice
     lookup = 4 * len(layers) * vision.config.hidden_size * (3 if vision_learns else 1)
     learns = first_learns or any(p.requires_grad for p in language.parameters())
-    last = products(language.layers[-1].mlp, learns)
+    end = language.layers[-1]
+    last = sum(products(part, learns) for part in (end.self_attn.q_proj, end.self_attn.o_proj, end.mlp))
     pair = 4 * text.num_attention_heads * head_width * (3 if learns else 1)
     return Cost(
         token=products(language, learns) - last,

@@ -23,7 +23,7 @@ from qilin.model.template import chat_template
 from qilin.settings import parse_override
 from qilin.train.cost import CARDS, Card, card_named, cost_of, measure_peak
 from qilin.train.feed import Feed
-from qilin.train.memory import SLACK, largest_pack, memory_by_cause, peak, ready, settled, standing
+from qilin.train.memory import SLACK, largest_pack, memory_by_cause, peak, read_bytes, ready, settled, standing
 from qilin.train.plan import Lengths, Plan, make_plan
 from qilin.train.settings import EstimateCommand, Lora, TrainSettings, read_recipe
 
@@ -141,7 +141,7 @@ def figures(
     known: bool,
 ) -> dict[str, Any]:
     """Everything that is told, as plain numbers."""
-    learner = ready(model, settings, machine.on_card)
+    learner = ready(model, settings)
     parts = {
         name: count(learner, prefix)
         for name, prefix in (("vision", "vision_tower"), ("projector", "projector"), ("language", ""))
@@ -209,8 +209,12 @@ def size_of(settings: TrainSettings, machine: Machine, config: LlavaConfig, plan
     """Bytes on each of `count` devices; what moves is left out where what stays is too much already."""
     pack = largest_pack(replace(plan, pack_tokens=settings.pack_tokens))
     settings = settled(config, settings, pack, machine.on_card, count, machine.memory)
-    size = sum(standing(ready(skeleton(config), settings, machine.on_card), settings, machine.on_card, count).values())
-    return size if size > machine.room else size + peak(config, settings, pack, machine.on_card, count > 1)
+    model = ready(skeleton(config), settings)
+    size = sum(standing(model, settings, machine.on_card, count).values())
+    if size > machine.room:
+        return size
+    size += peak(config, settings, pack, machine.on_card, count > 1)
+    return size if machine.on_card else max(size, read_bytes(model))
 
 
 def with_adapters(settings: TrainSettings) -> TrainSettings:

@@ -184,7 +184,7 @@ class Feed:
                 names.append(sample.sample_id)
                 prefix = int(self.lengths.prefix[index]) if len(piece.samples) > 1 else 0
                 if place == 0:
-                    pictures += [self.picture(number, sample, image_id) for image_id in sample.image_ids]
+                    pictures += [self.picture(number, sample, image_id, dtype) for image_id in sample.image_ids]
                     seeds += [index * 64 + turn for turn in range(len(sample.image_ids))]
                     if prefix:
                         head = len(documents)
@@ -206,7 +206,7 @@ class Feed:
                 self.processor.tokenizer.convert_tokens_to_ids(IMAGE),
                 self.processor.image_processor.crop_size,
             )
-            pictures.append(torch.zeros(3, size["height"], size["width"]))
+            pictures.append(torch.zeros(3, size["height"], size["width"], dtype=dtype))
             seeds.append(0)
             documents.append((len(ids), image_tokens(self.processor), -1))
             positions += range(image_tokens(self.processor))
@@ -217,16 +217,16 @@ class Feed:
             layout=make_layout(documents, device, where),
             where=torch.tensor(where, dtype=torch.int64, device=device),
             targets=torch.tensor(targets, dtype=torch.int64, device=device),
-            pixels=torch.stack(pictures).to(device, dtype) if pictures else None,
+            pixels=torch.stack(pictures).to(device) if pictures else None,
             seeds=tuple(seeds),
             samples=tuple(names),
         )
 
-    def picture(self, number: int, sample: Sample, image_id: str) -> torch.Tensor:
+    def picture(self, number: int, sample: Sample, image_id: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """One picture of a sample, (3, height, width). Raises UserError naming both where it does not decode."""
         dataset = self.dataset_of(number)
         try:
-            return self.pixels.get(dataset, image_id)
+            return self.pixels.get(dataset, image_id, dtype)
         except UserError as error:
             where = f"{dataset.path}: picture {image_id} (sample {sample.sample_id})"
             raise UserError(f"{where}: {error}; take it out and import again") from None
@@ -247,7 +247,7 @@ def prefetch(
     feed: Feed, plan: Plan, done: int, settings: TrainSettings, world: World
 ) -> Iterator[tuple[int, list[Pack], float]]:
     """The steps from `done` on, with the seconds waited for each; the next is made while this one computes."""
-    kind = picture_dtype(settings, world.device)
+    kind = picture_dtype(settings)
 
     def make(step: int) -> list[Pack]:
         packs = plan.packs(step, world.rank, world.size)

@@ -27,7 +27,7 @@ from qilin.train.loss import answer_loss
 from qilin.train.optimizer import Kind, Learning, inside_a_layer
 from qilin.train.plan import Lengths, Piece, Plan, counts_of
 from qilin.train.settings import TrainSettings
-from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out
+from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out, picture_dtype
 
 SLACK = 0.94  # of a card's memory: what its context, fragments and libraries leave (not measured)
 LIKE_FLEX = "qilin_like_flex"
@@ -66,7 +66,14 @@ def memory_by_cause(
     few, most, whole = (peak(config, settings, shape, on_card, devices > 1) for shape in (empty, silent, pack))
     moving = {"copies of weights in bf16": few, "activations": most - few, "logits": whole - most}
     stays = standing(model, settings, on_card, devices)
-    return stays | {cause: size for cause, size in moving.items() if size > 0}
+    causes = stays | {cause: size for cause, size in moving.items() if size > 0}
+    more = 0.0 if on_card else read_bytes(model) - sum(causes.values())
+    return causes | ({"more, while it is read and written": more} if more > 0 else {})
+
+
+def read_bytes(model: Any) -> float:
+    """Bytes on the host while the whole model is read or written, in fp32."""
+    return 4.0 * sum(p.numel() for p in model.parameters()) + PROCESS
 
 
 def standing(model: Any, settings: TrainSettings, on_card: bool, devices: int = 1) -> dict[str, float]:
@@ -163,7 +170,7 @@ def settled(
     this is an estimate.
     """
     trial = settings if settings.checkpointing != "auto" else replace(settings, checkpointing=False)
-    model = ready(skeleton(config), trial, on_card)
+    model = ready(skeleton(config), trial)
     whole = devices > 1 and divides_frozen(settings, frozen_bytes(model, settings), memory)
     settings = replace(settings, divide="all" if whole else "learning")
     if settings.checkpointing != "auto":
@@ -193,7 +200,7 @@ def look(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bo
     shrink(config, depth, "vision" in settings.learn)
     cpu = torch.device("cpu")
     layout = make_layout(shape.documents, cpu, shape.where())
-    model = ready(skeleton(config), settings, on_card)
+    model = ready(skeleton(config), settings)
     use_packed_attention(model)
     if on_card:
         model.model.language_model.set_attn_implementation(LIKE_FLEX)
@@ -208,7 +215,7 @@ def look(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bo
                 embedded = model.model.get_input_embeddings()(words)
                 if shape.pictures:
                     side = model.config.vision_config.image_size
-                    pixels = torch.zeros(shape.pictures, 3, side, side)
+                    pixels = torch.zeros(shape.pictures, 3, side, side, dtype=picture_dtype(settings))
                     seen = model.model.get_image_features(pixel_values=pixels).pooler_output
                     place = (words == config.image_token_id).unsqueeze(-1)
                     embedded = embedded.masked_scatter(place, torch.cat(seen).to(embedded.dtype))
@@ -222,10 +229,10 @@ def look(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bo
     return live.peak
 
 
-def ready(model: Any, settings: TrainSettings, on_card: bool) -> Any:
+def ready(model: Any, settings: TrainSettings) -> Any:
     """The Llava that would learn, its adapters in place."""
     set_learning(model, settings.learn)
-    return base_of(add_adapters(fit_out(model, settings, on_card), settings))
+    return base_of(add_adapters(fit_out(model, settings), settings))
 
 
 def give_storage(model: Any, kind: torch.dtype | None) -> None:

@@ -27,7 +27,7 @@ from qilin.train.checkpoint import latest_checkpoint, step_of
 from qilin.train.distributed import ALONE, Learner, World, divide, join, leave, memory_of
 from qilin.train.feed import Feed
 from qilin.train.log import METRICS, check_trackers, progress_bar, write_whole
-from qilin.train.loop import pack_loss, train, written_as_it_is
+from qilin.train.loop import pack_loss, plain_name, train, written_as_it_is
 from qilin.train.plan import Plan, make_plan
 from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
 from qilin.train.setup import add_adapters, base_of, fit_out, shrink_frozen
@@ -101,7 +101,7 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
         # put what the last checkpoint holds into a whole model, on the host
         loaded = load_start(settings)
         set_learning(loaded.model, settings.learn)
-        plain = replace(settings, frozen="plain", optimizer="adamw", checkpointing=False)
+        plain = replace(settings, frozen="plain", precision="fp32", optimizer="adamw", checkpointing=False)
         model = made_ready(loaded, plain, ALONE)
         step = train(Learner(base_of(model), pack_loss), feed, plan, plain, run, title)
     finish(run, settings, loaded, model, feed, facts | validated(run, step))
@@ -128,7 +128,7 @@ def note_start(run: Path, world: World) -> None:
 
 def made_ready(loaded: Loaded, settings: TrainSettings, world: World) -> Any:
     """The model as it learns; on many devices it stays on the host until it is divided, layer by layer."""
-    model = fit_out(loaded.model, settings, world.device.type != "cpu")
+    model = fit_out(loaded.model, settings)
     model = shrink_frozen(model, settings, world.device)
     model = add_adapters(model if world.size > 1 else model.to(world.device), settings)
     use_packed_attention(base_of(model))
@@ -325,6 +325,7 @@ def validated(run: Path, step: int) -> dict[str, Any]:
 def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) -> None:
     """The Hugging Face files; adapters are kept beside, and merged into the model."""
     use_plain_attention(base_of(model))
+    read_frozen_again(model, settings)
     if settings.lora is not None:
         model.save_pretrained(str(run / "adapter"))
         model = model.merge_and_unload()
@@ -333,6 +334,18 @@ def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) 
     model = model.to(kind).eval()
     model.config.use_cache = True
     save_model(run, model, loaded.processor)
+
+
+def read_frozen_again(model: Any, settings: TrainSettings) -> None:
+    """What was frozen takes its weights from where they came: for the training they were rounded to bf16."""
+    rounded = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and p.dtype == torch.bfloat16]
+    if not rounded:
+        return
+    for _, parameter in rounded:  # its memory goes first
+        parameter.data = parameter.data.new_empty(0)
+    whole = dict(load_start(settings).model.named_parameters())
+    for name, parameter in rounded:
+        parameter.data = whole[plain_name(name).replace(".base_layer", "")].data
 
 
 def finish(

@@ -14,9 +14,9 @@ from qilin.errors import UserError
 from qilin.train.settings import TrainSettings
 
 
-def fit_out(model: Any, settings: TrainSettings, on_card: bool) -> Any:
-    """What is frozen takes bf16 on an accelerator, what learns keeps fp32."""
-    if settings.precision == "bf16" and on_card:
+def fit_out(model: Any, settings: TrainSettings) -> Any:
+    """What is frozen takes the precision asked for, what learns keeps fp32."""
+    if settings.precision == "bf16":
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
@@ -131,5 +131,5 @@ def arithmetic(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
-def picture_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if settings.precision == "bf16" and device.type != "cpu" else torch.float32
+def picture_dtype(settings: TrainSettings) -> torch.dtype:
+    return torch.bfloat16 if settings.precision == "bf16" else torch.float32

@@ -1,5 +1,5 @@
 """Work whose result nobody reads is left out: the vision encoder's layers behind the features, and in the language
-model's last layer the MLP of tokens that predict nothing.
+model's last layer the queries and the MLP of tokens that predict nothing.
 
 In: a stock Llava. Out: the same with hooks (no code or weight of it is changed), which can be taken off again. What is
 read comes out as before, gradients too. The last layer's attention is left out in attention.py.
@@ -49,14 +49,16 @@ class Shrink:
 
 
 class LastLayer:
-    """Gives what follows the last attention (its norm and MLP, the last norm) the rows that are read, as the layout of
-    the pack says, and zeros to the rest."""
+    """Gives the last attention's queries and what follows it (its projection, norm and MLP, the last norm) the rows
+    that are read, as the layout of the pack says, and zeros to the rest."""
 
     def __init__(self, language: Any) -> None:
         self.read: torch.Tensor | None = None
         layer = language.layers[-1]
         layer.register_forward_pre_hook(self.begin, with_kwargs=True)
-        for first, last in ((layer.post_attention_layernorm, layer.mlp), (language.norm, language.norm)):
+        attention = layer.self_attn
+        ends = ((layer.post_attention_layernorm, layer.mlp), (language.norm, language.norm))
+        for first, last in (*ends, (attention.q_proj, attention.q_proj), (attention.o_proj, attention.o_proj)):
             first.register_forward_pre_hook(self.choose)
             last.register_forward_hook(self.spread)
 
@@ -67,13 +69,13 @@ class LastLayer:
     def choose(self, module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.read is None:
             return None
-        self.shape = given[0].shape  # (1, T, D)
+        self.tokens = given[0].shape[:2]  # 1, T
         return (given[0].index_select(1, self.read),)
 
     def spread(self, module: torch.nn.Module, given: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor | None:
         if self.read is None:
             return None
-        return out.new_zeros(self.shape).index_copy(1, self.read, out)
+        return out.new_zeros(*self.tokens, out.shape[-1]).index_copy(1, self.read, out)
 
 
 OURS = (Shrink, LastLayer)
