@@ -17,7 +17,7 @@ import torch
 
 BLOCK = 128  # queries at once (others in bench/results/attention.json)
 TOGETHER = 1 << 18  # weights of one head and block computed at once: what stays near the processor
-KEPT = 1024  # keys up to which weights are kept for the backward pass: under half of what a layer keeps besides
+KEPT = 2048  # keys up to which weights are kept for the backward pass: half of what a large model's layer keeps besides
 
 # Letters: T tokens, H heads, G heads of keys, E width of a head; N sequences of a bucket, M = H * N, Q queries, K keys,
 # B queries of a block.
