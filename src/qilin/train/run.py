@@ -325,12 +325,13 @@ def validated(run: Path, step: int) -> dict[str, Any]:
 def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) -> None:
     """The Hugging Face files; adapters are kept beside, and merged into the model."""
     use_plain_attention(base_of(model))
-    read_frozen_again(model, settings)
+    on_card = pick_device(settings.device).type != "cpu"  # where it learnt; it may have been put together on the host
+    kind = torch.bfloat16 if settings.precision == "bf16" and on_card else torch.float32
+    if kind == torch.float32:
+        read_frozen_again(model, settings)
     if settings.lora is not None:
         model.save_pretrained(str(run / "adapter"))
         model = model.merge_and_unload()
-    on_card = pick_device(settings.device).type != "cpu"  # where it learnt; it may have been put together on the host
-    kind = torch.bfloat16 if settings.precision == "bf16" and on_card else torch.float32
     model = model.to(kind).eval()
     model.config.use_cache = True
     save_model(run, model, loaded.processor)
