@@ -63,6 +63,22 @@ def test_what_came_before_an_error_is_kept(tmp_path: Path) -> None:
         assert len(service.seen) == 10
 
 
+def test_what_is_under_way_when_the_budget_is_spent_is_kept(tmp_path: Path) -> None:
+    """It will be paid for: thrown away, it would be asked and paid for twice."""
+
+    def first_at_once(body: dict[str, Any]) -> str:
+        time.sleep(0.0 if body["messages"][-1]["content"] == "0" else 0.3)
+        return echo(body)
+
+    with serving(Service(first_at_once)) as service:
+        endpoint = Endpoint(service.url, "m", cache=tmp_path / "c.sqlite", concurrency=3, budget=1)
+        with pytest.raises(RunError, match="after 3 of 10 replies"):
+            ask_all(endpoint, asks(10))
+        assert len(service.seen) == 3
+        ask_all(Endpoint(service.url, "m", cache=tmp_path / "c.sqlite"), asks(10))
+        assert len(service.seen) == 10
+
+
 def test_refusals_are_the_callers(tmp_path: Path) -> None:
     with serving(Service(echo, failures=[401])) as service, pytest.raises(UserError, match="QILIN_API_KEY"):
         ask_all(Endpoint(service.url, "m"), asks(1))

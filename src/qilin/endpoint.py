@@ -92,7 +92,8 @@ async def ask_left(
     cache: sqlite3.Connection,
     on_reply: Callable[[int, Reply], None],
 ) -> dict[int, Reply]:
-    """Ask what no cache knows, at most `concurrency` at once; the first error stops the rest."""
+    """Ask what no cache knows, at most `concurrency` at once; the first error stops the rest, a spent budget lets
+    what is under way arrive."""
     try:
         import openai
     except ImportError:
@@ -111,10 +112,7 @@ async def ask_left(
             nonlocal spent
             for place in todo:
                 if endpoint.budget is not None and spent >= endpoint.budget:
-                    raise RunError(
-                        f"{endpoint.url}: the budget is spent ({spent:,} tokens, {endpoint.budget:,} were left) after "
-                        f"{len(replies)} of {len(left)} replies, which are kept; a higher budget goes on there"
-                    )
+                    return  # what the others have asked for will be paid: it is waited for and kept
                 reply = await ask_patiently(client, endpoint, asks[place], gate)
                 spent += reply.tokens_in + reply.tokens_out
                 keep(cache, key_of(endpoint, asks[place]), endpoint.model, reply)
@@ -122,6 +120,11 @@ async def ask_left(
                 on_reply(place, reply)
 
         await together(work, min(endpoint.concurrency, len(left)))
+    if len(replies) < len(left):
+        raise RunError(
+            f"{endpoint.url}: the budget is spent ({spent:,} tokens, {endpoint.budget:,} were left) after "
+            f"{len(replies)} of {len(left)} replies, which are kept; a higher budget goes on there"
+        )
     return replies
 
 
