@@ -192,6 +192,20 @@ def test_what_does_not_fit_is_told_with_what_would(
     assert said(capsys, *command, "--gpu", "l20", "--json")["would fit"] == []
 
 
+def test_auto_is_bf16_on_a_card_and_on_a_processor_what_it_is_fast_in(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    for gpu, kind in (("h200", "bf16"), ("cpu", "fp32")):
+        auto, named = (
+            said(capsys, "small/align", *words(home, f"precision={precision}"), "--gpu", gpu, "--json")
+            for precision in ("auto", kind)
+        )
+        assert auto["memory"] == named["memory"]
+    other = said(capsys, "small/align", *words(home, "precision=bf16"), "--gpu", "cpu", "--json")
+    assert other["memory"] != auto["memory"], "control: it is seen"
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -23,6 +23,7 @@ from qilin import cli
 from qilin.errors import RunError, UserError
 from qilin.model.compose import load_model, part_of
 from qilin.model.shards import list_weights
+from qilin.settings import read_yaml
 from qilin.train.augment import augment
 from qilin.train.feed import Feed
 from qilin.train.optimizer import rate_share
@@ -120,6 +121,25 @@ def test_what_is_frozen_is_written_as_it_was_read(home: Path, aligned: Path, tmp
     assert moved(before, weights(run)) == {"vision": {False}, "projector": {True}, "language": {False}}
     rounded = {name: tensor.bfloat16().float() for name, tensor in before.items()}
     assert moved(before, rounded)["language"] == {True, False}, "control: rounding would be seen"
+
+
+@pytest.mark.parametrize(("able", "kind"), [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "fp32")])
+def test_auto_takes_what_the_processor_computes_faster(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], kind: str
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    assert read_yaml(stage(home, tmp_path / "run", "precision=auto", "epochs=1") / "recipe.yaml")["precision"] == kind
+
+
+def test_auto_goes_on_as_the_run_was_begun(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage(home, tmp_path / "run", "precision=bf16", "epochs=1")
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    stage(home, tmp_path / "run", "precision=auto", "epochs=1")
+    assert "already done" in capsys.readouterr().err
+    with pytest.raises(UserError, match="precision is 'bf16' there and 'fp32' here"):
+        stage(home, tmp_path / "run", "precision=fp32", "epochs=1")
 
 
 def test_a_rate_of_nothing_and_a_rate_of_its_own(home: Path, aligned: Path, tmp_path: Path) -> None:

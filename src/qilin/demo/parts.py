@@ -22,7 +22,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from qilin.data.records import open_dataset
 from qilin.demo.beside import Tell, beside
 from qilin.demo.parts_heads import HEADS, TAUGHT_BY
-from qilin.demo.parts_language import WARMUP, Reader, learn, make_language, make_words, readings_of, write_note
+from qilin.demo.parts_language import CPU, WARMUP, Reader, learn, make_language, make_words, readings_of, write_note
 from qilin.demo.parts_settings import PartsSettings
 from qilin.demo.texts import Reading
 from qilin.errors import UserError
@@ -32,6 +32,7 @@ from qilin.train.attention import VISION
 from qilin.train.augment import augment
 from qilin.train.log import progress_bar
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
+from qilin.train.setup import arithmetic, fast_precision
 
 
 def make_parts(data: Path, out: Path, settings: PartsSettings, texts: Sequence[Reading] = ()) -> None:
@@ -107,7 +108,7 @@ def make_vision(data: Path, out: Path, settings: PartsSettings, tell: Tell) -> N
         rows = order[step % batches :: batches]
         set_rates(optimizer, rate_share("cosine", step, steps, math.ceil(WARMUP * steps)))
         changed = augment(every[rows], part.augment, random)
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic(fast_precision(CPU), CPU):
             features = used_features(tower(pixel_values=changed, output_hidden_states=True))
         chosen = [pictures[row] for row in rows.tolist()]
         loss = torch.stack([head(features.float(), chosen, random) for head in heads]).sum()

@@ -26,7 +26,9 @@ from qilin.settings import to_dict
 from qilin.train.attention import NAME, make_layout
 from qilin.train.loss import answer_loss
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
+from qilin.train.setup import arithmetic, fast_precision
 
+CPU = torch.device("cpu")  # where parts are made
 WARMUP = 0.05  # share of the steps in which a part's rate rises
 
 
@@ -91,7 +93,7 @@ def make_language(
     for step, batch in enumerate(batches):
         set_rates(optimizer, rate_share("cosine", step, len(batches), math.ceil(WARMUP * len(batches))))
         ids, positions, layout, where, targets = text_pack(batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic(fast_precision(CPU), CPU):
             seen = model.model(input_ids=ids, position_ids=positions, layout=layout, use_cache=False)
             loss = answer_loss(seen.last_hidden_state[0], model.lm_head, where, targets) / len(targets)
         learn(model, optimizer, loss)

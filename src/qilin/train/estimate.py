@@ -26,6 +26,7 @@ from qilin.train.feed import Feed
 from qilin.train.memory import SLACK, largest_pack, memory_by_cause, peak, read_bytes, ready, settled, standing
 from qilin.train.plan import Lengths, Plan, make_plan
 from qilin.train.settings import EstimateCommand, Lora, TrainSettings, read_recipe
+from qilin.train.setup import fast_precision
 
 TEMPLATE = 40  # tokens that a template adds before the picture (v1 with its system prompt: 35)
 console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -49,6 +50,9 @@ class Machine:
 def estimate_command(command: EstimateCommand) -> None:
     """`qilin estimate RECIPE key=value …`"""
     settings = read_recipe(command.recipe, [*stand_ins(command), *command.changes])
+    if settings.precision == "auto":
+        here = command.gpu in ("auto", "cpu")
+        settings = replace(settings, precision=fast_precision(pick_device(command.gpu)) if here else "bf16")
     machine = machine_of(command, settings)
     config = shape_of(settings.vision, settings.language, settings.model, settings.hub, settings.feature_layer)
     model = skeleton(config)

@@ -30,7 +30,7 @@ from qilin.train.log import METRICS, check_trackers, progress_bar, write_whole
 from qilin.train.loop import pack_loss, plain_name, train, written_as_it_is
 from qilin.train.plan import Plan, make_plan
 from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
-from qilin.train.setup import add_adapters, base_of, fit_out, shrink_frozen
+from qilin.train.setup import add_adapters, base_of, fast_precision, fit_out, shrink_frozen
 from qilin.train.sources import Part
 from qilin.train.validate import Held, hold
 
@@ -52,6 +52,9 @@ def train_command(command: TrainCommand) -> None:
 def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path | None:
     """Train one stage; returns its folder. A finished one is left alone, an interrupted one continues."""
     run = settings.out
+    if settings.precision == "auto":
+        settings = replace(settings, precision=begun_precision(run) or fast_precision(pick_device(settings.device)))
+        console.print(f"  arithmetic in {settings.precision} (precision=auto)")
     if run is not None and not check and already_done(run, settings):
         console.print(f"{title}: already done in {run}")
         return run
@@ -267,6 +270,11 @@ FREE = (
     "divide",
     "background",
 )  # may change in the middle of a run
+
+
+def begun_precision(run: Path | None) -> Any:
+    """What the run in this folder computes in, on whatever machine it was begun; None where none was."""
+    return read_yaml(run / RECIPE).get("precision") if run is not None and (run / RECIPE).is_file() else None
 
 
 def already_done(run: Path, settings: TrainSettings) -> bool:

@@ -148,7 +148,11 @@ class TrainSettings:
     average: float = setting(
         default=0.0, help="decay of a running average of the weights that becomes the result; 0 for none"
     )
-    precision: Literal["fp32", "bf16"] = setting(default="bf16", help="arithmetic; what learns keeps fp32 weights")
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        default="auto",
+        help="arithmetic; what learns keeps fp32 weights; auto: bf16 where the device computes it faster (GPUs, "
+        "processors with AMX), else fp32; an interrupted run goes on as it began",
+    )
     checkpointing: bool | float | Literal["auto"] = setting(
         default=False,
         help="compute activations again in the backward pass: less memory, a third more arithmetic; true: of all "
