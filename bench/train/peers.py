@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peer.results import Results
 
 from qilin.origin import commit, machine
@@ -73,7 +74,8 @@ SYSTEMS = {
         ((TORCH, "-c", str(CONSTRAINTS), "-e", str(CONSTRAINTS.parent)),),
         {"batch": BATCH, "epochs": 1, "rate": 1e-4, "trackers": []},
         {
-            "default": {},
+            "default": {},  # bf16 where the processor has AMX, else fp32
+            "bf16": {"precision": "bf16"},
             "packs of 2048": {"pack_tokens": 2048},
             "fp32": {"precision": "fp32"},
             # no smaller ones: the longest sample has 2,000 tokens, and nothing is cut
@@ -281,11 +283,17 @@ def material(work: Path, setting: str, system: str) -> tuple[Path, Path, list[st
     return Path(about["model"]), data, about["learn"]
 
 
+def processor() -> dict[str, Any]:
+    """Its name, and whether it has products in bf16 that are faster than those in fp32."""
+    able = torch.cpu.get_capabilities()
+    return {"name": able["cpu_name"], "AMX": able.get("amx_bf16", False)}
+
+
 def about(script: str) -> dict[str, Any]:
     """What is common to all runs: the flags of each system and way, word for word."""
     return {
         "command": f"python bench/train/{script} --work WORK --out bench/results/{script.removesuffix('.py')}.json",
-        "machine": machine(),
+        "machine": machine() | processor(),
         "code": commit(),
         "batch": BATCH,
         "flags": {

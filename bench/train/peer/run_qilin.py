@@ -14,6 +14,7 @@ from watch import Watch, read_job
 
 from qilin.model import inputs
 from qilin.origin import code_hash, commit
+from qilin.settings import read_yaml
 from qilin.train import attention, feed, loop, plan
 from qilin.train.log import Log
 from qilin.train.run import run_stage
@@ -35,8 +36,9 @@ def main(path: str) -> None:
         system="", out=Path(job["out"]), seed=job["seed"], save_every=0, device="cpu", **flags,
     )  # fmt: skip
     run_stage(settings, "bench")
+    done = read_yaml(Path(job["out"]) / "recipe.yaml")
     code = {"commit": commit(), "code": code_hash()[:12]}
-    watch.report({"flags": flags, "pack_tokens": settings.pack_tokens, "precision": settings.precision} | code)
+    watch.report({"flags": flags, "pack_tokens": done["pack_tokens"], "precision": done["precision"]} | code)
 
 
 def watch_loop(watch: Watch) -> None:
