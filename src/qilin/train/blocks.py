@@ -1,8 +1,8 @@
 """Attention of a pack on a CPU: alike sequences together, by blocks of queries, in plain products.
 
-In bf16 these take 0.5 to 0.9 of the time of PyTorch's flash kernel. In fp32 they take up to 2.5 times as much, but a run is
-no slower: with that kernel in their place a step took 0 to 2 % less in four settings and 4 % more in one. Both are in
-bench/results/attention.json, the runs excepted.
+In bf16 these take 0.5 to 0.9 of the time of PyTorch's flash kernel (bench/results/attention.json). In fp32 they take up
+to 2.5 times as much, but a run is no slower: with that kernel in their place a step took 0 to 2 % less in four settings
+and 4 % more in one.
 
 In: queries, keys and values of all tokens, and buckets that say who sees whom. Out: what each query attends to, with
 gradients. A query sees the keys up to its own place; a block of queries is multiplied with no more keys than its last
