@@ -127,7 +127,7 @@ def base_of(model: Any) -> Any:
 def fast_precision(device: torch.device) -> Literal["fp32", "bf16"]:
     """What `precision=auto` stands for: bf16 where the device has products of it that are faster than fp32's.
 
-    A processor without AMX has not, even with AVX-512's instructions for it: in fp32 it trains 1.4 times as many
+    A processor without AMX has not, even with AVX-512's instructions for it: in fp32 it trains 1.2 to 1.4 times as many
     samples a second (bench/results/peers-without-amx.json).
     """
     if device.type == "cpu":
