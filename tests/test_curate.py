@@ -75,7 +75,7 @@ def test_languages(text: str, language: str) -> None:
 
 PERSONAL = [
     ("患者姓名：张三，男。", "name"), ("王女士因咳嗽就诊。", "name"), ("患者李某，咳嗽三天。", "name"),
-    ("Mr. Smith came.", "name"),
+    ("Mr. Smith came.", "name"), ("咳嗽，谢医生阅片。", "name"), ("会诊：任主任", "name"),
     ("身份证11010519491231002X。", "identity number"), ("电话13812345678联系。", "phone"),
     ("Call (555) 123-4567.", "phone"),
     ("2010年3月5日入院。", "date"), ("Seen on March 5, 2010.", "date"), ("2010-03-05复查", "date"),
@@ -92,7 +92,8 @@ def test_personal_data_is_found(text: str, kind: str) -> None:
 def test_what_is_not_personal() -> None:
     for text in ("患者男性，45岁，咳嗽3天。", "结节大小约12×8mm。", "高密度影，白细胞升高。", "2010年的研究",
                  "L5-S1 in 2010.",
-                 "Barium swallow, 120 kV, 3.5 mm.", "黄色瘤", "于右肺见结节，江西的医生", "T2 123-456"):  # fmt: skip
+                 "Barium swallow, 120 kV, 3.5 mm.", "黄色瘤", "于右肺见结节，江西的医生", "T2 123-456",
+                 "请问怎么治？谢谢医生。", "谢谢您大夫", "尽快就诊，向医生说明病史。", "许多医生认为", "任何医生都会"):  # fmt: skip
         assert personal(text) == [], text
 
 
@@ -190,6 +191,8 @@ def test_leaks_licences_retractions_and_texts(tmp_path: Path, capsys: pytest.Cap
     _, kept, _ = curated(source, tmp_path / "all", "--benchmarks", str(bench), "--allow-leaks", "--keep-personal",
                          "--keep-languages")  # fmt: skip
     assert set(kept) == {"near", "text", "nc", "old", "who", "de", "good"}
+    said = capsys.readouterr().out
+    assert "samples kept by --allow-leaks: leak: picture of bench (1); leak: text of bench (1)" in said
     assert "No test set was named to be kept out of it." in (tmp_path / "all" / "README.md").read_text()
     capsys.readouterr()
     assert main(["data", "curate", str(source), str(tmp_path / "out"), "--workers", "1", *words]) == 0
@@ -198,6 +201,8 @@ def test_leaks_licences_retractions_and_texts(tmp_path: Path, capsys: pytest.Cap
     assert main(["data", "curate", str(source), str(tmp_path / "x"), "--benchmarks", str(source)]) == 2
     assert "is the very dataset" in capsys.readouterr().err
     assert main(["data", "curate", str(source), str(tmp_path / "x"), "--allow-leaks"]) == 2
+    assert main(["data", "curate", str(source), str(tmp_path / "x"), "--validation", "0.2"]) == 2
+    assert "--validation is for --resplit" in capsys.readouterr().err
 
 
 def test_splits_divide_neither_articles_nor_pictures_that_look_alike(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from qilin.data.bars import bar, refusals
 from qilin.data.duplicates import Alike, alike_pictures, repeated
-from qilin.data.leaks import leaking_pictures, leaking_text
+from qilin.data.leaks import kept_leaks, leaking_pictures, text_leak
 from qilin.data.licences import TIERS
 from qilin.data.looks import fault_of
 from qilin.data.pieces import read_pieces, run_pieces
@@ -69,6 +69,10 @@ class CurateSettings:
             )
         if self.allow_leaks and not self.benchmarks:
             raise ValueError("--allow-leaks is of no use without --benchmarks")
+        if not self.resplit:
+            for name, usual in (("validation", 0.05), ("test", 0.05), ("seed", 0)):
+                if getattr(self, name) != usual:
+                    raise ValueError(f"--{name} is for --resplit, without which the splits stay as they are")
 
 
 @dataclass(frozen=True)
@@ -195,8 +199,8 @@ def reason_against(sample: Sample, rules: Rules) -> str | None:
     if fault := next((fault for image_id in sample.image_ids if (fault := pictures.get(image_id))), None):
         return fault
     text = "\n".join(text_of(message) for message in sample.messages)
-    if name := leaking_text(sample, rules.benchmarks):
-        return f"leak: text of {name}"
+    if leak := text_leak(sample, rules.benchmarks):
+        return leak
     if sample.group in rules.retracted:
         return "its article is retracted"
     if TIERS.index(sample.license_tier) > TIERS.index(rules.strictest):
@@ -231,13 +235,17 @@ def tidy_text(text: str) -> str:
 def tell(given: CurateSettings, made: Dataset, fresh: bool) -> None:
     """What stayed and what did not, and why."""
     counts = made.manifest["counts"]
+    kept = {"leaks_kept": kept_leaks(made, given.benchmarks)} if given.allow_leaks else {}
     if given.json:
-        print(json.dumps({"out": str(given.out), "made": fresh, "hash": made.hash} | counts, ensure_ascii=False))
+        print(json.dumps({"out": str(given.out), "made": fresh, "hash": made.hash} | counts | kept, ensure_ascii=False))
         return
     console = Console(highlight=False, soft_wrap=True)
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
     console.print(f"{'made' if fresh else 'already there:'} {given.out}: {counts['pictures']:,} pictures; {samples}")
     if not given.benchmarks:
         console.print("not compared with any test set: name their folders with --benchmarks")
+    if kept:
+        leaks = "; ".join(f"{leak} ({count:,})" for leak, count in kept["leaks_kept"].most_common())
+        console.print(f"samples kept by --allow-leaks: {leaks or 'none, no test set stands in it'}")
     if counts["dropped"]:
         console.print(refusals(counts["dropped_reasons"], "samples refused", str(given.out / "dropped.jsonl")))

@@ -3,6 +3,7 @@
 In: a dataset and the folders of test sets. Out: the pictures and samples that must not stay, each with the test set.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,25 @@ from qilin.imaging.near import NEAR_BITS, near_pairs
 PASSAGE = 16  # characters in a row that two texts do not share by chance
 SHARED = 0.5  # share of a benchmark text's passages that must stand in a sample
 LONG = 32  # characters below which a benchmark's text is no passage
+
+
+def kept_leaks(data: Dataset, benchmarks: Sequence[Path]) -> Counter[str]:
+    """What of the test sets stands in a dataset: samples by what they share with which."""
+    pictures, places = TableWriter(), tuple(path.resolve() for path in benchmarks)
+    leaking_pictures(data, benchmarks, pictures)
+    look_up, found = pictures.table(), Counter[str]()
+    for split in data.splits():
+        for sample in data.stream(split):
+            seen = next((leak for image_id in sample.image_ids if (leak := look_up.get(image_id))), None)
+            if leak := seen or text_leak(sample, places):
+                found[leak] += 1
+    return found
+
+
+def text_leak(sample: Sample, benchmarks: tuple[Path, ...]) -> str | None:
+    """The words for a sample that holds a test set's text."""
+    name = leaking_text(sample, benchmarks)
+    return f"leak: text of {name}" if name else None
 
 
 def leaking_pictures(data: Dataset, benchmarks: Sequence[Path], found: TableWriter) -> None:

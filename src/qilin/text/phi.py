@@ -13,12 +13,15 @@ _SURNAMES = (
     "夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤"
 )
 _TITLE = r"(?:先生|女士|小姐|医生|医师|大夫|主任|教授|护士|某某?)"
+# words that begin with a surname: thank you, doctor; ask the doctor; any doctor
+_NO_NAME = r"(?!谢谢|许多|任何|高级|高年资|马上|向(?:医|大夫|主任|教授|护士))"
 _DATE_ZH = r"(?:19|20)\d{2}\s*年\s*\d{1,2}\s*月\s*\d{1,2}\s*[日号]"
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 PATTERNS: dict[str, re.Pattern[str]] = {
     "name": re.compile(
         rf"(?:姓名|患者姓名|病人姓名|联系人)\s*[:：]\s*[\u4e00-\u9fff·]{{2,}}"
-        rf"|(?:患者|病人|患儿|病员)\s*[{_SURNAMES}]某|(?<![\u4e00-\u9fff])[{_SURNAMES}](?:(?!的)[\u4e00-\u9fff]){{0,2}}{_TITLE}"
+        rf"|(?:患者|病人|患儿|病员)\s*[{_SURNAMES}]某"
+        rf"|(?<![\u4e00-\u9fff]){_NO_NAME}[{_SURNAMES}](?:(?!的)[\u4e00-\u9fff]){{0,2}}{_TITLE}"
         r"|\b(?i:patient(?:'s)? name|name of patient)\s*:\s*\w+|\b(?:Mr|Mrs|Ms|Miss)\.?\s+[A-Z][a-z]+"
         r"|\bDr\.?\s+[A-Z][a-z]+"
     ),
