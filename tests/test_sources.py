@@ -206,7 +206,9 @@ def test_text_alone_and_text_far_too_long(tmp_path: Path) -> None:
         ("image,answer\n0.png,答\n", {}, "--ask"),
         ("image,label\n0.png,答\n", {}, "--caption"),
         ("image,image,answer\n", {"question": "answer"}, "stands there twice"),
-        ("image,question,answer\n", {}, "not one usable sample"),
+        ("image,question,answer\n", {}, "holds no rows"),
+        ("image,question,answer\n9,问,答\n", {}, r"missing \(1\); the first was looked for at .*imgs/9: name its folder"),
+        ("image,question,answer\n0.png,问,答\n", {"images": Path("nowhere")}, "--images nowhere: no such folder"),
         ("image,question,answer\n0.png,问,\n", {}, r"not one usable sample; refused: empty answer \(1\)"),
     ],
 )
@@ -280,6 +282,8 @@ def test_a_second_run_says_it_is_there_and_another_import_is_refused(
     first = capsys.readouterr().out
     assert "made" in first
     assert "empty answer" in first
+    assert "no licence was said: `curate --license` will leave it out" in first
+    assert "--images DIR" in (tmp_path / "out" / "README.md").read_text()  # its command makes it again
     manifest = (tmp_path / "out" / "manifest.json").read_bytes()
     assert main(words) == 0
     assert "already there" in capsys.readouterr().out
@@ -290,7 +294,9 @@ def test_a_second_run_says_it_is_there_and_another_import_is_refused(
     assert summary["samples"] == {"train": 1}
     assert summary["dropped_reasons"] == {"empty answer": 1}
     assert main([*words, "--license", "MIT"]) == 2
-    assert "already holds another dataset" in capsys.readouterr().err
+    assert "already holds another dataset (license, --license differ)" in capsys.readouterr().err
+    assert main([*words, "--seed", "1"]) == 2
+    assert "already holds another dataset (--seed differ)" in capsys.readouterr().err
     Image.new("L", (24, 24), 99).save(tmp_path / "imgs" / "0.png")  # the input changed behind the same names
     assert main(words) == 2
     assert "input" in capsys.readouterr().err

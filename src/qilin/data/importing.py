@@ -36,6 +36,7 @@ from qilin.settings import to_dict
 APART = ("name", "source", "out", "images", "pmc", "workers", "cluster", "json")
 
 PIECES_A_WORKER = 4
+MISSING = "picture file is missing"
 
 
 def import_data(settings: ImportSettings) -> None:
@@ -44,6 +45,9 @@ def import_data(settings: ImportSettings) -> None:
     Raises UserError for an unknown name, an unreadable source, an occupied folder, or a source with no usable sample.
     """
     source = find_source(settings.name)
+    for flag, place in (("--images", settings.images), ("--pmc", settings.pmc)):
+        if place and not place.exists():
+            raise UserError(f"{flag} {place}: no such folder")
     console = Console(stderr=settings.json, highlight=False, soft_wrap=True)
     there = (settings.out / MANIFEST).is_file()
     if not there:
@@ -59,7 +63,7 @@ def import_data(settings: ImportSettings) -> None:
         with DatasetWriter(settings.out, made_by, title=settings.out.name) as writer:
             store_pictures(writer, survey, settings, progress)
             store_samples(writer, source.read(settings), survey, settings, progress)
-            refuse_nothing(writer, settings)
+            refuse_nothing(writer, survey, settings)
     return tell(open_dataset(settings.out), settings, console, fresh=True)
 
 
@@ -102,6 +106,8 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
         seen.update(line.encode())
     default = {item.name: item.default for item in dataclasses.fields(ImportSettings)}
     arguments = {k: v for k, v in to_dict(settings).items() if k not in APART and v != default[k]}
+    if settings.images and settings.name != "figures":  # those always have one
+        arguments["images"] = "DIR"
     encodings = {encoding_of(path) for path in inputs if path.suffix in KINDS} - {"utf-8-sig"}
     licences = survey.licences() | ({settings.license} if settings.license else set())
     counts = survey.counts()
@@ -136,10 +142,13 @@ def is_there(out: Path, made_by: dict[str, Any]) -> bool:
     """Whether `out` already holds exactly this import. Raises UserError if it holds another one."""
     if not (out / MANIFEST).is_file():
         return False
-    found = open_dataset(out).manifest["settings"]
-    if found == json.loads(json.dumps(made_by)):
+    found, wanted = open_dataset(out).manifest["settings"], json.loads(json.dumps(made_by))
+    for made in (found, wanted):  # flags beside the rest, so that the one that differs is named
+        flags = made.pop("arguments", None) or {}
+        made |= {f"--{key.replace('_', '-')}": value for key, value in flags.items() if key != "images"}
+    if found == wanted:
         return True
-    keys = [key for key in dict.fromkeys([*made_by, *found]) if made_by.get(key) != found.get(key)]
+    keys = [key for key in dict.fromkeys([*wanted, *found]) if wanted.get(key) != found.get(key)]
     raise UserError(
         f"{out}: already holds another dataset ({', '.join(keys)} differ); name a new folder, or remove this one"
     )
@@ -202,12 +211,16 @@ def make_sample(row: Row, image_ids: tuple[str, ...], settings: ImportSettings) 
     )
 
 
-def refuse_nothing(writer: DatasetWriter, settings: ImportSettings) -> None:
+def refuse_nothing(writer: DatasetWriter, survey: Survey, settings: ImportSettings) -> None:
     """Stop before an empty dataset is finished, saying what the rows were refused for."""
     if sum(writer.counts.values()):
         return
+    if not survey.rows:
+        raise UserError(f"{settings.source}: holds no rows")
     reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
-    raise UserError(f"{settings.source}: not one usable sample" + (f"; refused: {reasons}" if reasons else ""))
+    missing = survey.a_missing_file() if MISSING in writer.dropped else None
+    where = f"; the first was looked for at {missing}: name its folder with --images" if missing else ""
+    raise UserError(f"{settings.source}: not one usable sample; refused: {reasons}{where}")
 
 
 def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool) -> None:
@@ -227,6 +240,10 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
             f"pictures: {looked['found']:,} found, {looked['whole_figure']:,} only as the whole figure, "
             f"{looked['missing']:,} missing"
         )
+    unread = [said for said in data.manifest["settings"]["license"].split("; ") if tier(said) == "unknown"]
+    if unread:
+        said = "no licence was said" if unread == ["unknown"] else f"licence {', '.join(map(repr, unread))} is not known"
+        console.print(f"{said}: `curate --license` will leave it out; say one with --license, such as 'CC BY 4.0'")
     encoding = data.manifest["settings"].get("encoding")
     if encoding:
         console.print(f"the table was read as {encoding.upper()}")
@@ -237,7 +254,7 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
     if counts["pictures"] and "train" in counts["samples"]:
         console.print(f"next: qilin demo --data {settings.out} --recipes small")
     elif "train" in counts["samples"]:
-        console.print("next: name it beside pictures in a recipe's data:")
+        console.print("next: name it beside a dataset with pictures, under data: in a recipe (docs/training.md)")
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,11 @@ class Survey:
         (pictures,) = self.ask("select count(*) from contents where fault is null")
         return {"pictures": pictures, "files": here, "faults": faults}
 
+    def a_missing_file(self) -> str | None:
+        """The first path at which there was nothing."""
+        found = self.ask("select path from files where fault = 'picture file is missing' order by rowid limit 1")
+        return found[0] if found else None
+
     def licences(self) -> set[str]:
         """All licences that files here say."""
         found = self.table.execute(
