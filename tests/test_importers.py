@@ -17,7 +17,7 @@ from jats import article, figure
 from qilin.cli import main
 from qilin.data.importing import SOURCES
 from qilin.data.records import Dataset, Sample, open_dataset, text_of
-from qilin.data.resolve import resolve
+from qilin.data.resolve import resolve, zips
 from qilin.data.sources.maps import MAPS
 from qilin.data.sources.odd import LAYOUTS
 from qilin.data.through import cut, part_of, read_through
@@ -310,7 +310,7 @@ def test_figures_with_panels(tmp_path: Path) -> None:
     assert (
         data.picture(rows["PMC12/F1-caption"].image_ids[0]).provenance[0].attribution == "A rare case, Journal of Cases"
     )
-    assert dropped(data) == ["unsure whether it is medical: names no kind of picture"] * 2
+    assert dropped(data) == ["unsure whether it is medical (--unsure takes it): names no kind of picture"] * 2
     words = ["--images", str(pmc / "articles"), "--split", "train", "--unsure"]
     out = tmp_path / "unsure"
     assert main(["data", "import", "figures", str(tmp_path / "figures"), str(out), *words]) == 0
@@ -340,6 +340,11 @@ def test_the_resolver(tmp_path: Path) -> None:
         assert not resolve(gone, (base,), pmc).path.exists()
     climbed = resolve("../pmc/articles/012/PMC12.1/f1.jpg", (base,))
     assert not climbed.path.exists()  # a name does not leave its folder
+    (base / "b.zip").write_bytes((base / "a.zip").read_bytes()[:-40])  # cut short: its list stands at the end
+    zips.cache_clear()
+    assert found("PMC2_Fig1_1.jpg") == ("images/a.zip/deep/PMC2_Fig1_1.jpg", False)
+    with pytest.raises(BadPicture, match="zip is damaged: b.zip"):
+        read_through(resolve("PMC99_F1.jpg", (base,), pmc).path)
 
 
 def test_whole_figures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,7 +207,7 @@ def test_text_alone_and_text_far_too_long(tmp_path: Path) -> None:
         ("image,label\n0.png,答\n", {}, "--caption"),
         ("image,image,answer\n", {"question": "answer"}, "stands there twice"),
         ("image,question,answer\n", {}, "holds no rows"),
-        ("image,question,answer\n9,问,答\n", {}, r"missing \(1\); the first was looked for at .*imgs/9: name its folder"),
+        ("image,question,answer\n9,问,答\n", {}, r"missing \(1\); the first was looked for at .*imgs/9: name"),
         ("image,question,answer\n0.png,问,答\n", {"images": Path("nowhere")}, "--images nowhere: no such folder"),
         ("image,question,answer\n0.png,问,\n", {}, r"not one usable sample; refused: empty answer \(1\)"),
     ],

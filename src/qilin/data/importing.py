@@ -242,7 +242,8 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
         )
     unread = [said for said in data.manifest["settings"]["license"].split("; ") if tier(said) == "unknown"]
     if unread:
-        said = "no licence was said" if unread == ["unknown"] else f"licence {', '.join(map(repr, unread))} is not known"
+        words = f"licence {', '.join(map(repr, unread))} is not known"
+        said = "no licence was said" if unread == ["unknown"] else words
         console.print(f"{said}: `curate --license` will leave it out; say one with --license, such as 'CC BY 4.0'")
     encoding = data.manifest["settings"].get("encoding")
     if encoding:

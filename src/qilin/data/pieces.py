@@ -171,8 +171,9 @@ def finish(out: Path, made: Mapping[str, Any]) -> dict[str, Any]:
 def read_step(folder: Path) -> dict[str, Any]:
     """step.json of a finished folder. Raises UserError where it is missing or unfinished."""
     if not (folder / DONE).is_file():
-        begun = "its work was interrupted; run its command again" if (folder / BEGUN).is_file() else "not such a folder"
-        raise UserError(f"{folder}: no {DONE}: {begun}")
+        begun = (folder / BEGUN).is_file()
+        what = "its work was interrupted; run its command again" if begun else "not a folder of `qilin data figures`"
+        raise UserError(f"{folder}: no {DONE} in it: {what}")
     found: dict[str, Any] = json.loads((folder / DONE).read_text(encoding="utf-8"))
     return found
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qilin.data.articles import Article, BadArticle, numbered, read_article
 from qilin.data.pmc import find_media, folder_of
-from qilin.data.through import names_in
+from qilin.data.through import names_in, open_zip
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp")
 NAMED = re.compile(r"(?:(PMC)(?=\d)|(?=\d{4}))(\d{1,10})_(.+)", re.IGNORECASE)
@@ -28,19 +28,22 @@ class Found:
 
 
 def resolve(name: str, bases: tuple[Path, ...], store: Path | None = None) -> Found:
-    """Where a named picture is: in the folders, their zips, the store. If nowhere, a path that is not there."""
+    """Where a named picture is: in the folders, their zips, the store. If nowhere, a path that is not there: in a
+    damaged zip where there is one, since it may have held it."""
     for base in bases:
         for ending in ("", *ENDINGS):
             if inside(base, path := base / f"{name}{ending}") and path.is_file():
                 return Found(path)
-    short = name.rpartition("/")[2]
+    short, damaged = name.rpartition("/")[2], None
     for base in bases:
         for zipped in zips(base):
-            members = names_in(zipped, zipped.stat().st_mtime_ns)
+            changed = zipped.stat().st_mtime_ns
+            damaged = damaged or (zipped if open_zip(zipped, changed) is None else None)
+            members = names_in(zipped, changed)
             for wanted in (name, short, *(short + ending for ending in ENDINGS)):
                 if wanted in members:
                     return Found(zipped / members[wanted])
-    return (store and from_store(short, store)) or Found(bases[0] / short)
+    return (store and from_store(short, store)) or Found((damaged or bases[0]) / short)
 
 
 def inside(base: Path, path: Path) -> bool:

@@ -36,7 +36,7 @@ class ImportSettings:
     unsure: bool = setting(default=False, help="figures: take those whose captions do not say what they are, too")
     lang: Literal["zh", "en"] = setting(
         default="zh",
-        help="llava, folder: the language of the texts; slake: its questions in this one; others tell it by their words",
+        help="llava, folder: the language of the texts; slake: its questions in this one; others tell by the words",
     )
     captions: bool = setting(default=True, help="slake: compose captions from each picture's own questions and answers")
     kind: Literal["vqa", "caption"] = setting(default="vqa", help="llava: what a row with a single exchange is")

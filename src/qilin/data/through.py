@@ -31,7 +31,7 @@ def read_through(path: Path) -> bytes:
 def read_member(zipped: Path, name: str) -> bytes:
     archive = open_zip(zipped, zipped.stat().st_mtime_ns)
     if archive is None:
-        raise BadPicture("zip is damaged", str(zipped))
+        raise BadPicture(f"zip is damaged: {zipped.name}", str(zipped))
     try:
         if archive.getinfo(name).file_size > LARGEST:
             raise BadPicture("picture in the zip is too large", f"{zipped}: {name}")

@@ -193,7 +193,7 @@ def figures(settings: ImportSettings) -> Iterator[Row | Refused]:
         raise UserError("--images is needed: the folder of articles that the figures were read from")
     for row in read_pieces(settings.source):
         if row["medical"] == "unsure" and not settings.unsure:
-            yield Refused(row, f"unsure whether it is medical: {row['reason']}")
+            yield Refused(row, f"unsure whether it is medical (--unsure takes it): {row['reason']}")
         else:
             yield from figure_rows(row, settings)
 
