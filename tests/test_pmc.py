@@ -206,6 +206,10 @@ def test_a_store_that_is_gone(store: PmcStandIn, tmp_path: Path, capsys: pytest.
     store.url = "http://127.0.0.1:9"
     assert run(store, tmp_path / "pmc", "1\n2\n3\n", "--concurrency", "2", "--retries", "1") == 1
     assert "in a row failed (connection: ConnectError, 2 times); the same command goes on" in capsys.readouterr().err
+    assert run(store, tmp_path / "few", "1\n", "--retries", "1") == 1  # fewer than would end it, but all
+    said = capsys.readouterr()
+    assert "1 articles failed; the same command tries them again" in said.err
+    assert "next:" not in said.out
 
 
 def test_bad_words_are_the_callers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,6 +229,16 @@ def test_bad_words_are_the_callers(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "out" / "ledger.sqlite").write_bytes(b"no database at all " * 60)
     assert main(["data", "pmc", str(tmp_path / "out"), "--ids", str(tmp_path / "empty")]) == 2
     assert "not a ledger" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_things_is_left_alone(
+    store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "manifest.json").write_text("{}")
+    assert run(store, tmp_path / "dataset", "1\n") == 2
+    assert "already holds something, and no articles" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "dataset").iterdir()] == ["manifest.json"]
 
 
 def test_names_of_media() -> None:

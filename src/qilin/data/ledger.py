@@ -142,6 +142,9 @@ class Ledger:
             for table in ("articles", "files")
         }
 
+    def count_articles(self, state: State) -> int:
+        return int(self.base.execute("select count(*) from articles where state = ?", (state,)).fetchone()[0])
+
     def bytes(self) -> int:
         return int(self.base.execute("select coalesce(sum(bytes), 0) from files where state = 'have'").fetchone()[0])
 

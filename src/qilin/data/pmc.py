@@ -28,6 +28,7 @@ from qilin.settings import setting, settings
 
 BASE = "https://pmc-oa-opendata.s3.amazonaws.com"
 SEARCH = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils/esearch.fcgi"
+LEDGER = "ledger.sqlite"
 SEARCH_PAGE = 9_999  # ids an answer
 # the strictest tier that may be taken
 ALLOWED = {"commercial": "sharealike", "noncommercial": "noncommercial", "any": "unknown"}
@@ -50,7 +51,7 @@ class PmcSettings:
     article_types: tuple[str, ...] = setting(default=(), help="only these, such as case-report (default: all)")
     manuscripts: bool = setting(default=False, help="take author manuscripts, too")
     pictures: Literal["medical", "figures", "none"] = setting(
-        default="medical", help="pictures of all figures, only of those that are medical by their captions, or none"
+        default="medical", help="pictures of figures that are medical by their captions, of all figures, or none"
     )
     limit: int | None = setting(default=None, help="stop after this many articles; the same command goes on")
     strict: bool = setting(default=False, help="end with an error where articles failed, after all others are here")
@@ -74,14 +75,17 @@ class PmcSettings:
 
 
 def pmc(given: PmcSettings) -> None:
-    """Fetch what is wanted and not here yet. Raises RunError where the store cannot be reached."""
+    """Fetch what is wanted and not here yet. Raises RunError where the store cannot be reached, UserError for a folder
+    that holds other things."""
+    if given.out.is_dir() and any(given.out.iterdir()) and not (given.out / LEDGER).is_file():
+        raise UserError(f"{given.out}: already holds something, and no articles; name an empty or new folder")
     given.out.mkdir(parents=True, exist_ok=True)
     rules = json.dumps([given.license, sorted(given.article_types), given.manuscripts, given.pictures])
-    with open_ledger(given.out / "ledger.sqlite", rules) as ledger:
+    with open_ledger(given.out / LEDGER, rules) as ledger:
         done = asyncio.run(fetch_all(given, ledger))
         tell(given, ledger, done)
-        failed = sum(count for state, _, count in ledger.counts()["articles"] if state == "failed")
-    if given.strict and failed:
+        failed, here = ledger.count_articles("failed"), ledger.count_articles("have")
+    if failed and (given.strict or not here):
         raise RunError(f"{given.out}: {failed:,} articles failed; the same command tries them again")
 
 
@@ -278,9 +282,11 @@ def tell(given: PmcSettings, ledger: Ledger, done: int) -> None:
         print(json.dumps({"out": str(given.out), "done": done, "bytes": ledger.bytes(), **states}, ensure_ascii=False))
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{given.out}: {done:,} articles settled now; {ledger.bytes() / 1e6:,.1f} MB here")
+    console.print(f"{given.out}: {done:,} articles asked for now; {ledger.bytes() / 1e6:,.1f} MB here")
     for table, rows in counts.items():
-        console.print(f"{table}: " + "; ".join(as_text(rows)))
+        if rows:
+            console.print(f"{table}: " + "; ".join(as_text(rows)))
     if any(state == "failed" for state, *_ in counts["articles"]):
         console.print("some failed: the same command tries them again")
-    console.print(f"next: qilin data figures {given.out / 'articles'} figures")
+    if ledger.count_articles("have"):
+        console.print(f"next: qilin data figures {given.out / 'articles'} figures")
