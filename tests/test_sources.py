@@ -182,6 +182,13 @@ def test_bad_lines_of_a_table(tmp_path: Path, line: str, reason: str) -> None:
     assert data.manifest["counts"]["samples"] == {"train": 1}
 
 
+def test_an_answer_that_is_none_of_the_choices_is_refused(tmp_path: Path) -> None:
+    text = "image,question,answer,choices\n0.png,哪个？,丙肝,甲状腺;乙状结肠\n1.png,哪个？,B,甲状腺;乙状结肠\n"
+    data = table(tmp_path, text + "2.png,哪个？,B. 乙状结肠,甲状腺;乙状结肠\n3.png,哪个？,AC,肺;心;肝\n4.png,哪个？,Bone,肺;心\n")
+    assert [row["reason"] for row in dropped(data)] == ["the answer is none of the choices"] * 2
+    assert data.manifest["counts"]["samples"] == {"train": 3}
+
+
 def test_other_words_of_splits_and_answer_types_are_refused(tmp_path: Path) -> None:
     text = "image,question,answer,split,answer_type\n0.png,问,答,holdout,\n1.png,问,答,train,maybe\n"
     text += "2.png,问,答,train,OPEN\n"

@@ -15,7 +15,7 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 from qilin.cli import main
 from qilin.data.pictures import make_picture
 from qilin.data.records import Dataset, Provenance, Sample, assistant, open_dataset, text_of, user
-from qilin.data.translate import read_glossary, terms_in
+from qilin.data.translate import read_glossary, terms_in, texts_of
 from qilin.data.translation_checks import check_translation
 from qilin.data.writer import DatasetWriter
 from qilin.endpoint import Reply, ask_all, wait_of
@@ -69,6 +69,18 @@ FAULTY = [
 @pytest.mark.parametrize(("english", "chinese", "check"), FAULTY)
 def test_faults_are_seen(english: str, chinese: str, check: str) -> None:
     assert check in check_translation(english, chinese)
+
+
+def test_an_abbreviation_beside_chinese_is_chinese() -> None:
+    def asked(question: str, answer: str, *choices: str) -> list[str]:
+        messages = (user(question, images=0), assistant(answer))
+        return list(texts_of(Sample("a", "vqa", (), messages, choices=choices)).values())
+
+    assert asked("这张图片的成像方式是什么?", "MRI") == []
+    assert asked("用了哪种成像方式？", "CT", "CT", "PET/CT", "X线") == []
+    assert asked("图中是哪个器官？", "Lung") == ["Lung"]
+    assert asked("描述图像。", "CHEST FILM, NO EFFUSION.") == ["CHEST FILM, NO EFFUSION."]
+    assert asked("Which modality?", "MRI") == ["Which modality?", "MRI"]
 
 
 def test_sides_and_glossary() -> None:

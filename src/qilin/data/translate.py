@@ -18,7 +18,7 @@ from qilin.data.parts import parts_of, with_parts
 from qilin.data.purse import Purse, tell
 from qilin.data.records import Sample, open_dataset
 from qilin.data.rework import SAMPLES_A_PIECE, Refused, ends_of, refuse, rework
-from qilin.data.translation_checks import check_translation
+from qilin.data.translation_checks import ABBREVIATION, check_translation
 from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
 from qilin.errors import UserError
 from qilin.settings import setting, settings
@@ -29,6 +29,7 @@ You are given a JSON object whose values are texts that belong together. Answer 
 keys, each value being the translation of its text and nothing else.
 Keep every number, unit, side (left, right), negation and degree of certainty. Leave abbreviations (CT, MRI, T2), names
 of genes and letters of panels (A, B) as they are. Give drugs their Chinese names. Add nothing and leave nothing out."""
+SHORT = 8  # characters of an abbreviation; a longer word in capitals may be any word
 GLOSSARY = Path(__file__).with_name("glossary.tsv")
 
 
@@ -146,9 +147,12 @@ def described(work: Work) -> dict[str, str]:
 
 
 def texts_of(sample: Sample) -> dict[str, str]:
-    """The English texts of a sample by their place."""
+    """The English texts of a sample by their place. Beside Chinese, "MRI" is a Chinese answer and passes as it is."""
     found = parts_of(sample)
-    return {key: text for key, text in found.items() if not has_chinese(text) and re.search(r"[A-Za-z]{2}", text)}
+    english = {key: text for key, text in found.items() if not has_chinese(text) and re.search(r"[A-Za-z]{2}", text)}
+    if len(english) == len(found):
+        return english
+    return {key: text for key, text in english.items() if not (len(text) <= SHORT and ABBREVIATION.fullmatch(text))}
 
 
 # --- asking and checking --------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ SPLIT_NAMES = {"val": "validation", "valid": "validation", "validate": "validati
 SPLIT_NAMES |= {name: name for name in ("train", "validation", "test")}
 ANSWER_TYPES = ("open", "closed", "choice")
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+LETTER = re.compile(r"[(（]?[A-Ha-h甲乙丙丁戊己庚辛](?![a-z\u4e00-\u9fff])")
 HOLE = re.compile(r"\{([^{}]+)\}")
 
 
@@ -114,6 +115,8 @@ def make_rows(
     common |= {"license": licence}
     if answer:
         choices = listed(found.get(where["choices"])) if "choices" in where else ()
+        if choices and not names_a_choice(answer, choices):
+            raise RowFault("the answer is none of the choices")
         yield Row(
             sample_id=name,
             kind="vqa",
@@ -180,6 +183,11 @@ def find_file(base: Path, name: str) -> Path:
     if path.suffix.lower() in ENDINGS or path.is_file():
         return path
     return next((full for ending in ENDINGS if (full := base / f"{name}{ending}").is_file()), path)
+
+
+def names_a_choice(answer: str, choices: tuple[str, ...]) -> bool:
+    """Whether an answer has the words of a choice, or begins with a letter that may stand for one (B, AC, 乙)."""
+    return any(choice in answer or answer in choice for choice in choices) or bool(LETTER.match(answer))
 
 
 def answer_type(said: str, choices: tuple[str, ...], answer: str) -> str:
