@@ -40,7 +40,9 @@ def test_every_benchmark_has_an_importer() -> None:
 
 def test_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "benchmarks"]) == 0
-    assert "cmmmu-health" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cmmmu-health" in said
+    assert "qilin data import slake SOURCE slake-en --lang en" in said
     assert main(["data", "benchmarks", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == set(BENCHMARKS)
 

@@ -99,7 +99,9 @@ def test_a_share_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["data", "merge", str(tmp_path / "out"), str(source), "--context", "1.5"]) == 2
 
 
-def test_conversations_hold_what_is_told_and_asked_about_a_picture(tmp_path: Path) -> None:
+def test_conversations_hold_what_is_told_and_asked_about_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, two, three = picture(1), picture(2), picture(3)
 
     def question(name: str, shown: Any, tier: str = "attribution") -> Sample:
@@ -121,6 +123,9 @@ def test_conversations_hold_what_is_told_and_asked_about_a_picture(tmp_path: Pat
     assert sum(part["type"] == "image" for message in first.messages for part in message["content"]) == 1
     assert [text_of(message) for message in found["chat of q3"][1].messages] == ["q2？", "答q2", "q3？", "答q3"]
     assert main(["data", "chats", str(source), str(tmp_path / "x"), "--least", "1"]) == 2
+    assert main(["data", "chats", str(source), str(tmp_path / "x"), "--least", "8", "--most", "9"]) == 2
+    assert "refused: none, the source has nothing that this step takes" in capsys.readouterr().err
+    assert main(["data", "chats", str(source), str(tmp_path / "x")]) == 0  # what was in vain is not in the way
 
 
 def test_conversations_that_were_interrupted_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

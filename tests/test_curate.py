@@ -242,6 +242,9 @@ def test_nothing_left_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[
         main(["data", "curate", str(source), str(tmp_path / "out"), "--workers", "1", "--license", "commercial"]) == 2
     )
     assert "not one sample is left; refused: licence: unknown (1)" in capsys.readouterr().err
+    assert main(["data", "curate", str(source), str(tmp_path / "out"), "--workers", "1"]) == 0  # no pieces in the way
+    assert main(["data", "curate", str(source), str(tmp_path / "x"), "--workers", "-1"]) == 2
+    assert "--workers -1: expected 0 (one a core) or more" in capsys.readouterr().err
 
 
 def test_many_small_pictures_make_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,9 @@ def test_refusals_are_the_callers(tmp_path: Path) -> None:
         ask_all(Endpoint(service.url, "m"), asks(1))
     with pytest.raises(UserError, match="expected an address"):
         ask_all(Endpoint("localhost:8000", "m"), asks(1))
+    for wrong in (Endpoint("http://x/v1", "m", concurrency=0), Endpoint("http://x/v1", "m", timeout=0)):
+        with pytest.raises(UserError, match="expected at least 1 request"):
+            ask_all(wrong, asks(1))
     with pytest.raises(RunError, match="is the service running"):
         ask_all(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), asks(1))
     (tmp_path / "c").write_text("no database at all, though long enough to be looked at as one " * 20)

@@ -49,7 +49,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_numbers_on_screen_as_json_and_on_the_card(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_on_screen_as_json_and_on_the_card(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["data", "stats", str(source), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["samples"]["kind"] == {"vqa": 3, "caption": 1, "context": 1}
@@ -61,10 +63,14 @@ def test_numbers_on_screen_as_json_and_on_the_card(source: Path, capsys: pytest.
     said = capsys.readouterr().out
     assert "435 (211, 757)" in said
     assert "samples by source: s2 3, s1 2" in said
+    assert "texts here" in said
     card = (source / "README.md").read_text()
     assert "| context | 1 | 40 | 40 (40, 40) | 167 M tokens | 435 (211, 757) |" in card
     assert yaml.safe_load(card.split("---")[1])["language"] == ["zh"]
     assert "| s2 | zh | unknown | 3 |" in card
+    monkeypatch.setattr("qilin.data.stats.SHOWN", 1)
+    assert main(["data", "stats", str(source)]) == 0
+    assert "samples by kind: vqa 3, 2 others 2" in capsys.readouterr().out  # the counts still add up
     assert main(["data", "stats", str(source), "--tokenizer", str(source / "README.md")]) == 2
 
 

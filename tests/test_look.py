@@ -85,4 +85,6 @@ def test_a_budget_is_for_the_whole_run_and_memory_for_some_rows(
         assert main([*words, "--budget", "40", "--price-in", "100000"]) == 0
         assert len(service.seen) == 4
     assert "15 tokens in 1 replies, 1.00 spent" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "0 tokens in 0 replies\n" in capsys.readouterr().out  # no price was said: nobody knows the cost
     assert len(list(read_pieces(tmp_path / "seen"))) == 5

@@ -183,8 +183,9 @@ def test_bad_lines_of_a_table(tmp_path: Path, line: str, reason: str) -> None:
 
 
 def test_an_answer_that_is_none_of_the_choices_is_refused(tmp_path: Path) -> None:
-    text = "image,question,answer,choices\n0.png,哪个？,丙肝,甲状腺;乙状结肠\n1.png,哪个？,B,甲状腺;乙状结肠\n"
-    data = table(tmp_path, text + "2.png,哪个？,B. 乙状结肠,甲状腺;乙状结肠\n3.png,哪个？,AC,肺;心;肝\n4.png,哪个？,Bone,肺;心\n")
+    answers = {"丙肝": "甲状腺;乙状结肠", "B": "肺;心", "B. 心": "肺;心", "AC": "肺;心;肝", "Bone": "肺;心"}
+    lines = [f"{n}.png,哪个？,{answer},{choices}\n" for n, (answer, choices) in enumerate(answers.items())]
+    data = table(tmp_path, "image,question,answer,choices\n" + "".join(lines))
     assert [row["reason"] for row in dropped(data)] == ["the answer is none of the choices"] * 2
     assert data.manifest["counts"]["samples"] == {"train": 3}
 

@@ -162,6 +162,8 @@ def test_a_dataset_is_translated_once(tmp_path: Path, capsys: pytest.CaptureFixt
         assert run(tmp_path, service) == 0  # it is there
         assert "already there" in capsys.readouterr().out
         assert run(tmp_path, service, "--asks", "5") == 2  # another work in the same place
+        for wrong in (("--asks", "0"), ("--back", "200")):
+            assert run(tmp_path, service, *wrong) == 2
         (tmp_path / "zh").rename(tmp_path / "first")
         assert run(tmp_path, service) == 0  # made again from the cache
         assert len(service.seen) == 3

@@ -24,6 +24,7 @@ from typing import Any
 from qilin.errors import RunError, UserError
 
 KEYS = ("QILIN_API_KEY", "OPENAI_API_KEY")
+KEY_HELP = f"\n\nthe service's key is read from the environment: {KEYS[0]}, else {KEYS[1]}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def ask_all(
     """
     if not endpoint.url.startswith(("http://", "https://")):
         raise UserError(f"endpoint {endpoint.url!r}: expected an address such as http://127.0.0.1:8000/v1")
+    if endpoint.concurrency < 1 or endpoint.timeout <= 0:
+        raise UserError(
+            f"concurrency is {endpoint.concurrency} and timeout {endpoint.timeout:g}; expected at least 1 request at a "
+            "time and more than 0 seconds"
+        )
     with closing(open_cache(endpoint.cache)) as cache:
         replies: dict[int, Reply] = {}
         for place, ask in enumerate(asks):

@@ -20,7 +20,7 @@ from qilin.data.question_balance import Guesses, guess_all, surplus, with_option
 from qilin.data.question_checks import ABOUT, Question, check_question, read_question
 from qilin.data.records import Sample, assistant, open_dataset, text_of, user
 from qilin.data.rework import Refused, ends_of, refuse, rework
-from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
+from qilin.endpoint import KEY_HELP, Ask, Endpoint, Reply, ask_all, read_json
 from qilin.settings import setting, settings
 from qilin.text.chinese import has_chinese
 from qilin.text.wording import plain
@@ -76,6 +76,8 @@ class AskSettings:
     price_out: float = setting(default=0.0, help="price of a million tokens written")
     timeout: float = setting(default=120.0, help="seconds for one reply")
     json: bool = setting(default=False, help="print the summary as JSON")
+
+    EPILOG = KEY_HELP
 
     def __post_init__(self) -> None:
         for name in ("open", "choice", "yes_no", "guesses"):

@@ -53,7 +53,6 @@ BENCHMARKS = {
     "slake-en": Benchmark(
         "SLAKE, English half (Liu et al. 2021)", "en", "huggingface.co/datasets/BoKelvin/SLAKE", "CC BY 4.0",
         "test.json, q_lang en: 1,061 questions", "open, closed", "slake", "the files themselves",
-        "import with --lang en",
     ),
     "vqa-rad": Benchmark(
         "VQA-RAD, the authors' split (Lau et al. 2018)", "en", "osf.io/89kps", "CC0 1.0",
@@ -126,5 +125,6 @@ def show_benchmarks(given: BenchmarksSettings) -> None:
         facts += [f"sha256 of the split as imported: {hashes}", *([row.note] if row.note else [])]
         for fact in facts:
             console.print(f"    {fact}", style="dim", soft_wrap=True)
-        console.print(f"    qilin data import {row.importer} SOURCE {name}", soft_wrap=True)
+        lang = " --lang en" if row.importer == "slake" and row.lang == "en" else ""  # others tell by the words
+        console.print(f"    qilin data import {row.importer} SOURCE {name}{lang}", soft_wrap=True)
     console.print("Any dataset folder is a test set too: qilin evaluate MODEL FOLDER --split test")

@@ -25,7 +25,7 @@ from qilin.data.purse import Purse
 from qilin.data.resolve import resolve
 from qilin.data.sources.rows import Refused
 from qilin.data.through import read_through
-from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
+from qilin.endpoint import KEY_HELP, Ask, Endpoint, Reply, ask_all, read_json
 from qilin.errors import UserError
 from qilin.imaging.pixels import BadPicture, to_rgb
 from qilin.settings import setting, settings
@@ -57,6 +57,8 @@ class LookSettings:
     price_out: float = setting(default=0.0, help="price of a million tokens written")
     timeout: float = setting(default=120.0, help="seconds for one reply")
 
+    EPILOG = KEY_HELP
+
 
 def look(given: LookSettings) -> None:
     """Make the rows, or say that they are there. Raises UserError where the folder of pictures is not."""
@@ -82,7 +84,7 @@ def look(given: LookSettings) -> None:
     words = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{given.out}: medical: {words or 'none'}; {counts['dropped']:,} refused")
-    console.print(f"{purse.read + purse.written:,} tokens in {purse.asked:,} replies, {purse.cost():.2f} spent")
+    console.print(purse.bill())
     if gone:
         console.print(f"{gone:,} of the unsure were not seen: their pictures are not in {given.images}, or are damaged")
 

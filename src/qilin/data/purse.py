@@ -26,6 +26,13 @@ class Purse:
     def cost(self) -> float:
         return (self.read * self.prices[0] + self.written * self.prices[1]) / 1e6
 
+    def spent(self) -> str:
+        """The cost in words; none where no price was said, for then nobody knows it."""
+        return f", {self.cost():.2f} spent" if any(self.prices) else ""
+
+    def bill(self) -> str:
+        return f"{self.read + self.written:,} tokens in {self.asked:,} replies{self.spent()}"
+
     def left(self) -> int | None:
         """Tokens that may still be spent; None without a budget. Raises RunError where nothing is left."""
         if self.budget is None:
@@ -42,7 +49,7 @@ class Purse:
             self.asked += 1
             self.read += reply.tokens_in
             self.written += reply.tokens_out
-        self.progress.update(self.task, description=f"{self.verb}, {self.cost():.2f} spent", advance=samples)
+        self.progress.update(self.task, description=f"{self.verb}{self.spent()}", advance=samples)
 
     def hear(self, samples: int = 0) -> Callable[[int, Reply], None]:
         """What `ask_all` tells each reply to; `samples`: how many it brings the bar further."""
@@ -63,6 +70,6 @@ def tell(out: Path, made: Dataset, fresh: bool, purse: Purse, as_json: bool) -> 
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{'made' if fresh else 'already there:'} {out}: {sum(counts['samples'].values()):,} samples")
     if fresh:
-        console.print(f"{purse.read + purse.written:,} tokens in {purse.asked:,} replies, {purse.cost():.2f} spent")
+        console.print(purse.bill())
     if counts["dropped"]:
         console.print(refusals(counts["dropped_reasons"], "refused", str(out / "dropped.jsonl")))

@@ -120,7 +120,9 @@ def assemble(sources: Sequence[Dataset], folder: Path, out: Path, settings: Mapp
                     writer.drop(refused["row"], refused["reason"])
         if not sum(writer.counts.values()):
             reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
-            raise UserError(f"{out}: not one sample is left; refused: {reasons or 'none, the source is empty'}")
+            shutil.rmtree(folder)  # with other settings the same folder may be made
+            reasons = reasons or "none, the source has nothing that this step takes"
+            raise UserError(f"{out}: not one sample is left; refused: {reasons}")
 
 
 def is_in(keys: np.ndarray, key: int) -> bool:

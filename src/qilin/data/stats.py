@@ -18,6 +18,8 @@ from qilin.data.records import Dataset, open_dataset, text_of
 from qilin.errors import UserError
 from qilin.settings import setting, settings
 
+SHOWN = 12  # names of one kind on the screen; the rest is summed up
+
 
 @settings
 class StatsSettings:
@@ -38,7 +40,7 @@ def stats(given: StatsSettings) -> None:
     console = Console(highlight=False, soft_wrap=True)
     unit = "tokens" if given.tokenizer else "characters"
     console.print(f"{given.source}: {found['pictures']['n']:,} pictures, {found['samples']['n']:,} samples")
-    table = Table("part", f"here: {unit}, median (quartiles)", "samples here", "the paper", "tokens in the paper")
+    table = Table("part", f"here: {unit}, median (quartiles)", "texts here", "the paper", "tokens in the paper")
     for part, count, lengths in PAPER:
         row = found["lengths"].get(part)
         here = f"{row['median']:.0f} ({row['low']:.0f}, {row['high']:.0f})" if row else "none"
@@ -47,8 +49,9 @@ def stats(given: StatsSettings) -> None:
     for what in ("samples", "pictures"):
         for name, counts in found[what].items():
             if isinstance(counts, Mapping) and counts:
-                words = ", ".join(f"{key} {count:,}" for key, count in list(counts.items())[:12])
-                console.print(f"{what} by {name}: {words}")
+                words = [f"{key} {count:,}" for key, count in list(counts.items())[:SHOWN]]
+                words += [f"{len(counts) - SHOWN} others {sum(list(counts.values())[SHOWN:]):,}"][: len(counts) > SHOWN]
+                console.print(f"{what} by {name}: {', '.join(words)}")
 
 
 def counter(tokenizer: Path | None) -> Callable[[str], int]:

@@ -19,7 +19,7 @@ from qilin.data.purse import Purse, tell
 from qilin.data.records import Sample, open_dataset
 from qilin.data.rework import SAMPLES_A_PIECE, Refused, ends_of, refuse, rework
 from qilin.data.translation_checks import ABBREVIATION, check_translation
-from qilin.endpoint import Ask, Endpoint, Reply, ask_all, read_json
+from qilin.endpoint import KEY_HELP, Ask, Endpoint, Reply, ask_all, read_json
 from qilin.errors import UserError
 from qilin.settings import setting, settings
 from qilin.text.chinese import has_chinese
@@ -51,6 +51,14 @@ class TranslateSettings:
     back: float = setting(default=0.0, help="translate back and refuse below this chrF (0 to 100); 0: do not")
     timeout: float = setting(default=120.0, help="seconds for one reply")
     json: bool = setting(default=False, help="print the summary as JSON")
+
+    EPILOG = KEY_HELP
+
+    def __post_init__(self) -> None:
+        if self.asks < 1:
+            raise ValueError(f"asks is {self.asks}; expected at least 1")
+        if not 0 <= self.back <= 100:
+            raise ValueError(f"back is {self.back:g}; expected a chrF from 0 to 100")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ def workers_of(number: int, cluster: str | None = None, most: int | None = None)
     pieces that there are. None (no pool, work here) for a single one."""
     if cluster:
         return on_cluster(cluster)
+    if number < 0:
+        raise UserError(f"--workers {number}: expected 0 (one a core) or more")
     cores = os.cpu_count() or 1
     count = number or (cores if most is None else min(cores, most))
     if count <= 1:
