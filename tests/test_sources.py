@@ -234,7 +234,7 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_bytes(b"image,question,answer\n\xff\xff\xff,a,b\n")
     for name, words in [
         ("a.json", "not valid JSON"),
-        ("b.json", "expected a list"),
+        ("b.json", "expected a list of rows, found an object of 'a'"),
         ("c.xlsx", "expected one of .csv"),
         ("d.csv", "neither UTF-8 nor GB18030"),
         ("e.csv", "no such file"),

@@ -113,7 +113,8 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a list of rows, found a {type(rows).__name__}")
+        found = f"an object of {', '.join(map(repr, list(rows)[:5]))}" if isinstance(rows, dict) else repr(rows)[:60]
+        raise UserError(f"{path}: expected a list of rows, found {found}")
     for number, row in enumerate(rows, start=1):
         yield number, row if isinstance(row, dict) else Refused({"row": number, "found": row}, "row is not an object")
 
