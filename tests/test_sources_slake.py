@@ -91,6 +91,10 @@ def test_folders_that_are_not_slake(tmp_path: Path) -> None:
         ("图中有多少个肾脏?", "2", ("count", "肾脏", "2个肾脏")),
         ("肝脏是健康的吗?", "不是", ("status", "肝脏", "肝脏异常")),
         ("肺是异常的吗?", "不是", ("status", "肺", "肺未见异常")),
+        ("肝脏是不是异常的?", "是的", ("status", "肝脏", "肝脏异常")),
+        ("肝脏是不健康的吗?", "不是", ("status", "肝脏", "肝脏未见异常")),
+        ("图中心脏在哪?", "中心", ("place", "心脏", "心脏位于图像中心")),
+        ("图中心脏是什么颜色?", "灰色", ("colour", "心脏", "心脏呈灰色")),
         ("大脑看起来不正常吗?", "是的", ("status", "大脑", "大脑异常")),
         ("这张图片看起来正常吗?", "不正常", ("overall", "", "可见异常")),
         ("图片里是否存在异常?", "否", ("overall", "", "未见明显异常")),
@@ -132,6 +136,8 @@ def test_a_caption_reads_as_a_report_would() -> None:
         "brief": "这是一张胸部CT图像，扫描平面为横断面，提示肺癌。",
     }
     assert len({instruction for _, instruction, _ in compose(rows)}) == 3
+    rows += [row(8, "a", "肺是异常的吗?", "是的"), row(9, "a", "肺或者心脏哪个是异常的?", "肺")]
+    assert [text for _, _, text in compose(rows)][2].endswith("提示肺癌，肺异常。")  # once
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real SLAKE questions are not in ../shared/data/slake_zh")

@@ -81,10 +81,10 @@ PATTERNS: tuple[tuple[str, str, str, str], ...] = (
 )
 COMPILED = tuple((slot, re.compile(pattern), yes, no) for slot, pattern, yes, no in PATTERNS)
 LEAD = re.compile(
-    r"^(在?(这张|这幅|这个|该|此)?(图片|图像|照片|图)(中(?![心部间])|里|上(?![部方侧]))?的?,?|这个病人的|病人的|患者的)"
+    r"^(在?(这张|这幅|这个|该|此)?(图片|图像|照片|图)(中(?!心(?!脏)|[部间])|里|上(?![部方侧]))?的?,?|这个病人的|病人的|患者的)"
 )
 STATUS = re.compile(
-    r"^(?P<o>[^哪多]*?)(看起来)?(是否|是)?(存在|有|有什么|有任何的)?(?P<word>不正常|正常|健康|异常)的?$"
+    r"^(?P<o>[^哪多]*?)(看起来)?(是否|是不是|是)?(存在|有|有什么|有任何的)?(?P<word>不正常|不健康|正常|健康|异常)的?$"
 )
 COMPARED = re.compile(r"(?P<list>\w[\w、和与]+?)(哪一?个)?(体积)?(更|最)(?P<word>大|小)$")
 
@@ -266,4 +266,4 @@ def summary(said: Mapping[str, Mapping[str, str]]) -> str:
     clauses = [f"提示{'、'.join(diseases)}"] if diseases else ["未见明显病变"] if "disease" in said else []
     if not clauses and "overall" in said:
         clauses = [first(said, "overall")]
-    return "，".join([*clauses, *said.get("status", {}).values()])
+    return "，".join(dict.fromkeys([*clauses, *said.get("status", {}).values()]))
