@@ -115,7 +115,11 @@ def test_opening_what_is_not_a_dataset(tmp_path: Path) -> None:
     write(tmp_path / "data")
     with pytest.raises(UserError, match="already holds"):
         DatasetWriter(tmp_path / "data", {})
-    (tmp_path / "data" / "images" / "part-00000.parquet").unlink()
+    pictures = tmp_path / "data" / "images" / "part-00000.parquet"
+    pictures.write_bytes(pictures.read_bytes()[:99])  # a copy that was cut off
+    with pytest.raises(UserError, match="holds 99 bytes, manifest.json says .*; copy the folder again, whole"):
+        open_dataset(tmp_path / "data")
+    pictures.unlink()
     with pytest.raises(UserError, match="which is not there"):
         open_dataset(tmp_path / "data")
 

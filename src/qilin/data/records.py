@@ -357,6 +357,11 @@ def open_dataset(path: Path) -> Dataset:
     missing = [name for name in manifest["files"] if not (path / name).is_file()]
     if missing:
         raise UserError(f"{path}: {MANIFEST} names {missing[0]}, which is not there; copy the folder again, whole")
+    for name, about in manifest["files"].items():  # a copy that was cut off; the card may be edited
+        size = (path / name).stat().st_size
+        if name.endswith(".parquet") and size != about["bytes"]:
+            what = f"{path / name}: holds {size:,} bytes, {MANIFEST} says {about['bytes']:,}"
+            raise UserError(f"{what}; copy the folder again, whole")
     return Dataset(path, manifest)
 
 
