@@ -92,6 +92,8 @@ def test_refusals_are_the_callers(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is the service running"):
         ask_all(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), asks(1))
     (tmp_path / "c").write_text("no database at all, though long enough to be looked at as one " * 20)
+    with pytest.raises(UserError, match="no cache can be opened or made there"):
+        ask_all(Endpoint("http://127.0.0.1:9/v1", "m", cache=tmp_path), asks(1))
     with pytest.raises(UserError, match="not a cache"):
         ask_all(Endpoint("http://127.0.0.1:9/v1", "m", cache=tmp_path / "c"), asks(1))
 

@@ -296,7 +296,10 @@ def open_cache(path: Path | None) -> sqlite3.Connection:
     """The cache at `path`, made where it is not there yet; without a path one that lives as long as the call."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    cache = sqlite3.connect(path or ":memory:")
+    try:
+        cache = sqlite3.connect(path or ":memory:")
+    except sqlite3.OperationalError as error:
+        raise UserError(f"{path}: no cache can be opened or made there ({error}); name another file") from None
     try:
         cache.execute("create table if not exists replies (key text primary key, model text, reply text)")
     except sqlite3.OperationalError:  # the disk, not the file
