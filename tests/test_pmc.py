@@ -202,6 +202,13 @@ def test_inventory_and_query(store: PmcStandIn, tmp_path: Path, capsys: pytest.C
         assert "part.csv.gz is no part of an inventory" in capsys.readouterr().err
 
 
+def test_a_search_that_fails_is_named_not_the_store(
+    store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(store, tmp_path / "pmc", "", "--query", "x", "--search", f"{store.url}/none") == 1
+    assert f"{store.url}/none: cannot list what is wanted: HTTP 404" in capsys.readouterr().err
+
+
 def test_a_store_that_is_gone(store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store.url = "http://127.0.0.1:9"
     assert run(store, tmp_path / "pmc", "1\n2\n3\n", "--concurrency", "2", "--retries", "1") == 1
@@ -221,6 +228,9 @@ def test_bad_words_are_the_callers(tmp_path: Path, capsys: pytest.CaptureFixture
         ([], "one of --ids, --query, --inventory is needed"),
         (["--query", "a", "--inventory"], "given: query, inventory"),
         (["--query", "a", "--date", "x"], "--date is for --inventory"),
+        (["--query", "a", "--limit", "0"], "timeout is 60 and limit 0; expected more than 0, at least 1"),
+        (["--query", "a", "--timeout", "0"], "timeout is 0"),
+        (["--query", "a", "--base", "ftp://x"], "base is 'ftp://x'; expected an address"),
     ):
         assert main(["data", "pmc", str(tmp_path / "out"), *words]) == 2
         assert said in capsys.readouterr().err

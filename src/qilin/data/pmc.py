@@ -72,6 +72,11 @@ class PmcSettings:
             raise ValueError("--date is for --inventory")
         if self.rate <= 0 or self.concurrency < 1 or self.retries < 0:
             raise ValueError("rate must be above 0, concurrency at least 1, retries at least 0")
+        if self.timeout <= 0 or (self.limit is not None and self.limit < 1):
+            raise ValueError(f"timeout is {self.timeout:g} and limit {self.limit}; expected more than 0, at least 1")
+        for name in ("base", "search"):
+            if not getattr(self, name).startswith(("http://", "https://")):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected an address that begins with https://")
 
 
 def pmc(given: PmcSettings) -> None:
@@ -98,7 +103,8 @@ async def fetch_all(given: PmcSettings, ledger: Ledger) -> int:
         try:
             await list_wanted(given, store, ledger)
         except StoreFault as error:
-            raise RunError(f"{given.base}: cannot list what is wanted: {error.reason}") from None
+            asked = given.search if given.query else given.base
+            raise RunError(f"{asked}: cannot list what is wanted: {error.reason}") from None
         return await work_through(given, store, ledger)
 
 
