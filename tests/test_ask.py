@@ -158,7 +158,9 @@ def test_texts_get_questions_once(tmp_path: Path, capsys: pytest.CaptureFixture[
             "questions: the text is not Chinese, translate it first",
         ]
         assert run(tmp_path, service, *MIX) == 0
-        assert "already there" in capsys.readouterr().out
+        again = capsys.readouterr().out
+        assert "already there" in again
+        assert "questions in it: 8\n" in again
         assert run(tmp_path, service, *MIX, "--seed", "1") == 2  # another work in the same place
         (tmp_path / "asked").rename(tmp_path / "first")
         assert run(tmp_path, service, *MIX, "--concurrency", "3") == 0  # made again, from the cache
@@ -176,6 +178,13 @@ def test_only_questions_of_some_kinds(tmp_path: Path) -> None:
         (tmp_path / "asked").rename(tmp_path / "first")
         assert run(tmp_path, service, *MIX, "--kinds", "report") == 0
         assert open_dataset(tmp_path / "asked").manifest["counts"]["samples"] == {"train": 6}  # the texts alone
+
+
+def test_nothing_to_ask_about_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Service(lambda body: "no one asks")) as service:
+        assert run(tmp_path, service, *MIX, "--kinds", "report") == 0
+        assert service.seen == []
+    assert "questions in it: 0: asked about is report in Chinese with a picture" in capsys.readouterr().out
 
 
 def test_what_is_guessed_without_the_picture_goes(tmp_path: Path) -> None:

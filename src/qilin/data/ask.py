@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+
 from qilin.data.bars import bar
 from qilin.data.purse import Purse, tell
 from qilin.data.question_balance import Guesses, guess_all, surplus, with_options
@@ -144,6 +146,10 @@ def ask(given: AskSettings) -> None:
             TEXTS_A_PIECE,
         )  # fmt: skip
     tell(given.out, made, fresh, purse, given.json)
+    if not given.json:
+        number = sum(made.manifest["counts"]["samples"].values()) - (0 if given.only_questions else total)
+        why = "" if number else f": asked about is {' and '.join(given.kinds)} in Chinese with a picture"
+        Console(highlight=False, soft_wrap=True).print(f"questions in it: {number:,}{why}")
 
 
 def prompt_name() -> str:
