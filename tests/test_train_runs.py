@@ -282,6 +282,9 @@ def test_check_names_the_picture_that_does_not_decode(home: Path, tmp_path: Path
     bytes_[2] = bytes_[2][:60]
     place = table.schema.get_field_index(name)
     pq.write_table(table.set_column(place, table.schema.field(name), pa.array(bytes_)), file)
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["files"][f"images/{file.name}"]["bytes"] = file.stat().st_size  # not a copy cut short
+    (data / "manifest.json").write_text(json.dumps(manifest))
     settings = read_recipe("small/align", words(home, tmp_path / "run", [f"data={data}"]))
     said = rf"picture {table.column('image_id')[2]} \(sample train-vqa-"
     with pytest.raises(UserError, match=said):
