@@ -105,7 +105,7 @@ def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
     learn = ("projector",) if case.stage == 1 or "lora" in case.changes else ("projector", "language")
     settings = TrainSettings(
         model="random", data=(DataSource(path=Path("none")),), learn=learn, pack_tokens=512 if small else 8192,
-        max_length=512 if small else 2048, **{"precision": "bf16", **changes},
+        max_length=512 if small else 2048, precision="bf16", **changes,
     )  # fmt: skip
     model = make_model(SHAPES["miniature" if small else case.shape], small, settings, device)
     plan = make_lengths(case, settings, 16 if small else 576, batch=8 if small else 32)

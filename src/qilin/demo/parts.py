@@ -30,9 +30,10 @@ from qilin.model.inputs import Pixels
 from qilin.settings import to_dict
 from qilin.train.attention import VISION
 from qilin.train.augment import augment
+from qilin.train.cost import fast_precision
 from qilin.train.log import progress_bar
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
-from qilin.train.setup import arithmetic, fast_precision
+from qilin.train.setup import arithmetic
 
 
 def make_parts(data: Path, out: Path, settings: PartsSettings, texts: Sequence[Reading] = ()) -> None:
@@ -41,18 +42,19 @@ def make_parts(data: Path, out: Path, settings: PartsSettings, texts: Sequence[R
     than the tokenizer; the result is the same."""
     language, vision = (not (out / name / "part.json").is_file() for name in ("language", "vision"))
     at_once = language and vision and settings.vision.objectives == ("words",) and (os.cpu_count() or 1) > 1
+    precision = fast_precision(CPU)  # for both, and before anything random: it is measured
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar())
         if language:
             readings = [*readings_of(list(open_dataset(data).samples("train"))), *texts]
             make_words(readings, out / "language", settings.language)
         if at_once:
-            stack.enter_context(beside(make_vision, (data, out, settings), told_on(bar, "vision encoder")))
+            stack.enter_context(beside(make_vision, (data, out, settings, precision), told_on(bar, "vision encoder")))
         if language:
             tell = told_on(bar, "language model")
-            make_language(readings, len(texts), out / "language", settings.language, settings.seed, tell)
+            make_language(readings, len(texts), out / "language", settings.language, settings.seed, precision, tell)
         if vision and not at_once:
-            make_vision(data, out, settings, told_on(bar, "vision encoder"))
+            make_vision(data, out, settings, precision, told_on(bar, "vision encoder"))
 
 
 def told_on(bar: Progress, title: str) -> Tell:
@@ -61,7 +63,7 @@ def told_on(bar: Progress, title: str) -> Tell:
     return lambda done, steps, loss: bar.update(task, completed=done, total=steps, figure=f"loss {loss:.3f}")
 
 
-def make_vision(data: Path, out: Path, settings: PartsSettings, tell: Tell) -> None:
+def make_vision(data: Path, out: Path, settings: PartsSettings, precision: str, tell: Tell) -> None:
     """A small CLIP ViT trained on the training pictures, with the language model, or its tokenizer, as the reader of
     texts."""
     part, seed = settings.vision, settings.seed
@@ -108,7 +110,7 @@ def make_vision(data: Path, out: Path, settings: PartsSettings, tell: Tell) -> N
         rows = order[step % batches :: batches]
         set_rates(optimizer, rate_share("cosine", step, steps, math.ceil(WARMUP * steps)))
         changed = augment(every[rows], part.augment, random)
-        with arithmetic(fast_precision(CPU), CPU):
+        with arithmetic(precision, CPU):
             features = used_features(tower(pixel_values=changed, output_hidden_states=True))
         chosen = [pictures[row] for row in rows.tolist()]
         loss = torch.stack([head(features.float(), chosen, random) for head in heads]).sum()

@@ -26,7 +26,7 @@ from qilin.settings import to_dict
 from qilin.train.attention import NAME, make_layout
 from qilin.train.loss import answer_loss
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
-from qilin.train.setup import arithmetic, fast_precision
+from qilin.train.setup import arithmetic
 
 CPU = torch.device("cpu")  # where parts are made
 WARMUP = 0.05  # share of the steps in which a part's rate rises
@@ -58,7 +58,7 @@ def make_words(readings: Sequence[Reading], out: Path, part: LanguagePart) -> No
 
 
 def make_language(
-    readings: Sequence[Reading], undrawn: int, out: Path, part: LanguagePart, seed: int, tell: Tell
+    readings: Sequence[Reading], undrawn: int, out: Path, part: LanguagePart, seed: int, precision: str, tell: Tell
 ) -> None:
     """A small Llama beside its tokenizer, trained to predict the next token of texts, `undrawn` of them not of the
     dataset."""
@@ -93,7 +93,7 @@ def make_language(
     for step, batch in enumerate(batches):
         set_rates(optimizer, rate_share("cosine", step, len(batches), math.ceil(WARMUP * len(batches))))
         ids, positions, layout, where, targets = text_pack(batch)
-        with arithmetic(fast_precision(CPU), CPU):
+        with arithmetic(precision, CPU):
             seen = model.model(input_ids=ids, position_ids=positions, layout=layout, use_cache=False)
             loss = answer_loss(seen.last_hidden_state[0], model.lm_head, where, targets) / len(targets)
         learn(model, optimizer, loss)

@@ -21,12 +21,11 @@ from qilin.model.compose import pick_device
 from qilin.model.skeleton import processor_of, shape_of, skeleton
 from qilin.model.template import chat_template
 from qilin.settings import parse_override
-from qilin.train.cost import CARDS, Card, card_named, cost_of, measure_peak
+from qilin.train.cost import CARDS, Card, card_named, cost_of, fast_precision, measure_peak
 from qilin.train.feed import Feed
 from qilin.train.memory import SLACK, largest_pack, memory_by_cause, peak, read_bytes, ready, settled, standing
 from qilin.train.plan import Lengths, Plan, make_plan
 from qilin.train.settings import EstimateCommand, Lora, TrainSettings, read_recipe
-from qilin.train.setup import fast_precision
 
 TEMPLATE = 40  # tokens that a template adds before the picture (v1 with its system prompt: 35)
 console = Console(highlight=False, markup=False, soft_wrap=True)

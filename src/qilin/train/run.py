@@ -24,13 +24,14 @@ from qilin.origin import commit, machine, versions
 from qilin.settings import read_yaml, to_dict, write_yaml
 from qilin.train.attention import use_packed_attention, use_plain_attention
 from qilin.train.checkpoint import latest_checkpoint, step_of
+from qilin.train.cost import fast_precision
 from qilin.train.distributed import ALONE, Learner, World, divide, join, leave, memory_of
 from qilin.train.feed import Feed
 from qilin.train.log import METRICS, check_trackers, progress_bar, write_whole
 from qilin.train.loop import pack_loss, plain_name, train, written_as_it_is
 from qilin.train.plan import Plan, make_plan
 from qilin.train.settings import TrainCommand, TrainSettings, read_recipe
-from qilin.train.setup import add_adapters, base_of, fast_precision, fit_out, shrink_frozen
+from qilin.train.setup import add_adapters, base_of, fit_out, shrink_frozen
 from qilin.train.sources import Part
 from qilin.train.validate import Held, hold
 
@@ -52,9 +53,7 @@ def train_command(command: TrainCommand) -> None:
 def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path | None:
     """Train one stage; returns its folder. A finished one is left alone, an interrupted one continues."""
     run = settings.out
-    if settings.precision == "auto":
-        settings = replace(settings, precision=begun_precision(run) or fast_precision(pick_device(settings.device)))
-        console.print(f"  arithmetic in {settings.precision} (precision=auto)")
+    settings = as_begun(settings)
     if run is not None and not check and already_done(run, settings):
         console.print(f"{title}: already done in {run}")
         return run
@@ -65,6 +64,10 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
             "pieces of them; say optimizer=adamw"
         )
     world = join(settings.device)
+    if settings.precision == "auto":
+        kind: Any = world.all_of([fast_precision(world.device)])[0]  # the first one's word: they must not differ
+        settings = replace(settings, precision=kind)
+        console.print(f"  arithmetic in {kind} (precision=auto)")
     with world.turns():
         loaded = load_start(settings)
         counts = set_learning(loaded.model, settings.learn)
@@ -272,9 +275,12 @@ FREE = (
 )  # may change in the middle of a run
 
 
-def begun_precision(run: Path | None) -> Any:
-    """What the run in this folder computes in, on whatever machine it was begun; None where none was."""
-    return read_yaml(run / RECIPE).get("precision") if run is not None and (run / RECIPE).is_file() else None
+def as_begun(settings: TrainSettings) -> TrainSettings:
+    """precision=auto as the run in `out` was begun, on whatever machine that was; as it is where none was."""
+    recipe = settings.out / RECIPE if settings.out else None
+    if settings.precision != "auto" or recipe is None or not recipe.is_file():
+        return settings
+    return replace(settings, precision=read_yaml(recipe).get("precision", "auto"))
 
 
 def already_done(run: Path, settings: TrainSettings) -> bool:

@@ -150,8 +150,8 @@ class TrainSettings:
     )
     precision: Literal["auto", "fp32", "bf16"] = setting(
         default="auto",
-        help="arithmetic; what learns keeps fp32 weights; auto: bf16 where the device computes it faster (GPUs, "
-        "processors with AMX), else fp32; an interrupted run goes on as it began",
+        help="arithmetic; what learns keeps fp32 weights; auto: bf16 on GPUs, on a processor what "
+        "it multiplies faster, by a short measurement; an interrupted run goes on as it began",
     )
     checkpointing: bool | float | Literal["auto"] = setting(
         default=False,

@@ -6,7 +6,7 @@ wrapped by peft). What trains and what estimates go through here, so that they c
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -122,20 +122,6 @@ def add_adapters(model: Any, settings: TrainSettings) -> Any:
 def base_of(model: Any) -> Any:
     """The Llava inside an adapted model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def fast_precision(device: torch.device) -> Literal["fp32", "bf16"]:
-    """What `precision=auto` stands for: bf16 where the device has products of it that are faster than fp32's.
-
-    A processor without AMX has not, even with AVX-512's instructions for it: in fp32 it trains 1.2 to 1.4 times as many
-    samples a second (bench/results/peers-without-amx.json).
-    """
-    if device.type == "cpu":
-        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
-        return "bf16" if able.get("amx_bf16") else "fp32"
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "fp32"
-    return "bf16"
 
 
 def arithmetic(precision: str, device: torch.device) -> torch.autocast:
