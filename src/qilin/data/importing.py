@@ -30,13 +30,13 @@ from qilin.data.survey import Survey
 from qilin.data.workers import workers_of
 from qilin.data.writer import DatasetWriter, file_hash
 from qilin.errors import UserError
+from qilin.imaging.pixels import MISSING
 from qilin.settings import to_dict
 
 # settings that say where things lie or who does the work, not what is made
 APART = ("name", "source", "out", "images", "pmc", "workers", "cluster", "json")
 
 PIECES_A_WORKER = 4
-MISSING = "picture file is missing"
 
 
 def import_data(settings: ImportSettings) -> None:

@@ -292,7 +292,7 @@ def tell(given: PmcSettings, ledger: Ledger, done: int) -> None:
     for table, rows in counts.items():
         if rows:
             console.print(f"{table}: " + "; ".join(as_text(rows)))
-    if any(state == "failed" for state, *_ in counts["articles"]):
+    if ledger.count_articles("failed"):
         console.print("some failed: the same command tries them again")
     if ledger.count_articles("have"):
         console.print(f"next: qilin data figures {given.out / 'articles'} figures")

@@ -25,7 +25,7 @@ from qilin.data.sources.rows import PictureFile, Row
 from qilin.data.split import Links
 from qilin.data.workers import Workers
 from qilin.errors import UserError
-from qilin.imaging.pixels import Encoded
+from qilin.imaging.pixels import MISSING, Encoded
 
 
 class Survey:
@@ -158,7 +158,7 @@ class Survey:
 
     def a_missing_file(self) -> str | None:
         """The first path at which there was nothing."""
-        found = self.ask("select path from files where fault = 'picture file is missing' order by rowid limit 1")
+        found = self.ask("select path from files where fault = ? order by rowid limit 1", MISSING)
         return found[0] if found else None
 
     def licences(self) -> set[str]:

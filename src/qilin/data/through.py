@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import ImageOps
 
 from qilin.data.panels import Box
-from qilin.imaging.pixels import BadPicture, decode, flat, read_bytes
+from qilin.imaging.pixels import MISSING, BadPicture, decode, flat, read_bytes
 
 LARGEST = 512 << 20  # bytes of one picture inside a zip, unpacked: a zip of kilobytes can claim gigabytes
 BOX = "box="
@@ -37,7 +37,7 @@ def read_member(zipped: Path, name: str) -> bytes:
             raise BadPicture("picture in the zip is too large", f"{zipped}: {name}")
         data = archive.read(name)
     except KeyError:
-        raise BadPicture("picture file is missing", f"{zipped}: {name}") from None
+        raise BadPicture(MISSING, f"{zipped}: {name}") from None
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:  # a password, a CRC
         raise BadPicture("picture in the zip cannot be read", f"{zipped}: {name}: {error}") from None
     if not data:

@@ -20,6 +20,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # JPEG opens MPO too: a
 KEPT = {"PNG": "png", "JPEG": "jpeg"}  # stored as they came; everything else becomes PNG, without loss
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # greyscale of more than 8 bits
 HASHED = 32  # pixels of a side that the perceptual hash looks at
+MISSING = "picture file is missing"  # the reason, by which such pictures are found again
 TAIL = 0.1  # per cent of the pixels that may be clipped at either end when deep greyscale becomes 8 bits
 
 
@@ -68,7 +69,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise BadPicture("picture file is missing", str(path)) from None
+        raise BadPicture(MISSING, str(path)) from None
     except OSError as error:
         raise BadPicture("picture file cannot be read", f"{path}: {error.strerror}") from None
     if not data:
