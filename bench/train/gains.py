@@ -42,7 +42,7 @@ def main() -> None:
         for setting in arguments.settings:
             for case in CASES:
                 bench.once(setting, "qilin", "default", number, case)
-    results.write(about("gains.py") | {"tricks": TRICKS})
+    results.write(about("gains.py", arguments.out) | {"tricks": TRICKS})
     print(results.table())
 
 

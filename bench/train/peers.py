@@ -74,7 +74,7 @@ SYSTEMS = {
         ((TORCH, "-c", str(CONSTRAINTS), "-e", str(CONSTRAINTS.parent)),),
         {"batch": BATCH, "epochs": 1, "rate": 1e-4, "trackers": []},
         {
-            "default": {},  # bf16 where the processor has AMX, else fp32
+            "default": {},  # bf16 or fp32, what the processor multiplies faster
             "bf16": {"precision": "bf16"},
             "packs of 2048": {"pack_tokens": 2048},
             "fp32": {"precision": "fp32"},
@@ -159,7 +159,7 @@ def main() -> None:
         bench = Bench(arguments.work.resolve(), results, arguments.threads, time.monotonic() + 60 * arguments.minutes)
         numbers = range(arguments.first_round, arguments.rounds + 1)
         bench.all_rounds(arguments.settings, arguments.systems, arguments.ways, numbers)
-    results.write(about("peers.py"))
+    results.write(about("peers.py", arguments.out))
     print(results.table())
 
 
@@ -284,15 +284,15 @@ def material(work: Path, setting: str, system: str) -> tuple[Path, Path, list[st
 
 
 def processor() -> dict[str, Any]:
-    """Its name, and whether it has products in bf16 that are faster than those in fp32."""
+    """Its name, and instructions that bear on bf16."""
     able = torch.cpu.get_capabilities()
-    return {"name": able["cpu_name"], "AMX": able.get("amx_bf16", False)}
+    return {"name": able["cpu_name"], "AMX": able.get("amx_bf16", False), "AVX-512 bf16": able.get("avx512_bf16", False)}
 
 
-def about(script: str) -> dict[str, Any]:
+def about(script: str, out: Path) -> dict[str, Any]:
     """What is common to all runs: the flags of each system and way, word for word."""
     return {
-        "command": f"python bench/train/{script} --work WORK --out bench/results/{script.removesuffix('.py')}.json",
+        "command": f"python bench/train/{script} --work WORK --out bench/results/{out.name}",
         "machine": machine() | processor(),
         "code": commit(),
         "batch": BATCH,
