@@ -160,11 +160,3 @@ def test_passes_over_pictures_leave_no_file_open(tmp_path: Path) -> None:
     assert open_parquet.cache_info().currsize == 0
     assert data.picture(f"{33:064x}") == picture(33)  # the control: reading at random keeps it
     assert open_parquet.cache_info().currsize == 1
-
-
-def test_an_open_file_of_pictures_keeps_little(tmp_path: Path) -> None:
-    """Its least and greatest values, which nothing asks for, were nine tenths of what it kept."""
-    write(tmp_path / "data")
-    for file in (tmp_path / "data").rglob("*.parquet"):
-        facts = pq.read_metadata(file)
-        assert not any(facts.row_group(0).column(n).is_stats_set for n in range(facts.num_columns)), file

@@ -286,7 +286,11 @@ def material(work: Path, setting: str, system: str) -> tuple[Path, Path, list[st
 def processor() -> dict[str, Any]:
     """Its name, and instructions that bear on bf16."""
     able = torch.cpu.get_capabilities()
-    return {"name": able["cpu_name"], "AMX": able.get("amx_bf16", False), "AVX-512 bf16": able.get("avx512_bf16", False)}
+    return {
+        "name": able["cpu_name"],
+        "AMX": able.get("amx_bf16", False),
+        "AVX-512 bf16": able.get("avx512_bf16", False),
+    }
 
 
 def about(script: str, out: Path) -> dict[str, Any]:

@@ -318,7 +318,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 @lru_cache(maxsize=64)
 def group_sizes(path: str) -> tuple[int, ...]:
-    """Rows of each row group of a file, which is closed again: an open one of 16,384 pictures keeps 1.3 MB."""
+    """Rows of each row group of a file, which is closed again: an open one of 16,384 pictures keeps some 17 MB."""
     facts = pq.read_metadata(path)
     return tuple(facts.row_group(group).num_rows for group in range(facts.num_row_groups))
 

@@ -158,9 +158,7 @@ class DatasetWriter:
         self.waiting[split] = []
 
     def write(self, name: str, table: pa.Table, bytes_column: str | None = None) -> None:
-        """Append a row group to a file of the folder. Encoded pictures do not compress again: left plain. Least and
-        greatest values are left out: nothing asks for them, and with them an open file of pictures keeps ten times as
-        much memory."""
+        """Append a row group to a file of the folder. Encoded pictures do not compress again: left plain."""
         if name not in self.files:
             packing: Any = "zstd"
             if bytes_column:
@@ -168,11 +166,7 @@ class DatasetWriter:
                     column: "none" if column == bytes_column else "zstd" for column in leaf_columns(table.schema)
                 }
             self.files[name] = pq.ParquetWriter(
-                self.work / name,
-                table.schema,
-                compression=packing,
-                use_dictionary=bytes_column is None,
-                write_statistics=False,
+                self.work / name, table.schema, compression=packing, use_dictionary=bytes_column is None
             )
         self.files[name].write_table(table, row_group_size=max(1, table.num_rows))
 
