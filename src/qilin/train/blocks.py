@@ -2,7 +2,7 @@
 
 In bf16 these take 0.5 to 0.9 of the time of PyTorch's flash kernel (bench/results/attention.json). In fp32 they take up
 to 2.5 times as much, but a run is no slower: with that kernel in their place a step took 0 to 2 % less in four settings
-and 4 % more in one.
+and 4 % more in one (trials that no file keeps).
 
 In: queries, keys and values of all tokens, and buckets that say who sees whom. Out: what each query attends to, with
 gradients. A query sees the keys up to its own place; a block of queries is multiplied with no more keys than its last
