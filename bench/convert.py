@@ -62,8 +62,8 @@ def convert_alone(source: str, out: str) -> None:
     import transformers  # noqa: F401
     from transformers import LlavaForConditionalGeneration  # noqa: F401
 
-    from qilin.model.convert import convert
-    from qilin.model.settings import ConvertSettings
+    from qilin.convert.run import convert
+    from qilin.model.config import ConvertSettings
 
     before = status()["VmRSS"]
     highest = {"RssAnon": 0, "RssFile": 0}

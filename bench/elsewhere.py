@@ -42,8 +42,8 @@ def make(folder: Path) -> Path:
     import torch
 
     from llava_mini import llava_mini
-    from qilin.model.convert import convert
-    from qilin.model.settings import ConvertSettings
+    from qilin.convert.run import convert
+    from qilin.model.config import ConvertSettings
 
     source = llava_mini(folder / "source", kind=torch.float32, shards=1)
     weights = torch.load(source / "pytorch_model.bin", weights_only=True)
@@ -66,9 +66,9 @@ def ours(model: Path) -> tuple[list[list[int]], Any]:
     """Our greedy ids for each picture, and the tokenizer."""
     import torch
 
-    from qilin.data.records import user
-    from qilin.model.compose import load_model
+    from qilin.dataset.schema import user
     from qilin.model.generate import Request, prepare
+    from qilin.model.llava import load_model
 
     loaded = load_model(model, "cpu", "fp32")
     found = []

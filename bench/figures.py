@@ -32,7 +32,7 @@ for name, work in {{{calls}}}.items():
 print(json.dumps(best))
 """
 OURS = TIMED.format(
-    imports="from qilin.data.articles import read_article",
+    imports="from qilin.pipeline.pubmed.jats import read_article",
     calls="'read_article': lambda file: read_article(open(file, 'rb').read())",
 )
 THEIRS = TIMED.format(

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from qilin.data.records import open_dataset
+from qilin.dataset.reader import open_dataset
+from qilin.evaluate.items import items_of
 from qilin.evaluate.predict import picture_of
-from qilin.evaluate.rows import items_of
-from qilin.model.compose import load_model
 from qilin.model.generate import Request, answer_all, prepare
+from qilin.model.llava import load_model
 
 HERE = Path(__file__).parent
 

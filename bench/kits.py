@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qilin.evaluate import kits
-from qilin.evaluate.rows import is_caption, is_closed
+from qilin.evaluate.items import is_caption, is_closed
+from qilin.evaluate.scoring import other_scorers as kits
 
 HERE = Path(__file__).parent
 GUESS = "guess"

@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from kept import keep
-from qilin.data.panels import Box, divide_picture
+from qilin.imaging.panels import Box, divide_picture
 
 
 def compound(paths: list[Path], rng: random.Random) -> tuple[Image.Image, list[Box], str]:

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from qilin.data.records import open_dataset, text_of
-from qilin.errors import UserError
-from qilin.imaging.pixels import to_rgb
-from qilin.model.compose import load_model
+from qilin.core.errors import UserError
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import text_of
+from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request, answer_all
+from qilin.model.llava import load_model
 
 KINDS: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "fp32"},

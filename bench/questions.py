@@ -21,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kept import keep
-from qilin.data.question_checks import CHECKS, NO, YES, Question, check_question, tidy
-from qilin.data.sources.slake_captions import compose
-from qilin.text.wording import plain
-from qilin.text.yesno import asks_yes_no, word_polarity
+from qilin.pipeline.importers.slake_captions import compose
+from qilin.pipeline.questions.checks import CHECKS, NO, YES, Question, check_question, tidy
+from qilin.text.normalize import plain
+from qilin.text.yes_no import asks_yes_no, word_polarity
 
 TURNED = str.maketrans("左右", "右左")
 

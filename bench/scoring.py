@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from qilin.evaluate.config import ScoreSettings
 from qilin.evaluate.score import score_file
-from qilin.evaluate.settings import ScoreSettings
 
 HERE = Path(__file__).parent
 

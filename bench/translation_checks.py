@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from kept import keep
-from qilin.data.translation_checks import check_translation
+from qilin.pipeline.translation.checks import check_translation
 
 TURNED = str.maketrans("左右", "右左")
 

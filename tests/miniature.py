@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from qilin.cli import main
-from qilin.data.articles import BadArticle, read_article
-from qilin.data.translation_checks import ABBREVIATION
+from qilin.pipeline.pubmed.jats import BadArticle, read_article
+from qilin.pipeline.translation.checks import ABBREVIATION
 from stand_in import Service, serving
 
 WORDS = "图像显示可见病变组织结构形态密度信号边缘清晰模糊增大缩小均匀分布区域细胞表达水平方法结果患者样本"

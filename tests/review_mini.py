@@ -4,12 +4,12 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
-from qilin.data.parts import with_parts
-from qilin.data.pictures import make_picture
-from qilin.data.records import Dataset, Provenance, Sample, assistant, open_dataset, user
-from qilin.data.sources.rows import CAPTION_INSTRUCTION
-from qilin.data.writer import DatasetWriter
-from qilin.demo.draw_all import draw_one
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.sample_texts import with_parts
+from qilin.dataset.schema import Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter, make_picture
+from qilin.demo.synthetic.color import draw_one
 
 HOW = {"model": "qwen3-32b", "prompt": "5d1f", "glossary": "77aa", "checks": "passed"}
 # (kind, English, Chinese); the third turns a side round, the fourth holds a name

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qilin.evaluate.answers import exact, judge, token_f1
-from qilin.evaluate.options import choices_in, picked
-from qilin.text.wording import items, normalise
-from qilin.text.yesno import asks_yes_no, polarity
+from qilin.evaluate.scoring.answers import exact, judge, token_f1
+from qilin.evaluate.scoring.multiple_choice import choices_in, picked
+from qilin.text.normalize import items, normalise
+from qilin.text.yes_no import asks_yes_no, polarity
 
 PAIRS = [
     json.loads(line)

@@ -8,10 +8,10 @@ import pytest
 
 from jats import CC_BY, CC_BY_NC, article, figure, link
 from qilin.cli import main
-from qilin.data.article_text import sentences
-from qilin.data.articles import BadArticle, Figure, creative_commons, read_article
-from qilin.data.medical import judge
-from qilin.data.pieces import read_pieces
+from qilin.pipeline.execution.sharded_map import read_pieces
+from qilin.pipeline.pubmed.caption_classifier import judge
+from qilin.pipeline.pubmed.jats import BadArticle, Figure, creative_commons, read_article
+from qilin.pipeline.pubmed.jats_text import sentences
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "jats" / "data"
 

@@ -17,12 +17,12 @@ from PIL import Image
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from qilin.cli import main
-from qilin.data.ask import PROMPT, VERSION
-from qilin.data.pictures import make_picture
-from qilin.data.records import Dataset, Provenance, Sample, assistant, open_dataset, text_of, user
-from qilin.data.sources.rows import CAPTION_INSTRUCTION
-from qilin.data.sources.slake_captions import compose
-from qilin.data.writer import DatasetWriter
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import Provenance, Sample, assistant, text_of, user
+from qilin.dataset.writer import DatasetWriter, make_picture
+from qilin.pipeline.importers.slake_captions import compose
+from qilin.pipeline.questions.generate import PROMPT, VERSION
 from stand_in import Service, listening, serving
 from test_endpoint import Odd
 

@@ -10,17 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qilin.errors import UserError
-from qilin.model.compose import Loaded, compose, set_learning
-from qilin.model.inputs import encode_sample
-from qilin.train import attention, blocks
-from qilin.train.attention import Layout, make_block_mask, make_layout, packed_attention, use_packed_attention
-from qilin.train.blocks import block_attention
-from qilin.train.feed import Feed, Pack
+from qilin.core.errors import UserError
+from qilin.model.llava import Loaded, compose, set_learning
+from qilin.model.processing import encode_sample
+from qilin.train import cpu_attention as blocks
+from qilin.train import packed_attention as attention
+from qilin.train.config import DataSource, TrainSettings
+from qilin.train.cpu_attention import block_attention
+from qilin.train.data_loader import Feed, Pack
 from qilin.train.loop import pack_loss
+from qilin.train.model_setup import compute_again
+from qilin.train.packed_attention import Layout, make_block_mask, make_layout, packed_attention, use_packed_attention
 from qilin.train.plan import make_plan
-from qilin.train.settings import DataSource, TrainSettings
-from qilin.train.setup import compute_again
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 CPU = torch.device("cpu")

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from qilin.cli import main
-from qilin.data.benchmarks import BENCHMARKS
-from qilin.data.importing import SOURCES
-from qilin.data.records import Dataset, Sample, open_dataset, text_of
+from qilin.dataset.benchmarks import BENCHMARKS
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import Sample, text_of
+from qilin.pipeline.importers.run import SOURCES
 
 
 def png(shade: int) -> bytes:
@@ -178,7 +179,7 @@ def test_gmai(tmp_path: Path) -> None:
 
 
 def test_choice_answers_are_judged(tmp_path: Path) -> None:
-    from qilin.evaluate.answers import judge
+    from qilin.evaluate.scoring.answers import judge
 
     question = "What is shown?\nA. CT\nB. MRI"
     assert judge(question, "B", "MRI", "choice", ["CT", "MRI"]).correct is True

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qilin.demo.beside import Tell, beside
-from qilin.errors import RunError, UserError
+from qilin.core.errors import RunError, UserError
+from qilin.demo.tiny_models.background import Tell, beside
 
 
 def count(upto: int, tell: Tell) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from qilin.cli import COMMANDS, main
-from qilin.data import chats
-from qilin.data.build import fill_in, read_recipe, read_values, recipe_names
-from qilin.data.records import Dataset, Sample, assistant, open_dataset, text_of, user
-from qilin.data.writer import DatasetWriter
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import Sample, assistant, text_of, user
+from qilin.dataset.writer import DatasetWriter
+from qilin.pipeline.build import fill_in, read_recipe, read_values, recipe_names
+from qilin.pipeline.questions import conversations as chats
 from test_curate import picture
 
 Rows = list[tuple[str, Sample]]
@@ -132,7 +133,7 @@ def test_conversations_that_were_interrupted_go_on(tmp_path: Path, monkeypatch: 
     shown = [picture(n) for n in range(6)]
     rows: Rows = [("train", text_sample(f"q{n}", "vqa", shown[n // 2], f"答{n}")) for n in range(12)]
     source = folder(tmp_path / "in", rows, *shown)
-    monkeypatch.setattr("qilin.data.heaps.ROWS_A_HEAP", 3)
+    monkeypatch.setattr("qilin.pipeline.execution.sharded_map.ROWS_A_HEAP", 3)
     real, done = chats.composed, []
 
     def composed(least: int, most: int, heap: str) -> Any:

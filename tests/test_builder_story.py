@@ -16,8 +16,9 @@ from jats import article, figure, link
 from miniature import build
 from pmc_stand_in import PmcStandIn, serving_store
 from qilin.cli import main
-from qilin.data.decisions import Decision, add_decision, beside, hash_of
-from qilin.data.records import Sample, open_dataset, text_of
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import Sample, text_of
+from qilin.pipeline.review.decisions import Decision, add_decision, beside, hash_of
 from stand_in import Service, serving
 from tiny import tiny_language, tiny_vision
 

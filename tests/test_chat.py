@@ -18,13 +18,13 @@ from PIL import Image
 from rich.console import Console
 
 from qilin.cli import main
-from qilin.data.records import assistant, count_images, text_of, user
-from qilin.errors import UserError
-from qilin.imaging.pixels import to_rgb
-from qilin.model.compose import compose
+from qilin.core.errors import UserError
+from qilin.dataset.schema import assistant, count_images, text_of, user
+from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request
-from qilin.serve import chat as room
-from qilin.serve.chat import NOTICE, Talk, add_picture, fit, paths, step, without_oldest
+from qilin.model.llava import compose
+from qilin.serve import terminal as room
+from qilin.serve.terminal import NOTICE, Talk, add_picture, fit, paths, step, without_oldest
 from tiny import tiny_language, tiny_png, tiny_vision
 
 SOURCE = str(Path(__file__).parents[1] / "src")
@@ -116,8 +116,8 @@ def test_pictures_of_other_kinds(
     ],
 )
 def test_a_model_says_what_it_is(card: dict[str, Any], words: str | None, tmp_path: Path) -> None:
-    from qilin.data.writer import DatasetWriter
-    from qilin.model.compose import Loaded
+    from qilin.dataset.writer import DatasetWriter
+    from qilin.model.llava import Loaded
 
     with DatasetWriter(tmp_path / "drawn", {"importer": "drawn"}):
         pass

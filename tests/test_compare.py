@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from qilin.cli import main
-from qilin.errors import UserError
+from qilin.core.errors import UserError
 from qilin.evaluate.compare import compare_command
-from qilin.evaluate.settings import CompareSettings
+from qilin.evaluate.config import CompareSettings
 
 
 def write(path: Path, wrong: set[int], **more: Any) -> Path:

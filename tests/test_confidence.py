@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qilin.evaluate.confidence import calibration, nothing_to_see
+from qilin.evaluate.scoring.calibration import calibration, nothing_to_see
 from qilin.text.facts import DEFAULT_VOCABULARY
 
 

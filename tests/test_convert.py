@@ -14,12 +14,11 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_mini import HEADS, PATCH, SIDE, SYSTEM, WIDTH, eye, llava_ids, llava_mini, read_bins
-from qilin.errors import RunError
-from qilin.model.check import TOLERANCE
-from qilin.model.convert import convert
-from qilin.model.reference import IMAGE_INDEX, reference_logits
-from qilin.model.settings import ConvertSettings
-from qilin.model.shards import Reader, list_weights, same_bits
+from qilin.convert.run import convert
+from qilin.convert.verify import IMAGE_INDEX, TOLERANCE, reference_logits
+from qilin.convert.weight_files import Reader, list_weights, same_bits
+from qilin.core.errors import RunError
+from qilin.model.config import ConvertSettings
 from tiny import tiny_png
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -221,7 +220,7 @@ def test_an_encoder_that_is_only_named(tmp_path: Path) -> None:
 
 def test_check_finds_settings_that_are_not_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder read with other settings than it was trained with gives other logits, and nothing stays behind."""
-    from qilin.model import llava_layout
+    from qilin.convert import llava_format as llava_layout
 
     true = llava_layout.stock_config
 
@@ -230,7 +229,7 @@ def test_check_finds_settings_that_are_not_the_weights(tmp_path: Path, monkeypat
         config.text_config.rms_norm_eps = 1e-2
         return config
 
-    monkeypatch.setattr("qilin.model.convert.stock_config", wrong)
+    monkeypatch.setattr("qilin.convert.run.stock_config", wrong)
     with pytest.raises(RunError, match="logits differ"):
         to_hf(llava_mini(tmp_path / "source"), tmp_path / "out", check=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
@@ -284,7 +283,7 @@ def test_many_shards_and_another_kind_of_number(made: dict[str, tuple[Path, Path
 
 def test_a_model_trained_here_goes_out_and_comes_back(tmp_path: Path) -> None:
     """Never LLaVA's: the config is made from ours, the image row is left out, and it comes in again as it was."""
-    from qilin.model.compose import compose, load_model
+    from qilin.model.llava import compose, load_model
     from tiny import tiny_language, tiny_vision
 
     made = compose(

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from llava_mini import llava_mini, read_bins, write_bins
-from qilin.errors import RunError, UserError
-from qilin.model.convert import convert
-from qilin.model.settings import ConvertSettings
-from qilin.model.shards import Planned, list_file, open_weights, write_safetensors
+from qilin.convert.run import convert
+from qilin.convert.weight_files import Planned, list_file, open_weights, write_safetensors
+from qilin.core.errors import RunError, UserError
+from qilin.model.config import ConvertSettings
 
 
 def config(folder: Path, **changes: Any) -> None:
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
     with monkeypatch.context() as patch:
-        patch.setattr("qilin.model.convert.write_shards", full)
+        patch.setattr("qilin.convert.run.write_shards", full)
         with pytest.raises(OSError, match="No space left"):
             convert(ConvertSettings(source=str(source), out=tmp_path / "out"))
     assert ".partial" in (tmp_path / "seen").read_text()  # it had begun

@@ -16,14 +16,13 @@ import torch
 
 from llava_mini import llava_mini
 from qilin.cli import main
-from qilin.data.records import user
-from qilin.errors import UserError
-from qilin.imaging.pixels import to_rgb
-from qilin.model.cache import usable
-from qilin.model.compose import load_model
-from qilin.model.convert import convert
+from qilin.convert.run import convert, usable
+from qilin.core.errors import UserError
+from qilin.dataset.schema import user
+from qilin.imaging.decode import to_rgb
+from qilin.model.config import ConvertSettings
 from qilin.model.generate import Request, answer_batch, stream
-from qilin.model.settings import ConvertSettings
+from qilin.model.llava import load_model
 from tiny import tiny_png
 
 NAME = "williamliu/Qilin-Med-VL-Chat"

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from llava_mini import EYE_LAYERS, llava_mini
-from qilin.errors import UserError
-from qilin.model.compose import compose, load_model
-from qilin.model.convert import convert
-from qilin.model.reference import encode_picture, project
-from qilin.model.save import save_model
-from qilin.model.settings import ConvertSettings
+from qilin.convert.run import convert
+from qilin.convert.verify import encode_picture, project
+from qilin.core.errors import UserError
+from qilin.model.config import ConvertSettings
+from qilin.model.llava import compose, load_model
+from qilin.model.saving import save_model
 from tiny import tiny_language, tiny_vision
 
 gguf = pytest.importorskip("gguf")

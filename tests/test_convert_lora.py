@@ -22,13 +22,13 @@ from llava_mini import (
     words,
     write_bins,
 )
-from qilin.errors import UserError
-from qilin.model.compose import load_model
-from qilin.model.convert import convert
-from qilin.model.settings import ConvertSettings
-from qilin.model.shards import Reader, list_weights, same_bits
-from qilin.train.run import run_stage
-from qilin.train.settings import read_recipe
+from qilin.convert.run import convert
+from qilin.convert.weight_files import Reader, list_weights, same_bits
+from qilin.core.errors import UserError
+from qilin.model.config import ConvertSettings
+from qilin.model.llava import load_model
+from qilin.train.config import read_recipe
+from qilin.train.stage import run_stage
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 RANK, ALPHA = 4, 8

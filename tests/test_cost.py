@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from qilin.model.compose import compose, set_learning
-from qilin.train.cost import CARDS, card_named, cost_of, measure_peak, products
+from qilin.model.llava import compose, set_learning
+from qilin.train.flops import CARDS, card_named, cost_of, measure_peak, products
+from qilin.train.metrics import Meter, Work
 from qilin.train.plan import Counts, Lengths, Piece, counts_of
-from qilin.train.speed import Meter, Work
 from tiny import PATCHES, SIZE, tiny_language, tiny_vision
 
 TOKENS, ANSWERS, PICTURES = 40, 7, 2

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from qilin.cli import main
-from qilin.data.looks import fault_of
-from qilin.data.pictures import make_picture
-from qilin.data.records import Dataset, Picture, Provenance, Sample, assistant, open_dataset, text_of, user
-from qilin.data.writer import DatasetWriter
-from qilin.imaging.near import hashes, near_in, near_pairs
-from qilin.text.language import language_of
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import Picture, Provenance, Sample, assistant, text_of, user
+from qilin.dataset.writer import DatasetWriter, make_picture
+from qilin.imaging.near_duplicates import hashes, near_in, near_pairs
+from qilin.imaging.quality import fault_of
+from qilin.text.normalize import language_of
 from qilin.text.phi import personal
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -248,7 +248,7 @@ def test_nothing_left_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_many_small_pictures_make_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qilin.data.writer.PICTURES_A_PART", 32)
+    monkeypatch.setattr("qilin.dataset.writer.PICTURES_A_PART", 32)
     base = picture(1)
     shown = []
     for n in range(100):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qilin.evaluate.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, loss_curve, stages_of
+from qilin.evaluate.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, loss_curve, stages_of
 
 LOSSES = [4.0, 3.0, 2.0, 1.5, 1.2, 1.0]
 VALIDATION = {2: 3.5, 4: 2.5, 6: 5.0}

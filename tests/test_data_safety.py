@@ -17,8 +17,9 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 from jats import article, figure
 from pmc_stand_in import PmcStandIn, serving_store
 from qilin.cli import explain_os_error, main
-from qilin.data.records import Sample, assistant, open_dataset, text_of, user
-from qilin.data.writer import DatasetWriter
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import Sample, assistant, text_of, user
+from qilin.dataset.writer import DatasetWriter
 from stand_in import Service, serving
 from test_curate import picture
 from test_translate import asked, dataset, good, results, run

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from qilin.demo.settings import DemoSettings
-from qilin.demo.story import demo
-from qilin.errors import UserError
+from qilin.core.errors import UserError
+from qilin.demo.config import DemoSettings
+from qilin.demo.run import demo
 from tiny import tiny_dataset
 
 pytestmark = pytest.mark.story

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qilin.errors import UserError
+from qilin.core.errors import UserError
 from qilin.train.checkpoint import checkpoints, step_of
-from qilin.train.run import run_stage
-from qilin.train.settings import read_recipe
+from qilin.train.config import read_recipe
+from qilin.train.stage import run_stage
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 # talk and text without a picture among the samples, so that some packs have no picture; a random change of pictures and

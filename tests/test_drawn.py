@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qilin.data.records import Dataset, open_dataset, text_of
-from qilin.demo.draw import grid
-from qilin.demo.draw_all import draw_one, draw_picture
-from qilin.demo.drawn import read_truths, write_drawn
-from qilin.demo.truth import KINDS, TURNS, Finding, Truth, sample_truth, truth_from_row, truth_row
-from qilin.demo.words import write_caption
-from qilin.demo.words_facts import VOCABULARY, facts_of_text, facts_of_truth
-from qilin.demo.words_phrasings import CHOICE, HELD_OUT, OPEN, YES_NO
-from qilin.demo.words_questions import Question, write_questions
-from qilin.errors import UserError
-from qilin.evaluate.captions import FactScore, FactSource, read_fact_source
+from qilin.core.errors import UserError
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import text_of
+from qilin.demo.synthetic.captions import VOCABULARY, facts_of_text, facts_of_truth, write_caption
+from qilin.demo.synthetic.color import draw_one, draw_picture
+from qilin.demo.synthetic.dataset import read_truths, write_drawn
+from qilin.demo.synthetic.drawing import grid
+from qilin.demo.synthetic.question_templates import CHOICE, HELD_OUT, OPEN, YES_NO
+from qilin.demo.synthetic.questions import Question, write_questions
+from qilin.demo.synthetic.scene import KINDS, TURNS, Finding, Truth, sample_truth, truth_from_row, truth_row
+from qilin.evaluate.scoring.captions import FactScore, FactSource, read_fact_source
 
 
 def truths_of(seed: int, number: int) -> list[Truth]:

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
-from qilin.endpoint import Ask, Endpoint, Gate, ask_all, gate_of
-from qilin.errors import RunError, UserError
+from qilin.core.errors import RunError, UserError
+from qilin.core.llm_client import Ask, Endpoint, Gate, ask_all, gate_of
 from stand_in import Service, listening, serving
 
 

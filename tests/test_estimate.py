@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from qilin import cli
-from qilin.model.compose import set_learning
-from qilin.model.skeleton import shape_of, skeleton
-from qilin.train import memory
-from qilin.train.attention import use_packed_attention
-from qilin.train.cost import cost_of
+from qilin.model.llava import set_learning
+from qilin.model.meta_model import shape_of, skeleton
+from qilin.train import memory_estimate as memory
+from qilin.train.config import TrainSettings, read_recipe
+from qilin.train.data_loader import Feed
 from qilin.train.estimate import largest_pack, rate, spoken
-from qilin.train.feed import Feed
+from qilin.train.flops import cost_of
 from qilin.train.loop import pack_loss
-from qilin.train.memory import Live, peak, ready, standing
+from qilin.train.memory_estimate import Live, peak, ready, standing
+from qilin.train.model_setup import add_adapters, arithmetic, base_of, fit_out, picture_dtype
+from qilin.train.packed_attention import use_packed_attention
 from qilin.train.plan import Plan, make_plan
-from qilin.train.run import load_start
-from qilin.train.settings import TrainSettings, read_recipe
-from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out, picture_dtype
+from qilin.train.stage import load_start
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 CPU = torch.device("cpu")
@@ -175,7 +175,8 @@ def test_with_data_and_tokenizer_at_hand_texts_are_measured(home: Path, capsys: 
 def test_what_does_not_fit_is_told_with_what_would(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qilin.train import estimate, memory
+    from qilin.train import estimate
+    from qilin.train import memory_estimate as memory
 
     command = ["small/align", *words(home, "learn=[projector, language]", "precision=bf16")]
     needs = said(capsys, *command, "--gpu", "l20", "--json")["memory_total"]
@@ -195,7 +196,7 @@ def test_what_does_not_fit_is_told_with_what_would(
 def test_auto_is_bf16_on_a_card_and_on_a_processor_what_it_is_fast_in(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qilin.train.cost.measure_peak", lambda device, dtype: 1e9 if dtype == torch.float32 else 5e8)
+    monkeypatch.setattr("qilin.train.flops.measure_peak", lambda device, dtype: 1e9 if dtype == torch.float32 else 5e8)
     for gpu, kind in (("h200", "bf16"), ("cpu", "fp32")):
         auto, named = (
             said(capsys, "small/align", *words(home, f"precision={precision}"), "--gpu", gpu, "--json")

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qilin.data.records import Picture, Sample, assistant, open_dataset, text_of, user
-from qilin.data.writer import DatasetWriter
-from qilin.errors import UserError
-from qilin.evaluate.controls import CommonestAnswer, Known, derangements, mean_picture
-from qilin.evaluate.rows import is_caption, is_closed, items_of, read_rows
+from qilin.core.errors import UserError
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import Picture, Sample, assistant, text_of, user
+from qilin.dataset.writer import DatasetWriter
+from qilin.evaluate.config import EvaluateSettings, ScoreSettings
+from qilin.evaluate.controls.blind import CommonestAnswer, Known, derangements, mean_picture
+from qilin.evaluate.items import is_caption, is_closed, items_of, read_rows
 from qilin.evaluate.run import evaluate
 from qilin.evaluate.score import score_file
-from qilin.evaluate.scores import write_scores
-from qilin.evaluate.settings import EvaluateSettings, ScoreSettings
+from qilin.evaluate.scoring.aggregate import write_scores
 
 
 def picture(seed: int) -> Picture:
@@ -69,7 +70,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def table_model(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A model folder, and a stand-in for generation that knows the truth of each picture, wrong about one picture."""
-    from qilin.model import compose, features, generate
+    from qilin.model import generate
+    from qilin.model import generate as features
+    from qilin.model import llava as compose
 
     data = open_dataset(dataset)
     truth = {}

@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qilin.errors import UserError
-from qilin.evaluate.captions import (
+from qilin.core.errors import UserError
+from qilin.evaluate.scoring.captions import (
     FactSource,
     bleu,
     chrf,
+    cider,
     fact_score,
     longest_common,
     read_fact_source,
     rouge_l,
     score_captions,
 )
-from qilin.evaluate.cider import cider
 from qilin.text.facts import DEFAULT_VOCABULARY, contradictions
 
 RIGHT = "胸部X光片，左侧气胸，未见胸腔积液。"

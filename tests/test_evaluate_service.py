@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
-from qilin.errors import RunError, UserError
+from qilin.core.errors import RunError, UserError
+from qilin.evaluate.config import EvaluateSettings
 from qilin.evaluate.reproduce import differences
 from qilin.evaluate.run import evaluate
-from qilin.evaluate.settings import EvaluateSettings
 from stand_in import Service, serving
 from test_evaluate import dataset, settings_for, table_model  # noqa: F401
 

@@ -14,13 +14,13 @@ import yaml
 from PIL import Image
 
 from qilin.cli import COMMANDS, load, main
-from qilin.data.lengths import quartiles
-from qilin.data.pictures import make_picture
-from qilin.data.rebuild import FLAGS, GLOSSARY, commands
-from qilin.data.records import Provenance, Sample, assistant, open_dataset, user
-from qilin.data.translate import GLOSSARY as GLOSSARY_FILE
-from qilin.data.translate import read_glossary, short_hash
-from qilin.data.writer import DatasetWriter
+from qilin.dataset.card import quartiles
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter, make_picture
+from qilin.pipeline.execution.shell_commands import FLAGS, GLOSSARY, commands
+from qilin.pipeline.translation.translate import GLOSSARY as GLOSSARY_FILE
+from qilin.pipeline.translation.translate import read_glossary, short_hash
 
 
 def png(shade: int) -> bytes:
@@ -68,7 +68,7 @@ def test_numbers_on_screen_as_json_and_on_the_card(
     assert "| context | 1 | 40 | 40 (40, 40) | 167 M tokens | 435 (211, 757) |" in card
     assert yaml.safe_load(card.split("---")[1])["language"] == ["zh"]
     assert "| s2 | zh | unknown | 3 |" in card
-    monkeypatch.setattr("qilin.data.stats.SHOWN", 1)
+    monkeypatch.setattr("qilin.pipeline.stats.SHOWN", 1)
     assert main(["data", "stats", str(source)]) == 0
     assert "samples by kind: vqa 3, 2 others 2" in capsys.readouterr().out  # the counts still add up
     assert main(["data", "stats", str(source), "--tokenizer", str(source / "README.md")]) == 2

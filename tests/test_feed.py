@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from qilin.data.pictures import make_picture
-from qilin.data.records import Provenance, Sample, assistant, user
-from qilin.data.writer import DatasetWriter
-from qilin.errors import UserError
-from qilin.model.compose import compose
-from qilin.train.feed import Feed, unit_of
+from qilin.core.errors import UserError
+from qilin.dataset.schema import Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter, make_picture
+from qilin.model.llava import compose
+from qilin.train.config import DataSource, TrainSettings
+from qilin.train.data_loader import Feed, unit_of
 from qilin.train.plan import Piece, pieces_of
-from qilin.train.settings import DataSource, TrainSettings
 from tiny import PATCHES, tiny_dataset, tiny_language, tiny_png, tiny_vision
 
 CPU = torch.device("cpu")

@@ -12,19 +12,20 @@ from pathlib import Path
 import pytest
 
 from qilin.cli import COMMANDS
-from qilin.settings import nested_settings
+from qilin.core.config import nested_settings
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 # a room imports from itself and from the rooms before it; __init__ holds the version alone
 ROOMS = (
-    ("__init__", "errors", "settings", "origin"),
-    ("cli",),  # imports none of the rooms below: it names them in words and loads one to run it
+    ("__init__", "core"),
+    ("cli",),  # imports none of the folders below: it names them in strings and loads one to run it
     ("text",),
-    ("endpoint",),
     ("imaging",),
-    ("data",),
+    ("dataset",),
+    ("pipeline",),
     ("model",),
+    ("convert",),
     ("train",),
     ("evaluate",),
     ("serve",),
@@ -123,15 +124,15 @@ def build(folder: Path, **files: str) -> Path:
 
 
 def test_the_two_tests_above_can_fail(tmp_path: Path) -> None:
-    sound = build(tmp_path / "sound", data__rows="import json\n", train__loop="from qilin.data.rows import json\n")
+    sound = build(tmp_path / "sound", dataset__rows="import json\n", train__loop="from qilin.dataset.rows import json\n")
     assert (arrows_back(sound), circle(sound)) == ([], [])
-    back = build(tmp_path / "back", data__rows="def f():\n    from qilin.train import loop\n", train__loop="")
-    assert arrows_back(back) == ["qilin/data/rows.py:2: qilin.data.rows imports qilin.train.loop"]
-    relative = build(tmp_path / "relative", data__rows="from ..train.loop import f\n", train__loop="def f(): ...\n")
+    back = build(tmp_path / "back", dataset__rows="def f():\n    from qilin.train import loop\n", train__loop="")
+    assert arrows_back(back) == ["qilin/dataset/rows.py:2: qilin.dataset.rows imports qilin.train.loop"]
+    relative = build(tmp_path / "relative", dataset__rows="from ..train.loop import f\n", train__loop="def f(): ...\n")
     assert len(arrows_back(relative)) == 1
-    round_ = build(tmp_path / "round", data__a="from qilin.data import b\n", data__b="import qilin.data.a\n")
-    assert circle(round_) == ["qilin.data.a", "qilin.data.b", "qilin.data.a"]
-    late = build(tmp_path / "late", data__a="from qilin.data import b\n", data__b="def f():\n    import qilin.data.a\n")
+    round_ = build(tmp_path / "round", dataset__a="from qilin.dataset import b\n", dataset__b="import qilin.dataset.a\n")
+    assert circle(round_) == ["qilin.dataset.a", "qilin.dataset.b", "qilin.dataset.a"]
+    late = build(tmp_path / "late", dataset__a="from qilin.dataset import b\n", dataset__b="def f():\n    import qilin.dataset.a\n")
     assert circle(late) == []
 
 
@@ -160,7 +161,7 @@ def asks(words: list[str]) -> str:
 
 
 def test_importing_qilin_and_its_overview_are_light() -> None:
-    for work in ("import qilin, qilin.cli, qilin.settings, qilin.errors", asks(["--help"]), asks([])):
+    for work in ("import qilin, qilin.cli, qilin.core.config, qilin.core.errors", asks(["--help"]), asks([])):
         found = runs_light(work)
         assert found.returncode == 0, found.stderr
     assert "loads ['torch'" in runs_light("import torch").stderr  # control

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qilin.data.pictures import make_picture
-from qilin.data.records import Provenance
-from qilin.imaging.pixels import BadPicture, phash, read_picture, to_rgb
+from qilin.dataset.schema import Provenance
+from qilin.dataset.writer import make_picture
+from qilin.imaging.decode import BadPicture, phash, read_picture, to_rgb
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))  # (48, 64), dark left, bright right
 

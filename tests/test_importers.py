@@ -15,13 +15,14 @@ from PIL import Image, ImageDraw
 
 from jats import article, figure
 from qilin.cli import main
-from qilin.data.importing import SOURCES
-from qilin.data.records import Dataset, Sample, open_dataset, text_of
-from qilin.data.resolve import resolve, zips
-from qilin.data.sources.maps import MAPS
-from qilin.data.sources.odd import LAYOUTS
-from qilin.data.through import cut, part_of, read_through
-from qilin.imaging.pixels import BadPicture
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import Sample, text_of
+from qilin.imaging.archive_paths import cut, part_of, read_through
+from qilin.imaging.decode import BadPicture
+from qilin.pipeline.importers.column_maps import MAPS
+from qilin.pipeline.importers.published import LAYOUTS
+from qilin.pipeline.importers.run import SOURCES
+from qilin.pipeline.pubmed.image_lookup import resolve, zips
 
 
 def jpg(shade: int) -> bytes:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from qilin.cli import main
-from qilin.data.decoding import read_picture
-from qilin.data.records import open_dataset
+from qilin.dataset.reader import open_dataset
+from qilin.pipeline.importers.image_decoding import read_picture
 
 FILES = 24
 
@@ -47,7 +47,7 @@ def words(table: Path, out: str = "out", *more: str) -> list[str]:
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("qilin.data.decoding.FILES_A_PIECE", 4)
+    monkeypatch.setattr("qilin.pipeline.importers.image_decoding.FILES_A_PIECE", 4)
     return table_of_pictures(tmp_path / "table")
 
 
@@ -60,7 +60,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         seen.append(data)
         return read_picture(data)
 
-    monkeypatch.setattr("qilin.data.decoding.read_picture", read)
+    monkeypatch.setattr("qilin.pipeline.importers.image_decoding.read_picture", read)
     return seen
 
 
@@ -89,7 +89,7 @@ def test_what_was_decoded_before_a_kill_is_not_decoded_again(table: Path, tmp_pa
     decoded.clear()
     script = f"""
 import os, signal
-from qilin.data import decoding
+from qilin.pipeline.importers import image_decoding as decoding
 from qilin.cli import main
 decoding.FILES_A_PIECE, read, seen = 4, decoding.read_picture, []
 def killed(data):
@@ -125,7 +125,7 @@ def test_an_interrupted_import_of_other_files_is_not_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("qilin.data.importing.store_samples", stop)
+        patch.setattr("qilin.pipeline.importers.run.store_samples", stop)
         assert main(words(table)) == 130
     (table.parent / "9.jpeg").write_bytes((table.parent / "1.jpeg").read_bytes())  # the missing one has come
     assert main(words(table)) == 2
@@ -145,13 +145,13 @@ def test_a_mistake_in_the_rows_leaves_no_pieces(table: Path, tmp_path: Path) -> 
 def test_a_file_that_a_machine_does_not_see_is_not_missing(
     table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qilin.data.survey import look_at_files
+    from qilin.pipeline.importers.image_index import look_at_files
 
     def elsewhere(*given: object) -> object:
         (table.parent / "8.png").unlink(missing_ok=True)
         return look_at_files(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("qilin.data.survey.look_at_files", elsewhere)
+    monkeypatch.setattr("qilin.pipeline.importers.image_index.look_at_files", elsewhere)
     assert main(words(table, "out", "--workers", "1")) == 1
     said = capsys.readouterr().err
     assert "8.png: was there when the rows were read" in said
@@ -162,7 +162,7 @@ def test_a_file_that_a_machine_does_not_see_is_not_missing(
 def test_a_file_that_changes_after_it_was_decoded_is_not_stored(
     table: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qilin.data import importing
+    from qilin.pipeline.importers import run as importing
 
     describe = importing.describe
 
@@ -172,7 +172,7 @@ def test_a_file_that_changes_after_it_was_decoded_is_not_stored(
         file.write_bytes(file.read_bytes() + b"!") if change == "other" else file.unlink()
         return made
 
-    monkeypatch.setattr("qilin.data.importing.describe", changing)
+    monkeypatch.setattr("qilin.pipeline.importers.run.describe", changing)
     assert main(words(table)) == 1
     said = capsys.readouterr().err
     assert ("has changed since it was decoded" if change == "other" else "picture file is missing") in said

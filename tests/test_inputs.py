@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from qilin.data.pictures import make_picture
-from qilin.data.records import Dataset, Provenance, Sample, assistant, open_dataset, user
-from qilin.data.writer import DatasetWriter
-from qilin.imaging.pixels import to_rgb
-from qilin.model.inputs import Pixels
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter, make_picture
+from qilin.imaging.decode import to_rgb
+from qilin.model.processing import Pixels
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from qilin.evaluate.compare import compare_command
-from qilin.evaluate.judge import combined, matches_of, read_verdict
-from qilin.evaluate.settings import CompareSettings
+from qilin.evaluate.config import CompareSettings
+from qilin.evaluate.scoring.llm_judge import combined, matches_of, read_verdict
 from stand_in import Service, serving
 
 

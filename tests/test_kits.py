@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from qilin.cli import main
-from qilin.errors import UserError
-from qilin.evaluate.kits import KITS, cmmmu_letters, evalscope_plain, lmms_plain
-from qilin.evaluate.scores import verdict_of
+from qilin.core.errors import UserError
+from qilin.evaluate.scoring.aggregate import verdict_of
+from qilin.evaluate.scoring.other_scorers import KITS, cmmmu_letters, evalscope_plain, lmms_plain
 
 ORDER = ("qilin", "medevalkit", "vlmevalkit", "evalscope", "lmms-eval")
 
@@ -117,8 +117,8 @@ def test_as_one_kit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_captions_alone_are_refused(tmp_path: Path) -> None:
-    from qilin.evaluate.settings import ScoreSettings
-    from qilin.evaluate.side_by_side import score_by_kits
+    from qilin.evaluate.config import ScoreSettings
+    from qilin.evaluate.scoring.compare_scorers import score_by_kits
 
     path = tmp_path / "p.jsonl"
     path.write_text('{"id": "1", "question": "", "reference": "a", "prediction": "b", "kind": "caption"}\n')

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from qilin.data.records import Sample, assistant, open_dataset, user
-from qilin.data.writer import DatasetWriter
-from qilin.evaluate.leaks import find_leaks, in_words
-from qilin.evaluate.rows import items_of
-from qilin.evaluate.training import phashes, read_training
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter
+from qilin.evaluate.controls.contamination import find_leaks, in_words
+from qilin.evaluate.controls.training_set import phashes, read_training
+from qilin.evaluate.items import items_of
 from test_evaluate import dataset, picture  # noqa: F401
 
 LONG = "胸部正位片显示左肺上叶斑片状高密度影，边界不清，考虑炎性病变，建议治疗后复查。"

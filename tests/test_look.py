@@ -12,7 +12,7 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from jats import article, figure
 from qilin.cli import main
-from qilin.data.pieces import read_pieces
+from qilin.pipeline.execution.sharded_map import read_pieces
 from stand_in import Service, serving
 
 SEEN = {
@@ -75,7 +75,7 @@ def test_a_budget_is_for_the_whole_run_and_memory_for_some_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, figures = laid_out(tmp_path)
-    monkeypatch.setattr("qilin.data.look.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("qilin.pipeline.pubmed.vision_filter.ROWS_AT_ONCE", 2)
     with serving(Service(answer)) as service:
         words = ["data", "look", figures, str(tmp_path / "seen"), "--images", root, "--endpoint", service.url]
         words += ["--model", "m", "--cache", str(tmp_path / "cache.sqlite"), "--concurrency", "1"]

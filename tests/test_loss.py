@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qilin.model.compose import compose, set_learning
+from qilin.model.llava import compose, set_learning
 from qilin.train import loss
-from qilin.train.attention import use_packed_attention
+from qilin.train.config import DataSource, TrainSettings
+from qilin.train.data_loader import Feed, Pack
 from qilin.train.distributed import Learner
-from qilin.train.feed import Feed, Pack
 from qilin.train.loop import learn_step, pack_loss
 from qilin.train.loss import answer_loss
+from qilin.train.packed_attention import use_packed_attention
 from qilin.train.plan import make_plan, pieces_of
-from qilin.train.settings import DataSource, TrainSettings
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 CPU = torch.device("cpu")

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from qilin.errors import UserError
-from qilin.model.compose import set_learning
-from qilin.model.skeleton import shape_of
-from qilin.train.attention import use_packed_attention
-from qilin.train.feed import Feed
+from qilin.core.errors import UserError
+from qilin.model.llava import set_learning
+from qilin.model.meta_model import shape_of
+from qilin.train.config import TrainSettings, read_recipe
+from qilin.train.data_loader import Feed
 from qilin.train.loop import learning_parts, pack_loss
-from qilin.train.memory import largest_pack, peak, settled, standing
+from qilin.train.memory_estimate import largest_pack, peak, settled, standing
+from qilin.train.model_setup import arithmetic, fit_out, shrink_frozen
 from qilin.train.optimizer import make_optimizer
+from qilin.train.packed_attention import use_packed_attention
 from qilin.train.plan import Plan, make_plan
-from qilin.train.run import load_start
-from qilin.train.settings import TrainSettings, read_recipe
-from qilin.train.setup import arithmetic, fit_out, shrink_frozen
+from qilin.train.stage import load_start
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 CPU = torch.device("cpu")
@@ -90,8 +90,8 @@ def test_auto_computes_again_only_as_much_as_memory_asks_for(home: Path) -> None
     pack = largest_pack(plan)
     most, least = (peak(config, replace(settings, checkpointing=end), pack, True) for end in (False, True))
     assert least < most
-    from qilin.model.skeleton import skeleton
-    from qilin.train.memory import SLACK, ready
+    from qilin.model.meta_model import skeleton
+    from qilin.train.memory_estimate import SLACK, ready
 
     stays = sum(standing(ready(skeleton(config), replace(settings, checkpointing=False)), settings, True).values())
     shares = []
@@ -103,8 +103,8 @@ def test_auto_computes_again_only_as_much_as_memory_asks_for(home: Path) -> None
 
 
 def test_what_is_divided_takes_its_share_of_each_device(home: Path) -> None:
-    from qilin.model.skeleton import skeleton
-    from qilin.train.memory import ready
+    from qilin.model.meta_model import skeleton
+    from qilin.train.memory_estimate import ready
 
     settings = recipe(home, "learn=[projector, language]", "divide=all", "precision=bf16")
     model = ready(skeleton(shape_of(settings.vision, settings.language, None, "huggingface", None)), settings)

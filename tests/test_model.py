@@ -21,11 +21,11 @@ from transformers import (
     SiglipModel,
 )
 
-from qilin.data.records import assistant, user
-from qilin.errors import RunError, UserError
-from qilin.imaging.pixels import to_rgb
-from qilin.model.compose import PARTS, Loaded, compose, load_model, part_of, set_learning, set_template
+from qilin.core.errors import RunError, UserError
+from qilin.dataset.schema import assistant, user
+from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request, answer_batch, prepare
+from qilin.model.llava import PARTS, Loaded, compose, load_model, part_of, set_learning, set_template
 from tiny import PATCHES, tiny_language, tiny_png, tiny_tokenizer, tiny_vision
 
 LANGUAGES = ("llama", "qwen3", "mistral")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from qilin.data.records import assistant, user
-from qilin.errors import UserError
-from qilin.imaging.pixels import to_rgb
-from qilin.model.compose import Loaded, compose
+from qilin.core.errors import UserError
+from qilin.dataset.schema import assistant, user
+from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request, answer_all, answer_batch, ends_of, pieces, prepare, stream, text_from
+from qilin.model.llava import Loaded, compose
 from tiny import tiny_language, tiny_png, tiny_vision
 
 
@@ -223,8 +223,8 @@ def test_a_model_without_a_template(loaded: Loaded, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("language", ["llama", "qwen2"])
 def test_a_stage_one_model_stops_at_its_line_end(tmp_path: Path, language: str) -> None:
     """Taught one caption in the plain template, the model says it and stops, well before the limit."""
-    from qilin.data.records import Sample
-    from qilin.model.inputs import encode_sample
+    from qilin.dataset.schema import Sample
+    from qilin.model.processing import encode_sample
 
     made = compose(
         str(tiny_vision(tmp_path / "clip")),

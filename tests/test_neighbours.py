@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from qilin.data.records import user
-from qilin.evaluate import neighbours
-from qilin.evaluate.answers import exact
-from qilin.evaluate.controls import CommonestAnswer, Known
-from qilin.evaluate.neighbours import Questions, nearest_answers, pictures_to_compare, thumbnails
-from qilin.evaluate.rows import Item
-from qilin.model.compose import compose
-from qilin.model.features import image_features
+from qilin.dataset.schema import user
+from qilin.evaluate.controls import nearest_neighbor as neighbours
+from qilin.evaluate.controls.blind import CommonestAnswer, Known
+from qilin.evaluate.controls.nearest_neighbor import Questions, nearest_answers, pictures_to_compare, thumbnails
+from qilin.evaluate.items import Item
+from qilin.evaluate.scoring.answers import exact
+from qilin.model.generate import image_features
+from qilin.model.llava import compose
 from tiny import tiny_language, tiny_vision
 
 SLAKE = Path(__file__).parents[2] / "shared" / "data" / "slake_zh"

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image, ImageDraw
 
-from qilin.data.panels import divide_caption, divide_picture, match_panels
+from qilin.imaging.panels import divide_caption, divide_picture, match_panels
 
 CERTAIN = [
     ("Chest CT. (A) Axial view. (B) Coronal view.", "Chest CT.", ["A", "B"]),

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from qilin.data.records import open_dataset, text_of
-from qilin.demo.parts import make_parts, start_positions
-from qilin.demo.parts_language import readings_of, text_pack, tokenized
-from qilin.demo.parts_settings import LanguagePart, PartsSettings, VisionPart
-from qilin.demo.texts import undrawn_texts
-from qilin.demo.tokenizer import make_tokenizer
-from qilin.demo.words_phrasings import CHOICE, HELD_OUT, OPEN, YES_NO
-from qilin.errors import UserError
+from qilin.core.errors import UserError
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import text_of
+from qilin.demo.config import LanguagePart, PartsSettings, VisionPart
+from qilin.demo.synthetic.question_templates import CHOICE, HELD_OUT, OPEN, YES_NO
+from qilin.demo.tiny_models.language_model import make_tokenizer, readings_of, text_pack, tokenized
+from qilin.demo.tiny_models.text_corpus import undrawn_texts
+from qilin.demo.tiny_models.train import make_parts, start_positions
 from tiny import tiny_dataset
 
 SMALL = PartsSettings(
@@ -106,8 +106,8 @@ def test_label_supervision_is_called_so(data: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
-    from qilin.data.records import Sample, assistant, user
-    from qilin.data.writer import DatasetWriter
+    from qilin.dataset.schema import Sample, assistant, user
+    from qilin.dataset.writer import DatasetWriter
 
     with DatasetWriter(tmp_path / "text", {}) as writer:
         writer.add_sample("train", Sample("a", "vqa", (), (user("头痛怎么办？"), assistant("请就医。"))))

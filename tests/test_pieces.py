@@ -15,12 +15,12 @@ import pytest
 
 from jats import article, figure
 from qilin.cli import main
-from qilin.data.decisions import Decision, add_decision, beside, hash_of
-from qilin.data.pieces import read_pieces, run_pieces
-from qilin.data.records import open_dataset
-from qilin.data.sources.rows import Refused
-from qilin.data.workers import Workers, connected, workers_of
-from qilin.errors import RunError, UserError
+from qilin.core.errors import RunError, UserError
+from qilin.dataset.import_rows import Refused
+from qilin.dataset.reader import open_dataset
+from qilin.pipeline.execution.sharded_map import read_pieces, run_pieces
+from qilin.pipeline.execution.workers import Workers, connected, workers_of
+from qilin.pipeline.review.decisions import Decision, add_decision, beside, hash_of
 from test_curate import dataset, picture, sample
 from test_importing import table_of_pictures
 
@@ -190,7 +190,7 @@ def kill_a_worker(cluster: Any, patch: pytest.MonkeyPatch) -> list[int]:
 
         return run_pieces(work, inputs, out, made, workers, told)
 
-    patch.setattr("qilin.data.survey.run_pieces", run)
+    patch.setattr("qilin.pipeline.importers.image_index.run_pieces", run)
     return killed
 
 
@@ -202,7 +202,7 @@ def test_commands_give_the_same_folders_by_a_cluster(
         body = figure("F1", f"CT of the lung of case {n}.", "f1.jpg")
         (tmp_path / "articles" / f"{n}.xml").write_bytes(article(body, pmcid=f"PMC{n}"))
     table = table_of_pictures(tmp_path / "table")
-    monkeypatch.setattr("qilin.data.decoding.FILES_A_PIECE", 2)
+    monkeypatch.setattr("qilin.pipeline.importers.image_decoding.FILES_A_PIECE", 2)
     rows = [(sample(f"s{n}", shown := picture(n), f"第{n}问？", "答"), shown) for n in range(6)]
     source = dataset(tmp_path / "data", rows)
     pairs = [(sample(f"t{n}", shown := picture(n // 2), f"第{n}问？", "答"), shown) for n in range(6)]
@@ -241,7 +241,7 @@ def test_a_cluster_that_cannot_be_used_is_refused(
     with pytest.raises(UserError, match="expected a scheduler's address"):
         workers_of(0, "localhost")
     with monkeypatch.context() as short:
-        short.setattr("qilin.data.workers.WAIT", 1.0)
+        short.setattr("qilin.pipeline.execution.workers.WAIT", 1.0)
         with pytest.raises(RunError, match="no scheduler answers there"):
             workers_of(0, "tcp://127.0.0.1:1")
     there = workers_of(0, cluster.scheduler_address)
@@ -253,7 +253,7 @@ def test_a_cluster_that_cannot_be_used_is_refused(
 
 def test_a_cluster_without_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed", reason="the cluster extra is not installed")
-    monkeypatch.setattr("qilin.data.workers.COME", 1.0)
+    monkeypatch.setattr("qilin.pipeline.execution.workers.COME", 1.0)
     with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
         with pytest.raises(RunError, match="no worker came in 1 s; start some"):
             workers_of(0, empty.scheduler_address)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qilin.errors import UserError
+from qilin.core.errors import UserError
 from qilin.train.plan import Lengths, Piece, imbalance, make_plan, pack, pieces_of
 
 BUDGET = 120

@@ -14,12 +14,12 @@ from PIL import Image
 from jats import article, figure
 from pmc_stand_in import PmcStandIn, serving_store
 from qilin.cli import main
-from qilin.data import pmc_store
-from qilin.data.pieces import read_pieces
-from qilin.data.pmc import PmcSettings, find_media, read_ids
-from qilin.data.pmc_store import key_of
-from qilin.data.records import open_dataset
-from qilin.errors import UserError
+from qilin.core.errors import UserError
+from qilin.dataset.reader import open_dataset
+from qilin.pipeline.execution.sharded_map import read_pieces
+from qilin.pipeline.pubmed import object_store as pmc_store
+from qilin.pipeline.pubmed.download import PmcSettings, find_media, read_ids
+from qilin.pipeline.pubmed.object_store import key_of
 
 PICTURE = b"\xff\xd8" + bytes(range(256)) * 40
 
@@ -276,7 +276,7 @@ def test_names_that_climb_out_are_refused(store: PmcStandIn, tmp_path: Path) -> 
 
 
 def test_ctrl_c_keeps_what_was_settled(store: PmcStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qilin.data.ledger import Ledger
+    from qilin.pipeline.pubmed.download_state import Ledger
 
     real, calls = Ledger.write, []
 

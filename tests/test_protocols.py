@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from qilin.cli import main
-from qilin.data import benchmarks
-from qilin.data.benchmarks import BENCHMARKS, benchmark_of
-from qilin.data.records import Sample, assistant, open_dataset, text_of, user
-from qilin.data.writer import DatasetWriter
-from qilin.errors import UserError
-from qilin.evaluate.protocols import PROTOCOLS, protocol_of, put
-from qilin.evaluate.rows import items_of
+from qilin.core.errors import UserError
+from qilin.dataset import benchmarks
+from qilin.dataset.benchmarks import BENCHMARKS, benchmark_of
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import Sample, assistant, text_of, user
+from qilin.dataset.writer import DatasetWriter
+from qilin.evaluate.items import items_of
+from qilin.evaluate.prompts import PROTOCOLS, protocol_of, put
 from qilin.evaluate.run import evaluate
 from test_evaluate import dataset, picture, settings_for, table_model  # noqa: F401
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from qilin.data.question_balance import Guesses, alike, counted, reading, surplus
-from qilin.data.question_checks import Question, check_question, read_question, sentences_with, tells
+from qilin.pipeline.questions.checks import Question, check_question, read_question, sentences_with, tells
+from qilin.pipeline.questions.text_only_filter import Guesses, alike, counted, reading, surplus
 
 TEXT = "胸部CT显示右肺上叶有一个约12 mm的结节，边缘毛糙。双侧未见胸腔积液，心脏增大。左肺可见2处钙化。"
 NODULE = Question("open", "肺上叶的结节位于哪一侧？", "右侧", "右肺上叶有一个约12mm的结节")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qilin.evaluate.answers import judge
+from qilin.evaluate.scoring.answers import judge
 
 FROZEN = {
     "real_predictions.jsonl": "c01d6cbc48d2d43bf9427bc2b12ea7c92a4384e938fc985a5a072d43338a3f99",

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from qilin.demo.parts_settings import PartsSettings
-from qilin.demo.settings import DemoSettings
-from qilin.demo.story import demo, recipe_file, recipe_folder
-from qilin.errors import UserError
-from qilin.model.template import TEMPLATES
-from qilin.settings import read, read_yaml
-from qilin.train.settings import TrainSettings, read_recipe, recipe_names, recipe_path
+from qilin.core.config import read, read_yaml
+from qilin.core.errors import UserError
+from qilin.demo.config import DemoSettings, PartsSettings
+from qilin.demo.run import demo, recipe_file, recipe_folder
+from qilin.model.chat_template import TEMPLATES
+from qilin.train.config import TrainSettings, read_recipe, recipe_names, recipe_path
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PAPER = ("qilin-med-vl-13b/align", "qilin-med-vl-13b/instruct")

@@ -10,20 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qilin.data.card import batches_of
-from qilin.data.duplicates import picture_hashes
-from qilin.data.records import (
-    Picture,
-    Provenance,
-    Sample,
-    assistant,
-    group_sizes,
-    open_dataset,
-    open_parquet,
-    user,
-)
-from qilin.data.writer import DatasetWriter
-from qilin.errors import UserError
+from qilin.core.errors import UserError
+from qilin.dataset.card import batches_of
+from qilin.dataset.reader import group_sizes, open_dataset, open_parquet
+from qilin.dataset.schema import Picture, Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter
+from qilin.pipeline.curation.near_duplicates import picture_hashes
 
 
 def picture(n: int) -> Picture:

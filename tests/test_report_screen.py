@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from qilin.evaluate.compare import compare_command
+from qilin.evaluate.config import CompareSettings
 from qilin.evaluate.run import evaluate
-from qilin.evaluate.settings import CompareSettings
 from test_evaluate import dataset, settings_for, table_model  # noqa: F401
 
 pytestmark = pytest.mark.story

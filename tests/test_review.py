@@ -19,7 +19,11 @@ import httpx2
 import pytest
 
 from qilin.cli import main
-from qilin.data.decisions import (
+from qilin.core.errors import UserError
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.sample_texts import parts_of
+from qilin.dataset.schema import text_of
+from qilin.pipeline.review.decisions import (
     Decision,
     add_decision,
     agreement,
@@ -30,10 +34,7 @@ from qilin.data.decisions import (
     read_decisions,
     verdict,
 )
-from qilin.data.parts import parts_of
-from qilin.data.records import open_dataset, text_of
-from qilin.errors import UserError
-from qilin.serve.review_rows import checks_of, draw, evenly, find_original, places_of, shown
+from qilin.pipeline.review.sampling import checks_of, draw, evenly, find_original, places_of, shown
 from review_mini import write_both
 
 MENDED = "腹部超声显示左肾一个圆形囊肿，无分隔，未见实性成分。"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qilin.data.decisions import beside, latest, read_decisions
+from qilin.pipeline.review.decisions import beside, latest, read_decisions
 from review_mini import write_both
 from test_review import Session, reviewing
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from qilin.model.compose import Loaded, compose, load_model
-from qilin.model.convert import convert
-from qilin.model.convert_in import disk_names
-from qilin.model.save import save_model
-from qilin.model.settings import ConvertSettings
-from qilin.model.shards import Reader, list_weights
+from qilin.convert.llava_to_hf import disk_names
+from qilin.convert.run import convert
+from qilin.convert.weight_files import Reader, list_weights
+from qilin.model.config import ConvertSettings
+from qilin.model.llava import Loaded, compose, load_model
+from qilin.model.saving import save_model
 from tiny import tiny_language, tiny_vision
 
 

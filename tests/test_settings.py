@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from qilin.errors import UserError
-from qilin.settings import add_flags, describe, from_flags, read, setting, settings, to_dict, write_yaml
+from qilin.core.config import add_flags, describe, from_flags, read, setting, settings, to_dict, write_yaml
+from qilin.core.errors import UserError
 
 
 @settings

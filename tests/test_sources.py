@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from qilin.cli import main
-from qilin.data.importing import import_data
-from qilin.data.licences import TIERS, strictest, tier
-from qilin.data.records import Dataset, open_dataset, text_of
-from qilin.data.settings import ImportSettings
-from qilin.data.split import Links
-from qilin.errors import UserError
+from qilin.core.errors import UserError
+from qilin.dataset.licenses import TIERS, strictest, tier
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import text_of
+from qilin.dataset.splits import Links
+from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.run import import_data
 
 
 def pictures(folder: Path, count: int = 6) -> None:
@@ -312,7 +313,10 @@ def test_a_second_run_says_it_is_there_and_another_import_is_refused(
 
 @pytest.mark.parametrize(
     ("place", "left"),
-    [("qilin.data.decoding.read_picture", []), ("qilin.data.writer.write_card", [".out.import"])],
+    [
+        ("qilin.pipeline.importers.image_decoding.read_picture", []),
+        ("qilin.dataset.writer.write_card", [".out.import"]),
+    ],
 )
 def test_ctrl_c_leaves_nothing_behind_but_finished_pieces(
     tmp_path: Path, place: str, left: list[str], monkeypatch: pytest.MonkeyPatch

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qilin.data.importing import import_data
-from qilin.data.records import Dataset, open_dataset, text_of
-from qilin.data.settings import ImportSettings
-from qilin.data.sources import slake as slake_source
-from qilin.data.sources.rows import Row
-from qilin.data.sources.slake_captions import compose, statements
-from qilin.errors import UserError
+from qilin.core.errors import UserError
+from qilin.dataset.import_rows import Row
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import text_of
+from qilin.pipeline.importers import slake as slake_source
+from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.run import import_data
+from qilin.pipeline.importers.slake_captions import compose, statements
 
 REAL = Path(__file__).parents[1] / "../shared/data/slake_zh"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qilin.evaluate.statistics import bootstrap_interval, clusters, compare, near_pairs
+from qilin.evaluate.scoring.bootstrap import bootstrap_interval, clusters, compare, near_pairs
 
 
 def test_clusters_join_by_picture_group_and_hash() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from qilin.data.records import Sample, assistant, user
-from qilin.errors import UserError
-from qilin.imaging.pixels import to_rgb
-from qilin.model.inputs import encode_sample, image_tokens, with_instruction
-from qilin.model.template import IMAGE, TEMPLATES, chat_template, encode
-from qilin.model.words import end_tokens, load_tokenizer
+from qilin.core.errors import UserError
+from qilin.dataset.schema import Sample, assistant, user
+from qilin.imaging.decode import to_rgb
+from qilin.model.chat_template import IMAGE, TEMPLATES, chat_template, encode
+from qilin.model.processing import encode_sample, image_tokens, with_instruction
+from qilin.model.tokenizer import end_tokens, load_tokenizer
 from tiny import TEXTS, tiny_png, tiny_tokenizer
 
 # What the char-level vocabulary must hold besides TEXTS, so that nothing below is unknown to it.

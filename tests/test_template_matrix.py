@@ -9,11 +9,11 @@ import pytest
 
 from llava_mini import llava_mini
 from qilin.cli import main
-from qilin.data.records import assistant, user
-from qilin.model.convert import convert
-from qilin.model.settings import ConvertSettings
-from qilin.model.template import IMAGE, TEMPLATES, chat_template, encode
-from qilin.model.words import load_tokenizer
+from qilin.convert.run import convert
+from qilin.dataset.schema import assistant, user
+from qilin.model.chat_template import IMAGE, TEMPLATES, chat_template, encode
+from qilin.model.config import ConvertSettings
+from qilin.model.tokenizer import load_tokenizer
 from tiny import tiny_tokenizer
 
 ASKED, SAID = "图中有异常吗？", "没有，未见明显异常。"

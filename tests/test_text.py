@@ -5,12 +5,10 @@ from importlib import resources
 
 import pytest
 
-from qilin.text.chinese import _converter, chinese_share, has_chinese, simplified
 from qilin.text.laterality import sides, sides_conflict
 from qilin.text.negation import is_denied, negations
-from qilin.text.numerals import counts_as_digits, parse_count, parse_number
-from qilin.text.units import Measure, measures, without_measures
-from qilin.text.width import narrow, narrow_letters
+from qilin.text.normalize import _converter, chinese_share, has_chinese, narrow, narrow_letters, simplified
+from qilin.text.numbers import Measure, counts_as_digits, measures, parse_count, parse_number, without_measures
 
 
 @pytest.mark.parametrize(

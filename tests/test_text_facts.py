@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qilin.errors import UserError
+from qilin.core.errors import UserError
 from qilin.text.facts import facts_of_text, is_finding, read_vocabulary
 
 

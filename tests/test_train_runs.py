@@ -20,15 +20,15 @@ from transformers import LlavaForConditionalGeneration
 import qilin.train.checkpoint as checkpoint
 import qilin.train.loop as loop
 from qilin import cli
-from qilin.errors import RunError, UserError
-from qilin.model.compose import load_model, part_of
-from qilin.model.shards import list_weights
-from qilin.settings import read_yaml
-from qilin.train.augment import augment
-from qilin.train.feed import Feed
+from qilin.convert.weight_files import list_weights
+from qilin.core.config import read_yaml
+from qilin.core.errors import RunError, UserError
+from qilin.imaging.augment import augment
+from qilin.model.llava import load_model, part_of
+from qilin.train.config import read_recipe
+from qilin.train.data_loader import Feed
 from qilin.train.optimizer import rate_share
-from qilin.train.run import load_start, run_stage
-from qilin.train.settings import read_recipe
+from qilin.train.stage import load_start, run_stage
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 # twelve steps of a few samples in fp32, so that what should stay can be asked to stay bit for bit
@@ -126,7 +126,7 @@ def test_what_is_frozen_is_written_as_it_was_read(home: Path, aligned: Path, tmp
 def multiplies(monkeypatch: pytest.MonkeyPatch, bf16: float) -> None:
     """A processor that multiplies bf16 so many times as fast as fp32."""
     peaks = {torch.float32: 1e9, torch.bfloat16: bf16 * 1e9}
-    monkeypatch.setattr("qilin.train.cost.measure_peak", lambda device, dtype: peaks[dtype])
+    monkeypatch.setattr("qilin.train.flops.measure_peak", lambda device, dtype: peaks[dtype])
 
 
 @pytest.mark.parametrize(("bf16", "kind"), [(2.0, "bf16"), (0.5, "fp32")])
@@ -233,7 +233,7 @@ def test_a_finished_run_is_reused(home: Path, aligned: Path, monkeypatch: pytest
 
     stamp = (aligned / "model.safetensors").stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr("qilin.train.run.load_start", no)
+        patch.setattr("qilin.train.stage.load_start", no)
         stage(home, aligned)
         with pytest.raises(UserError, match=r"holds another run: rate is 0\.01 there and 0\.02 here"):
             stage(home, aligned, "rate=0.02")

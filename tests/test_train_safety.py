@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from qilin.errors import RunError, UserError
-from qilin.model.compose import Loaded, compose
-from qilin.settings import build, read_yaml
+from qilin.core.config import build, read_yaml
+from qilin.core.errors import RunError, UserError
+from qilin.model.llava import Loaded, compose
 from qilin.train import checkpoint, loop
-from qilin.train import feed as feed_module
-from qilin.train.feed import Feed, write_cache
-from qilin.train.run import run_stage
-from qilin.train.settings import TrainSettings, read_recipe
+from qilin.train import data_loader as feed_module
+from qilin.train.config import TrainSettings, read_recipe
+from qilin.train.data_loader import Feed, write_cache
+from qilin.train.stage import run_stage
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 
@@ -288,7 +288,7 @@ def test_a_model_that_cannot_be_written_costs_no_step(
     def never(*given: Any) -> Any:
         raise AssertionError("all steps are done")
 
-    import qilin.train.run as run_module
+    import qilin.train.stage as run_module
 
     write = run_module.write_model
 

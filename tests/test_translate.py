@@ -13,13 +13,13 @@ from PIL import Image
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from qilin.cli import main
-from qilin.data.pictures import make_picture
-from qilin.data.records import Dataset, Provenance, Sample, assistant, open_dataset, text_of, user
-from qilin.data.translate import read_glossary, terms_in, texts_of
-from qilin.data.translation_checks import check_translation
-from qilin.data.writer import DatasetWriter
-from qilin.endpoint import Reply, ask_all, wait_of
-from qilin.errors import UserError
+from qilin.core.errors import UserError
+from qilin.core.llm_client import Reply, ask_all, wait_of
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import Provenance, Sample, assistant, text_of, user
+from qilin.dataset.writer import DatasetWriter, make_picture
+from qilin.pipeline.translation.checks import check_translation
+from qilin.pipeline.translation.translate import read_glossary, terms_in, texts_of
 from qilin.text.laterality import named_sides
 from stand_in import Service, serving
 
@@ -248,7 +248,7 @@ def test_finished_pieces_are_not_done_again_even_without_their_replies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many(tmp_path / "en", 40)
-    monkeypatch.setattr("qilin.data.translate.SAMPLES_A_PIECE", 8)
+    monkeypatch.setattr("qilin.pipeline.translation.translate.SAMPLES_A_PIECE", 8)
     with serving(Service(by_number)) as service:
         budget = ("--budget", "300", "--concurrency", "1")  # 20 replies: two pieces and a half
         assert run(tmp_path, service, *budget) == 1
@@ -269,8 +269,8 @@ def test_texts_are_asked_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.M
         at_once.append(len(asks))
         return real(endpoint, asks, on_reply)
 
-    monkeypatch.setattr("qilin.data.translate.SAMPLES_A_PIECE", 16)
-    monkeypatch.setattr("qilin.data.translate.ask_all", counted)
+    monkeypatch.setattr("qilin.pipeline.translation.translate.SAMPLES_A_PIECE", 16)
+    monkeypatch.setattr("qilin.pipeline.translation.translate.ask_all", counted)
     with serving(Service(by_number)) as service:
         assert run(tmp_path, service) == 0
     assert at_once == [16, 16, 8]
@@ -297,7 +297,7 @@ def test_a_service_that_asks_to_wait_and_one_that_is_gone(
         waits.append(wait_of(error, attempt))
         return 0.0
 
-    monkeypatch.setattr("qilin.endpoint.wait_of", noted)  # waited in earnest it takes a quarter of a minute
+    monkeypatch.setattr("qilin.core.llm_client.wait_of", noted)  # waited in earnest it takes a quarter of a minute
     with serving(Service(good, failures=[429, 429, 503])) as service:
         assert run(tmp_path, service) == 0
         assert len(service.seen) == 6

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from qilin.errors import UserError
-from qilin.model.compose import compose, set_learning
-from qilin.train.attention import make_layout, use_packed_attention, use_plain_attention
-from qilin.train.unread import features_depth, vision_layers
+from qilin.core.errors import UserError
+from qilin.model.llava import compose, set_learning
+from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
+from qilin.train.skip_unused import features_depth, vision_layers
 from tiny import tiny_language, tiny_vision
 
 CPU = torch.device("cpu")

@@ -11,16 +11,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
-from qilin.errors import RunError, UserError
-from qilin.evaluate.curves import stages_of
-from qilin.model.compose import load_model
-from qilin.model.inputs import Pixels, encode_sample
-from qilin.settings import build
-from qilin.train import checkpoint, loop, validate
+from qilin.core.config import build
+from qilin.core.errors import RunError, UserError
+from qilin.evaluate.report.charts import stages_of
+from qilin.model.llava import load_model
+from qilin.model.processing import Pixels, encode_sample
+from qilin.train import checkpoint, loop
+from qilin.train import validation as validate
+from qilin.train.config import TrainSettings
+from qilin.train.data_sources import open_sources
 from qilin.train.distributed import Learner
-from qilin.train.run import run_stage
-from qilin.train.settings import TrainSettings
-from qilin.train.sources import open_sources
+from qilin.train.stage import run_stage
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 # everything of a run that has a state of its own: dropout, changed pictures, an average, two optimizers
@@ -241,7 +242,7 @@ def test_interrupted_at_every_step_in_turn_it_is_the_same_run(home: Path, tmp_pa
 def test_a_best_checkpoint_that_does_not_read_is_named(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import qilin.train.run as run_module
+    import qilin.train.stage as run_module
 
     def refused(*given: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -266,7 +267,7 @@ def test_a_validation_loss_that_is_not_finite_names_its_samples(
 ) -> None:
     real = loop.pack_loss
     monkeypatch.setattr(
-        "qilin.train.run.pack_loss",
+        "qilin.train.stage.pack_loss",
         lambda model, pack, pixels: real(model, pack, pixels) * (1.0 if model.training else math.nan),
     )
     with pytest.raises(RunError, match=r"the validation loss is nan; samples of its pack 1: validation-"):

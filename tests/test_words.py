@@ -9,13 +9,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from llava_mini import SYSTEM, llava_ids, llava_mini, words
-from qilin.data.records import assistant, user
-from qilin.model.compose import compose, load_model
-from qilin.model.convert import convert
-from qilin.model.save import save_model
-from qilin.model.settings import ConvertSettings
-from qilin.model.template import IMAGE, encode
-from qilin.model.words import load_tokenizer
+from qilin.convert.run import convert
+from qilin.dataset.schema import assistant, user
+from qilin.model.chat_template import IMAGE, encode
+from qilin.model.config import ConvertSettings
+from qilin.model.llava import compose, load_model
+from qilin.model.saving import save_model
+from qilin.model.tokenizer import load_tokenizer
 from tiny import tiny_language, tiny_tokenizer, tiny_vision
 
 CAPTION = "A 双肺纹理清晰，心影不大。"
@@ -124,7 +124,7 @@ def test_stage_one_of_llava_is_read_as_it_was_trained(tmp_path: Path, legacy: bo
 
 def test_marks_around_a_picture_stay_when_training_goes_on(tmp_path: Path) -> None:
     """A model of mm_use_im_start_end keeps its marks in whatever template a later stage names."""
-    from qilin.model.compose import set_template
+    from qilin.model.llava import set_template
 
     source = llava_mini(tmp_path / "source", mm_use_im_start_end=True, mm_use_im_patch_token=True, spare=3)
     loaded = load_model(convert(ConvertSettings(source=str(source), out=tmp_path / "out")), device="cpu")

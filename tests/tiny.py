@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from qilin.data.pictures import make_picture
-from qilin.data.records import Provenance, Sample, assistant, user
-from qilin.data.writer import DatasetWriter
+from qilin.dataset.schema import Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter, make_picture
 
 SIZE = 32  # pixels a side of the tiny encoders' pictures
 PATCH = 8
@@ -35,7 +34,7 @@ TEXTS = (
 def tiny_tokenizer(kind: str = "demo") -> Any:
     """demo: the project's own. chatml: byte-level BPE with Qwen's marks, and no beginning-of-sequence token."""
     if kind == "demo":
-        from qilin.demo.tokenizer import make_tokenizer
+        from qilin.demo.tiny_models.language_model import make_tokenizer
 
         return make_tokenizer(list(TEXTS) * 3, 420)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

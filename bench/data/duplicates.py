@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from qilin.data.duplicates import Alike, repeated
-from qilin.data.tables import TableWriter
-from qilin.data.workers import workers_of
-from qilin.imaging.near import near_in
+from qilin.dataset.hash_tables import TableWriter
+from qilin.imaging.near_duplicates import near_in
+from qilin.pipeline.curation.near_duplicates import Alike, repeated
+from qilin.pipeline.execution.workers import workers_of
 
 HERE = Path(__file__).parents[1]
 LETTERS = "肺部心脏肝胆胃肠骨骨折结节肿块阴影积液水肿炎症出血梗死囊性实质左右上下叶段边缘清晰模糊增大正常未见可见"

@@ -21,9 +21,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from qilin.data.pictures import make_picture
-from qilin.data.records import Provenance
-from qilin.imaging.pixels import phash, to_rgb
+from qilin.dataset.schema import Provenance
+from qilin.dataset.writer import make_picture
+from qilin.imaging.decode import phash, to_rgb
 
 HERE = Path(__file__).parents[1]
 

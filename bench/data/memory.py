@@ -35,7 +35,7 @@ from PIL import Image
 
 HERE = Path(__file__).parents[1]
 LETTERS = "肺部心脏肝胆胃肠骨骨折结节肿块阴影积液水肿炎症出血梗死囊性实质左右上下叶段边缘清晰模糊增大正常未见可见"
-IMPORTS = "from qilin.cli import main\nimport qilin.data.curate, qilin.data.merge, qilin.data.chats, qilin.data.export"
+IMPORTS = "from qilin.cli import main\nimport qilin.pipeline.curation.curate, qilin.pipeline.merge, qilin.pipeline.questions.conversations, qilin.pipeline.export"
 # a step as a line of `qilin`; {n} is the folder of the size, {w} the number of processes
 STEPS = {
     "import": "import folder {n}/table.csv {n}/imported --images {n}/files --caption caption --id id --workers {w}",
@@ -77,9 +77,8 @@ def texts(count: int, words_each: int) -> Iterator[str]:
 
 def write(folder: Path, rows: int) -> None:
     """Two dataset folders: captions and contexts; half as many questions about other pictures."""
-    from qilin.data.pictures import make_picture
-    from qilin.data.records import Picture, Provenance, Sample, assistant, user
-    from qilin.data.writer import DatasetWriter
+    from qilin.dataset.schema import Picture, Provenance, Sample, assistant, user
+    from qilin.dataset.writer import DatasetWriter, make_picture
 
     def changed(n: int, origin: str) -> Picture:
         """A picture as a file of its own that looks like no other, or, a tenth of them, like the one before."""

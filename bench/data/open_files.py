@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qilin.data.records import Picture, Provenance
-from qilin.data.writer import PICTURES_A_PART, ROWS_A_GROUP, DatasetWriter
-from qilin.origin import commit, machine
+from qilin.core.provenance import commit, machine
+from qilin.dataset.schema import Picture, Provenance
+from qilin.dataset.writer import PICTURES_A_PART, ROWS_A_GROUP, DatasetWriter
 
 TIMES = 10
 OPENED = """

@@ -17,9 +17,9 @@ import psutil
 import torch
 import torch.nn.functional as F
 
-from qilin.origin import commit, machine
-from qilin.train import blocks
-from qilin.train.blocks import block_attention, make_buckets
+from qilin.core.provenance import commit, machine
+from qilin.train import cpu_attention as blocks
+from qilin.train.cpu_attention import block_attention, make_buckets
 
 WIDTH = 64  # of a head
 SHAPES = [  # heads, sequences, their length

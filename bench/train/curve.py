@@ -26,17 +26,17 @@ import torch
 import torch.nn.functional as F
 from made import make_parts
 
-from qilin.demo.drawn import write_drawn
-from qilin.model.compose import set_learning
-from qilin.train.attention import make_layout, use_packed_attention, use_plain_attention
+from qilin.demo.synthetic.dataset import write_drawn
+from qilin.model.llava import set_learning
+from qilin.train.config import TrainSettings, read_recipe
+from qilin.train.data_loader import Feed, Pack
 from qilin.train.distributed import ALONE, Learner
-from qilin.train.feed import Feed, Pack
 from qilin.train.loop import clip, learn_step, learning_parts, pack_loss
 from qilin.train.optimizer import make_optimizer, rate_share, set_rates
+from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
 from qilin.train.plan import Piece, Plan, make_plan
-from qilin.train.run import load_start
-from qilin.train.settings import TrainSettings, read_recipe
-from qilin.train.validate import hold, validation_loss
+from qilin.train.stage import load_start
+from qilin.train.validation import hold, validation_loss
 
 RECIPE = [
     *["batch=16", "epochs=1", "rate=1e-3", "warmup=0.05", "template=v1", "kinds=[]", "precision=fp32", "device=cpu"],

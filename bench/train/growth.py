@@ -145,9 +145,9 @@ def plan(words: list[str]) -> dict[str, Any]:
 
 def first(words: list[str]) -> dict[str, Any]:
     """The first time: texts are measured."""
-    from qilin.train.feed import Feed
-    from qilin.train.run import load_start
-    from qilin.train.settings import read_recipe
+    from qilin.train.config import read_recipe
+    from qilin.train.data_loader import Feed
+    from qilin.train.stage import load_start
 
     settings = read_recipe("small/align", words)
     loaded = load_start(settings)
@@ -159,16 +159,16 @@ def again(words: list[str]) -> dict[str, Any]:
     """The second time, as far as some steps."""
     import torch
 
-    from qilin.model.compose import set_learning
-    from qilin.train.attention import use_packed_attention
+    from qilin.model.llava import set_learning
+    from qilin.train.config import read_recipe
+    from qilin.train.data_loader import Feed
+    from qilin.train.data_sources import open_sources
     from qilin.train.distributed import Learner
-    from qilin.train.feed import Feed
     from qilin.train.loop import learn_step, learning_parts, pack_loss
     from qilin.train.optimizer import make_optimizer
+    from qilin.train.packed_attention import use_packed_attention
     from qilin.train.plan import make_plan
-    from qilin.train.run import load_start
-    from qilin.train.settings import read_recipe
-    from qilin.train.sources import open_sources
+    from qilin.train.stage import load_start
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")

@@ -24,18 +24,18 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from qilin.errors import UserError
-from qilin.model.compose import set_learning
-from qilin.train.attention import make_layout, use_packed_attention, use_plain_attention
-from qilin.train.cost import cost_of, peak_of
+from qilin.core.errors import UserError
+from qilin.model.llava import set_learning
+from qilin.train.config import DataSource, Lora, TrainSettings
+from qilin.train.data_loader import Pack
 from qilin.train.distributed import Learner
-from qilin.train.feed import Pack
+from qilin.train.flops import cost_of, peak_of
 from qilin.train.loop import learning_parts, pack_loss
-from qilin.train.memory import Shape, shape_of_pack
+from qilin.train.memory_estimate import Shape, shape_of_pack
+from qilin.train.model_setup import add_adapters, arithmetic, base_of, fit_out, shrink_frozen
 from qilin.train.optimizer import make_optimizer
+from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
 from qilin.train.plan import Counts, Lengths, Plan, counts_of, make_plan
-from qilin.train.settings import DataSource, Lora, TrainSettings
-from qilin.train.setup import add_adapters, arithmetic, base_of, fit_out, shrink_frozen
 
 IMAGE_ID = 5
 SECONDS = 25.0  # for each case, after its first step; fifteen cases within a call of ten minutes

@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from qilin.data.records import Picture, Sample, assistant, user
-from qilin.data.writer import DatasetWriter
-from qilin.demo.tokenizer import make_tokenizer
+from qilin.dataset.schema import Picture, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter
+from qilin.demo.tiny_models.language_model import make_tokenizer
 
 PATCH = 16
 WORDS = "肺心影右下左片高密度考虑炎不大"

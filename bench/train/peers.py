@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from peer.results import Results
 
-from qilin.origin import commit, machine
+from qilin.core.provenance import commit, machine
 
 HERE = Path(__file__).parent
 CONSTRAINTS = HERE.parents[1] / "constraints.txt"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qilin import __version__
-from qilin.errors import QilinError
-from qilin.settings import add_flags, from_flags
+from qilin.core.config import add_flags, from_flags
+from qilin.core.errors import QilinError
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Command:
 COMMANDS = {
     "demo": Command(
         "the whole story on this machine: data, two small pre-trained parts, both stages, scores, a report",
-        "qilin.demo.settings:DemoSettings",
-        "qilin.demo.story:demo",
+        "qilin.demo.config:DemoSettings",
+        "qilin.demo.run:demo",
         example="qilin demo --out qilin-demo\nqilin demo --quick\nqilin demo --data slake --recipes small",
     ),
     "data import": Command(
         "make a dataset folder from pictures and text that exist",
-        "qilin.data.settings:ImportSettings",
-        "qilin.data.importing:import_data",
+        "qilin.pipeline.importers.config:ImportSettings",
+        "qilin.pipeline.importers.run:import_data",
         ("name", "source", "out"),
         "qilin data import slake SLAKE_DIR slake\nqilin data import llava data.json llava --images DIR\n"
         "qilin data import figures figures articles-en --images pmc/articles --workers 8\n"
@@ -47,8 +47,8 @@ COMMANDS = {
     ),
     "data pmc": Command(
         "fetch articles of PubMed Central's open store with the pictures of their figures",
-        "qilin.data.pmc:PmcSettings",
-        "qilin.data.pmc:pmc",
+        "qilin.pipeline.pubmed.download:PmcSettings",
+        "qilin.pipeline.pubmed.download:pmc",
         ("out",),
         "qilin data pmc pmc --ids ids.txt\n"
         "qilin data pmc pmc --query 'case report[filter] AND chest CT' --license commercial --limit 1000\n"
@@ -56,22 +56,22 @@ COMMANDS = {
     ),
     "data figures": Command(
         "figures of JATS articles, with captions, mentions, context, licences and panels, as rows",
-        "qilin.data.figures:FiguresSettings",
-        "qilin.data.figures:figures",
+        "qilin.pipeline.pubmed.figures:FiguresSettings",
+        "qilin.pipeline.pubmed.figures:figures",
         ("source", "out"),
         "qilin data figures articles figures\nqilin data figures articles figures --every --workers 8",
     ),
     "data look": Command(
         "a vision model looks at figures that captions leave unsure",
-        "qilin.data.look:LookSettings",
-        "qilin.data.look:look",
+        "qilin.pipeline.pubmed.vision_filter:LookSettings",
+        "qilin.pipeline.pubmed.vision_filter:look",
         ("source", "out"),
         "qilin data look figures seen --images pmc/articles --endpoint http://127.0.0.1:8000/v1 --model qwen3-vl-8b",
     ),
     "data translate": Command(
         "the English samples of a dataset folder into Chinese, checked, by any OpenAI-compatible service",
-        "qilin.data.translate:TranslateSettings",
-        "qilin.data.translate:translate",
+        "qilin.pipeline.translation.translate:TranslateSettings",
+        "qilin.pipeline.translation.translate:translate",
         ("source", "out"),
         "qilin data translate articles-en articles-zh --endpoint http://127.0.0.1:8000/v1 --model qwen3-32b\n"
         "qilin data translate articles-en articles-zh --endpoint https://api.deepseek.com/v1 --model deepseek-chat "
@@ -79,8 +79,8 @@ COMMANDS = {
     ),
     "data ask": Command(
         "questions about pictures from their Chinese captions and reports, checked, none that is guessed without them",
-        "qilin.data.ask:AskSettings",
-        "qilin.data.ask:ask",
+        "qilin.pipeline.questions.generate:AskSettings",
+        "qilin.pipeline.questions.generate:ask",
         ("source", "out"),
         "qilin data ask articles-zh asked --endpoint http://127.0.0.1:8000/v1 --model qwen3-32b\n"
         "qilin data ask articles-zh asked --endpoint https://api.deepseek.com/v1 --model deepseek-chat "
@@ -88,15 +88,15 @@ COMMANDS = {
     ),
     "data curate": Command(
         "a dataset folder less repetitions, leaks, personal data, bad pictures and licences that do not fit",
-        "qilin.data.curate:CurateSettings",
-        "qilin.data.curate:curate",
+        "qilin.pipeline.curation.curate:CurateSettings",
+        "qilin.pipeline.curation.curate:curate",
         ("source", "out"),
         "qilin data curate articles-zh chinese --benchmarks slake-test vqa-rad --resplit\n"
         "qilin data curate articles-zh to-sell --license commercial",
     ),
     "data review": Command(
         "samples for a person to accept, fix or reject, on a page of this machine",
-        "qilin.serve.settings:ReviewSettings",
+        "qilin.serve.config:ReviewSettings",
         "qilin.serve.review:review",
         ("source",),
         "qilin data review articles-zh\nqilin data review articles-zh --rows 500 --reviewer 王敏\n"
@@ -104,64 +104,64 @@ COMMANDS = {
     ),
     "data apply": Command(
         "a review's decisions applied to the dataset: fixed, rejected, marked as read",
-        "qilin.data.apply:ApplySettings",
-        "qilin.data.apply:apply",
+        "qilin.pipeline.review.apply:ApplySettings",
+        "qilin.pipeline.review.apply:apply",
         ("source", "out"),
         "qilin data apply articles-zh reviewed\nqilin data apply articles-zh gold --only-read",
     ),
     "data merge": Command(
         "several dataset folders as one, with contexts in a wanted share",
-        "qilin.data.merge:MergeSettings",
-        "qilin.data.merge:merge",
+        "qilin.pipeline.merge:MergeSettings",
+        "qilin.pipeline.merge:merge",
         ("out", "sources"),
         "qilin data merge together articles-zh pmc-vqa-zh\nqilin data merge english articles vqa --context 0.726",
     ),
     "data chats": Command(
         "conversations composed of what is told and asked about one picture",
-        "qilin.data.chats:ChatsSettings",
-        "qilin.data.chats:chats",
+        "qilin.pipeline.questions.conversations:ChatsSettings",
+        "qilin.pipeline.questions.conversations:chats",
         ("source", "out"),
         "qilin data chats chinese chats\nqilin data chats chinese chats --least 3 --most 8",
     ),
     "data build": Command(
         "a whole dataset by a recipe: from PMC ids to one folder, each step done once",
-        "qilin.data.build:BuildSettings",
-        "qilin.data.build:build",
+        "qilin.pipeline.build:BuildSettings",
+        "qilin.pipeline.build:build",
         ("recipe", "changes"),
         "qilin data build chimed-vl ids=ids.txt endpoint=http://127.0.0.1:8000/v1 model=qwen3-32b out=chimed-vl\n"
         "qilin data build miniature articles=DIR questions=slake_zh endpoint=URL model=any out=mini",
     ),
     "data stats": Command(
         "a dataset's counts and lengths, beside those of the paper",
-        "qilin.data.stats:StatsSettings",
-        "qilin.data.stats:stats",
+        "qilin.pipeline.stats:StatsSettings",
+        "qilin.pipeline.stats:stats",
         ("source",),
         "qilin data stats chinese\nqilin data stats chinese --tokenizer qwen3/tokenizer.json --json",
     ),
     "data to": Command(
         "a dataset folder as other trainers read it: LLaVA, ShareGPT, TRL, WebDataset",
-        "qilin.data.export:ExportSettings",
-        "qilin.data.export:export",
+        "qilin.pipeline.export:ExportSettings",
+        "qilin.pipeline.export:export",
         ("form", "source", "out"),
         "qilin data to llava chinese for-llava\nqilin data to webdataset chinese shards",
     ),
     "data benchmarks": Command(
         "test sets by name: where to get them, their licences, how to import them",
-        "qilin.data.benchmarks:BenchmarksSettings",
-        "qilin.data.benchmarks:show_benchmarks",
+        "qilin.dataset.benchmarks:BenchmarksSettings",
+        "qilin.dataset.benchmarks:show_benchmarks",
         example="qilin data benchmarks\nqilin data import cmmmu CMMMU_FOLDER cmmmu-health",
     ),
     "train": Command(
         "train one stage from a recipe, by name or path",
-        "qilin.train.settings:TrainCommand",
-        "qilin.train.run:train_command",
+        "qilin.train.config:TrainCommand",
+        "qilin.train.stage:train_command",
         ("recipe", "changes"),
         "qilin train small/align data=slake vision=DIR/parts/vision language=DIR/parts/language out=runs/align\n"
         "qilin train small/instruct data=slake model=runs/align out=runs/instruct",
     ),
     "estimate": Command(
         "memory by cause, steps, hours and money of a recipe, before anything is downloaded",
-        "qilin.train.settings:EstimateCommand",
+        "qilin.train.config:EstimateCommand",
         "qilin.train.estimate:estimate_command",
         ("recipe", "changes"),
         "qilin estimate qilin-med-vl-13b/align --gpu h200 --samples 580014 --text 500 --answers 420\n"
@@ -169,7 +169,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "answer a split's questions, score them with controls and intervals, write a report",
-        "qilin.evaluate.settings:EvaluateSettings",
+        "qilin.evaluate.config:EvaluateSettings",
         "qilin.evaluate.run:evaluate",
         ("model", "dataset"),
         "qilin evaluate runs/instruct slake --split validation --out runs/evaluation\n"
@@ -178,29 +178,29 @@ COMMANDS = {
     ),
     "score": Command(
         "score predictions that any system made",
-        "qilin.evaluate.settings:ScoreSettings",
+        "qilin.evaluate.config:ScoreSettings",
         "qilin.evaluate.score:score_command",
         ("file",),
         "qilin score predictions.jsonl --rows judged.jsonl\nqilin score predictions.jsonl --compare",
     ),
     "compare": Command(
         "two systems on the same questions: which is better, and how sure that is",
-        "qilin.evaluate.settings:CompareSettings",
+        "qilin.evaluate.config:CompareSettings",
         "qilin.evaluate.compare:compare_command",
         ("a", "b"),
         "qilin compare evaluation-old evaluation-new --dataset slake --report compared.html",
     ),
     "chat": Command(
         "talk with a model about pictures, in the terminal",
-        "qilin.serve.settings:ChatSettings",
-        "qilin.serve.chat:chat",
+        "qilin.serve.config:ChatSettings",
+        "qilin.serve.terminal:chat",
         ("model", "images"),
         "qilin chat runs/instruct picture.png",
     ),
     "convert": Command(
         "LLaVA's layout to Hugging Face's and back; merge LoRA; llama.cpp's mmproj",
-        "qilin.model.settings:ConvertSettings",
-        "qilin.model.convert:convert",
+        "qilin.model.config:ConvertSettings",
+        "qilin.convert.run:convert",
         ("source", "out"),
         "qilin convert williamliu/Qilin-Med-VL-Chat qilin-chat --check\n"
         "qilin convert llava-lora merged --base vicuna-7b-v1.5\n"
@@ -209,7 +209,7 @@ COMMANDS = {
     ),
     "template": Command(
         "print a conversation as a model sees it, what it learns to say in colour",
-        "qilin.model.settings:TemplateSettings",
+        "qilin.model.config:TemplateSettings",
         "qilin.model.show_template:show_template",
         ("model",),
         "qilin template runs/instruct\nqilin template runs/instruct --template llama_2 --tokens",

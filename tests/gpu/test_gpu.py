@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from qilin.model.compose import set_learning
-from qilin.train.attention import NAME, make_layout, packed_attention, use_packed_attention
-from qilin.train.feed import Feed
+from qilin.model.llava import set_learning
+from qilin.train.config import read_recipe
+from qilin.train.data_loader import Feed
 from qilin.train.loop import pack_loss
+from qilin.train.packed_attention import NAME, make_layout, packed_attention, use_packed_attention
 from qilin.train.plan import make_plan
-from qilin.train.run import load_start, run_stage
-from qilin.train.settings import read_recipe
+from qilin.train.stage import load_start, run_stage
 from tiny import tiny_dataset, tiny_language, tiny_vision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]

@@ -18,12 +18,11 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from qilin.data.pictures import make_picture
-from qilin.data.records import Provenance, Sample, assistant, user
-from qilin.data.writer import DatasetWriter
-from qilin.demo.tokenizer import make_tokenizer
-from qilin.model.compose import compose
-from qilin.model.save import save_model
+from qilin.dataset.schema import Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter, make_picture
+from qilin.demo.tiny_models.language_model import make_tokenizer
+from qilin.model.llava import compose
+from qilin.model.saving import save_model
 
 LANGUAGE = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 3}
 VISION = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 2}

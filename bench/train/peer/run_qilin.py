@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from watch import Watch, read_job
 
-from qilin.model import inputs
-from qilin.origin import code_hash, commit
-from qilin.settings import read_yaml
-from qilin.train import attention, feed, loop, plan
-from qilin.train.log import Log
-from qilin.train.run import run_stage
-from qilin.train.settings import DataSource, TrainSettings
+from qilin.core.config import read_yaml
+from qilin.core.provenance import code_hash, commit
+from qilin.model import processing as inputs
+from qilin.train import data_loader as feed
+from qilin.train import loop, plan
+from qilin.train import packed_attention as attention
+from qilin.train.config import DataSource, TrainSettings
+from qilin.train.metrics import Log
+from qilin.train.stage import run_stage
 
 
 def main(path: str) -> None:

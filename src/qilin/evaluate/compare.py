@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qilin.data.records import open_dataset
-from qilin.errors import UserError
-from qilin.evaluate.captions import read_fact_source
+from qilin.core.errors import UserError
+from qilin.dataset.reader import open_dataset
+from qilin.evaluate.config import CompareSettings
+from qilin.evaluate.items import is_caption, is_closed, read_rows
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.rows import is_caption, is_closed, read_rows
 from qilin.evaluate.score import CONTROLS_FILE, read_controls
-from qilin.evaluate.scores import exact, verdict_of
-from qilin.evaluate.settings import CompareSettings
-from qilin.evaluate.statistics import clusters, compare
+from qilin.evaluate.scoring.aggregate import exact, verdict_of
+from qilin.evaluate.scoring.bootstrap import clusters, compare
+from qilin.evaluate.scoring.captions import read_fact_source
 from qilin.text.facts import DEFAULT_VOCABULARY
 
 Row = Mapping[str, Any]
@@ -31,7 +31,7 @@ Row = Mapping[str, Any]
 
 def compare_command(settings: CompareSettings) -> dict[str, Any]:
     """Print (or write as JSON) how two systems differ; returns the result."""
-    from qilin.evaluate.training import phashes
+    from qilin.evaluate.controls.training_set import phashes
 
     files = [path / "predictions.jsonl" if path.is_dir() else path for path in (settings.a, settings.b)]
     rows_a = read_rows(files[0])
@@ -45,8 +45,8 @@ def compare_command(settings: CompareSettings) -> dict[str, Any]:
     facts = kept["facts"] if data is None and kept["facts"] else read_fact_source(data.path if data else None)
     found, marks = compare_rows(rows_a, rows_b, cluster, facts, settings.resamples, settings.seed)
     if settings.judge is not None and settings.endpoint is not None:
-        from qilin.endpoint import Endpoint
-        from qilin.evaluate.judge import judge_pairs
+        from qilin.core.llm_client import Endpoint
+        from qilin.evaluate.scoring.llm_judge import judge_pairs
 
         cache = (settings.a if settings.a.is_dir() else settings.a.parent) / "judge.sqlite"
         judge = Endpoint(settings.endpoint, settings.judge, cache=cache, budget=settings.budget, seed=settings.seed)
@@ -56,7 +56,7 @@ def compare_command(settings: CompareSettings) -> dict[str, Any]:
     found["manifest"] = {"a": str(files[0]), "b": str(files[1]), "seed": settings.seed, "judge": judge_manifest}
     found["manifest"] |= scoring_manifest()
     if settings.report is not None and data is not None:
-        from qilin.evaluate.compare_report import write_comparison
+        from qilin.evaluate.report.comparison import write_comparison
 
         write_comparison(settings.report, found, rows_a, rows_b, marks, data)
     if settings.json:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import qilin
-from qilin.evaluate.answers import SCORER_VERSION
-from qilin.origin import code_hash, machine, versions
+from qilin.core.provenance import code_hash, machine, versions
+from qilin.evaluate.scoring.answers import SCORER_VERSION
 
 PACKAGES = (  # whose versions can change a score
     "torch",

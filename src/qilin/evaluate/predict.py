@@ -6,6 +6,8 @@ are made, and predictions.jsonl in the order of the dataset. A pass that was int
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +18,11 @@ from typing import Any
 
 from PIL import Image
 
-from qilin.data.records import CAPTION_KINDS, Dataset
-from qilin.evaluate.rows import Item, prediction_row, write_jsonl
-from qilin.imaging.pixels import to_rgb
+from qilin.core import llm_client as endpoint
+from qilin.dataset.reader import Dataset
+from qilin.dataset.schema import CAPTION_KINDS
+from qilin.evaluate.items import Item, prediction_row, write_jsonl
+from qilin.imaging.decode import to_rgb
 
 PASSES = "passes"
 # Requests handed over at once: pictures of these are decoded together, so this bounds memory.
@@ -151,3 +155,40 @@ def progress(name: str, total: int, done: int, of: str = "answers") -> Iterator[
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(f"{of}, {name.replace('_', ' ')}", total=total, completed=done)
         yield lambda: bar.advance(task)
+
+
+def asker(
+    url: str, model: str, cache: Path | None, concurrency: int = 8, budget: int | None = None, seed: int = 0
+) -> Ask:
+    """A function that asks the service a list of requests and waits for all of them."""
+    there = endpoint.Endpoint(url, model, concurrency=concurrency, cache=cache, budget=budget, seed=seed)
+
+    def ask(requests: Sequence[Any], longest: int) -> list[Said]:
+        asks = [endpoint.Ask(open_form(request.messages, request.pictures), longest) for request in requests]
+        return [Said(reply.text, reply.confidence) for reply in endpoint.ask_all(there, asks)]
+
+    return ask
+
+
+def open_form(messages: Sequence[Mapping[str, Any]], pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """Hugging Face messages with their pictures in order -> OpenAI's form; text alone stays a plain string."""
+    left = iter(pictures)
+    made = []
+    for message in messages:
+        parts: list[dict[str, Any]] = []
+        for part in message["content"]:
+            if part["type"] == "image":
+                parts.append({"type": "image_url", "image_url": {"url": data_uri(next(left))}})
+            else:
+                parts.append({"type": "text", "text": part["text"]})
+        texts = "".join(part["text"] for part in parts if part["type"] == "text")
+        plain = all(part["type"] == "text" for part in parts)
+        made.append({"role": message["role"], "content": texts if plain else parts})
+    return made
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as PNG in a data: address."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

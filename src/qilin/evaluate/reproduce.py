@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qilin.errors import RunError, UserError
-from qilin.evaluate.rows import read_rows
-from qilin.evaluate.settings import EvaluateSettings
-from qilin.settings import build
+from qilin.core.config import build
+from qilin.core.errors import RunError, UserError
+from qilin.evaluate.config import EvaluateSettings
+from qilin.evaluate.items import read_rows
 
 # What a run may change without being another evaluation.
 OURS = ("out", "reproduce", "json", "batch", "concurrency", "device")

@@ -15,23 +15,23 @@ from typing import Any
 
 from PIL import Image
 
-from qilin.evaluate.captions import FactSource, read_fact_source
-from qilin.evaluate.confidence import affirms
-from qilin.evaluate.controls import blank_picture, derangements
-from qilin.evaluate.leaks import find_leaks, in_words
+from qilin.core.config import to_dict
+from qilin.evaluate.config import EvaluateSettings
+from qilin.evaluate.controls.blind import blank_picture, derangements
+from qilin.evaluate.controls.contamination import find_leaks, in_words
+from qilin.evaluate.controls.nearest_neighbor import Look, nearest_pass, thumbnails
+from qilin.evaluate.controls.training_set import Training, average_picture, commonest_answers, near_training, phashes
+from qilin.evaluate.items import Item, write_jsonl
+from qilin.evaluate.job import Work, claim, identity_of, label_of, prepare
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.neighbours import Look, nearest_pass, thumbnails
-from qilin.evaluate.page import is_drawn
 from qilin.evaluate.predict import PASSES, Ask, Pass, Said, answer_pass, picture_of, write_predictions
-from qilin.evaluate.report import write_report
-from qilin.evaluate.rows import Item, write_jsonl
+from qilin.evaluate.report.html import is_drawn
+from qilin.evaluate.report.report import write_report
 from qilin.evaluate.score import CONTROLS_FILE, print_scores, write_controls
-from qilin.evaluate.scores import Context, Controls, score_rows, write_scores
-from qilin.evaluate.settings import EvaluateSettings
-from qilin.evaluate.statistics import clusters
-from qilin.evaluate.training import Training, average_picture, commonest_answers, near_training, phashes
-from qilin.evaluate.work import Work, claim, identity_of, label_of, prepare
-from qilin.settings import to_dict
+from qilin.evaluate.scoring.aggregate import Context, Controls, score_rows, write_scores
+from qilin.evaluate.scoring.bootstrap import clusters
+from qilin.evaluate.scoring.calibration import affirms
+from qilin.evaluate.scoring.captions import FactSource, read_fact_source
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
@@ -95,13 +95,13 @@ def asking(work: Work) -> Asking:
 
     @cache
     def load() -> Any:
-        from qilin.model.compose import load_model
+        from qilin.model.llava import load_model
 
         return load_model(work.model, s.device, s.dtype)
 
     if s.endpoint is None:
         return Asking(work, load, None)
-    from qilin.evaluate.service import asker
+    from qilin.evaluate.predict import asker
 
     return Asking(work, load, asker(s.endpoint, work.model, s.out / "replies.sqlite", s.concurrency, s.budget, s.seed))
 
@@ -178,7 +178,7 @@ def neighbours(model: Asking, training: Training) -> dict[str, dict[str, str]]:
     work, s = model.work, model.work.settings
 
     def features() -> Look:
-        from qilin.model.features import image_features
+        from qilin.model.generate import image_features
 
         return lambda pictures: image_features(model.load(), pictures)
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qilin.data.records import Dataset, open_dataset
-from qilin.errors import UserError
-from qilin.evaluate.captions import read_fact_source
+from qilin.core.errors import UserError
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.evaluate.config import CAPTION_PROMPT, ScoreSettings
+from qilin.evaluate.items import item_of_row, read_rows, write_jsonl
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.rows import item_of_row, read_rows, write_jsonl
-from qilin.evaluate.scores import Context, Controls, Row, score_rows
-from qilin.evaluate.settings import CAPTION_PROMPT, ScoreSettings
-from qilin.evaluate.statistics import clusters
+from qilin.evaluate.scoring.aggregate import Context, Controls, Row, score_rows
+from qilin.evaluate.scoring.bootstrap import clusters
+from qilin.evaluate.scoring.captions import read_fact_source
 
 CONTROLS_FILE = "controls.jsonl"
 
@@ -29,7 +29,7 @@ def score_command(settings: ScoreSettings) -> None:
     """Score a file and print the result; writes `rows` if asked to."""
     show: Callable[[Mapping[str, Any]], None] = print_scores
     if settings.as_ or settings.compare:
-        from qilin.evaluate import side_by_side
+        from qilin.evaluate.scoring import compare_scorers as side_by_side
 
         show = side_by_side.show
         scores, judged = side_by_side.score_by_kits(settings)
@@ -51,7 +51,7 @@ def score_file(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, 
     kept = read_controls(settings.file.parent / CONTROLS_FILE, rows)
     phash: Mapping[str, str] | None = kept["phash"]
     if data is not None:
-        from qilin.evaluate.training import phashes
+        from qilin.evaluate.controls.training_set import phashes
 
         phash = phashes(data)
     context = Context(
@@ -77,9 +77,9 @@ def with_training(context: Context, train: Path, rows: Sequence[Row], data: Data
     """The context with what the training split of a dataset folder tells: the commonest answers and which questions it
     asks; where the pictures are at hand too, the nearest neighbour by thumbnails, near-duplicates, and leaks (printed).
     """
-    from qilin.evaluate.leaks import find_leaks, in_words
-    from qilin.evaluate.neighbours import nearest_in, thumbnails
-    from qilin.evaluate.training import commonest_answers, near_training, phashes, read_training
+    from qilin.evaluate.controls.contamination import find_leaks, in_words
+    from qilin.evaluate.controls.nearest_neighbor import nearest_in, thumbnails
+    from qilin.evaluate.controls.training_set import commonest_answers, near_training, phashes, read_training
 
     training = read_training(open_dataset(train), CAPTION_PROMPT)
     if training is None:
@@ -149,7 +149,7 @@ def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
         train = "no training data was named: give --train DATASET"
         neighbour = "no training pictures were named: give --train DATASET and --dataset DATASET"
         return {**nothing, "controls": Controls(reasons={"blind": train, "shuffled": why, "nearest": neighbour})}
-    from qilin.evaluate.captions import FactSource
+    from qilin.evaluate.scoring.captions import FactSource
 
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     head, by_id = lines[0], {line["id"]: line for line in lines[1:]}

@@ -10,15 +10,26 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from qilin.data.records import count_images, text_of
-from qilin.errors import UserError
-from qilin.model.compose import Loaded
-from qilin.model.template import IMAGE
+from qilin.core.errors import UserError
+from qilin.dataset.schema import count_images, text_of
+from qilin.model.chat_template import IMAGE
+from qilin.model.llava import Loaded
+
+
+@torch.inference_mode()
+def image_features(loaded: Loaded, pictures: Sequence[Image.Image]) -> NDArray[np.float16]:
+    """(N, D) of N pictures, through encoder and projector in one batch; half precision, as there may be many."""
+    pixels = loaded.processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+    seen = loaded.model.get_image_features(pixel_values=pixels.to(loaded.model.device, loaded.model.dtype))
+    means = torch.stack([tokens.float().mean(dim=0) for tokens in seen.pooler_output])  # (N, D)
+    return (means / means.norm(dim=1, keepdim=True).clamp_min(1e-12)).half().cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ In: a folder or id, and which hub. Out: the place, or what transformers loads fr
 from pathlib import Path
 from typing import Any
 
-from qilin.errors import RunError, UserError
+from qilin.core.errors import RunError, UserError
 
 
 def from_pretrained(kind: Any, name: str, hub: str, **options: Any) -> Any:

@@ -12,13 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from qilin.data.records import assistant, user
-from qilin.errors import UserError
+from qilin.core.errors import UserError
+from qilin.dataset.schema import assistant, user
+from qilin.model.chat_template import IMAGE, Encoded, encode
+from qilin.model.config import TemplateSettings
 from qilin.model.hub import fetch, from_pretrained
-from qilin.model.inputs import image_tokens
-from qilin.model.settings import TemplateSettings
-from qilin.model.template import IMAGE, Encoded, encode
-from qilin.model.words import load_tokenizer, spoken_template
+from qilin.model.processing import image_tokens
+from qilin.model.tokenizer import load_tokenizer, spoken_template
 
 LEARNT = "bold black on green"
 MARK = "cyan"

@@ -14,13 +14,13 @@ from typing import Any
 
 from rich.console import Console
 
-from qilin.data.apply import in_words, stale_rows
-from qilin.data.bars import bar
-from qilin.data.decisions import agreement, beside, hash_of, latest, read_decisions
-from qilin.data.records import open_dataset
-from qilin.errors import UserError
-from qilin.serve.review_rows import draw, find_original
-from qilin.serve.settings import ReviewSettings
+from qilin.core.errors import UserError
+from qilin.core.progress import bar
+from qilin.dataset.reader import open_dataset
+from qilin.pipeline.review.apply import in_words, stale_rows
+from qilin.pipeline.review.decisions import agreement, beside, hash_of, latest, read_decisions
+from qilin.pipeline.review.sampling import draw, find_original
+from qilin.serve.config import ReviewSettings
 
 
 def review(given: ReviewSettings) -> None:

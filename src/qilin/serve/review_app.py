@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from qilin.data.decisions import KINDS, Decision, add_decision, hash_of, latest, read_decisions
-from qilin.data.parts import parts_of, with_parts
-from qilin.data.records import Sample, problem_with
-from qilin.serve.review_rows import Review, shown
+from qilin.dataset.sample_texts import parts_of, with_parts
+from qilin.dataset.schema import Sample, problem_with
+from qilin.pipeline.review.decisions import KINDS, Decision, add_decision, hash_of, latest, read_decisions
+from qilin.pipeline.review.sampling import Review, shown
 
 PAGE = Path(__file__).with_name("review.html")
 LONGEST = 1 << 20  # bytes of a request

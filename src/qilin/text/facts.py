@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from qilin.errors import UserError
-from qilin.text.chinese import simplified
+from qilin.core.errors import UserError
 from qilin.text.negation import is_denied
-from qilin.text.numerals import counts_as_digits
+from qilin.text.normalize import narrow, simplified
+from qilin.text.numbers import counts_as_digits, measures
 from qilin.text.synonyms import FINDINGS, MODALITIES, ORGANS, REGIONS
-from qilin.text.units import measures
-from qilin.text.width import narrow
 
 Vocabulary = Mapping[str, Mapping[str, tuple[str, ...]]]
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from qilin.errors import RunError
+from qilin.core.errors import RunError
 from qilin.train.distributed import ALONE, World
 from qilin.train.optimizer import set_rate
 

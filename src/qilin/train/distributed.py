@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qilin.errors import UserError
-from qilin.model.compose import pick_device
-from qilin.train.settings import TrainSettings
+from qilin.core.errors import UserError
+from qilin.model.llava import pick_device
+from qilin.train.config import TrainSettings
 
 PATIENCE = timedelta(hours=2)  # reading a million samples or 13 billion weights in turns takes longer than the default
 GATHERED = 4e9  # bytes of whole gradients that a device may keep from pack to pack, to send them once a step

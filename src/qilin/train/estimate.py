@@ -16,16 +16,16 @@ import torch
 from rich.console import Console
 from transformers import LlavaConfig
 
-from qilin.errors import UserError
-from qilin.model.compose import pick_device
-from qilin.model.skeleton import processor_of, shape_of, skeleton
-from qilin.model.template import chat_template
-from qilin.settings import parse_override
-from qilin.train.cost import CARDS, Card, card_named, cost_of, fast_precision, measure_peak
-from qilin.train.feed import Feed
-from qilin.train.memory import SLACK, largest_pack, memory_by_cause, peak, read_bytes, ready, settled, standing
+from qilin.core.config import parse_override
+from qilin.core.errors import UserError
+from qilin.model.chat_template import chat_template
+from qilin.model.llava import pick_device
+from qilin.model.meta_model import processor_of, shape_of, skeleton
+from qilin.train.config import EstimateCommand, Lora, TrainSettings, read_recipe
+from qilin.train.data_loader import Feed
+from qilin.train.flops import CARDS, Card, card_named, cost_of, fast_precision, measure_peak
+from qilin.train.memory_estimate import SLACK, largest_pack, memory_by_cause, peak, read_bytes, ready, settled, standing
 from qilin.train.plan import Lengths, Plan, make_plan
-from qilin.train.settings import EstimateCommand, Lora, TrainSettings, read_recipe
 
 TEMPLATE = 40  # tokens that a template adds before the picture (v1 with its system prompt: 35)
 console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -16,21 +16,20 @@ from typing import Any
 
 import torch
 
-from qilin.errors import RunError
-from qilin.model.compose import part_of
-from qilin.train.augment import augment
+from qilin.core.errors import RunError
+from qilin.imaging.augment import augment
+from qilin.model.llava import part_of
 from qilin.train.checkpoint import Saver, latest_checkpoint, learning_weights, load_best, load_checkpoint
-from qilin.train.cost import cost_of, peak_of
+from qilin.train.config import TrainSettings
+from qilin.train.data_loader import Feed, Pack, prefetch
 from qilin.train.distributed import ALONE, Learner, World, send_gradients, whole
-from qilin.train.feed import Feed, Pack, prefetch
-from qilin.train.log import Log
+from qilin.train.flops import cost_of, peak_of
 from qilin.train.loss import answer_loss
+from qilin.train.metrics import Log, Meter, Work
+from qilin.train.model_setup import arithmetic
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
 from qilin.train.plan import Plan, counts_of, imbalance
-from qilin.train.settings import TrainSettings
-from qilin.train.setup import arithmetic
-from qilin.train.speed import Meter, Work
-from qilin.train.validate import Held, validation_loss
+from qilin.train.validation import Held, validation_loss
 
 
 def train(

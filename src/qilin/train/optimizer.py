@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from qilin.errors import UserError
+from qilin.core.errors import UserError
 
 Kind = Literal["adamw", "muon", "adamw8bit"]
 

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 
-from qilin.errors import UserError
+from qilin.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,130 @@
+"""Named test sets as data: what each is, where to get it, under which licence, how it is imported, who says its layout.
+
+In: nothing. Out: BENCHMARKS, and `qilin data benchmarks`, which prints it. Qilin downloads none of them; licences and
+counts are as their authors are known to give them, not looked up again: read the page before you rely on one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from qilin.core.config import setting, settings
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One test set. `importer` is the name for `qilin data import`; `layout` says whose reading of its files ours
+    follows."""
+
+    title: str
+    lang: str
+    where: str
+    licence: str
+    split: str
+    answers: str
+    importer: str
+    layout: str
+    note: str = ""
+    # split -> Dataset.split_hash of the import, of those splits whose files were at hand; the others are unverified
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+@settings
+class BenchmarksSettings:
+    """The test sets that Qilin can import."""
+
+    json: bool = setting(default=False, help="print the table as JSON")
+
+
+EVALSCOPE = "evalscope 1.14.1"
+MEDEVALKIT = "MedEvalKit's reader (its public repository, 2025)"
+BENCHMARKS = {
+    "slake-zh": Benchmark(
+        "SLAKE, Chinese half (Liu et al. 2021)", "zh", "huggingface.co/datasets/BoKelvin/SLAKE", "CC BY 4.0",
+        "test.json, q_lang zh: 1,033 questions", "open, closed", "slake", "the files themselves (train, validate)",
+        "70 of its 96 test pictures are in the English half's train.json: never train on both languages",
+        {
+            "train": "03a25c2e59149446a85f0ec6cdda99af9d673a5cc9f76dec360c4f65186a1ac3",
+            "validation": "17907926e928b2aa27f6e042068640871ec536b7d6a166847df67cbf423c27f7",
+        },
+    ),
+    "slake-en": Benchmark(
+        "SLAKE, English half (Liu et al. 2021)", "en", "huggingface.co/datasets/BoKelvin/SLAKE", "CC BY 4.0",
+        "test.json, q_lang en: 1,061 questions", "open, closed", "slake", "the files themselves",
+    ),
+    "vqa-rad": Benchmark(
+        "VQA-RAD, the authors' split (Lau et al. 2018)", "en", "osf.io/89kps", "CC0 1.0",
+        "phrase_type test_freeform and test_para: 451 questions", "open, closed", "vqa-rad",
+        "readers of 'VQA_RAD Dataset Public.json' in public repositories",
+        "its test pictures are its training pictures: look at no_near_duplicate",
+    ),
+    "vqa-rad-hf": Benchmark(
+        "VQA-RAD, the deduplicated split of the hub's copy", "en", "huggingface.co/datasets/flaviagiammarino/vqa-rad",
+        "CC0 1.0", "test: 451 questions", "open, closed", "parquet-vqa", MEDEVALKIT + " of the same kind of copy",
+        "another split than the authors': name which one a score is of",
+    ),
+    "pathvqa": Benchmark(
+        "PathVQA (He et al. 2020)", "en", "huggingface.co/datasets/flaviagiammarino/path-vqa", "MIT",
+        "test: 6,719 questions", "open, closed", "parquet-vqa", MEDEVALKIT,
+    ),
+    "pmc-vqa": Benchmark(
+        "PMC-VQA test_clean (Zhang et al. 2023)", "en", "huggingface.co/datasets/RadGenome/PMC-VQA", "CC BY-SA 4.0",
+        "test_clean.csv: 2,000 questions", "choice", "pmc-vqa-test", EVALSCOPE,
+        "pictures in images/ or figures/ beside the table",
+    ),
+    "omnimedvqa": Benchmark(
+        "OmniMedVQA, open-access part (Hu et al. 2024)", "en", "huggingface.co/datasets/foreverbeliever/OmniMedVQA",
+        "each of 42 sources its own", "QA_information/Open-access/*.json: 88,996 questions", "choice", "omnimedvqa",
+        MEDEVALKIT,
+    ),
+    "cmmmu-health": Benchmark(
+        "CMMMU, health and medicine (Zhang et al. 2024)", "zh", "huggingface.co/datasets/lmms-lab/CMMMU",
+        "Apache-2.0 of the collection; its questions' own rights vary", "val, category 健康与医学",
+        "choice, closed (对/错), open", "cmmmu", "evalscope 1.14.1 and lmms-eval 0.7.3",
+    ),
+    "mmmu-medical": Benchmark(
+        "MMMU, health and medicine (Yue et al. 2024)", "en", "huggingface.co/datasets/MMMU/MMMU", "Apache-2.0",
+        "validation: 150 questions of five subjects", "choice, open", "mmmu", EVALSCOPE,
+    ),
+    "gmai-mmbench": Benchmark(
+        "GMAI-MMBench validation (Chen et al. 2024)", "en", "huggingface.co/datasets/OpenGVLab/GMAI-MMBench",
+        "CC BY-NC-SA", "GMAI_mm_bench_VAL.tsv", "choice", "gmai-mmbench",
+        "unverified: written after VLMEvalKit's TSV form",
+    ),
+    "chimed-vl": Benchmark(
+        "ChiMed-VL, held out of the instruction data (Liu et al. 2023)", "zh",
+        "huggingface.co/datasets/williamliu/ChiMed-VL",
+        "as its sources", "none published: keep --test 0.05 by picture and article at import", "open, closed, choice",
+        "llava", "unverified: released without pictures",
+    ),
+}  # fmt: skip
+
+
+def benchmark_of(split_sha256: str) -> str | None:
+    """The benchmark and split that have this hash ("slake-zh, validation"); None for one never seen here."""
+    known = {sha256: f"{name}, {split}" for name, row in BENCHMARKS.items() for split, sha256 in row.sha256.items()}
+    return known.get(split_sha256)
+
+
+def show_benchmarks(given: BenchmarksSettings) -> None:
+    """Print every named test set, and that any dataset folder is one."""
+    if given.json:
+        print(json.dumps({name: asdict(row) for name, row in BENCHMARKS.items()}, ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for name, row in BENCHMARKS.items():
+        console.print(f"[bold]{name}[/]  {row.title}")
+        hashes = (
+            ", ".join(f"{split} {value[:16]}…" for split, value in row.sha256.items()) or "not seen here, unverified"
+        )
+        facts = [row.where, f"licence {row.licence}", f"{row.split} ({row.answers})", f"layout: {row.layout}"]
+        facts += [f"sha256 of the split as imported: {hashes}", *([row.note] if row.note else [])]
+        for fact in facts:
+            console.print(f"    {fact}", style="dim", soft_wrap=True)
+        lang = " --lang en" if row.importer == "slake" and row.lang == "en" else ""  # others tell by the words
+        console.print(f"    qilin data import {row.importer} SOURCE {name}{lang}", soft_wrap=True)
+    console.print("Any dataset folder is a test set too: qilin evaluate MODEL FOLDER --split test")

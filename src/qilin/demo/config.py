@@ -1,0 +1,80 @@
+"""What the two small pre-trained parts are to be: free of torch. Read from a recipe folder's parts.yaml."""
+
+from pathlib import Path
+from typing import Literal
+
+from qilin.core.config import setting, settings
+
+
+@settings
+class VisionPart:
+    """A small ViT in CLIP's form."""
+
+    image_size: int = setting(default=112, help="pixels a side")
+    patch_size: int = setting(default=16, help="pixels a side of a patch")
+    width: int = setting(default=96, help="width of the residual stream")
+    layers: int = setting(default=4, help="transformer layers; Qilin uses the features before the last one")
+    heads: int = setting(default=4, help="attention heads")
+    objectives: tuple[Literal["contrast", "words", "answers"], ...] = setting(
+        default=("contrast", "words"),
+        help="contrast: match pictures and captions; words: name the words of the caption; "
+        "answers: predict training answers (label supervision)",
+    )
+    epochs: int = setting(default=20, help="times through the training pictures")
+    batch: int = setting(default=128, help="pictures a step")
+    optimizer: Literal["adamw", "muon"] = setting(default="adamw", help="as in the stages' recipes")
+    rate: float = setting(default=1e-3, help="peak learning rate (cosine)")
+    weight_decay: float = setting(default=0.05, help="decay of matrices")
+    augment: float = setting(default=0.5, help="random shift, zoom and brightness, 0 to 1; never a mirror flip")
+
+
+@settings
+class LanguagePart:
+    """A small Chinese Llama and its tokenizer."""
+
+    vocabulary: int = setting(default=1600, help="tokens; characters that are not among them fall back to bytes")
+    width: int = setting(default=192, help="width of the residual stream")
+    layers: int = setting(default=4, help="transformer layers")
+    heads: int = setting(default=4, help="attention heads")
+    epochs: int = setting(default=3, help="times through the training texts")
+    batch_tokens: int = setting(default=4096, help="tokens a step")
+    rate: float = setting(default=3e-3, help="peak learning rate (Muon with AdamW, cosine)")
+    texts: int = setting(
+        default=0, help="texts about pictures that are never drawn, to read besides the dataset's (drawn data only)"
+    )
+
+
+@settings
+class PartsSettings:
+    """Both parts."""
+
+    vision: VisionPart = setting(default=VisionPart(), help="the vision encoder")
+    language: LanguagePart = setting(default=LanguagePart(), help="the language model")
+    seed: int = setting(default=0, help="of weights and order")
+
+
+@settings
+class DemoSettings:
+    """The whole story on this machine."""
+
+    out: Path = setting(
+        default=Path("qilin-demo"), help="folder for dataset/, parts/, align/, instruct/ and evaluation/"
+    )
+    data: Path | None = setting(
+        default=None, help="an imported dataset folder to learn from, instead of drawn pictures"
+    )
+    recipes: str | None = setting(
+        default=None, help="recipe folder: a name or a path (default: tiny; small with --data)"
+    )
+    pictures: int = setting(default=4000, help="how many pictures to draw")
+    seed: int = setting(default=0, help="of pictures, weights and order")
+    quick: bool = setting(default=False, help="a smoke run of about a minute; its numbers are labelled as such")
+    threads: int = setting(default=1, help="CPU threads that train; models this small are slower on more")
+
+    def __post_init__(self) -> None:
+        if self.quick and self.recipes is not None:
+            raise ValueError("quick and recipes contradict each other: a quick run has recipes of its own")
+        if self.pictures < 36:
+            raise ValueError(f"pictures is {self.pictures}; expected at least 36, twelve for each split")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; expected at least 1")

@@ -1,0 +1,77 @@
+"""What of an evaluated split stands in the training data already: pictures, questions with their answers, long texts.
+
+In: the items, the training data, perceptual hashes. Out: counts, printed before scoring and kept in the manifest. A
+leak is told, never taken out in silence: `no_near_duplicate` is the score without the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qilin.evaluate.controls.training_set import Training, phashes
+from qilin.evaluate.items import Item
+from qilin.imaging.near_duplicates import NEAR_BITS, hashes, near_pairs
+from qilin.text.normalize import plain
+
+# Characters in a row that two texts do not share by chance; a shorter text is not looked at.
+GRAM = 16
+# A text leaks where this share of its grams stands in the training texts.
+SHARE = 0.5
+
+
+def find_leaks(training: Training, items: Sequence[Item], ours: Mapping[str, str]) -> dict[str, Any]:
+    """{"pictures": {"n", "same", "near"}, "questions": {"n", "same_on_the_same_picture"}, "texts": {"n", "shared"}}.
+
+    same: the very file. near: at most 8 of 64 bits of the perceptual hash differ, the same file included. texts:
+    references of 16 characters or more, half of whose 16-character pieces stand in training references.
+    """
+    ids = sorted({image_id for item in items for image_id in item.image_ids})
+    theirs = phashes(training.data)
+    seen = set(training.image_ids)
+    near: dict[str, str] = {}
+    pairs = near_pairs(hashes([ours[i] for i in ids]), hashes([theirs[i] for i in training.image_ids]), NEAR_BITS)
+    for mine, other in pairs:
+        near.setdefault(ids[mine], training.image_ids[other])
+    near |= {image_id: image_id for image_id in ids if image_id in seen}
+    known = {(plain(row.question), plain(row.answer), row.image_id) for row in training.known}
+    asked = [item for item in items if item.image_ids]
+    same = [i for i in asked if (plain(i.question), plain(i.reference), near.get(i.image_ids[0], "")) in known]
+    shared, looked = shared_texts(items, [row.answer for row in training.known])
+    return {
+        "pictures": {"n": len(ids), "same": sum(i in seen for i in ids), "near": len(near), "bits": NEAR_BITS},
+        "questions": {"n": len(asked), "same_on_the_same_picture": len(same)},
+        "texts": {"n": looked, "shared": len(shared), "example": shared[0] if shared else None},
+    }
+
+
+def shared_texts(items: Sequence[Item], known: Sequence[str]) -> tuple[list[str], int]:
+    """Ids of the items whose reference stands largely in the known texts, and how many references were long enough.
+
+    Only the grams of the references are held, so memory does not grow with the training data.
+    """
+    mine = {item.id: grams(item.reference) for item in items}
+    wanted = set().union(*mine.values()) if mine else set()
+    found: set[str] = set()
+    if wanted:
+        for text in dict.fromkeys(known):
+            found |= wanted & grams(text)
+    long = {row_id: own for row_id, own in mine.items() if own}
+    return [row_id for row_id, own in long.items() if len(own & found) >= SHARE * len(own)], len(long)
+
+
+def grams(text: str) -> set[str]:
+    """Every run of GRAM characters of a text in plain form."""
+    text = plain(text)
+    return {text[i : i + GRAM] for i in range(len(text) - GRAM + 1)}
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """The findings in one line."""
+    pictures, questions, texts = found["pictures"], found["questions"], found["texts"]
+    return (
+        f"against training: {pictures['near']} of {pictures['n']} pictures have a near-duplicate there "
+        f"({pictures['same']} the very file); {questions['same_on_the_same_picture']} of {questions['n']} questions "
+        f"stand there with the same answer about such a picture; {texts['shared']} of {texts['n']} long texts are "
+        "largely there"
+    )

@@ -1,0 +1,75 @@
+"""What a run has asked of a service and paid for it: shown on the bar, stopped where the budget is spent, told."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from qilin.core.errors import RunError
+from qilin.core.llm_client import Reply
+from qilin.core.progress import refusals
+from qilin.dataset.reader import Dataset
+
+
+class Purse:
+    """Tokens read and written in this run, their cost at the prices of a million, and what is left of the budget."""
+
+    def __init__(
+        self, verb: str, budget: int | None, prices: tuple[float, float], cache: Path, progress: Progress, task: TaskID
+    ) -> None:
+        self.verb, self.budget, self.prices, self.cache = verb, budget, prices, cache
+        self.progress, self.task = progress, task
+        self.read = self.written = self.asked = 0
+
+    def cost(self) -> float:
+        return (self.read * self.prices[0] + self.written * self.prices[1]) / 1e6
+
+    def spent(self) -> str:
+        """The cost in words; none where no price was said, for then nobody knows it."""
+        return f", {self.cost():.2f} spent" if any(self.prices) else ""
+
+    def bill(self) -> str:
+        return f"{self.read + self.written:,} tokens in {self.asked:,} replies{self.spent()}"
+
+    def left(self) -> int | None:
+        """Tokens that may still be spent; None without a budget. Raises RunError where nothing is left."""
+        if self.budget is None:
+            return None
+        if self.read + self.written >= self.budget:
+            raise RunError(
+                f"the budget of {self.budget:,} tokens is spent; what was answered is in {self.cache}, the same "
+                "command with a new budget goes on"
+            )
+        return self.budget - self.read - self.written
+
+    def pay(self, reply: Reply, samples: int = 0) -> None:
+        if not reply.cached:
+            self.asked += 1
+            self.read += reply.tokens_in
+            self.written += reply.tokens_out
+        self.progress.update(self.task, description=f"{self.verb}{self.spent()}", advance=samples)
+
+    def hear(self, samples: int = 0) -> Callable[[int, Reply], None]:
+        """What `ask_all` tells each reply to; `samples`: how many it brings the bar further."""
+        return lambda place, reply: self.pay(reply, samples)
+
+    def reach(self, samples: int) -> None:
+        """So many are done in all, those of an earlier run included."""
+        self.progress.update(self.task, completed=samples)
+
+
+def tell(out: Path, made: Dataset, fresh: bool, purse: Purse, as_json: bool) -> None:
+    """What a run made, what it cost, and what was refused."""
+    counts = made.manifest["counts"]
+    if as_json:
+        said = {"out": str(out), "made": fresh, "tokens": [purse.read, purse.written], "cost": purse.cost()}
+        print(json.dumps(said | counts, ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{'made' if fresh else 'already there:'} {out}: {sum(counts['samples'].values()):,} samples")
+    if fresh:
+        console.print(purse.bill())
+    if counts["dropped"]:
+        console.print(refusals(counts["dropped_reasons"], "refused", str(out / "dropped.jsonl")))

@@ -1,0 +1,342 @@
+"""Published data sets whose layout is no plain table: conversations under other names, reports, papers, figure rows.
+
+In: the folder or file as it is downloaded. Out: rows. Whose reading of each layout this follows stands in LAYOUTS.
+"""
+
+import csv
+import dataclasses
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qilin.core.errors import UserError
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION, PictureFile, Refused, Row
+from qilin.dataset.schema import assistant, user
+from qilin.imaging.archive_paths import part_of, read_through
+from qilin.imaging.decode import BadPicture, to_rgb
+from qilin.imaging.panels import Division, divide_picture, match_panels
+from qilin.pipeline.execution.sharded_map import DONE, piece_file, read_pieces, read_step
+from qilin.pipeline.importers import llava
+from qilin.pipeline.importers.column_maps import SPLITS, Map, article_of, bases_of, files_of, lang_of, samples
+from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.table_files import check_file, read_rows
+from qilin.pipeline.pubmed.image_lookup import resolve
+
+LAYOUTS = {
+    "chimed-vl": "unverified: no public reader of the released files was found, so both usual forms are recognised",
+    "pubmedvision": "unverified: LLaVA conversations with a list of images and no marks, as its users read it; the "
+    "page of a re-export names its fields (id, image, conversations, modality, body_part)",
+    "llava-med": "microsoft/LLaVA-Med, llava/data/download_images.py (pair_id.jpg), and readers of its conversations",
+    "pmc-inline": "chaoyi-wu/RadFM, src/Dataset/dataset/paper_inline.py (sentences with text and img_ref)",
+    "iu-xray": "public readers of R2Gen's annotation.json (id, report, image_path, split)",
+    "mimic-cxr-jpg": "unverified: folders and tables as the project's own page describes them",
+    "roco": "razorx89/roco-dataset: data/*/radiology with captions.txt, licences.txt, and scripts/fetch.py",
+    "figures": "qilin data figures",
+}
+
+
+# --- conversations ---------------------------------------------------------------------------------------------------
+
+TYPO = "conversatons"  # so it stands in LLaVA-Med's alignment file
+
+
+def talk_inputs(settings: ImportSettings) -> list[Path]:
+    return [check_file(settings.source, "the JSON or JSONL file of conversations")]
+
+
+def pubmedvision(settings: ImportSettings) -> Iterator[Row | Refused]:
+    """Conversations whose pictures have no marks, in English or Chinese."""
+    yield from talks(settings, lambda row: (row.get("modality"), row.get("body_part")))
+
+
+def llava_med(settings: ImportSettings) -> Iterator[Row | Refused]:
+    """Conversations with the domains that apply marked true."""
+
+    def domain(row: Mapping[str, Any]) -> tuple[str | None, None]:
+        domains = row.get("domain")
+        named = [name for name, is_so in domains.items() if is_so] if isinstance(domains, dict) else []
+        return (named[0] if len(named) == 1 else None), None
+
+    yield from talks(settings, domain)
+
+
+def talks(settings: ImportSettings, about: Any) -> Iterator[Row | Refused]:
+    """LLaVA's conversations with what the row says of its pictures; marks that are missing go first."""
+    (path,) = talk_inputs(settings)
+    with_marks = dataclasses.replace(settings, name="llava", add_missing_marks=True)
+    for number, found in read_rows(path):
+        if isinstance(found, Refused):
+            yield found
+            continue
+        if TYPO in found:
+            found = {"conversations": found[TYPO], **found}
+        made = llava.conversation(found, number, with_marks)
+        if isinstance(made, Refused):
+            yield made
+            continue
+        modality, part = about(found)
+        pictures = tuple(
+            dataclasses.replace(looked_for(file, path, settings), modality=modality, body_part=part)
+            for file in made.pictures
+        )
+        words = " ".join(str(turn.get("value")) for turn in found["conversations"])
+        name = f"{path.stem}-{number}-{found.get('id', '')}".rstrip("-")
+        group = article_of(pictures[0].name) if pictures else ""
+        yield dataclasses.replace(made, sample_id=name, pictures=pictures, lang=lang_of(words), group=group)
+
+
+def looked_for(file: PictureFile, table: Path, settings: ImportSettings) -> PictureFile:
+    where = resolve(file.name, bases_of(settings, table.parent, ("", "images")), settings.pmc)
+    return dataclasses.replace(file, path=where.path, whole=where.whole)
+
+
+# The names that a picture, a caption, a question and an answer go by; the first that is there counts.
+PICTURE = ("image", "images", "img", "image_path", "image_name", "picture", "图片")
+PLAIN = {
+    "caption": ("caption", "text", "description", "report", "描述"),
+    "context": ("context", "背景"),
+    "inline": ("inline", "inline_text"),
+}
+QUESTION = ("question", "instruction", "query", "prompt", "input", "问题")
+ANSWER = ("answer", "response", "output", "回答", "答案")
+
+
+def chimed_vl(settings: ImportSettings) -> Iterator[Row | Refused]:
+    """The released files, in whichever usual form. Raises UserError, naming the fields found, for any other."""
+    (path,) = talk_inputs(settings)
+    rows = (row for _, row in read_rows(path) if not isinstance(row, Refused))
+    first = next(rows, {})
+    if "conversations" in first or TYPO in first:
+        yield from talks(settings, lambda row: (row.get("modality"), row.get("body_part")))
+        return
+    made = plain_map(set(first))
+    if made is None:
+        raise UserError(
+            f"{path}: its rows have the fields {', '.join(map(str, first)) or 'none'}; expected `conversations`, or a "
+            f"picture ({', '.join(PICTURE)}) with a text ({', '.join(PLAIN['caption'])}) or a question and an answer; "
+            "`qilin data import folder` takes any table whose columns you name"
+        )
+    told: set[tuple[str, ...]] = set()
+    for number, found in read_rows(path):
+        if isinstance(found, Refused):
+            yield found
+        else:
+            yield from samples(found, f"{path.stem}-{number}", path, made, settings, told)
+
+
+def plain_map(fields: set[str]) -> Map | None:
+    """The map of rows with these fields, where they name a picture and something to learn."""
+
+    def named(names: tuple[str, ...]) -> str:
+        return next((f"{{{name}}}" for name in names if name in fields), "")
+
+    texts = {kind: named(names) for kind, names in PLAIN.items() if named(names)}
+    question, answer = named(QUESTION), named(ANSWER)
+    if not named(PICTURE) or not (texts or (question and answer)):
+        return None
+    asked = (question, answer) if question and answer else ("", "")
+    return Map("", (), named(PICTURE), id=named(("id",)), texts=texts, question=asked[0], answer=asked[1])
+
+
+# --- papers and figures ----------------------------------------------------------------------------------------------
+
+
+def pmc_inline_inputs(settings: ImportSettings) -> list[Path]:
+    return files_of(settings, ("PMC*.json", "*/PMC*.json"), "PMC-Inline's files, one a paper (PMC123.json)")
+
+
+def pmc_inline(settings: ImportSettings) -> Iterator[Row | Refused]:
+    """Each sentence that names figures, with their pictures."""
+    for path in pmc_inline_inputs(settings):
+        for number, found in read_rows(path):
+            if isinstance(found, Refused):
+                yield found
+            elif found.get("img_ref"):
+                names = [f"{path.stem}_{reference}.jpg" for reference in found["img_ref"]]
+                bases = bases_of(settings, path.parent, ("", "../figures", "../images"))
+                yield told_row("inline", f"{path.stem}-{number}", names, str(found.get("text") or ""), settings, bases)
+
+
+def told_row(
+    kind: str, name: str, names: list[str], text: str, settings: ImportSettings, bases: tuple[Path, ...], *,
+    group: str = "", split: str | None = None, licence: str | None = None,
+) -> Row | Refused:  # fmt: skip
+    """A text about pictures that are named. `licence`: its own, where the source says one."""
+    if not text.strip():
+        return Refused({"id": name, "pictures": names}, "empty text")
+    said = licence or settings.license
+    where = [resolve(n, bases, settings.pmc) for n in names]
+    files = tuple(PictureFile(w.path, n, license=said, whole=w.whole) for n, w in zip(names, where, strict=True))
+    return caption_row(kind, name, files, text, group or article_of(names[0]), said, split)
+
+
+def caption_row(
+    kind: str, name: str, pictures: tuple[PictureFile, ...], text: str, group: str, licence: str | None,
+    split: str | None = None,
+) -> Row:  # fmt: skip
+    messages = (user(CAPTION_INSTRUCTION, images=len(pictures)), assistant(text.strip()))
+    known: Any = kind
+    return Row(name, known, pictures, messages, lang=lang_of(text), group=group, split=split, license=licence)
+
+
+def figure_inputs(settings: ImportSettings) -> list[Path]:
+    """The pieces of `qilin data figures`."""
+    pieces = read_step(settings.source)["made_by"]["pieces"]
+    return [settings.source / DONE, *(piece_file(settings.source, "rows", number) for number in range(pieces))]
+
+
+def figures(settings: ImportSettings) -> Iterator[Row | Refused]:
+    """Rows of figures as captions, panels, mentions and contexts; unsure ones only where asked for."""
+    if settings.images is None:
+        raise UserError("--images is needed: the folder of articles that the figures were read from")
+    for row in read_pieces(settings.source):
+        if row["medical"] == "unsure" and not settings.unsure:
+            yield Refused(row, f"unsure whether it is medical (--unsure takes it): {row['reason']}")
+        else:
+            yield from figure_rows(row, settings)
+
+
+def figure_rows(row: Mapping[str, Any], settings: ImportSettings) -> Iterator[Row | Refused]:
+    folder = (settings.images or settings.source) / Path(row["file"]).parent
+    lent = row["license_tier"] == "restricted" and row["credit"]
+    licence = f"restricted: {row['credit']}" if lent else row["license"] or settings.license
+    names = [forms[0] for forms in row["pictures"]]
+    paths = [next((w.path for form in forms if (w := resolve(form, (folder,))).path.exists()), folder / forms[0])
+             for forms in row["pictures"]]  # fmt: skip
+    files = tuple(
+        PictureFile(
+            path, f"{row['article']}/{name}", row["modality"], row["body_part"], licence,
+            url=f"https://doi.org/{row['doi']}" if row["doi"] else None,
+            attribution=f"{row['title']}, {row['journal']}",
+        )
+        for path, name in zip(paths, names, strict=True)
+    )  # fmt: skip
+    made = 0
+    texts = {"caption": [row["caption"]], "inline": [" ".join(row["mentions"])], "context": ["\n".join(row["context"])]}
+    for kind, (text,) in texts.items():
+        if text:
+            made += 1
+            yield caption_row(kind, f"{row['row_id']}-{kind}", files, text, row["article"], licence)
+    for letter, words, file in panels_of(row, files):
+        yield caption_row("caption", f"{row['row_id']}-{letter}", (file,), words, row["article"], licence)
+    if not made:
+        yield Refused(row, "has neither caption nor mention")
+
+
+def panels_of(row: Mapping[str, Any], files: tuple[PictureFile, ...]) -> Iterator[tuple[str, str, PictureFile]]:
+    """(letter, words, part of the picture) of each panel, where caption and picture divide alike."""
+    division = Division(row["panels"]["lead"], tuple(map(tuple, row["panels"]["parts"])), row["panels"]["doubt"])
+    if division.doubt or len(files) != 1:
+        return
+    try:
+        boxes = divide_picture(to_rgb(read_through(files[0].path)))
+    except BadPicture:
+        return  # the whole figure's rows are refused for it
+    if match_panels(division, boxes) is None:
+        for (letter, words), box in zip(division.panels, boxes, strict=True):
+            part = dataclasses.replace(files[0], path=part_of(files[0].path, box), name=f"{files[0].name}#{letter}")
+            yield letter, f"{division.lead} {words}".strip(), part
+
+
+# --- reports and captions -------------------------------------------------------------------------------------------
+
+
+def iu_inputs(settings: ImportSettings) -> list[Path]:
+    return files_of(settings, ("annotation.json",), "annotation.json of IU X-ray, or the folder that holds it")
+
+
+def iu_xray(settings: ImportSettings) -> Iterator[Row | Refused]:
+    """{"train": [{"id", "report", "image_path": [...]}], "val": ..., "test": ...}"""
+    (path,) = iu_inputs(settings)[:1]
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        rows = [(split, row) for split, items in splits.items() for row in items]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: expected an object of lists, train, val and test ({error})") from None
+    for split, row in rows:
+        names = [str(name) for name in row.get("image_path") or ()] if isinstance(row, dict) else []
+        if not names:
+            yield Refused(row if isinstance(row, dict) else {"found": row}, "row without a picture")
+            continue
+        # CXR2384_IM-0942: the first part is the patient
+        patient = str(row.get("subject_id") or row.get("id")).partition("_")[0]
+        yield told_row(
+            "report", str(row.get("id")), names, str(row.get("report") or ""), settings,
+            bases_of(settings, path.parent, ("images", "")), group=patient, split=SPLITS.get(split),
+        )  # fmt: skip
+
+
+def mimic_inputs(settings: ImportSettings) -> list[Path]:
+    found = sorted(settings.source.rglob("mimic-cxr-2.*-split.csv*"))
+    if not found:
+        raise UserError(f"{settings.source}: no mimic-cxr-2.*-split.csv there; expected MIMIC-CXR-JPG's own folder")
+    return found[:1]
+
+
+def mimic_cxr(settings: ImportSettings) -> Iterator[Row | Refused]:
+    """One report a study with all its pictures; reports are those of MIMIC-CXR (files/p10/p1.../s5....txt)."""
+    (path,) = mimic_inputs(settings)
+    base = settings.images or settings.source
+    studies: dict[tuple[str, str, str], list[str]] = {}
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            key = (row["subject_id"], row["study_id"], row["split"])
+            studies.setdefault(key, []).append(row["dicom_id"])
+    for (subject, study, split), dicoms in studies.items():
+        folder = Path("files") / f"p{subject[:2]}" / f"p{subject}"
+        report = next((p for root in (settings.source, base) if (p := root / folder / f"s{study}.txt").is_file()), None)
+        if report is None:
+            yield Refused({"subject": subject, "study": study}, "report is missing")
+            continue
+        names = [(folder / f"s{study}" / f"{name}.jpg").as_posix() for name in dicoms]
+        text = findings_of(report.read_text(encoding="utf-8", errors="replace"))
+        yield told_row(
+            "report", f"s{study}", names, text, settings, (base,),
+            group=f"p{subject}", split=SPLITS.get(split), licence=settings.license or "PhysioNet DUA",
+        )  # fmt: skip
+
+
+def findings_of(report: str) -> str:
+    """Findings and impression of a report; all of it where neither is headed."""
+    parts: dict[str, list[str]] = {}
+    head = ""
+    for line in report.splitlines():
+        name, colon, rest = line.strip().partition(":")
+        if colon and name.isupper():
+            head, line = name, rest
+        parts.setdefault(head, []).append(line.strip())
+    wanted = [" ".join(parts[name]).strip() for name in ("FINDINGS", "IMPRESSION") if name in parts]
+    return " ".join(" ".join(wanted or [" ".join(lines) for lines in parts.values()]).split())
+
+
+def roco_inputs(settings: ImportSettings) -> list[Path]:
+    found = sorted(settings.source.rglob("radiology/captions.txt"))
+    found = [path for path in found if path.parent.name == "radiology"]
+    if not found:
+        raise UserError(f"{settings.source}: no radiology/captions.txt below it; expected ROCO's data folder")
+    return found + sorted(path for file in found for path in file.parent.glob("licences.txt"))
+
+
+def roco(settings: ImportSettings) -> Iterator[Row | Refused]:
+    """captions.txt (id, tab, caption) of each split; licences.txt names picture, article and licence."""
+    for path in roco_inputs(settings):
+        if path.name != "captions.txt":
+            continue
+        licences: dict[str, tuple[str, str]] = {}
+        if (listed := path.with_name("licences.txt")).is_file():
+            with listed.open(encoding="utf-8", newline="") as lines:
+                licences = {row["ROCO_ID"]: (row["PMC_ID"], row["CC"]) for row in csv.DictReader(lines)}
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            name, tab, caption = line.partition("\t")
+            if not tab:
+                if line.strip():
+                    yield Refused({"row": number, "text": line}, "line without a tab between id and caption")
+                continue
+            source, licence = licences.get(name.strip(), (f"{name.strip()}.jpg", ""))
+            licence = "" if licence.startswith("NO-CC") else licence
+            bases = bases_of(settings, path.parent, ("images",))
+            split = SPLITS.get(path.parent.parent.name)
+            yield told_row("caption", name.strip(), [source], caption, settings, bases, split=split, licence=licence)

@@ -1,0 +1,130 @@
+"""SLAKE (Liu et al., ISBI 2021): radiology pictures with questions, from its own folder layout.
+
+In: a folder with whichever of train.json, validate.json and test.json are there, and imgs/. Out: rows of questions in
+one language, and captions composed of each picture's own answers. One language an import: the English half puts other
+pictures into its splits, so mixing the two would let test pictures into training.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qilin.core.errors import UserError
+from qilin.dataset.import_rows import PictureFile, Refused, Row
+from qilin.dataset.schema import assistant, user
+from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.slake_captions import compose
+
+FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
+LICENCE = "CC BY 4.0"  # as the dataset's own page states
+ATTRIBUTION = "SLAKE (Liu et al., ISBI 2021); pictures derive from MSD, CHAOS and NIH ChestX-ray8"
+ANSWER_TYPES = {"OPEN": "open", "CLOSED": "closed"}
+NEEDED = ("question", "answer", "q_lang")
+
+
+def inputs(settings: ImportSettings) -> list[Path]:
+    """The annotation files that are there. Raises UserError where there is none."""
+    if not settings.source.is_dir():
+        raise UserError(f"{settings.source}: no such folder; expected SLAKE's, with train.json and imgs/ in it")
+    found = [settings.source / name for name in FILES.values() if (settings.source / name).is_file()]
+    if not found:
+        raise UserError(f"{settings.source}: none of {', '.join(FILES.values())} is there; name SLAKE's own folder")
+    return found
+
+
+def read(settings: ImportSettings) -> Iterator[Row | Refused]:
+    """Every question of the chosen language as a `vqa` row, then the captions of its split.
+
+    Raises UserError for a file that is not a JSON list, and where no row is in the chosen language.
+    """
+    spoken = 0
+    for path in inputs(settings):
+        split = next(split for split, name in FILES.items() if name == path.name)
+        by_picture: dict[str, list[dict[str, Any]]] = {}
+        for found in load(path):
+            if isinstance(found, dict) and found.get("q_lang") not in (settings.lang, None):
+                continue  # the other language is another dataset, not a refused row
+            reason = fault(found)
+            if reason:
+                yield Refused(found if isinstance(found, dict) else {"row": found}, reason)
+                continue
+            spoken += 1
+            yield question(found, split, settings)
+            by_picture.setdefault(picture_name(found), []).append(found)
+        if settings.captions and settings.lang == "zh":
+            for name, rows in by_picture.items():
+                yield from captions(name, rows, split, settings)
+    if not spoken:
+        raise UserError(f"{settings.source}: no question with q_lang {settings.lang!r}; try --lang zh or --lang en")
+
+
+def load(path: Path) -> list[Any]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a list of questions, found a {type(rows).__name__}")
+    return rows
+
+
+def fault(row: Any) -> str | None:
+    """Why a row cannot be read as a question; None if it can."""
+    if not isinstance(row, dict):
+        return "row is not an object"
+    missing = [field for field in NEEDED if not isinstance(row.get(field), str)]
+    if missing:
+        return f"{missing[0]} is missing or no text"
+    if not picture_name(row):
+        return "row without image"
+    if not row["question"].strip():
+        return "empty question"
+    return None
+
+
+def picture_name(row: Mapping[str, Any]) -> str:
+    """The picture's path below the folder: `image` here, `img_name` (below imgs/) as SLAKE is published."""
+    if row.get("image"):
+        return str(row["image"])
+    return f"imgs/{row['img_name']}" if row.get("img_name") else ""
+
+
+def picture_file(row: Mapping[str, Any], settings: ImportSettings) -> PictureFile:
+    name = picture_name(row)
+    return PictureFile(
+        path=(settings.images or settings.source) / name,
+        name=name,
+        modality=row.get("modality"),
+        body_part=row.get("location"),
+        license=settings.license or LICENCE,
+        attribution=ATTRIBUTION,
+    )
+
+
+def question(row: Mapping[str, Any], split: str, settings: ImportSettings) -> Row:
+    return Row(
+        sample_id=f"slake-{settings.lang}-{row.get('qid', row['question'])}",
+        kind="vqa",
+        pictures=(picture_file(row, settings),),
+        messages=(user(row["question"].strip(), images=1), assistant(row["answer"].strip())),
+        answer_type=ANSWER_TYPES.get(str(row.get("answer_type", "")).strip().upper()),  # type: ignore[arg-type]
+        question_type=row.get("content_type"),
+        lang=settings.lang,
+        split=split,
+        license=settings.license or LICENCE,
+    )
+
+
+def captions(name: str, rows: list[dict[str, Any]], split: str, settings: ImportSettings) -> Iterator[Row]:
+    """The captions that one picture's own rows of one split make."""
+    for variant, instruction, text in compose(rows):
+        yield Row(
+            sample_id=f"slake-{settings.lang}-caption-{variant}-{name}",
+            kind="caption",
+            pictures=(picture_file(rows[0], settings),),
+            messages=(user(instruction, images=1), assistant(text)),
+            lang=settings.lang,
+            split=split,
+            license=settings.license or LICENCE,
+        )

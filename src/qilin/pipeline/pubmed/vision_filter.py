@@ -1,0 +1,141 @@
+"""`qilin data look`: a vision model looks at the figures whose captions leave unsure whether they are medical pictures.
+
+In: rows of `qilin data figures`, the articles' folder, a service that sees pictures. Out: the same rows in a new
+folder: what it sees as medical with modality and body part, what it does not refused, the rest still unsure.
+"""
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+
+from qilin.core.config import setting, settings
+from qilin.core.errors import UserError
+from qilin.core.llm_client import KEY_HELP, Ask, Endpoint, Reply, ask_all, read_json
+from qilin.core.progress import bar
+from qilin.dataset.import_rows import Refused
+from qilin.imaging.archive_paths import read_through
+from qilin.imaging.decode import BadPicture, to_rgb
+from qilin.pipeline.execution.llm_budget import Purse
+from qilin.pipeline.execution.sharded_map import piece_file, read_pieces, read_step, run_pieces
+from qilin.pipeline.pubmed.caption_classifier import BODY_PARTS, MODALITIES
+from qilin.pipeline.pubmed.image_lookup import resolve
+
+SIDE = 768  # pixels of the longer side that is sent
+NOT_HERE = "its picture is not there, or damaged"
+ROWS_AT_ONCE = 256  # with a picture of some 100 KB each
+PROMPT = (
+    "Is this a medical picture of a body or tissue (a scan, an endoscopy, a photograph of a patient, microscopy), and "
+    'not a chart, a drawing or a table? Answer with JSON alone: {"medical": true or false, "modality": one of '
+    f"{', '.join(MODALITIES)} or null, "
+    f'"body_part": one of {", ".join(BODY_PARTS)} or null}}. Its caption: '
+)
+
+
+@settings
+class LookSettings:
+    """Which figures, and who looks at them."""
+
+    source: Path = setting(help="a folder of `qilin data figures`")
+    out: Path = setting(help="the folder of rows to make; an interrupted one is gone on with")
+    images: Path = setting(help="the folder of articles that the figures were read from")
+    endpoint: str = setting(help="the service's address, up to and including /v1")
+    model: str = setting(help="the name of a model there that sees pictures")
+    cache: Path = setting(default=Path("looks.sqlite"), help="the file of replies: what is in it costs nothing")
+    concurrency: int = setting(default=8, help="requests at once, at most")
+    budget: int | None = setting(default=None, help="tokens, read and written, after which it stops; goes on later")
+    price_in: float = setting(default=0.0, help="price of a million tokens read, for the cost on the bar")
+    price_out: float = setting(default=0.0, help="price of a million tokens written")
+    timeout: float = setting(default=120.0, help="seconds for one reply")
+
+    EPILOG = KEY_HELP
+
+
+def look(given: LookSettings) -> None:
+    """Make the rows, or say that they are there. Raises UserError where the folder of pictures is not."""
+    if not given.images.is_dir():
+        raise UserError(f"{given.images}: no such folder; expected the articles that {given.source} was made from")
+    step = read_step(given.source)
+    there = Endpoint(
+        given.endpoint, given.model, concurrency=given.concurrency, timeout=given.timeout, cache=given.cache
+    )
+    pieces = [str(piece_file(given.source.resolve(), "rows", n)) for n in range(step["made_by"]["pieces"])]
+    made_by = {"step": "look", "model": given.model, "prompt": PROMPT, "made_from": step["made_by"]}
+    with bar() as progress:
+        task = progress.add_task("looking at figures", total=len(pieces))
+        prices = (given.price_in, given.price_out)
+        purse = Purse("looking at figures", given.budget, prices, given.cache, progress, task)
+        work = partial(looked_at, there, purse, given.images.resolve())
+        counts = run_pieces(work, pieces, given.out, made_by, None, lambda number: progress.advance(task))
+    kinds: Counter[str] = Counter()
+    gone = 0
+    for row in read_pieces(given.out):
+        kinds[row["medical"]] += 1
+        gone += row["medical"] == "unsure" and row["reason"].endswith(NOT_HERE)
+    words = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{given.out}: medical: {words or 'none'}; {counts['dropped']:,} refused")
+    console.print(purse.bill())
+    if gone:
+        console.print(f"{gone:,} of the unsure were not seen: their pictures are not in {given.images}, or are damaged")
+
+
+def looked_at(there: Endpoint, purse: Purse, images: Path, piece: str) -> Iterator[dict[str, Any] | Refused]:
+    """The step: rows of a piece, the unsure ones with what the model sees. Some rows at a time: each has a picture."""
+    with open(piece, encoding="utf-8") as lines:
+        while rows := [json.loads(line) for line in islice(lines, ROWS_AT_ONCE)]:
+            shown = [picture_of(row, images) if row["medical"] == "unsure" else None for row in rows]
+            asks = [question(row, picture) for row, picture in zip(rows, shown, strict=True) if picture]
+            replies = iter(ask_all(replace(there, budget=purse.left()), asks, purse.hear()) if asks else [])
+            for row, picture in zip(rows, shown, strict=True):
+                if picture:
+                    yield judged(row, next(replies))
+                else:
+                    yield row | ({"reason": f"{row['reason']}; {NOT_HERE}"} if row["medical"] == "unsure" else {})
+
+
+def picture_of(row: Mapping[str, Any], images: Path) -> bytes | None:
+    """The figure's first picture as a small JPEG; None where it is not there or no picture."""
+    folder = images / Path(row["file"]).parent
+    for form in row["pictures"][0]:
+        try:
+            image = to_rgb(read_through(resolve(form, (folder,)).path))
+        except BadPicture:
+            continue
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=88)
+        return buffer.getvalue()
+    return None
+
+
+def question(row: Mapping[str, Any], picture: bytes) -> Ask:
+    url = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": PROMPT + row["caption"]}]
+    return Ask([{"role": "user", "content": content}], max_tokens=100, json=True)
+
+
+def judged(row: dict[str, Any], said: Reply) -> dict[str, Any] | Refused:
+    """The row as the model sees it; as it was where the answer is of another form."""
+    try:
+        found = read_json(said)
+        medical = found["medical"]
+    except (ValueError, KeyError, TypeError):
+        medical = None
+    if medical is False:
+        return Refused(row, "figure: no medical picture, as a vision model sees it")
+    if medical is not True:
+        return row | {"reason": f"{row['reason']}; the vision model's answer is of no use"}
+    # through str: a list of kinds, or a number, is no kind
+    modality = found["modality"] if str(found.get("modality")) in MODALITIES else row["modality"]
+    part = found["body_part"] if str(found.get("body_part")) in BODY_PARTS else row["body_part"]
+    return row | {"medical": "yes", "modality": modality, "body_part": part, "reason": "seen by a vision model"}

@@ -1,0 +1,135 @@
+"""`qilin data apply`: the decisions of a review applied to the dataset that was reviewed.
+
+In: a dataset folder and its decisions. Out: a dataset folder in which rejected samples are refused with the reviewer's
+reason, fixed ones have their new texts, and both fixed and accepted ones say who read them.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qilin.core.config import setting, settings
+from qilin.core.errors import UserError
+from qilin.core.progress import bar
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.sample_texts import parts_of, with_parts
+from qilin.dataset.schema import Sample
+from qilin.pipeline.execution.dataset_map import SAMPLES_A_PIECE, Refused, pieces_of, refuse, rework
+from qilin.pipeline.execution.workers import workers_of
+from qilin.pipeline.review.decisions import Latest, agreement, beside, hash_of, latest, read_decisions, verdict
+
+
+@settings
+class ApplySettings:
+    """Whose decisions, on which dataset."""
+
+    source: Path = setting(help="the dataset folder that was reviewed")
+    out: Path = setting(help="the dataset folder to make; must be new or empty, or this work interrupted")
+    decisions: Path | None = setting(default=None, help="the file of decisions (default: SOURCE.decisions.jsonl)")
+    only_read: bool = setting(default=False, help="keep only what somebody accepted or fixed")
+    workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = setting(
+        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
+    )
+    json: bool = setting(default=False, help="print the summary as JSON")
+
+
+@dataclass(frozen=True)
+class Work:
+    held: Latest
+    only_read: bool
+
+
+def apply(given: ApplySettings) -> None:
+    """Make the folder, or say that it is there. Raises UserError where there is nothing to apply."""
+    path = given.decisions or beside(given.source)
+    held = latest(read_decisions(path))
+    if not held:
+        raise UserError(f"{path}: no decisions; make some with `qilin data review {given.source}`")
+    data = open_dataset(given.source)
+    stale = stale_rows(data, held)
+    if stale == len(held):
+        raise UserError(f"{path}: its {stale:,} decisions are about other rows than those of {given.source}")
+    step = partial(applied, Work(held, given.only_read))
+    words = json.dumps(sorted((made.__dict__ for own in held.values() for made in own.values()), key=str), default=str)
+    made_by = {
+        "step": "apply",
+        "decisions": hashlib.sha256(words.encode()).hexdigest()[:24],
+        "only_read": given.only_read,
+    }
+    with bar() as progress:
+        pieces = len(pieces_of(data, SAMPLES_A_PIECE))
+        task = progress.add_task("applying", total=pieces)
+        workers = workers_of(given.workers, given.cluster, most=pieces)
+        made, fresh = rework(given.source, given.out, step, made_by, workers, lambda number: progress.advance(task))
+    tell(given, made, fresh, held, stale)
+
+
+def stale_rows(data: Dataset, held: Latest) -> int:
+    """How many decided rows the dataset has no more, or not any more as they were seen."""
+    wanted = {sample_id for sample_id, _ in held}
+    seen = {
+        (sample.sample_id, hash_of(sample))
+        for split in data.splits()
+        for sample in data.stream(split)
+        if sample.sample_id in wanted
+    }
+    return len(held.keys() - seen)
+
+
+def applied(work: Work, rows: list[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | Refused]:
+    """The step: samples as the reviewers want them."""
+    for split, sample in rows:
+        own = work.held.get((sample.sample_id, hash_of(sample)))
+        if own is None:
+            yield refuse(sample, "review: nobody read it") if work.only_read else (split, sample)
+            continue
+        said = verdict(own)
+        readers = ", ".join(sorted(own))
+        if said.decision == "reject":
+            yield refuse(sample, f"review: {said.reason or 'rejected'}", reviewer=said.reviewer, when=said.when)
+        elif said.decision == "fix":
+            texts = {place: text for place, text in (said.texts or {}).items() if place in parts_of(sample)}
+            yield split, marked(with_parts(sample, texts), f"fixed by {said.reviewer}, read by {readers}")
+        else:
+            yield split, marked(sample, f"accepted by {readers}")
+
+
+def marked(sample: Sample, word: str) -> Sample:
+    """The sample, saying in its `translation` (how its words were made and checked) who read it."""
+    how = {name: value for name, value in (sample.translation or {}).items() if value}
+    return replace(sample, translation=how | {"checks": "; ".join(filter(None, (how.get("checks"), word)))})
+
+
+def tell(given: ApplySettings, made: Dataset, fresh: bool, held: Latest, stale: int) -> None:
+    """What was decided and what came of it."""
+    counts = made.manifest["counts"]
+    kinds = Counter(verdict(own).decision for own in held.values())
+    agreed = agreement(held)
+    if given.json:
+        said: dict[str, Any] = {"out": str(given.out), "made": fresh, "decided": dict(kinds), "stale": stale}
+        print(json.dumps(said | {"agreement": agreed} | counts, ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{'made' if fresh else 'already there:'} {given.out}: {sum(counts['samples'].values()):,} samples")
+    console.print(", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items())))
+    if stale:
+        console.print(f"{stale:,} decisions are about rows that are not there as they were seen; not applied")
+    for line in in_words(agreed):
+        console.print(line)
+
+
+def in_words(agreed: list[dict[str, Any]]) -> list[str]:
+    """The agreement of reviewers, a line for each two."""
+    return [
+        f"{' and '.join(pair['reviewers'])}: {pair['same']:.0%} of {pair['rows']:,} rows alike"
+        + (f", kappa {pair['kappa']:.2f}" if pair["kappa"] is not None else "")
+        for pair in agreed
+    ]

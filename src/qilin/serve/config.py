@@ -1,0 +1,61 @@
+"""What `qilin chat` and `qilin data review` can be told; free of torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from qilin.core.config import setting, settings
+
+
+@settings
+class ChatSettings:
+    """Talk with a model about pictures, in the terminal."""
+
+    model: str = setting(help="model folder (or hub id)")
+    images: tuple[Path, ...] = setting(default=(), help="pictures of the first question: PNG, JPEG, TIFF, …")
+    max_new_tokens: int = setting(default=512, help="longest answer, in tokens")
+    device: str = setting(default="auto", help="auto, cpu, cuda, …")
+    dtype: Literal["auto", "fp32", "bf16"] = setting(default="auto", help="auto: bf16 on an accelerator, else fp32")
+    bits: Literal[8, 4] | None = setting(default=None, help="load the language model's weights in 8 or 4 bits")
+    spread: bool = setting(default=False, help="lay the model over all accelerators of the machine")
+    hub: Literal["huggingface", "modelscope"] = setting(default="huggingface", help="where a hub id is fetched from")
+
+    EPILOG = (
+        "\n\nin the talk:\n  /image PATH …  adds pictures to the next question; /reset, /help, /quit\n"
+        "  Ctrl-C stops the answer, Ctrl-D leaves\n"
+        "in a script, a question a line; answers go to stdout, everything else to stderr:\n"
+        "  echo 图中有异常吗？ | qilin chat runs/instruct picture.png"
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+
+
+@settings
+class ReviewSettings:
+    """Show samples of a dataset folder to a person, on a page of this machine, and keep what is decided."""
+
+    source: Path = setting(help="a dataset folder")
+    original: Path | None = setting(
+        default=None, help="the dataset folder it was translated from (default: found beside it)"
+    )
+    decisions: Path | None = setting(default=None, help="the file of decisions (default: SOURCE.decisions.jsonl)")
+    reviewer: str = setting(default="", help="who decides (default: the name of this machine's user)")
+    rows: int = setting(default=200, help="samples to show, drawn evenly from sources, kinds and failed checks; 0: all")
+    splits: tuple[Literal["train", "validation", "test"], ...] = setting(default=(), help="of these splits only")
+    seed: int = setting(default=0, help="decides which samples; the same for all reviewers who are to be compared")
+    host: str = setting(default="127.0.0.1", help="where to listen; what goes to other machines is not encrypted")
+    port: int = setting(default=8010, help="0: any that is free")
+    report: bool = setting(default=False, help="show no page: print what was decided, and how far reviewers agree")
+    json: bool = setting(default=False, help="with --report: print it as JSON")
+
+    EPILOG = (
+        "\n\nthe same command goes on where the last session stopped; on a far machine:\n"
+        "  ssh -L 8010:127.0.0.1:8010 HOST, then open the printed address here"
+    )
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise ValueError(f"rows is {self.rows}; expected 0 or more")
+        if self.json and not self.report:
+            raise ValueError("--json belongs to --report")

@@ -1,0 +1,237 @@
+"""How an answer is written, taken off before it is compared: width, script, case, spaces, frames, list marks.
+
+In: an answer as a person or a model wrote it. Out: `normalise`d text, its list items, and whether it answers at all.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
+
+@lru_cache(maxsize=1)
+def _converter() -> Any:
+    # Reading the opencc tables takes some 50 ms, so they are read when first needed.
+    from opencc import OpenCC
+
+    return OpenCC("t2s")
+
+
+@lru_cache(maxsize=1)
+def _changing() -> re.Pattern[str]:
+    """The characters that t2s may change, from its own tables. Asking for them first takes a text without any from 80
+    to 1 microsecond: opencc looks for phrases at every character."""
+    tables = resources.files("opencc") / "dictionary"
+    found: set[str] = set()
+    for name in ("TSCharacters.txt", "TSPhrases.txt"):
+        for line in (tables / name).read_text(encoding="utf-8").splitlines():
+            before, _, after = line.partition("\t")
+            after = after.split(" ")[0]
+            pairs = zip(before, after, strict=True) if len(before) == len(after) else ((c, "") for c in before)
+            found.update(a for a, b in pairs if a != b)
+    return re.compile(f"[{re.escape(''.join(sorted(found)))}]")
+
+
+def simplified(text: str) -> str:
+    """Traditional characters become simplified ones (opencc t2s); everything else stays."""
+    return _converted(text) if _changing().search(text) else text
+
+
+@lru_cache(maxsize=20_000)
+def _converted(text: str) -> str:
+    """Kept only where there was something to do: 20,000 long texts kept for nothing take 20 MB."""
+    return str(_converter().convert(text))
+
+
+def has_chinese(text: str) -> bool:
+    """Whether at least one Han character stands in the text."""
+    return _HAN.search(text) is not None
+
+
+def chinese_share(text: str) -> float:
+    """Han characters as a share of all characters that are not spaces; 0.0 for an empty text."""
+    visible = [c for c in text if not c.isspace()]
+    return len(_HAN.findall(text)) / len(visible) if visible else 0.0
+
+
+_LETTERS: dict[int, str | int | None] = {ord("０") + i: ord("0") + i for i in range(10)}
+_LETTERS |= {ord("Ａ") + i: ord("A") + i for i in range(26)}
+_LETTERS |= {ord("ａ") + i: ord("a") + i for i in range(26)}
+# Signs that stand inside numbers, units and names: one code point each.
+_SIGNS: dict[str, str | None] = {
+    "％": "%",
+    "＋": "+",
+    "－": "-",
+    "−": "-",
+    "‐": "-",
+    "‑": "-",
+    "–": "-",
+    "＝": "=",
+    "＜": "<",
+    "＞": ">",
+    "／": "/",
+    "＊": "*",
+    "．": ".",
+    "～": "~",
+    "〜": "~",
+    "µ": "μ",
+    "Ω": "Ω",
+    "K": "K",
+    "\u3000": " ",
+    "\u00a0": " ",
+    "\u2009": " ",
+    "\u202f": " ",
+    "\u200b": None,
+    "\u200c": None,
+    "\u200d": None,
+    "\ufeff": None,
+    "\u00ad": None,
+}
+_LETTERS |= {ord(sign): plain for sign, plain in _SIGNS.items()}
+
+_PUNCTUATION = str.maketrans(
+    {
+        "，": ",",
+        "﹐": ",",
+        "､": "、",
+        "；": ";",
+        "：": ":",
+        "？": "?",
+        "！": "!",
+        "（": "(",
+        "）": ")",
+        "［": "[",
+        "］": "]",
+        "【": "[",
+        "】": "]",
+        "｛": "{",
+        "｝": "}",
+        "“": '"',
+        "”": '"',
+        "「": '"',
+        "」": '"',
+        "＂": '"',
+        "‘": "'",
+        "’": "'",
+        "＇": "'",
+        "｡": "。",
+        "＆": "&",
+        "＃": "#",
+        "＠": "@",
+        "｜": "|",
+        "＿": "_",
+    }
+)
+
+
+def narrow_letters(text: str) -> str:
+    """Fullwidth letters, digits and number signs become ASCII; Chinese punctuation stays as it is."""
+    return text.translate(_LETTERS)
+
+
+def narrow(text: str) -> str:
+    """`narrow_letters`, and fullwidth punctuation becomes ASCII too; 。 and 、 have no ASCII twin and stay."""
+    return text.translate(_LETTERS).translate(_PUNCTUATION)
+
+
+_SPACE = re.compile(r"\s+")
+# A space says nothing beside a Han character or a mark; between two Latin words it parts them.
+_IDLE_SPACE = re.compile(r"(?<![a-z0-9]) | (?![a-z0-9])")
+_TAIL = re.compile(r"[。.!?;,:~…\s]+$")
+_HEAD = re.compile(r"^[。,;:\s]+")
+_WRAPPED = re.compile(r"^(?:\"(.+)\"|'(.+)'|\((.+)\)|\[(.+)\]|\*\*(.+)\*\*|《(.+)》)$")
+_PICTURE = r"(?:这张|该张|该|此|本|这幅|上|以上|给出的|所示)?(?:医学)?(?:图像|图片|影像|照片|图)"
+_FRAME = re.compile(
+    r"^(?:"
+    r"(?:正确)?(?:的)?答案(?:应该|应)?(?:是|为|:)+"
+    r"|(?:答|回答|结论|诊断)(?:是|为)?:"
+    r"|(?:因此|所以|综上所述|综上|总之|由此可见),?"
+    rf"|(?:根据|从|由|依据){_PICTURE}(?:中的信息|的信息|所示|来看|看|可知|可见|显示)?(?:中|上|里)?,"
+    rf"|{_PICTURE}(?:中|上|里)?(?:所)?(?:显示|展示|呈现|表明|提示)(?:的)?(?:了|是|为|:)*"
+    rf"|{_PICTURE}(?:中|上|里)(?:的)?(?:是|为)(?!否|不是)"
+    r"|(?:这|它|此)(?:是|为)(?!否|不是|的$)(?:一张|一幅|一个)?"
+    r"|the (?:correct )?answer is:?|answer:|it is|this is"
+    r")\s*"
+)  # fmt: skip
+_COURTESY_TAIL = re.compile(r"(?:,?(?:谢谢|希望(?:这|对).*|仅供参考.*|请(?:咨询|以)医生.*))$")
+_LIST_MARK = re.compile(r"[,;/\n]|以及|还有|并且|\band\b|[和与及](?![^,]*(?:相等|一样|相同|无关))")
+
+_NO_ANSWER = re.compile(
+    r"无法(?:判断|确定|回答|识别|看出|得知|从|确认|辨认|提供)|不能(?:判断|确定|回答|确认|提供)|难以(?:判断|确定|辨认)"
+    r"|可能.*也可能|不一定|不知道|不确定|不清楚|抱歉|对不起|作为(?:一个|一名)?(?:ai|人工智能|语言模型)|看不清"
+    r"|cannot (?:determine|answer|tell|see)|can't (?:determine|answer|tell|see)"
+    r"|i'm sorry|unable to|i don't know|not sure"
+)  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """One script, one width, lower case, no idle spaces, no marks at the ends; the words are all still there."""
+    text = _SPACE.sub(" ", simplified(narrow(text)).lower()).strip()
+    text = _IDLE_SPACE.sub("", text).replace("、", ",")
+    return _HEAD.sub("", _TAIL.sub("", text))
+
+
+@lru_cache(maxsize=20_000)
+def normalise(text: str) -> str:
+    """The answer without what carries no meaning: script, width, case, idle spaces, quotes, courtesy frames, 。！
+
+    Idempotent. 10⁻³ and ① survive; digits, units, sides and negations are never touched. May end empty. Questions
+    go through `plain` instead: their frames say what is asked.
+    """
+    text = plain(text)
+    while True:
+        shorter = text
+        wrapped = _WRAPPED.match(shorter)
+        if wrapped:
+            inner = next(group for group in wrapped.groups() if group is not None)
+            # (a) and (b): the outer marks belong to two different words
+            shorter = shorter if re.search(r"[()\[\]\"']", inner) else inner
+        for strip in (_FRAME, _COURTESY_TAIL):
+            rest = strip.sub("", shorter, count=1)
+            shorter = rest if _TAIL.sub("", rest) else shorter
+        shorter = plain(shorter)
+        if shorter == text:
+            return text
+        text = shorter
+
+
+@lru_cache(maxsize=20_000)
+def items(text: str) -> tuple[str, ...]:
+    """A normalised answer as its list items: 左肺,右肺 and 左肺和右肺 both give (左肺, 右肺)."""
+    return tuple(item for item in (part.strip() for part in _LIST_MARK.split(text)) if item)
+
+
+def declines(text: str, question: str = "") -> bool:
+    """Whether a normalised answer says that it cannot answer. 不清楚 does not where the question asks what is 清楚."""
+    found = _NO_ANSWER.search(text)
+    return found is not None and not (question and found.group().lstrip("不无没") in question)
+
+
+# Japanese kana, Hangul, Cyrillic, Arabic, Hebrew, Thai, Devanagari; Greek letters are signs in medicine
+_OTHER = re.compile(r"[\u3041-\u30ff\uac00-\ud7af\u0400-\u04ff\u0590-\u06ff\u0900-\u097f\u0e00-\u0e7f]")
+_SMALL = {
+    "en": "the of and in is are with to a for was were on by no at from this that an it as be has shows seen not",
+    "de": "der die das und ist mit ein eine des dem den von im zu auf nicht sich bei wurde einer",
+    "fr": "le la les des et est une un du dans avec pour au aux sur par qui ne pas cette",
+    "es": "el la los las de del y en un una con por para es se que al lo su como",
+    "it": "il lo gli della di e un una con per che nel del sono alla dei delle",
+    "pt": "o os as do da dos das e em um uma com por para que no na ao",
+}  # fmt: skip
+_WORDS = {language: frozenset(words.split()) for language, words in _SMALL.items()}
+
+
+def language_of(text: str) -> str:
+    """ "zh" where Chinese stands in it (with English words among it), "en", or "other"."""
+    letters = sum(c.isalpha() for c in text)
+    if letters and len(_OTHER.findall(text)) > 0.1 * letters:
+        return "other"
+    if has_chinese(text):
+        return "zh" if chinese_share(text) > 0.1 else "other"
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    counts = {language: sum(word in small for word in words) for language, small in _WORDS.items()}
+    best = max(counts, key=lambda language: counts[language])
+    return "other" if len(words) >= 6 and best != "en" and counts[best] > counts["en"] else "en"

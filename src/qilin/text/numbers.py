@@ -1,0 +1,178 @@
+"""Numbers as Chinese medical text writes them: 2, ２, 二, 两, 十二, 半, 1/2, 2.5.
+
+In: a short text. Out: an exact Fraction, or None where the text is no number (never a guess).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from qilin.text.normalize import narrow_letters
+
+_CHINESE = "零〇一二两俩三四五六七八九十百千万亿壹贰叁肆伍陆柒捌玖拾"
+_CHINESE_NUMBER = re.compile(rf"[{_CHINESE}]+(?:点[{_CHINESE}]+)?")
+_PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_WORDS = {"zero": 0, "none": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
+          "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12}  # fmt: skip
+
+# Words that follow a number when things are counted. Longest first where one begins another.
+MEASURE_WORDS = ("个", "枚", "处", "颗", "只", "块", "条", "片", "根", "种", "例", "支", "类", "张", "次", "粒",
+                 "名", "位", "项", "节", "叶", "层", "段", "侧", "团", "簇", "灶", "点", "人", "级", "期", "度",
+                 "分", "岁", "年", "月", "周", "天", "日")  # fmt: skip
+
+# Compounds in which a numeral letter counts nothing.
+_NOT_COUNTS = ("十二指肠", "三尖瓣", "二尖瓣", "四肢", "三叉", "一些", "一般", "一致", "一样", "一侧", "一定", "统一",
+               "单一", "之一", "一起", "一旦", "一直", "一过性", "第一", "第二", "第三", "百分", "四周", "三角", "千金",
+               "万一", "七窍", "一点", "一部分")  # fmt: skip
+_COUNT_IN_TEXT = re.compile(rf"([{_CHINESE}]+)(?=(?:{'|'.join(MEASURE_WORDS)}))")
+_SHIELD = re.compile("|".join(_NOT_COUNTS))
+
+
+@lru_cache(maxsize=20_000)
+def parse_number(text: str) -> Fraction | None:
+    """The number that the whole text is, else None: "12", "1,024", "2.5", "1/2", "十二", "两", "半", "一点五"."""
+    word = narrow_letters(text).strip()
+    if _PLAIN_NUMBER.fullmatch(word):
+        return Fraction(word.replace(",", ""))
+    if re.fullmatch(r"\d+/[1-9]\d*", word):
+        return Fraction(word)
+    if word.lower() in _WORDS:
+        return Fraction(_WORDS[word.lower()])
+    if word == "半":
+        return Fraction(1, 2)
+    if not _CHINESE_NUMBER.fullmatch(word):
+        return None
+    import cn2an
+
+    try:
+        value = cn2an.cn2an(word.replace("俩", "两").replace("〇", "零"), "smart")
+    except ValueError:  # such as 十百: numeral letters in an order that is no number
+        return None
+    return Fraction(str(value))
+
+
+@lru_cache(maxsize=20_000)
+def counts_as_digits(text: str) -> str:
+    """Chinese numerals before a measure word become digits: 两个结节 -> 2个结节. 十二指肠, 三尖瓣, 一侧 stay."""
+    shielded: list[str] = []
+
+    def shield(match: re.Match[str]) -> str:
+        shielded.append(match.group())
+        return "\x00"
+
+    def digits(match: re.Match[str]) -> str:
+        number = parse_number(match.group(1))
+        return match.group(1) if number is None else str(number)
+
+    changed = _COUNT_IN_TEXT.sub(digits, _SHIELD.sub(shield, text))
+    for word in shielded:
+        changed = changed.replace("\x00", word, 1)
+    return changed
+
+
+_COUNT = re.compile(
+    rf"(?:总共|一共|共计|共有|共|有|约|大约|大概|数量(?:是|为)?)*"
+    rf"([+-]?\d+(?:\.\d+)?(?:/\d+)?|[{_CHINESE}]+|半|[a-z]+)"
+    rf"\s*(?:{'|'.join(MEASURE_WORDS)})?(?:的)?(.*)"
+)
+
+
+@lru_cache(maxsize=20_000)
+def parse_count(text: str) -> tuple[Fraction, str] | None:
+    """A count and the noun after it: "两个" -> (2, ""), "共3枚结节" -> (3, "结节"), "2" -> (2, ""); else None."""
+    word = narrow_letters(text).strip().lower()
+    if _SHIELD.match(word):
+        return None
+    match = _COUNT.fullmatch(word)
+    if match is None:
+        return None
+    number = parse_number(match.group(1))
+    if number is None or re.search(r"\d|^[.,/~或至到-]", match.group(2)):
+        return None
+    return number, match.group(2).strip()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity in its base unit: length in mm, area in mm2, volume in ml, weight in g, density in hu, share in %."""
+
+    kind: str
+    value: Fraction
+
+
+# unit as written (lower case) -> (kind, factor to the base unit)
+_UNITS: dict[str, tuple[str, Fraction]] = {
+    "mm": ("length", Fraction(1)),
+    "毫米": ("length", Fraction(1)),
+    "㎜": ("length", Fraction(1)),
+    "公厘": ("length", Fraction(1)),
+    "cm": ("length", Fraction(10)),
+    "厘米": ("length", Fraction(10)),
+    "㎝": ("length", Fraction(10)),
+    "公分": ("length", Fraction(10)),
+    "dm": ("length", Fraction(100)),
+    "分米": ("length", Fraction(100)),
+    "m": ("length", Fraction(1000)),
+    "米": ("length", Fraction(1000)),
+    "μm": ("length", Fraction(1, 1000)),
+    "um": ("length", Fraction(1, 1000)),
+    "微米": ("length", Fraction(1, 1000)),
+    "mm2": ("area", Fraction(1)),
+    "mm²": ("area", Fraction(1)),
+    "平方毫米": ("area", Fraction(1)),
+    "cm2": ("area", Fraction(100)),
+    "cm²": ("area", Fraction(100)),
+    "平方厘米": ("area", Fraction(100)),
+    "ml": ("volume", Fraction(1)),
+    "毫升": ("volume", Fraction(1)),
+    "cc": ("volume", Fraction(1)),
+    "cm3": ("volume", Fraction(1)),
+    "cm³": ("volume", Fraction(1)),
+    "立方厘米": ("volume", Fraction(1)),
+    "l": ("volume", Fraction(1000)),
+    "升": ("volume", Fraction(1000)),
+    "mg": ("weight", Fraction(1, 1000)),
+    "毫克": ("weight", Fraction(1, 1000)),
+    "g": ("weight", Fraction(1)),
+    "克": ("weight", Fraction(1)),
+    "kg": ("weight", Fraction(1000)),
+    "千克": ("weight", Fraction(1000)),
+    "公斤": ("weight", Fraction(1000)),
+    "hu": ("density", Fraction(1)),
+    "%": ("share", Fraction(1)),
+    "bpm": ("rate", Fraction(1)),
+    "次/分": ("rate", Fraction(1)),
+    "次/分钟": ("rate", Fraction(1)),
+    "mmhg": ("pressure", Fraction(1)),
+    "kpa": ("pressure", Fraction(760000, 101325)),
+    "毫米汞柱": ("pressure", Fraction(1)),
+}
+
+_UNIT = "|".join(sorted((re.escape(unit) for unit in _UNITS), key=len, reverse=True))
+_NUMBER = r"(?:\d+(?:\.\d+)?|[零〇一二两三四五六七八九十百千]+(?:点[零一二三四五六七八九]+)?|半)"
+_QUANTITY = re.compile(rf"((?:{_NUMBER}\s*(?:{_UNIT})?\s*[x×*]\s*)*{_NUMBER})\s*({_UNIT})(?![a-z])", re.IGNORECASE)
+_PART = re.compile(rf"({_NUMBER})\s*({_UNIT})?", re.IGNORECASE)
+
+
+@lru_cache(maxsize=20_000)
+def measures(text: str) -> tuple[Measure, ...]:
+    """Every quantity with a unit, in the order of the text; 3×2cm gives both sides, each in mm.
+
+    A number without a unit is no measure: what it counts is unknown.
+    """
+    found: list[Measure] = []
+    for match in _QUANTITY.finditer(narrow_letters(text).lower()):
+        for number, unit in _PART.findall(match.group(1)):
+            kind, factor = _UNITS[unit or match.group(2)]
+            value = parse_number(number)
+            if value is not None:
+                found.append(Measure(kind, value * factor))
+    return tuple(found)
+
+
+def without_measures(text: str) -> str:
+    """The text with its quantities taken out, to see what else it says."""
+    return _QUANTITY.sub("", narrow_letters(text))

@@ -1,0 +1,392 @@
+"""One stage from recipe to finished model folder: what `qilin train` calls, and the demo too.
+
+The folder of a run is the folder of its model. While it trains it holds recipe.yaml, plan.json, metrics.jsonl and
+checkpoints/; at the end the Hugging Face files and, last of all, qilin.json.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+
+from qilin.core.config import read_yaml, to_dict, write_yaml
+from qilin.core.errors import RunError, UserError
+from qilin.core.provenance import commit, machine, versions
+from qilin.model.llava import CARD, Loaded, compose, load_model, pick_device, set_learning, set_template
+from qilin.model.saving import save_model
+from qilin.train.checkpoint import latest_checkpoint, step_of
+from qilin.train.config import TrainCommand, TrainSettings, read_recipe
+from qilin.train.data_loader import Feed
+from qilin.train.data_sources import Part
+from qilin.train.distributed import ALONE, Learner, World, divide, join, leave, memory_of
+from qilin.train.flops import fast_precision
+from qilin.train.loop import pack_loss, plain_name, train, written_as_it_is
+from qilin.train.metrics import METRICS, check_trackers, progress_bar, write_whole
+from qilin.train.model_setup import add_adapters, base_of, fit_out, shrink_frozen
+from qilin.train.packed_attention import use_packed_attention, use_plain_attention
+from qilin.train.plan import Plan, make_plan
+from qilin.train.validation import Held, hold
+
+RECIPE = "recipe.yaml"
+PACKAGES = ("torch", "transformers", "peft", "safetensors")  # whose versions can change what is learnt
+STARTS = "starts.jsonl"
+DROPPED = "dropped.jsonl"  # samples left out for their length, where there are any
+console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # one of many speaks
+
+
+def train_command(command: TrainCommand) -> None:
+    """`qilin train RECIPE key=value …`"""
+    settings = read_recipe(command.recipe, command.changes)
+    if settings.out is None and not command.check:
+        raise UserError("out is required: say where the run is to be kept, out=FOLDER")
+    run_stage(settings, command.recipe, check=command.check)
+
+
+def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path | None:
+    """Train one stage; returns its folder. A finished one is left alone, an interrupted one continues."""
+    run = settings.out
+    settings = as_begun(settings)
+    if run is not None and not check and already_done(run, settings):
+        console.print(f"{title}: already done in {run}")
+        return run
+    check_trackers(settings.trackers)
+    if settings.optimizer == "muon" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "optimizer is muon, which learns on one device only: its step needs whole matrices, and many devices hold "
+            "pieces of them; say optimizer=adamw"
+        )
+    world = join(settings.device)
+    if settings.precision == "auto":
+        kind: Any = world.all_of([fast_precision(world.device)])[0]  # the first one's word: they must not differ
+        settings = replace(settings, precision=kind)
+        console.print(f"  arithmetic in {kind} (precision=auto)")
+    with world.turns():
+        loaded = load_start(settings)
+        counts = set_learning(loaded.model, settings.learn)
+        for part, (mine, total) in counts.items():
+            console.print(f"  {part:10} {total:>14,} parameters, {f'{mine:,} learn' if mine else 'frozen'}")
+        feed = make_feed(settings, loaded)
+        plan = make_plan(
+            feed.lengths,
+            [source.weight for source in settings.data],
+            batch=settings.batch,
+            epochs=settings.epochs,
+            pack_tokens=settings.pack_tokens,
+            seed=settings.seed,
+        )
+        held = hold(settings, make_feed(settings, loaded, "validation")) if settings.validate else None
+        facts = plan_facts(feed, plan, held)
+        console.print(tell(facts), soft_wrap=True)
+        check_text(settings, feed)
+        if not check:
+            assert run is not None, "read_recipe and train_command ask for out"
+            model = made_ready(loaded, decided(settings, loaded.model.config, plan, world), world)
+            learner = Learner(base_of(model), pack_loss)
+            divide(learner, world, settings)
+    if check:
+        check_pictures([feed, held.feed] if held else [feed])
+        return None
+    assert run is not None
+    if world.first:
+        begin(run, settings, facts, [*feed.refused, *(held.feed.refused if held else ())])
+        note_start(run, world)
+    world.wait()
+    step = train(learner, feed, plan, settings, run, title, world, held)
+    leave(world)
+    if not world.first:
+        return run
+    if not written_as_it_is(settings, world):
+        # put what the last checkpoint holds into a whole model, on the host
+        loaded = load_start(settings)
+        set_learning(loaded.model, settings.learn)
+        plain = replace(settings, frozen="plain", precision="fp32", optimizer="adamw", checkpointing=False)
+        model = made_ready(loaded, plain, ALONE)
+        step = train(Learner(base_of(model), pack_loss), feed, plan, plain, run, title)
+    finish(run, settings, loaded, model, feed, facts | validated(run, step))
+    return run
+
+
+def note_start(run: Path, world: World) -> None:
+    """A line in the run folder of each start: when, after which step, with what code, versions and machine."""
+    last = latest_checkpoint(run)
+    cuda = world.device.type == "cuda"
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "after_step": step_of(last) if last else 0,
+        "devices": world.size,
+        "device": torch.cuda.get_device_name(world.device) if cuda else str(world.device),
+        **machine(),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        **versions(PACKAGES),
+    }
+    with (run / STARTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def made_ready(loaded: Loaded, settings: TrainSettings, world: World) -> Any:
+    """The model as it learns; on many devices it stays on the host until it is divided, layer by layer."""
+    model = fit_out(loaded.model, settings)
+    model = shrink_frozen(model, settings, world.device)
+    model = add_adapters(model if world.size > 1 else model.to(world.device), settings)
+    use_packed_attention(base_of(model))
+    return model
+
+
+def decided(settings: TrainSettings, config: Any, plan: Plan, world: World) -> TrainSettings:
+    """The recipe with checkpointing=auto decided, by an estimate of this run's memory."""
+    if settings.checkpointing != "auto":
+        return settings
+    from qilin.train.memory_estimate import largest_pack, settled
+
+    on_card = world.device.type != "cpu"
+    found = settled(config, settings, largest_pack(plan), on_card, world.size, memory_of(world))
+    console.print(f"  activations of {found.checkpointing:.0%} of the layers are computed again (checkpointing=auto)")
+    return replace(settings, checkpointing=found.checkpointing)
+
+
+def load_start(settings: TrainSettings) -> Loaded:
+    """The model a stage begins with: composed of two parts, or an earlier stage's with this stage's template.
+
+    The same at every call, what is new in it (the projector, the row of `<image>`) too.
+    """
+    torch.manual_seed(settings.seed)
+    if settings.model is None:
+        assert settings.vision, "checked by TrainSettings"
+        assert settings.language, "checked by TrainSettings"
+        loaded = compose(
+            settings.vision,
+            settings.language,
+            template=settings.template,
+            system=settings.system,
+            pad_square=settings.pad_square,
+            hub=settings.hub,
+        )
+    else:
+        loaded = load_model(settings.model, device="cpu", dtype="fp32", hub=settings.hub)
+        set_template(loaded.model, loaded.processor, settings.template, settings.system)
+        loaded.processor.image_processor.do_pad = settings.pad_square
+    if settings.feature_layer is not None:
+        loaded.model.config.vision_feature_layer = settings.feature_layer
+    return loaded
+
+
+def make_feed(settings: TrainSettings, loaded: Loaded, part: Part = "training") -> Feed:
+    """Measure the data, under a bar."""
+    with progress_bar() as bar:
+        task = bar.add_task(f"measuring texts for {part}", total=None, figure="")
+        feed = Feed(settings, loaded.processor, lambda n, total: bar.update(task, completed=n, total=total), part)
+        bar.update(task, visible=False)
+    return feed
+
+
+def plan_facts(feed: Feed, plan: Plan, held: Held | None) -> dict[str, Any]:
+    """What the plan says of the run: for the screen, plan.json and qilin.json."""
+    lengths = plan.lengths
+    alone = int(lengths.total[plan.order].sum())
+    packed = sum(piece.tokens for step in range(len(plan)) for piece in plan.pieces(step))
+    found = {
+        "hash": plan.hash,
+        "data": [source.dataset.hash for source in feed.sources],
+        "steps": len(plan),
+        "samples": feed.report["samples"],
+        "cut": feed.report["cut"],
+        "dropped": feed.report["dropped"],
+        "tokens": packed,
+        "tokens_unshared": alone,
+        "answer_tokens": int(lengths.learnt[plan.order].sum()),
+    }
+    if held is not None:
+        found["validation"] = {
+            "samples": held.samples,
+            "of": held.feed.report["samples"],
+            "answer_tokens": held.answer_tokens,
+        }
+    return found
+
+
+def tell(facts: Mapping[str, Any]) -> str:
+    saved = facts["tokens_unshared"] / max(1, facts["tokens"])
+    text = (
+        f"  {facts['samples']:,} samples, {facts['steps']:,} steps, {facts['tokens']:,} tokens "
+        f"({saved:.1f}x fewer than one sample at a time), {facts['answer_tokens']:,} of them answers"
+    )
+    if facts["cut"] or facts["dropped"]:
+        text += f"; {facts['cut']} samples cut and {facts['dropped']} dropped for their length"
+    if "validation" in facts:
+        of = facts["validation"]
+        text += (
+            f"\n  validation on {of['samples']:,} of {of['of']:,} other samples, {of['answer_tokens']:,} answer tokens"
+        )
+    return text
+
+
+def check_pictures(feeds: Sequence[Feed]) -> None:
+    """Decode every picture of the samples taken, once. Raises UserError that names those that do not decode."""
+    seen: set[tuple[Path, str]] = set()
+    wrong: list[str] = []
+    with progress_bar() as bar:
+        task = bar.add_task("reading pictures", total=sum(len(feed.index) for feed in feeds), figure="")
+        for feed, number in ((one, number) for one in feeds for number in one.index.tolist()):
+            bar.advance(task)
+            sample = feed.sample(number)
+            for image_id in sample.image_ids:
+                place = (feed.dataset_of(number).path, image_id)
+                if place not in seen:
+                    seen.add(place)
+                    try:
+                        feed.picture(number, sample, image_id)
+                    except UserError as error:
+                        wrong.append(str(error))
+    if wrong:
+        more = f" (and {len(wrong) - 10} more)" if len(wrong) > 10 else ""
+        raise UserError(f"{len(wrong)} of {len(seen)} pictures do not read{more}:\n  " + "\n  ".join(wrong[:10]))
+    console.print("  every text and picture reads well; nothing was trained (--check)")
+
+
+def check_text(settings: TrainSettings, feed: Feed) -> None:
+    """Say where texts without a picture teach nothing, since only what pictures pass through learns."""
+    if "language" in settings.learn or settings.lora is not None:
+        return
+    alone = feed.without_picture()
+    if alone == len(feed.index):
+        raise UserError(f"no sample has a picture, so {' and '.join(settings.learn)} cannot learn from them")
+    if alone:
+        what = " and ".join(settings.learn)
+        console.print(f"  {alone:,} of the samples have no picture and teach {what} nothing", style="yellow")
+
+
+FREE = (
+    "save_every",
+    "keep",
+    "log_every",
+    "trackers",
+    "device",
+    "divide",
+    "background",
+)  # may change in the middle of a run
+
+
+def as_begun(settings: TrainSettings) -> TrainSettings:
+    """precision=auto as the run in `out` was begun, on whatever machine that was; as it is where none was."""
+    recipe = settings.out / RECIPE if settings.out else None
+    if settings.precision != "auto" or recipe is None or not recipe.is_file():
+        return settings
+    return replace(settings, precision=read_yaml(recipe).get("precision", "auto"))
+
+
+def already_done(run: Path, settings: TrainSettings) -> bool:
+    """True if the folder holds this very run, finished; UserError if it holds something else."""
+    if not run.exists() or not any(run.iterdir()):
+        return False
+    if not (run / RECIPE).is_file():
+        raise UserError(f"{run}: holds something that is not a run of Qilin; name another out=FOLDER")
+    old, new = read_yaml(run / RECIPE), json.loads(json.dumps(to_dict(settings)))
+    different = [key for key in new if old.get(key) != new[key] and key not in FREE]
+    if different:
+        key = different[0]
+        raise UserError(
+            f"{run}: holds another run: {key} is {old.get(key)!r} there and {new[key]!r} here"
+            + (f" (and {len(different) - 1} more)" if len(different) > 1 else "")
+            + "; name another out=FOLDER, or remove it"
+        )
+    return (run / CARD).is_file()
+
+
+def begin(
+    run: Path, settings: TrainSettings, facts: Mapping[str, Any], dropped: Sequence[Mapping[str, str]] = ()
+) -> None:
+    """Write what is about to be done. A changed plan (other data under the same name) does not continue."""
+    run.mkdir(parents=True, exist_ok=True)
+    plan_file = run / "plan.json"
+    if plan_file.is_file():
+        begun = json.loads(plan_file.read_text(encoding="utf-8"))
+        if begun["hash"] != facts["hash"] or begun.get("data", facts["data"]) != facts["data"]:
+            raise UserError(f"{run}: was begun with other data or lengths; remove it or name another out=FOLDER")
+        last = latest_checkpoint(run)
+        if last:
+            console.print(f"  continues after step {step_of(last):,} of {facts['steps']:,}")
+    write_yaml(settings, run / f".{RECIPE}.unfinished")
+    (run / f".{RECIPE}.unfinished").replace(run / RECIPE)
+    if dropped:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in dropped]
+        write_whole(run / DROPPED, "".join(lines))
+    write_whole(plan_file, json.dumps(facts, indent=2))
+
+
+def validated(run: Path, step: int) -> dict[str, Any]:
+    """Which step's model it is and how it did on what was put aside, against the last; nothing where none was."""
+    rows = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    if not losses:
+        return {}
+    last = max(losses)
+    console.print(
+        f"  the model is that of step {step:,}: validation loss {losses[step]:.4f}"
+        + (f" (after the last step, {last:,}: {losses[last]:.4f})" if step != last else "")
+    )
+    return {"model_of_step": step, "validation_loss": losses[step], "validation_loss_last": losses[last]}
+
+
+def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) -> None:
+    """The Hugging Face files; adapters are kept beside, and merged into the model."""
+    use_plain_attention(base_of(model))
+    on_card = pick_device(settings.device).type != "cpu"  # where it learnt; it may have been put together on the host
+    kind = torch.bfloat16 if settings.precision == "bf16" and on_card else torch.float32
+    if kind == torch.float32:
+        read_frozen_again(model, settings)
+    if settings.lora is not None:
+        model.save_pretrained(str(run / "adapter"))
+        model = model.merge_and_unload()
+    model = model.to(kind).eval()
+    model.config.use_cache = True
+    save_model(run, model, loaded.processor)
+
+
+def read_frozen_again(model: Any, settings: TrainSettings) -> None:
+    """What was frozen takes its weights from where they came: for the training they were rounded to bf16."""
+    rounded = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and p.dtype == torch.bfloat16]
+    if not rounded:
+        return
+    for _, parameter in rounded:  # its memory goes first
+        parameter.data = parameter.data.new_empty(0)
+    whole = dict(load_start(settings).model.named_parameters())
+    for name, parameter in rounded:
+        parameter.data = whole[plain_name(name).replace(".base_layer", "")].data
+
+
+def finish(
+    run: Path, settings: TrainSettings, loaded: Loaded, model: Any, feed: Feed, facts: Mapping[str, Any]
+) -> None:
+    """Write the finished model folder: Hugging Face files, then qilin.json, then the checkpoints go."""
+    try:
+        write_model(run, settings, loaded, model)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own
+        last = latest_checkpoint(run)
+        kept = f"step {step_of(last)} of {facts['steps']} is kept" if last else "there is no checkpoint"
+        raise RunError(f"{run}: the model could not be written ({error}); {kept}; free space and run again") from error
+    card = {
+        "stage": "+".join(settings.learn) + (" (adapters)" if settings.lora else ""),
+        "label": settings.label,
+        "recipe": to_dict(settings),
+        "data": [{"path": str(s.dataset.path.resolve()), "hash": s.dataset.hash} for s in feed.sources],
+        "parent": str(Path(settings.model).resolve())
+        if settings.model and Path(settings.model).exists()
+        else settings.model,
+        "template": settings.template,
+        "pad_square": settings.pad_square,
+        "instructions": list(settings.instructions),
+        "plan": dict(facts),
+        "metrics": METRICS,
+        "versions": versions(PACKAGES),
+    }
+    write_whole(run / CARD, json.dumps(card, ensure_ascii=False, indent=2))  # it says that the run is finished
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
