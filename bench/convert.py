@@ -27,7 +27,7 @@ def make(folder: Path) -> None:
     """The miniature of the tests with a wide language model, shard by shard; bf16."""
     import torch
 
-    import llava_mini
+    from builders import llava as llava_mini
 
     llava_mini.WIDTH, llava_mini.INNER, llava_mini.LAYERS, llava_mini.HEADS = WIDTH, INNER, 1, 16
     llava_mini.llava_mini(folder, shards=1, groups=16)

@@ -3,7 +3,7 @@ transformers' own server and by llama.cpp, greedily, compared with our ids.
 
 In: a folder to work in, a file for the result, and the servers that are there. Out: JSON, a row a server: how many
 tokens of how many answers were equal to ours. The miniature's weights are random, so that near ties are frequent and a
-small error shows; bytes cannot win, since servers do not show half a character. A picture has the encoder's own size:
+small error shows; bytes cannot win, since servers do not show half a character. An image has the encoder's own size:
 resizing is compared elsewhere (tests/test_convert.py), and llama.cpp pads after it, not before.
 
     python bench/elsewhere.py DIR bench/results/elsewhere.json --transformers PYTHON \
@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-TOKENS, PICTURES, SIDE = 24, 4, 32
+TOKENS, IMAGES, SIDE = 24, 4, 32
 QUESTION = "图中有异常吗？"
 
 
@@ -41,7 +41,7 @@ def make(folder: Path) -> Path:
     """The miniature, its byte tokens unable to win, converted."""
     import torch
 
-    from llava_mini import llava_mini
+    from builders.llava import llava_mini
     from qilin.convert.run import convert
     from qilin.model.config import ConvertSettings
 
@@ -54,16 +54,16 @@ def make(folder: Path) -> Path:
     return model
 
 
-def pictures() -> list[Any]:
+def images() -> list[Any]:
     import numpy as np
     from PIL import Image
 
     random = np.random.default_rng(3)
-    return [Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(PICTURES)]
+    return [Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(IMAGES)]
 
 
 def ours(model: Path) -> tuple[list[list[int]], Any]:
-    """Our greedy ids for each picture, and the tokenizer."""
+    """Our greedy ids for each image, and the tokenizer."""
     import torch
 
     from qilin.dataset.schema import user
@@ -72,19 +72,19 @@ def ours(model: Path) -> tuple[list[list[int]], Any]:
 
     loaded = load_model(model, "cpu", "fp32")
     found = []
-    for picture in pictures():
-        inputs = prepare(loaded, [Request([user(QUESTION, 1)], [picture])])
+    for image in images():
+        inputs = prepare(loaded, [Request([user(QUESTION, 1)], [image])])
         with torch.inference_mode():
             made = loaded.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
         found.append(made[0, inputs["input_ids"].shape[1] :].tolist())
-    assert len({tuple(ids) for ids in found}) == PICTURES, "the picture must matter, or nothing is proved"
+    assert len({tuple(ids) for ids in found}) == IMAGES, "the image must matter, or nothing is proved"
     assert all(min(ids) >= 259 for ids in found)
     return found, loaded.processor.tokenizer
 
 
-def url_of(picture: Any) -> str:
+def url_of(image: Any) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -118,8 +118,8 @@ def served(words: Sequence[str], log: Path, environment: dict[str, str] | None =
         server.wait()
 
 
-def question(picture: Any, text: str, tokens: int, model: str) -> dict[str, Any]:
-    content = [{"type": "image_url", "image_url": {"url": url_of(picture)}}, {"type": "text", "text": text}]
+def question(image: Any, text: str, tokens: int, model: str) -> dict[str, Any]:
+    content = [{"type": "image_url", "image_url": {"url": url_of(image)}}, {"type": "text", "text": text}]
     return {
         "model": model,
         "messages": [{"role": "user", "content": content}],
@@ -128,31 +128,31 @@ def question(picture: Any, text: str, tokens: int, model: str) -> dict[str, Any]
     }
 
 
-def by_transformers(model: Path, tokenizer: Any, ids: Sequence[int], port: int, picture: Any) -> int:
+def by_transformers(model: Path, tokenizer: Any, ids: Sequence[int], port: int, image: Any) -> int:
     """How many tokens are ours. It tells text alone, so each length is asked for: 1 token, 2 tokens, …"""
     for length in range(1, TOKENS + 1):
-        answer = post(port, question(picture, QUESTION, length, str(model)))["choices"][0]["message"]["content"]
+        answer = post(port, question(image, QUESTION, length, str(model)))["choices"][0]["message"]["content"]
         if answer != tokenizer.decode(ids[:length], skip_special_tokens=True):
             return length - 1
     return TOKENS
 
 
-def by_llama(ids: Sequence[int], port: int, picture: Any) -> int:
-    """How many tokens are ours. It puts the picture in as text and drops the line end that the template writes after
+def by_llama(ids: Sequence[int], port: int, image: Any) -> int:
+    """How many tokens are ours. It puts the image in as text and drops the line end that the template writes after
     it, so the question brings one; it tells ids."""
-    body = question(picture, "\n" + QUESTION, TOKENS, "") | {"top_k": 1, "logprobs": True, "cache_prompt": False}
+    body = question(image, "\n" + QUESTION, TOKENS, "") | {"top_k": 1, "logprobs": True, "cache_prompt": False}
     theirs = [token["id"] for token in post(port, body)["choices"][0]["logprobs"]["content"]]
     return next((n for n, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), min(len(ids), len(theirs)))
 
 
 def row(name: str, version: str, count: Callable[[Sequence[int], Any], int], found: list[list[int]]) -> dict[str, Any]:
-    equal = [count(ids, picture) for ids, picture in zip(found, pictures(), strict=True)]
-    # Control: against the next picture's ids the same comparison fails.
-    wrong = [count(ids, picture) for ids, picture in zip(found[1:] + found[:1], pictures(), strict=True)]
+    equal = [count(ids, image) for ids, image in zip(found, images(), strict=True)]
+    # Control: against the next image's ids the same comparison fails.
+    wrong = [count(ids, image) for ids, image in zip(found[1:] + found[:1], images(), strict=True)]
     return {
         "server": name,
         "version": version,
-        "answers": PICTURES,
+        "answers": IMAGES,
         "answers_equal": sum(n == TOKENS for n in equal),
         "tokens_equal_in_a_row": equal,
         "of": TOKENS,
@@ -179,7 +179,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 row(
                     "transformers serve",
                     version,
-                    lambda ids, picture: by_transformers(model, tokenizer, ids, port, picture),
+                    lambda ids, image: by_transformers(model, tokenizer, ids, port, image),
                     found,
                 )
             )
@@ -198,13 +198,13 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "command": "python bench/elsewhere.py DIR bench/results/elsewhere.json --transformers … --llama …",
         "machine": f"{platform.machine()}, CPU",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "model": "tests/llava_mini.py, fp32, random weights, converted; v1 template, one picture and a question",
+        "model": "tests/llava_mini.py, fp32, random weights, converted; v1 template, one image and a question",
         "servers": rows,
     }
 
 
 def by_llama_at(port: int) -> Callable[[Sequence[int], Any], int]:
-    return lambda ids, picture: by_llama(ids, port, picture)
+    return lambda ids, image: by_llama(ids, port, image)
 
 
 if __name__ == "__main__":

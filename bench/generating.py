@@ -16,7 +16,7 @@ import torch
 
 from qilin.dataset.reader import open_dataset
 from qilin.evaluate.items import items_of
-from qilin.evaluate.predict import picture_of
+from qilin.evaluate.predict import image_of
 from qilin.model.generate import Request, answer_all, prepare
 from qilin.model.llava import load_model
 
@@ -34,7 +34,7 @@ def main() -> None:
     data = open_dataset(asked.dataset)
     items = [i for i in items_of(data.samples(asked.split), "描述") if i.kind == "vqa"][: asked.questions]
     items.sort(key=lambda item: -len(item.question))
-    show, loaded = picture_of(data), load_model(asked.model)
+    show, loaded = image_of(data), load_model(asked.model)
     requests = [Request(list(item.messages), [show(i) for i in item.image_ids]) for item in items]
 
     def plain() -> int:

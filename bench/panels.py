@@ -1,11 +1,11 @@
-"""How often compound pictures are divided rightly: compounds pasted together of real single pictures, and the singles.
+"""How often compound images are divided rightly: compounds pasted together of real single images, and the singles.
 
     python bench/panels.py SLAKE_FOLDER HANNOVER_IMAGES BLOOD_IMAGES [--compounds 600]
 
-Each argument is a folder with pictures at any depth. Compounds: 1 x 2 to 3 x 3 tiles, white or black gutters of 3 to 24
+Each argument is a folder with images at any depth. Compounds: 1 x 2 to 3 x 3 tiles, white or black gutters of 3 to 24
 pixels, with or without a margin, letters drawn in the tiles, saved as JPEG of quality 75 to 95. Right: as many tiles as
-were pasted, each within 3 pixels of its place, in reading order. False: a single picture that is divided at all, which
-is also tried on pictures made to mislead: two round things on black, and a picture with the words and bars of a
+were pasted, each within 3 pixels of its place, in reading order. False: a single image that is divided at all, which
+is also tried on images made to mislead: two round things on black, and an image with the words and bars of a
 machine's screen. Compounds of unequal tiles on black are counted for themselves: no grid fits them.
 Writes bench/results/panels.json.
 """
@@ -20,11 +20,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from kept import keep
-from qilin.imaging.panels import Box, divide_picture
+from qilin.imaging.panels import Box, divide_image
 
 
 def compound(paths: list[Path], rng: random.Random) -> tuple[Image.Image, list[Box], str]:
-    """A compound picture, the boxes of its tiles in reading order, and its kind."""
+    """A compound image, the boxes of its tiles in reading order, and its kind."""
     rows, columns = rng.choice(((1, 2), (2, 1), (1, 3), (2, 2), (2, 3), (3, 3), (1, 4)))
     gutter, ground = rng.randint(3, 24), rng.choice(("white", "white", "black"))
     margin = rng.choice((0, gutter, 2 * gutter))
@@ -56,7 +56,7 @@ def unequal(paths: list[Path], rng: random.Random) -> tuple[Image.Image, list[Bo
 
 
 def two_things(paths: list[Path], rng: random.Random) -> Image.Image:
-    """One picture of two round things of one size on black, as a radiograph of both knees: nothing to divide."""
+    """One image of two round things of one size on black, as a radiograph of both knees: nothing to divide."""
     width, height, gap = rng.randint(140, 260), rng.randint(220, 420), rng.randint(3, 40)
     page = Image.new("RGB", (2 * width + gap, height), "black")
     for left in (0, width + gap):
@@ -68,7 +68,7 @@ def two_things(paths: list[Path], rng: random.Random) -> Image.Image:
 
 
 def on_a_screen(paths: list[Path], rng: random.Random) -> Image.Image:
-    """One picture as a machine shows it: black around it, words in a corner, a filled head line, a bar of greys."""
+    """One image as a machine shows it: black around it, words in a corner, a filled head line, a bar of greys."""
     width, height = rng.randint(260, 420), rng.randint(260, 420)
     side, head = rng.randint(60, 160), rng.randint(50, 90)
     page = Image.new("RGB", (width + 2 * side, height + 2 * head), "black")
@@ -103,7 +103,7 @@ def same(found: list[Box], true: list[Box], margin: int) -> bool:
 
 
 def state_of(image: Image.Image, true: list[Box]) -> str:
-    found = divide_picture(image)
+    found = divide_image(image)
     if same(found, true, margin=true[0][0]):
         return "right"
     if len(found) == 1:
@@ -140,14 +140,14 @@ def main() -> None:
         page, boxes, _ = unequal(singles, hard)
         uneven[state_of(through_jpeg(page, hard.randint(75, 95)), boxes)] += 1
     false = {
-        name: sum(len(divide_picture(through_jpeg(make(singles, hard), hard.randint(75, 95)))) > 1 for _ in range(300))
+        name: sum(len(divide_image(through_jpeg(make(singles, hard), hard.randint(75, 95)))) > 1 for _ in range(300))
         for name, make in (("two things", two_things), ("on a screen", on_a_screen))
     }
     began = time.process_time()
     divided = Counter(
         p.parent.name if p.parent.name == "imgs" else "slake"
         for p in singles
-        if len(divide_picture(Image.open(p).convert("RGB"))) > 1
+        if len(divide_image(Image.open(p).convert("RGB"))) > 1
     )
     seconds = (time.process_time() - began) / len(singles)
     result = {

@@ -43,7 +43,7 @@ def stored(tensor: Any) -> int:
 def main(model: str, dataset: str, out: str, count: int) -> None:
     data = open_dataset(Path(dataset))
     samples = list(islice((s for s in data.samples("test") if s.kind == "vqa"), count))
-    requests = [Request(s.messages[:1], [to_rgb(data.picture(image).bytes) for image in s.image_ids]) for s in samples]
+    requests = [Request(s.messages[:1], [to_rgb(data.image(image).bytes) for image in s.image_ids]) for s in samples]
     references = [text_of(s.messages[1]) for s in samples]
     answers: dict[str, list[str]] = {}
     rows: dict[str, Any] = {}

@@ -4,7 +4,7 @@
 
 SLAKE_ZH holds train.json and imgs/. Each of its questions that `data import slake` can turn into a statement is tried
 with that statement as the text and as the evidence: sound by construction, and in SLAKE's words, which flatters the
-checks. Left out are questions whose statement says nothing of their answer (knowledge, not pictures) and those that
+checks. Left out are questions whose statement says nothing of their answer (knowledge, not images) and those that
 name their answer (A or B?), which the checks refuse by design. Faults are planted in those that pass: the answer turned
 round, a side turned round, a number changed, another question's answer, the statement denied, a quotation that is not
 in the text, the answer within the question.

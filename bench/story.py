@@ -1,4 +1,4 @@
-"""The whole story, measured: `qilin demo` on a dataset folder or on drawn pictures, seed by seed, in CPU minutes.
+"""The whole story, measured: `qilin demo` on a dataset folder or on drawn images, seed by seed, in CPU minutes.
 
     python bench/story.py slake --data SLAKE_FOLDER --seeds 0 1 2 --work DIR
     python bench/story.py drawn --seeds 0 --work DIR

@@ -124,15 +124,23 @@ def build(folder: Path, **files: str) -> Path:
 
 
 def test_the_two_tests_above_can_fail(tmp_path: Path) -> None:
-    sound = build(tmp_path / "sound", dataset__rows="import json\n", train__loop="from qilin.dataset.rows import json\n")
+    sound = build(
+        tmp_path / "sound", dataset__rows="import json\n", train__loop="from qilin.dataset.rows import json\n"
+    )
     assert (arrows_back(sound), circle(sound)) == ([], [])
     back = build(tmp_path / "back", dataset__rows="def f():\n    from qilin.train import loop\n", train__loop="")
     assert arrows_back(back) == ["qilin/dataset/rows.py:2: qilin.dataset.rows imports qilin.train.loop"]
     relative = build(tmp_path / "relative", dataset__rows="from ..train.loop import f\n", train__loop="def f(): ...\n")
     assert len(arrows_back(relative)) == 1
-    round_ = build(tmp_path / "round", dataset__a="from qilin.dataset import b\n", dataset__b="import qilin.dataset.a\n")
+    round_ = build(
+        tmp_path / "round", dataset__a="from qilin.dataset import b\n", dataset__b="import qilin.dataset.a\n"
+    )
     assert circle(round_) == ["qilin.dataset.a", "qilin.dataset.b", "qilin.dataset.a"]
-    late = build(tmp_path / "late", dataset__a="from qilin.dataset import b\n", dataset__b="def f():\n    import qilin.dataset.a\n")
+    late = build(
+        tmp_path / "late",
+        dataset__a="from qilin.dataset import b\n",
+        dataset__b="def f():\n    import qilin.dataset.a\n",
+    )
     assert circle(late) == []
 
 

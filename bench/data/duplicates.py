@@ -1,4 +1,4 @@
-"""How fast repetitions are found, and how much memory that takes: synthetic texts without pictures, and random hashes.
+"""How fast repetitions are found, and how much memory that takes: synthetic texts without images, and random hashes.
 
     python bench/data/duplicates.py [--sizes 10000 100000 1000000] [--workers 2]
 
@@ -31,7 +31,7 @@ LETTERS = "肺部心脏肝胆胃肠骨骨折结节肿块阴影积液水肿炎症
 
 
 def rows(count: int, words_each: int) -> Iterator[dict[str, Any]]:
-    """Samples without pictures."""
+    """Samples without images."""
     rng = random.Random(0)
     words = ["".join(rng.choices(LETTERS, k=rng.randint(2, 5))) for _ in range(400)]
     kept: list[list[str]] = []

@@ -1,9 +1,9 @@
-"""What a picture's perceptual hash costs beside its decoding, on real pictures and on large drawn ones.
+"""What an image's perceptual hash costs beside its decoding, on real images and on large drawn ones.
 
     python bench/data/hashing.py FOLDER … [--most 200]
 
 Each FOLDER holds PNG or JPEG files. Timed in CPU seconds of one core, best of three turns: reading and decoding to RGB
-(what everything that looks at a picture must do), the hash of the decoded picture, and `make_picture`, which does both
+(what everything that looks at an image must do), the hash of the decoded image, and `make_picture`, which does both
 and takes the sha256. Beside them ImageHash's own phash, and in how many bits the hash differs from it.
 Writes bench/results/hashing.json.
 """
@@ -22,7 +22,7 @@ import PIL
 from PIL import Image
 
 from qilin.dataset.schema import Provenance
-from qilin.dataset.writer import make_picture
+from qilin.dataset.writer import make_image
 from qilin.imaging.decode import phash, to_rgb
 
 HERE = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def measure(name: str, data: list[bytes]) -> dict[str, object]:
         "decoding": best(lambda: [to_rgb(item) for item in data]),
         "hash": best(lambda: [phash(image) for image in images]),
         "imagehash": best(lambda: [imagehash.phash(image) for image in images]),
-        "make_picture": best(lambda: [make_picture(item, where) for item in data]),
+        "make_picture": best(lambda: [make_image(item, where) for item in data]),
     }
     pixels = sum(image.width * image.height for image in images) / len(images)
     return {

@@ -2,8 +2,8 @@
 
     python bench/data/memory.py WORK [--sizes 10000 100000 1000000] [--steps write curate …] [--workers 2]
 
-WORK needs some 6 GB. Rows: a picture for two samples, a caption of 60 and a context of 400 characters from 400 words, a
-tenth of the captions nearly as another one; pictures are 300 small JPEGs with bytes added, so that each is a file of
+WORK needs some 6 GB. Rows: an image for two samples, a caption of 60 and a context of 400 characters from 400 words, a
+tenth of the captions nearly as another one; images are 300 small JPEGs with bytes added, so that each is a file of
 its own, and a random perceptual hash, a tenth of them near another one. Steps: writing (DatasetWriter), import (of
 captions with a JPEG file each, a tenth of the size), curate with a new split, merge of two with a share
 of contexts, chats, stats, and the export for LLaVA. Memory is the peak of the whole process; with
@@ -35,7 +35,9 @@ from PIL import Image
 
 HERE = Path(__file__).parents[1]
 LETTERS = "肺部心脏肝胆胃肠骨骨折结节肿块阴影积液水肿炎症出血梗死囊性实质左右上下叶段边缘清晰模糊增大正常未见可见"
-IMPORTS = "from qilin.cli import main\nimport qilin.pipeline.curation.curate, qilin.pipeline.merge, qilin.pipeline.questions.conversations, qilin.pipeline.export"
+IMPORTS = "from qilin.cli import main\n"
+IMPORTS += "import qilin.pipeline.curation.curate, qilin.pipeline.merge, qilin.pipeline.export\n"
+IMPORTS += "import qilin.pipeline.questions.conversations"
 # a step as a line of `qilin`; {n} is the folder of the size, {w} the number of processes
 STEPS = {
     "import": "import folder {n}/table.csv {n}/imported --images {n}/files --caption caption --id id --workers {w}",
@@ -49,7 +51,7 @@ ALL = ["write", *STEPS]
 
 
 def jpegs() -> list[bytes]:
-    """Pictures of 96 pixels that do not look alike."""
+    """Images of 96 pixels that do not look alike."""
     made = []
     for seed in range(300):
         rng = np.random.default_rng(seed)
@@ -76,23 +78,23 @@ def texts(count: int, words_each: int) -> Iterator[str]:
 
 
 def write(folder: Path, rows: int) -> None:
-    """Two dataset folders: captions and contexts; half as many questions about other pictures."""
-    from qilin.dataset.schema import Picture, Provenance, Sample, assistant, user
-    from qilin.dataset.writer import DatasetWriter, make_picture
+    """Two dataset folders: captions and contexts; half as many questions about other images."""
+    from qilin.dataset.schema import ImageRecord, Provenance, Sample, assistant, user
+    from qilin.dataset.writer import DatasetWriter, make_image
 
-    def changed(n: int, origin: str) -> Picture:
-        """A picture as a file of its own that looks like no other, or, a tenth of them, like the one before."""
+    def changed(n: int, origin: str) -> ImageRecord:
+        """An image as a file of its own that looks like no other, or, a tenth of them, like the one before."""
         known = base[n % 300]
         data = known.bytes + f"{origin}{n:08d}".encode()
         looks = random.Random(f"{origin}{n - (n % 10 == 9)}").getrandbits(64) ^ (5 if n % 10 == 9 else 0)
         return replace(known, bytes=data, image_id=hashlib.sha256(data).hexdigest(), phash=f"{looks:016x}")
 
-    base = [make_picture(data, [Provenance("made", str(n), license="CC BY")]) for n, data in enumerate(jpegs())]
+    base = [make_image(data, [Provenance("made", str(n), license="CC BY")]) for n, data in enumerate(jpegs())]
     common = {"source": "made", "license_tier": "attribution"}
     with DatasetWriter(folder / "written", {"made": rows}) as writer:
         for n, (short, long) in enumerate(zip(texts(rows // 2, 17), texts(rows // 2, 115), strict=True)):
             shown = changed(n, "w")
-            writer.add_picture(shown)
+            writer.add_image(shown)
             for kind, text in (("caption", short), ("context", long)):
                 told = (user("描述。", 1), assistant(text))
                 writer.add_sample(
@@ -101,7 +103,7 @@ def write(folder: Path, rows: int) -> None:
     with DatasetWriter(folder / "other", {"made": rows}) as writer:
         for n, text in enumerate(texts(rows // 2, 6)):
             shown = changed(n // 2, "o")
-            writer.add_picture(shown)
+            writer.add_image(shown)
             asked = (user(f"{text}？", 1), assistant("结节" if n % 2 else "囊肿"))
             writer.add_sample(
                 "train", Sample(f"{n}", "vqa", (shown.image_id,), asked, "open", group=f"b{n // 6}", **common)

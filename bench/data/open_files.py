@@ -1,8 +1,8 @@
-"""What an open file of pictures keeps in memory.
+"""What an open file of images keeps in memory.
 
     python bench/data/open_files.py bench/results/open-files.json
 
-16,384 pictures of some bytes each, since what is kept does not depend on their size; the file is opened ten times in a
+16,384 images of some bytes each, since what is kept does not depend on their size; the file is opened ten times in a
 process of its own, a row group of each read, and the process's memory before and after compared. In one process with
 another measurement it would find that one's freed memory, and seem to keep next to nothing.
 """
@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 from qilin.core.provenance import commit, machine
-from qilin.dataset.schema import Picture, Provenance
-from qilin.dataset.writer import PICTURES_A_PART, ROWS_A_GROUP, DatasetWriter
+from qilin.dataset.schema import ImageRecord, Provenance
+from qilin.dataset.writer import IMAGES_A_PART, ROWS_A_GROUP, DatasetWriter
 
 TIMES = 10
 OPENED = """
@@ -34,23 +34,23 @@ print(memory().rss - before)
 def main(out: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        small, file = part(work / "small", ROWS_A_GROUP), part(work / "data", PICTURES_A_PART)
+        small, file = part(work / "small", ROWS_A_GROUP), part(work / "data", IMAGES_A_PART)
         found = {
             "command": "python bench/data/open_files.py bench/results/open-files.json",
-            "machine": machine(), "code": commit(), "pictures": PICTURES_A_PART, "kept_mb": kept(file, small),
+            "machine": machine(), "code": commit(), "pictures": IMAGES_A_PART, "kept_mb": kept(file, small),
         }  # fmt: skip
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(found["kept_mb"])
 
 
 def part(folder: Path, count: int) -> Path:
-    """The file of `count` pictures in a dataset folder."""
+    """The file of `count` images in a dataset folder."""
     with DatasetWriter(folder, {}) as writer:
         for n in range(count):
-            data = f"picture {n}".encode() * 20
-            origin = (Provenance("made", f"picture {n}", license="CC BY"),)
-            writer.add_picture(
-                Picture(hashlib.sha256(data).hexdigest(), data, "png", 512, 512, f"{n:016x}", provenance=origin)
+            data = f"image {n}".encode() * 20
+            origin = (Provenance("made", f"image {n}", license="CC BY"),)
+            writer.add_image(
+                ImageRecord(hashlib.sha256(data).hexdigest(), data, "png", 512, 512, f"{n:016x}", provenance=origin)
             )
     return folder / "images" / "part-00000.parquet"
 

@@ -1,9 +1,9 @@
 """Does packing change what is learnt? The same run packed and one sample at a time, three seeds, some hundred steps.
 
 In: a work folder and seeds. Out: a JSON file with the losses of every step and on held-out samples, and their plot.
-"packed" is what `qilin train` computes: samples end to end, a picture's tokens shared by its questions. "one by one"
+"packed" is what `qilin train` computes: samples end to end, an image's tokens shared by its questions. "one by one"
 puts each sample of the same step alone through transformers' own forward. The control lets the samples of a pack see
-each other. Model, samples, order and optimizer are the same; pictures are drawn, weights begin random.
+each other. Model, samples, order and optimizer are the same; images are drawn, weights begin random.
 
     nice python bench/train/curve.py WORK bench/results/curve.json --seeds 0 1 2
 
@@ -42,7 +42,7 @@ RECIPE = [
     *["batch=16", "epochs=1", "rate=1e-3", "warmup=0.05", "template=v1", "kinds=[]", "precision=fp32", "device=cpu"],
     *["max_length=256", "pack_tokens=1024", "learn=[vision,projector,language]", "validate={samples: 400}"],
 ]
-PICTURES, STEPS, SIDE = 900, 300, 96
+IMAGES, STEPS, SIDE = 900, 300, 96
 TAIL = 30  # steps at the end over which a training loss is averaged
 CPU = torch.device("cpu")
 
@@ -82,7 +82,7 @@ def main(work: Path, out: Path, seeds: list[int]) -> None:
     torch.set_num_threads(1)
     data = work / "data"
     if not data.is_dir():
-        write_drawn(data, PICTURES, size=SIDE, validation=0.1, test=0.05)
+        write_drawn(data, IMAGES, size=SIDE, validation=0.1, test=0.05)
     for seed in seeds:
         for variant in VARIANTS:
             runs = json.loads(out.read_text())["runs"] if out.is_file() else []
@@ -113,7 +113,7 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     plan = make_plan(
         feed.lengths, [1.0], batch=settings.batch, epochs=1, pack_tokens=settings.pack_tokens, seed=settings.seed
     )
-    assert len(plan) >= STEPS, f"{len(plan)} steps of data; draw more pictures"
+    assert len(plan) >= STEPS, f"{len(plan)} steps of data; draw more images"
     optimizer = make_optimizer(learning_parts(model, settings), "adamw", settings.betas)
     packs_of, loss_of = VARIANTS[variant]
     (use_plain_attention if loss_of is plain_loss else use_packed_attention)(model)
@@ -150,8 +150,8 @@ def write(out: Path, seeds: list[int], runs: list[dict[str, Any]]) -> None:
             **{name: version(name) for name in ("torch", "transformers")},
         },
         "recipe": " ".join(RECIPE),
-        "model": "language 128 wide, 4 layers; vision the same; 96 pixels, 36 tokens a picture; fp32; random weights",
-        "data": f"{PICTURES} drawn pictures, a caption and some six questions each; {STEPS} steps of 16 samples",
+        "model": "language 128 wide, 4 layers; vision the same; 96 pixels, 36 tokens an image; fp32; random weights",
+        "data": f"{IMAGES} drawn images, a caption and some six questions each; {STEPS} steps of 16 samples",
         "against one by one": compared(runs),
         "runs": runs,
     }

@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, str]] = {
 
 
 def main(work: Path, out: Path) -> None:
-    make_data(work / "data", pictures=8, side=128, longest=600)
+    make_data(work / "data", images=8, side=128, longest=600)
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
     for name, (shape, words) in CASES.items():
         if any(row["case"] == name for row in rows):

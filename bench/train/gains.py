@@ -19,7 +19,7 @@ TRICKS = (
     "attention by document",
     "attention in blocks",
     "what nobody reads left out",
-    "pictures kept",
+    "images kept",
     "packs made ahead",
     "bf16",
 )

@@ -50,9 +50,7 @@ def main(work: Path, out: Path, sizes: list[int]) -> None:
         if "with a dataset" in row:
             continue
         size = row["samples"]
-        made, data = timed(
-            lambda n=size: make_data(work / f"data-{n}", pictures=-(-n // QUESTIONS), side=32, longest=40)
-        )
+        made, data = timed(lambda n=size: make_data(work / f"data-{n}", images=-(-n // QUESTIONS), side=32, longest=40))
         found: dict[str, Any] = {"dataset made": made}
         words = [*USUAL.split(), f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={data}"]
         for phase in ("first", "again"):

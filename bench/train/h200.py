@@ -156,7 +156,7 @@ def make_model(shape: dict[str, int], small: bool, settings: TrainSettings, devi
 
 
 def make_lengths(case: Case, settings: TrainSettings, image: int, batch: int) -> Plan:
-    """Samples like ChiMed-VL's: contexts and captions in stage 1, three questions a picture in stage 2."""
+    """Samples like ChiMed-VL's: contexts and captions in stage 1, three questions an image in stage 2."""
     random = np.random.default_rng(0)
     small = image < 100
 
@@ -180,7 +180,7 @@ def make_lengths(case: Case, settings: TrainSettings, image: int, batch: int) ->
         learnt=np.maximum(1, learnt),
         unit=units if together else -1 - np.arange(batch),
         source=np.zeros(batch, dtype=np.int64),
-        pictures=np.ones(batch, dtype=np.int64),
+        images=np.ones(batch, dtype=np.int64),
     )
     return make_plan(lengths, [1.0], batch=batch, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
 
@@ -204,7 +204,7 @@ def packed_step(
 
 
 def make_pack(shape: Shape, model: Any, device: torch.device) -> Pack:
-    """A pack of random words: every document that begins one carries a picture's tokens."""
+    """A pack of random words: every document that begins one carries an image's tokens."""
     image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
     ids = torch.randint(10, 31_000, (1, shape.tokens))
     positions = torch.zeros(1, shape.tokens, dtype=torch.int64)
@@ -213,7 +213,7 @@ def make_pack(shape: Shape, model: Any, device: torch.device) -> Pack:
         positions[0, start : start + length] = torch.arange(length) + offset
         if before < 0 and length > image:
             ids[0, start + 1 : start + 1 + image] = IMAGE_ID
-    pictures = int((ids == IMAGE_ID).sum()) // image
+    images = int((ids == IMAGE_ID).sum()) // image
     side = model.config.vision_config.image_size
     where = torch.tensor(shape.where())
     kind = torch.bfloat16 if device.type != "cpu" else torch.float32
@@ -223,8 +223,8 @@ def make_pack(shape: Shape, model: Any, device: torch.device) -> Pack:
         layout=make_layout(shape.documents, device, shape.where()),
         where=where.to(device),
         targets=torch.randint(10, 31_000, where.shape).to(device),
-        pixels=torch.randn(pictures, 3, side, side).to(device, kind),
-        seeds=(0,) * pictures,
+        pixels=torch.randn(images, 3, side, side).to(device, kind),
+        seeds=(0,) * images,
         samples=(),
     )
 
@@ -254,7 +254,7 @@ def padded_step(
                 ).loss
             (loss / len(batches)).backward()
 
-    # what its samples need, each with its own picture: the same measure as ours when nothing is shared
+    # what its samples need, each with its own image: the same measure as ours when nothing is shared
     own = plan.lengths.total[plan.samples(0)]
     learnt = plan.lengths.learnt[plan.samples(0)]
     seen = int((own * (own + 1) // 2).sum()), int((learnt * own - learnt * (learnt - 1) // 2).sum())

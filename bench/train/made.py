@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from qilin.dataset.schema import Picture, Sample, assistant, user
+from qilin.dataset.schema import ImageRecord, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter
 from qilin.demo.tiny_models.language_model import make_tokenizer
 
@@ -50,18 +50,18 @@ def make_parts(
     return folder
 
 
-def make_data(folder: Path, *, pictures: int, side: int, longest: int, questions: int = 3) -> Path:
-    """Pictures of noise, `questions` on each, answers of up to `longest` characters (60 at least)."""
+def make_data(folder: Path, *, images: int, side: int, longest: int, questions: int = 3) -> Path:
+    """Images of noise, `questions` on each, answers of up to `longest` characters (60 at least)."""
     if folder.is_dir():
         return folder
     random = np.random.default_rng(0)
     with DatasetWriter(folder, {"importer": "bench"}) as writer:
-        for index in range(pictures):
+        for index in range(images):
             buffer = io.BytesIO()
             Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(buffer, "PNG")
             data = buffer.getvalue()
-            image = hashlib.sha256(data).hexdigest()  # a Picture by hand: hashing what it looks like takes longest
-            writer.add_picture(Picture(image, data, "png", side, side, "0" * 16))
+            image = hashlib.sha256(data).hexdigest()  # a Image by hand: hashing what it looks like takes longest
+            writer.add_image(ImageRecord(image, data, "png", side, side, "0" * 16))
             for turn in range(questions):
                 length = int(random.integers(min(60, longest // 2), longest))
                 answer = "".join(WORDS[i] for i in random.integers(0, len(WORDS), length).tolist())

@@ -37,7 +37,7 @@ COMMANDS = {
         example="qilin demo --out qilin-demo\nqilin demo --quick\nqilin demo --data slake --recipes small",
     ),
     "data import": Command(
-        "make a dataset folder from pictures and text that exist",
+        "make a dataset folder from images and text that exist",
         "qilin.pipeline.importers.config:ImportSettings",
         "qilin.pipeline.importers.run:import_data",
         ("name", "source", "out"),
@@ -46,7 +46,7 @@ COMMANDS = {
         "qilin data import folder table.csv mine --question question --answer answer",
     ),
     "data pmc": Command(
-        "fetch articles of PubMed Central's open store with the pictures of their figures",
+        "fetch articles of PubMed Central's open store with the images of their figures",
         "qilin.pipeline.pubmed.download:PmcSettings",
         "qilin.pipeline.pubmed.download:pmc",
         ("out",),
@@ -78,7 +78,7 @@ COMMANDS = {
         "--budget 20000000 --price-in 0.28 --price-out 0.42",
     ),
     "data ask": Command(
-        "questions about pictures from their Chinese captions and reports, checked, none that is guessed without them",
+        "questions about images from their Chinese captions and reports, checked, none that is guessed without them",
         "qilin.pipeline.questions.generate:AskSettings",
         "qilin.pipeline.questions.generate:ask",
         ("source", "out"),
@@ -87,7 +87,7 @@ COMMANDS = {
         "--guess-endpoint http://127.0.0.1:8000/v1 --guess-model qwen3-8b --budget 20000000",
     ),
     "data curate": Command(
-        "a dataset folder less repetitions, leaks, personal data, bad pictures and licences that do not fit",
+        "a dataset folder less repetitions, leaks, personal data, bad images and licences that do not fit",
         "qilin.pipeline.curation.curate:CurateSettings",
         "qilin.pipeline.curation.curate:curate",
         ("source", "out"),
@@ -117,7 +117,7 @@ COMMANDS = {
         "qilin data merge together articles-zh pmc-vqa-zh\nqilin data merge english articles vqa --context 0.726",
     ),
     "data chats": Command(
-        "conversations composed of what is told and asked about one picture",
+        "conversations composed of what is told and asked about one image",
         "qilin.pipeline.questions.conversations:ChatsSettings",
         "qilin.pipeline.questions.conversations:chats",
         ("source", "out"),
@@ -191,11 +191,11 @@ COMMANDS = {
         "qilin compare evaluation-old evaluation-new --dataset slake --report compared.html",
     ),
     "chat": Command(
-        "talk with a model about pictures, in the terminal",
+        "talk with a model about images, in the terminal",
         "qilin.serve.config:ChatSettings",
         "qilin.serve.terminal:chat",
         ("model", "images"),
-        "qilin chat runs/instruct picture.png",
+        "qilin chat runs/instruct image.png",
     ),
     "convert": Command(
         "LLaVA's layout to Hugging Face's and back; merge LoRA; llama.cpp's mmproj",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin.model.llava import set_learning
 from qilin.train.config import read_recipe
 from qilin.train.data_loader import Feed
@@ -18,7 +19,6 @@ from qilin.train.loop import pack_loss
 from qilin.train.packed_attention import NAME, make_layout, packed_attention, use_packed_attention
 from qilin.train.plan import make_plan
 from qilin.train.stage import load_start, run_stage
-from tiny import tiny_dataset, tiny_language, tiny_vision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
 DOCUMENTS = [(0, 150, -1), (150, 40, 0), (190, 33, 0), (223, 200, -1), (423, 89, -1)]
@@ -29,7 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("gpu")
     tiny_language(home / "language", width=128)
     tiny_vision(home / "vision")
-    tiny_dataset(home / "data", pictures=6, questions=3, splits=("train",))
+    tiny_dataset(home / "data", images=6, questions=3, splits=("train",))
     return home
 
 

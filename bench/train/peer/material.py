@@ -1,7 +1,7 @@
 """The same tiny Llava and the same samples for every system, with lengths like ChiMed-VL's.
 
 In: a folder and the name of a setting. Out: a model folder, and the samples twice: a dataset folder for Qilin, a JSON
-file with pictures beside it for the others. Words are drawn at random, one token a character; nothing can be learnt.
+file with images beside it for the others. Words are drawn at random, one token a character; nothing can be learnt.
 """
 
 import io
@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from qilin.dataset.schema import Provenance, Sample, assistant, user
-from qilin.dataset.writer import DatasetWriter, make_picture
+from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.demo.tiny_models.language_model import make_tokenizer
 from qilin.model.llava import compose
 from qilin.model.saving import save_model
@@ -30,13 +30,13 @@ CHARACTERS = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))  # few, for logits a
 INSTRUCTION = "根据图中的信息，撰写一段描述性文本。"
 LONGEST = 1400  # tokens of a text, so that nobody has to cut at 2048
 Talk = list[tuple[str, str]]  # questions with their answers
-SIDES = {576: 336, 64: 112}  # tokens a picture -> its side in pixels
+SIDES = {576: 336, 64: 112}  # tokens an image -> its side in pixels
 SAMPLES = 96  # six steps of 16, where a setting does not say
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained on: a stage, tokens a picture, questions a picture, asked one by one or as a conversation."""
+    """What is trained on: a stage, tokens an image, questions an image, asked one by one or as a conversation."""
 
     stage: int
     image: int
@@ -52,7 +52,7 @@ class Setting:
 
     @classmethod
     def named(cls, name: str) -> "Setting":
-        """stage1-576, stage1-576-q2 (context and caption of one picture), stage2-64-q1.5, stage2-576-q3-chat-n48"""
+        """stage1-576, stage1-576-q2 (context and caption of one image), stage2-64-q1.5, stage2-576-q3-chat-n48"""
         stage, image, *rest = name.split("-")
         said = {word[0]: word[1:] for word in rest if word != "chat"}
         questions, samples = float(said.get("q", 1)), int(said.get("n", SAMPLES))
@@ -64,7 +64,7 @@ class Setting:
 
 
 def make_model(folder: Path, image: int) -> Path:
-    """A random Llava with a CLIP of so many tokens a picture."""
+    """A random Llava with a CLIP of so many tokens an image."""
     model = folder / f"model-{image}"
     if (model / "config.json").is_file():
         return model
@@ -98,13 +98,13 @@ def make_samples(folder: Path, setting: Setting) -> Path:
             # a small one, enlarged: it compresses as scans do
             pixels = random.integers(0, 255, (30, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC).save(buffer, "PNG")
-            picture = make_picture(buffer.getvalue(), [Provenance("bench", str(number))])
-            writer.add_picture(picture)
+            image = make_image(buffer.getvalue(), [Provenance("bench", str(number))])
+            writer.add_image(image)
             file = place / "pictures" / f"{number}.png"
             file.write_bytes(buffer.getvalue())
             for part, talk in enumerate([turns] if setting.chat else [[turn] for turn in turns]):
                 kind: Any = "chat" if setting.chat else "caption" if setting.stage == 1 else "vqa"
-                writer.add_sample("train", Sample(f"{number}-{part}", kind, (picture.image_id,), ours(talk)))
+                writer.add_sample("train", Sample(f"{number}-{part}", kind, (image.image_id,), ours(talk)))
                 rows.append({"messages": plain(talk), "images": [str(file)], "length": length_of(setting, talk)})
     (place / "samples.jsonl").write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
@@ -113,7 +113,7 @@ def make_samples(folder: Path, setting: Setting) -> Path:
 
 
 def ours(talk: Talk) -> tuple[dict[str, Any], ...]:
-    """The form of Qilin's datasets; the picture stands before the first question."""
+    """The form of Qilin's datasets; the image stands before the first question."""
     turns = [(user(ask, images=int(i == 0)), assistant(say)) for i, (ask, say) in enumerate(talk)]
     return tuple(message for turn in turns for message in turn)
 
@@ -133,7 +133,7 @@ def length_of(setting: Setting, talk: Talk) -> int:
 
 
 def conversations(setting: Setting, random: np.random.Generator) -> list[Talk]:
-    """For each picture its (question, answer) pairs."""
+    """For each image its (question, answer) pairs."""
 
     def text(median: float, lower: float, upper: float) -> str:
         spread = math.log(upper / lower) / 1.349  # log-normal through the quartiles

@@ -34,7 +34,7 @@ def main(path: str) -> None:
         mm_plugin=get_mm_plugin(name="llava", image_token="<image>"),
     )
     out = Path(job["out"])
-    # the line end after a picture, which others write themselves
+    # the line end after an image, which others write themselves
     rewrite(Path(job["data"]), out / "samples.jsonl", lambda role, text: text.replace("<image>", "<image>\n"))
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     about = {

@@ -25,7 +25,7 @@ def main(path: str) -> None:
         rows = [json.loads(line) for line in file]
 
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-        conversations = [with_picture(s["messages"], Image.open(s["images"][0])) for s in samples]
+        conversations = [with_image(s["messages"], Image.open(s["images"][0])) for s in samples]
         batch = processor.apply_chat_template(
             conversations, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True,
             processor_kwargs={"padding": True, "padding_side": "right", "add_special_tokens": False},
@@ -46,13 +46,13 @@ def freeze(model: Any, learn: list[str]) -> None:
         parameter.requires_grad_(name.startswith(wanted))
 
 
-def with_picture(messages: list[dict[str, str]], picture: Any) -> list[dict[str, Any]]:
+def with_image(messages: list[dict[str, str]], image: Any) -> list[dict[str, Any]]:
     """Messages whose first text begins with <image> -> the processor's form."""
     found = []
     for message in messages:
         parts: list[dict[str, Any]] = []
         if message["content"].startswith("<image>"):
-            parts.append({"type": "image", "image": picture.convert("RGB")})
+            parts.append({"type": "image", "image": image.convert("RGB")})
         parts.append({"type": "text", "text": message["content"].removeprefix("<image>")})
         found.append({"role": message["role"], "content": parts})
     return found

@@ -65,7 +65,7 @@ def watch_loop(watch: Watch) -> None:
 
 
 def no_packing() -> None:
-    """Each piece (a picture with its questions) is computed by itself."""
+    """Each piece (an image with its questions) is computed by itself."""
     plan.pack = lambda pieces, budget: [[piece] for piece in pieces]
 
 
@@ -73,7 +73,7 @@ def all_logits() -> None:
     """Logits of every position, as a causal language model's own loss computes them."""
 
     def answer_loss(hidden: torch.Tensor, head: Any, where: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        assert len(where.unique()) == len(where), "a word stands between a picture and each answer"
+        assert len(where.unique()) == len(where), "a word stands between an image and each answer"
         labels = torch.full((len(hidden),), -100).index_copy(0, where, targets)
         return F.cross_entropy(head(hidden).float(), labels, ignore_index=-100, reduction="sum")
 
@@ -130,8 +130,8 @@ def everything_read() -> None:
     attention.skip_unread = lambda model: None
 
 
-def no_kept_pictures() -> None:
-    """A picture is read and scaled each time it is asked for."""
+def no_kept_images() -> None:
+    """An image is read and scaled each time it is asked for."""
     inputs.Pixels.__init__.__defaults__ = (0,)
 
 
@@ -161,7 +161,7 @@ OFF: dict[str, Callable[[], None]] = {
     "attention by document": dense_mask,
     "attention in blocks": no_blocks,
     "what nobody reads left out": everything_read,
-    "pictures kept": no_kept_pictures,
+    "images kept": no_kept_images,
     "packs made ahead": no_prefetch,
 }
 

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on a job's samples: conversations with `assistant_only_loss`, its own collator for pictures.
+"""TRL's SFTTrainer on a job's samples: conversations with `assistant_only_loss`, its own collator for images.
 
 python run_trl.py JOB.json
 """
@@ -22,7 +22,7 @@ def main(path: str) -> None:
     freeze(model, job["learn"])
     with open(job["data"], encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    for row in rows:  # it puts the picture's mark in itself
+    for row in rows:  # it puts the image's mark in itself
         row["messages"][0]["content"] = row["messages"][0]["content"].removeprefix("<image>")
     turn = {"role": Value("string"), "content": Value("string")}
     data = Dataset.from_list(rows, Features(messages=List(turn), images=List(Image()), length=Value("int64")))

@@ -51,7 +51,7 @@ def convert_gguf(source: Path, folder: Path, settings: ConvertSettings, say: Cal
     vision = stock.vision_config
     layers = stock.vision_feature_layer
     layers = layers if layers >= 0 else vision.num_hidden_layers + 1 + layers  # hidden state n leaves layer n
-    pictures = read_json(source / "processor_config.json")["image_processor"]
+    images = read_json(source / "processor_config.json")["image_processor"]
     writer = GGUFWriter(folder / FILE, "clip")
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_bool("clip.has_llava_projector", True)
@@ -69,10 +69,10 @@ def convert_gguf(source: Path, folder: Path, settings: ConvertSettings, say: Cal
         writer.add_uint32(f"clip.vision.{key}", value)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", vision.layer_norm_eps)
     writer.add_array("clip.vision.feature_layer", [layers])
-    writer.add_array("clip.vision.image_mean", list(pictures["image_mean"]))
-    writer.add_array("clip.vision.image_std", list(pictures["image_std"]))
-    if not pictures.get("do_pad"):
-        say("llama.cpp pads every picture to a square; this model was trained on the middle of each")
+    writer.add_array("clip.vision.image_mean", list(images["image_mean"]))
+    writer.add_array("clip.vision.image_std", list(images["image_std"]))
+    if not images.get("do_pad"):
+        say("llama.cpp pads every image to a square; this model was trained on the middle of each")
     reader = Reader()
     for weight in list_weights(source):
         name = gguf_name(weight.name, layers)

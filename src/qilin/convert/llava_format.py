@@ -38,7 +38,7 @@ FAMILY_FIELDS = (
 )
 # What a stranger in the weights most likely means.
 GUESSES = {
-    "image_newline": "LLaVA-1.6 (NeXT), which cuts pictures into tiles; only 1.5's layout is read here",
+    "image_newline": "LLaVA-1.6 (NeXT), which cuts images into tiles; only 1.5's layout is read here",
     "vision_resampler": "a model with a resampler between encoder and projector, which stock Llava has not",
     "lora_": "adapters; name the folder with adapter_config.json as SRC and its base with --base",
     "model.vision_tower": "a vision encoder that is not a CLIP of transformers",

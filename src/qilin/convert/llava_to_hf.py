@@ -121,7 +121,7 @@ def tower_weights(
 def vision_of(
     found: Gathered, config: Mapping[str, Any], settings: ConvertSettings, say: Callable[[str], None]
 ) -> tuple[Any, dict[str, Any]]:
-    """(the encoder's config, its picture settings: mean and deviation of colours), from --vision, the folder or hub id
+    """(the encoder's config, its image settings: mean and deviation of colours), from --vision, the folder or hub id
     that the checkpoint names, or else the shapes of the weights themselves."""
     from transformers import AutoConfig, AutoImageProcessor, CLIPVisionConfig
 
@@ -236,7 +236,7 @@ def plan_one(
 def grown(tensor: torch.Tensor, rows: int, like: int | None, head: bool) -> torch.Tensor:
     """Rows for tokens that LLaVA's vocabulary has not.
 
-    `<image>` is never looked up (pictures take its place), so its embedding is zeros. In the head its row is a copy of
+    `<image>` is never looked up (images take its place), so its embedding is zeros. In the head its row is a copy of
     the beginning-of-sequence token's: equal logits, and of equals the first is taken, so that no answer changes. Zeros
     there would be a logit of 0, which can win.
     """

@@ -1,4 +1,4 @@
-"""How a converted model is spoken to: tokenizer, image token, chat template, picture settings, and what ends an answer.
+"""How a converted model is spoken to: tokenizer, image token, chat template, image settings, and what ends an answer.
 
 In: the tokenizer files of a LLaVA checkpoint (a slow tokenizer.model alone will do) and its config. Out: the files of
 a Hugging Face folder beside the weights. The ids of a conversation are LLaVA's own, token by token.

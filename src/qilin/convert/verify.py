@@ -69,17 +69,17 @@ def compare_logits(folder: Path, found: Gathered, config: Mapping[str, Any], sto
 
 
 Get = Callable[[str], torch.Tensor]
-IMAGE_INDEX = -200  # LLaVA's stand-in for a picture among the ids (constants.py)
+IMAGE_INDEX = -200  # LLaVA's stand-in for an image among the ids (constants.py)
 
 
 def reference_logits(get: Get, config: Mapping[str, Any], vision: Any, ids: Sequence[int], pixels: torch.Tensor) -> Any:
-    """Logits (T, vocabulary) of one conversation; every IMAGE_INDEX in `ids` is replaced by the picture's features.
+    """Logits (T, vocabulary) of one conversation; every IMAGE_INDEX in `ids` is replaced by the image's features.
 
-    `pixels`: (3, side, side), one picture for all marks.
+    `pixels`: (3, side, side), one image for all marks.
     """
     table = get("model.embed_tokens.weight").float()
-    picture = project(get, config, encode_picture(get, config, vision, pixels))  # (P, D)
-    parts = [picture if i == IMAGE_INDEX else table[i][None] for i in ids]
+    image = project(get, config, encode_image(get, config, vision, pixels))  # (P, D)
+    parts = [image if i == IMAGE_INDEX else table[i][None] for i in ids]
     x = language(get, config, torch.cat(parts))
     head = table if config.get("tie_word_embeddings") else get("lm_head.weight").float()
     return x @ head.T
@@ -89,13 +89,13 @@ def linear(get: Get, name: str, x: torch.Tensor, bias: bool = True) -> torch.Ten
     return F.linear(x, get(name + ".weight").float(), get(name + ".bias").float() if bias else None)
 
 
-def encode_picture(get: Get, config: Mapping[str, Any], vision: Any, pixels: torch.Tensor) -> torch.Tensor:
+def encode_image(get: Get, config: Mapping[str, Any], vision: Any, pixels: torch.Tensor) -> torch.Tensor:
     """CLIP's hidden states after the chosen layer, the class token dropped unless cls_patch: (P, D)."""
     root = "model.vision_tower.vision_tower.vision_model."
     kernel = get(root + "embeddings.patch_embedding.weight").float()  # (D, 3, patch, patch)
     patch = kernel.shape[-1]
     side = pixels.shape[-1] // patch
-    # Cut into patches by hand: a picture is rows of patches, each a long vector.
+    # Cut into patches by hand: an image is rows of patches, each a long vector.
     cut = pixels.float().reshape(3, side, patch, side, patch).permute(1, 3, 0, 2, 4).reshape(side * side, -1)
     x = cut @ kernel.reshape(kernel.shape[0], -1).T
     x = torch.cat([get(root + "embeddings.class_embedding").float()[None], x])

@@ -44,7 +44,7 @@ BENCHMARKS = {
     "slake-zh": Benchmark(
         "SLAKE, Chinese half (Liu et al. 2021)", "zh", "huggingface.co/datasets/BoKelvin/SLAKE", "CC BY 4.0",
         "test.json, q_lang zh: 1,033 questions", "open, closed", "slake", "the files themselves (train, validate)",
-        "70 of its 96 test pictures are in the English half's train.json: never train on both languages",
+        "70 of its 96 test images are in the English half's train.json: never train on both languages",
         {
             "train": "03a25c2e59149446a85f0ec6cdda99af9d673a5cc9f76dec360c4f65186a1ac3",
             "validation": "17907926e928b2aa27f6e042068640871ec536b7d6a166847df67cbf423c27f7",
@@ -58,7 +58,7 @@ BENCHMARKS = {
         "VQA-RAD, the authors' split (Lau et al. 2018)", "en", "osf.io/89kps", "CC0 1.0",
         "phrase_type test_freeform and test_para: 451 questions", "open, closed", "vqa-rad",
         "readers of 'VQA_RAD Dataset Public.json' in public repositories",
-        "its test pictures are its training pictures: look at no_near_duplicate",
+        "its test images are its training images: look at no_near_duplicate",
     ),
     "vqa-rad-hf": Benchmark(
         "VQA-RAD, the deduplicated split of the hub's copy", "en", "huggingface.co/datasets/flaviagiammarino/vqa-rad",
@@ -72,7 +72,7 @@ BENCHMARKS = {
     "pmc-vqa": Benchmark(
         "PMC-VQA test_clean (Zhang et al. 2023)", "en", "huggingface.co/datasets/RadGenome/PMC-VQA", "CC BY-SA 4.0",
         "test_clean.csv: 2,000 questions", "choice", "pmc-vqa-test", EVALSCOPE,
-        "pictures in images/ or figures/ beside the table",
+        "images in images/ or figures/ beside the table",
     ),
     "omnimedvqa": Benchmark(
         "OmniMedVQA, open-access part (Hu et al. 2024)", "en", "huggingface.co/datasets/foreverbeliever/OmniMedVQA",
@@ -96,8 +96,8 @@ BENCHMARKS = {
     "chimed-vl": Benchmark(
         "ChiMed-VL, held out of the instruction data (Liu et al. 2023)", "zh",
         "huggingface.co/datasets/williamliu/ChiMed-VL",
-        "as its sources", "none published: keep --test 0.05 by picture and article at import", "open, closed, choice",
-        "llava", "unverified: released without pictures",
+        "as its sources", "none published: keep --test 0.05 by image and article at import", "open, closed, choice",
+        "llava", "unverified: released without images",
     ),
 }  # fmt: skip
 

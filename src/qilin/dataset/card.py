@@ -29,13 +29,13 @@ Lengths = dict[str, Counter[int]]  # of a name: how often each length of its ans
 def write_card(path: Path, title: str, counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Write README.md from the folder's own rows."""
     samples = {split: sorted((path / "samples").glob(f"{split}-*.parquet")) for split in SPLITS}
-    pictures, modality = picture_table(path)
+    images, modality = image_table(path)
     tables, by, languages = sample_table(samples, modality)
     head = yaml.safe_dump(head_of(title, samples, languages), sort_keys=False, allow_unicode=True)
     (path / "plots").mkdir(exist_ok=True)
     for name in PLOTS:
         (path / "plots" / f"{name}.svg").write_text(plot(name, by[name]), encoding="utf-8")
-    body = [f"# {title}", "", opening(counts, settings), "", *tables, "", *pictures, "", "## Plots", ""]
+    body = [f"# {title}", "", opening(counts, settings), "", *tables, "", *images, "", "## Plots", ""]
     body += [f"![samples by {name}: counts and lengths](plots/{name}.svg)\n" for name in PLOTS]
     if counts["dropped"]:
         body += ["## Refused rows", "", "Each row stands in `dropped.jsonl` with its reason.", ""]
@@ -78,14 +78,14 @@ def opening(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     total = sum(counts["samples"].values())
     note = f"\n\n> {settings['notice']}" if settings.get("notice") else ""
     said = f"\n\n{sets}" if (sets := test_sets(settings)) else ""
-    return f"{counts['pictures']:,} pictures, {total:,} samples, {counts['dropped']:,} rows refused.{said}{note}"
+    return f"{counts['pictures']:,} images, {total:,} samples, {counts['dropped']:,} rows refused.{said}{note}"
 
 
 def test_sets(settings: Mapping[str, Any]) -> str:
     """What was kept out as a test set's; "" for what was never curated."""
     curated, kept_out = looked_for(settings)
     if kept_out:
-        return f"Pictures and passages of these test sets do not stand in it: {', '.join(sorted(kept_out))}."
+        return f"Images and passages of these test sets do not stand in it: {', '.join(sorted(kept_out))}."
     return "No test set was named to be kept out of it." if curated else ""
 
 
@@ -115,7 +115,7 @@ def sample_table(samples: Mapping[str, list[Path]], modality: Table) -> tuple[li
                 for row in batch.to_pylist():
                     size = sum(length_of(m) for m in row["messages"] if m["role"] == "assistant")
                     source = row["source"] or "unknown"
-                    seen = (modality.get(row["image_ids"][0]) or "unknown") if row["image_ids"] else "no picture"
+                    seen = (modality.get(row["image_ids"][0]) or "unknown") if row["image_ids"] else "no image"
                     lengths.setdefault((split, row["kind"]), Counter())[size] += 1
                     kinds[(source, row["lang"], row["license_tier"])] += 1
                     for name, value in zip(PLOTS, (source, row["kind"], seen, row["license_tier"]), strict=True):
@@ -158,8 +158,8 @@ def beside_the_paper(parts: Lengths) -> list[str]:
     return ["## Beside ChiMed-VL as its paper counts it", "", *table(heads, rows)]
 
 
-def picture_table(path: Path) -> tuple[list[str], Table]:
-    """Pictures by source, modality, licence tier; and the modality of each."""
+def image_table(path: Path) -> tuple[list[str], Table]:
+    """Images by source, modality, licence tier; and the modality of each."""
     count: Counter[tuple[str, str, str]] = Counter()
     modality = TableWriter()
     columns = ["image_id", "provenance", "modality", "license_tier"]
@@ -170,7 +170,7 @@ def picture_table(path: Path) -> tuple[list[str], Table]:
                 count[(source, row["modality"] or "unknown", row["license_tier"])] += 1
                 modality.add(row["image_id"], row["modality"] or "unknown")
     rows = [(*key, f"{number:,}") for key, number in count.most_common()]
-    made = ["## Pictures", "", *table(("source", "modality", "licence tier", "pictures"), rows)]
+    made = ["## Images", "", *table(("source", "modality", "licence tier", "pictures"), rows)]
     return made, modality.table()
 
 

@@ -1,4 +1,4 @@
-"""Words for many keys, on disk: what a step has found out about samples or pictures, for all the processes that use it.
+"""Words for many keys, on disk: what a step has found out about samples or images, for all the processes that use it.
 
 In: keys with the reason, split or name that each has. Out: two arrays and a list in a folder, opened without being read
 into memory: some 10 bytes a key there, next to none here.

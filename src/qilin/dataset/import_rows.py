@@ -1,4 +1,4 @@
-"""What every source reader yields: `Row`s whose pictures are still files, or `Refused` rows with their reason.
+"""What every source reader yields: `Row`s whose images are still files, or `Refused` rows with their reason.
 
 Readers only read and map; decoding, splitting, licences and writing happen once for all of them in
 `qilin.pipeline.importers.run`, so a new source is one function from settings to these rows.
@@ -14,8 +14,8 @@ CAPTION_INSTRUCTION = "根据图中的信息，撰写一段描述性文本。"
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture on disk and what its source says about it."""
+class ImageFile:
+    """An image on disk and what its source says about it."""
 
     path: Path
     name: str  # as the source writes it: its id there
@@ -29,11 +29,11 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Row:
-    """A sample before its pictures are decoded; `split` is None where the source has none of its own."""
+    """A sample before its images are decoded; `split` is None where the source has none of its own."""
 
     sample_id: str
     kind: Literal["caption", "context", "inline", "report", "vqa", "chat"]
-    pictures: tuple[PictureFile, ...]
+    images: tuple[ImageFile, ...]
     messages: tuple[Mapping[str, Any], ...]
     answer_type: Literal["open", "closed", "choice"] | None = None
     choices: tuple[str, ...] = ()

@@ -22,20 +22,20 @@ from qilin.dataset.hash_tables import fingerprint, fingerprints
 from qilin.dataset.schema import (
     CAPTION_KINDS,
     FORMAT_VERSION,
+    IMAGE_SCHEMA,
     MANIFEST,
-    PICTURE_SCHEMA,
     SAMPLE_SCHEMA,
     SPLITS,
-    Picture,
+    ImageRecord,
     Sample,
-    picture_from_row,
+    image_from_row,
     sample_from_row,
 )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened dataset folder. Samples are read lazily from Arrow; pictures at random from their row group."""
+    """An opened dataset folder. Samples are read lazily from Arrow; images at random from their row group."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -84,7 +84,7 @@ class Dataset:
                 place += size
 
     def split_hash(self, split: str) -> str:
-        """sha256 over what a split asks and answers about which pictures, whatever the samples' names and order, so
+        """sha256 over what a split asks and answers about which images, whatever the samples' names and order, so
         that a test set has the same hash wherever it is imported. Captions count only where nothing is asked: those of
         SLAKE are composed at import."""
         asked: list[bytes] = []
@@ -94,47 +94,47 @@ class Dataset:
             (told if s.kind in CAPTION_KINDS else asked).append(hashlib.sha256(content.encode()).digest())
         return hashlib.sha256(b"".join(sorted(asked or told))).hexdigest()
 
-    def picture(self, image_id: str) -> Picture:
-        """One picture by id. Raises UserError if the folder does not hold it."""
-        return picture_from_row(self.picture_columns(image_id))
+    def image(self, image_id: str) -> ImageRecord:
+        """One image by id. Raises UserError if the folder does not hold it."""
+        return image_from_row(self.image_columns(image_id))
 
-    def picture_bytes(self, image_id: str) -> bytes:
+    def image_bytes(self, image_id: str) -> bytes:
         """Its bytes alone. Raises UserError if the folder does not hold it."""
-        found: bytes = self.picture_columns(image_id, ("image_id", "bytes"))["bytes"]
+        found: bytes = self.image_columns(image_id, ("image_id", "bytes"))["bytes"]
         return found
 
-    def picture_columns(self, image_id: str, columns: Sequence[str] = tuple(PICTURE_SCHEMA.names)) -> dict[str, Any]:
-        """Some columns of a picture's row."""
+    def image_columns(self, image_id: str, columns: Sequence[str] = tuple(IMAGE_SCHEMA.names)) -> dict[str, Any]:
+        """Some columns of an image's row."""
         for file, group, row in self.where.places(image_id):
             table = open_parquet(file).read_row_group(group, columns=list(columns), use_threads=False)
             found: dict[str, Any] = table.slice(row, 1).to_pylist()[0]
             if found["image_id"] == image_id:
                 return found
-        raise UserError(f"{self.path}: picture {image_id} is named by a sample but is not in images/")
+        raise UserError(f"{self.path}: image {image_id} is named by a sample but is not in images/")
 
     @cached_property
-    def where(self) -> "PicturePlaces":
-        """Where each picture lies; read when the first one is asked for."""
-        return index_pictures(self.path)
+    def where(self) -> "ImagePlaces":
+        """Where each image lies; read when the first one is asked for."""
+        return index_images(self.path)
 
-    def pictures(self) -> Iterator[Picture]:
-        """Every picture, in file order, one row group in memory at a time."""
+    def images(self) -> Iterator[ImageRecord]:
+        """Every image, in file order, one row group in memory at a time."""
         for file in sorted((self.path / "images").glob("*.parquet")):
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
-                yield from map(picture_from_row, parquet.read_row_group(group).to_pylist())
+                yield from map(image_from_row, parquet.read_row_group(group).to_pylist())
 
-    def picture_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Facts about all pictures without their bytes, some at a time, in file order."""
+    def image_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Facts about all images without their bytes, some at a time, in file order."""
         for path in sorted((self.path / "images").glob("*.parquet")):
             with pq.ParquetFile(path) as file:
                 yield from file.iter_batches(columns=list(columns), batch_size=8192)
 
-    def picture_table(self, columns: Sequence[str] = ("image_id", "phash", "modality", "body_part")) -> pa.Table:
-        """Facts about all pictures without their bytes."""
+    def image_table(self, columns: Sequence[str] = ("image_id", "phash", "modality", "body_part")) -> pa.Table:
+        """Facts about all images without their bytes."""
         files = sorted((self.path / "images").glob("*.parquet"))
         tables = [pq.read_table(file, columns=list(columns)) for file in files]
-        return pa.concat_tables(tables) if tables else PICTURE_SCHEMA.empty_table().select(list(columns))
+        return pa.concat_tables(tables) if tables else IMAGE_SCHEMA.empty_table().select(list(columns))
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 @lru_cache(maxsize=64)
 def group_sizes(path: str) -> tuple[int, ...]:
-    """Rows of each row group of a file, which is closed again: an open one of 16,384 pictures keeps some 17 MB."""
+    """Rows of each row group of a file, which is closed again: an open one of 16,384 images keeps some 17 MB."""
     facts = pq.read_metadata(path)
     return tuple(facts.row_group(group).num_rows for group in range(facts.num_row_groups))
 
@@ -213,16 +213,16 @@ def open_dataset(path: Path) -> Dataset:
 
 
 @dataclass(frozen=True)
-class PicturePlaces:
-    """Where pictures lie, in 16 bytes a picture: the fingerprint of each id, sorted, and its place in all files."""
+class ImagePlaces:
+    """Where images lie, in 16 bytes an image: the fingerprint of each id, sorted, and its place in all files."""
 
     keys: np.ndarray  # uint64, sorted
     order: np.ndarray  # places of the keys, counted over all row groups
-    starts: np.ndarray  # of each row group: the place of its first picture
+    starts: np.ndarray  # of each row group: the place of its first image
     groups: tuple[tuple[str, int], ...]  # (file, number of its first row group), a file
 
     def places(self, image_id: str) -> Iterator[tuple[str, int, int]]:
-        """(file, row group, row in it) of every picture whose id has this one's fingerprint: one, hardly ever two."""
+        """(file, row group, row in it) of every image whose id has this one's fingerprint: one, hardly ever two."""
         key = np.uint64(fingerprint(image_id))
         for n in range(int(np.searchsorted(self.keys, key)), len(self.keys)):
             if self.keys[n] != key:
@@ -233,7 +233,7 @@ class PicturePlaces:
             yield file, group - first, place - int(self.starts[group])
 
 
-def index_pictures(path: Path) -> PicturePlaces:
+def index_images(path: Path) -> ImagePlaces:
     """Read from the id column alone."""
     parts = [np.empty(0, dtype=np.uint64)]
     groups: list[tuple[str, int]] = []
@@ -245,4 +245,4 @@ def index_pictures(path: Path) -> PicturePlaces:
         sizes += group_sizes(str(file))
     keys = np.concatenate(parts)
     order = np.argsort(keys, kind="stable")
-    return PicturePlaces(keys[order], order, np.cumsum(sizes)[:-1], tuple(groups))
+    return ImagePlaces(keys[order], order, np.cumsum(sizes)[:-1], tuple(groups))

@@ -1,4 +1,4 @@
-"""Rows of a dataset folder, Picture and Sample, with their Arrow schemas and the messages that samples hold.
+"""Rows of a dataset folder, Image and Sample, with their Arrow schemas and the messages that samples hold.
 
 In: rows of the importers or of parquet files. Out: frozen dataclasses and the same rows as Arrow takes them.
 """
@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a picture came from; one picture may have several of these."""
+    """Where an image came from; one image may have several of these."""
 
     source: str
     source_id: str
@@ -27,8 +27,8 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, stored once by content. `bytes` are the encoded file (PNG, JPEG), not pixels."""
+class ImageRecord:
+    """An image, stored once by content. `bytes` are the encoded file (PNG, JPEG), not pixels."""
 
     image_id: str  # sha256 of bytes, hexadecimal
     bytes: bytes
@@ -48,7 +48,7 @@ class Sample:
     """One thing to learn or to be asked: a caption, one independent question, or one whole conversation.
 
     `messages` are in Hugging Face form: [{"role", "content": [{"type": "image"} | {"type": "text", "text": …}]}];
-    the pictures of `image_ids` fill the image parts in order.
+    the images of `image_ids` fill the image parts in order.
     """
 
     sample_id: str
@@ -66,7 +66,7 @@ class Sample:
 
 
 PROVENANCE_TYPE = pa.struct([(name, pa.string()) for name in ("source", "source_id", "url", "license", "attribution")])
-PICTURE_SCHEMA = pa.schema(
+IMAGE_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("bytes", pa.binary()),
@@ -120,7 +120,7 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def count_images(messages: Sequence[Mapping[str, Any]]) -> int:
-    """How many pictures the messages ask for."""
+    """How many images the messages ask for."""
     return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 
@@ -128,7 +128,7 @@ def problem_with(sample: Sample) -> str | None:
     """Why a sample cannot be learnt from or asked, in words for dropped.jsonl; None if it is sound."""
     marks = count_images(sample.messages)
     if marks != len(sample.image_ids):
-        return f"{marks} image marks for {len(sample.image_ids)} pictures"
+        return f"{marks} image marks for {len(sample.image_ids)} images"
     answers = [text_of(message) for message in sample.messages if message["role"] == "assistant"]
     if not answers:
         return "no answer: no assistant message"
@@ -162,13 +162,13 @@ def sample_from_row(row: Mapping[str, Any]) -> Sample:
     return Sample(**fields)
 
 
-def picture_row(picture: Picture) -> dict[str, Any]:
-    """A Picture as the parquet row of PICTURE_SCHEMA."""
-    row = {name: getattr(picture, name) for name in PICTURE_SCHEMA.names}
-    return row | {"provenance": [vars(item) for item in picture.provenance]}
+def image_row(image: ImageRecord) -> dict[str, Any]:
+    """A Image as the parquet row of PICTURE_SCHEMA."""
+    row = {name: getattr(image, name) for name in IMAGE_SCHEMA.names}
+    return row | {"provenance": [vars(item) for item in image.provenance]}
 
 
-def picture_from_row(row: Mapping[str, Any]) -> Picture:
-    """A parquet row back to a Picture."""
-    fields = {name: row[name] for name in PICTURE_SCHEMA.names}
-    return Picture(**fields | {"provenance": tuple(Provenance(**item) for item in row["provenance"])})
+def image_from_row(row: Mapping[str, Any]) -> ImageRecord:
+    """A parquet row back to a Image."""
+    fields = {name: row[name] for name in IMAGE_SCHEMA.names}
+    return ImageRecord(**fields | {"provenance": tuple(Provenance(**item) for item in row["provenance"])})

@@ -1,6 +1,6 @@
-"""Splits that divide neither a picture nor a group: everything that is linked goes to one side, whole.
+"""Splits that divide neither an image nor a group: everything that is linked goes to one side, whole.
 
-In: for each row, in order, the keys (pictures, groups) that it ties together. Out: a split for every row, drawn by a
+In: for each row, in order, the keys (images, groups) that it ties together. Out: a split for every row, drawn by a
 hash of its component and a seed: the same on every machine. Some 60 bytes a row, whatever the keys are.
 """
 

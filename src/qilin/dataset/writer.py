@@ -25,43 +25,43 @@ from qilin.dataset.hash_tables import KeysOnDisk
 from qilin.dataset.licenses import strictest, tier
 from qilin.dataset.schema import (
     FORMAT_VERSION,
+    IMAGE_SCHEMA,
     MANIFEST,
-    PICTURE_SCHEMA,
     SAMPLE_SCHEMA,
     SPLITS,
-    Picture,
+    ImageRecord,
     Provenance,
     Sample,
-    picture_row,
+    image_row,
     problem_with,
     sample_row,
 )
-from qilin.imaging.decode import Encoded, read_picture
+from qilin.imaging.decode import Encoded, read_image
 
 
-def make_picture(
+def make_image(
     data: bytes,
     provenance: Sequence[Provenance],
     modality: str | None = None,
     body_part: str | None = None,
     deidentified: str | None = None,
-) -> Picture:
-    """Bytes of a PNG, JPEG, TIFF, BMP, WebP or GIF -> a Picture; `image_id` is the sha256 of the bytes stored.
+) -> ImageRecord:
+    """Bytes of a PNG, JPEG, TIFF, BMP, WebP or GIF -> a Image; `image_id` is the sha256 of the bytes stored.
 
-    The licence tier is the strictest of the provenance. Raises `qilin.imaging.decode.BadPicture`.
+    The licence tier is the strictest of the provenance. Raises `qilin.imaging.decode.BadImage`.
     """
-    return picture_of(read_picture(data), provenance, modality, body_part, deidentified)
+    return image_of(read_image(data), provenance, modality, body_part, deidentified)
 
 
-def picture_of(
+def image_of(
     encoded: Encoded,
     provenance: Sequence[Provenance],
     modality: str | None = None,
     body_part: str | None = None,
     deidentified: str | None = None,
-) -> Picture:
-    """A picture that was decoded before -> a Picture."""
-    return Picture(
+) -> ImageRecord:
+    """An image that was decoded before -> a Image."""
+    return ImageRecord(
         image_id=hashlib.sha256(encoded.bytes).hexdigest(),
         bytes=encoded.bytes,
         format=encoded.format,
@@ -76,9 +76,9 @@ def picture_of(
     )
 
 
-ROWS_A_GROUP = 16  # pictures in a row group: a random read touches at most these
+ROWS_A_GROUP = 16  # images in a row group: a random read touches at most these
 BYTES_A_PART = 512 << 20
-PICTURES_A_PART = 16_384
+IMAGES_A_PART = 16_384
 SAMPLES_A_GROUP = 8192
 
 
@@ -98,9 +98,9 @@ class DatasetWriter:
         self.work = self.path.with_name(f".{self.path.name}.unfinished")
         self.counts: Counter[str] = Counter()  # samples a split
         self.dropped: Counter[str] = Counter()  # rows a reason
-        self.pictures = 0
+        self.images = 0
         self.waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-        self.picture_rows: list[dict[str, Any]] = []
+        self.image_rows: list[dict[str, Any]] = []
         self.files: dict[str, pq.ParquetWriter] = {}
         self.part = -1
         self.part_bytes = BYTES_A_PART
@@ -110,7 +110,7 @@ class DatasetWriter:
         for folder in ("images", "samples"):
             (self.work / folder).mkdir(parents=True)
         self.drops = (self.work / "dropped.jsonl").open("w", encoding="utf-8")
-        # samples and pictures that are here; pictures and groups with the split they belong to
+        # samples and images that are here; images and groups with the split they belong to
         try:
             self.keys = KeysOnDisk(self.work / "keys.sqlite")
         except sqlite3.Error:  # the disk is full already
@@ -130,17 +130,17 @@ class DatasetWriter:
         finally:  # also where finish itself is interrupted or the disk is full
             self.give_up()
 
-    def add_picture(self, picture: Picture) -> None:
-        """Store a picture, once by content: a second one with the same id is passed over."""
-        if not self.keys.add(f"picture {picture.image_id}"):
+    def add_image(self, image: ImageRecord) -> None:
+        """Store an image, once by content: a second one with the same id is passed over."""
+        if not self.keys.add(f"image {image.image_id}"):
             return
-        self.pictures += 1
-        self.picture_rows.append(picture_row(picture))
-        if len(self.picture_rows) == ROWS_A_GROUP:
-            self.flush_pictures()
+        self.images += 1
+        self.image_rows.append(image_row(image))
+        if len(self.image_rows) == ROWS_A_GROUP:
+            self.flush_images()
 
     def add_sample(self, split: str, sample: Sample) -> bool:
-        """Store a sample, or drop it with its reason. Its pictures must have been added. True if it was kept."""
+        """Store a sample, or drop it with its reason. Its images must have been added. True if it was kept."""
         assert split in SPLITS, f"split {split!r} is none of {SPLITS}"
         reason = problem_with(sample) or self.clash(split, sample)
         if reason:
@@ -161,17 +161,17 @@ class DatasetWriter:
         self.drops.write(json.dumps({"reason": reason, "row": row}, ensure_ascii=False, default=str) + "\n")
 
     def belongings(self, sample: Sample) -> list[str]:
-        """What may not be divided between splits: the sample's pictures and its group."""
-        return [f"picture {id}" for id in sample.image_ids] + ([f"group {sample.group}"] if sample.group else [])
+        """What may not be divided between splits: the sample's images and its group."""
+        return [f"image {id}" for id in sample.image_ids] + ([f"group {sample.group}"] if sample.group else [])
 
     def clash(self, split: str, sample: Sample) -> str | None:
-        """Why a sample may not join a split: seen before, unknown picture, or its picture or group lives elsewhere."""
+        """Why a sample may not join a split: seen before, unknown image, or its image or group lives elsewhere."""
         if f"sample {sample.sample_id}" in self.keys:
             return "sample_id was already used"
-        if any(f"picture {id}" not in self.keys for id in sample.image_ids):
-            return "its picture was refused or is missing"
+        if any(f"image {id}" not in self.keys for id in sample.image_ids):
+            return "its image was refused or is missing"
         homes = {home for key in self.belongings(sample) if (home := self.keys.get(key))} - {split}
-        return f"leak: its picture or group is already in {homes.pop()}" if homes else None
+        return f"leak: its image or group is already in {homes.pop()}" if homes else None
 
     def give_up(self) -> None:
         """Close and remove what is unfinished; nothing of it is where a whole folder would be."""
@@ -180,18 +180,18 @@ class DatasetWriter:
                 file.close()
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def flush_pictures(self) -> None:
-        size = sum(len(row["bytes"]) for row in self.picture_rows)
-        if self.part_bytes + size > BYTES_A_PART or self.pictures > PICTURES_A_PART * (self.part + 1):
-            # begin a new part; an open file keeps some 400 bytes a picture in memory for its footer
+    def flush_images(self) -> None:
+        size = sum(len(row["bytes"]) for row in self.image_rows)
+        if self.part_bytes + size > BYTES_A_PART or self.images > IMAGES_A_PART * (self.part + 1):
+            # begin a new part; an open file keeps some 400 bytes an image in memory for its footer
             if done := self.files.pop(f"images/part-{self.part:05d}.parquet", None):
                 done.close()
             self.part += 1
             self.part_bytes = 0
         self.part_bytes += size
         name = f"images/part-{self.part:05d}.parquet"
-        self.write(name, pa.Table.from_pylist(self.picture_rows, schema=PICTURE_SCHEMA), bytes_column="bytes")
-        self.picture_rows = []
+        self.write(name, pa.Table.from_pylist(self.image_rows, schema=IMAGE_SCHEMA), bytes_column="bytes")
+        self.image_rows = []
 
     def flush_samples(self, split: str) -> None:
         table = pa.Table.from_pylist(self.waiting[split], schema=SAMPLE_SCHEMA)
@@ -199,7 +199,7 @@ class DatasetWriter:
         self.waiting[split] = []
 
     def write(self, name: str, table: pa.Table, bytes_column: str | None = None) -> None:
-        """Append a row group to a file of the folder. Encoded pictures do not compress again: left plain."""
+        """Append a row group to a file of the folder. Encoded images do not compress again: left plain."""
         if name not in self.files:
             packing: Any = "zstd"
             if bytes_column:
@@ -213,15 +213,15 @@ class DatasetWriter:
 
     def finish(self) -> None:
         """Flush, write card and manifest, and give the folder its final name."""
-        if self.picture_rows:
-            self.flush_pictures()
+        if self.image_rows:
+            self.flush_images()
         for split in SPLITS:
             if self.waiting[split]:
                 self.flush_samples(split)
         for file in self.files.values():
             file.close()
         counts = {
-            "pictures": self.pictures,
+            "pictures": self.images,
             "samples": {split: self.counts[split] for split in SPLITS if self.counts[split]},
             "dropped": sum(self.dropped.values()),
             "dropped_reasons": dict(self.dropped.most_common()),

@@ -17,11 +17,11 @@ class VisionPart:
     heads: int = setting(default=4, help="attention heads")
     objectives: tuple[Literal["contrast", "words", "answers"], ...] = setting(
         default=("contrast", "words"),
-        help="contrast: match pictures and captions; words: name the words of the caption; "
+        help="contrast: match images and captions; words: name the words of the caption; "
         "answers: predict training answers (label supervision)",
     )
-    epochs: int = setting(default=20, help="times through the training pictures")
-    batch: int = setting(default=128, help="pictures a step")
+    epochs: int = setting(default=20, help="times through the training images")
+    batch: int = setting(default=128, help="images a step")
     optimizer: Literal["adamw", "muon"] = setting(default="adamw", help="as in the stages' recipes")
     rate: float = setting(default=1e-3, help="peak learning rate (cosine)")
     weight_decay: float = setting(default=0.05, help="decay of matrices")
@@ -40,7 +40,7 @@ class LanguagePart:
     batch_tokens: int = setting(default=4096, help="tokens a step")
     rate: float = setting(default=3e-3, help="peak learning rate (Muon with AdamW, cosine)")
     texts: int = setting(
-        default=0, help="texts about pictures that are never drawn, to read besides the dataset's (drawn data only)"
+        default=0, help="texts about images that are never drawn, to read besides the dataset's (drawn data only)"
     )
 
 
@@ -60,21 +60,19 @@ class DemoSettings:
     out: Path = setting(
         default=Path("qilin-demo"), help="folder for dataset/, parts/, align/, instruct/ and evaluation/"
     )
-    data: Path | None = setting(
-        default=None, help="an imported dataset folder to learn from, instead of drawn pictures"
-    )
+    data: Path | None = setting(default=None, help="an imported dataset folder to learn from, instead of drawn images")
     recipes: str | None = setting(
         default=None, help="recipe folder: a name or a path (default: tiny; small with --data)"
     )
-    pictures: int = setting(default=4000, help="how many pictures to draw")
-    seed: int = setting(default=0, help="of pictures, weights and order")
+    images: int = setting(default=4000, help="how many images to draw")
+    seed: int = setting(default=0, help="of images, weights and order")
     quick: bool = setting(default=False, help="a smoke run of about a minute; its numbers are labelled as such")
     threads: int = setting(default=1, help="CPU threads that train; models this small are slower on more")
 
     def __post_init__(self) -> None:
         if self.quick and self.recipes is not None:
             raise ValueError("quick and recipes contradict each other: a quick run has recipes of its own")
-        if self.pictures < 36:
-            raise ValueError(f"pictures is {self.pictures}; expected at least 36, twelve for each split")
+        if self.images < 36:
+            raise ValueError(f"images is {self.images}; expected at least 36, twelve for each split")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; expected at least 1")

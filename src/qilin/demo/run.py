@@ -1,6 +1,6 @@
 """The whole story on one machine, told as it goes: data, two small pre-trained parts, both stages, scores, a report.
 
-In: nothing (pictures are drawn), or an imported dataset folder. Out: a folder with dataset/, parts/, align/, instruct/
+In: nothing (images are drawn), or an imported dataset folder. Out: a folder with dataset/, parts/, align/, instruct/
 and evaluation/. Every chapter calls the same function that its own command calls; a finished chapter is reused, an
 interrupted one continues.
 """
@@ -17,7 +17,7 @@ from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST
 from qilin.demo.config import DemoSettings, PartsSettings
 
-QUICK_PICTURES = 360
+QUICK_IMAGES = 360
 QUICK_LABEL = "quick run: a smoke test, its numbers mean nothing"
 console = Console(stderr=True, highlight=False)
 
@@ -59,7 +59,7 @@ def settle(settings: DemoSettings) -> None:
 
 
 def recipe_folder(settings: DemoSettings) -> str:
-    """Which recipes are told: quick, tiny for drawn pictures, small for real ones, or what was asked for.
+    """Which recipes are told: quick, tiny for drawn images, small for real ones, or what was asked for.
 
     Raises UserError, before anything is made, where one of them is not there.
     """
@@ -74,7 +74,7 @@ def recipe_folder(settings: DemoSettings) -> str:
 
 
 def tell_dataset(settings: DemoSettings) -> Dataset:
-    chapter(1, "Pictures and Chinese text become a dataset folder")
+    chapter(1, "Images and Chinese text become a dataset folder")
     if settings.data is not None:
         data = open_dataset(settings.data)
         if "train" not in data.splits() or len(data.splits()) < 2:
@@ -83,24 +83,22 @@ def tell_dataset(settings: DemoSettings) -> Dataset:
         data = drawn_dataset(settings)
     counts = data.manifest["counts"]
     shown = ", ".join(f"{number:,} {split}" for split, number in counts["samples"].items())
-    console.print(
-        f"  {data.path}: {counts['pictures']:,} pictures; samples: {shown}; refused rows: {counts['dropped']}"
-    )
+    console.print(f"  {data.path}: {counts['pictures']:,} images; samples: {shown}; refused rows: {counts['dropped']}")
     return data
 
 
 def drawn_dataset(settings: DemoSettings) -> Dataset:
-    """Draw the pictures, unless that was done."""
+    """Draw the images, unless that was done."""
     from qilin.demo.synthetic.dataset import write_drawn
     from qilin.train.metrics import progress_bar
 
     path = settings.out / "dataset"
     if not (path / MANIFEST).is_file():
-        console.print("  Drawing pictures that look medical and whose truth is known. They show no patient.")
-        pictures = QUICK_PICTURES if settings.quick else settings.pictures
+        console.print("  Drawing images that look medical and whose truth is known. They show no patient.")
+        images = QUICK_IMAGES if settings.quick else settings.images
         with progress_bar() as bar:
-            task = bar.add_task("drawing", total=pictures, figure="")
-            write_drawn(path, pictures, settings.seed, tick=lambda n: bar.advance(task, n), workers=0)
+            task = bar.add_task("drawing", total=images, figure="")
+            write_drawn(path, images, settings.seed, tick=lambda n: bar.advance(task, n), workers=0)
     return open_dataset(path)
 
 
@@ -118,7 +116,7 @@ def tell_parts(settings: DemoSettings, data: Path, folder: str) -> None:
     parts = read(PartsSettings, file, [f"seed={settings.seed}"])
     if parts.language.texts and settings.data is not None:
         raise UserError(
-            f"{file}: language.texts is {parts.language.texts}: such texts tell of drawn pictures; set it to 0"
+            f"{file}: language.texts is {parts.language.texts}: such texts tell of drawn images; set it to 0"
         )
     make_parts(data, settings.out / "parts", parts, undrawn_texts(settings.seed, parts.language.texts))
     console.print(f"  {settings.out / 'parts'}: vision/ and language/, ordinary Hugging Face folders")
@@ -156,7 +154,7 @@ def tell_stage(settings: DemoSettings, data: Path, folder: str, name: str, numbe
 
 
 def tell_evaluation(settings: DemoSettings, data: Dataset) -> None:
-    chapter(5, "What did it learn? Held-out pictures, beside models that cannot see")
+    chapter(5, "What did it learn? Held-out images, beside models that cannot see")
     from qilin.evaluate.config import EvaluateSettings
     from qilin.evaluate.run import evaluate
 
@@ -184,9 +182,9 @@ def held_out(data: Dataset) -> str:
 def tell_next(settings: DemoSettings, data: Dataset, seconds: float) -> None:
     """Where everything lies, and what to do now."""
     sample = next(sample for sample in data.samples(held_out(data)) if sample.image_ids)
-    picture = data.picture(sample.image_ids[0])
-    example = settings.out / f"example.{picture.format}"
-    example.write_bytes(picture.bytes)
+    image = data.image(sample.image_ids[0])
+    example = settings.out / f"example.{image.format}"
+    example.write_bytes(image.bytes)
     chapter(6, f"Done in {seconds / 60:.1f} minutes. What to do next")
     console.print(f"  look at the report:  {settings.out / 'evaluation' / 'report.html'}")
     console.print(f"  talk with the model: qilin chat {settings.out / 'instruct'} {example}")

@@ -1,7 +1,7 @@
-"""`qilin compare A B`: two systems on the same questions, by a paired test that flips and draws pictures.
+"""`qilin compare A B`: two systems on the same questions, by a paired test that flips and draws images.
 
 In: two evaluation folders or prediction files with the same ids. Out: differences with intervals and p-values, on
-screen, as JSON, and with `--report` a page with both answers beside each picture.
+screen, as JSON, and with `--report` a page with both answers beside each image.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def show(found: Mapping[str, Any]) -> None:
         )
     independent = max(found[name].get("clusters", 0) for name in ("all", "captions"))
     console.print(
-        f"paired; 95 % interval by bootstrap, p by sign flips, both over {independent} independent pictures or groups; "
+        f"paired; 95 % interval by bootstrap, p by sign flips, both over {independent} independent images or groups; "
         "A:B rows that only one has right. "
         "The rows by question type are many looks at one thing: read their p with care.",
         style="dim",

@@ -39,8 +39,8 @@ class EvaluateSettings:
     caption_prompt: str | None = setting(
         default=None, help="what is asked for a caption; default: as in training, else the paper's words"
     )
-    shuffles: int = setting(default=5, help="derangements of the pictures for the shuffled control; 0 leaves it out")
-    controls: bool = setting(default=True, help="also answer from the mean picture and from shuffled pictures")
+    shuffles: int = setting(default=5, help="derangements of the images for the shuffled control; 0 leaves it out")
+    controls: bool = setting(default=True, help="also answer from the mean image and from shuffled images")
     resamples: int = setting(default=2000, help="bootstrap resamples for the intervals")
     limit: int | None = setting(default=None, help="only the first N samples of the split; the report says so")
     seed: int = setting(default=0, help="of derangements and bootstrap")
@@ -104,9 +104,9 @@ class CompareSettings:
     a: Path = setting(help="an evaluation's folder, or a JSONL file of predictions")
     b: Path = setting(help="the other one: the same ids, questions and references")
     dataset: Path | None = setting(
-        default=None, help="dataset folder of the questions, for near-duplicate clusters, caption facts and pictures"
+        default=None, help="dataset folder of the questions, for near-duplicate clusters, caption facts and images"
     )
-    report: Path | None = setting(default=None, help="write a page here with both answers beside each picture")
+    report: Path | None = setting(default=None, help="write a page here with both answers beside each image")
     judge: str | None = setting(
         default=None, help="a language model at --endpoint that also judges the pairs, in both orders"
     )
@@ -118,7 +118,7 @@ class CompareSettings:
 
     def __post_init__(self) -> None:
         if self.report is not None and self.dataset is None:
-            raise ValueError("--report shows the pictures: give --dataset too")
+            raise ValueError("--report shows the images: give --dataset too")
         if (self.judge is None) != (self.endpoint is None):
             raise ValueError("--judge and --endpoint go together: which model judges, and where it is served")
         if self.resamples < 1:

@@ -63,7 +63,7 @@ def items_of(samples: Iterable[Sample], caption_prompt: str) -> Iterator[Item]:
 
 
 def with_question(messages: tuple[Mapping[str, Any], ...], prompt: str) -> tuple[Mapping[str, Any], ...]:
-    """The messages, with the prompt put into a last user turn that holds only pictures."""
+    """The messages, with the prompt put into a last user turn that holds only images."""
     last = messages[-1]
     if text_of(last).strip():
         return messages

@@ -1,6 +1,6 @@
-"""A model's answers to a split, in resumable passes: as it is, from the mean picture, from shuffled pictures.
+"""A model's answers to a split, in resumable passes: as it is, from the mean image, from shuffled images.
 
-In: a model folder, items, and a way to get pictures. Out: passes/NAME.jsonl rows {id, prediction, confidence} as they
+In: a model folder, items, and a way to get images. Out: passes/NAME.jsonl rows {id, prediction, confidence} as they
 are made, and predictions.jsonl in the order of the dataset. A pass that was interrupted goes on where it stopped.
 """
 
@@ -25,7 +25,7 @@ from qilin.evaluate.items import Item, prediction_row, write_jsonl
 from qilin.imaging.decode import to_rgb
 
 PASSES = "passes"
-# Requests handed over at once: pictures of these are decoded together, so this bounds memory.
+# Requests handed over at once: images of these are decoded together, so this bounds memory.
 BATCHES_A_CHUNK = 8
 
 
@@ -43,10 +43,10 @@ Ask = Callable[[Sequence[Any], int], Sequence[Said]]
 
 @dataclass(frozen=True)
 class Pass:
-    """One walk over the items: its name, and which picture the model is shown in place of an item's own."""
+    """One walk over the items: its name, and which image the model is shown in place of an item's own."""
 
     name: str
-    picture: Callable[[str], Image.Image]  # image_id -> RGB
+    image: Callable[[str], Image.Image]  # image_id -> RGB
 
 
 def write_predictions(items: Sequence[Item], said: Mapping[str, Said], out: Path) -> list[dict[str, Any]]:
@@ -56,9 +56,9 @@ def write_predictions(items: Sequence[Item], said: Mapping[str, Said], out: Path
     return rows
 
 
-def picture_of(data: Dataset, keep: int = 128) -> Callable[[str], Image.Image]:
-    """image_id -> the dataset's picture as RGB; the last `keep` stay decoded, as a picture has several questions."""
-    return lru_cache(maxsize=keep)(lambda image_id: to_rgb(data.picture(image_id).bytes))
+def image_of(data: Dataset, keep: int = 128) -> Callable[[str], Image.Image]:
+    """image_id -> the dataset's image as RGB; the last `keep` stay decoded, as an image has several questions."""
+    return lru_cache(maxsize=keep)(lambda image_id: to_rgb(data.image(image_id).bytes))
 
 
 def answer_pass(
@@ -94,7 +94,7 @@ def answer_pass(
             for start in range(0, len(todo), batch * BATCHES_A_CHUNK):
                 chunk = todo[start : start + batch * BATCHES_A_CHUNK]
                 requests = [
-                    Request(list(item.messages), [this.picture(image_id) for image_id in item.image_ids])
+                    Request(list(item.messages), [this.image(image_id) for image_id in item.image_ids])
                     for item in chunk
                 ]
                 longest = caption_tokens if captions else max_new_tokens
@@ -164,15 +164,15 @@ def asker(
     there = endpoint.Endpoint(url, model, concurrency=concurrency, cache=cache, budget=budget, seed=seed)
 
     def ask(requests: Sequence[Any], longest: int) -> list[Said]:
-        asks = [endpoint.Ask(open_form(request.messages, request.pictures), longest) for request in requests]
+        asks = [endpoint.Ask(open_form(request.messages, request.images), longest) for request in requests]
         return [Said(reply.text, reply.confidence) for reply in endpoint.ask_all(there, asks)]
 
     return ask
 
 
-def open_form(messages: Sequence[Mapping[str, Any]], pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
-    """Hugging Face messages with their pictures in order -> OpenAI's form; text alone stays a plain string."""
-    left = iter(pictures)
+def open_form(messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """Hugging Face messages with their images in order -> OpenAI's form; text alone stays a plain string."""
+    left = iter(images)
     made = []
     for message in messages:
         parts: list[dict[str, Any]] = []
@@ -187,8 +187,8 @@ def open_form(messages: Sequence[Mapping[str, Any]], pictures: Sequence[Image.Im
     return made
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A picture as PNG in a data: address."""
+def data_uri(image: Image.Image) -> str:
+    """An image as PNG in a data: address."""
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -17,14 +17,14 @@ from PIL import Image
 
 from qilin.core.config import to_dict
 from qilin.evaluate.config import EvaluateSettings
-from qilin.evaluate.controls.blind import blank_picture, derangements
+from qilin.evaluate.controls.blind import blank_image, derangements
 from qilin.evaluate.controls.contamination import find_leaks, in_words
 from qilin.evaluate.controls.nearest_neighbor import Look, nearest_pass, thumbnails
-from qilin.evaluate.controls.training_set import Training, average_picture, commonest_answers, near_training, phashes
+from qilin.evaluate.controls.training_set import Training, average_image, commonest_answers, near_training, phashes
 from qilin.evaluate.items import Item, write_jsonl
 from qilin.evaluate.job import Work, claim, identity_of, label_of, prepare
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.predict import PASSES, Ask, Pass, Said, answer_pass, picture_of, write_predictions
+from qilin.evaluate.predict import PASSES, Ask, Pass, Said, answer_pass, image_of, write_predictions
 from qilin.evaluate.report.html import is_drawn
 from qilin.evaluate.report.report import write_report
 from qilin.evaluate.score import CONTROLS_FILE, print_scores, write_controls
@@ -65,7 +65,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         if label_of(work):
             print(label_of(work))
         if is_drawn(work.data):
-            print("The pictures are drawn by a program: these scores say nothing about medicine.")
+            print("The images are drawn by a program: these scores say nothing about medicine.")
         print(f"report: {settings.out / 'report.html'}")
     return scores
 
@@ -78,15 +78,15 @@ class Asking:
     load: Callable[[], Any]
     ask: Ask | None
 
-    def walk(self, name: str, picture: Callable[[str], Image.Image], items: Sequence[Item]) -> dict[str, str]:
-        """Item id -> answer, each item shown `picture(image_id)` in place of its own."""
-        return {item_id: said.prediction for item_id, said in self.said(name, picture, items).items()}
+    def walk(self, name: str, image: Callable[[str], Image.Image], items: Sequence[Item]) -> dict[str, str]:
+        """Item id -> answer, each item shown `image(image_id)` in place of its own."""
+        return {item_id: said.prediction for item_id, said in self.said(name, image, items).items()}
 
-    def said(self, name: str, picture: Callable[[str], Image.Image], items: Sequence[Item]) -> dict[str, Said]:
+    def said(self, name: str, image: Callable[[str], Image.Image], items: Sequence[Item]) -> dict[str, Said]:
         """As `walk`, with each answer's confidence."""
         s = self.work.settings
         limits = {"batch": s.batch, "max_new_tokens": self.work.max_new_tokens, "caption_tokens": s.caption_tokens}
-        return answer_pass(self.load, items, Pass(name, picture), s.out, **limits, ask=self.ask)
+        return answer_pass(self.load, items, Pass(name, image), s.out, **limits, ask=self.ask)
 
 
 def asking(work: Work) -> Asking:
@@ -109,11 +109,11 @@ def asking(work: Work) -> Asking:
 def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
     """Every pass over the items, and all that scoring needs to know."""
     s, items = work.settings, work.items
-    model, show, ours = asking(work), picture_of(work.data), phashes(work.data)
+    model, show, ours = asking(work), image_of(work.data), phashes(work.data)
     predictions = write_predictions(items, model.said("as_it_is", show, items), s.out)
     facts = read_fact_source(work.data.path)
     seeing = [item for item in items if item.image_ids]
-    # A question without a picture has the same answer whatever the picture.
+    # A question without an image has the same answer whatever the image.
     own = {row["id"]: row["prediction"] for row in predictions}
     maps = derangements([i for item in seeing for i in item.image_ids], s.shuffles if s.controls else 0, s.seed)
     shuffled = [
@@ -123,7 +123,7 @@ def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
     mean, blank = unseeing(model, seeing, facts) if s.controls and seeing else (None, None)
     reasons: dict[str, str] = {}
     if not shuffled:
-        reasons["shuffled"] = "left out by the settings" if len(seeing) > 1 else "fewer than two pictures in the split"
+        reasons["shuffled"] = "left out by the settings" if len(seeing) > 1 else "fewer than two images in the split"
     commonest = known = near = None
     nearest: Mapping[str, Mapping[str, str]] = {}
     if work.training is not None:
@@ -132,7 +132,7 @@ def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
         near = near_training(work.training, items, ours)
     else:
         reasons |= {"nearest": work.no_training, "blind": work.no_training}
-    table = work.data.picture_table(("image_id", "modality", "body_part"))
+    table = work.data.image_table(("image_id", "modality", "body_part"))
     about = {row["image_id"]: row for row in table.to_pylist()}
     return predictions, Context(
         cluster=clusters([item.image_ids for item in items], [item.group for item in items], ours),
@@ -151,12 +151,12 @@ def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
 
 
 def of_first(item: Item, about: Mapping[str, Mapping[str, Any]], name: str) -> str | None:
-    """What the picture table says of an item's first picture."""
+    """What the image table says of an item's first image."""
     return about.get(item.image_ids[0], {}).get(name) if item.image_ids else None
 
 
 def unlike(about: Mapping[str, Mapping[str, Any]], a: str, b: str) -> bool:
-    """Whether two pictures' modalities are known and not the same."""
+    """Whether two images' modalities are known and not the same."""
     one, other = (about.get(image_id, {}).get("modality") for image_id in (a, b))
     return one is not None and other is not None and one != other
 
@@ -164,13 +164,13 @@ def unlike(about: Mapping[str, Mapping[str, Any]], a: str, b: str) -> bool:
 def unseeing(
     model: Asking, seeing: Sequence[Item], facts: FactSource
 ) -> tuple[dict[str, str] | None, dict[str, str] | None]:
-    """Answers from the mean picture to everything, and from a black one to what affirms a finding."""
+    """Answers from the mean image to everything, and from a black one to what affirms a finding."""
     work = model.work
-    # The mean picture stays inside what the training pictures are; without them the split's own must serve.
-    average = average_picture(work.training or own_pictures(work), work.settings.seed)
+    # The mean image stays inside what the training images are; without them the split's own must serve.
+    average = average_image(work.training or own_images(work), work.settings.seed)
     mean = model.walk("mean_picture", lambda image_id: average, seeing) if average is not None else None
     affirmed = [item for item in seeing if affirms(item.reference, facts.vocabulary)]
-    return mean, model.walk("blank_picture", lambda image_id: blank_picture(), affirmed)
+    return mean, model.walk("blank_picture", lambda image_id: blank_image(), affirmed)
 
 
 def neighbours(model: Asking, training: Training) -> dict[str, dict[str, str]]:
@@ -180,7 +180,7 @@ def neighbours(model: Asking, training: Training) -> dict[str, dict[str, str]]:
     def features() -> Look:
         from qilin.model.generate import image_features
 
-        return lambda pictures: image_features(model.load(), pictures)
+        return lambda images: image_features(model.load(), images)
 
     looks: dict[str, Callable[[], Look]] = {"thumbnails": lambda: thumbnails}
     if s.endpoint is None and s.controls:
@@ -192,8 +192,8 @@ def neighbours(model: Asking, training: Training) -> dict[str, dict[str, str]]:
     return found
 
 
-def own_pictures(work: Work) -> Training:
-    """The evaluated split's pictures in the place of the training pictures, for a mean picture where none are known."""
+def own_images(work: Work) -> Training:
+    """The evaluated split's images in the place of the training images, for a mean image where none are known."""
     return Training(work.data, (), list(dict.fromkeys(i for item in work.items for i in item.image_ids)))
 
 

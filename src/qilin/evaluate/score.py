@@ -75,7 +75,7 @@ def score_file(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, 
 
 def with_training(context: Context, train: Path, rows: Sequence[Row], data: Dataset | None) -> Context:
     """The context with what the training split of a dataset folder tells: the commonest answers and which questions it
-    asks; where the pictures are at hand too, the nearest neighbour by thumbnails, near-duplicates, and leaks (printed).
+    asks; where the images are at hand too, the nearest neighbour by thumbnails, near-duplicates, and leaks (printed).
     """
     from qilin.evaluate.controls.contamination import find_leaks, in_words
     from qilin.evaluate.controls.nearest_neighbor import nearest_in, thumbnails
@@ -92,7 +92,7 @@ def with_training(context: Context, train: Path, rows: Sequence[Row], data: Data
     ours = phashes(data)
     strange = next(((item.id, i) for item in items for i in item.image_ids if i not in ours), None)
     if strange:
-        raise UserError(f"{data.path}: row {strange[0]} is about picture {strange[1]}, which is not in this dataset")
+        raise UserError(f"{data.path}: row {strange[0]} is about image {strange[1]}, which is not in this dataset")
     print(in_words(find_leaks(training, items, ours)), file=sys.stderr)
     nearest = nearest_in(training, items, data, lambda: thumbnails, context.seed, "nearest by thumbnails")
     return replace(
@@ -103,15 +103,18 @@ def with_training(context: Context, train: Path, rows: Sequence[Row], data: Data
     )
 
 
+CONTROL_FIELDS = {"mean_picture": "mean_image", "commonest": "commonest"}  # name in controls.jsonl -> field of Controls
+
+
 def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Mapping[str, str]) -> None:
-    """controls.jsonl beside predictions.jsonl: per row what the controls answered and what is known of its pictures.
+    """controls.jsonl beside predictions.jsonl: per row what the controls answered and what is known of its images.
 
     With it `qilin score` gives exactly the numbers that `qilin evaluate` gave, without model, dataset or training data.
     """
     c = context.controls
     head: dict[str, Any] = {
         "reasons": dict(c.reasons),
-        "has": [name for name in ("mean_picture", "commonest") if getattr(c, name) is not None],
+        "has": [name for name, field in CONTROL_FIELDS.items() if getattr(c, field) is not None],
         "neighbours": list(c.nearest),
         "blank": c.blank is not None,
         "shuffles": len(c.shuffled),
@@ -129,7 +132,7 @@ def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Map
     lines: list[Mapping[str, Any]] = [head]
     for row in rows:
         line: dict[str, Any] = {"id": row["id"]}
-        line |= {name: getattr(c, name)[row["id"]] for name in head["has"]}
+        line |= {name: getattr(c, CONTROL_FIELDS[name])[row["id"]] for name in head["has"]}
         line["nearest"] = [answers[row["id"]] for answers in c.nearest.values()]
         line["blank"] = c.blank.get(row["id"]) if c.blank is not None else None
         line["shuffled"] = [answers[row["id"]] for answers in c.shuffled]
@@ -145,9 +148,9 @@ def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
         ("phash", "near_duplicate", "known_question", "modality", "body_part", "facts", "other_modality")
     )
     if not path.is_file():
-        why = "only a model can be shown other pictures: run qilin evaluate"
+        why = "only a model can be shown other images: run qilin evaluate"
         train = "no training data was named: give --train DATASET"
-        neighbour = "no training pictures were named: give --train DATASET and --dataset DATASET"
+        neighbour = "no training images were named: give --train DATASET and --dataset DATASET"
         return {**nothing, "controls": Controls(reasons={"blind": train, "shuffled": why, "nearest": neighbour})}
     from qilin.evaluate.scoring.captions import FactSource
 
@@ -163,7 +166,7 @@ def read_controls(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     blank = {i: line["blank"] for i, line in by_id.items() if line.get("blank") is not None}
     return {
         "controls": Controls(
-            mean_picture=column("mean_picture"),
+            mean_image=column("mean_picture"),
             commonest=column("commonest"),
             shuffled=[{i: line["shuffled"][k] for i, line in by_id.items()} for k in range(head["shuffles"])],
             blank=blank if head.get("blank") else None,
@@ -189,7 +192,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = "scores; intervals: 95 %, bootstrap over independent pictures"
+    title = "scores; intervals: 95 %, bootstrap over independent images"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("", "n", "exact", "accuracy", "interval", "blind", "shuffled", "unread"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

@@ -1,6 +1,6 @@
-"""Paths that go on through a file: `images.zip/a/b.jpg` is a picture in the zip, `f1.jpg/box=0,0,90,80` a part of f1.
+"""Paths that go on through a file: `images.zip/a/b.jpg` is an image in the zip, `f1.jpg/box=0,0,90,80` a part of f1.
 
-In: a path. Out: bytes. Nothing is unpacked to disk, so a zip cannot write anywhere, and a million pictures stay where
+In: a path. Out: bytes. Nothing is unpacked to disk, so a zip cannot write anywhere, and a million images stay where
 they are. A part is cut out when it is read and comes as PNG.
 """
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 from PIL import ImageOps
 
-from qilin.imaging.decode import MISSING, BadPicture, decode, flat, read_bytes
+from qilin.imaging.decode import MISSING, BadImage, decode, flat, read_bytes
 from qilin.imaging.panels import Box
 
-LARGEST = 512 << 20  # bytes of one picture inside a zip, unpacked: a zip of kilobytes can claim gigabytes
+LARGEST = 512 << 20  # bytes of one image inside a zip, unpacked: a zip of kilobytes can claim gigabytes
 BOX = "box="
 
 
 def read_through(path: Path) -> bytes:
-    """The bytes of a file, of a zip's member, or of a part of either. Raises BadPicture."""
+    """The bytes of a file, of a zip's member, or of a part of either. Raises BadImage."""
     if path.name.startswith(BOX):
         return cut(read_through(path.parent), path.name)
     zipped = next((parent for parent in path.parents if parent.suffix.lower() == ".zip" and parent.is_file()), None)
@@ -31,17 +31,17 @@ def read_through(path: Path) -> bytes:
 def read_member(zipped: Path, name: str) -> bytes:
     archive = open_zip(zipped, zipped.stat().st_mtime_ns)
     if archive is None:
-        raise BadPicture(f"zip is damaged: {zipped.name}", str(zipped))
+        raise BadImage(f"zip is damaged: {zipped.name}", str(zipped))
     try:
         if archive.getinfo(name).file_size > LARGEST:
-            raise BadPicture("picture in the zip is too large", f"{zipped}: {name}")
+            raise BadImage("image in the zip is too large", f"{zipped}: {name}")
         data = archive.read(name)
     except KeyError:
-        raise BadPicture(MISSING, f"{zipped}: {name}") from None
+        raise BadImage(MISSING, f"{zipped}: {name}") from None
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:  # a password, a CRC
-        raise BadPicture("picture in the zip cannot be read", f"{zipped}: {name}: {error}") from None
+        raise BadImage("image in the zip cannot be read", f"{zipped}: {name}: {error}") from None
     if not data:
-        raise BadPicture("picture file is empty", f"{zipped}: {name}")
+        raise BadImage("image file is empty", f"{zipped}: {name}")
     return data
 
 
@@ -71,7 +71,7 @@ def part_of(path: Path, box: Box) -> Path:
 
 
 def cut(data: bytes, words: str) -> bytes:
-    """A part of an encoded picture, as PNG."""
+    """A part of an encoded image, as PNG."""
     image, _, _ = decode(data)
     buffer = io.BytesIO()
     left, top, right, bottom = map(int, words.removeprefix(BOX).split(","))

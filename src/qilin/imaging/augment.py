@@ -1,4 +1,4 @@
-"""Small random changes of pictures: shift, zoom, brightness, contrast. Never a mirror flip: sides are findings."""
+"""Small random changes of images: shift, zoom, brightness, contrast. Never a mirror flip: sides are findings."""
 
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,7 @@
-"""Encoded pictures in, sound pixels out: PNG, JPEG, TIFF, BMP, WebP and GIF, each decoded whole before it is trusted.
+"""Encoded images in, sound pixels out: PNG, JPEG, TIFF, BMP, WebP and GIF, each decoded whole before it is trusted.
 
-In: the bytes of a file, or its path. Out: an `Encoded` picture (bytes fit to be stored, size, perceptual hash, notes on
-what was done to it) or `BadPicture` with a reason short enough to be counted. `to_rgb` is what a model's inputs use.
+In: the bytes of a file, or its path. Out: an `Encoded` image (bytes fit to be stored, size, perceptual hash, notes on
+what was done to it) or `BadImage` with a reason short enough to be counted. `to_rgb` is what a model's inputs use.
 """
 
 import io
@@ -20,12 +20,12 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # JPEG opens MPO too: a
 KEPT = {"PNG": "png", "JPEG": "jpeg"}  # stored as they came; everything else becomes PNG, without loss
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # greyscale of more than 8 bits
 HASHED = 32  # pixels of a side that the perceptual hash looks at
-MISSING = "picture file is missing"  # the reason, by which such pictures are found again
+MISSING = "image file is missing"  # the reason, by which such images are found again
 TAIL = 0.1  # per cent of the pixels that may be clipped at either end when deep greyscale becomes 8 bits
 
 
-class BadPicture(UserError):
-    """A file that is no usable picture. `reason` is short and the same for the same fault, so it can be counted."""
+class BadImage(UserError):
+    """A file that is no usable image. `reason` is short and the same for the same fault, so it can be counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -34,7 +34,7 @@ class BadPicture(UserError):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A picture that was decoded whole: bytes to store, their format, the size as people see it, in pixels."""
+    """An image that was decoded whole: bytes to store, their format, the size as people see it, in pixels."""
 
     bytes: bytes
     format: str  # png or jpeg
@@ -44,11 +44,11 @@ class Encoded:
     notes: tuple[str, ...] = ()  # what was done to it, in words; empty where it is stored as it came
 
 
-def read_picture(source: Path | str | bytes) -> Encoded:
-    """A file or its bytes -> a picture fit to be stored.
+def read_image(source: Path | str | bytes) -> Encoded:
+    """A file or its bytes -> an image fit to be stored.
 
     8-bit PNG and JPEG keep their bytes (a second JPEG compression would add its own artefacts); other formats, deep
-    greyscale and the first frame of several become PNG. Raises BadPicture.
+    greyscale and the first frame of several become PNG. Raises BadImage.
     """
     data = source if isinstance(source, bytes) else read_bytes(Path(source))
     image, encoding, notes = decode(data)
@@ -65,22 +65,22 @@ def read_picture(source: Path | str | bytes) -> Encoded:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises BadPicture where it is missing, empty or not a file."""
+    """The bytes of a file. Raises BadImage where it is missing, empty or not a file."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise BadPicture(MISSING, str(path)) from None
+        raise BadImage(MISSING, str(path)) from None
     except OSError as error:
-        raise BadPicture("picture file cannot be read", f"{path}: {error.strerror}") from None
+        raise BadImage("image file cannot be read", f"{path}: {error.strerror}") from None
     if not data:
-        raise BadPicture("picture file is empty", str(path))
+        raise BadImage("image file is empty", str(path))
     return data
 
 
 def decode(data: bytes) -> tuple[Image.Image, str, list[str]]:
-    """Bytes -> (the first frame, decoded whole; Pillow's name of the format; notes). Raises BadPicture."""
+    """Bytes -> (the first frame, decoded whole; Pillow's name of the format; notes). Raises BadImage."""
     if not data:
-        raise BadPicture("picture file is empty")
+        raise BadImage("image file is empty")
     refuse_other_worlds(data)
     try:
         with warnings.catch_warnings():  # Pillow warns at half of what it refuses; we refuse by PIXEL_LIMIT below
@@ -89,11 +89,11 @@ def decode(data: bytes) -> tuple[Image.Image, str, list[str]]:
         check_size(image)
         image.load()
     except Image.DecompressionBombError:
-        raise BadPicture("picture has too many pixels", f"the limit is {PIXEL_LIMIT:,}") from None
+        raise BadImage("image has too many pixels", f"the limit is {PIXEL_LIMIT:,}") from None
     except UnidentifiedImageError:
-        raise BadPicture("not a picture", f"expected one of {', '.join(FORMATS)}") from None
+        raise BadImage("not an image", f"expected one of {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # the faults Pillow's decoders raise on broken files
-        raise BadPicture("picture is truncated or damaged", str(error)) from None
+        raise BadImage("image is truncated or damaged", str(error)) from None
     notes = [f"first of {frames(image)} frames"] if frames(image) > 1 and image.format != "MPO" else []
     if image.mode in DEEP_MODES:
         notes.append(f"greyscale of mode {image.mode} scaled to 8 bits by its own range")
@@ -103,16 +103,16 @@ def decode(data: bytes) -> tuple[Image.Image, str, list[str]]:
 def refuse_other_worlds(data: bytes) -> None:
     """DICOM and NIfTI get a word of their own: people will try them, and they are not read yet."""
     if data[128:132] == b"DICM":
-        raise BadPicture("DICOM is not read yet", "export it as PNG first")
+        raise BadImage("DICOM is not read yet", "export it as PNG first")
     if data[344:348] in (b"n+1\0", b"ni1\0"):
-        raise BadPicture("NIfTI is not read yet", "export its slices as PNG first")
+        raise BadImage("NIfTI is not read yet", "export its slices as PNG first")
 
 
 def check_size(image: Image.Image) -> None:
     """Refuse before decoding: a few kilobytes can claim gigabytes of pixels."""
     if image.width * image.height > PIXEL_LIMIT:
-        raise BadPicture(
-            "picture has too many pixels", f"{image.width} x {image.height}, the limit is {PIXEL_LIMIT:,} pixels"
+        raise BadImage(
+            "image has too many pixels", f"{image.width} x {image.height}, the limit is {PIXEL_LIMIT:,} pixels"
         )
 
 
@@ -121,7 +121,7 @@ def frames(image: Image.Image) -> int:
 
 
 def to_rgb(data: bytes) -> Image.Image:
-    """Encoded bytes -> an upright 8-bit RGB image, as people see it. Raises BadPicture."""
+    """Encoded bytes -> an upright 8-bit RGB image, as people see it. Raises BadImage."""
     image, _, _ = decode(data)
     return flat(ImageOps.exif_transpose(image))
 
@@ -154,10 +154,10 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def phash(image: Image.Image) -> str:
-    """The perceptual hash (64 bits of the cosine transform) as 16 hexadecimal digits; near pictures differ in few.
+    """The perceptual hash (64 bits of the cosine transform) as 16 hexadecimal digits; near images differ in few.
 
-    The picture is first made small by whole steps, then by the fine filter that ImageHash uses throughout: a third of
-    its time, and at most 2 bits of difference in 129 real pictures (bench/results/hashing.json).
+    The image is first made small by whole steps, then by the fine filter that ImageHash uses throughout: a third of
+    its time, and at most 2 bits of difference in 129 real images (bench/results/hashing.json).
     """
     import imagehash
 

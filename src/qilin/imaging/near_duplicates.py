@@ -1,4 +1,4 @@
-"""Near-duplicate pictures by their perceptual hashes.
+"""Near-duplicate images by their perceptual hashes.
 
 In: hashes of 64 bits. Out: index pairs that differ in few bits.
 """
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Bits of a 64-bit perceptual hash within which two pictures count as near-duplicates. On SLAKE-zh 8 bits find that
-# 53 % of the validation pictures have a near-duplicate in training; the slices of one
+# Bits of a 64-bit perceptual hash within which two images count as near-duplicates. On SLAKE-zh 8 bits find that
+# 53 % of the validation images have a near-duplicate in training; the slices of one
 # scan stand on both sides of its splits.
 NEAR_BITS = 8
 
@@ -35,7 +35,7 @@ def near_pairs(a: NDArray[np.uint64], b: NDArray[np.uint64], bits: int = NEAR_BI
 def near_in(values: NDArray[np.uint64], bits: int) -> Iterator[tuple[int, int]]:
     """Every pair i < j of one list with at most `bits` differing bits, for few bits and many hashes.
 
-    Of bits + 1 bands at least one is the same in both, so only pictures that share a band are compared: with 4 bits a
+    Of bits + 1 bands at least one is the same in both, so only images that share a band are compared: with 4 bits a
     million hashes make 5 bands of 4,096 to 8,192 heaps each. A pair comes once, with the first band it shares.
     """
     edges = [64 * band // (bits + 1) for band in range(bits + 2)]

@@ -1,6 +1,6 @@
-"""Compound figures taken apart: a caption at (A), (B) …, a picture at its gutters; what is not certain stays whole.
+"""Compound figures taken apart: a caption at (A), (B) …, an image at its gutters; what is not certain stays whole.
 
-In: a caption, or a picture. Out: a Division with its panels, or with the doubt that kept the figure whole; boxes of
+In: a caption, or an image. Out: a Division with its panels, or with the doubt that kept the figure whole; boxes of
 tiles in reading order. A gutter counts only where its sides end abruptly, as filled rectangles do, on black at least
 one of them: the empty ground of a radiograph and the white of a chart are no gutters.
 """
@@ -43,7 +43,7 @@ def equal_gutters(part: np.ndarray) -> list[tuple[int, int]]:
     most = max(matched for matched, _, _ in best)
     found = [(off, lines) for matched, off, lines in best if matched == most]
     if len({len(lines) for _, lines in found}) > 1 or np.ptp([lines for _, lines in found], axis=0).max() > 2 * CLOSE:
-        return []  # two layouts explain the picture as well, and differ
+        return []  # two layouts explain the image as well, and differ
     nearest = min(off for off, _ in found)
     lines = np.median([lines for off, lines in found if off == nearest], axis=0).round().astype(int).tolist()
     return list(zip(lines[::2], lines[1::2], strict=True))
@@ -168,12 +168,12 @@ FILLED = 0.5  # share of the pixels beside a gutter that do not have its colour
 DIFFERENT = 30  # grey levels between a gutter and the tile beside it
 BESIDE = 4  # pixels beside a gutter among which the tile must begin
 UNEQUAL = 0.25  # of the longest tile's side, below which a strip is none
-SPAN, DENSE = 0.3, 0.2  # share of a dark picture's sides that its content takes, and of the box around it
+SPAN, DENSE = 0.3, 0.2  # share of a dark image's sides that its content takes, and of the box around it
 DEEPEST = 3
 
 
-def divide_picture(image: Image.Image) -> list[Box]:
-    """The tiles of a compound picture in reading order; one box (all of it) where no gutter is certain."""
+def divide_image(image: Image.Image) -> list[Box]:
+    """The tiles of a compound image in reading order; one box (all of it) where no gutter is certain."""
     grey = np.asarray(image.convert("L"), dtype=np.int16)  # (height, width)
     return equal_tiles(grey) or tiles(grey, (0, 0, image.width, image.height), DEEPEST)
 
@@ -216,7 +216,7 @@ def tiles(grey: np.ndarray, box: Box, depth: int) -> list[Box]:
 
 def gutters(part: np.ndarray) -> list[Run]:
     """Runs of rows (start, end) that are even white or black from side to side, with a tile's edge on both sides; on
-    black also those with an edge on one side and a dark picture, which has none of its own, on the other."""
+    black also those with an edge on one side and a dark image, which has none of its own, on the other."""
     height = part.shape[0]
     found, half = [], []  # half: (start, end, whether the edge is before it)
     white = even_rows(part, 255)
@@ -228,7 +228,7 @@ def gutters(part: np.ndarray) -> list[Run]:
             ends, begins = filled[before][-BESIDE:].any(), filled[after][:BESIDE].any()
             if ends and begins:
                 found.append((start, end))
-            # a dark picture's own margin on a white page is no gutter
+            # a dark image's own margin on a white page is no gutter
             elif ground == 0 and ends and sharp(seen[before][::-1]) and not white[before].any():
                 half.append((start, end, True))
             elif ground == 0 and begins and sharp(seen[after]) and not white[after].any():
@@ -250,8 +250,8 @@ def inner_runs(even: np.ndarray) -> list[Run]:
 
 
 def beside_dark(part: np.ndarray, found: Sequence[Run], half: Sequence[tuple[int, int, bool]]) -> list[Run]:
-    """The gutters between a tile's edge and a dark picture: at the edge and as wide as the others (or narrow), for what
-    is black beyond may be the picture's own. Where words or a scale stand beyond, there is no gutter."""
+    """The gutters between a tile's edge and a dark image: at the edge and as wide as the others (or narrow), for what
+    is black beyond may be the image's own. Where words or a scale stand beyond, there is no gutter."""
     wide = int(np.median([end - start for start, end in found])) if found else max(2, round(0.004 * len(part)))
     cuts = {
         (start, min(end, start + wide)) if first else (max(start, end - wide), end): first for start, end, first in half
@@ -261,12 +261,12 @@ def beside_dark(part: np.ndarray, found: Sequence[Run], half: Sequence[tuple[int
     for cut, first in cuts.items():
         place = edges.index(cut)
         beyond = part[cut[1] : edges[place + 1][0]] if first else part[edges[place - 1][1] : cut[0]]
-        if is_dark_picture(beyond):
+        if is_dark_image(beyond):
             kept.append(cut)
     return kept
 
 
-def is_dark_picture(part: np.ndarray) -> bool:
+def is_dark_image(part: np.ndarray) -> bool:
     """Whether what stands on black is as large in both directions, and as dense, as a body: no words, no scale."""
     seen = part > DIFFERENT
     rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
@@ -277,9 +277,9 @@ def is_dark_picture(part: np.ndarray) -> bool:
 
 
 def may_be_two(strip: np.ndarray) -> bool:
-    """Whether black divides it into what could be two dark pictures, or one of two things: nothing tells."""
+    """Whether black divides it into what could be two dark images, or one of two things: nothing tells."""
     black = inner_runs(even_rows(strip, 0))
-    return any(is_dark_picture(strip[:start]) and is_dark_picture(strip[end:]) for start, end in black)
+    return any(is_dark_image(strip[:start]) and is_dark_image(strip[end:]) for start, end in black)
 
 
 def runs(flags: np.ndarray) -> list[Run]:
@@ -289,7 +289,7 @@ def runs(flags: np.ndarray) -> list[Run]:
 
 
 def match_panels(division: Division, boxes: Sequence[Box]) -> str | None:
-    """Why a divided caption and a divided picture do not belong together; None where panel n is tile n."""
+    """Why a divided caption and a divided image do not belong together; None where panel n is tile n."""
     if division.doubt:
         return division.doubt
     if len(boxes) != len(division.panels):

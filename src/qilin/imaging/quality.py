@@ -1,41 +1,41 @@
-"""What is wrong with a picture to learn from, seen in its pixels: too small, blurred, nearly one colour, text alone.
+"""What is wrong with an image to learn from, seen in its pixels: too small, blurred, nearly one colour, text alone.
 
-In: a picture. Out: a fault in words, or None. Limits are set so that pictures of medicine pass: every fourth of SLAKE's
+In: an image. Out: a fault in words, or None. Limits are set so that images of medicine pass: every fourth of SLAKE's
 546, of 243 radiographs and of 364 of blood does (tests/test_curate.py, where they are at hand).
 """
 
 import numpy as np
 
-from qilin.dataset.schema import Picture
-from qilin.imaging.decode import BadPicture, to_rgb
+from qilin.dataset.schema import ImageRecord
+from qilin.imaging.decode import BadImage, to_rgb
 
 SMALLEST = 64  # pixels of the shorter side
 SIDE = 512  # pixels of the longer side at which the rest is judged: one limit for all sizes
-BLURRED = 4.0  # variance of the Laplacian, in grey levels squared; the least of the pictures below has 6.9
+BLURRED = 4.0  # variance of the Laplacian, in grey levels squared; the least of the images below has 6.9
 EVEN = 4.0  # spread of grey levels
 PAPER = 0.75  # share of white pixels of a page
 INK = (0.005, 0.25)  # share of dark ones
-COLOURED = 0.02  # share of coloured pixels beyond which a page is a picture
+COLOURED = 0.02  # share of coloured pixels beyond which a page is an image
 
 
-def fault_of(picture: Picture) -> str | None:
+def fault_of(image: ImageRecord) -> str | None:
     """The first fault found, the same words for the same fault."""
-    if min(picture.width, picture.height) < SMALLEST:
-        return "picture is tiny"
+    if min(image.width, image.height) < SMALLEST:
+        return "image is tiny"
     try:
-        image = to_rgb(picture.bytes)
-    except BadPicture as error:
+        thumbnail = to_rgb(image.bytes)
+    except BadImage as error:
         return error.reason
-    image.thumbnail((SIDE, SIDE))
-    pixels = np.asarray(image, dtype=np.float32)  # (height, width, 3)
+    thumbnail.thumbnail((SIDE, SIDE))
+    pixels = np.asarray(thumbnail, dtype=np.float32)  # (height, width, 3)
     grey = pixels.mean(axis=2)
     if grey.std() < EVEN:
-        return "picture is nearly one colour"
+        return "image is nearly one colour"
     if is_text(pixels, grey):
-        return "picture is text or a line drawing"
+        return "image is text or a line drawing"
     around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
     if (around - 4 * grey[1:-1, 1:-1]).var() < BLURRED:
-        return "picture is blurred"
+        return "image is blurred"
     return None
 
 

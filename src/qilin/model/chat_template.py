@@ -1,7 +1,7 @@
 """Messages -> token ids and the mask of what the assistant says, both from one chat template.
 
 The templates are data: Jinja text in the form transformers renders, with `{% generation %}` around what the model is
-to say; chat_template() sets `begin`, `picture` and `lead` before them. The saved model carries its template, so plain
+to say; chat_template() sets `begin`, `image` and `lead` before them. The saved model carries its template, so plain
 transformers, vLLM and others see the same conversation.
 """
 
@@ -19,19 +19,19 @@ SAY = """
   {%- if content is string -%}{{- content -}}
   {%- else -%}
     {%- for part in content -%}
-      {%- if part['type'] == 'image' -%}{{- picture + lead + '\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+      {%- if part['type'] == 'image' -%}{{- image + lead + '\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
 """
 
-# LLaVA's stage 1 (conversation.py, "plain"): picture, caption and a line end; what the user says is dropped. The
-# caption stands right behind the picture, so the space before it is part of what is learnt.
+# LLaVA's stage 1 (conversation.py, "plain"): image, caption and a line end; what the user says is dropped. The
+# caption stands right behind the image, so the space before it is part of what is learnt.
 PLAIN = """
 {{- bos_token or '' -}}
 {%- for message in messages -%}
   {%- if message['role'] == 'user' and message['content'] is not string -%}
-    {%- for part in message['content'] if part['type'] == 'image' -%}{{- picture -}}{%- endfor -%}
+    {%- for part in message['content'] if part['type'] == 'image' -%}{{- image -}}{%- endfor -%}
   {%- elif message['role'] == 'assistant' -%}
     {%- generation -%}{{- lead + say(message['content']) + '\\n' -}}{%- endgeneration -%}
   {%- endif -%}
@@ -126,11 +126,11 @@ TEMPLATES = {
 }
 
 
-def chat_template(name: str, system: str | None = None, picture: str = IMAGE, lead: str = "") -> str:
+def chat_template(name: str, system: str | None = None, image: str = IMAGE, lead: str = "") -> str:
     """The whole Jinja text of a template. `system` replaces the template's own system prompt ("" for none).
 
-    `picture` is what stands for a picture (LLaVA may put marks around it), `lead` what is written where LLaVA begins a
-    new piece of text: after the first special token and after a picture (words.spoken_template finds both).
+    `image` is what stands for an image (LLaVA may put marks around it), `lead` what is written where LLaVA begins a
+    new piece of text: after the first special token and after an image (words.spoken_template finds both).
     """
     if name not in TEMPLATES:
         raise UserError(f"template is {name!r}; expected one of {', '.join(TEMPLATES)}")
@@ -139,7 +139,7 @@ def chat_template(name: str, system: str | None = None, picture: str = IMAGE, le
     template = TEMPLATES[name]
     words = json.dumps(template.system if system is None else system, ensure_ascii=False)
     head = (
-        f"{{%- set default_system = {words} -%}}{{%- set lead = '{lead}' -%}}{{%- set picture = '{picture}' -%}}"
+        f"{{%- set default_system = {words} -%}}{{%- set lead = '{lead}' -%}}{{%- set image = '{image}' -%}}"
         "{%- set again = bos_token or '' -%}{%- set begin = again + lead -%}"
     )
     return head + SAY.replace("\n", "").replace("  ", "") + tidy(template.body)
@@ -154,7 +154,7 @@ def tidy(body: str) -> str:
 class Encoded:
     """A conversation as token ids, with which of them the model is to learn to say.
 
-    `images` counts the pictures; each stands in `ids` as a run of image tokens.
+    `images` counts the images; each stands in `ids` as a run of image tokens.
     """
 
     ids: list[int]
@@ -163,7 +163,7 @@ class Encoded:
 
 
 def encode(messages: Sequence[Mapping[str, Any]], tokenizer: Any, template: str, image_tokens: int) -> Encoded:
-    """Messages -> ids and mask. `template` is Jinja text; each picture becomes `image_tokens` image tokens.
+    """Messages -> ids and mask. `template` is Jinja text; each image becomes `image_tokens` image tokens.
 
     A token is learnt if any of its characters lies in what the assistant says, the end mark included: so ids and
     mask cannot disagree, whatever the tokenizer. Needs a fast tokenizer (character offsets).
@@ -197,7 +197,7 @@ def spoken(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]])
 
 
 def expand_images(ids: Sequence[int], learn: Sequence[bool], image_id: int, image_tokens: int) -> Encoded:
-    """Each image token repeated to the number of features that a picture has."""
+    """Each image token repeated to the number of features that an image has."""
     out_ids: list[int] = []
     out_learn: list[bool] = []
     images = 0

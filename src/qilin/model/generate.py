@@ -1,6 +1,6 @@
-"""Questions with pictures -> answers, batched for measuring and streamed for talking.
+"""Questions with images -> answers, batched for measuring and streamed for talking.
 
-In: a loaded model and requests (messages ending with the user's turn, and their pictures). Out: the answers' text,
+In: a loaded model and requests (messages ending with the user's turn, and their images). Out: the answers' text,
 each with the model's confidence in it. Greedy, so that the same model gives the same answers.
 """
 
@@ -24,9 +24,9 @@ from qilin.model.llava import Loaded
 
 
 @torch.inference_mode()
-def image_features(loaded: Loaded, pictures: Sequence[Image.Image]) -> NDArray[np.float16]:
-    """(N, D) of N pictures, through encoder and projector in one batch; half precision, as there may be many."""
-    pixels = loaded.processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+def image_features(loaded: Loaded, images: Sequence[Image.Image]) -> NDArray[np.float16]:
+    """(N, D) of N images, through encoder and projector in one batch; half precision, as there may be many."""
+    pixels = loaded.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
     seen = loaded.model.get_image_features(pixel_values=pixels.to(loaded.model.device, loaded.model.dtype))
     means = torch.stack([tokens.float().mean(dim=0) for tokens in seen.pooler_output])  # (N, D)
     return (means / means.norm(dim=1, keepdim=True).clamp_min(1e-12)).half().cpu().numpy()
@@ -34,10 +34,10 @@ def image_features(loaded: Loaded, pictures: Sequence[Image.Image]) -> NDArray[n
 
 @dataclass(frozen=True)
 class Request:
-    """One question: messages in Hugging Face form, ending with the user's turn, and the pictures in their order."""
+    """One question: messages in Hugging Face form, ending with the user's turn, and the images in their order."""
 
     messages: Sequence[Any]
-    pictures: Sequence[Image.Image] = field(default=())
+    images: Sequence[Image.Image] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def prepare(loaded: Loaded, requests: Sequence[Request]) -> dict[str, torch.Tens
         processor.apply_chat_template(list(request.messages), add_generation_prompt=True, tokenize=False)
         for request in requests
     ]
-    pictures = [picture for request in requests for picture in request.pictures]
+    images = [image for request in requests for image in request.images]
     inputs = processor(
         text=texts,
-        images=pictures or None,
+        images=images or None,
         padding=True,
         padding_side="left",
         add_special_tokens=False,  # the template writes them
@@ -125,10 +125,10 @@ def check(request: Request) -> None:
     if not request.messages or request.messages[-1]["role"] != "user":
         raise UserError("a request must end with the user's turn")
     marks = count_images(request.messages)
-    if marks != len(request.pictures):
-        raise UserError(f"a request has {marks} image parts for {len(request.pictures)} pictures; expected as many")
+    if marks != len(request.images):
+        raise UserError(f"a request has {marks} image parts for {len(request.images)} images; expected as many")
     if any(IMAGE in text_of(message) for message in request.messages):
-        raise UserError(f"a message's text holds a literal {IMAGE}, the mark of a picture; remove it")
+        raise UserError(f"a message's text holds a literal {IMAGE}, the mark of an image; remove it")
 
 
 def ends_of(model: Any) -> set[int]:

@@ -94,7 +94,7 @@ def compose(
 def make_processor(
     vision: str, vision_config: Any, tokenizer: Any, class_tokens: int, pad_square: bool, hub: str
 ) -> LlavaProcessor:
-    """The processor of pictures and text for an encoder and a tokenizer; its template is set by set_template."""
+    """The processor of images and text for an encoder and a tokenizer; its template is set by set_template."""
     return LlavaProcessor(
         image_processor=image_processor_for(vision, vision_config.image_size, pad_square, hub),
         tokenizer=tokenizer,
@@ -145,7 +145,7 @@ def load_model(
         model = model.to(where)
     processor = from_pretrained(AutoProcessor, path, hub)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
-        raise UserError(f"{path}: has no processor for pictures and text (processor_config.json); copy it whole")
+        raise UserError(f"{path}: has no processor for images and text (processor_config.json); copy it whole")
     return Loaded(model, processor, card, path)
 
 
@@ -190,7 +190,7 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def count_image_tokens(tower: Any) -> tuple[int, int]:
-    """(patch tokens a picture, class tokens before them), seen from one forward of an empty picture."""
+    """(patch tokens an image, class tokens before them), seen from one forward of an empty image."""
     size, patch = tower.config.image_size, tower.config.patch_size
     was_training = tower.training
     tower.eval()

@@ -52,7 +52,7 @@ def skeleton(config: LlavaConfig) -> Any:
 
 def processor_of(config: LlavaConfig, vision: str | None, language: str | None, model: str | None, hub: str) -> Any:
     """The processor that a recipe's model would have, without the model, as far as lengths go: neither its template nor
-    how it pads pictures is set. `config` has been through `skeleton`."""
+    how it pads images is set. `config` has been through `skeleton`."""
     if model is not None:
         return from_pretrained(AutoProcessor, model, hub)
     class_tokens = int(config.vision_feature_select_strategy == "default")

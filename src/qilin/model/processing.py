@@ -1,7 +1,7 @@
 """A sample -> ids, mask and pixels, the same for training and for asking.
 
-In: rows of a dataset folder and the model's processor. Out: an Encoded conversation and picture tensors, decoded once
-and kept in memory up to a limit, since a picture is asked about many times.
+In: rows of a dataset folder and the model's processor. Out: an Encoded conversation and image tensors, decoded once
+and kept in memory up to a limit, since an image is asked about many times.
 """
 
 from collections import OrderedDict
@@ -34,14 +34,14 @@ def with_instruction(sample: Sample, instructions: Sequence[str]) -> Sequence[Ma
 
 
 def encode_sample(sample: Sample, processor: Any, instructions: Sequence[str] = ()) -> Encoded:
-    """A sample -> ids and mask with its pictures' tokens in place. Raises UserError, naming the sample, where nothing
+    """A sample -> ids and mask with its images' tokens in place. Raises UserError, naming the sample, where nothing
     is to be learnt or where the text itself holds the image mark."""
     tokenizer = processor.tokenizer
     messages = with_instruction(sample, instructions)
     encoded = encode(messages, tokenizer, processor.chat_template, image_tokens(processor))
     if encoded.images != count_images(messages):
         raise UserError(
-            f"sample {sample.sample_id}: {encoded.images} image tokens for {count_images(messages)} pictures; "
+            f"sample {sample.sample_id}: {encoded.images} image tokens for {count_images(messages)} images; "
             "does its text hold a literal <image>? remove it"
         )
     if not any(encoded.learn):
@@ -50,7 +50,7 @@ def encode_sample(sample: Sample, processor: Any, instructions: Sequence[str] = 
 
 
 def image_tokens(processor: Any) -> int:
-    """How many tokens a picture takes, after the processor's own settings."""
+    """How many tokens an image takes, after the processor's own settings."""
     size = processor.image_processor.crop_size
     patches = (size["height"] // processor.patch_size) * (size["width"] // processor.patch_size)
     dropped = processor.vision_feature_select_strategy == "default"
@@ -58,7 +58,7 @@ def image_tokens(processor: Any) -> int:
 
 
 class Pixels:
-    """The pictures of datasets as tensors (3, height, width), normalised; the last used are kept, as bytes."""
+    """The images of datasets as tensors (3, height, width), normalised; the last used are kept, as bytes."""
 
     def __init__(self, image_processor: Any, limit_bytes: int = 1 << 30) -> None:
         self.image_processor = image_processor
@@ -68,11 +68,11 @@ class Pixels:
         self.bytes = 0
 
     def get(self, dataset: Dataset, image_id: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """One picture. Raises UserError (from imaging) naming the picture when its bytes do not decode."""
+        """One image. Raises UserError (from imaging) naming the image when its bytes do not decode."""
         if image_id in self.kept:
             self.kept.move_to_end(image_id)
             return self.normalised(self.kept[image_id], dtype)
-        pixels = self.cut(to_rgb(dataset.picture_bytes(image_id)))
+        pixels = self.cut(to_rgb(dataset.image_bytes(image_id)))
         self.kept[image_id] = pixels
         self.bytes += pixels.nbytes
         while self.bytes > self.limit_bytes and len(self.kept) > 1:
@@ -80,7 +80,7 @@ class Pixels:
         return self.normalised(pixels, dtype)
 
     def cut(self, image: Any) -> torch.Tensor:
-        """A PIL picture -> (3, height, width) of bytes: padded, scaled and cropped."""
+        """A PIL image -> (3, height, width) of bytes: padded, scaled and cropped."""
         found = self.image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="np")
         pixels = np.ascontiguousarray(found["pixel_values"][0])
         assert pixels.dtype == np.uint8, f"the image processor scales to {pixels.dtype}, not to bytes"

@@ -1,7 +1,7 @@
 """Writing a model folder in one layout, that of llava-hf's released checkpoints, whoever made the model.
 
 In: a stock Llava and its processor. Out: a folder which transformers 5 and 4 open, and the servers built on them.
-Transformers 5 leaves `vision_model.` out of an encoder's names, writes settings under new names and has the picture
+Transformers 5 leaves `vision_model.` out of an encoder's names, writes settings under new names and has the image
 settings in the processor's file alone; vLLM and llama.cpp's kind look for what llava-hf has.
 """
 
@@ -31,10 +31,10 @@ def wrap(name: str) -> str:
 
 
 def save_processor(folder: str | Path, processor: Any) -> None:
-    """Processor, tokenizer and template; the picture settings once more where transformers 4 looks for them."""
+    """Processor, tokenizer and template; the image settings once more where transformers 4 looks for them."""
     processor.save_pretrained(folder)
-    pictures = read_json(Path(folder) / "processor_config.json")["image_processor"]
-    write_json(Path(folder) / "preprocessor_config.json", pictures)
+    images = read_json(Path(folder) / "processor_config.json")["image_processor"]
+    write_json(Path(folder) / "preprocessor_config.json", images)
     file = Path(folder) / "tokenizer_config.json"
     words = read_json(file)
     # Transformers 4 fails on a list here, and on a class that came with 5; both read what replaces them.

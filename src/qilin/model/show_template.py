@@ -40,14 +40,14 @@ def show_template(settings: TemplateSettings) -> None:
     notes.print(
         Text.assemble(
             f"{len(encoded.ids)} tokens, {encoded.ids.count(tokenizer.convert_tokens_to_ids(IMAGE))} of them the "
-            f"picture's; ",
+            f"image's; ",
             (f"{learnt} learnt", LEARNT),
         )
     )
 
 
 def load_words(settings: TemplateSettings) -> tuple[Any, str, int]:
-    """(tokenizer, Jinja text, tokens a picture) of a model folder, or of a tokenizer with --template."""
+    """(tokenizer, Jinja text, tokens an image) of a model folder, or of a tokenizer with --template."""
     from transformers import AutoProcessor
 
     folder = Path(fetch(settings.model, settings.hub))
@@ -75,7 +75,7 @@ def decode(tokenizer: Any, ids: list[int]) -> str:
 
 
 def runs(encoded: Encoded, image_id: int) -> list[tuple[int, int, bool, bool]]:
-    """Stretches of the same kind: (start, end, learnt, picture)."""
+    """Stretches of the same kind: (start, end, learnt, image)."""
     found: list[tuple[int, int, bool, bool]] = []
     for place, (token, learnt) in enumerate(zip(encoded.ids, encoded.learn, strict=True)):
         kind = (learnt, token == image_id)
@@ -87,11 +87,11 @@ def runs(encoded: Encoded, image_id: int) -> list[tuple[int, int, bool, bool]]:
 
 
 def as_text(encoded: Encoded, tokenizer: Any) -> Text:
-    """The conversation, learnt stretches coloured, a picture's tokens as one mark with their number."""
+    """The conversation, learnt stretches coloured, an image's tokens as one mark with their number."""
     text = Text()
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
-    for start, end, learnt, picture in runs(encoded, image_id):
-        if picture:
+    for start, end, learnt, image in runs(encoded, image_id):
+        if image:
             text.append(f"{IMAGE}×{end - start}", style=MARK)
             continue
         # Decoded with what stands before it: alone, a stretch would lose its first space or half a character.
@@ -102,11 +102,11 @@ def as_text(encoded: Encoded, tokenizer: Any) -> Text:
 
 
 def each_token(encoded: Encoded, tokenizer: Any) -> Text:
-    """One token a line; a picture's tokens on one line."""
+    """One token a line; an image's tokens on one line."""
     text = Text()
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
-    for start, end, learnt, picture in runs(encoded, image_id):
-        if picture:
+    for start, end, learnt, image in runs(encoded, image_id):
+        if image:
             text.append(f"{start:5}–{end - 1:<5} {image_id:7}  {IMAGE}×{end - start}\n", style=MARK)
             continue
         for place in range(start, end):

@@ -68,8 +68,8 @@ def with_image(tokenizer: Any, where: Any) -> Any:
 
 
 def spoken_template(tokenizer: Any, name: str, system: str | None) -> str:
-    """The template's Jinja text for this tokenizer: with LLaVA's marks around a picture where the vocabulary has them,
-    and text after a picture read as LLaVA reads it.
+    """The template's Jinja text for this tokenizer: with LLaVA's marks around an image where the vocabulary has them,
+    and text after an image read as LLaVA reads it.
 
     LLaVA cuts the prompt at `<image>` and tokenizes each piece alone, so each begins as a text does: SentencePiece
     tokenizers put a space before it. A tokenizer that does so after special tokens too (`legacy`) needs nothing; one

@@ -1,7 +1,7 @@
 """`qilin data to`: a dataset folder as other trainers read it: LLaVA, ShareGPT, TRL, WebDataset.
 
-In: a dataset folder. Out: a new folder with pictures as files and one JSON file a split, with parquet files, or with
-tar shards; where each picture came from stands beside them. It is written beside its name and moved there when whole.
+In: a dataset folder. Out: a new folder with images as files and one JSON file a split, with parquet files, or with
+tar shards; where each image came from stands beside them. It is written beside its name and moved there when whole.
 """
 
 import io
@@ -25,7 +25,7 @@ from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample
 
 SAMPLES_A_SHARD = 1000
-ROWS_A_GROUP = 64  # each with its pictures: some 10 MB
+ROWS_A_GROUP = 64  # each with its images: some 10 MB
 ENDINGS = {"jpeg": "jpg", "png": "png"}
 
 
@@ -59,12 +59,12 @@ def export(given: ExportSettings) -> None:
         shutil.rmtree(work, ignore_errors=True)
     counts = data.manifest["counts"]
     Console(highlight=False, soft_wrap=True).print(
-        f"made {given.out}: {counts['pictures']:,} pictures, {sum(counts['samples'].values()):,} samples"
+        f"made {given.out}: {counts['pictures']:,} images, {sum(counts['samples'].values()):,} samples"
     )
 
 
 def write_attribution(data: Dataset, path: Path) -> None:
-    """A line a picture: where it came from, under which licence, whose it is: most licences ask for that."""
+    """A line an image: where it came from, under which licence, whose it is: most licences ask for that."""
     columns = ["image_id", "license_tier", "provenance"]
     with path.open("w", encoding="utf-8") as out:
         for file in sorted((data.path / "images").glob("*.parquet")):
@@ -72,23 +72,23 @@ def write_attribution(data: Dataset, path: Path) -> None:
                 out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
 
 
-def write_pictures(data: Dataset, folder: Path) -> Path:
-    """Every picture as a file, in 256 folders; where the table of their endings lies."""
+def write_images(data: Dataset, folder: Path) -> Path:
+    """Every image as a file, in 256 folders; where the table of their endings lies."""
     endings = TableWriter()
     with bar() as progress:
-        task = progress.add_task("writing pictures", total=data.manifest["counts"]["pictures"])
-        for picture in data.pictures():
-            ending = ENDINGS.get(picture.format, picture.format)
-            path = folder / named(picture.image_id, ending)
+        task = progress.add_task("writing images", total=data.manifest["counts"]["pictures"])
+        for image in data.images():
+            ending = ENDINGS.get(image.format, image.format)
+            path = folder / named(image.image_id, ending)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture.bytes)
-            endings.add(picture.image_id, ending)
+            path.write_bytes(image.bytes)
+            endings.add(image.image_id, ending)
             progress.advance(task)
     return endings.save(folder / "endings")
 
 
 def named(image_id: str, ending: str) -> str:
-    """A picture's path from the exported folder."""
+    """An image's path from the exported folder."""
     return f"images/{image_id[:2]}/{image_id}.{ending}"
 
 
@@ -101,7 +101,7 @@ def write_list(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
 
 
 def marked(message: Mapping[str, Any]) -> str:
-    """A message as one text, <image> where its pictures stand; LLaVA puts a lone mark on a line of its own."""
+    """A message as one text, <image> where its images stand; LLaVA puts a lone mark on a line of its own."""
     parts = ["<image>" if part["type"] == "image" else part["text"] for part in message["content"]]
     return "\n".join(parts)
 
@@ -121,12 +121,12 @@ def sharegpt_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
 
 
 def as_lists(data: Dataset, work: Path, row: Callable[[Sample, list[str]], dict[str, Any]]) -> None:
-    folder = write_pictures(data, work)
+    folder = write_images(data, work)
     endings = open_table(folder)
 
     def path_of(image_id: str) -> str:
         ending = endings.get(image_id)
-        assert ending, f"picture {image_id} is named by a sample but is not in images/"
+        assert ending, f"image {image_id} is named by a sample but is not in images/"
         return named(image_id, ending)
 
     for split in data.splits():
@@ -136,7 +136,7 @@ def as_lists(data: Dataset, work: Path, row: Callable[[Sample, list[str]], dict[
 
 
 def as_shards(data: Dataset, work: Path) -> None:
-    """Tar shards of a thousand samples: KEY.json and KEY.0.jpg, KEY.1.jpg … for its pictures; the same bytes always."""
+    """Tar shards of a thousand samples: KEY.json and KEY.0.jpg, KEY.1.jpg … for its images; the same bytes always."""
     with bar() as progress:
         task = progress.add_task("writing shards", total=sum(data.manifest["counts"]["samples"].values()))
         for split in data.splits():
@@ -150,9 +150,9 @@ def as_shards(data: Dataset, work: Path) -> None:
                 key = f"{split}-{place:09d}"
                 names = []
                 for n, image_id in enumerate(sample.image_ids):
-                    picture = data.picture(image_id)
-                    names.append(f"{key}.{n}.{ENDINGS.get(picture.format, picture.format)}")
-                    put(shard, names[-1], picture.bytes)
+                    image = data.image(image_id)
+                    names.append(f"{key}.{n}.{ENDINGS.get(image.format, image.format)}")
+                    put(shard, names[-1], image.bytes)
                 row = sharegpt_row(sample, names) | {"kind": sample.kind, "license_tier": sample.license_tier}
                 put(shard, f"{key}.json", json.dumps(row, ensure_ascii=False).encode())
                 progress.advance(task)
@@ -163,7 +163,7 @@ def as_shards(data: Dataset, work: Path) -> None:
 def as_table(data: Dataset, work: Path) -> None:
     """A parquet file a split with the columns that TRL's trainers know: `messages` in Hugging Face form, `images` a
     list, each sample with its own; `datasets.load_dataset` gives them decoded. So SFTTrainer of TRL 1.16
-    wants a set with pictures, and so is the one its own example reads, HuggingFaceH4/llava-instruct-mix-vsft."""
+    wants a set with images, and so is the one its own example reads, HuggingFaceH4/llava-instruct-mix-vsft."""
     from datasets import Features, Image, List, Value
 
     part = {"type": Value("string"), "text": Value("string")}
@@ -184,7 +184,7 @@ def as_table(data: Dataset, work: Path) -> None:
 
 
 def trl_row(data: Dataset, sample: Sample) -> dict[str, Any]:
-    shown = [{"bytes": data.picture(image_id).bytes, "path": None} for image_id in sample.image_ids]
+    shown = [{"bytes": data.image(image_id).bytes, "path": None} for image_id in sample.image_ids]
     facts = {"id": sample.sample_id, "kind": sample.kind, "license_tier": sample.license_tier}
     return {"messages": list(sample.messages), "images": shown, **facts}
 

@@ -1,7 +1,7 @@
 """`qilin data merge`: several dataset folders as one, nothing divided that they share, contexts in a wanted share.
 
-In: dataset folders. Out: one, whose sample ids begin with the folder each came from; a picture that several hold stands
-once, with all its origins. What shares a picture or an article goes to one split: test before validation before train.
+In: dataset folders. Out: one, whose sample ids begin with the folder each came from; an image that several hold stands
+once, with all its origins. What shares an image or an article goes to one split: test before validation before train.
 """
 
 import json
@@ -91,7 +91,7 @@ def joined(sources: Sequence[Dataset]) -> TableWriter:
                     yield split, f"{data.path.name}/{row['sample_id']}", row
 
     for split, name, row in rows():
-        ties = [f"picture {image_id}" for image_id in row["image_ids"]]
+        ties = [f"image {image_id}" for image_id in row["image_ids"]]
         ties += [f"group {row['group']}"] if row["group"] else []
         links.join(ties or [f"sample {name}"], split)
     moved = TableWriter()
@@ -177,7 +177,7 @@ def tell(given: MergeSettings, made: Dataset, fresh: bool) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
-    console.print(f"{'made' if fresh else 'already there:'} {given.out}: {counts['pictures']:,} pictures; {samples}")
+    console.print(f"{'made' if fresh else 'already there:'} {given.out}: {counts['pictures']:,} images; {samples}")
     if share is not None:
         console.print(f"contexts make {share:.1%} of the characters of captions, mentions, reports and contexts")
     for reason, count in counts["dropped_reasons"].items():

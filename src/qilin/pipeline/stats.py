@@ -40,7 +40,7 @@ def stats(given: StatsSettings) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     unit = "tokens" if given.tokenizer else "characters"
-    console.print(f"{given.source}: {found['pictures']['n']:,} pictures, {found['samples']['n']:,} samples")
+    console.print(f"{given.source}: {found['pictures']['n']:,} images, {found['samples']['n']:,} samples")
     table = Table("part", f"here: {unit}, median (quartiles)", "texts here", "the paper", "tokens in the paper")
     for part, count, lengths in PAPER:
         row = found["lengths"].get(part)
@@ -69,7 +69,7 @@ def counter(tokenizer: Path | None) -> Callable[[str], int]:
 
 
 def numbers(data: Dataset, size: Callable[[str], int] = len) -> dict[str, Any]:
-    """All counts and lengths: {"samples", "pictures", "lengths"}, JSON-ready, in a fixed order."""
+    """All counts and lengths: {"samples", "images", "lengths"}, JSON-ready, in a fixed order."""
     by: dict[str, Counter[str]] = {name: Counter() for name in ("split", "kind", "source", "licence", "language")}
     lengths: dict[str, Counter[int]] = {}
     for split in data.splits():
@@ -82,14 +82,14 @@ def numbers(data: Dataset, size: Callable[[str], int] = len) -> dict[str, Any]:
             for message in sample.messages:
                 if part := part_of(sample.kind, message["role"]):
                     lengths.setdefault(part, Counter())[size(text_of(message))] += 1
-    pictures: dict[str, Counter[str]] = {name: Counter() for name in ("modality", "body_part", "licence")}
-    for batch in data.picture_batches(("modality", "body_part", "license_tier")):
-        for counts, column in zip(pictures.values(), batch.columns, strict=True):
+    images: dict[str, Counter[str]] = {name: Counter() for name in ("modality", "body_part", "licence")}
+    for batch in data.image_batches(("modality", "body_part", "license_tier")):
+        for counts, column in zip(images.values(), batch.columns, strict=True):
             counts.update(value or "unknown" for value in column.to_pylist())
     shown = data.manifest["counts"]["pictures"]
     return {
         "samples": {"n": sum(by["split"].values()), **{name: ordered(counts) for name, counts in by.items()}},
-        "pictures": {"n": shown, **{name: ordered(counts) for name, counts in pictures.items()}},
+        "pictures": {"n": shown, **{name: ordered(counts) for name, counts in images.items()}},
         "lengths": {part: quartiles(values) for part, values in sorted(lengths.items())},
     }
 

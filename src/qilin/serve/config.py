@@ -8,10 +8,10 @@ from qilin.core.config import setting, settings
 
 @settings
 class ChatSettings:
-    """Talk with a model about pictures, in the terminal."""
+    """Talk with a model about images, in the terminal."""
 
     model: str = setting(help="model folder (or hub id)")
-    images: tuple[Path, ...] = setting(default=(), help="pictures of the first question: PNG, JPEG, TIFF, …")
+    images: tuple[Path, ...] = setting(default=(), help="images of the first question: PNG, JPEG, TIFF, …")
     max_new_tokens: int = setting(default=512, help="longest answer, in tokens")
     device: str = setting(default="auto", help="auto, cpu, cuda, …")
     dtype: Literal["auto", "fp32", "bf16"] = setting(default="auto", help="auto: bf16 on an accelerator, else fp32")
@@ -20,10 +20,10 @@ class ChatSettings:
     hub: Literal["huggingface", "modelscope"] = setting(default="huggingface", help="where a hub id is fetched from")
 
     EPILOG = (
-        "\n\nin the talk:\n  /image PATH …  adds pictures to the next question; /reset, /help, /quit\n"
+        "\n\nin the talk:\n  /image PATH …  adds images to the next question; /reset, /help, /quit\n"
         "  Ctrl-C stops the answer, Ctrl-D leaves\n"
         "in a script, a question a line; answers go to stdout, everything else to stderr:\n"
-        "  echo 图中有异常吗？ | qilin chat runs/instruct picture.png"
+        "  echo 图中有异常吗？ | qilin chat runs/instruct image.png"
     )
 
     def __post_init__(self) -> None:

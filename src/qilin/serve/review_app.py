@@ -1,7 +1,7 @@
 """The review page's service: five addresses, each behind the token; it reads the drawn samples and adds decisions.
 
 In: a Review, the file of decisions, a reviewer, a token. Out: a Starlette application. No path of a request ever
-becomes a path of the disk: pictures are asked for by id, and only those of the drawn samples are given.
+becomes a path of the disk: images are asked for by id, and only those of the drawn samples are given.
 """
 
 import json
@@ -32,9 +32,9 @@ class Bad(Exception):
 
 
 def review_app(review: Review, decisions: Path, reviewer: str, token: str) -> Starlette:
-    """The application: GET /, /rows, /rows/N, /pictures/ID and POST /decide."""
+    """The application: GET /, /rows, /rows/N, /images/ID and POST /decide."""
     numbers = {(sample.sample_id, hash_of(sample)): n for n, sample in enumerate(review.samples)}
-    pictures = {image_id for sample in review.samples for image_id in sample.image_ids}
+    images = {image_id for sample in review.samples for image_id in sample.image_ids}
 
     def own() -> dict[int, Decision]:
         """What this reviewer has decided, by the row's number; read anew, for others may write to the file too."""
@@ -68,11 +68,11 @@ def review_app(review: Review, decisions: Path, reviewer: str, token: str) -> St
         said = {"decision": made.decision, "reason": made.reason, "texts": made.texts} if made else None
         return JSONResponse(shown(review, n) | {"made_before": said})
 
-    async def picture(request: Request) -> Response:
+    async def image(request: Request) -> Response:
         image_id = request.path_params["image_id"]
-        if image_id not in pictures:
-            return Response("no such picture", 404)
-        found = review.data.picture(image_id)
+        if image_id not in images:
+            return Response("no such image", 404)
+        found = review.data.image(image_id)
         kept = {"Cache-Control": "private, max-age=86400, immutable"}  # an id is the hash of its bytes
         return Response(found.bytes, media_type=f"image/{found.format.lower()}", headers=kept)
 
@@ -85,7 +85,7 @@ def review_app(review: Review, decisions: Path, reviewer: str, token: str) -> St
         Route("/", guarded(page, token)),
         Route("/rows", guarded(rows, token)),
         Route("/rows/{n:int}", guarded(row, token)),
-        Route("/pictures/{image_id}", guarded(picture, token)),
+        Route("/images/{image_id}", guarded(image, token)),
         Route("/decide", guarded(decide, token), methods=["POST"]),
     ]
     return Starlette(routes=routes)

@@ -1,6 +1,6 @@
-"""`qilin chat`: a talk about pictures in the terminal, or a question a line from a script.
+"""`qilin chat`: a talk about images in the terminal, or a question a line from a script.
 
-In: a model folder, pictures, what a person types. Out: answers on stdout, piece by piece as they are made; everything
+In: a model folder, images, what a person types. Out: answers on stdout, piece by piece as they are made; everything
 else (the notice, what was done to the talk, errors) on stderr. Nothing said is written to disk: it may be of patients.
 """
 
@@ -21,15 +21,15 @@ from qilin.core.errors import QilinError, RunError, UserError
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import MANIFEST, assistant, user
 from qilin.evaluate.report.html import is_drawn
-from qilin.imaging.decode import BadPicture, read_bytes, to_rgb
+from qilin.imaging.decode import BadImage, read_bytes, to_rgb
 from qilin.model.generate import Request, prepare, stream
 from qilin.model.llava import Loaded, load_model
 from qilin.serve.config import ChatSettings
 
 NOTICE = "For research. Not for diagnosis or treatment: what the model says may be wrong."
 HELP = """\
-  /image PATH …   add pictures to the next question (PNG, JPEG, TIFF, …)
-  /reset          forget the talk and its pictures
+  /image PATH …   add images to the next question (PNG, JPEG, TIFF, …)
+  /reset          forget the talk and its images
   /help           this
   /quit           leave (Ctrl-D too); Ctrl-C stops an answer"""
 PROMPT = "> "
@@ -37,17 +37,17 @@ PROMPT = "> "
 
 @dataclass(frozen=True)
 class Talk:
-    """What was said so far, the pictures of its image parts in order, and those that wait for the next question."""
+    """What was said so far, the images of its image parts in order, and those that wait for the next question."""
 
     messages: tuple[Any, ...] = ()
-    pictures: tuple[Image.Image, ...] = ()
+    images: tuple[Image.Image, ...] = ()
     waiting: tuple[Image.Image, ...] = ()
 
 
 def chat(settings: ChatSettings) -> None:
     """Talk until the person leaves or the script's questions end.
 
-    At a terminal a bad picture or question is said and the talk goes on. A script stops at the first (UserError): its
+    At a terminal a bad image or question is said and the talk goes on. A script stops at the first (UserError): its
     later answers would be about something else than it thinks.
     """
     from transformers.utils import logging
@@ -66,9 +66,9 @@ def chat(settings: ChatSettings) -> None:
         say(notes, mark, "yellow")
     talk = Talk()
     for path in settings.images:
-        talk = attempt(terminal, notes, talk, add_picture, path, notes)
+        talk = attempt(terminal, notes, talk, add_image, path, notes)
     if terminal:
-        say(notes, "/image PATH adds a picture, /help tells more.")
+        say(notes, "/image PATH adds an image, /help tells more.")
     for line in typed_lines(notes) if terminal else piped_lines():
         if line == "/quit":
             break
@@ -86,9 +86,9 @@ def marks(loaded: Loaded) -> list[str]:
     if loaded.card.get("label"):
         found.append(f"This model is marked: {loaded.card['label']}.")
     if any(learnt_drawn(Path(source["path"])) for source in loaded.card.get("data", ())):
-        found.append("This model learnt from drawn pictures: what it says of real ones means nothing.")
+        found.append("This model learnt from drawn images: what it says of real ones means nothing.")
     if loaded.card.get("template") == "plain":
-        found.append("This model is of stage 1: it describes a picture, whatever it is asked.")
+        found.append("This model is of stage 1: it describes an image, whatever it is asked.")
     return found
 
 
@@ -141,10 +141,10 @@ def step(talk: Talk, line: str, loaded: Loaded, settings: ChatSettings, notes: C
     word, _, rest = line.partition(" ")
     if word == "/image":
         for path in paths(rest):
-            talk = add_picture(talk, path, notes)
+            talk = add_image(talk, path, notes)
         return talk
     if word == "/reset":
-        say(notes, "a new talk, without pictures")
+        say(notes, "a new talk, without images")
         return Talk()
     if word == "/help":
         say(notes, HELP)
@@ -157,7 +157,7 @@ def step(talk: Talk, line: str, loaded: Loaded, settings: ChatSettings, notes: C
 def paths(words: str) -> list[Path]:
     """What follows /image: one path that may hold spaces, or several, quoted or escaped as in a shell."""
     if not words.strip():
-        raise UserError("/image: expected the path of a picture")
+        raise UserError("/image: expected the path of an image")
     whole = Path(words.strip()).expanduser()
     if whole.exists():
         return [whole]
@@ -167,16 +167,16 @@ def paths(words: str) -> list[Path]:
         return [whole]
 
 
-def add_picture(talk: Talk, path: Path, notes: Console) -> Talk:
-    """The talk with one more picture waiting. Raises UserError, naming the file, where it is no picture."""
+def add_image(talk: Talk, path: Path, notes: Console) -> Talk:
+    """The talk with one more image waiting. Raises UserError, naming the file, where it is no image."""
     try:
-        picture = to_rgb(read_bytes(path))
-    except BadPicture as error:
+        image = to_rgb(read_bytes(path))
+    except BadImage as error:
         words = str(error)
         raise UserError(words if str(path) in words else f"{path}: {words}") from None
-    number = len(talk.pictures) + len(talk.waiting) + 1
-    say(notes, f"picture {number}: {path.name}, {picture.width} x {picture.height}")
-    return Talk(talk.messages, talk.pictures, (*talk.waiting, picture))
+    number = len(talk.images) + len(talk.waiting) + 1
+    say(notes, f"image {number}: {path.name}, {image.width} x {image.height}")
+    return Talk(talk.messages, talk.images, (*talk.waiting, image))
 
 
 def ask(talk: Talk, text: str, loaded: Loaded, settings: ChatSettings, notes: Console) -> Talk:
@@ -185,7 +185,7 @@ def ask(talk: Talk, text: str, loaded: Loaded, settings: ChatSettings, notes: Co
     An answer stopped by Ctrl-C stays in the talk as far as it was said; one that had not begun leaves no trace.
     """
     request, room = fit(
-        Request((*talk.messages, user(text, len(talk.waiting))), (*talk.pictures, *talk.waiting)),
+        Request((*talk.messages, user(text, len(talk.waiting))), (*talk.images, *talk.waiting)),
         lambda asked: int(prepare(loaded, [asked])["input_ids"].shape[1]),
         getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None),
         settings.max_new_tokens,
@@ -198,7 +198,7 @@ def ask(talk: Talk, text: str, loaded: Loaded, settings: ChatSettings, notes: Co
         say(notes, "(stopped)")
     elif not said:
         say(notes, "(the model said nothing)")
-    return Talk((*request.messages, assistant(said)), tuple(request.pictures)) if said else talk
+    return Talk((*request.messages, assistant(said)), tuple(request.images)) if said else talk
 
 
 def show(pieces: Generator[str, None, None], notes: Console) -> tuple[str, bool]:
@@ -207,7 +207,7 @@ def show(pieces: Generator[str, None, None], notes: Console) -> tuple[str, bool]
     said: list[str] = []
     stopped = False
     try:
-        with notes.status("looking"):  # encoding pictures and reading the talk take a moment
+        with notes.status("looking"):  # encoding images and reading the talk take a moment
             first = next(pieces, "")
         for piece in chain([first], pieces):
             out.print(piece, end="", markup=False, emoji=False)
@@ -230,7 +230,7 @@ def fit(
 ) -> tuple[Request, int]:
     """(the request without its oldest turns where the context cannot hold it, the room for the answer), in tokens.
 
-    Pictures stay, moved to the oldest turn that is left: the talk is about them. Raises UserError where the question
+    Images stay, moved to the oldest turn that is left: the talk is about them. Raises UserError where the question
     alone is too long.
     """
     if limit is None:
@@ -238,21 +238,21 @@ def fit(
     room = min(max_new_tokens, limit // 2)
     messages: Sequence[Any] = request.messages
     dropped = 0
-    while (tokens := count(Request(messages, request.pictures))) + room > limit:
+    while (tokens := count(Request(messages, request.images))) + room > limit:
         if len(messages) < 3:
             raise UserError(
-                f"the question takes {tokens} tokens with its {len(request.pictures)} pictures, and the model's "
+                f"the question takes {tokens} tokens with its {len(request.images)} images, and the model's "
                 f"context is {limit}, {room} of them kept for the answer; ask shorter, or /reset"
             )
         messages = without_oldest(messages)
         dropped += 1
     if dropped:
         tell(f"the talk is longer than the model's context of {limit} tokens; oldest turns dropped: {dropped}")
-    return Request(messages, request.pictures), room
+    return Request(messages, request.images), room
 
 
 def without_oldest(messages: Sequence[Any]) -> list[Any]:
-    """The messages without the first question and answer; that question's pictures move to the next one."""
+    """The messages without the first question and answer; that question's images move to the next one."""
     asked, _, following, *rest = messages
     kept = [part for part in asked["content"] if part["type"] == "image"]
     return [{"role": "user", "content": [*kept, *following["content"]]}, *rest]

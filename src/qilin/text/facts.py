@@ -106,7 +106,7 @@ _COUNTED = re.compile(
 )
 _NORMAL = re.compile(r"正常|健康|\bnormal\b")
 _ABNORMAL = re.compile(r"(?:明显|显著|任何)?(?:异常|病变|病灶)|\babnormalit\w+")
-# 余未见异常 and 其他部位正常 speak of the rest, not of the whole picture.
+# 余未见异常 and 其他部位正常 speak of the rest, not of the whole image.
 _REST = re.compile(r"余|其他|其它|另")
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - a table of words reads best with one name a line
-"""A small, reviewed table of words that mean the same in an answer about a medical picture.
+"""A small, reviewed table of words that mean the same in an answer about a medical image.
 
 Each row: the name we use, then other ways to write it, all already narrow, simplified and lower case. Only words that a
 radiologist would accept for one another stand in a row: CTA is not CT, PET-CT is not CT, 结肠 is not 大肠, 积液 alone

@@ -53,7 +53,7 @@ _STOP = re.compile(
     r"这张|这幅|这个|该|此|本|医学|图像|图片|影像|照片|图|中|里|上|内|的|了|是|有|存在|包含|包括|含有|含|可以|能|看起来|看到|观察到"
     r"|显示|出现|属于|一个|一张|任何|病人|患者|关于|器官|吗|么|嘛|\?|被|用于|通过|拍摄"
 )
-# Kinds of which one picture has one: naming another one answers no.
+# Kinds of which one image has one: naming another one answers no.
 _EXCLUSIVE = ("modality", "plane", "region")
 
 

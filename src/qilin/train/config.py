@@ -64,7 +64,7 @@ class Validation:
     split: str | float = setting(
         default="validation",
         help="which samples: a split of the datasets, or a share of the training data, such as 0.05, that is put aside "
-        "(whole pictures, articles, patients) and not learnt from",
+        "(whole images, articles, patients) and not learnt from",
     )
     every: int = setting(default=100, help="steps between validations; there is one after the last step too")
     samples: int = setting(default=0, help="take at most so many samples, the same ones each time; 0: all")
@@ -109,10 +109,10 @@ class TrainSettings:
         default=(), help="asked before captions that come without a question, one a sample"
     )
     questions: Literal["branches", "separate"] = setting(
-        default="branches", help="branches: questions of one picture share its tokens; separate: each sample on its own"
+        default="branches", help="branches: questions of one image share its tokens; separate: each sample on its own"
     )
     pad_square: bool = setting(
-        default=True, help="pad pictures to a square with the mean colour; otherwise crop the middle"
+        default=True, help="pad images to a square with the mean colour; otherwise crop the middle"
     )
     feature_layer: int | None = setting(
         default=None,
@@ -120,9 +120,9 @@ class TrainSettings:
         "for a new model, and the model's own for a later stage",
     )
     augment: float = setting(
-        default=0.0, help="random shift, zoom and brightness of pictures, 0 (none) to 1; never a mirror flip"
+        default=0.0, help="random shift, zoom and brightness of images, 0 (none) to 1; never a mirror flip"
     )
-    max_length: int = setting(default=2048, help="tokens a sample may take, its pictures included")
+    max_length: int = setting(default=2048, help="tokens a sample may take, its images included")
     overlong: Literal["error", "cut", "drop"] = setting(
         default="error", help="what to do with longer ones; cut and dropped are counted"
     )
@@ -246,7 +246,7 @@ class TrainCommand:
         default=(), help="key=value words that change the recipe, such as batch=16 data=FOLDER out=DIR"
     )
     check: bool = setting(
-        default=False, help="read and check everything, every picture too, say what would be done, train nothing"
+        default=False, help="read and check everything, every image too, say what would be done, train nothing"
     )
 
     EPILOG = ""  # filled below: the keys that a recipe may have
@@ -267,9 +267,9 @@ class EstimateCommand:
     )
     count: int = setting(default=1, help="how many of them")
     samples: int | None = setting(default=None, help="without data at hand: samples of the dataset")
-    text: int = setting(default=120, help="without data at hand: tokens of a sample beside its picture's")
+    text: int = setting(default=120, help="without data at hand: tokens of a sample beside its image's")
     answers: int = setting(default=60, help="without data at hand: how many of those are learnt")
-    a_picture: float = setting(default=1.0, help="without data at hand: samples on the same picture")
+    samples_per_image: float = setting(default=1.0, help="without data at hand: samples on the same image")
     mfu: float = setting(
         default=0.4, help="share of the arithmetic's peak that is reached; a run's own is in metrics.jsonl"
     )
@@ -277,7 +277,7 @@ class EstimateCommand:
     json: bool = setting(default=False, help="the figures as JSON on stdout")
 
     def __post_init__(self) -> None:
-        for name in ("count", "text", "answers", "a_picture"):
+        for name in ("count", "text", "answers", "samples_per_image"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.samples is not None and self.samples < 1:

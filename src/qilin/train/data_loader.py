@@ -29,7 +29,7 @@ from qilin.model.processing import Pixels, encode_sample, image_tokens
 from qilin.train.config import TrainSettings
 from qilin.train.data_sources import Part, open_sources
 from qilin.train.distributed import World
-from qilin.train.model_setup import picture_dtype
+from qilin.train.model_setup import image_dtype
 from qilin.train.packed_attention import Layout, make_layout
 from qilin.train.plan import Lengths, Piece, Plan
 
@@ -38,7 +38,7 @@ KEEP_TOKENS = 16_000_000  # of tokenized samples kept in memory: two pointers ea
 
 @dataclass(frozen=True)
 class Pack:
-    """What one forward computes. T tokens, S supervised pairs, P pictures."""
+    """What one forward computes. T tokens, S supervised pairs, P images."""
 
     ids: torch.Tensor  # (1, T)
     positions: torch.Tensor  # (1, T): continue from the prefix in each branch
@@ -46,7 +46,7 @@ class Pack:
     where: torch.Tensor  # (S,) token whose hidden state predicts …
     targets: torch.Tensor  # (S,) … this token
     pixels: torch.Tensor | None  # (P, 3, height, width), in the order of the image tokens
-    seeds: tuple[int, ...]  # (P,) of each picture's random changes: the same on any number of devices
+    seeds: tuple[int, ...]  # (P,) of each image's random changes: the same on any number of devices
     samples: tuple[str, ...]  # their ids, for error messages
 
 
@@ -92,7 +92,7 @@ class Feed:
         return Lengths(table[:, 1], table[:, 2], table[:, 3], table[:, 4], source, table[:, 5]), table[:, 0]
 
     def measure_all(self, tick: Callable[[int, int], None] | None) -> tuple[np.ndarray, dict[str, Any]]:
-        """(N, 6) rows of number, total, prefix, learnt, unit, pictures; and the account of what was cut or dropped."""
+        """(N, 6) rows of number, total, prefix, learnt, unit, images; and the account of what was cut or dropped."""
         image_id = self.processor.tokenizer.convert_tokens_to_ids(IMAGE)
         rows = []
         total = int(self.starts[-1])
@@ -162,9 +162,9 @@ class Feed:
         return encoded, excess
 
     def pack(self, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype, seen: bool = False) -> Pack:
-        """Pieces of the plan (indices into Lengths) -> one pack on `device`, its pictures in `dtype`.
+        """Pieces of the plan (indices into Lengths) -> one pack on `device`, its images in `dtype`.
 
-        `seen`: with a black picture of no sample where there is none. Devices that work side by side must use the same
+        `seen`: with a black image of no sample where there is none. Devices that work side by side must use the same
         weights in each pack, whatever their samples are; nothing is learnt from it.
         """
         ids: list[int] = []
@@ -172,7 +172,7 @@ class Feed:
         documents: list[tuple[int, int, int]] = []
         where: list[int] = []
         targets: list[int] = []
-        pictures: list[torch.Tensor] = []
+        images: list[torch.Tensor] = []
         seeds: list[int] = []
         names: list[str] = []
         for piece in pieces:
@@ -185,7 +185,7 @@ class Feed:
                 names.append(sample.sample_id)
                 prefix = int(self.lengths.prefix[index]) if len(piece.samples) > 1 else 0
                 if place == 0:
-                    pictures += [self.picture(number, sample, image_id, dtype) for image_id in sample.image_ids]
+                    images += [self.image(number, sample, image_id, dtype) for image_id in sample.image_ids]
                     seeds += [index * 64 + turn for turn in range(len(sample.image_ids))]
                     if prefix:
                         head = len(documents)
@@ -202,12 +202,12 @@ class Feed:
                 documents.append((start, len(rest), head if prefix else -1))
                 ids += rest
                 positions += range(prefix, prefix + len(rest))
-        if seen and not pictures:
+        if seen and not images:
             image_id, size = (
                 self.processor.tokenizer.convert_tokens_to_ids(IMAGE),
                 self.processor.image_processor.crop_size,
             )
-            pictures.append(torch.zeros(3, size["height"], size["width"], dtype=dtype))
+            images.append(torch.zeros(3, size["height"], size["width"], dtype=dtype))
             seeds.append(0)
             documents.append((len(ids), image_tokens(self.processor), -1))
             positions += range(image_tokens(self.processor))
@@ -218,21 +218,21 @@ class Feed:
             layout=make_layout(documents, device, where),
             where=torch.tensor(where, dtype=torch.int64, device=device),
             targets=torch.tensor(targets, dtype=torch.int64, device=device),
-            pixels=torch.stack(pictures).to(device) if pictures else None,
+            pixels=torch.stack(images).to(device) if images else None,
             seeds=tuple(seeds),
             samples=tuple(names),
         )
 
-    def picture(self, number: int, sample: Sample, image_id: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """One picture of a sample, (3, height, width). Raises UserError naming both where it does not decode."""
+    def image(self, number: int, sample: Sample, image_id: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """One image of a sample, (3, height, width). Raises UserError naming both where it does not decode."""
         dataset = self.dataset_of(number)
         try:
             return self.pixels.get(dataset, image_id, dtype)
         except UserError as error:
-            where = f"{dataset.path}: picture {image_id} (sample {sample.sample_id})"
+            where = f"{dataset.path}: image {image_id} (sample {sample.sample_id})"
             raise UserError(f"{where}: {error}; take it out and import again") from None
 
-    def without_picture(self) -> int:
+    def without_image(self) -> int:
         """How many of the samples are text alone."""
         counts = []
         for source in self.sources:
@@ -248,7 +248,7 @@ def prefetch(
     feed: Feed, plan: Plan, done: int, settings: TrainSettings, world: World
 ) -> Iterator[tuple[int, list[Pack], float]]:
     """The steps from `done` on, with the seconds waited for each; the next is made while this one computes."""
-    kind = picture_dtype(settings)
+    kind = image_dtype(settings)
 
     def make(step: int) -> list[Pack]:
         packs = plan.packs(step, world.rank, world.size)
@@ -266,7 +266,7 @@ def prefetch(
 
 
 def shared_prefix(encoded: Encoded, image_id: int) -> int:
-    """Tokens up to and with the last picture, if nothing in them is to be learnt; 0 for text alone."""
+    """Tokens up to and with the last image, if nothing in them is to be learnt; 0 for text alone."""
     if not encoded.images:
         return 0
     last = len(encoded.ids) - 1 - encoded.ids[::-1].index(image_id)
@@ -274,7 +274,7 @@ def shared_prefix(encoded: Encoded, image_id: int) -> int:
 
 
 def unit_of(sample: Sample, prefix: Sequence[int], number: int, image_id: int) -> int:
-    """A number that samples share exactly if they begin alike: same pictures, same tokens before them."""
+    """A number that samples share exactly if they begin alike: same images, same tokens before them."""
     if not prefix:
         return -1 - number
     shorter = [t for t, before in zip(prefix, [None, *prefix], strict=False) if (t, before) != (image_id, image_id)]
@@ -283,7 +283,7 @@ def unit_of(sample: Sample, prefix: Sequence[int], number: int, image_id: int) -
 
 
 def cut_to(encoded: Encoded, limit: int, processor: Any) -> Encoded | None:
-    """The first `limit` tokens, or None where a picture or all of the answer would be lost."""
+    """The first `limit` tokens, or None where an image or all of the answer would be lost."""
     image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE)
     if image_id in encoded.ids[limit:] or not any(encoded.learn[:limit]):
         return None

@@ -1,6 +1,6 @@
 """Which rows of which dataset folders a run learns from, and which it only looks at (validation).
 
-In: the recipe. Out: a Source a folder. What is put aside is put aside whole: no picture and no group (article, patient)
+In: the recipe. Out: a Source a folder. What is put aside is put aside whole: no image and no group (article, patient)
 is on both sides.
 """
 
@@ -46,7 +46,7 @@ def open_sources(settings: TrainSettings, part: Part) -> list[Source]:
         total, what = sum(len(source.rows) for source in whole), "validate on" if wanted else "learn from"
         raise UserError(
             f"validate.split is {held.split}: nothing is left to {what}, since the {total:,} samples "
-            "are put aside by whole pictures and groups (articles, patients); give another share, or name a split"
+            "are put aside by whole images and groups (articles, patients); give another share, or name a split"
         )
     return found
 
@@ -89,7 +89,7 @@ def put_aside(sources: Sequence[Source], share: float, seed: int) -> list[np.nda
         for row, (images, group) in enumerate(
             zip(table.column("image_ids").to_pylist(), table.column("group").to_pylist(), strict=True)
         ):
-            names = [f"picture {image}" for image in images] + ([f"group {group}"] if group else [])
+            names = [f"image {image}" for image in images] + ([f"group {group}"] if group else [])
             links.join(names or [f"row {number} {row}"])
     aside = np.array(links.assign(validation=share, seed=seed)) == "validation"
     return np.split(aside, np.cumsum([len(source.rows) for source in sources])[:-1])

@@ -27,7 +27,7 @@ from qilin.train.flops import CARDS, Card, card_named, cost_of, fast_precision, 
 from qilin.train.memory_estimate import SLACK, largest_pack, memory_by_cause, peak, read_bytes, ready, settled, standing
 from qilin.train.plan import Lengths, Plan, make_plan
 
-TEMPLATE = 40  # tokens that a template adds before the picture (v1 with its system prompt: 35)
+TEMPLATE = 40  # tokens that a template adds before the image (v1 with its system prompt: 35)
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
@@ -121,16 +121,16 @@ def imagined(command: EstimateCommand, settings: TrainSettings, config: LlavaCon
     samples = command.samples or 100 * settings.batch
     index = np.arange(samples)
     ones = np.ones(samples, dtype=np.int64)
-    picture = int(config.image_seq_length) + TEMPLATE
-    total = min(picture + command.text, settings.max_length)
-    shared = picture if settings.questions == "branches" else 0
+    image = int(config.image_seq_length) + TEMPLATE
+    total = min(image + command.text, settings.max_length)
+    shared = image if settings.questions == "branches" else 0
     return Lengths(
         total=ones * total,
         prefix=ones * shared,
         learnt=ones * command.answers,
-        unit=(index / command.a_picture).astype(np.int64) if shared else -1 - index,
+        unit=(index / command.samples_per_image).astype(np.int64) if shared else -1 - index,
         source=index % len(settings.data),
-        pictures=ones,
+        images=ones,
     )
 
 
@@ -270,7 +270,7 @@ def show(found: Mapping[str, Any], machine: Machine, known: bool) -> None:
         )
     if not known:
         console.print(
-            "\n  how long it takes: name the data (data=FOLDER), or say --samples, --text, --answers, --a-picture"
+            "\n  how long it takes: name the data (data=FOLDER), or say --samples, --text, --answers, --a-image"
         )
         return
     console.print(

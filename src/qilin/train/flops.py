@@ -1,7 +1,7 @@
 """What training costs in arithmetic, counted from the model's shape; what machines can do at best.
 
 In: a model (with weights or without, the learning parts set). Out: its `Cost`, four numbers that turn counts of tokens,
-answers, pictures and attended pairs into floating-point operations. Only what a pack needs is counted: a shared picture
+answers, images and attended pairs into floating-point operations. Only what a pack needs is counted: a shared image
 once, no padding, no second computation of activations, no layer whose output is not used.
 """
 
@@ -22,7 +22,7 @@ class Cost:
 
     token: float  # of the language model, without attention and without the last layer's queries, projection and MLP
     answer: float  # of these and the head, at a supervised position: nobody reads what they make of other tokens
-    picture: float  # of vision encoder and projector
+    image: float  # of vision encoder and projector
     pair: float  # of attention, for one token that one other (or itself) sees, over all layers but the last
     answer_pair: float  # in the last layer, for one that is seen by a supervised position
 
@@ -30,7 +30,7 @@ class Cost:
         return (
             self.token * counts.tokens
             + self.answer * counts.answers
-            + self.picture * counts.pictures
+            + self.image * counts.images
             + self.pair * counts.pairs
             + self.answer_pair * counts.answer_pairs
         )
@@ -61,7 +61,7 @@ def cost_of(model: Any) -> Cost:
     return Cost(
         token=products(language, learns) - last,
         answer=last + products(model.lm_head, True),
-        picture=seen + lookup * patches**2,
+        image=seen + lookup * patches**2,
         pair=pair * (text.num_hidden_layers - 1),
         answer_pair=pair,
     )

@@ -235,7 +235,7 @@ def learn_step(
 
 
 def changed(pack: Pack, settings: TrainSettings, step: int) -> torch.Tensor | None:
-    """The pack's pictures with their random changes, which follow from seed, step and sample alone."""
+    """The pack's images with their random changes, which follow from seed, step and sample alone."""
     if pack.pixels is None or not settings.augment:
         return pack.pixels
     seeds = [(settings.seed * 1_000_003 + step) * 1_000_003 + seed for seed in pack.seeds]

@@ -24,7 +24,7 @@ from qilin.model.meta_model import skeleton
 from qilin.train.config import TrainSettings
 from qilin.train.distributed import GATHERED, divides_frozen
 from qilin.train.loss import answer_loss
-from qilin.train.model_setup import add_adapters, arithmetic, base_of, fit_out, picture_dtype
+from qilin.train.model_setup import add_adapters, arithmetic, base_of, fit_out, image_dtype
 from qilin.train.optimizer import Kind, Learning, inside_a_layer
 from qilin.train.packed_attention import make_layout, use_packed_attention
 from qilin.train.plan import Lengths, Piece, Plan, counts_of
@@ -43,7 +43,7 @@ class Shape:
 
     documents: Sequence[tuple[int, int, int]]  # as in attention.make_layout
     answers: int
-    pictures: int
+    images: int
 
     @property
     def tokens(self) -> int:
@@ -62,7 +62,7 @@ def memory_by_cause(
     config: LlavaConfig, model: Any, settings: TrainSettings, pack: Shape, on_card: bool, devices: int = 1
 ) -> dict[str, float]:
     """Bytes at most on each device, by cause; `model` is the skeleton made ready."""
-    empty, silent = Shape([(0, 64, -1)], 1, 0), Shape(pack.documents, 1, pack.pictures)
+    empty, silent = Shape([(0, 64, -1)], 1, 0), Shape(pack.documents, 1, pack.images)
     few, most, whole = (peak(config, settings, shape, on_card, devices > 1) for shape in (empty, silent, pack))
     moving = {"copies of weights in bf16": few, "activations": most - few, "logits": whole - most}
     stays = standing(model, settings, on_card, devices)
@@ -158,7 +158,7 @@ def shape_of_pack(pieces: Sequence[Piece], lengths: Lengths) -> Shape:
         for length, before in [(prefix, -1)] * bool(prefix) + [(rest, head) for rest in rests]:
             documents.append((start, length, before))
             start += length
-    return Shape(documents, max(1, counts.answers), counts.pictures)
+    return Shape(documents, max(1, counts.answers), counts.images)
 
 
 def settled(
@@ -213,9 +213,9 @@ def look(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bo
             with arithmetic(settings.precision, cpu):
                 words = torch.zeros(1, shape.tokens, dtype=torch.int64)
                 embedded = model.model.get_input_embeddings()(words)
-                if shape.pictures:
+                if shape.images:
                     side = model.config.vision_config.image_size
-                    pixels = torch.zeros(shape.pictures, 3, side, side, dtype=picture_dtype(settings))
+                    pixels = torch.zeros(shape.images, 3, side, side, dtype=image_dtype(settings))
                     seen = model.model.get_image_features(pixel_values=pixels).pooler_output
                     place = (words == config.image_token_id).unsqueeze(-1)
                     embedded = embedded.masked_scatter(place, torch.cat(seen).to(embedded.dtype))

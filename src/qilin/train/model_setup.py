@@ -132,5 +132,5 @@ def arithmetic(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
-def picture_dtype(settings: TrainSettings) -> torch.dtype:
+def image_dtype(settings: TrainSettings) -> torch.dtype:
     return torch.bfloat16 if settings.precision == "bf16" else torch.float32

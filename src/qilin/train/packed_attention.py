@@ -1,4 +1,4 @@
-"""Packed attention: documents apart, a picture's prefix shared by the questions that branch from it.
+"""Packed attention: documents apart, an image's prefix shared by the questions that branch from it.
 
 A pack is one row of tokens. Its layout is a table of documents; a document sees itself (causally) and, if it is a
 branch, the whole prefix it names. transformers hands the layout through a model's forward to `packed_attention`, which
@@ -21,7 +21,7 @@ from qilin.train.skip_unused import skip_unread, skip_unread_no_more
 
 NAME, VISION = "qilin_packed", "qilin_vision"
 
-# Letters: T tokens of the pack, D documents, R tokens that are read, P pictures, H heads, E width of a head.
+# Letters: T tokens of the pack, D documents, R tokens that are read, P images, H heads, E width of a head.
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,13 @@ def vision_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """A vision encoder's, in which every patch sees all; on an accelerator it is PyTorch's. Returns (P, T, H, E)."""
-    assert attention_mask is None, "pictures are not masked"
+    assert attention_mask is None, "images are not masked"
     if query.device.type != "cpu":  # asked here: of many devices' model the weights lie on the host at first
         return sdpa_attention_forward(module, query, key, value, None, dropout, scaling, is_causal=False)
-    pictures, heads, tokens, width = query.shape
+    images, heads, tokens, width = query.shape
     q, k, v = (x.transpose(0, 1).flatten(1, 2) for x in (query, key, value))  # (H, P * T, E): end to end, as in a pack
-    out = block_attention(q, k, v, tuple(open_buckets(pictures, tokens)), scaling)
-    return out.transpose(0, 1).reshape(pictures, tokens, heads, width), None
+    out = block_attention(q, k, v, tuple(open_buckets(images, tokens)), scaling)
+    return out.transpose(0, 1).reshape(images, tokens, heads, width), None
 
 
 AttentionInterface.register(VISION, vision_attention)

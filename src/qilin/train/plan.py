@@ -1,7 +1,7 @@
 """Samples -> steps -> packs: the whole run known before it starts, a pure function of data, seed and settings.
 
-A seeded shuffle of pictures fills the steps with `batch` samples each; samples of one picture stay together. Inside a
-step, pictures are laid into packs of at most `pack_tokens` tokens (best fit). The plan knows nothing of devices, and a
+A seeded shuffle of images fills the steps with `batch` samples each; samples of one image stay together. Inside a
+step, images are laid into packs of at most `pack_tokens` tokens (best fit). The plan knows nothing of devices, and a
 position in the run is one integer: the number of steps done.
 """
 
@@ -17,14 +17,14 @@ from qilin.core.errors import UserError
 
 @dataclass(frozen=True)
 class Lengths:
-    """What the plan needs to know of N samples; all arrays (N,), in tokens with pictures expanded."""
+    """What the plan needs to know of N samples; all arrays (N,), in tokens with images expanded."""
 
     total: np.ndarray
-    prefix: np.ndarray  # tokens up to and with the last picture, shareable by samples of one unit; 0 where none
+    prefix: np.ndarray  # tokens up to and with the last image, shareable by samples of one unit; 0 where none
     learnt: np.ndarray
     unit: np.ndarray  # samples with the same number share their prefix
     source: np.ndarray  # index of the dataset folder
-    pictures: np.ndarray  # a sample's own, shared or not
+    images: np.ndarray  # a sample's own, shared or not
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Counts:
 
     tokens: int = 0  # shared ones once
     answers: int = 0  # tokens that are learnt
-    pictures: int = 0
+    images: int = 0
     pairs: int = 0  # (token, token it sees)
     answer_pairs: int = 0  # the same of learnt tokens alone, as if they all stood at their sample's end
 
@@ -72,7 +72,7 @@ class Plan:
         return self.order[self.starts[step] : self.starts[step + 1]]
 
     def pieces(self, step: int) -> list[Piece]:
-        """The samples of a step, those of one picture together."""
+        """The samples of a step, those of one image together."""
         return pieces_of(self.samples(step), self.lengths, self.pack_tokens)
 
     def counts(self) -> Counts:
@@ -119,7 +119,7 @@ def make_plan(
 def counts_of(pieces: Sequence[Piece], lengths: Lengths) -> Counts:
     """The work of some pieces."""
     samples = np.array([index for piece in pieces for index in piece.samples], dtype=np.int64)
-    heads = np.array([piece.samples[0] for piece in pieces], dtype=np.int64)  # one prefix and one set of pictures each
+    heads = np.array([piece.samples[0] for piece in pieces], dtype=np.int64)  # one prefix and one set of images each
     shared = lengths.prefix[samples]
     own = lengths.total[samples] - shared  # each sample sees itself and its prefix
     prefix = lengths.prefix[heads]
@@ -127,7 +127,7 @@ def counts_of(pieces: Sequence[Piece], lengths: Lengths) -> Counts:
     return Counts(
         tokens=int(own.sum() + prefix.sum()),
         answers=int(learnt.sum()),
-        pictures=int(lengths.pictures[heads].sum()),
+        images=int(lengths.images[heads].sum()),
         pairs=int((own * (own + 1) // 2 + own * shared).sum() + (prefix * (prefix + 1) // 2).sum()),
         answer_pairs=int((learnt * lengths.total[samples] - learnt * (learnt - 1) // 2).sum()),
     )

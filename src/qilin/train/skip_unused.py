@@ -42,7 +42,7 @@ def features_depth(model: Any) -> int:
 
 
 class Shrink:
-    """Gives a layer whose result is not read the first token of the first picture alone."""
+    """Gives a layer whose result is not read the first token of the first image alone."""
 
     def __call__(self, module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         return (given[0][:1, :1], *given[1:])

@@ -92,7 +92,7 @@ def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path 
             learner = Learner(base_of(model), pack_loss)
             divide(learner, world, settings)
     if check:
-        check_pictures([feed, held.feed] if held else [feed])
+        check_images([feed, held.feed] if held else [feed])
         return None
     assert run is not None
     if world.first:
@@ -229,12 +229,12 @@ def tell(facts: Mapping[str, Any]) -> str:
     return text
 
 
-def check_pictures(feeds: Sequence[Feed]) -> None:
-    """Decode every picture of the samples taken, once. Raises UserError that names those that do not decode."""
+def check_images(feeds: Sequence[Feed]) -> None:
+    """Decode every image of the samples taken, once. Raises UserError that names those that do not decode."""
     seen: set[tuple[Path, str]] = set()
     wrong: list[str] = []
     with progress_bar() as bar:
-        task = bar.add_task("reading pictures", total=sum(len(feed.index) for feed in feeds), figure="")
+        task = bar.add_task("reading images", total=sum(len(feed.index) for feed in feeds), figure="")
         for feed, number in ((one, number) for one in feeds for number in one.index.tolist()):
             bar.advance(task)
             sample = feed.sample(number)
@@ -243,25 +243,25 @@ def check_pictures(feeds: Sequence[Feed]) -> None:
                 if place not in seen:
                     seen.add(place)
                     try:
-                        feed.picture(number, sample, image_id)
+                        feed.image(number, sample, image_id)
                     except UserError as error:
                         wrong.append(str(error))
     if wrong:
         more = f" (and {len(wrong) - 10} more)" if len(wrong) > 10 else ""
-        raise UserError(f"{len(wrong)} of {len(seen)} pictures do not read{more}:\n  " + "\n  ".join(wrong[:10]))
-    console.print("  every text and picture reads well; nothing was trained (--check)")
+        raise UserError(f"{len(wrong)} of {len(seen)} images do not read{more}:\n  " + "\n  ".join(wrong[:10]))
+    console.print("  every text and image reads well; nothing was trained (--check)")
 
 
 def check_text(settings: TrainSettings, feed: Feed) -> None:
-    """Say where texts without a picture teach nothing, since only what pictures pass through learns."""
+    """Say where texts without an image teach nothing, since only what images pass through learns."""
     if "language" in settings.learn or settings.lora is not None:
         return
-    alone = feed.without_picture()
+    alone = feed.without_image()
     if alone == len(feed.index):
-        raise UserError(f"no sample has a picture, so {' and '.join(settings.learn)} cannot learn from them")
+        raise UserError(f"no sample has an image, so {' and '.join(settings.learn)} cannot learn from them")
     if alone:
         what = " and ".join(settings.learn)
-        console.print(f"  {alone:,} of the samples have no picture and teach {what} nothing", style="yellow")
+        console.print(f"  {alone:,} of the samples have no image and teach {what} nothing", style="yellow")
 
 
 FREE = (

@@ -1,7 +1,7 @@
 """The loss on samples that are not learnt from: whether the model still gets better, told while it trains.
 
 In: recipe and processor. Out: a Held, whose loss is looked at now and then. It is weighted by tokens and packed as the
-training loss is; pictures are not changed, nothing drops out. The model is left as it was, bit for bit.
+training loss is; images are not changed, nothing drops out. The model is left as it was, bit for bit.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""The coloured pictures: fundus photograph, blood smear, dermoscopy.
+"""The coloured images: fundus photograph, blood smear, dermoscopy.
 
 In: a Truth, a random generator, a size. Out: a float canvas (size, size, 3). In the fundus the optic disc is on the
-picture's right in a right eye and on its left in a left eye, as a camera sees it.
+image's right in a right eye and on its left in a left eye, as a camera sees it.
 """
 
 import numpy as np
@@ -188,14 +188,14 @@ PAINTERS = {
 }
 
 
-def draw_picture(rng: np.random.Generator, truth: Truth, size: int = 224) -> Image.Image:
-    """The picture of a truth, size x size pixels, mode L or RGB. `size` is at least 96: the mark needs room."""
+def draw_image(rng: np.random.Generator, truth: Truth, size: int = 224) -> Image.Image:
+    """The image of a truth, size x size pixels, mode L or RGB. `size` is at least 96: the mark needs room."""
     assert size >= 96, f"size is {size}; at least 96 is needed"
     return finished(rng, PAINTERS[truth.kind](rng, truth, size))
 
 
 def draw_one(seed: int, index: int, size: int = 224) -> tuple[Truth, Image.Image]:
-    """Picture number `index` of a seed, with its truth; kinds take turns."""
+    """Image number `index` of a seed, with its truth; kinds take turns."""
     rng = np.random.default_rng([seed, index])
     truth = sample_truth(rng, TURNS[index % len(TURNS)])
-    return truth, draw_picture(rng, truth, size)
+    return truth, draw_image(rng, truth, size)

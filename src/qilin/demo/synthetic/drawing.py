@@ -1,7 +1,7 @@
-"""Brushes on a float canvas, and the one function that draws a picture from its truth.
+"""Brushes on a float canvas, and the one function that draws an image from its truth.
 
 In: a Truth, a random generator, a size in pixels. Out: a Pillow image that bears the mark DRAWN. Coordinates run
-from -1 to 1 over the picture, x to the right, y down; brightness from 0 to 1. The same truth, generator and size
+from -1 to 1 over the image, x to the right, y down; brightness from 0 to 1. The same truth, generator and size
 give the same pixels.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-Canvas = NDArray[Any]  # float32: (H, W) for grey pictures, (H, W, 3) for coloured ones
+Canvas = NDArray[Any]  # float32: (H, W) for grey images, (H, W, 3) for coloured ones
 Colour = float | tuple[float, float, float]
 MARK = "DRAWN"
 
@@ -91,7 +91,7 @@ def blob(
 
 
 def clouds(rng: np.random.Generator, size: int, cells: int) -> Canvas:
-    """Smooth noise of about unit strength with `cells` bumps across the picture, (size, size)."""
+    """Smooth noise of about unit strength with `cells` bumps across the image, (size, size)."""
     coarse = rng.standard_normal((cells, cells)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse, "F").resize((size, size), Image.Resampling.BICUBIC))
 
@@ -130,7 +130,7 @@ def finished(rng: np.random.Generator, canvas: Canvas) -> Image.Image:
 
 
 def stamp(image: Image.Image) -> None:
-    """The mark DRAWN in the lower left corner: the same pixels in every picture, so it tells nothing of it."""
+    """The mark DRAWN in the lower left corner: the same pixels in every image, so it tells nothing of it."""
     width, height = image.size
     brush = ImageDraw.Draw(image)
     brush.rectangle((0, height - 13, 35, height), fill=20 if image.mode == "L" else (20, 20, 20))

@@ -1,7 +1,7 @@
-"""The grey pictures: chest radiograph, head CT, abdominal ultrasound.
+"""The grey images: chest radiograph, head CT, abdominal ultrasound.
 
 In: a Truth, a random generator, a size. Out: a float canvas (size, size). In chest and head the patient's left is
-on the picture's right; in the ultrasound, a transverse view, the left lobe of the liver is on the picture's right.
+on the image's right; in the ultrasound, a transverse view, the left lobe of the liver is on the image's right.
 """
 
 import numpy as np
@@ -16,12 +16,12 @@ CYST = {"小": (0.07, 0.08), "中": (0.125, 0.135), "大": (0.20, 0.22)}
 
 
 def column(side: str | None) -> int:
-    """-1 or 1: the half of the picture a side of the patient falls in."""
+    """-1 or 1: the half of the image a side of the patient falls in."""
     return 1 if side == "左侧" else -1
 
 
 def named(truth: Truth, name: str) -> Finding | None:
-    """The finding of that name, if the picture has it."""
+    """The finding of that name, if the image has it."""
     return next((finding for finding in truth.findings if finding.finding == name), None)
 
 

@@ -1,8 +1,8 @@
-"""Questions about drawn pictures, chosen so that a model that does not look gains nothing on the closed ones.
+"""Questions about drawn images, chosen so that a model that does not look gains nothing on the closed ones.
 
-In: the truths of one split. Out: Questions. A closed question is asked in pairs: for every picture where the answer
+In: the truths of one split. Out: Questions. A closed question is asked in pairs: for every image where the answer
 is 是 there is one of the same wording where it is 否 (for a choice: one of each side), and about a finding both
-pictures are of the same kind. So the commonest answer to any wording is right half of the time.
+images are of the same kind. So the commonest answer to any wording is right half of the time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ NOTHING = "未见异常"
 
 @dataclass(frozen=True)
 class Question:
-    """One question about picture number `picture` of the split."""
+    """One question about image number `image` of the split."""
 
-    picture: int
+    image: int
     question: str
     answer: str
     answer_type: str  # open, closed, choice
@@ -36,11 +36,11 @@ PAIR_SHARE: Mapping[str, float] = {"is_modality": 0.25, "is_part": 0.25, "has": 
 
 
 def write_questions(rng: np.random.Generator, truths: Sequence[Truth], test: bool) -> list[Question]:
-    """All questions of a split, about seven a picture. `test` adds the held-out wordings to the others."""
+    """All questions of a split, about seven an image. `test` adds the held-out wordings to the others."""
     questions = [item for index, truth in enumerate(truths) for item in open_questions(rng, index, truth, test)]
     for kind, subject, yes, no in closed_pools(rng, truths):
         questions += paired(rng, kind, subject, yes, no, test)
-    return sorted(questions, key=lambda item: item.picture)
+    return sorted(questions, key=lambda item: item.image)
 
 
 def allowed(phrasings: Sequence[str], test: bool) -> Sequence[str]:
@@ -52,7 +52,7 @@ def is_held_out(phrasings: Sequence[str], phrasing: str) -> bool:
 
 
 def open_questions(rng: np.random.Generator, index: int, truth: Truth, test: bool) -> list[Question]:
-    """The open questions of one picture."""
+    """The open questions of one image."""
     rows = [("modality", "", truth.modality), ("organ", "", truth.organ)]
     if not truth.normal or rng.random() < 0.4:  # otherwise 未见异常 would be half of all answers
         order = {name: place for place, name in enumerate(KINDS[truth.kind].findings)}
@@ -75,11 +75,11 @@ def open_questions(rng: np.random.Generator, index: int, truth: Truth, test: boo
     return questions
 
 
-Pool = tuple[str, dict[str, str], list[int], list[int]]  # type, words of the question, pictures for 是, for 否
+Pool = tuple[str, dict[str, str], list[int], list[int]]  # type, words of the question, images for 是, for 否
 
 
 def closed_pools(rng: np.random.Generator, truths: Sequence[Truth]) -> list[Pool]:
-    """For every closed question that can be asked: the pictures where the answer is yes, and where it is no."""
+    """For every closed question that can be asked: the images where the answer is yes, and where it is no."""
     everyone = range(len(truths))
     pools: list[Pool] = [
         (
@@ -107,7 +107,7 @@ def closed_pools(rng: np.random.Generator, truths: Sequence[Truth]) -> list[Pool
 
 
 def finding_pools(rng: np.random.Generator, truths: Sequence[Truth], here: list[int], name: str) -> list[Pool]:
-    """The closed questions about one finding, over the pictures of its kind."""
+    """The closed questions about one finding, over the images of its kind."""
     has = {i: item for i in here for item in truths[i].findings if item.finding == name}
     sick = [i for i in here if i not in has and not truths[i].normal]  # something else is wrong with these
     well = [i for i in here if truths[i].normal]
@@ -143,10 +143,10 @@ def paired(
         answers = ("左侧", "右侧") if kind == "choose_side" else ("是", "否")
         if kind == "normal" and turned_round(wording):
             answers = ("否", "是")
-        for picture, answer in zip((int(left[number]), int(right[number])), answers, strict=True):
+        for image, answer in zip((int(left[number]), int(right[number])), answers, strict=True):
             questions.append(
                 Question(
-                    picture,
+                    image,
                     wording.format(**words),
                     answer,
                     "choice" if kind == "choose_side" else "closed",

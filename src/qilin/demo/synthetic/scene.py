@@ -1,7 +1,7 @@
-"""What a drawn picture shows: the truth record, drawn by lot before the picture is.
+"""What a drawn image shows: the truth record, drawn by lot before the image is.
 
 In: a random generator. Out: a Truth (kind, modality, organ, findings with side, place, size, number). Sides are the
-patient's: in chest and head pictures the patient's left is on the picture's right, as radiology hangs its films.
+patient's: in chest and head images the patient's left is on the image's right, as radiology hangs its films.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Truth:
-    """What one picture shows."""
+    """What one image shows."""
 
     kind: str  # chest, head, abdomen, fundus, smear, skin
     modality: str
@@ -38,7 +38,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of picture: its names, and the findings it can have."""
+    """A kind of image: its names, and the findings it can have."""
 
     modality: str
     organ: str

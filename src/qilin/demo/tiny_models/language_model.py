@@ -1,4 +1,4 @@
-"""The small language model: it reads captions and answers questions about them before any picture is seen.
+"""The small language model: it reads captions and answers questions about them before any image is seen.
 
 In: training samples. Out: `parts/language`, a Llama and its tokenizer; and a `Reader` that turns texts into vectors for
 the vision encoder's training.
@@ -33,8 +33,8 @@ WARMUP = 0.05  # share of the steps in which a part's rate rises
 
 
 def readings_of(samples: Sequence[Sample]) -> list[Reading]:
-    """What the language model is to have read: each picture's caption with its questions, as v1 writes them, so that it
-    can answer about a text before it ever sees a picture; questions without a captioned picture stand alone."""
+    """What the language model is to have read: each image's caption with its questions, as v1 writes them, so that it
+    can answer about a text before it ever sees an image; questions without a captioned image stand alone."""
     captions: dict[tuple[str, ...], list[str]] = {}
     questions: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for sample in samples:
@@ -44,9 +44,9 @@ def readings_of(samples: Sequence[Sample]) -> list[Reading]:
         else:
             questions.setdefault(sample.image_ids, []).extend(zip(said[0::2], said[1::2], strict=True))
     found = []
-    for pictures in dict.fromkeys([*captions, *questions]):
-        mine = questions.get(pictures, [])
-        for text in captions.get(pictures, [""]) if pictures else [""] * bool(mine):
+    for images in dict.fromkeys([*captions, *questions]):
+        mine = questions.get(images, [])
+        for text in captions.get(images, [""]) if images else [""] * bool(mine):
             found.append(as_read(text, mine))
     return found
 
@@ -104,7 +104,7 @@ def make_language(
         out,
         {
             "trained_on": "the training split's captions and, having read them, its answers: next-token loss"
-            + (f"; {undrawn:,} such texts about pictures that are not drawn" if undrawn else ""),
+            + (f"; {undrawn:,} such texts about images that are not drawn" if undrawn else ""),
             "settings": to_dict(part),
         },
     )

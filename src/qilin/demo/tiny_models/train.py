@@ -73,7 +73,7 @@ def told_on(bar: Progress, title: str) -> Tell:
 
 
 def make_vision(data: Path, out: Path, settings: PartsSettings, precision: str, tell: Tell) -> None:
-    """A small CLIP ViT trained on the training pictures, with the language model, or its tokenizer, as the reader of
+    """A small CLIP ViT trained on the training images, with the language model, or its tokenizer, as the reader of
     texts."""
     part, seed = settings.vision, settings.seed
     dataset = open_dataset(data)
@@ -98,13 +98,13 @@ def make_vision(data: Path, out: Path, settings: PartsSettings, precision: str, 
     )
     reader = Reader(out / "language")
     heads: list[Any] = [HEADS[name](samples, reader, part.width) for name in part.objectives]
-    pictures = list(dict.fromkeys(id for head in heads for id in head.pictures))
-    if not pictures:
+    images = list(dict.fromkeys(id for head in heads for id in head.images))
+    if not images:
         raise UserError(
-            f"{dataset.path}: no training picture has a text that objectives {' + '.join(part.objectives)!r} can use"
+            f"{dataset.path}: no training image has a text that objectives {' + '.join(part.objectives)!r} can use"
         )
     pixels = Pixels(processor)
-    every = torch.stack([pixels.get(dataset, id) for id in pictures])
+    every = torch.stack([pixels.get(dataset, id) for id in images])
     batches = math.ceil(len(every) / part.batch)
     steps = part.epochs * batches
     both = nn.ModuleList([tower, *heads])
@@ -121,7 +121,7 @@ def make_vision(data: Path, out: Path, settings: PartsSettings, precision: str, 
         changed = augment(every[rows], part.augment, random)
         with arithmetic(precision, CPU):
             features = used_features(tower(pixel_values=changed, output_hidden_states=True))
-        chosen = [pictures[row] for row in rows.tolist()]
+        chosen = [images[row] for row in rows.tolist()]
         loss = torch.stack([head(features.float(), chosen, random) for head in heads]).sum()
         learn(both, optimizer, loss)
         tell(step + 1, steps, loss.item())

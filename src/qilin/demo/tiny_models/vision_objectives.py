@@ -1,6 +1,6 @@
 """What the small vision encoder is asked while it learns: thrown away afterwards.
 
-In: training samples and the reader of texts. Out: modules that take patch features and picture ids and give a loss.
+In: training samples and the reader of texts. Out: modules that take patch features and image ids and give a loss.
 """
 
 import math
@@ -17,12 +17,12 @@ from qilin.demo.tiny_models.language_model import Reader
 
 
 class Matcher(nn.Module):
-    """Contrast: each picture is to find its own text among the batch's, and each text its picture (CLIP's loss)."""
+    """Contrast: each image is to find its own text among the batch's, and each text its image (CLIP's loss)."""
 
     def __init__(self, samples: Sequence[Sample], reader: Reader, width: int) -> None:
         super().__init__()
         texts = captions_of(samples)
-        self.pictures = list(texts)
+        self.images = list(texts)
         flat = [(id, text) for id, mine in texts.items() for text in mine]
         self.rows_of: dict[str, list[int]] = {}
         for row, (id, _) in enumerate(flat):
@@ -31,26 +31,26 @@ class Matcher(nn.Module):
         self.vectors = F.normalize(
             reader.read([text for _, text in flat]) if flat else torch.zeros(0, reader.width), dim=-1
         )
-        self.to_picture = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 128))
+        self.to_image = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 128))
         self.to_text = nn.Sequential(nn.Linear(reader.width, 256), nn.GELU(), nn.Linear(256, 128))
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, features: torch.Tensor, ids: Sequence[str], random: torch.Generator) -> torch.Tensor:
-        """features (P, patches, width) of the pictures `ids` -> the loss over those that have a caption."""
+        """features (P, patches, width) of the images `ids` -> the loss over those that have a caption."""
         places = [place for place, id in enumerate(ids) if id in self.rows_of]
         if not places:
             return features.sum() * 0.0
         chosen = torch.tensor([one_of(self.rows_of[ids[place]], random) for place in places])
-        pictures = F.normalize(self.to_picture(features[places].mean(1)), dim=-1)
+        images = F.normalize(self.to_image(features[places].mean(1)), dim=-1)
         words = F.normalize(self.to_text(self.vectors[chosen]), dim=-1)
-        scores = self.scale.exp().clamp(max=100) * pictures @ words.T  # (P, P)
+        scores = self.scale.exp().clamp(max=100) * images @ words.T  # (P, P)
         same = (self.of_text[chosen][:, None] == self.of_text[chosen][None]).float()  # equal texts are no opposites
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
 
 
 class Words(nn.Module):
-    """Words of the caption: for every common word (token) of the captions, is it in this picture's? Each word looks for
+    """Words of the caption: for every common word (token) of the captions, is it in this image's? Each word looks for
     itself among the patches, so that what is said of a place is learnt at that place."""
 
     def __init__(self, samples: Sequence[Sample], reader: Reader, width: int) -> None:
@@ -66,14 +66,14 @@ class Words(nn.Module):
             for said in mine:  # a word that only some of its captions use counts in part
                 row[[common[token] for token in said if token in common]] += 1 / len(mine)
             self.said[id] = row
-        self.pictures = list(texts)
+        self.images = list(texts)
         self.norm = nn.LayerNorm(width)
         self.query = nn.Parameter(torch.randn(len(common), width) * width**-0.5)
         self.answer = nn.Parameter(torch.randn(len(common), width) * width**-0.5)
         self.bias = nn.Parameter(torch.zeros(len(common)))
 
     def forward(self, features: torch.Tensor, ids: Sequence[str], random: torch.Generator) -> torch.Tensor:
-        """features (P, patches, width) of the pictures `ids` -> the loss over those that have a caption."""
+        """features (P, patches, width) of the images `ids` -> the loss over those that have a caption."""
         places = [place for place, id in enumerate(ids) if id in self.said]
         if not places:
             return features.sum() * 0.0
@@ -85,7 +85,7 @@ class Words(nn.Module):
 
 
 def captions_of(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """The captions of every picture that has one to itself."""
+    """The captions of every image that has one to itself."""
     texts: dict[str, list[str]] = {}
     for sample in samples:
         if len(sample.image_ids) == 1 and sample.kind in CAPTION_KINDS:
@@ -99,7 +99,7 @@ class Answerer(nn.Module):
     def __init__(self, samples: Sequence[Sample], reader: Reader, width: int) -> None:
         super().__init__()
         asked = [s for s in samples if len(s.image_ids) == 1 and s.kind == "vqa"]
-        self.pictures = list(dict.fromkeys(sample.image_ids[0] for sample in asked))
+        self.images = list(dict.fromkeys(sample.image_ids[0] for sample in asked))
         questions, self.question = np.unique([text_of(s.messages[0]) for s in asked], return_inverse=True)
         answers, labels = np.unique([text_of(s.messages[-1]) for s in asked], return_inverse=True)
         self.rows_of: dict[str, list[int]] = {}
@@ -114,7 +114,7 @@ class Answerer(nn.Module):
         )
 
     def forward(self, features: torch.Tensor, ids: Sequence[str], random: torch.Generator) -> torch.Tensor:
-        """features (P, patches, width) of the pictures `ids` -> the loss over all their questions."""
+        """features (P, patches, width) of the images `ids` -> the loss over all their questions."""
         features = self.norm(features)
         asked = [(place, row) for place, id in enumerate(ids) for row in self.rows_of.get(id, ())]
         if not asked:
@@ -135,7 +135,7 @@ def one_of(candidates: Sequence[int], random: torch.Generator) -> int:
 HEADS = {"contrast": Matcher, "words": Words, "answers": Answerer}
 # What parts.json says the encoder learnt from.
 TAUGHT_BY = {
-    "contrast": "pictures matched with their captions",
+    "contrast": "images matched with their captions",
     "words": "the words of the captions",
     "answers": "training answers (label supervision)",
 }

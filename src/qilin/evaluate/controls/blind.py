@@ -1,7 +1,7 @@
-"""What a score must beat without looking: the commonest answer, the mean picture, a blank one, shuffled pictures.
+"""What a score must beat without looking: the commonest answer, the mean image, a blank one, shuffled images.
 
-In: training questions and answers, pictures. Out: answers, pictures, and derangements. The control that does look at
-training pictures is in neighbours.py.
+In: training questions and answers, images. Out: answers, images, and derangements. The control that does look at
+training images is in neighbours.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from PIL import Image
 
 from qilin.text.normalize import plain
 
-# Pixels a side of a picture that shows nothing; the model scales it as any other.
+# Pixels a side of an image that shows nothing; the model scales it as any other.
 SIDE = 336
 
 
 @dataclass(frozen=True)
 class Known:
-    """One question of the training data with its answer and its first picture ("" for none)."""
+    """One question of the training data with its answer and its first image ("" for none)."""
 
     question: str
     answer: str
@@ -54,16 +54,16 @@ class CommonestAnswer:
         return counts.most_common(1)[0][0] if counts else ""
 
 
-def blank_picture() -> Image.Image:
-    """A black picture."""
+def blank_image() -> Image.Image:
+    """A black image."""
     return Image.new("RGB", (SIDE, SIDE))
 
 
-def mean_picture(pictures: Iterable[Image.Image], side: int = SIDE) -> Image.Image | None:
-    """The average of pictures, each stretched to side x side: a picture that shows nothing. None if there are none."""
+def mean_image(images: Iterable[Image.Image], side: int = SIDE) -> Image.Image | None:
+    """The average of images, each stretched to side x side: an image that shows nothing. None if there are none."""
     total, count = np.zeros((side, side, 3), dtype=np.float64), 0
-    for picture in pictures:
-        total += np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BILINEAR), dtype=np.float64)
+    for image in images:
+        total += np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR), dtype=np.float64)
         count += 1
     return Image.fromarray((total / count).round().astype(np.uint8)) if count else None
 

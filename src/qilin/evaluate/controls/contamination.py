@@ -1,7 +1,7 @@
-"""What of an evaluated split stands in the training data already: pictures, questions with their answers, long texts.
+"""What of an evaluated split stands in the training data already: images, questions with their answers, long texts.
 
 In: the items, the training data, perceptual hashes. Out: counts, printed before scoring and kept in the manifest. A
-leak is told, never taken out in silence: `no_near_duplicate` is the score without the pictures.
+leak is told, never taken out in silence: `no_near_duplicate` is the score without the images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHARE = 0.5
 
 
 def find_leaks(training: Training, items: Sequence[Item], ours: Mapping[str, str]) -> dict[str, Any]:
-    """{"pictures": {"n", "same", "near"}, "questions": {"n", "same_on_the_same_picture"}, "texts": {"n", "shared"}}.
+    """{"images": {"n", "same", "near"}, "questions": {"n", "same_on_the_same_picture"}, "texts": {"n", "shared"}}.
 
     same: the very file. near: at most 8 of 64 bits of the perceptual hash differ, the same file included. texts:
     references of 16 characters or more, half of whose 16-character pieces stand in training references.
@@ -68,10 +68,10 @@ def grams(text: str) -> set[str]:
 
 def in_words(found: Mapping[str, Any]) -> str:
     """The findings in one line."""
-    pictures, questions, texts = found["pictures"], found["questions"], found["texts"]
+    images, questions, texts = found["pictures"], found["questions"], found["texts"]
     return (
-        f"against training: {pictures['near']} of {pictures['n']} pictures have a near-duplicate there "
-        f"({pictures['same']} the very file); {questions['same_on_the_same_picture']} of {questions['n']} questions "
-        f"stand there with the same answer about such a picture; {texts['shared']} of {texts['n']} long texts are "
+        f"against training: {images['near']} of {images['n']} images have a near-duplicate there "
+        f"({images['same']} the very file); {questions['same_on_the_same_picture']} of {questions['n']} questions "
+        f"stand there with the same answer about such an image; {texts['shared']} of {texts['n']} long texts are "
         "largely there"
     )

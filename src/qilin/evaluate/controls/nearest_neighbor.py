@@ -1,7 +1,7 @@
-"""The nearest-neighbour control: answer as the training question most alike did, about the picture most alike.
+"""The nearest-neighbour control: answer as the training question most alike did, about the image most alike.
 
-In: training rows, items, and a way to make a vector of a picture: the model's own features, or 16 x 16 grey values.
-Out: item id -> answer. Questions are alike by the Jaccard index of their character pairs, pictures by the Euclidean
+In: training rows, items, and a way to make a vector of an image: the model's own features, or 16 x 16 grey values.
+Out: item id -> answer. Questions are alike by the Jaccard index of their character pairs, images by the Euclidean
 distance of their vectors.
 """
 
@@ -27,12 +27,12 @@ from qilin.imaging.decode import to_rgb
 from qilin.text.normalize import plain
 
 THUMBNAIL = 16  # pixels a side
-# Training pictures that are compared: more are drawn by lot. Half a GB of vectors at a width of 5,120.
-MOST_PICTURES = 50_000
+# Training images that are compared: more are drawn by lot. Half a GB of vectors at a width of 5,120.
+MOST_IMAGES = 50_000
 AT_ONCE = 32
 
 Vector = NDArray[np.floating[Any]]
-Look = Callable[[Sequence[Image.Image]], Vector]  # N pictures -> (N, D)
+Look = Callable[[Sequence[Image.Image]], Vector]  # N images -> (N, D)
 
 
 @dataclass
@@ -70,8 +70,8 @@ def _letter_pairs(text: str) -> frozenset[str]:
 def nearest_answers(
     questions: Questions, items: Sequence[Item], theirs: Mapping[str, Vector], ours: Mapping[str, Vector]
 ) -> dict[str, str]:
-    """Item id -> the answer of the nearest training row. An item without a picture, or whose question was asked of no
-    picture with a vector, takes the commonest answer to the question; "" if nothing was learnt."""
+    """Item id -> the answer of the nearest training row. An item without an image, or whose question was asked of no
+    image with a vector, takes the commonest answer to the question; "" if nothing was learnt."""
     place = {image_id: number for number, image_id in enumerate(theirs)}
     matrix = np.stack(list(theirs.values())) if theirs else np.zeros((0, 1), dtype=np.float16)  # (M, D)
     asked: dict[str, tuple[list[Known], NDArray[np.intp]]] = {}
@@ -100,23 +100,23 @@ def nearest_answers(
     return found
 
 
-def pictures_to_compare(questions: Questions, items: Sequence[Item], seed: int) -> tuple[list[str], int]:
-    """The training pictures that the closest questions are about, at most MOST_PICTURES by lot, and how many there
+def images_to_compare(questions: Questions, items: Sequence[Item], seed: int) -> tuple[list[str], int]:
+    """The training images that the closest questions are about, at most MOST_IMAGES by lot, and how many there
     were."""
     wanted = dict.fromkeys(questions.closest(item.question) for item in items if item.image_ids)
     ids = list(dict.fromkeys(row.image_id for q in wanted for row in questions.rows.get(q, ()) if row.image_id))
-    if len(ids) <= MOST_PICTURES:
+    if len(ids) <= MOST_IMAGES:
         return ids, len(ids)
-    chosen = np.random.default_rng(seed).choice(len(ids), MOST_PICTURES, replace=False)
+    chosen = np.random.default_rng(seed).choice(len(ids), MOST_IMAGES, replace=False)
     return [ids[i] for i in sorted(chosen)], len(ids)
 
 
 def vectors(data: Dataset, image_ids: Sequence[str], look: Look, tick: Callable[[], None]) -> dict[str, Vector]:
-    """image_id -> its vector; `tick` is called for each picture done."""
+    """image_id -> its vector; `tick` is called for each image done."""
     found: dict[str, Vector] = {}
     for start in range(0, len(image_ids), AT_ONCE):
         some = image_ids[start : start + AT_ONCE]
-        for image_id, vector in zip(some, look([to_rgb(data.picture(i).bytes) for i in some]), strict=True):
+        for image_id, vector in zip(some, look([to_rgb(data.image(i).bytes) for i in some]), strict=True):
             found[image_id] = vector
             tick()
     return found
@@ -138,9 +138,9 @@ def nearest_pass(
 def nearest_in(
     training: Training, items: Sequence[Item], data: Dataset, look: Callable[[], Look], seed: int, name: str
 ) -> dict[str, str]:
-    """Item id -> the answer of the nearest training row; `look` is called for where there are pictures to compare."""
+    """Item id -> the answer of the nearest training row; `look` is called for where there are images to compare."""
     questions = Questions().learn(training.known)
-    theirs, _ = pictures_to_compare(questions, items, seed)
+    theirs, _ = images_to_compare(questions, items, seed)
     ours = list(dict.fromkeys(item.image_ids[0] for item in items if item.image_ids))
     if not (theirs and ours):
         return nearest_answers(questions, items, {}, {})
@@ -150,7 +150,7 @@ def nearest_in(
     return nearest_answers(questions, items, *seen)
 
 
-def thumbnails(pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """(N, 256): pictures as grey values, 0 to 1."""
-    small = [p.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR) for p in pictures]
+def thumbnails(images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """(N, 256): images as grey values, 0 to 1."""
+    small = [p.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR) for p in images]
     return np.stack([np.asarray(p, dtype=np.float32).ravel() / np.float32(255) for p in small])

@@ -1,7 +1,7 @@
-"""What a model could have seen: training questions, answers and pictures, for controls and for honest subsets.
+"""What a model could have seen: training questions, answers and images, for controls and for honest subsets.
 
-In: the dataset folder a model learnt from. Out: a Training row, the commonest answers, the mean picture,
-and what of a split is near a training picture.
+In: the dataset folder a model learnt from. Out: a Training row, the commonest answers, the mean image,
+and what of a split is near a training image.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import numpy as np
 from PIL import Image
 
 from qilin.dataset.reader import Dataset
-from qilin.evaluate.controls.blind import CommonestAnswer, Known, mean_picture
+from qilin.evaluate.controls.blind import CommonestAnswer, Known, mean_image
 from qilin.evaluate.items import Item, items_of
-from qilin.evaluate.predict import picture_of
+from qilin.evaluate.predict import image_of
 from qilin.imaging.near_duplicates import hashes, near_pairs
 
-# The mean picture is an average: more pictures than this change it by less than a grey level.
-PICTURES_IN_MEAN = 512
+# The mean image is an average: more images than this change it by less than a grey level.
+IMAGES_IN_MEAN = 512
 
 
 @dataclass(frozen=True)
 class Training:
-    """The training split of a dataset: questions with answers, and the pictures they are about."""
+    """The training split of a dataset: questions with answers, and the images they are about."""
 
     data: Dataset
     known: Sequence[Known]
@@ -52,24 +52,24 @@ def commonest_answers(training: Training, items: Sequence[Item]) -> tuple[dict[s
     return answers, {item.id: control.knows(item.question) for item in items}
 
 
-def average_picture(training: Training, seed: int) -> Image.Image | None:
-    """The mean of the training pictures, or of 512 of them drawn by seed; None if there are none."""
+def average_image(training: Training, seed: int) -> Image.Image | None:
+    """The mean of the training images, or of 512 of them drawn by seed; None if there are none."""
     ids = list(training.image_ids)
-    if len(ids) > PICTURES_IN_MEAN:
-        chosen = np.random.default_rng(seed).choice(len(ids), PICTURES_IN_MEAN, replace=False)
+    if len(ids) > IMAGES_IN_MEAN:
+        chosen = np.random.default_rng(seed).choice(len(ids), IMAGES_IN_MEAN, replace=False)
         ids = [ids[i] for i in sorted(chosen)]
-    picture = picture_of(training.data)
-    return mean_picture(picture(image_id) for image_id in ids)
+    image = image_of(training.data)
+    return mean_image(image(image_id) for image_id in ids)
 
 
 def phashes(data: Dataset) -> dict[str, str]:
-    """image_id -> perceptual hash of every picture in a dataset folder."""
-    table = data.picture_table(("image_id", "phash"))
+    """image_id -> perceptual hash of every image in a dataset folder."""
+    table = data.image_table(("image_id", "phash"))
     return dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
 
 
 def near_training(training: Training, items: Sequence[Item], ours: Mapping[str, str]) -> dict[str, bool]:
-    """Item id -> whether one of its pictures, or a near-duplicate of one, was in training."""
+    """Item id -> whether one of its images, or a near-duplicate of one, was in training."""
     theirs = phashes(training.data)
     seen = set(training.image_ids)
     ids = sorted({image_id for item in items for image_id in item.image_ids})

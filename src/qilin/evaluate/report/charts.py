@@ -161,7 +161,7 @@ def grid(lines: Sequence[tuple[float, str]]) -> str:
     )
 
 
-MARKERS = {"blind": "blind", "shuffled": "shuffled pictures", "nearest": "nearest neighbour"}
+MARKERS = {"blind": "blind", "shuffled": "shuffled images", "nearest": "nearest neighbour"}
 
 
 def score_plot(rows: Sequence[tuple[str, Mapping[str, Any]]], metric: str) -> str:

@@ -1,4 +1,4 @@
-"""The page of `qilin compare --report`: two systems' answers beside each picture, with who was right.
+"""The page of `qilin compare --report`: two systems' answers beside each image, with who was right.
 
 In: the comparison, both systems' rows, their marks, the dataset. Out: one self-contained HTML page like the report.
 """
@@ -11,14 +11,14 @@ from typing import Any
 
 from qilin.dataset.reader import Dataset
 from qilin.evaluate.report.html import (
-    MOST_PICTURES,
+    MOST_IMAGES,
     answers_section,
     banners,
     choose,
     escape,
+    image_cards,
     interval_text,
     is_drawn,
-    picture_cards,
     section,
     tile,
     write_page,
@@ -39,10 +39,10 @@ def write_comparison(
     data: Dataset,
 ) -> None:
     """Write the page, whole or not at all."""
-    shown = choose(rows_a, MOST_PICTURES)
+    shown = choose(rows_a, MOST_IMAGES)
     other = {row["id"]: row for row in rows_b}
     mark = {row["id"]: m for row, m in zip(rows_a, marks, strict=True)}
-    cards = picture_cards(shown, lambda row: line(row, other[row["id"]], mark[row["id"]]), data)
+    cards = image_cards(shown, lambda row: line(row, other[row["id"]], mark[row["id"]]), data)
     write_page(
         path,
         [
@@ -71,7 +71,7 @@ def headline(found: Mapping[str, Any], data: Dataset) -> str:
         f"<span>against</span> {escape(names['b'])} "
         f"<span>on {escape(data.path.name)}</span></h1><div class='tiles'>{''.join(tiles)}</div>"
         "<p class='note'>Paired on the same questions. Intervals (95 %) by bootstrap, p by sign flips, both over "
-        "independent pictures.</p></header>"
+        "independent images.</p></header>"
     )
 
 

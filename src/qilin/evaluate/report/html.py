@@ -1,6 +1,6 @@
-"""What both pages share, the report and the comparison: banners, sections, tiles, cards of pictures with answers.
+"""What both pages share, the report and the comparison: banners, sections, tiles, cards of images with answers.
 
-In: rows, a function that writes one of them, the dataset for its pictures. Out: HTML for report.html's frame.
+In: rows, a function that writes one of them, the dataset for its images. Out: HTML for report.html's frame.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from qilin.dataset.reader import Dataset
 from qilin.evaluate.items import write_whole
 from qilin.imaging.decode import to_rgb
 
-# Some 5 kB a thumbnail: this many pictures keep the page near 3 MB, which a browser opens at once.
-MOST_PICTURES = 400
+# Some 5 kB a thumbnail: this many images keep the page near 3 MB, which a browser opens at once.
+MOST_IMAGES = 400
 THUMBNAIL_SIDE = 192
 DRAWN = "drawn"
 
@@ -34,7 +34,7 @@ def write_page(path: Path, body: Sequence[str]) -> None:
 
 
 def is_drawn(data: Dataset) -> bool:
-    """Whether the dataset's pictures were drawn, by what their import recorded."""
+    """Whether the dataset's images were drawn, by what their import recorded."""
     return (data.manifest.get("settings") or {}).get("importer") == DRAWN
 
 
@@ -48,13 +48,13 @@ def section(title: str, content: str) -> str:
 
 
 def banners(label: str | None, drawn: bool, scores: Mapping[str, Any]) -> str:
-    """What must not be overlooked: a quick run, drawn pictures, a part of the split, not for diagnosis."""
+    """What must not be overlooked: a quick run, drawn images, a part of the split, not for diagnosis."""
     found = []
     if label:
         found.append(f'<div class="banner loud"><b>{escape(label)}</b></div>')
     if drawn:
         found.append(
-            '<div class="banner loud"><b>Drawn pictures.</b> The pictures were drawn by a program with known truth; '
+            '<div class="banner loud"><b>Drawn images.</b> The images were drawn by a program with known truth; '
             "no patient is shown, and the scores say nothing about medicine. 图片由程序绘制，并非真实病例。</div>"
         )
     limit = (scores["manifest"].get("settings") or {}).get("limit")
@@ -75,7 +75,7 @@ def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str
 
 
 def choose(rows: Sequence[Row], most: int) -> list[Row]:
-    """All rows of at most `most` pictures, picked by a fixed seed; rows without a picture count as one each."""
+    """All rows of at most `most` images, picked by a fixed seed; rows without an image count as one each."""
     keys = list(dict.fromkeys(key_of(row) for row in rows))
     if len(keys) > most:
         picked = np.random.default_rng(0).choice(len(keys), most, replace=False)
@@ -88,29 +88,29 @@ def key_of(row: Row) -> tuple[str, ...]:
     return tuple(row.get("image_ids") or ()) or (row["id"],)
 
 
-def picture_cards(rows: Sequence[Row], line: Callable[[Row], str], data: Dataset) -> list[str]:
-    """One card a picture (or set of pictures) with a line for everything asked about it."""
+def image_cards(rows: Sequence[Row], line: Callable[[Row], str], data: Dataset) -> list[str]:
+    """One card an image (or set of images) with a line for everything asked about it."""
     by_key: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         by_key.setdefault(key_of(row), []).append(row)
     cards = []
     for mine in by_key.values():
-        pictures = "".join(
-            f'<img loading="lazy" alt="picture {i[:8]}" src="{thumbnail_uri(data.picture(i).bytes)}">'
+        images = "".join(
+            f'<img loading="lazy" alt="image {i[:8]}" src="{thumbnail_uri(data.image(i).bytes)}">'
             for i in mine[0].get("image_ids") or ()
         )
         lines = "".join(map(line, mine))
-        pictures = pictures or "<i>no picture</i>"
-        cards.append(f"<article class='card'><div class='pictures'>{pictures}</div><ul>{lines}</ul></article>")
+        images = images or "<i>no image</i>"
+        cards.append(f"<article class='card'><div class='images'>{images}</div><ul>{lines}</ul></article>")
     return cards
 
 
 def thumbnail_uri(data: bytes) -> str:
-    """A picture as a small JPEG in a data: address."""
-    picture = to_rgb(data)
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    """An image as a small JPEG in a data: address."""
+    image = to_rgb(data)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=72)
+    image.save(file, "JPEG", quality=72)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 

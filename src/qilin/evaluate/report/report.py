@@ -1,7 +1,7 @@
-"""report.html: one self-contained page with scores, controls, loss curves, and answers beside their pictures.
+"""report.html: one self-contained page with scores, controls, loss curves, and answers beside their images.
 
-In: scores, prediction rows with verdicts, the dataset for its pictures, the model folder for its loss curves. Out: a
-page that needs no network: style and script inside (report.html holds both), pictures as JPEG thumbnails.
+In: scores, prediction rows with verdicts, the dataset for its images, the model folder for its loss curves. Out: a
+page that needs no network: style and script inside (report.html holds both), images as JPEG thumbnails.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from qilin.evaluate.controls.contamination import in_words
 from qilin.evaluate.items import is_caption, is_closed
 from qilin.evaluate.report.charts import MARKERS, coverage, legend, loss_curve, mark, reliability, score_plot, stages_of
 from qilin.evaluate.report.html import (
-    MOST_PICTURES,
+    MOST_IMAGES,
     answers_section,
     banners,
     choose,
     escape,
+    image_cards,
     interval_text,
     is_drawn,
-    picture_cards,
     section,
     tile,
     write_page,
@@ -42,9 +42,9 @@ def write_report(
     label: str | None = None,
 ) -> Path:
     """Write out/report.html and return its path. `label` stands in a banner over the page (such as "quick run")."""
-    shown = choose(rows, MOST_PICTURES)
+    shown = choose(rows, MOST_IMAGES)
     verdicts = {row["id"]: row for row in judged}
-    cards = picture_cards(shown, lambda row: answer_line(row, verdicts[row["id"]]), data)
+    cards = image_cards(shown, lambda row: answer_line(row, verdicts[row["id"]]), data)
     path = out / "report.html"
     write_page(
         path,
@@ -80,9 +80,9 @@ def headline(scores: Mapping[str, Any], model: str, data: Dataset) -> str:
         f"<header><p class='eyebrow'>Qilin evaluation</p><h1>{escape(Path(model).name)} <span>on</span> "
         f"{escape(data.path.name)} <span>{escape(manifest['dataset']['split'])}</span></h1>"
         f"<div class='tiles'>{''.join(tiles)}</div>"
-        "<p class='note'>Small figures: 95 % intervals by bootstrap over independent pictures. Blind: the better of a "
-        "mean picture and the commonest training answer. Neighbour: the answer of the most similar training "
-        "question and picture.</p></header>"
+        "<p class='note'>Small figures: 95 % intervals by bootstrap over independent images. Blind: the better of a "
+        "mean image and the commonest training answer. Neighbour: the answer of the most similar training "
+        "question and image.</p></header>"
     )
 
 
@@ -91,7 +91,7 @@ def scores_section(scores: Mapping[str, Any]) -> str:
     if not scores["all"]["n"]:
         return "<p>No questions in this split.</p>"
     names = [("all questions", "all"), ("closed", "closed"), ("open", "open")]
-    names += [("pictures unlike training", "no_near_duplicate"), ("unseen wording", "unseen_wording")]
+    names += [("images unlike training", "no_near_duplicate"), ("unseen wording", "unseen_wording")]
     rows = [(title, scores[name]) for title, name in names if scores[name].get("n")]
     labels = list(scores["by_question_type"].items())
     keys = legend([(mark(kind, 10, 12), title) for kind, title in MARKERS.items()])
@@ -190,10 +190,10 @@ def confidence_section(scores: Mapping[str, Any]) -> str:
             f"<tr><th>{title}</th><td>{block['n']}</td><td>{block['affirm_a_finding']:.3f}</td>"
             f"<td>{block['same_answer']:.3f}</td></tr>"
             for name, title in (
-                ("own_picture", "own picture"),
-                ("mean_picture", "mean picture: nothing to see"),
-                ("blank_picture", "black picture: nothing to see"),
-                ("other_modality", "a picture of another modality"),
+                ("own_picture", "own image"),
+                ("mean_picture", "mean image: nothing to see"),
+                ("blank_picture", "black image: nothing to see"),
+                ("other_modality", "an image of another modality"),
             )
             if (block := nothing[name])
         )

@@ -29,28 +29,28 @@ Marks = Mapping[str, NDArray[np.float64]]  # metric -> (N,)
 
 @dataclass(frozen=True)
 class Controls:
-    """What answers without looking, or from the wrong picture, are; None or empty where unknown, with the reason."""
+    """What answers without looking, or from the wrong image, are; None or empty where unknown, with the reason."""
 
-    mean_picture: Answers | None = None
-    blank: Answers | None = None  # to a black picture, of the rows whose reference affirms a finding
+    mean_image: Answers | None = None
+    blank: Answers | None = None  # to a black image, of the rows whose reference affirms a finding
     commonest: Answers | None = None
     shuffled: Sequence[Answers] = ()
-    nearest: Mapping[str, Answers] = field(default_factory=dict)  # by what pictures were compared -> answers
+    nearest: Mapping[str, Answers] = field(default_factory=dict)  # by what images were compared -> answers
     reasons: Mapping[str, str] = field(default_factory=dict)  # control -> why it is missing
 
 
 @dataclass(frozen=True)
 class Context:
-    """What scoring knows besides the rows: clusters, controls, pictures, and how to draw the intervals."""
+    """What scoring knows besides the rows: clusters, controls, images, and how to draw the intervals."""
 
     cluster: NDArray[np.int64]  # (N,)
     controls: Controls = Controls()
     facts: FactSource = FactSource(DEFAULT_VOCABULARY, {})
-    near_duplicate: Mapping[str, bool] | None = None  # row id -> one of its pictures has a near-duplicate in training
+    near_duplicate: Mapping[str, bool] | None = None  # row id -> one of its images has a near-duplicate in training
     known_question: Mapping[str, bool] | None = None  # row id -> its question was asked in training
-    modality: Mapping[str, str | None] | None = None  # row id -> modality of its first picture
-    body_part: Mapping[str, str | None] | None = None  # row id -> body part of its first picture
-    other_modality: Sequence[Mapping[str, bool]] = ()  # a shuffle: row id -> it was shown a picture of another modality
+    modality: Mapping[str, str | None] | None = None  # row id -> modality of its first image
+    body_part: Mapping[str, str | None] | None = None  # row id -> body part of its first image
+    other_modality: Sequence[Mapping[str, bool]] = ()  # a shuffle: row id -> it was shown an image of another modality
     resamples: int = 2000
     seed: int = 0
 
@@ -80,7 +80,7 @@ class Marked:
     model: Marks
     blind: Mapping[str, Marks]  # control name -> marks
     shuffled: Sequence[Marks]
-    nearest: Mapping[str, Marks]  # by what pictures were compared -> marks
+    nearest: Mapping[str, Marks]  # by what images were compared -> marks
 
 
 def mark_all(rows: Sequence[Row], controls: Controls) -> Marked:
@@ -107,7 +107,7 @@ def mark_all(rows: Sequence[Row], controls: Controls) -> Marked:
 
 def blind_answers(controls: Controls) -> dict[str, Answers]:
     """The controls that do not look, by name; the better of them is `blind`."""
-    both = {"mean picture": controls.mean_picture, "commonest training answer": controls.commonest}
+    both = {"mean image": controls.mean_image, "commonest training answer": controls.commonest}
     return {name: answers for name, answers in both.items() if answers is not None}
 
 
@@ -161,7 +161,7 @@ def score_of(
         name: reasons.get(name, "not given") for name, value in (("blind", best), ("shuffled", shuffled)) if not value
     }
     if not interval:
-        why["interval"] = "fewer than two independent clusters of pictures"
+        why["interval"] = "fewer than two independent clusters of images"
     return {**found, "reasons": why} if why else found
 
 
@@ -191,7 +191,7 @@ def score_rows(rows: Sequence[Row], context: Context) -> tuple[dict[str, Any], l
         "confidence": calibration([row.get("confidence") for row in questions], marked.model["accuracy"]),
         "nothing_to_see": nothing_to_see(
             rows,
-            {"mean_picture": context.controls.mean_picture, "blank_picture": context.controls.blank},
+            {"mean_picture": context.controls.mean_image, "blank_picture": context.controls.blank},
             context.controls.shuffled,
             context.other_modality,
             context.facts.vocabulary,
@@ -225,7 +225,7 @@ def part(
             "n": None,
             "exact": None,
             "accuracy": None,
-            "reason": "no training data was named: give --train DATASET, and --dataset for the pictures",
+            "reason": "no training data was named: give --train DATASET, and --dataset for the images",
         }
     chosen = np.array([not excluded[row["id"]] for row in marked.rows], dtype=bool)
     return block(marked, chosen, cluster, context)
@@ -241,7 +241,7 @@ def by_label(marked: Marked, cluster: NDArray[np.int64], context: Context, label
 
 
 def nearest_block(marked: Marked, cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
-    """What the nearest training question and picture would have answered: the better way of comparing pictures, named
+    """What the nearest training question and image would have answered: the better way of comparing images, named
     in `from`, and each."""
     best = best_accuracy(marked.nearest) if marked.rows else None
     if best is None:

@@ -46,7 +46,7 @@ _PLACE = re.compile(
 _SIDED = re.compile(rf"(?P<side>{_SIDE})(?:侧|边)?的?(?P<what>.+)$")
 _LEAD = re.compile(r"^(?:是|为|在|用于|用来|位于|属于|呈|显示为?|有|最可能是|可能是|主要是|一张|一个|一种)+")
 _TRAIL = re.compile(r"(?:的|了)$")
-_PICTURE_WORD = re.compile(r"(?:医学)?(?:图像|图片|影像|成像|扫描|检查|照片|片子)$")
+_IMAGE_WORD = re.compile(r"(?:医学)?(?:图像|图片|影像|成像|扫描|检查|照片|片子)$")
 
 
 _ENGLISH = {
@@ -58,7 +58,7 @@ _ENGLISH = {
 @lru_cache(maxsize=20_000)
 def meaning(item: str) -> Place | Named:
     """What a normalised item means; a text that no table knows means itself."""
-    for text in (item, _TRAIL.sub("", item), _TRAIL.sub("", _LEAD.sub("", item)), _PICTURE_WORD.sub("", item)):
+    for text in (item, _TRAIL.sub("", item), _TRAIL.sub("", _LEAD.sub("", item)), _IMAGE_WORD.sub("", item)):
         known = kind_and_name(text)
         if known:
             return Named(*known)

@@ -1,6 +1,6 @@
-"""How sure a score is: bootstrap intervals and paired tests that resample pictures, not questions.
+"""How sure a score is: bootstrap intervals and paired tests that resample images, not questions.
 
-Questions of one picture stand or fall together, and so do near-duplicate pictures and pictures of one patient: they
+Questions of one image stand or fall together, and so do near-duplicate images and images of one patient: they
 form one cluster, and clusters are drawn. In: one value a row and one cluster a row. Out: intervals and p-values.
 N rows, C clusters, B resamples.
 """
@@ -22,9 +22,9 @@ def clusters(
     phash: Mapping[str, str] | None = None,
     bits: int = NEAR_BITS,
 ) -> NDArray[np.int64]:
-    """One cluster number a row, 0 to C-1: rows join by picture, by group, and by near-duplicate pictures.
+    """One cluster number a row, 0 to C-1: rows join by image, by group, and by near-duplicate images.
 
-    A row without picture and group is a cluster of its own. `phash` maps image_id to 16 hexadecimal digits.
+    A row without image and group is a cluster of its own. `phash` maps image_id to 16 hexadecimal digits.
     """
     parent: dict[str, str] = {}
 
@@ -36,7 +36,7 @@ def clusters(
         return node
 
     for row, ids in enumerate(image_ids):
-        nodes = [f"picture {image_id}" for image_id in ids]
+        nodes = [f"image {image_id}" for image_id in ids]
         if groups is not None and groups[row]:
             nodes.append(f"group {groups[row]}")
         nodes = nodes or [f"row {row}"]
@@ -47,12 +47,12 @@ def clusters(
         known = sorted({i for ids in image_ids for i in ids if phash.get(i)})
         for leader, others in leaders(hashes([phash[i] for i in known]), bits).items():
             for other in others:
-                parent[root(f"picture {known[other]}")] = root(f"picture {known[leader]}")
+                parent[root(f"image {known[other]}")] = root(f"image {known[leader]}")
     numbers: dict[str, int] = {}
     found = []
     for row, ids in enumerate(image_ids):
         group = groups[row] if groups is not None else ""
-        node = f"picture {ids[0]}" if ids else (f"group {group}" if group else f"row {row}")
+        node = f"image {ids[0]}" if ids else (f"group {group}" if group else f"row {row}")
         found.append(numbers.setdefault(root(node), len(numbers)))
     return np.array(found, dtype=np.int64)
 
@@ -60,7 +60,7 @@ def clusters(
 def leaders(values: NDArray[np.uint64], bits: int) -> dict[int, list[int]]:
     """leader -> the others in its neighbourhood of `bits`: each value in turn leads those near it that are still free.
 
-    Joining every near pair instead would chain look-alikes without end: at 8 bits 60 of the 546 SLAKE-zh pictures, and
+    Joining every near pair instead would chain look-alikes without end: at 8 bits 60 of the 546 SLAKE-zh images, and
     79 of 360 drawn ones, fell into one cluster.
     """
     near: dict[int, list[int]] = {}

@@ -1,7 +1,7 @@
 """Does a model know when it is wrong? Confidence against being right, and what it says where there is nothing to see.
 
 In: each answer's confidence (0 to 1: the geometric mean of its tokens' probabilities) and whether it was right; the
-answers given to the mean picture, to a black one, and to pictures of another modality. Out: the blocks "confidence"
+answers given to the mean image, to a black one, and to images of another modality. Out: the blocks "confidence"
 and "nothing_to_see" of scores.json.
 """
 
@@ -79,8 +79,8 @@ def nothing_to_see(
     vocabulary: Vocabulary,
 ) -> dict[str, Any]:
     """Of the rows whose reference affirms a finding: how many answers affirm one, and how many are word for word the
-    same, with the own picture, with each of `unseen` (name -> answers to a picture on which nothing is to be seen),
-    and with a picture of another modality.
+    same, with the own image, with each of `unseen` (name -> answers to an image on which nothing is to be seen),
+    and with an image of another modality.
     """
     asked = [row for row in rows if row.get("image_ids") and affirms(row["reference"], vocabulary)]
     if not asked:

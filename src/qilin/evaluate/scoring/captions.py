@@ -58,7 +58,7 @@ def _is_about(fact: str, findings: frozenset[str]) -> bool:
 
 @dataclass(frozen=True)
 class FactSource:
-    """Where true facts come from: a truth record by picture, else the reference caption read with the vocabulary."""
+    """Where true facts come from: a truth record by image, else the reference caption read with the vocabulary."""
 
     vocabulary: Vocabulary
     truth: Mapping[str, frozenset[str]]  # image_id -> facts

@@ -1,7 +1,7 @@
 """A language model as judge between two systems: which answer is nearer the reference, asked in both orders.
 
 In: both systems' rows. Out: wins, ties and how often the judge contradicted itself when the order changed (a tie).
-A chat is judged whole. The judge sees question, reference and both answers, never who gave them; no picture.
+A chat is judged whole. The judge sees question, reference and both answers, never who gave them; no image.
 """
 
 from __future__ import annotations

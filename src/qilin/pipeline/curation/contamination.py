@@ -1,6 +1,6 @@
-"""Test sets that stand in a dataset: pictures that look like theirs, samples that hold their texts.
+"""Test sets that stand in a dataset: images that look like theirs, samples that hold their texts.
 
-In: a dataset and the folders of test sets. Out: the pictures and samples that must not stay, each with the test set.
+In: a dataset and the folders of test sets. Out: the images and samples that must not stay, each with the test set.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from qilin.dataset.hash_tables import TableWriter
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, text_of
 from qilin.imaging.near_duplicates import NEAR_BITS, near_pairs
-from qilin.pipeline.curation.near_duplicates import grams, picture_hashes, plain
+from qilin.pipeline.curation.near_duplicates import grams, image_hashes, plain
 
 PASSAGE = 16  # characters in a row that two texts do not share by chance
 SHARED = 0.5  # share of a benchmark text's passages that must stand in a sample
@@ -24,9 +24,9 @@ LONG = 32  # characters below which a benchmark's text is no passage
 
 def kept_leaks(data: Dataset, benchmarks: Sequence[Path]) -> Counter[str]:
     """What of the test sets stands in a dataset: samples by what they share with which."""
-    pictures, places = TableWriter(), tuple(path.resolve() for path in benchmarks)
-    leaking_pictures(data, benchmarks, pictures)
-    look_up, found = pictures.table(), Counter[str]()
+    images, places = TableWriter(), tuple(path.resolve() for path in benchmarks)
+    leaking_images(data, benchmarks, images)
+    look_up, found = images.table(), Counter[str]()
     for split in data.splits():
         for sample in data.stream(split):
             seen = next((leak for image_id in sample.image_ids if (leak := look_up.get(image_id))), None)
@@ -41,18 +41,18 @@ def text_leak(sample: Sample, benchmarks: tuple[Path, ...]) -> str | None:
     return f"leak: text of {name}" if name else None
 
 
-def leaking_pictures(data: Dataset, benchmarks: Sequence[Path], found: TableWriter) -> None:
-    """Add to `found` every picture that a benchmark holds, or one that looks the same."""
+def leaking_images(data: Dataset, benchmarks: Sequence[Path], found: TableWriter) -> None:
+    """Add to `found` every image that a benchmark holds, or one that looks the same."""
     if not benchmarks:
         return
-    ids, ours = picture_hashes(data)
+    ids, ours = image_hashes(data)
     for path in benchmarks:
         other = open_dataset(path)
         if other.hash == data.hash:
             raise UserError(f"{path}: is the very dataset that is curated; name the test sets that it must not hold")
-        theirs = np.unique(picture_hashes(other)[1])
+        theirs = np.unique(image_hashes(other)[1])
         for _, j in near_pairs(theirs, ours, NEAR_BITS) if len(ours) and len(theirs) else ():
-            found.add_fingerprint(int(ids[j]), f"leak: picture of {path.name}")
+            found.add_fingerprint(int(ids[j]), f"leak: image of {path.name}")
 
 
 @lru_cache(maxsize=2)

@@ -22,11 +22,11 @@ from qilin.core.progress import bar, refusals
 from qilin.dataset.hash_tables import TableWriter, open_table
 from qilin.dataset.licenses import TIERS
 from qilin.dataset.reader import Dataset, group_sizes, open_dataset
-from qilin.dataset.schema import Sample, picture_from_row, text_of
+from qilin.dataset.schema import Sample, image_from_row, text_of
 from qilin.dataset.splits import Links
 from qilin.imaging.quality import fault_of
-from qilin.pipeline.curation.contamination import kept_leaks, leaking_pictures, text_leak
-from qilin.pipeline.curation.near_duplicates import Alike, alike_pictures, repeated
+from qilin.pipeline.curation.contamination import kept_leaks, leaking_images, text_leak
+from qilin.pipeline.curation.near_duplicates import Alike, alike_images, repeated
 from qilin.pipeline.execution.dataset_map import Refused, is_done, refuse, rework, settings_of
 from qilin.pipeline.execution.sharded_map import read_pieces, run_pieces
 from qilin.pipeline.execution.workers import Workers, workers_of
@@ -34,7 +34,7 @@ from qilin.pipeline.pubmed.download import ALLOWED, read_ids
 from qilin.text.normalize import language_of, narrow_letters, simplified
 from qilin.text.phi import personal
 
-GROUPS_A_PIECE = 64  # row groups of 16 pictures
+GROUPS_A_PIECE = 64  # row groups of 16 images
 
 
 @settings
@@ -46,12 +46,12 @@ class CurateSettings:
     benchmarks: tuple[Path, ...] = setting(default=(), help="dataset folders of test sets that must not stand in it")
     allow_leaks: bool = setting(default=False, help="count what of the test sets stands in it, and keep it")
     license: Literal["commercial", "noncommercial", "any"] = setting(
-        default="any", help="what must be allowed of every sample and picture: commercial leaves out NC, ND and unknown"
+        default="any", help="what must be allowed of every sample and image: commercial leaves out NC, ND and unknown"
     )
     retracted: Path | None = setting(default=None, help="a file of PMC ids whose samples are refused")
     keep_personal: bool = setting(default=False, help="keep texts that seem to hold names, dates, numbers of patients")
     keep_languages: bool = setting(default=False, help="keep texts that are neither Chinese nor English")
-    resplit: bool = setting(default=False, help="divide anew, by article or patient and by pictures that look alike")
+    resplit: bool = setting(default=False, help="divide anew, by article or patient and by images that look alike")
     validation: float = setting(default=0.05, help="with --resplit: the share of samples kept for validation")
     test: float = setting(default=0.05, help="with --resplit: the share of samples kept for testing")
     seed: int = setting(default=0, help="with --resplit: decides which are kept")
@@ -77,7 +77,7 @@ class CurateSettings:
 @dataclass(frozen=True)
 class Rules:
     """What decides about a sample. `folder` holds what was found before, over the whole dataset: tables of the
-    pictures and the samples that may not stay, and of the new splits."""
+    images and the samples that may not stay, and of the new splits."""
 
     folder: Path
     benchmarks: tuple[Path, ...]
@@ -125,52 +125,52 @@ def retracted_of(path: Path | None) -> frozenset[str]:
 
 def find_out(data: Dataset, given: CurateSettings, folder: Path, workers: Workers | None, progress: Progress) -> None:
     """The tables of the rules, from passes over the whole dataset."""
-    pictures, samples = TableWriter(), TableWriter()
-    look_at_pictures(data, folder, workers, progress, pictures)
+    images, samples = TableWriter(), TableWriter()
+    look_at_images(data, folder, workers, progress, images)
     task = progress.add_task("comparing", total=None)
-    same = alike_pictures(data)
-    leaking_pictures(data, () if given.allow_leaks else given.benchmarks, pictures)
+    same = alike_images(data)
+    leaking_images(data, () if given.allow_leaks else given.benchmarks, images)
     repeated(data, same, folder / "texts", samples, workers, lambda number: progress.advance(task))
-    pictures.save(folder / "pictures")
+    images.save(folder / "pictures")
     samples.save(folder / "samples")
     if given.resplit:
         new_splits(data, same, given).save(folder / "splits")
 
 
-def look_at_pictures(
+def look_at_images(
     data: Dataset, folder: Path, workers: Workers | None, progress: Progress, found: TableWriter
 ) -> None:
-    """Add to `found` the pictures that have a fault; by many processes, resumable."""
+    """Add to `found` the images that have a fault; by many processes, resumable."""
     pieces = []
     for file in sorted((data.path / "images").glob("*.parquet")):
         count = len(group_sizes(str(file)))
         pieces += [(str(file.resolve()), n, min(n + GROUPS_A_PIECE, count)) for n in range(0, count, GROUPS_A_PIECE)]
-    task = progress.add_task("looking at pictures", total=len(pieces))
+    task = progress.add_task("looking at images", total=len(pieces))
     run_pieces(
-        picture_faults, pieces, folder / "looks", {"step": "look", "input": data.hash},
+        image_faults, pieces, folder / "looks", {"step": "look", "input": data.hash},
         workers if len(pieces) > 1 else None, lambda number: progress.advance(task),
     )  # fmt: skip
     for row in read_pieces(folder / "looks"):
         found.add(row["image_id"], row["fault"])
 
 
-def picture_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
-    """The step over pictures: those with a fault."""
+def image_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
+    """The step over images: those with a fault."""
     path, start, stop = piece
     with pq.ParquetFile(path) as file:
         for group in range(start, stop):
             for row in file.read_row_group(group).to_pylist():
-                picture = picture_from_row(row)
-                if fault := fault_of(picture):
-                    yield {"image_id": picture.image_id, "fault": fault}
+                image = image_from_row(row)
+                if fault := fault_of(image):
+                    yield {"image_id": image.image_id, "fault": fault}
 
 
 def new_splits(data: Dataset, same: Alike, given: CurateSettings) -> TableWriter:
-    """The split of each sample, over components of group, picture, and pictures that look alike."""
+    """The split of each sample, over components of group, image, and images that look alike."""
     links, columns = Links(), ("sample_id", "image_ids", "group")
     for split in data.splits():
         for row in data.stream_rows(split, columns=columns):
-            ties = [f"picture {same.head(image_id)}" for image_id in row["image_ids"]]
+            ties = [f"image {same.head(image_id)}" for image_id in row["image_ids"]]
             ties += [f"group {row['group']}"] if row["group"] else []
             links.join(ties or [f"sample {row['sample_id']}"])
     splits = iter(links.assign(given.validation, given.test, given.seed))
@@ -194,8 +194,8 @@ def curated(rules: Rules, rows: Iterable[tuple[str, Sample]]) -> Iterator[tuple[
 
 def reason_against(sample: Sample, rules: Rules) -> str | None:
     """Why a sample may not stay; the gravest reasons first."""
-    pictures = open_table(rules.folder / "pictures")
-    if fault := next((fault for image_id in sample.image_ids if (fault := pictures.get(image_id))), None):
+    images = open_table(rules.folder / "pictures")
+    if fault := next((fault for image_id in sample.image_ids if (fault := images.get(image_id))), None):
         return fault
     text = "\n".join(text_of(message) for message in sample.messages)
     if leak := text_leak(sample, rules.benchmarks):
@@ -240,7 +240,7 @@ def tell(given: CurateSettings, made: Dataset, fresh: bool) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
-    console.print(f"{'made' if fresh else 'already there:'} {given.out}: {counts['pictures']:,} pictures; {samples}")
+    console.print(f"{'made' if fresh else 'already there:'} {given.out}: {counts['pictures']:,} images; {samples}")
     if not given.benchmarks:
         console.print("not compared with any test set: name their folders with --benchmarks")
     if kept:

@@ -1,8 +1,8 @@
-"""Samples that say the same thing about the same picture, exactly or nearly; pictures that look the same.
+"""Samples that say the same thing about the same image, exactly or nearly; images that look the same.
 
-In: opened datasets. Out: the samples that must not stay, with the reason. Two pictures are one here if their perceptual
+In: opened datasets. Out: the samples that must not stay, with the reason. Two images are one here if their perceptual
 hashes differ in at most 4 of 64 bits; two texts if most of their five-character pieces are shared. Texts lie on disk
-meanwhile: those about pictures in heaps small enough to be compared in memory, the others in one file in which MinHash
+meanwhile: those about images in heaps small enough to be compared in memory, the others in one file in which MinHash
 says whom to compare.
 """
 
@@ -50,41 +50,41 @@ def alike(text: str, pieces: set[str], other: str) -> bool:
     return shared >= ALIKE * (len(pieces) + len(theirs) - shared)
 
 
-# --- pictures that look the same ------------------------------------------------------------------------------------
+# --- images that look the same ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Alike:
-    """For each picture the one that stands for it and all that look the same."""
+    """For each image the one that stands for it and all that look the same."""
 
     keys: np.ndarray  # fingerprints of image ids, sorted
     heads: np.ndarray
 
     def head(self, image_id: str) -> int:
-        """The fingerprint of the picture that stands for it: its own where it is alone."""
+        """The fingerprint of the image that stands for it: its own where it is alone."""
         key = fingerprint(image_id)
         place = int(np.searchsorted(self.keys, np.uint64(key)))
         known = place < len(self.keys) and self.keys[place] == key
         return int(self.heads[place]) if known else key
 
 
-def picture_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """(fingerprints of the ids, perceptual hashes) of all pictures."""
+def image_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """(fingerprints of the ids, perceptual hashes) of all images."""
     ids, looks = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-    for batch in data.picture_batches(("image_id", "phash")):
+    for batch in data.image_batches(("image_id", "phash")):
         ids.append(fingerprints(batch.column(0).to_pylist()))
         looks.append(hashes(batch.column(1).to_pylist()))
     return np.concatenate(ids), np.concatenate(looks)
 
 
-def alike_pictures(data: Dataset, bits: int = SAME_BITS) -> Alike:
-    """Pictures that look the same, through chains of such pairs too."""
-    ids, looks = picture_hashes(data)
+def alike_images(data: Dataset, bits: int = SAME_BITS) -> Alike:
+    """Images that look the same, through chains of such pairs too."""
+    ids, looks = image_hashes(data)
     pairs = array("q")
     for pair in near_in(looks, bits) if len(looks) else ():
         pairs.extend(pair)
     ends = np.frombuffer(pairs, dtype=np.int64).reshape(-1, 2)
-    # each pair is a row that ties two pictures
+    # each pair is a row that ties two images
     labels = connected(np.repeat(np.arange(len(ends)), 2), ends.reshape(-1), len(ends), len(ids))[len(ends) :]
     heads = np.full(int(labels.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(heads, labels, ids)
@@ -115,7 +115,7 @@ def repeated(
 
 
 def lay_out(data: Dataset, same: Alike, folder: Path) -> None:
-    """Every sample's text on disk: in a heap with its pictures', or, without a picture, in one file for all.
+    """Every sample's text on disk: in a heap with its images', or, without an image, in one file for all.
 
     texts.json, written last: the heaps' files, and the places in the one file at which a piece begins.
     """
@@ -123,7 +123,7 @@ def lay_out(data: Dataset, same: Alike, folder: Path) -> None:
     starts = [0]
     with (folder / "texts.jsonl").open("wb") as texts:
 
-        def about_pictures() -> Iterator[tuple[int, Any]]:
+        def about_images() -> Iterator[tuple[int, Any]]:
             alone = 0
             for split in data.splits():
                 for row in data.stream_rows(split, columns=("sample_id", "image_ids", "messages")):
@@ -137,15 +137,15 @@ def lay_out(data: Dataset, same: Alike, folder: Path) -> None:
                         if alone % ROWS_A_HEAP == 0:
                             starts.append(texts.tell())
 
-        heaps = into_heaps(folder, about_pictures(), sum(map(data.count, data.splits())))
+        heaps = into_heaps(folder, about_images(), sum(map(data.count, data.splits())))
         starts += [texts.tell()] if starts[-1] != texts.tell() else []
     (folder / "texts.json").write_text(json.dumps([heaps, starts]), encoding="utf-8")
 
 
 def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | Refused]:
-    """The step over a heap: samples that repeat an earlier one about the same pictures."""
+    """The step over a heap: samples that repeat an earlier one about the same images."""
     exact: set[tuple[int, int]] = set()
-    about: dict[int, list[str]] = {}  # pictures -> the texts about them that stay
+    about: dict[int, list[str]] = {}  # images -> the texts about them that stay
     for sample_id, key, said in read_heap(heap):
         text = plain("\n".join(said))
         if (key, fingerprint(text)) in exact:
@@ -161,7 +161,7 @@ def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | Refused]:
 
 
 def signed(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
-    """The step over texts without pictures: for each its place in the file, the text's fingerprint, and those of its
+    """The step over texts without images: for each its place in the file, the text's fingerprint, and those of its
     bands, kept as an array beside the rows (a row in JSON would be three times as long). Yields where that is."""
     import rensa
 
@@ -190,7 +190,7 @@ def banded(digests: np.ndarray) -> np.ndarray:
 
 
 def repeats_of_texts(folder: Path, spans: int) -> Iterator[tuple[str, str]]:
-    """(sample id, reason) of the texts without pictures that repeat an earlier one."""
+    """(sample id, reason) of the texts without images that repeat an earlier one."""
     names = [row["marks"] for row in read_pieces(folder / "texts-done")] if spans else []
     if not names:
         return

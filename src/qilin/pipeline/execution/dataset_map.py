@@ -1,4 +1,4 @@
-"""A dataset folder made into another: its samples in numbered pieces through a step, its pictures as they are.
+"""A dataset folder made into another: its samples in numbered pieces through a step, its images as they are.
 
 In: an opened dataset, a step from (split, sample) rows to rows, an output folder. Out: the new dataset folder; pieces
 lie beside it until it is whole, so an interrupted step goes on and no finished piece is done again.
@@ -20,7 +20,7 @@ from qilin.dataset.hash_tables import fingerprint, fingerprints
 from qilin.dataset.import_rows import Refused
 from qilin.dataset.licenses import strictest, tier
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.schema import MANIFEST, Picture, Provenance, Sample, sample_from_row, sample_row
+from qilin.dataset.schema import MANIFEST, ImageRecord, Provenance, Sample, sample_from_row, sample_row
 from qilin.dataset.writer import DatasetWriter
 from qilin.pipeline.execution.sharded_map import piece_file, read_pieces, read_step, run_pieces
 from qilin.pipeline.execution.workers import Workers
@@ -104,14 +104,14 @@ def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[d
 
 
 def assemble(sources: Sequence[Dataset], folder: Path, out: Path, settings: Mapping[str, Any]) -> None:
-    """The pieces as a dataset folder, with the pictures that its samples use, each once."""
+    """The pieces as a dataset folder, with the images that its samples use, each once."""
     used = np.unique(fingerprints(image_id for row in read_pieces(folder) for image_id in row["sample"]["image_ids"]))
     twice = provenance_of_twice(sources)
     with DatasetWriter(out, settings, title=out.name) as writer:
         for data in sources:
-            for picture in data.pictures():
-                if is_in(used, fingerprint(picture.image_id)):
-                    writer.add_picture(with_provenance(picture, twice.get(picture.image_id)))
+            for image in data.images():
+                if is_in(used, fingerprint(image.image_id)):
+                    writer.add_image(with_provenance(image, twice.get(image.image_id)))
         for row in read_pieces(folder):
             writer.add_sample(row["split"], sample_from_row(row["sample"]))
         for number in range(read_step(folder)["made_by"]["pieces"]):
@@ -133,26 +133,26 @@ def is_in(keys: np.ndarray, key: int) -> bool:
 
 
 def provenance_of_twice(sources: Sequence[Dataset]) -> dict[str, tuple[Provenance, ...]]:
-    """image_id -> all that is known of where it came from, of the pictures that several datasets hold."""
+    """image_id -> all that is known of where it came from, of the images that several datasets hold."""
     if len(sources) == 1:
         return {}
-    counted = [fingerprints(data.picture_table(("image_id",))["image_id"].to_pylist()) for data in sources]
+    counted = [fingerprints(data.image_table(("image_id",))["image_id"].to_pylist()) for data in sources]
     keys, counts = np.unique(np.concatenate(counted), return_counts=True)
     several = keys[counts > 1]
     found: dict[str, tuple[Provenance, ...]] = {}
     for data in sources:
-        for picture in data.pictures() if len(several) else ():
-            if is_in(several, fingerprint(picture.image_id)):
-                met = found.get(picture.image_id, ())
-                found[picture.image_id] = met + tuple(item for item in picture.provenance if item not in met)
+        for image in data.images() if len(several) else ():
+            if is_in(several, fingerprint(image.image_id)):
+                met = found.get(image.image_id, ())
+                found[image.image_id] = met + tuple(item for item in image.provenance if item not in met)
     return found
 
 
-def with_provenance(picture: Picture, known: tuple[Provenance, ...] | None) -> Picture:
-    """The picture with all places it was found in, and the strictest of their licences."""
+def with_provenance(image: ImageRecord, known: tuple[Provenance, ...] | None) -> ImageRecord:
+    """The image with all places it was found in, and the strictest of their licences."""
     if known is None:
-        return picture
-    return replace(picture, provenance=known, license_tier=strictest(tier(item.license) for item in known))
+        return image
+    return replace(image, provenance=known, license_tier=strictest(tier(item.license) for item in known))
 
 
 def refuse(sample: Sample, reason: str, **more: Any) -> Refused:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import CAPTION_INSTRUCTION, PictureFile, Refused, Row, guess_answer_type
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, Refused, Row, guess_answer_type
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportSettings
 from qilin.pipeline.importers.table_files import KINDS, read_rows
@@ -31,10 +31,10 @@ class Map:
 
     layout: str
     files: tuple[str, ...]  # patterns below the source folder
-    pictures: str  # a column that holds a list makes several names
-    folders: tuple[str, ...] = ("", "images", "figures")  # where pictures lie, from the table
+    images: str  # a column that holds a list makes several names
+    folders: tuple[str, ...] = ("", "images", "figures")  # where images lie, from the table
     id: str = ""
-    group: str = ""  # default: the article in a picture's name
+    group: str = ""  # default: the article in an image's name
     texts: Mapping[str, str] = field(default_factory=dict)  # kind (caption, context, inline, report) -> its text
     question: str = ""
     answer: str = ""
@@ -75,7 +75,7 @@ MAPS = {
         body_part="{image_organ}", split="train", only=("phrase_type", r"(?!test_)"), license="CC0 1.0",
     ),
     "roco-v2": Map(
-        "unverified: ID and Caption columns beside a folder of pictures, as its page describes",
+        "unverified: ID and Caption columns beside a folder of images, as its page describes",
         ("*captions.csv",), "{ID}", folders=("", "train", "valid", "test", "images"), id="{ID}",
         texts={"caption": "{Caption}"}, license="CC BY 4.0",
     ),
@@ -99,7 +99,7 @@ def inputs(settings: ImportSettings) -> list[Path]:
 
 
 def read(settings: ImportSettings) -> Iterator[Row | Refused]:
-    """Every row of every table; a caption or context that several rows repeat about the same picture comes once."""
+    """Every row of every table; a caption or context that several rows repeat about the same image comes once."""
     made = MAPS[settings.name]
     told: set[tuple[str, ...]] = set()
     for path in inputs(settings):
@@ -114,16 +114,16 @@ def samples(
     found: Mapping[str, Any], name: str, path: Path, made: Map, settings: ImportSettings, told: set[tuple[str, ...]]
 ) -> Iterator[Row | Refused]:
     """The samples of one row, or why there are none."""
-    names = picture_names(found, made.pictures)
+    names = image_names(found, made.images)
     if not names:
-        yield Refused(found, "row without a picture")
+        yield Refused(found, "row without an image")
         return
     own = fill(found, made.id)
     name = f"{path.stem}-{own}" if own else name
-    pictures = tuple(picture(found, n, path, made, settings) for n in names)
+    images = tuple(image(found, n, path, made, settings) for n in names)
     split = SPLITS.get((fill(found, made.split) or made.split or re.split(r"[-_.]", path.stem)[0]).lower())
     common = {
-        "pictures": pictures, "group": fill(found, made.group) or article_of(names[0]), "split": split,
+        "images": images, "group": fill(found, made.group) or article_of(names[0]), "split": split,
         "license": settings.license or made.license,
     }  # fmt: skip
     question, answer = (re.sub(rf"^\s*{made.lead}", "", fill(found, part)) for part in (made.question, made.answer))
@@ -137,7 +137,7 @@ def samples(
         if key not in told:
             told.add(key)
             row_name = name if not made.question and kind == "caption" else f"{name}-{kind}"
-            messages = (user(CAPTION_INSTRUCTION, images=len(pictures)), assistant(text))
+            messages = (user(CAPTION_INSTRUCTION, images=len(images)), assistant(text))
             yield Row(row_name, kind, messages=messages, lang=lang_of(text), **common)  # type: ignore[arg-type]
     if question and answer:
         yield exchange(found, name, question, answer, made, common)
@@ -160,7 +160,7 @@ def exchange(
     return Row(
         sample_id=name,
         kind="vqa",
-        messages=(user(asked, images=len(common["pictures"])), assistant(answer)),
+        messages=(user(asked, images=len(common["images"])), assistant(answer)),
         answer_type="choice" if choices else known,  # type: ignore[arg-type]
         choices=choices,
         question_type=fill(found, made.question_type) or None,
@@ -169,9 +169,9 @@ def exchange(
     )
 
 
-def picture(found: Mapping[str, Any], name: str, path: Path, made: Map, settings: ImportSettings) -> PictureFile:
+def image(found: Mapping[str, Any], name: str, path: Path, made: Map, settings: ImportSettings) -> ImageFile:
     where = resolve(name, bases_of(settings, path.parent, made.folders), settings.pmc)
-    return PictureFile(
+    return ImageFile(
         where.path,
         name,
         modality=fill(found, made.modality) or None,
@@ -182,7 +182,7 @@ def picture(found: Mapping[str, Any], name: str, path: Path, made: Map, settings
 
 
 def bases_of(settings: ImportSettings, folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
-    """Folders that pictures are looked for in: the one that was said, else the usual ones beside the table."""
+    """Folders that images are looked for in: the one that was said, else the usual ones beside the table."""
     return (settings.images,) if settings.images else tuple(folder / name for name in names)
 
 
@@ -208,8 +208,8 @@ def fill(found: Mapping[str, Any], text: str) -> str:
     return HOLE.sub(lambda hole: parts[hole[1]], text) if all(parts.values()) else ""
 
 
-def picture_names(found: Mapping[str, Any], text: str) -> list[str]:
-    """The names of a row's pictures: one for each item where a column holds a list ("['F1', 'F2']" in a CSV)."""
+def image_names(found: Mapping[str, Any], text: str) -> list[str]:
+    """The names of a row's images: one for each item where a column holds a list ("['F1', 'F2']" in a CSV)."""
     for hole in HOLE.findall(text):
         value = found.get(hole)
         if isinstance(value, str) and value.startswith("["):

@@ -28,23 +28,23 @@ class ImportSettings:
     source: Path = setting(help="its folder or file; llava: a JSON or JSONL file; folder: a CSV, JSON or JSONL table")
     out: Path = setting(help="the dataset folder to make; must be new or empty")
     images: Path | None = setting(
-        default=None, help="the folder that picture paths start from (default: where the source lies)"
+        default=None, help="the folder that image paths start from (default: where the source lies)"
     )
     pmc: Path | None = setting(
-        default=None, help="a folder of `qilin data pmc`, for pictures named by their article (PMC123_Fig1_2.jpg)"
+        default=None, help="a folder of `qilin data pmc`, for images named by their article (PMC123_Fig1_2.jpg)"
     )
     unsure: bool = setting(default=False, help="figures: take those whose captions do not say what they are, too")
     lang: Literal["zh", "en"] = setting(
         default="zh",
         help="llava, folder: the language of the texts; slake: its questions in this one; others tell by the words",
     )
-    captions: bool = setting(default=True, help="slake: compose captions from each picture's own questions and answers")
+    captions: bool = setting(default=True, help="slake: compose captions from each image's own questions and answers")
     kind: Literal["vqa", "caption"] = setting(default="vqa", help="llava: what a row with a single exchange is")
     add_missing_marks: bool = setting(
-        default=False, help="llava: where a row has pictures but no <image> mark, put the marks first"
+        default=False, help="llava: where a row has images but no <image> mark, put the marks first"
     )
     image: str | None = setting(
-        default=None, help="folder: the column of picture paths, several divided by ';' (default: image)"
+        default=None, help="folder: the column of image paths, several divided by ';' (default: image)"
     )
     question: str | None = setting(default=None, help="folder: the column of questions (default: question)")
     answer: str | None = setting(
@@ -71,18 +71,18 @@ class ImportSettings:
     modality: str | None = setting(default=None, help="folder: the column of modalities (default: modality)")
     body_part: str | None = setting(default=None, help="folder: the column of body parts (default: body_part)")
     text_only: bool = setting(
-        default=False, help="folder: keep rows without a picture as text to learn, instead of refusing them"
+        default=False, help="folder: keep rows without an image as text to learn, instead of refusing them"
     )
     license: str | None = setting(
         default=None, help="the licence of the source, where its rows do not say, such as 'CC BY 4.0'"
     )
     split: Literal["train", "validation", "test"] | None = setting(default=None, help="put all rows into this split")
     validation: float = setting(
-        default=0.05, help="the share of pictures kept for validation, where the source has no splits"
+        default=0.05, help="the share of images kept for validation, where the source has no splits"
     )
-    test: float = setting(default=0.05, help="the share of pictures kept for testing, where the source has no splits")
-    seed: int = setting(default=0, help="decides which pictures are kept; the same seed always keeps the same ones")
-    workers: int = setting(default=0, help="processes that decode pictures; 0 is one a core, 1 works in this one")
+    test: float = setting(default=0.05, help="the share of images kept for testing, where the source has no splits")
+    seed: int = setting(default=0, help="decides which images are kept; the same seed always keeps the same ones")
+    workers: int = setting(default=0, help="processes that decode images; 0 is one a core, 1 works in this one")
     cluster: str | None = setting(
         default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
     )

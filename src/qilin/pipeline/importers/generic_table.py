@@ -1,6 +1,6 @@
-"""Any table of pictures and text: CSV, TSV, JSON or JSONL, its columns named by flags.
+"""Any table of images and text: CSV, TSV, JSON or JSONL, its columns named by flags.
 
-In: a table with a column of picture paths and questions with answers, captions, or both. Out: a `vqa` row for each
+In: a table with a column of image paths and questions with answers, captions, or both. Out: a `vqa` row for each
 question, a `caption` row for each caption. A flag that holds {column} is a text filled from the row, so that a table of
 labels needs no rewriting: --ask '投照体位是什么？' --answer '{projection}位'.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import CAPTION_INSTRUCTION, PictureFile, Refused, Row, guess_answer_type
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, Refused, Row, guess_answer_type
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportSettings
 from qilin.pipeline.importers.table_files import check_file, columns, read_rows
@@ -89,7 +89,7 @@ def find_columns(settings: ImportSettings, names: list[str]) -> dict[str, str]:
     if not {"answer", "caption"} & set(where):
         raise UserError(f"{here}: name what is to be learnt with --question and --answer, or with --caption")
     if "image" not in where and not settings.text_only:
-        raise UserError(f"{here}: name the pictures' with --image, or say --text-only")
+        raise UserError(f"{here}: name the images' with --image, or say --text-only")
     return where
 
 
@@ -98,7 +98,7 @@ def make_rows(
 ) -> Iterator[Row]:
     """The samples one row of the table holds. Raises RowFault."""
     cells = {field: cell(found, column, field in ("ask", "question")) for field, column in where.items()}
-    pictures = picture_files(found, cells, where, settings)
+    images = image_files(found, cells, where, settings)
     name = f"{settings.source.stem}-{cells.get('id') or number}"
     question, answer, caption = (cells.get(field, "") for field in ("question", "answer", "caption"))
     if settings.ask and not answer and caption:
@@ -111,7 +111,7 @@ def make_rows(
     if cells.get("split_column") and not split:
         raise RowFault("split is none of train, validation, test")
     licence = str(found.get("license") or "") or settings.license
-    common = {"pictures": pictures, "lang": settings.lang, "group": cells.get("group", ""), "split": split}
+    common = {"images": images, "lang": settings.lang, "group": cells.get("group", ""), "split": split}
     common |= {"license": licence}
     if answer:
         choices = listed(found.get(where["choices"])) if "choices" in where else ()
@@ -120,7 +120,7 @@ def make_rows(
         yield Row(
             sample_id=name,
             kind="vqa",
-            messages=(user(question, images=len(pictures)), assistant(answer)),
+            messages=(user(question, images=len(images)), assistant(answer)),
             answer_type=answer_type(cells.get("answer_type", ""), choices, answer),  # type: ignore[arg-type]
             choices=choices,
             question_type=cells.get("question_type") or None,
@@ -130,7 +130,7 @@ def make_rows(
         yield Row(
             sample_id=f"{name}-caption",
             kind="caption",
-            messages=(user(CAPTION_INSTRUCTION, images=len(pictures)), assistant(caption)),
+            messages=(user(CAPTION_INSTRUCTION, images=len(images)), assistant(caption)),
             **common,  # type: ignore[arg-type]
         )
 
@@ -154,17 +154,17 @@ def listed(value: Any) -> tuple[str, ...]:
     return tuple(text for part in parts if (text := plain(part)))
 
 
-def picture_files(
+def image_files(
     found: Mapping[str, Any], cells: Mapping[str, str], where: Mapping[str, str], settings: ImportSettings
-) -> tuple[PictureFile, ...]:
-    """The row's pictures, each with what the row says about it. Raises RowFault for a row that should have one."""
+) -> tuple[ImageFile, ...]:
+    """The row's images, each with what the row says about it. Raises RowFault for a row that should have one."""
     column = where.get("image", "")
     names = (cells["image"],) if "{" in column and cells["image"] else listed(found.get(column))
     if not names and not settings.text_only:
         raise RowFault("row without image (--text-only keeps such rows)")
     base = settings.images or settings.source.parent
     return tuple(
-        PictureFile(
+        ImageFile(
             path=find_file(base, name),
             name=name,
             modality=cells.get("modality") or None,
@@ -178,7 +178,7 @@ def picture_files(
 
 
 def find_file(base: Path, name: str) -> Path:
-    """The picture's path; tables often leave the ending off, so the usual ones are tried."""
+    """The image's path; tables often leave the ending off, so the usual ones are tried."""
     path = base / name
     if path.suffix.lower() in ENDINGS or path.is_file():
         return path

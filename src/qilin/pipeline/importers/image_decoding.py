@@ -1,7 +1,7 @@
-"""Picture files read, hashed and decoded in numbered pieces: nearly all the time of an import.
+"""Image files read, hashed and decoded in numbered pieces: nearly all the time of an import.
 
 In: a list of paths on disk, one a line. Out: for each, in the same order, what the file holds or why it cannot be used.
-Bytes are written here only where no file holds them: of pictures stored in another format, and of parts cut out.
+Bytes are written here only where no file holds them: of images stored in another format, and of parts cut out.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from qilin.core.errors import RunError
 from qilin.dataset.import_rows import Refused
 from qilin.imaging.archive_paths import BOX, read_through
-from qilin.imaging.decode import BadPicture, Encoded, read_picture
+from qilin.imaging.decode import BadImage, Encoded, read_image
 from qilin.pipeline.execution.sharded_map import line
 
 FILES_A_PIECE = 256  # a second or two of one core
@@ -67,7 +67,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
     for place in (path, *path.parents):
         try:
             found = place.stat()
-        except (OSError, ValueError):  # not here: perhaps the rest goes on inside a zip or a picture
+        except (OSError, ValueError):  # not here: perhaps the rest goes on inside a zip or an image
             continue
         return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else None
     return None
@@ -78,7 +78,7 @@ def look_at_files(folder: Path, decode: bool, piece: tuple[int, int, int]) -> It
 
     `content` is the hash of what was read, None where nothing was; `at` (offset, length) is where the bytes to store
     stand in the piece's own file, None where they are those that were read. Raises RunError for a file that was there
-    when it was listed and is not now: a machine of a cluster that does not see it must not pass for a missing picture.
+    when it was listed and is not now: a machine of a cluster that does not see it must not pass for a missing image.
     """
     number, first, last = piece
     made = made_file(folder, number)
@@ -104,7 +104,7 @@ def read_list(folder: Path, first: int, last: int) -> Iterator[tuple[Path, Any]]
 def look_at_file(path: Path, listed: Any, decode: bool, out: BinaryIO) -> dict[str, Any]:
     try:
         data = read_through(path)
-    except BadPicture as error:
+    except BadImage as error:
         if listed and not stamp(path):
             raise RunError(
                 f"{path}: was there when the rows were read; {socket.gethostname()} does not see it (a cluster needs "
@@ -115,8 +115,8 @@ def look_at_file(path: Path, listed: Any, decode: bool, out: BinaryIO) -> dict[s
     if not decode:
         return found
     try:
-        stored = read_picture(data)
-    except BadPicture as error:
+        stored = read_image(data)
+    except BadImage as error:
         return found | {"fault": error.reason}
     at = None
     if stored.bytes != data or path.name.startswith(BOX):
@@ -133,7 +133,7 @@ def made_file(folder: Path, number: int) -> Path:
 
 
 def read_again(folder: Path, path: Path, number: int, facts: dict[str, Any]) -> Encoded:
-    """A decoded picture with its bytes, from its file or from what its piece has kept. Raises RunError where they are
+    """A decoded image with its bytes, from its file or from what its piece has kept. Raises RunError where they are
     others by now."""
     again = f"remove {folder} and run the same command again"
     try:
@@ -143,7 +143,7 @@ def read_again(folder: Path, path: Path, number: int, facts: dict[str, Any]) -> 
                 data = file.read(facts["at"][1])
         else:
             data = read_through(path)
-    except BadPicture as error:
+    except BadImage as error:
         raise RunError(f"{error}; it could be read before: {again}") from None
     if hashlib.sha256(data).hexdigest() != facts["image_id"]:
         raise RunError(f"{path}: has changed since it was decoded: {again}")

@@ -1,8 +1,8 @@
 """What is known of a source while it is imported: which files hold which content, what is linked to what.
 
-In: rows, one after the other, then what their picture files hold. Out: contents with the places they were found in, the
-pictures of each row, faults, splits. It lives in a folder beside the dataset that is being made, so that memory does
-not grow with the pictures; what was found out about them stays there when the import is stopped.
+In: rows, one after the other, then what their image files hold. Out: contents with the places they were found in, the
+images of each row, faults, splits. It lives in a folder beside the dataset that is being made, so that memory does
+not grow with the images; what was found out about them stays there when the import is stopped.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import Any
 
 from qilin.core.errors import UserError
 from qilin.dataset.hash_tables import fingerprint
-from qilin.dataset.import_rows import PictureFile, Row
+from qilin.dataset.import_rows import ImageFile, Row
 from qilin.dataset.schema import text_of
 from qilin.dataset.splits import Links
 from qilin.imaging.decode import MISSING, Encoded
@@ -30,12 +30,12 @@ from qilin.pipeline.importers.image_decoding import FileList, look_at_files, rea
 
 class Survey:
     """The notes of one import: first `note` every row, then `look` once, then ask. A context manager; its folder goes
-    at the end, unless the work was interrupted: then pictures that were decoded stay for the next run."""
+    at the end, unless the work was interrupted: then images that were decoded stay for the next run."""
 
     def __init__(self, folder: Path, decode: bool) -> None:
         self.folder, self.decode = folder.resolve(), decode
         self.rows = self.whole = 0  # `whole`: figures that stand for a panel of theirs
-        # of each row with pictures or none: how many files it has, their numbers one after the other, what else ties it
+        # of each row with images or none: how many files it has, their numbers one after the other, what else ties it
         self.counts_of_rows, self.files_of_rows, self.others = array("L"), array("Q"), array("Q")
         self.grouped: list[bool] = []
         self.splits: list[str | None] = []
@@ -51,7 +51,7 @@ class Survey:
         self.table.execute("pragma synchronous = off")
         # content: sha256 of the bytes. The number of a file is its rowid less one.
         self.table.execute("create table files (path text primary key, content text, fault text, about text)")
-        # first: the number of the first file that holds it; facts: what look_at_file says of it as a picture
+        # first: the number of the first file that holds it; facts: what look_at_file says of it as an image
         self.table.execute(
             "create table contents (content text primary key, first integer, image_id text, fault text, facts text) "
             "without rowid"
@@ -74,19 +74,19 @@ class Survey:
 
     @property
     def pieces(self) -> Path:
-        return self.folder / "pictures"
+        return self.folder / "images"
 
     def note(self, row: Row, split: str | None) -> None:
         """A row: its files and what it ties together."""
-        self.files_of_rows.extend([self.note_picture(file) for file in row.pictures])
-        self.counts_of_rows.append(len(row.pictures))
+        self.files_of_rows.extend([self.note_image(file) for file in row.images])
+        self.counts_of_rows.append(len(row.images))
         opening = hashlib.sha256(text_of(row.messages[0]).encode()).hexdigest()
         self.others.append(fingerprint(f"group {row.group}" if row.group else f"text {opening}"))
         self.grouped.append(bool(row.group))
         self.splits.append(split)
 
-    def note_picture(self, file: PictureFile) -> int:
-        """The number of a picture's file, listed where it is met for the first time."""
+    def note_image(self, file: ImageFile) -> int:
+        """The number of an image's file, listed where it is met for the first time."""
         if known := self.ask("select rowid from files where path = ?", str(file.path)):
             return int(known[0]) - 1
         self.whole += file.whole
@@ -117,9 +117,9 @@ class Survey:
         self.looked = True
 
     def links(self) -> Links:
-        """What ties rows to others: their pictures' contents and groups, or else the opening question."""
+        """What ties rows to others: their images' contents and groups, or else the opening question."""
         rows = self.table.execute("select content from files order by rowid")
-        keys = array("Q", (fingerprint(f"picture {content}") if content else 0 for (content,) in rows))
+        keys = array("Q", (fingerprint(f"image {content}") if content else 0 for (content,) in rows))
         links, place = Links(), 0
         noted = zip(self.counts_of_rows, self.others, self.grouped, self.splits, strict=True)
         for count, other, grouped, split in noted:
@@ -128,18 +128,18 @@ class Survey:
             links.join_keys([*ties, other] if grouped or not ties else ties, split)
         return links
 
-    def pictures(self) -> Iterator[tuple[Encoded, list[PictureFile]]]:
-        """Each content that is a picture, with the files that hold it, in the order in which they were met."""
+    def images(self) -> Iterator[tuple[Encoded, list[ImageFile]]]:
+        """Each content that is an image, with the files that hold it, in the order in which they were met."""
         found = self.table.execute("select content, first, facts from contents where fault is null order by first")
         for content, first, facts in found:
             rows = self.table.execute("select about from files where content = ? order by rowid", (content,))
-            files = [picture_file(about) for (about,) in rows]
+            files = [image_file(about) for (about,) in rows]
             yield read_again(self.folder, files[0].path, self.files.piece_of(first), json.loads(facts)), files
 
     def image_ids(self, row: Row) -> tuple[tuple[str, ...], str | None]:
-        """(the ids of a row's pictures, None), or ((), why one of them cannot be used)."""
+        """(the ids of a row's images, None), or ((), why one of them cannot be used)."""
         ids = []
-        for file in row.pictures:
+        for file in row.images:
             image_id, *faults = self.ask(
                 "select image_id, files.fault, contents.fault from files left join contents using (content) "
                 "where path = ?",
@@ -151,10 +151,10 @@ class Survey:
         return tuple(ids), None
 
     def counts(self) -> dict[str, int]:
-        """How many files are here or have a fault, and how many different pictures are in them."""
+        """How many files are here or have a fault, and how many different images are in them."""
         here, faults = self.ask("select count(content), count(fault) from files")
-        (pictures,) = self.ask("select count(*) from contents where fault is null")
-        return {"pictures": pictures, "files": here, "faults": faults}
+        (images,) = self.ask("select count(*) from contents where fault is null")
+        return {"images": images, "files": here, "faults": faults}
 
     def a_missing_file(self) -> str | None:
         """The first path at which there was nothing."""
@@ -179,6 +179,6 @@ class Survey:
         return self.table.execute(words, values).fetchone()
 
 
-def picture_file(about: str) -> PictureFile:
+def image_file(about: str) -> ImageFile:
     found = json.loads(about)
-    return PictureFile(**found | {"path": Path(found["path"])})
+    return ImageFile(**found | {"path": Path(found["path"])})

@@ -1,7 +1,7 @@
 """LLaVA's conversations: `id`, `image` (one, several or none), `conversations` of human and gpt with <image> marks.
 
 In: a JSON list or JSONL file. Out: one `vqa` or `caption` row where there is a single exchange, one `chat` row where
-there are several. Rows whose marks and pictures do not agree are refused, each by its own reason.
+there are several. Rows whose marks and images do not agree are refused, each by its own reason.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qilin.dataset.import_rows import PictureFile, Refused, Row, guess_answer_type
+from qilin.dataset.import_rows import ImageFile, Refused, Row, guess_answer_type
 from qilin.dataset.schema import assistant, text_of
 from qilin.pipeline.importers.config import ImportSettings
 from qilin.pipeline.importers.table_files import check_file, read_rows
@@ -24,7 +24,7 @@ def inputs(settings: ImportSettings) -> list[Path]:
 
 
 def read(settings: ImportSettings) -> Iterator[Row | Refused]:
-    """Every conversation. A second row of the same id gets a number behind it: such files repeat the picture's name."""
+    """Every conversation. A second row of the same id gets a number behind it: such files repeat the image's name."""
     (path,) = inputs(settings)
     met: Counter[str] = Counter()
     for number, found in read_rows(path):
@@ -38,7 +38,7 @@ def read(settings: ImportSettings) -> Iterator[Row | Refused]:
 
 def conversation(row: Mapping[str, Any], number: int, settings: ImportSettings) -> Row | Refused:
     """One row of the file -> a Row, or why not."""
-    names = picture_names(row)
+    names = image_names(row)
     turns = row.get("conversations")
     reason = "image is neither a path nor a list of paths" if names is None else fault(turns)
     if reason or names is None or not isinstance(turns, list):
@@ -55,7 +55,7 @@ def conversation(row: Mapping[str, Any], number: int, settings: ImportSettings) 
     return Row(
         sample_id=f"{settings.source.stem}-{row.get('id', number)}",
         kind=kind,
-        pictures=tuple(PictureFile(base / name, name, license=settings.license) for name in names),
+        images=tuple(ImageFile(base / name, name, license=settings.license) for name in names),
         messages=tuple(messages),
         answer_type=guess_answer_type(text_of(exchanges[0])) if kind == "vqa" and exchanges else None,
         lang=settings.lang,
@@ -63,8 +63,8 @@ def conversation(row: Mapping[str, Any], number: int, settings: ImportSettings) 
     )
 
 
-def picture_names(row: Mapping[str, Any]) -> list[str] | None:
-    """The row's pictures as it names them; [] for a row of text alone; None where it cannot be told."""
+def image_names(row: Mapping[str, Any]) -> list[str] | None:
+    """The row's images as it names them; [] for a row of text alone; None where it cannot be told."""
     found = row.get("image") or row.get("images") or []
     names = [found] if isinstance(found, str) else found
     return names if isinstance(names, list) and all(isinstance(name, str) and name for name in names) else None
@@ -81,20 +81,20 @@ def fault(turns: Any) -> str | None:
     return None
 
 
-def compare_marks(turns: list[dict[str, str]], pictures: int, add_missing: bool) -> tuple[str | None, int]:
-    """(why the <image> marks do not fit the pictures or None, how many are to be put before the first question)"""
+def compare_marks(turns: list[dict[str, str]], images: int, add_missing: bool) -> tuple[str | None, int]:
+    """(why the <image> marks do not fit the images or None, how many are to be put before the first question)"""
     if any(MARK in turn["value"] for turn in turns if ROLES[turn["from"]] != "user"):
         return "an <image> mark outside a question", 0
     marks = sum(turn["value"].count(MARK) for turn in turns)
-    if marks == pictures:
+    if marks == images:
         return None, 0
     if marks == 0 and add_missing:
-        return None, pictures
+        return None, images
     if marks == 0:
-        return "a picture but no <image> mark (--add-missing-marks puts it first)", 0
-    if pictures == 0:
-        return "an <image> mark but no picture", 0
-    return f"{'more' if marks > pictures else 'fewer'} <image> marks than pictures", 0
+        return "an image but no <image> mark (--add-missing-marks puts it first)", 0
+    if images == 0:
+        return "an <image> mark but no image", 0
+    return f"{'more' if marks > images else 'fewer'} <image> marks than images", 0
 
 
 def first_human(turns: list[dict[str, str]]) -> int:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import CAPTION_INSTRUCTION, PictureFile, Refused, Row
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, Refused, Row
 from qilin.dataset.schema import assistant, user
 from qilin.imaging.archive_paths import part_of, read_through
-from qilin.imaging.decode import BadPicture, to_rgb
-from qilin.imaging.panels import Division, divide_picture, match_panels
+from qilin.imaging.decode import BadImage, to_rgb
+from qilin.imaging.panels import Division, divide_image, match_panels
 from qilin.pipeline.execution.sharded_map import DONE, piece_file, read_pieces, read_step
 from qilin.pipeline.importers import llava
 from qilin.pipeline.importers.column_maps import SPLITS, Map, article_of, bases_of, files_of, lang_of, samples
@@ -47,7 +47,7 @@ def talk_inputs(settings: ImportSettings) -> list[Path]:
 
 
 def pubmedvision(settings: ImportSettings) -> Iterator[Row | Refused]:
-    """Conversations whose pictures have no marks, in English or Chinese."""
+    """Conversations whose images have no marks, in English or Chinese."""
     yield from talks(settings, lambda row: (row.get("modality"), row.get("body_part")))
 
 
@@ -63,7 +63,7 @@ def llava_med(settings: ImportSettings) -> Iterator[Row | Refused]:
 
 
 def talks(settings: ImportSettings, about: Any) -> Iterator[Row | Refused]:
-    """LLaVA's conversations with what the row says of its pictures; marks that are missing go first."""
+    """LLaVA's conversations with what the row says of its images; marks that are missing go first."""
     (path,) = talk_inputs(settings)
     with_marks = dataclasses.replace(settings, name="llava", add_missing_marks=True)
     for number, found in read_rows(path):
@@ -77,23 +77,23 @@ def talks(settings: ImportSettings, about: Any) -> Iterator[Row | Refused]:
             yield made
             continue
         modality, part = about(found)
-        pictures = tuple(
+        images = tuple(
             dataclasses.replace(looked_for(file, path, settings), modality=modality, body_part=part)
-            for file in made.pictures
+            for file in made.images
         )
         words = " ".join(str(turn.get("value")) for turn in found["conversations"])
         name = f"{path.stem}-{number}-{found.get('id', '')}".rstrip("-")
-        group = article_of(pictures[0].name) if pictures else ""
-        yield dataclasses.replace(made, sample_id=name, pictures=pictures, lang=lang_of(words), group=group)
+        group = article_of(images[0].name) if images else ""
+        yield dataclasses.replace(made, sample_id=name, images=images, lang=lang_of(words), group=group)
 
 
-def looked_for(file: PictureFile, table: Path, settings: ImportSettings) -> PictureFile:
+def looked_for(file: ImageFile, table: Path, settings: ImportSettings) -> ImageFile:
     where = resolve(file.name, bases_of(settings, table.parent, ("", "images")), settings.pmc)
     return dataclasses.replace(file, path=where.path, whole=where.whole)
 
 
-# The names that a picture, a caption, a question and an answer go by; the first that is there counts.
-PICTURE = ("image", "images", "img", "image_path", "image_name", "picture", "图片")
+# The names that an image, a caption, a question and an answer go by; the first that is there counts.
+IMAGE = ("image", "images", "img", "image_path", "image_name", "picture", "图片")
 PLAIN = {
     "caption": ("caption", "text", "description", "report", "描述"),
     "context": ("context", "背景"),
@@ -115,7 +115,7 @@ def chimed_vl(settings: ImportSettings) -> Iterator[Row | Refused]:
     if made is None:
         raise UserError(
             f"{path}: its rows have the fields {', '.join(map(str, first)) or 'none'}; expected `conversations`, or a "
-            f"picture ({', '.join(PICTURE)}) with a text ({', '.join(PLAIN['caption'])}) or a question and an answer; "
+            f"image ({', '.join(IMAGE)}) with a text ({', '.join(PLAIN['caption'])}) or a question and an answer; "
             "`qilin data import folder` takes any table whose columns you name"
         )
     told: set[tuple[str, ...]] = set()
@@ -127,17 +127,17 @@ def chimed_vl(settings: ImportSettings) -> Iterator[Row | Refused]:
 
 
 def plain_map(fields: set[str]) -> Map | None:
-    """The map of rows with these fields, where they name a picture and something to learn."""
+    """The map of rows with these fields, where they name an image and something to learn."""
 
     def named(names: tuple[str, ...]) -> str:
         return next((f"{{{name}}}" for name in names if name in fields), "")
 
     texts = {kind: named(names) for kind, names in PLAIN.items() if named(names)}
     question, answer = named(QUESTION), named(ANSWER)
-    if not named(PICTURE) or not (texts or (question and answer)):
+    if not named(IMAGE) or not (texts or (question and answer)):
         return None
     asked = (question, answer) if question and answer else ("", "")
-    return Map("", (), named(PICTURE), id=named(("id",)), texts=texts, question=asked[0], answer=asked[1])
+    return Map("", (), named(IMAGE), id=named(("id",)), texts=texts, question=asked[0], answer=asked[1])
 
 
 # --- papers and figures ----------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def pmc_inline_inputs(settings: ImportSettings) -> list[Path]:
 
 
 def pmc_inline(settings: ImportSettings) -> Iterator[Row | Refused]:
-    """Each sentence that names figures, with their pictures."""
+    """Each sentence that names figures, with their images."""
     for path in pmc_inline_inputs(settings):
         for number, found in read_rows(path):
             if isinstance(found, Refused):
@@ -163,22 +163,22 @@ def told_row(
     kind: str, name: str, names: list[str], text: str, settings: ImportSettings, bases: tuple[Path, ...], *,
     group: str = "", split: str | None = None, licence: str | None = None,
 ) -> Row | Refused:  # fmt: skip
-    """A text about pictures that are named. `licence`: its own, where the source says one."""
+    """A text about images that are named. `licence`: its own, where the source says one."""
     if not text.strip():
-        return Refused({"id": name, "pictures": names}, "empty text")
+        return Refused({"id": name, "images": names}, "empty text")
     said = licence or settings.license
     where = [resolve(n, bases, settings.pmc) for n in names]
-    files = tuple(PictureFile(w.path, n, license=said, whole=w.whole) for n, w in zip(names, where, strict=True))
+    files = tuple(ImageFile(w.path, n, license=said, whole=w.whole) for n, w in zip(names, where, strict=True))
     return caption_row(kind, name, files, text, group or article_of(names[0]), said, split)
 
 
 def caption_row(
-    kind: str, name: str, pictures: tuple[PictureFile, ...], text: str, group: str, licence: str | None,
+    kind: str, name: str, images: tuple[ImageFile, ...], text: str, group: str, licence: str | None,
     split: str | None = None,
 ) -> Row:  # fmt: skip
-    messages = (user(CAPTION_INSTRUCTION, images=len(pictures)), assistant(text.strip()))
+    messages = (user(CAPTION_INSTRUCTION, images=len(images)), assistant(text.strip()))
     known: Any = kind
-    return Row(name, known, pictures, messages, lang=lang_of(text), group=group, split=split, license=licence)
+    return Row(name, known, images, messages, lang=lang_of(text), group=group, split=split, license=licence)
 
 
 def figure_inputs(settings: ImportSettings) -> list[Path]:
@@ -202,11 +202,11 @@ def figure_rows(row: Mapping[str, Any], settings: ImportSettings) -> Iterator[Ro
     folder = (settings.images or settings.source) / Path(row["file"]).parent
     lent = row["license_tier"] == "restricted" and row["credit"]
     licence = f"restricted: {row['credit']}" if lent else row["license"] or settings.license
-    names = [forms[0] for forms in row["pictures"]]
+    names = [forms[0] for forms in row["images"]]
     paths = [next((w.path for form in forms if (w := resolve(form, (folder,))).path.exists()), folder / forms[0])
-             for forms in row["pictures"]]  # fmt: skip
+             for forms in row["images"]]  # fmt: skip
     files = tuple(
-        PictureFile(
+        ImageFile(
             path, f"{row['article']}/{name}", row["modality"], row["body_part"], licence,
             url=f"https://doi.org/{row['doi']}" if row["doi"] else None,
             attribution=f"{row['title']}, {row['journal']}",
@@ -225,14 +225,14 @@ def figure_rows(row: Mapping[str, Any], settings: ImportSettings) -> Iterator[Ro
         yield Refused(row, "has neither caption nor mention")
 
 
-def panels_of(row: Mapping[str, Any], files: tuple[PictureFile, ...]) -> Iterator[tuple[str, str, PictureFile]]:
-    """(letter, words, part of the picture) of each panel, where caption and picture divide alike."""
+def panels_of(row: Mapping[str, Any], files: tuple[ImageFile, ...]) -> Iterator[tuple[str, str, ImageFile]]:
+    """(letter, words, part of the image) of each panel, where caption and image divide alike."""
     division = Division(row["panels"]["lead"], tuple(map(tuple, row["panels"]["parts"])), row["panels"]["doubt"])
     if division.doubt or len(files) != 1:
         return
     try:
-        boxes = divide_picture(to_rgb(read_through(files[0].path)))
-    except BadPicture:
+        boxes = divide_image(to_rgb(read_through(files[0].path)))
+    except BadImage:
         return  # the whole figure's rows are refused for it
     if match_panels(division, boxes) is None:
         for (letter, words), box in zip(division.panels, boxes, strict=True):
@@ -258,7 +258,7 @@ def iu_xray(settings: ImportSettings) -> Iterator[Row | Refused]:
     for split, row in rows:
         names = [str(name) for name in row.get("image_path") or ()] if isinstance(row, dict) else []
         if not names:
-            yield Refused(row if isinstance(row, dict) else {"found": row}, "row without a picture")
+            yield Refused(row if isinstance(row, dict) else {"found": row}, "row without an image")
             continue
         # CXR2384_IM-0942: the first part is the patient
         patient = str(row.get("subject_id") or row.get("id")).partition("_")[0]
@@ -276,7 +276,7 @@ def mimic_inputs(settings: ImportSettings) -> list[Path]:
 
 
 def mimic_cxr(settings: ImportSettings) -> Iterator[Row | Refused]:
-    """One report a study with all its pictures; reports are those of MIMIC-CXR (files/p10/p1.../s5....txt)."""
+    """One report a study with all its images; reports are those of MIMIC-CXR (files/p10/p1.../s5....txt)."""
     (path,) = mimic_inputs(settings)
     base = settings.images or settings.source
     studies: dict[tuple[str, str, str], list[str]] = {}
@@ -321,7 +321,7 @@ def roco_inputs(settings: ImportSettings) -> list[Path]:
 
 
 def roco(settings: ImportSettings) -> Iterator[Row | Refused]:
-    """captions.txt (id, tab, caption) of each split; licences.txt names picture, article and licence."""
+    """captions.txt (id, tab, caption) of each split; licences.txt names image, article and licence."""
     for path in roco_inputs(settings):
         if path.name != "captions.txt":
             continue

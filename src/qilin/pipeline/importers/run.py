@@ -1,7 +1,7 @@
 """`qilin data import`: a source on disk -> a dataset folder, with nothing lost in silence.
 
 In: ImportSettings. Out: the folder, its refused rows in dropped.jsonl, and a summary on screen. A source is read twice,
-first for its pictures and links, then for its rows, so that rows never stand in memory all at once; its pictures are
+first for its images and links, then for its rows, so that rows never stand in memory all at once; its images are
 decoded between, in numbered pieces.
 """
 
@@ -24,7 +24,7 @@ from qilin.dataset.import_rows import Refused, Row
 from qilin.dataset.licenses import strictest, tier
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, Provenance, Sample
-from qilin.dataset.writer import DatasetWriter, file_hash, picture_of
+from qilin.dataset.writer import DatasetWriter, file_hash, image_of
 from qilin.imaging.decode import MISSING
 from qilin.pipeline.execution.sharded_map import read_step
 from qilin.pipeline.execution.workers import workers_of
@@ -59,13 +59,13 @@ def import_data(settings: ImportSettings) -> None:
     folder = settings.out.with_name(f".{settings.out.name}.import")
     with Survey(folder, decode=not there) as survey, bar() as progress:
         read_rows(source, settings, survey, progress)
-        look_at_pictures(survey, settings, progress)
+        look_at_images(survey, settings, progress)
         made_by = describe(settings, source, survey)
         if is_there(settings.out, made_by):
             progress.stop()
             return tell(open_dataset(settings.out), settings, console, fresh=False)
         with DatasetWriter(settings.out, made_by, title=settings.out.name) as writer:
-            store_pictures(writer, survey, settings, progress)
+            store_images(writer, survey, settings, progress)
             store_samples(writer, source.read(settings), survey, settings, progress)
             refuse_nothing(writer, survey, settings)
     return tell(open_dataset(settings.out), settings, console, fresh=True)
@@ -80,7 +80,7 @@ def find_source(name: str) -> "Source":
 
 
 def read_rows(source: "Source", settings: ImportSettings, survey: Survey, progress: Progress) -> None:
-    """The first reading: every picture file listed once, every link between pictures, groups and splits noted."""
+    """The first reading: every image file listed once, every link between images, groups and splits noted."""
     task = progress.add_task("reading rows", total=None)
     for row in source.read(settings):
         survey.rows += 1
@@ -90,9 +90,9 @@ def read_rows(source: "Source", settings: ImportSettings, survey: Survey, progre
     progress.update(task, total=survey.rows)
 
 
-def look_at_pictures(survey: Survey, settings: ImportSettings, progress: Progress) -> None:
-    """Every picture file hashed, and decoded where the dataset is not there yet: by many processes, resumable."""
-    task = progress.add_task("decoding pictures" if survey.decode else "reading pictures", total=survey.files.count)
+def look_at_images(survey: Survey, settings: ImportSettings, progress: Progress) -> None:
+    """Every image file hashed, and decoded where the dataset is not there yet: by many processes, resumable."""
+    task = progress.add_task("decoding images" if survey.decode else "reading images", total=survey.files.count)
     survey.look(
         # a process takes a second to start: it wants a few pieces
         lambda pieces: workers_of(settings.workers, settings.cluster, most=1 + pieces // PIECES_A_WORKER),
@@ -158,12 +158,12 @@ def is_there(out: Path, made_by: dict[str, Any]) -> bool:
     )
 
 
-def store_pictures(writer: DatasetWriter, survey: Survey, settings: ImportSettings, progress: Progress) -> None:
+def store_images(writer: DatasetWriter, survey: Survey, settings: ImportSettings, progress: Progress) -> None:
     """Store every content once, with all the places it was found in."""
-    task = progress.add_task("storing pictures", total=survey.counts()["pictures"])
-    for encoded, files in survey.pictures():
+    task = progress.add_task("storing images", total=survey.counts()["images"])
+    for encoded, files in survey.images():
         where = [Provenance(source_name(settings), f.name, f.url, f.license, f.attribution) for f in files]
-        writer.add_picture(picture_of(encoded, where, files[0].modality, files[0].body_part))
+        writer.add_image(image_of(encoded, where, files[0].modality, files[0].body_part))
         progress.advance(task)
 
 
@@ -193,13 +193,13 @@ def store_samples(
 def drop_row(row: Row) -> dict[str, Any]:
     return {
         "sample_id": row.sample_id,
-        "pictures": [file.name for file in row.pictures],
+        "images": [file.name for file in row.images],
         "messages": [dict(message) for message in row.messages],
     }
 
 
 def make_sample(row: Row, image_ids: tuple[str, ...], settings: ImportSettings) -> Sample:
-    licences = [row.license or settings.license, *(file.license or settings.license for file in row.pictures)]
+    licences = [row.license or settings.license, *(file.license or settings.license for file in row.images)]
     return Sample(
         sample_id=row.sample_id,
         kind=row.kind,
@@ -235,13 +235,13 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
         return
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
     words = "made" if fresh else "already there, from the same input and settings:"
-    console.print(f"{words} {settings.out}: {counts['pictures']:,} pictures; samples: {samples}")
+    console.print(f"{words} {settings.out}: {counts['pictures']:,} images; samples: {samples}")
     if counts["dropped"]:
         console.print(refusals(counts["dropped_reasons"], "rows refused", str(settings.out / "dropped.jsonl")))
     looked = data.manifest["settings"].get("pictures")
     if looked:
         console.print(
-            f"pictures: {looked['found']:,} found, {looked['whole_figure']:,} only as the whole figure, "
+            f"images: {looked['found']:,} found, {looked['whole_figure']:,} only as the whole figure, "
             f"{looked['missing']:,} missing"
         )
     unread = [said for said in data.manifest["settings"]["license"].split("; ") if tier(said) == "unknown"]
@@ -255,16 +255,16 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
     asked = {"validation": settings.validation, "test": settings.test}
     if settings.name != "slake" and not settings.split:
         for split in (split for split, share in asked.items() if share and split not in counts["samples"]):
-            console.print(f"no sample fell to {split}: too few pictures for a share of {asked[split]:g}")
+            console.print(f"no sample fell to {split}: too few images for a share of {asked[split]:g}")
     if counts["pictures"] and "train" in counts["samples"]:
         console.print(f"next: qilin demo --data {settings.out} --recipes small")
     elif "train" in counts["samples"]:
-        console.print("next: name it beside a dataset with pictures, under data: in a recipe (docs/training.md)")
+        console.print("next: name it beside a dataset with images, under data: in a recipe (docs/training.md)")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A reader of one layout: the files it reads besides pictures, and its rows."""
+    """A reader of one layout: the files it reads besides images, and its rows."""
 
     inputs: Callable[[ImportSettings], list[Path]]
     read: Callable[[ImportSettings], Iterator[Row | Refused]]

@@ -1,8 +1,8 @@
-"""SLAKE (Liu et al., ISBI 2021): radiology pictures with questions, from its own folder layout.
+"""SLAKE (Liu et al., ISBI 2021): radiology images with questions, from its own folder layout.
 
 In: a folder with whichever of train.json, validate.json and test.json are there, and imgs/. Out: rows of questions in
-one language, and captions composed of each picture's own answers. One language an import: the English half puts other
-pictures into its splits, so mixing the two would let test pictures into training.
+one language, and captions composed of each image's own answers. One language an import: the English half puts other
+images into its splits, so mixing the two would let test images into training.
 """
 
 import json
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import PictureFile, Refused, Row
+from qilin.dataset.import_rows import ImageFile, Refused, Row
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportSettings
 from qilin.pipeline.importers.slake_captions import compose
 
 FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
 LICENCE = "CC BY 4.0"  # as the dataset's own page states
-ATTRIBUTION = "SLAKE (Liu et al., ISBI 2021); pictures derive from MSD, CHAOS and NIH ChestX-ray8"
+ATTRIBUTION = "SLAKE (Liu et al., ISBI 2021); images derive from MSD, CHAOS and NIH ChestX-ray8"
 ANSWER_TYPES = {"OPEN": "open", "CLOSED": "closed"}
 NEEDED = ("question", "answer", "q_lang")
 
@@ -41,7 +41,7 @@ def read(settings: ImportSettings) -> Iterator[Row | Refused]:
     spoken = 0
     for path in inputs(settings):
         split = next(split for split, name in FILES.items() if name == path.name)
-        by_picture: dict[str, list[dict[str, Any]]] = {}
+        by_image: dict[str, list[dict[str, Any]]] = {}
         for found in load(path):
             if isinstance(found, dict) and found.get("q_lang") not in (settings.lang, None):
                 continue  # the other language is another dataset, not a refused row
@@ -51,9 +51,9 @@ def read(settings: ImportSettings) -> Iterator[Row | Refused]:
                 continue
             spoken += 1
             yield question(found, split, settings)
-            by_picture.setdefault(picture_name(found), []).append(found)
+            by_image.setdefault(image_name(found), []).append(found)
         if settings.captions and settings.lang == "zh":
-            for name, rows in by_picture.items():
+            for name, rows in by_image.items():
                 yield from captions(name, rows, split, settings)
     if not spoken:
         raise UserError(f"{settings.source}: no question with q_lang {settings.lang!r}; try --lang zh or --lang en")
@@ -76,23 +76,23 @@ def fault(row: Any) -> str | None:
     missing = [field for field in NEEDED if not isinstance(row.get(field), str)]
     if missing:
         return f"{missing[0]} is missing or no text"
-    if not picture_name(row):
+    if not image_name(row):
         return "row without image"
     if not row["question"].strip():
         return "empty question"
     return None
 
 
-def picture_name(row: Mapping[str, Any]) -> str:
-    """The picture's path below the folder: `image` here, `img_name` (below imgs/) as SLAKE is published."""
+def image_name(row: Mapping[str, Any]) -> str:
+    """The image's path below the folder: `image` here, `img_name` (below imgs/) as SLAKE is published."""
     if row.get("image"):
         return str(row["image"])
     return f"imgs/{row['img_name']}" if row.get("img_name") else ""
 
 
-def picture_file(row: Mapping[str, Any], settings: ImportSettings) -> PictureFile:
-    name = picture_name(row)
-    return PictureFile(
+def image_file(row: Mapping[str, Any], settings: ImportSettings) -> ImageFile:
+    name = image_name(row)
+    return ImageFile(
         path=(settings.images or settings.source) / name,
         name=name,
         modality=row.get("modality"),
@@ -106,7 +106,7 @@ def question(row: Mapping[str, Any], split: str, settings: ImportSettings) -> Ro
     return Row(
         sample_id=f"slake-{settings.lang}-{row.get('qid', row['question'])}",
         kind="vqa",
-        pictures=(picture_file(row, settings),),
+        images=(image_file(row, settings),),
         messages=(user(row["question"].strip(), images=1), assistant(row["answer"].strip())),
         answer_type=ANSWER_TYPES.get(str(row.get("answer_type", "")).strip().upper()),  # type: ignore[arg-type]
         question_type=row.get("content_type"),
@@ -117,12 +117,12 @@ def question(row: Mapping[str, Any], split: str, settings: ImportSettings) -> Ro
 
 
 def captions(name: str, rows: list[dict[str, Any]], split: str, settings: ImportSettings) -> Iterator[Row]:
-    """The captions that one picture's own rows of one split make."""
+    """The captions that one image's own rows of one split make."""
     for variant, instruction, text in compose(rows):
         yield Row(
             sample_id=f"slake-{settings.lang}-caption-{variant}-{name}",
             kind="caption",
-            pictures=(picture_file(rows[0], settings),),
+            images=(image_file(rows[0], settings),),
             messages=(user(instruction, images=1), assistant(text)),
             lang=settings.lang,
             split=split,

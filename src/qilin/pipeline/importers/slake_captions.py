@@ -1,7 +1,7 @@
-"""Chinese captions for SLAKE's pictures, composed of each picture's own questions and answers.
+"""Chinese captions for SLAKE's images, composed of each image's own questions and answers.
 
-In: the rows of one picture in one split. Out: up to three captions (full, findings, brief), each asked for by its own
-instruction. A question that no pattern here turns into a statement is left out; nothing is taken from another picture.
+In: the rows of one image in one split. Out: up to three captions (full, findings, brief), each asked for by its own
+instruction. A question that no pattern here turns into a statement is left out; nothing is taken from another image.
 """
 
 import re
@@ -23,7 +23,7 @@ INSTRUCTIONS = {
 WORDS = {"X-Ray": "X光", "MRI": "核磁共振", "t1": "T1", "t2": "T2", "肺脏": "肺", "肺部": "肺", "中间": "中部"}
 REGIONS = {name: name for name in ("头部", "颈部", "腹部", "盆腔")} | {"胸腔": "胸部", "大脑": "脑部"}
 LESION = re.compile(r"瘤|癌|水肿|积液|结节|肿块|气胸|不张|浸润|炎|肥大|积水")
-PLACE_ON_PICTURE = re.compile(r"[左右上下顶底中部心角侧方和]+")
+PLACE_ON_IMAGE = re.compile(r"[左右上下顶底中部心角侧方和]+")
 
 # Statements are (slot, subject, words): a slot's statements stand together in the text, a (slot, subject) is said once.
 Statement = tuple[str, str, str]
@@ -90,12 +90,12 @@ COMPARED = re.compile(r"(?P<list>\w[\w、和与]+?)(哪一?个)?(体积)?(更|�
 
 
 def compose(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """One picture's rows -> [(variant, instruction, caption)]; empty where too little is known of the picture."""
+    """One image's rows -> [(variant, instruction, caption)]; empty where too little is known of the image."""
     rows = list(rows)
     said: dict[str, dict[str, str]] = {}
     for row in rows:
         if row.get("base_type", "vqa") != "vqa":
-            continue  # knowledge about the world, not about this picture
+            continue  # knowledge about the world, not about this image
         for slot, subject, words in statements(str(row["question"]), str(row["answer"])):
             said.setdefault(slot, {}).setdefault(subject, words)
     opening = open_with(said, str(rows[0].get("modality") or "") if rows else "")
@@ -112,7 +112,7 @@ def compose(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def statements(question: str, answer: str) -> list[Statement]:
-    """What one question and its answer state about the picture; empty where no pattern fits."""
+    """What one question and its answer state about the image; empty where no pattern fits."""
     asked = LEAD.sub("", re.sub(r"[?？\s]+$", "", question).replace("吗", "").split(",哪")[0])
     asked = re.sub(r",(左侧|右侧|顶部|横断面|冠状面|核磁共振|t1|CT|X光|T1)[^,]*$", "", asked)
     answer = listed(answer)
@@ -129,7 +129,7 @@ def statements(question: str, answer: str) -> list[Statement]:
 def listed(answer: str) -> str:
     """`肝癌,肾癌` -> 肝癌、肾癌; `左肺, 右侧` -> 左肺（图像右侧）, as the left lung stands on the right."""
     parts = [WORDS.get(part, part) for part in re.split(r"\s*[,，]\s*", answer.strip()) if part]
-    if len(parts) == 2 and re.fullmatch(r"[左右双]肺", parts[0]) and PLACE_ON_PICTURE.fullmatch(parts[1]):
+    if len(parts) == 2 and re.fullmatch(r"[左右双]肺", parts[0]) and PLACE_ON_IMAGE.fullmatch(parts[1]):
         return f"{parts[0]}（图像{parts[1]}）"
     return "、".join(parts)
 
@@ -174,8 +174,8 @@ def state(slot: str, groups: dict[str, str], yes: str, no: str, answer: str) -> 
 
 
 def put(subject: str, answer: str) -> str:
-    """Where something lies: on the picture, beside something else, or as what it is to be recognised."""
-    if PLACE_ON_PICTURE.fullmatch(answer):
+    """Where something lies: on the image, beside something else, or as what it is to be recognised."""
+    if PLACE_ON_IMAGE.fullmatch(answer):
         return f"{subject}位于图像{answer}"
     if answer.startswith(("环绕", "相对", "对称")):
         return f"{subject}{answer}"
@@ -200,7 +200,7 @@ def compare(match: re.Match[str], answer: str) -> list[Statement]:
 
 
 def judge(match: re.Match[str], answer: str) -> list[Statement]:
-    """`肝脏是健康的吗` with a yes or no -> whether the organ, or the whole picture, is normal."""
+    """`肝脏是健康的吗` with a yes or no -> whether the organ, or the whole image, is normal."""
     good = match["word"] in ("正常", "健康")
     if answer in ("正常", "健康"):
         normal = True

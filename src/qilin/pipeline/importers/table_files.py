@@ -66,7 +66,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, some at a time: a cell may be a picture."""
+    """The rows of a parquet file, some at a time: a cell may be an image."""
     import pyarrow.parquet as pq
 
     try:

@@ -1,7 +1,7 @@
 """Published test sets in their own layouts: VQA-RAD, PMC-VQA, OmniMedVQA, CMMMU, MMMU, GMAI-MMBench, and parquet pairs.
 
 In: the folder or file as it is downloaded. Out: the rows of its test split only, choices written under the question.
-Pictures that stand inside a table are unpacked into a temporary folder first. Whose reading of each layout this follows
+Images that stand inside a table are unpacked into a temporary folder first. Whose reading of each layout this follows
 stands in `qilin.dataset.benchmarks`.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import PictureFile, Refused, Row, guess_answer_type
+from qilin.dataset.import_rows import ImageFile, Refused, Row, guess_answer_type
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportSettings
 from qilin.pipeline.importers.table_files import LONGEST_CELL, parquet_rows, read_rows
@@ -28,7 +28,7 @@ from qilin.pipeline.importers.table_files import LONGEST_CELL, parquet_rows, rea
 AnswerType = Literal["open", "closed", "choice"]
 LETTERS = "ABCDEFGH"
 RAD_FILE = "VQA_RAD Dataset Public.json"
-RAD_PICTURES = "VQA_RAD Image Folder"
+RAD_IMAGES = "VQA_RAD Image Folder"
 MMMU_SUBJECTS = ("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine", "Pharmacy",
                  "Public_Health")  # fmt: skip
 
@@ -42,12 +42,12 @@ def inputs_of(settings: ImportSettings, pattern: str, what: str) -> list[Path]:
 
 
 def exam_row(
-    settings: ImportSettings, name: str, question: str, answer: str, pictures: Sequence[PictureFile], *,
+    settings: ImportSettings, name: str, question: str, answer: str, images: Sequence[ImageFile], *,
     choices: Sequence[str] = (), answer_type: AnswerType | None = None, question_type: str | None = None,
     lang: str = "en",
 ) -> Row | Refused:  # fmt: skip
     """One question as a row of the test split; refused where something of it is missing."""
-    if not question.strip() or not answer.strip() or not pictures:
+    if not question.strip() or not answer.strip() or not images:
         missing = "question" if not question.strip() else "answer" if not answer.strip() else "picture"
         return Refused({"id": name, "question": question, "answer": answer}, f"{missing} is missing")
     text = question.strip()
@@ -56,8 +56,8 @@ def exam_row(
     return Row(
         sample_id=name,
         kind="vqa",
-        pictures=tuple(pictures),
-        messages=(user(text, images=len(pictures)), assistant(answer.strip())),
+        images=tuple(images),
+        messages=(user(text, images=len(images)), assistant(answer.strip())),
         answer_type="choice" if choices else answer_type or guess_answer_type(answer),
         choices=tuple(choices),
         question_type=question_type,
@@ -67,11 +67,11 @@ def exam_row(
     )
 
 
-# --- pictures as files --------------------------------------------------------------------------------------------
+# --- images as files --------------------------------------------------------------------------------------------
 
 
 def vqa_rad_inputs(settings: ImportSettings) -> list[Path]:
-    return inputs_of(settings, RAD_FILE, f"the folder of VQA-RAD with {RAD_FILE} and {RAD_PICTURES}/")
+    return inputs_of(settings, RAD_FILE, f"the folder of VQA-RAD with {RAD_FILE} and {RAD_IMAGES}/")
 
 
 def vqa_rad(settings: ImportSettings) -> Iterator[Row | Refused]:
@@ -82,14 +82,14 @@ def vqa_rad(settings: ImportSettings) -> Iterator[Row | Refused]:
                 yield row
             elif str(row.get("phrase_type", "")).startswith("test_"):
                 name = str(row.get("image_name"))
-                picture = PictureFile(
-                    (settings.images or path.parent / RAD_PICTURES) / name, name,
+                image = ImageFile(
+                    (settings.images or path.parent / RAD_IMAGES) / name, name,
                     body_part=row.get("image_organ"), license=settings.license, url=row.get("image_case_url"),
                 )  # fmt: skip
                 said = str(row.get("answer_type", "")).strip().lower()
                 yield exam_row(
                     settings, f"vqa-rad-{row.get('qid')}", str(row.get("question", "")), str(row.get("answer", "")),
-                    [picture], answer_type="closed" if said == "closed" else "open",
+                    [image], answer_type="closed" if said == "closed" else "open",
                     question_type=row.get("question_type"),
                 )  # fmt: skip
 
@@ -111,9 +111,9 @@ def pmc_vqa(settings: ImportSettings) -> Iterator[Row | Refused]:
             choices = [re.sub(rf"^\s*{x}\s*:", "", str(row.get(f"Choice {x}") or "")).strip() for x in "ABCD"]
             letter = str(row.get("Answer_label") or row.get("Answer") or "").strip()
             answer = choices["ABCD".index(letter)] if letter and letter in "ABCD" else ""
-            picture = [PictureFile(folder / name, name, license=settings.license)] if name else []
+            image = [ImageFile(folder / name, name, license=settings.license)] if name else []
             yield exam_row(
-                settings, f"pmc-vqa-{number}", str(row.get("Question") or ""), answer, picture, choices=choices
+                settings, f"pmc-vqa-{number}", str(row.get("Question") or ""), answer, image, choices=choices
             )
 
 
@@ -137,15 +137,15 @@ def omnimedvqa(settings: ImportSettings) -> Iterator[Row | Refused]:
             # "modality" in place of "modality_type" stands in one file of the release
             kind = row.get("modality_type") or row.get("modality")
             place = (settings.images or settings.source) / name
-            picture = [PictureFile(place, name, modality=kind, license=settings.license)] if name else []
+            image = [ImageFile(place, name, modality=kind, license=settings.license)] if name else []
             row_id = f"omnimedvqa-{row.get('question_id') or f'{path.stem}-{number}'}"
             yield exam_row(
-                settings, row_id, str(row.get("question") or ""), str(row.get("gt_answer") or ""), picture,
+                settings, row_id, str(row.get("question") or ""), str(row.get("gt_answer") or ""), image,
                 choices=choices, question_type=row.get("question_type"),
             )  # fmt: skip
 
 
-# --- pictures inside the table -------------------------------------------------------------------------------------
+# --- images inside the table -------------------------------------------------------------------------------------
 
 
 # how the hub's files of a split begin
@@ -159,14 +159,14 @@ def unpacking_folder() -> Path:
     return folder
 
 
-def unpacked(data: bytes | None, settings: ImportSettings) -> list[PictureFile]:
-    """Bytes of a picture as a file named by its content; [] for none."""
+def unpacked(data: bytes | None, settings: ImportSettings) -> list[ImageFile]:
+    """Bytes of an image as a file named by its content; [] for none."""
     if not data:
         return []
     path = unpacking_folder() / hashlib.sha256(data).hexdigest()
     if not path.is_file():
         path.write_bytes(data)
-    return [PictureFile(path, path.name, license=settings.license)]
+    return [ImageFile(path, path.name, license=settings.license)]
 
 
 def parquet_inputs(settings: ImportSettings) -> list[Path]:
@@ -191,8 +191,8 @@ def split_is_answered(path: Path) -> bool:
     return str(row.get("answer", "")).strip() not in ("", "?", "None")
 
 
-def picture_bytes(value: Any) -> bytes | None:
-    """The bytes of a hub picture column ({"bytes", "path"})."""
+def image_bytes(value: Any) -> bytes | None:
+    """The bytes of a hub image column ({"bytes", "path"})."""
     return value.get("bytes") if isinstance(value, Mapping) else value if isinstance(value, bytes) else None
 
 
@@ -200,14 +200,14 @@ def parquet_vqa(settings: ImportSettings) -> Iterator[Row | Refused]:
     """Rows of image, question, answer, as the hub's copies of VQA-RAD and PathVQA have them."""
     for path in parquet_inputs(settings):
         for number, row in enumerate(parquet_rows(path)):
-            pictures = unpacked(picture_bytes(row.get("image")), settings)
+            images = unpacked(image_bytes(row.get("image")), settings)
             name = f"{settings.source.stem}-{path.stem}-{number}"
-            yield exam_row(settings, name, str(row.get("question") or ""), str(row.get("answer") or ""), pictures)
+            yield exam_row(settings, name, str(row.get("question") or ""), str(row.get("answer") or ""), images)
 
 
-def numbered_pictures(row: Mapping[str, Any], settings: ImportSettings) -> list[PictureFile]:
+def numbered_images(row: Mapping[str, Any], settings: ImportSettings) -> list[ImageFile]:
     """image_1, image_2, … in order."""
-    return [p for i in range(1, 8) for p in unpacked(picture_bytes(row.get(f"image_{i}")), settings)]
+    return [p for i in range(1, 8) for p in unpacked(image_bytes(row.get(f"image_{i}")), settings)]
 
 
 def cmmmu(settings: ImportSettings) -> Iterator[Row | Refused]:
@@ -229,7 +229,7 @@ def cmmmu(settings: ImportSettings) -> Iterator[Row | Refused]:
             choices = [plain(row.get(f"option{i}")) for i in range(1, 5)] if kind == "choice" else []
             yield exam_row(
                 settings, f"cmmmu-{row.get('id')}", plain(row.get("question")), str(row.get("answer") or ""),
-                numbered_pictures(row, settings), choices=choices, answer_type=kind,
+                numbered_images(row, settings), choices=choices, answer_type=kind,
                 question_type=row.get("subcategory"), lang="zh",
             )  # fmt: skip
 
@@ -249,7 +249,7 @@ def mmmu(settings: ImportSettings) -> Iterator[Row | Refused]:
             question = re.sub(r"<image (\d)>", r"[image \1]", str(row.get("question") or ""))
             yield exam_row(
                 settings, f"mmmu-{row.get('id')}", question, str(row.get("answer") or ""),
-                numbered_pictures(row, settings), choices=choices, question_type=subject.replace("_", " "),
+                numbered_images(row, settings), choices=choices, question_type=subject.replace("_", " "),
             )  # fmt: skip
 
 
@@ -258,18 +258,18 @@ def gmai_inputs(settings: ImportSettings) -> list[Path]:
 
 
 def gmai(settings: ImportSettings) -> Iterator[Row | Refused]:
-    """A TSV with the picture as base64, options A to E, the answer as a letter."""
+    """A TSV with the image as base64, options A to E, the answer as a letter."""
     for path in gmai_inputs(settings):
         csv.field_size_limit(LONGEST_CELL)
         with path.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines, delimiter="\t"):
                 choices = [row[x].strip() for x in "ABCDE" if (row.get(x) or "").strip()]
                 try:
-                    pictures = unpacked(base64.b64decode(row.get("image") or "", validate=True), settings)
+                    images = unpacked(base64.b64decode(row.get("image") or "", validate=True), settings)
                 except binascii.Error:
-                    yield Refused({"index": row.get("index")}, "picture is no base64")
+                    yield Refused({"index": row.get("index")}, "image is no base64")
                     continue
                 yield exam_row(
-                    settings, f"gmai-{row.get('index')}", row.get("question") or "", row.get("answer") or "", pictures,
+                    settings, f"gmai-{row.get('index')}", row.get("question") or "", row.get("answer") or "", images,
                     choices=choices, question_type=row.get("category"),
                 )  # fmt: skip

@@ -1,8 +1,8 @@
 # ruff: noqa: E501 - tables of words read best with one name a line
-"""Is a figure a medical picture, of which kind and of what part of the body: plain rules over its caption.
+"""Is a figure a medical image, of which kind and of what part of the body: plain rules over its caption.
 
 In: a caption. Out: a Judgement: yes, no, or unsure, with the modality and body part it names and the reason. The rules
-see words, not pictures; what they are unsure of, a vision model behind an endpoint can look at (`qilin data look`).
+see words, not images; what they are unsure of, a vision model behind an endpoint can look at (`qilin data look`).
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Literal
 
 from qilin.pipeline.pubmed.jats_text import sentences
 
-# the first that matches names the picture, so the narrower ones stand first
+# the first that matches names the image, so the narrower ones stand first
 MODALITIES = {
     "PET": r"\bpet\b|pet[-/]ct|positron emission|scintigra|\bspect\b|scintiscan",
     "OCT": r"optical coherence tomogra|\boct\b|sd-oct",
@@ -34,7 +34,7 @@ MODALITIES = {
     "Microscopy": r"immunofluoresc|confocal|fluorescence (?:micro|image)|micrograph|microscop",
     "ECG": r"electrocardiogra|\b(?:ecg|ekg|eeg)\b|electroencephalogra",
     "Photograph": r"(?:clinical|intra-?oral|extra-?oral|intra-?operative|post-?operative|pre-?operative|operative)\s+(?:photo"
-    r"|view|image|picture|appearance|finding|aspect)|photograph(?:s|ic)?\b|gross (?:appearance|specimen|view|patholog)"
+    r"|view|image|image|appearance|finding|aspect)|photograph(?:s|ic)?\b|gross (?:appearance|specimen|view|patholog)"
     r"|macroscopic|slit[- ]lamp|surgical specimen|resected specimen",
 }  # fmt: skip
 CHARTS = re.compile(
@@ -83,7 +83,7 @@ MODALITY_WORDS, BODY_WORDS = compiled(MODALITIES), compiled(BODY_PARTS)
 
 
 def judge(caption: str) -> Judgement:
-    """A caption that speaks of a kind of picture and of no chart is one; the first sentence decides between both."""
+    """A caption that speaks of a kind of image and of no chart is one; the first sentence decides between both."""
     modality = first_named(MODALITY_WORDS, caption)
     part = earliest(BODY_WORDS, caption)
     chart = CHARTS.search(caption)
@@ -94,14 +94,14 @@ def judge(caption: str) -> Judgement:
     if not modality:
         if chart:
             return Judgement("no", None, part, "a chart or a drawing by its caption")
-        return Judgement("unsure", None, part, "names no kind of picture")
+        return Judgement("unsure", None, part, "names no kind of image")
     opening = next(iter(sentences(caption)), caption)
     modality_first, chart_first = first_named(MODALITY_WORDS, opening), CHARTS.search(opening)
     if modality_first and not chart_first:
         return Judgement("yes", modality_first, part, f"opens with {modality_first}")
     if chart_first and not modality_first:
         return Judgement("no", modality, part, "a chart or a drawing by its opening words")
-    return Judgement("unsure", modality, part, "names a kind of picture and a chart")
+    return Judgement("unsure", modality, part, "names a kind of image and a chart")
 
 
 def first_named(words: Mapping[str, re.Pattern[str]], text: str) -> str | None:

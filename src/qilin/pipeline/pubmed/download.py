@@ -1,4 +1,4 @@
-"""`qilin data pmc`: articles of PubMed Central's open store, with the pictures of their figures, onto this machine.
+"""`qilin data pmc`: articles of PubMed Central's open store, with the images of their figures, onto this machine.
 
 In: a list of ids, a query, or the store's inventory; what licence, kind and version is wanted. Out: article folders
 that `qilin data figures` reads, and a ledger of what is here, refused, missing, moved. Interrupted, it goes on; what is
@@ -33,7 +33,7 @@ SEARCH_PAGE = 9_999  # ids an answer
 # the strictest tier that may be taken
 ALLOWED = {"commercial": "sharealike", "noncommercial": "noncommercial", "any": "unknown"}
 FAILED_IN_A_ROW = 20
-PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff")
 
 
 @settings
@@ -50,8 +50,8 @@ class PmcSettings:
     )
     article_types: tuple[str, ...] = setting(default=(), help="only these, such as case-report (default: all)")
     manuscripts: bool = setting(default=False, help="take author manuscripts, too")
-    pictures: Literal["medical", "figures", "none"] = setting(
-        default="medical", help="pictures of figures that are medical by their captions, of all figures, or none"
+    images: Literal["medical", "figures", "none"] = setting(
+        default="medical", help="images of figures that are medical by their captions, of all figures, or none"
     )
     limit: int | None = setting(default=None, help="stop after this many articles; the same command goes on")
     strict: bool = setting(default=False, help="end with an error where articles failed, after all others are here")
@@ -85,7 +85,7 @@ def pmc(given: PmcSettings) -> None:
     if given.out.is_dir() and any(given.out.iterdir()) and not (given.out / LEDGER).is_file():
         raise UserError(f"{given.out}: already holds something, and no articles; name an empty or new folder")
     given.out.mkdir(parents=True, exist_ok=True)
-    rules = json.dumps([given.license, sorted(given.article_types), given.manuscripts, given.pictures])
+    rules = json.dumps([given.license, sorted(given.article_types), given.manuscripts, given.images])
     with open_ledger(given.out / LEDGER, rules) as ledger:
         done = asyncio.run(fetch_all(given, ledger))
         tell(given, ledger, done)
@@ -180,7 +180,7 @@ async def work_through(given: PmcSettings, store: Store, ledger: Ledger) -> int:
 
 
 async def settle(given: PmcSettings, store: Store, ledger: Ledger, number: int, version: int) -> Outcome:
-    """One article: choose its version, judge it, fetch its XML and its pictures."""
+    """One article: choose its version, judge it, fetch its XML and its images."""
     try:
         if not version or given.refresh:
             versions = await store.versions(number)
@@ -206,23 +206,23 @@ async def settle(given: PmcSettings, store: Store, ledger: Ledger, number: int, 
     if given.article_types and article.kind not in given.article_types:
         return Outcome(number, version, "refused", f"article type {article.kind or 'unknown'}", licence, article.kind)
     files = [xml]
-    for forms in wanted_pictures(article, given.pictures):
+    for forms in wanted_images(article, given.images):
         url = find_media(about.get("media_urls") or (), forms)
         missing = FileOutcome(forms[0], "missing", "the article names it, the store does not")
         files.append(await one_file(store, url, folder, had) if url else missing)
     set_aside(given.out, number, version)
     again = any(file.state == "failed" for file in files)
     state: State = "failed" if again else "have"
-    return Outcome(number, version, state, "a picture" if again else "", licence, article.kind, tuple(files))
+    return Outcome(number, version, state, "an image" if again else "", licence, article.kind, tuple(files))
 
 
-def wanted_pictures(article: Article, which: str) -> list[tuple[str, ...]]:
-    """The pictures to fetch, each as the names of its forms, once."""
+def wanted_images(article: Article, which: str) -> list[tuple[str, ...]]:
+    """The images to fetch, each as the names of its forms, once."""
     wanted = [
         forms
         for figure in article.figures
         if which == "figures" or (which == "medical" and judge(f"{figure.group} {figure.caption}").medical != "no")
-        for forms in figure.pictures
+        for forms in figure.images
     ]
     return list(dict.fromkeys(wanted))
 
@@ -253,13 +253,13 @@ def folder_of(out: Path, number: int, version: int) -> Path:
 
 
 def find_media(urls: Any, forms: tuple[str, ...]) -> str | None:
-    """The address of a picture: articles often leave the ending off its name. The smaller kinds of file come first."""
+    """The address of an image: articles often leave the ending off its name. The smaller kinds of file come first."""
     by_name = {key_of(str(url)).rpartition("/")[2].lower(): str(url) for url in urls}
     for form in forms:
         name = form.rpartition("/")[2].lower()
-        found = [name] if name in by_name else [name + ending for ending in PICTURES if name + ending in by_name]
-        stem = name.rpartition(".")[0] if name.endswith(PICTURES) else ""
-        found += [stem + ending for ending in PICTURES if stem and stem + ending in by_name]
+        found = [name] if name in by_name else [name + ending for ending in IMAGES if name + ending in by_name]
+        stem = name.rpartition(".")[0] if name.endswith(IMAGES) else ""
+        found += [stem + ending for ending in IMAGES if stem and stem + ending in by_name]
         if found:
             return by_name[found[0]]
     return None

@@ -1,7 +1,7 @@
 """`qilin data figures`: a folder of JATS articles -> one row a figure, in numbered pieces, by many processes.
 
 In: article files (.xml, .nxml), as `qilin data pmc` lays them out or any other way. Out: rows as JSON lines with
-caption, pictures' names, mentions, context, licence, panels and what kind of picture it is; what is no usable figure is
+caption, images' names, mentions, context, licence, panels and what kind of image it is; what is no usable figure is
 refused with its reason.
 """
 
@@ -40,7 +40,7 @@ class FiguresSettings:
 
     source: Path = setting(help="the folder of articles: .xml or .nxml files, at any depth")
     out: Path = setting(help="the folder of rows to make; an interrupted one is gone on with")
-    every: bool = setting(default=False, help="keep figures that are no medical pictures by their captions, too")
+    every: bool = setting(default=False, help="keep figures that are no medical images by their captions, too")
     workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
     cluster: str | None = setting(
         default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
@@ -161,8 +161,8 @@ def figure_row(article: Article, figure: Figure, name: str, place: int, about: M
 
 
 def figure_fault(row: Mapping[str, Any], every: bool) -> str | None:
-    if not row["pictures"]:
-        return "names no picture"
+    if not row["images"]:
+        return "names no image"
     if row["medical"] == "no" and not every:
         return row["reason"]
     return None

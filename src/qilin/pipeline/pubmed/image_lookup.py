@@ -1,4 +1,4 @@
-"""Names of pictures -> files: in folders, inside zips, or in a folder that `qilin data pmc` has filled.
+"""Names of images -> files: in folders, inside zips, or in a folder that `qilin data pmc` has filled.
 
 In: a name as a data set writes it (`PMC8253873_Fig6_46.jpg`, `PMC1064097_F1.jpg`, `PMC3970251_IM2014-93.003.jpg`). Out:
 a path (perhaps through a zip), and whether it is the whole figure where the name means a panel of it.
@@ -21,14 +21,14 @@ FIGURE = re.compile(r"Fig(\d+)_\d+", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Found:
-    """A picture's path; `whole`: it is the figure that the named panel is a part of."""
+    """An image's path; `whole`: it is the figure that the named panel is a part of."""
 
     path: Path
     whole: bool = False
 
 
 def resolve(name: str, bases: tuple[Path, ...], store: Path | None = None) -> Found:
-    """Where a named picture is: in the folders, their zips, the store. If nowhere, a path that is not there: in a
+    """Where a named image is: in the folders, their zips, the store. If nowhere, a path that is not there: in a
     damaged zip where there is one, since it may have held it."""
     for base in bases:
         for ending in ("", *ENDINGS):
@@ -57,7 +57,7 @@ def zips(folder: Path) -> tuple[Path, ...]:
 
 
 def from_store(name: str, store: Path) -> Found | None:
-    """A picture by its article and figure, or by its article and the publisher's file name."""
+    """An image by its article and figure, or by its article and the publisher's file name."""
     match = NAMED.fullmatch(re.sub(rf"({'|'.join(map(re.escape, ENDINGS))})$", "", name, flags=re.IGNORECASE))
     if not match:
         return None
@@ -91,8 +91,8 @@ def article_in(folder: Path) -> Article | None:
 
 
 def figures_by(article: Article, name: str) -> dict[str, tuple[str, ...]]:
-    """Figure id, and "#3" for Figure 3 -> the names of its picture; figures of several pictures are left out."""
-    single = {f.figure_id: f.pictures[0] for f in article.figures if len(f.pictures) == 1}
+    """Figure id, and "#3" for Figure 3 -> the names of its image; figures of several images are left out."""
+    single = {f.figure_id: f.images[0] for f in article.figures if len(f.images) == 1}
     numbers = numbered([f.figure_id for f in article.figures], [f.label for f in article.figures])
     found = dict(single)
     for number, figure_id in numbers.items():
@@ -109,7 +109,7 @@ def on_disk(folder: Path, forms: tuple[str, ...]) -> Path | None:
 
 @lru_cache(maxsize=4)
 def pmids(store: Path) -> dict[int, int]:
-    """PubMed id -> PMC id of the articles that are here; some data sets name pictures by the former."""
+    """PubMed id -> PMC id of the articles that are here; some data sets name images by the former."""
     found: dict[int, int] = {}
     for path in (store / "articles").glob("*/PMC*/PMC*.json"):
         try:

@@ -1,4 +1,4 @@
-"""JATS articles -> their figures: label, caption, pictures, the sentences and paragraphs that speak of each, licence.
+"""JATS articles -> their figures: label, caption, images, the sentences and paragraphs that speak of each, licence.
 
 In: the bytes of an article's XML. Out: an Article with Figures, read in one pass over the tree, or BadArticle with a
 reason short enough to be counted. Nothing is fetched, no entity is expanded: a file that declares any is refused.
@@ -20,7 +20,7 @@ POINTERS = etree.XPath("//xref[@ref-type='fig']")
 HREF = "{http://www.w3.org/1999/xlink}href"
 UNREAD = (b"ref-list", b"table-wrap")  # not read: what points to a figure from there is no sentence
 PARAGRAPHS = frozenset(("p", "title", "disp-quote", "td", "th"))
-PICTURE_ENDINGS = ("jpg", "jpeg", "png", "gif", "tif", "tiff", "bmp", "webp")
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "gif", "tif", "tiff", "bmp", "webp")
 
 
 class BadArticle(ValueError):
@@ -33,13 +33,13 @@ class BadArticle(ValueError):
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure as its article prints it. Each picture is the names of its forms, the most usable first."""
+    """One figure as its article prints it. Each image is the names of its forms, the most usable first."""
 
     figure_id: str  # the article's own id; "fig-3" (its place) where it has none
     label: str
     caption: str
     group: str  # the label and caption that its group shares, "" outside a group
-    pictures: tuple[tuple[str, ...], ...]
+    images: tuple[tuple[str, ...], ...]
     mentions: tuple[str, ...]  # sentences that name it
     context: tuple[str, ...]  # whole paragraphs that name it
     licence: str | None  # its own, where the figure says one
@@ -197,7 +197,7 @@ def read_figure(figure: Any, name: str, label: str, spoken: list[Paragraph]) -> 
         label=label,
         caption=caption,
         group=group_of(figure),
-        pictures=tuple(pictures_of(figure)),
+        images=tuple(images_of(figure)),
         mentions=tuple(dict.fromkeys(text for row in about for text, ids in row.sentences if name in ids)),
         context=tuple(dict.fromkeys(row.text for row in about)),
         licence=licence_of(figure),
@@ -214,8 +214,8 @@ def group_of(figure: Any) -> str:
     return " ".join(part for part in parts if part)
 
 
-def pictures_of(figure: Any) -> Iterator[tuple[str, ...]]:
-    """Each picture of a figure; forms of one picture (alternatives) together, the one a model can read first."""
+def images_of(figure: Any) -> Iterator[tuple[str, ...]]:
+    """Each image of a figure; forms of one image (alternatives) together, the one a model can read first."""
     met: set[Any] = set()
     for graphic in figure.iter("graphic"):
         home = graphic.getparent()
@@ -224,7 +224,7 @@ def pictures_of(figure: Any) -> Iterator[tuple[str, ...]]:
                 continue
             met.add(home)
             forms = [name for form in home.iter("graphic") if (name := href(form))]
-            forms.sort(key=lambda name: name.lower().rpartition(".")[2] not in PICTURE_ENDINGS)  # stable
+            forms.sort(key=lambda name: name.lower().rpartition(".")[2] not in IMAGE_ENDINGS)  # stable
             if forms:
                 yield tuple(dict.fromkeys(forms))
         elif name := href(graphic):
@@ -232,7 +232,7 @@ def pictures_of(figure: Any) -> Iterator[tuple[str, ...]]:
 
 
 def href(graphic: Any) -> str:
-    """The name of a picture's file: the xlink attribute whatever its prefix, not whichever comes first."""
+    """The name of an image's file: the xlink attribute whatever its prefix, not whichever comes first."""
     found = graphic.get(HREF) or next((v for k, v in graphic.items() if k.rpartition("}")[2] == "href"), "")
     return str(found).strip()
 

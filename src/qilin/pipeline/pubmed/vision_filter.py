@@ -1,6 +1,6 @@
-"""`qilin data look`: a vision model looks at the figures whose captions leave unsure whether they are medical pictures.
+"""`qilin data look`: a vision model looks at the figures whose captions leave unsure whether they are medical images.
 
-In: rows of `qilin data figures`, the articles' folder, a service that sees pictures. Out: the same rows in a new
+In: rows of `qilin data figures`, the articles' folder, a service that sees images. Out: the same rows in a new
 folder: what it sees as medical with modality and body part, what it does not refused, the rest still unsure.
 """
 
@@ -24,17 +24,17 @@ from qilin.core.llm_client import KEY_HELP, Ask, Endpoint, Reply, ask_all, read_
 from qilin.core.progress import bar
 from qilin.dataset.import_rows import Refused
 from qilin.imaging.archive_paths import read_through
-from qilin.imaging.decode import BadPicture, to_rgb
+from qilin.imaging.decode import BadImage, to_rgb
 from qilin.pipeline.execution.llm_budget import Purse
 from qilin.pipeline.execution.sharded_map import piece_file, read_pieces, read_step, run_pieces
 from qilin.pipeline.pubmed.caption_classifier import BODY_PARTS, MODALITIES
 from qilin.pipeline.pubmed.image_lookup import resolve
 
 SIDE = 768  # pixels of the longer side that is sent
-NOT_HERE = "its picture is not there, or damaged"
-ROWS_AT_ONCE = 256  # with a picture of some 100 KB each
+NOT_HERE = "its image is not there, or damaged"
+ROWS_AT_ONCE = 256  # with an image of some 100 KB each
 PROMPT = (
-    "Is this a medical picture of a body or tissue (a scan, an endoscopy, a photograph of a patient, microscopy), and "
+    "Is this a medical image of a body or tissue (a scan, an endoscopy, a photograph of a patient, microscopy), and "
     'not a chart, a drawing or a table? Answer with JSON alone: {"medical": true or false, "modality": one of '
     f"{', '.join(MODALITIES)} or null, "
     f'"body_part": one of {", ".join(BODY_PARTS)} or null}}. Its caption: '
@@ -49,7 +49,7 @@ class LookSettings:
     out: Path = setting(help="the folder of rows to make; an interrupted one is gone on with")
     images: Path = setting(help="the folder of articles that the figures were read from")
     endpoint: str = setting(help="the service's address, up to and including /v1")
-    model: str = setting(help="the name of a model there that sees pictures")
+    model: str = setting(help="the name of a model there that sees images")
     cache: Path = setting(default=Path("looks.sqlite"), help="the file of replies: what is in it costs nothing")
     concurrency: int = setting(default=8, help="requests at once, at most")
     budget: int | None = setting(default=None, help="tokens, read and written, after which it stops; goes on later")
@@ -61,7 +61,7 @@ class LookSettings:
 
 
 def look(given: LookSettings) -> None:
-    """Make the rows, or say that they are there. Raises UserError where the folder of pictures is not."""
+    """Make the rows, or say that they are there. Raises UserError where the folder of images is not."""
     if not given.images.is_dir():
         raise UserError(f"{given.images}: no such folder; expected the articles that {given.source} was made from")
     step = read_step(given.source)
@@ -86,30 +86,30 @@ def look(given: LookSettings) -> None:
     console.print(f"{given.out}: medical: {words or 'none'}; {counts['dropped']:,} refused")
     console.print(purse.bill())
     if gone:
-        console.print(f"{gone:,} of the unsure were not seen: their pictures are not in {given.images}, or are damaged")
+        console.print(f"{gone:,} of the unsure were not seen: their images are not in {given.images}, or are damaged")
 
 
 def looked_at(there: Endpoint, purse: Purse, images: Path, piece: str) -> Iterator[dict[str, Any] | Refused]:
-    """The step: rows of a piece, the unsure ones with what the model sees. Some rows at a time: each has a picture."""
+    """The step: rows of a piece, the unsure ones with what the model sees. Some rows at a time: each has an image."""
     with open(piece, encoding="utf-8") as lines:
         while rows := [json.loads(line) for line in islice(lines, ROWS_AT_ONCE)]:
-            shown = [picture_of(row, images) if row["medical"] == "unsure" else None for row in rows]
-            asks = [question(row, picture) for row, picture in zip(rows, shown, strict=True) if picture]
+            shown = [image_of(row, images) if row["medical"] == "unsure" else None for row in rows]
+            asks = [question(row, image) for row, image in zip(rows, shown, strict=True) if image]
             replies = iter(ask_all(replace(there, budget=purse.left()), asks, purse.hear()) if asks else [])
-            for row, picture in zip(rows, shown, strict=True):
-                if picture:
+            for row, image in zip(rows, shown, strict=True):
+                if image:
                     yield judged(row, next(replies))
                 else:
                     yield row | ({"reason": f"{row['reason']}; {NOT_HERE}"} if row["medical"] == "unsure" else {})
 
 
-def picture_of(row: Mapping[str, Any], images: Path) -> bytes | None:
-    """The figure's first picture as a small JPEG; None where it is not there or no picture."""
+def image_of(row: Mapping[str, Any], images: Path) -> bytes | None:
+    """The figure's first image as a small JPEG; None where it is not there or no image."""
     folder = images / Path(row["file"]).parent
-    for form in row["pictures"][0]:
+    for form in row["images"][0]:
         try:
             image = to_rgb(read_through(resolve(form, (folder,)).path))
-        except BadPicture:
+        except BadImage:
             continue
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
@@ -118,8 +118,8 @@ def picture_of(row: Mapping[str, Any], images: Path) -> bytes | None:
     return None
 
 
-def question(row: Mapping[str, Any], picture: bytes) -> Ask:
-    url = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+def question(row: Mapping[str, Any], image: bytes) -> Ask:
+    url = "data:image/jpeg;base64," + base64.b64encode(image).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": PROMPT + row["caption"]}]
     return Ask([{"role": "user", "content": content}], max_tokens=100, json=True)
 
@@ -132,7 +132,7 @@ def judged(row: dict[str, Any], said: Reply) -> dict[str, Any] | Refused:
     except (ValueError, KeyError, TypeError):
         medical = None
     if medical is False:
-        return Refused(row, "figure: no medical picture, as a vision model sees it")
+        return Refused(row, "figure: no medical image, as a vision model sees it")
     if medical is not True:
         return row | {"reason": f"{row['reason']}; the vision model's answer is of no use"}
     # through str: a list of kinds, or a number, is no kind

@@ -1,6 +1,6 @@
 """Is a question made from a text sound: checks that need no model, each with its reason in words.
 
-In: a Chinese text about a picture and a question with its answer and the words of the text that support it. Out: the
+In: a Chinese text about an image and a question with its answer and the words of the text that support it. Out: the
 names of the checks that fail, with what they found. A failed check is a doubt, not a proof: how often sound questions
 fail and planted faults pass is in bench/results/questions.json.
 """
@@ -33,7 +33,7 @@ ABOUT = ("Modality", "Plane", "Organ", "Abnormality", "Position", "Size", "Quant
 LETTERS = "ABCDEFGH"
 YES, NO = "是", "否"
 LONGEST = 120  # characters of a question, and of an answer
-STANDS_OUT = 1.5  # times the longest wrong option: a right one that long is found without the picture
+STANDS_OUT = 1.5  # times the longest wrong option: a right one that long is found without the image
 ALIKE = 0.5  # share of an answer's letter pairs that its sentence must hold
 
 # what speaks of the text that the question was made from, which whoever is asked does not see
@@ -42,7 +42,7 @@ _REFERS = re.compile(
     r"|\bcaption\b|\btext\b|\breport\b",
     re.IGNORECASE,
 )
-# what no picture shows; a blacked-out word of a report (XXXX) among it
+# what no image shows; a blacked-out word of a report (XXXX) among it
 _UNSEEN = re.compile(
     r"年龄|多大年纪|几岁|岁数|\d岁|病史|既往|主诉|家族|症状|疼痛|发热|咳嗽|化验|实验室|血压|体温|心率|治疗|用药|药物|预后|随访|复查"
     r"|病因|原因|为什么|建议|姓名|(?:与|和|较|比)(?:上次|之前|先前|以前|前次|既往)|上次|X{3,}",
@@ -187,7 +187,7 @@ def refers(ground: str, asked: Question) -> str | None:
 
 def unseen(ground: str, asked: Question) -> str | None:
     found = next(filter(None, map(_UNSEEN.search, (asked.question, asked.answer, *asked.options))), None)
-    return f"no picture shows it: {found.group()}" if found else None
+    return f"no image shows it: {found.group()}" if found else None
 
 
 def gives_away(ground: str, asked: Question) -> str | None:
@@ -247,7 +247,7 @@ def laterality(ground: str, asked: Question) -> str | None:
 
 
 def other_side(answer: str, ground: str) -> str | None:
-    """左肺 is no answer where the sentence speaks of 右肺 alone, be it on the left of the picture (图像左侧)."""
+    """左肺 is no answer where the sentence speaks of 右肺 alone, be it on the left of the image (图像左侧)."""
     for side, thing in re.findall(r"([左右])侧?([\u4e00-\u9fff])", answer):
         told = re.findall(rf"([左右])侧?{thing}", ground)
         if told and side not in told:

@@ -1,4 +1,4 @@
-"""`qilin data chats`: what is told and asked about one picture, put together as conversations.
+"""`qilin data chats`: what is told and asked about one image, put together as conversations.
 
 In: a dataset folder with questions. Out: a dataset folder of chats: the caption first where there is one, then the
 questions, each once. Nothing is invented, so nothing has to be checked again; `qilin data merge` adds them to the rest.
@@ -58,7 +58,7 @@ def chats(given: ChatsSettings) -> None:
         shutil.rmtree(folder / "heaps", ignore_errors=True)  # laying them out anew costs one reading
         with bar() as progress:
             task = progress.add_task("composing", total=None)
-            heaps = into_heaps(folder / "heaps", by_picture(data), sum(map(data.count, data.splits())))
+            heaps = into_heaps(folder / "heaps", by_image(data), sum(map(data.count, data.splits())))
             progress.update(task, total=len(heaps))
             work = partial(composed, given.least, given.most)
             workers = workers_of(given.workers, given.cluster, most=len(heaps))
@@ -76,8 +76,8 @@ def chats(given: ChatsSettings) -> None:
     )
 
 
-def by_picture(data: Dataset) -> Iterator[tuple[int, Any]]:
-    """Captions and questions about pictures, keyed by them."""
+def by_image(data: Dataset) -> Iterator[tuple[int, Any]]:
+    """Captions and questions about images, keyed by them."""
     for split in data.splits():
         for row in data.stream_rows(split):
             if row["image_ids"] and row["kind"] in ("caption", "report", "vqa"):
@@ -85,13 +85,13 @@ def by_picture(data: Dataset) -> Iterator[tuple[int, Any]]:
 
 
 def composed(least: int, most: int, heap: str) -> Iterator[dict[str, Any] | Refused]:
-    """The step over a heap: conversations about each picture, in the order in which pictures come."""
+    """The step over a heap: conversations about each image, in the order in which images come."""
     about: dict[tuple[str, ...], list[Sample]] = {}
     splits: dict[tuple[str, ...], str] = {}
     for split, row in read_heap(heap):
         sample = sample_from_row(row)
         about.setdefault((sample.lang, *sample.image_ids), []).append(sample)
-        splits[(sample.lang, *sample.image_ids)] = split  # one picture's samples all have the same
+        splits[(sample.lang, *sample.image_ids)] = split  # one image's samples all have the same
     for key, samples in about.items():
         told = [sample for sample in samples if sample.kind != "vqa"][:1]
         questions = [sample for sample in samples if sample.kind == "vqa"]
@@ -103,7 +103,7 @@ def composed(least: int, most: int, heap: str) -> Iterator[dict[str, Any] | Refu
 
 
 def conversation(turns: list[Sample]) -> Sample:
-    """Several samples about the same pictures as one; the pictures stand before the first question."""
+    """Several samples about the same images as one; the images stand before the first question."""
     messages: list[dict[str, Any]] = []
     for place, turn in enumerate(turns):
         asked = DESCRIBE if turn.kind != "vqa" else text_of(turn.messages[0])

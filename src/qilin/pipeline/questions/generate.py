@@ -1,6 +1,6 @@
-"""`qilin data ask`: questions about pictures from their Chinese captions, reports and case texts, by any service.
+"""`qilin data ask`: questions about images from their Chinese captions, reports and case texts, by any service.
 
-In: a dataset folder, an OpenAI-compatible service that writes questions, one that guesses without the picture. Out: a
+In: a dataset folder, an OpenAI-compatible service that writes questions, one that guesses without the image. Out: a
 dataset folder with the questions beside the texts. A question that fails the checks is asked for again with the reason,
 then refused; so is one that is guessed. Each says how it was made. A second run asks nothing.
 """
@@ -58,10 +58,10 @@ class AskSettings:
     endpoint: str = setting(help="the address of the service that writes questions, up to and including /v1")
     model: str = setting(help="the model's name there")
     guess_endpoint: str | None = setting(
-        default=None, help="a service that guesses without the picture; the key goes there too (default: the same)"
+        default=None, help="a service that guesses without the image; the key goes there too (default: the same)"
     )
     guess_model: str | None = setting(default=None, help="the guesser's name there (default: the same model)")
-    guesses: int = setting(default=3, help="tries without the picture for each question; 0: do not let it guess")
+    guesses: int = setting(default=3, help="tries without the image for each question; 0: do not let it guess")
     kinds: tuple[Kind, ...] = setting(
         default=("caption", "context", "inline", "report"), help="kinds of texts to ask about"
     )
@@ -148,7 +148,7 @@ def ask(given: AskSettings) -> None:
     tell(given.out, made, fresh, purse, given.json)
     if not given.json:
         number = sum(made.manifest["counts"]["samples"].values()) - (0 if given.only_questions else total)
-        why = "" if number else f": asked about is {' and '.join(given.kinds)} in Chinese with a picture"
+        why = "" if number else f": asked about is {' and '.join(given.kinds)} in Chinese with an image"
         Console(highlight=False, soft_wrap=True).print(f"questions in it: {number:,}{why}")
 
 
@@ -190,7 +190,7 @@ def asked(work: Work, purse: Purse, rows: list[tuple[str, Sample]]) -> Iterator[
 def reason_against(sample: Sample) -> str | None:
     """Why nothing is asked about a text."""
     if not sample.image_ids:
-        return "questions: the text has no picture"
+        return "questions: the text has no image"
     return None if has_chinese(spoken(sample)) else "questions: the text is not Chinese, translate it first"
 
 
@@ -276,7 +276,7 @@ def refused_question(sample: Sample, row: Mapping[str, Any], reason: str) -> Ref
 
 
 def repeated(made: Sequence[tuple[Draft, Question]]) -> dict[int, str]:
-    """Place -> why: asked before about the same pictures; where the answers differ, none of them stays."""
+    """Place -> why: asked before about the same images; where the answers differ, none of them stays."""
     first: dict[tuple[Any, str], list[int]] = {}
     for n, (draft, question) in enumerate(made):
         first.setdefault((draft.sample.image_ids, plain(question.question)), []).append(n)
@@ -285,7 +285,7 @@ def repeated(made: Sequence[tuple[Draft, Question]]) -> dict[int, str]:
         if len({plain(made[n][1].answer) for n in places}) > 1:
             gone |= dict.fromkeys(places, "repeated: with another answer")
         else:
-            gone |= dict.fromkeys(places[1:], "repeated: the same question about the same picture")
+            gone |= dict.fromkeys(places[1:], "repeated: the same question about the same image")
     return gone
 
 
@@ -299,7 +299,7 @@ def shuffled(question: Question, seed: int) -> Question:
 
 
 def question_id(sample: Sample, question: Question) -> str:
-    """The same for the same question about the same pictures, so that the writer refuses it a second time."""
+    """The same for the same question about the same images, so that the writer refuses it a second time."""
     what = json.dumps([sample.image_ids, plain(question.question), sorted(question.options)], ensure_ascii=False)
     return f"ask-{hashlib.sha256(what.encode()).hexdigest()[:20]}"
 

@@ -1,6 +1,6 @@
-"""What a text-only model may gain: nothing. Guesses without the picture, and which questions stay because of them.
+"""What a text-only model may gain: nothing. Guesses without the image, and which questions stay because of them.
 
-In: sound questions of one piece and a service that answers without the picture. Out: for each question how often it was
+In: sound questions of one piece and a service that answers without the image. Out: for each question how often it was
 guessed, and why it may not stay: an open question that is guessed, and what has one answer too many. Of closed
 questions that a guesser answers alike, half are 是 and half 否; of a choice of four, a quarter is guessed.
 """
@@ -27,7 +27,7 @@ WARMTH = 0.7  # the temperature of guesses: at 0 every try would say the same
 
 @dataclass(frozen=True)
 class Guesses:
-    """What tries without the picture came to: how many were right, of how many, and what most of them said."""
+    """What tries without the image came to: how many were right, of how many, and what most of them said."""
 
     right: int = 0
     tries: int = 0
@@ -41,7 +41,7 @@ def guess_all(
     guesser: Endpoint, tries: int, asked: Sequence[Question], budget: Callable[[], int | None],
     pay: Callable[[Reply], None],
 ) -> list[Guesses]:  # fmt: skip
-    """Ask each question `tries` times without picture or text, each try by a seed of its own."""
+    """Ask each question `tries` times without image or text, each try by a seed of its own."""
     said: list[list[str]] = [[] for _ in asked]
     for seed in range(tries):
         there = replace(guesser, seed=seed, temperature=WARMTH, budget=budget())
@@ -107,7 +107,7 @@ def surplus(
     gone: dict[int, str] = {}
     for n in order:
         if asked[n].kind == "open" and guesses[n].hit():
-            gone[n] = "guessed: answered without the picture"
+            gone[n] = "guessed: answered without the image"
     for count in sorted({len(row.options) for row in asked if row.kind == "choice"}):
         here = [n for n in order if asked[n].kind == "choice" and len(asked[n].options) == count]
         hits = [n for n in here if guesses[n].hit()]

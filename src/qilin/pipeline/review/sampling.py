@@ -1,4 +1,4 @@
-"""Which samples a person is shown, and what is said of each: original, checks, pictures.
+"""Which samples a person is shown, and what is said of each: original, checks, images.
 
 In: a dataset folder, the one it was translated from where there is one, a seed. Out: samples drawn evenly from sources,
 kinds and failed checks, in an order that the seed alone decides; each as the page shows it.

@@ -25,7 +25,7 @@ from qilin.pipeline.execution.llm_budget import Purse, tell
 from qilin.pipeline.translation.checks import ABBREVIATION, check_translation
 from qilin.text.normalize import has_chinese
 
-PROMPT = """You translate medical English into simplified Chinese for a data set of medical pictures.
+PROMPT = """You translate medical English into simplified Chinese for a data set of medical images.
 You are given a JSON object whose values are texts that belong together. Answer with one JSON object that has the same
 keys, each value being the translation of its text and nothing else.
 Keep every number, unit, side (left, right), negation and degree of certainty. Leave abbreviations (CT, MRI, T2), names

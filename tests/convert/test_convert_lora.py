@@ -1,0 +1,265 @@
+"""LoRA folders and bare projectors: merged as peft merges, kept as peft loads."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from builders.llava import (
+    INNER,
+    LAYERS,
+    WIDTH,
+    eye,
+    language,
+    llava_config,
+    llava_mini,
+    projector,
+    read_bins,
+    words,
+    write_bins,
+)
+from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from qilin.convert.run import convert
+from qilin.convert.weight_files import Reader, list_weights, same_bits
+from qilin.core.errors import UserError
+from qilin.model.config import ConvertSettings
+from qilin.model.llava import load_model
+from qilin.train.config import read_recipe
+from qilin.train.stage import run_stage
+
+RANK, ALPHA = 4, 8
+SHAPES = {"self_attn.q_proj": (WIDTH, WIDTH), "mlp.down_proj": (WIDTH, INNER)}
+
+
+def base_language(folder: Path) -> Path:
+    """A plain language model, as Vicuna is: no projector, no encoder."""
+    folder.mkdir()
+    rows = words(folder)
+    tensors = language(rows, 4, torch.Generator().manual_seed(5))
+    write_bins(folder, {name: t for name, t in tensors.items() if "inv_freq" not in name}, 2)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": rows}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def adapter(folder: Path, prefix: str, **changes: Any) -> dict[str, torch.Tensor]:
+    """adapter_config.json and adapter_model.bin; returns what each weight is to gain, by the module's name."""
+    folder.mkdir(exist_ok=True)
+    random = torch.Generator().manual_seed(6)
+    halves, gains = {}, {}
+    for n in range(LAYERS):
+        for leaf, (out, into) in SHAPES.items():
+            a, b = torch.randn(RANK, into, generator=random), torch.randn(out, RANK, generator=random) * 0.1
+            name = f"layers.{n}.{leaf}"
+            halves[f"base_model.model.{prefix}{name}.lora_A.weight"] = a
+            halves[f"base_model.model.{prefix}{name}.lora_B.weight"] = b
+            gains[name] = (b @ a) * ALPHA / RANK
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.05,
+        "bias": "none",
+        "base_model_name_or_path": "lmsys/vicuna-13b-v1.5",
+        "target_modules": ["q_proj", "down_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+    torch.save(halves, folder / "adapter_model.bin")
+    return gains
+
+
+def clip(folder: Path) -> Path:
+    folder.mkdir()
+    write_bins(folder, eye(torch.Generator().manual_seed(7), ""), 1)
+    config = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 1,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+    """A LLaVA LoRA folder on a plain language model, and its base."""
+    base = base_language(tmp_path / "vicuna")
+    folder = tmp_path / "llava-lora"
+    gains = adapter(folder, "model.")
+    own = projector("mlp2x_gelu", torch.Generator().manual_seed(8))
+    torch.save({f"base_model.model.{name}": t for name, t in own.items()}, folder / "non_lora_trainables.bin")
+    rows = json.loads((base / "config.json").read_text())["vocab_size"]
+    config = llava_config(rows, 4, mm_vision_tower=str(clip(tmp_path / "clip")))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder, base, gains
+
+
+def test_merged(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    folder, base, gains = lora
+    out = convert(ConvertSettings(source=str(folder), out=tmp_path / "out", base=str(base), check=True))
+    before, reader = read_bins(base), Reader()
+    after = {weight.name: reader.get(weight) for weight in list_weights(out)}
+    for name, gain in gains.items():
+        old = before[f"model.{name}.weight"]
+        torch.testing.assert_close(after[f"language_model.model.{name}.weight"], old + gain, atol=1e-6, rtol=0)
+        assert gain.abs().max() > 0.1  # control
+    untouched = "layers.0.self_attn.k_proj.weight"
+    assert torch.equal(after[f"language_model.model.{untouched}"], before[f"model.{untouched}"])
+    own = projector("mlp2x_gelu", torch.Generator().manual_seed(8))
+    assert torch.equal(after["multi_modal_projector.linear_1.weight"], own["model.mm_projector.0.weight"])
+
+
+def test_kept_is_what_peft_loads(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    """The base with OUT/adapter on it computes what the merged model computes; without it, something else."""
+    from peft import PeftModel
+    from transformers import LlavaForConditionalGeneration
+
+    folder, base, _ = lora
+    merged = convert(ConvertSettings(source=str(folder), out=tmp_path / "merged", base=str(base)))
+    kept = convert(ConvertSettings(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
+    ids, pixels = torch.tensor([[5, 6, 7, *[440] * 16, 9]]), torch.ones(1, 3, 32, 32)
+    with torch.inference_mode():
+        one = LlavaForConditionalGeneration.from_pretrained(merged).eval()(ids, pixels).logits
+        model: Any = LlavaForConditionalGeneration.from_pretrained(kept).eval()
+        bare = model(ids, pixels).logits
+        other = PeftModel.from_pretrained(model, kept / "adapter").eval()(input_ids=ids, pixel_values=pixels).logits
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+    assert not torch.allclose(one, bare, atol=1e-2)
+    # And merged from peft's form, on our layout: the same weights as merging on the way in.
+    again = convert(ConvertSettings(source=str(kept / "adapter"), out=tmp_path / "again", base=str(kept)))
+    first, second = Reader(), Reader()
+    theirs = {weight.name: weight for weight in list_weights(merged)}
+    for weight in list_weights(again):
+        assert torch.equal(second.get(weight), first.get(theirs[weight.name])), weight.name
+    card = json.loads((again / "qilin.json").read_text())
+    assert card["template"] == "v1"
+    assert "adapter" not in card
+    # What answers is base and adapter together, not the base alone.
+    with torch.inference_mode():
+        asked = load_model(kept, "cpu", "fp32").model(ids, pixels).logits
+    torch.testing.assert_close(asked, one, atol=1e-4, rtol=1e-5)
+    with pytest.raises(UserError, match="cannot be merged into weights of 8 bits"):
+        load_model(kept, "cpu", bits=8)
+
+
+def test_kept_on_the_way_out(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    """LLaVA's LoRA folder, in and out again: the same config, adapters and projector; merged on the way, the same
+    weights as merging on the way in."""
+    folder, base, _ = lora
+    kept = convert(ConvertSettings(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
+    out = convert(ConvertSettings(source=str(kept), out=tmp_path / "llava-out", to="llava", lora="keep"))
+    assert {path.name for path in out.iterdir()} >= {"config.json", "adapter_config.json", "tokenizer.model"}
+    assert not list(out.glob("*.safetensors"))  # no base weights
+    for name in ("config.json", "adapter_config.json"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes(), name
+    for name in ("adapter_model.bin", "non_lora_trainables.bin"):
+        before, after = (torch.load(place / name, weights_only=True) for place in (folder, out))
+        assert before.keys() == after.keys()
+        assert all(same_bits(before[key], after[key]) for key in before), name
+        assert not same_bits(next(iter(before.values())), next(iter(after.values())) + 1)  # control
+    merged_in = convert(ConvertSettings(source=str(folder), out=tmp_path / "merged", base=str(base)))
+    there = convert(ConvertSettings(source=str(merged_in), out=tmp_path / "one", to="llava"))
+    here = convert(ConvertSettings(source=str(kept), out=tmp_path / "other", to="llava", check=True))
+    reader, other = Reader(), Reader()
+    theirs = {weight.name: weight for weight in list_weights(there)}
+    for weight in list_weights(here):
+        assert same_bits(reader.get(weight), other.get(theirs[weight.name])), weight.name
+
+
+def test_adapters_trained_here_go_out_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`qilin train` with lora and a learning projector -> LLaVA's LoRA folder -> in again, on the language model that
+    was trained on: what the run's own model computes. Without the projector that was trained beside, something else."""
+    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
+    clip = tiny_vision(tmp_path / "clip", width=64)
+    language = tiny_language(tmp_path / "language")
+    tiny_dataset(tmp_path / "data")
+    more = {
+        "vision": str(clip), "language": str(language), "data": str(tmp_path / "data"), "out": tmp_path / "run",
+        "learn": ("projector",), "lora": {"rank": 4, "targets": ("q_proj", "down_proj")}, "rate": 1e-2, "rates": {},
+        "batch": 8, "template": "v1", "system": "", "device": "cpu", "max_length": 512, "pack_tokens": 512,
+        "trackers": (), "overlong": "cut",
+    }  # fmt: skip
+    run_stage(read_recipe("small/instruct", ["vision=", "language="], more), "test")
+    run = tmp_path / "run"
+    out = convert(ConvertSettings(source=str(run), out=tmp_path / "lora", to="llava", lora="keep"))
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "q_proj"]
+    assert config.keys() <= {field.name for field in fields(LoraConfig)}
+    assert "modules_to_save" not in config  # keys that the peft of LLaVA's time does not know would stop it
+    halves = torch.load(out / "adapter_model.bin", weights_only=True)
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in halves
+    again = convert(
+        ConvertSettings(source=str(out), out=tmp_path / "again", base=str(language), vision=str(clip), system="")
+    )
+    ours, theirs = load_model(run, "cpu", "fp32").model, load_model(again, "cpu", "fp32").model
+    image = ours.config.image_token_index
+    ids, pixels = torch.tensor([[5, 6, 7, *[image] * 16, 9, 11]]), torch.ones(1, 3, 32, 32)
+    with torch.inference_mode():
+        one, other = (model(ids, pixels).logits[..., :image] for model in (ours, theirs))
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        theirs.model.multi_modal_projector.linear_1.weight.add_(0.1)  # control
+        assert not torch.allclose(one, theirs(ids, pixels).logits[..., :image], atol=1e-3)
+    with pytest.raises(UserError, match="has no adapter/adapter_config.json, so no LoRA to keep"):
+        convert(ConvertSettings(source=str(again), out=tmp_path / "none", to="llava", lora="keep"))
+
+
+@pytest.mark.parametrize("named", ["model.", ""])
+def test_a_bare_projector(tmp_path: Path, named: str) -> None:
+    """What stage 1 leaves: mm_projector.bin and config.json, on a plain language model."""
+    base = base_language(tmp_path / "vicuna")
+    folder = tmp_path / "stage1"
+    folder.mkdir()
+    own = projector("mlp2x_gelu", torch.Generator().manual_seed(8))
+    torch.save({name.replace("model.", named): t for name, t in own.items()}, folder / "mm_projector.bin")
+    rows = json.loads((base / "config.json").read_text())["vocab_size"]
+    config = llava_config(rows, 4, mm_vision_tower=str(clip(tmp_path / "clip")))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match="name its language model with --base"):
+        convert(ConvertSettings(source=str(folder), out=tmp_path / "out", template="plain"))
+    out = convert(
+        ConvertSettings(source=str(folder), out=tmp_path / "out", template="plain", base=str(base), check=True)
+    )
+    assert json.loads((out / "qilin.json").read_text())["template"] == "plain"
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    for options in ({"to": "gguf", "check": True}, {"to": "gguf", "lora": "keep"}, {"to": "llava", "base": "x"}):
+        with pytest.raises(ValueError, match="nothing to do|belongs to the way in"):
+            ConvertSettings(source="x", out=tmp_path, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="check the merged one"):
+        ConvertSettings(source="x", out=tmp_path, lora="keep", check=True)
+
+
+def test_what_does_not_go_together(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    folder, base, _ = lora
+
+    def refused(words: str, **options: Any) -> None:
+        with pytest.raises(UserError, match=words):
+            convert(ConvertSettings(**({"source": str(folder), "out": tmp_path / "out", "base": str(base)} | options)))
+        assert not (tmp_path / "out").exists()
+
+    refused("name the model it was trained on with --base", base=None)
+    refused("merge it first", base=None, to="llava")
+    refused("expected unquantised|adapts|missing|too many", base=str(tmp_path / "clip"))
+    other = llava_mini(tmp_path / "other")
+    hf = convert(ConvertSettings(source=str(other), out=tmp_path / "hf"))
+    refused("--base of a LLaVA folder is a language model", base=str(hf))
+    (folder / "non_lora_trainables.bin").rename(folder / "away.bin")
+    refused("no non_lora_trainables.bin, where the projector")
+    (folder / "away.bin").rename(folder / "non_lora_trainables.bin")
+    for changes, reason in (({"use_dora": True}, "use_dora is True"), ({"bias": "all"}, "bias is 'all'")):
+        adapter(folder, "model.", **changes)
+        refused(reason)
+    adapter(folder, "model.layers.7.")
+    refused("is that the base it was trained on")
+    (folder / "adapter_model.bin").unlink()
+    refused("none of adapter_model.safetensors")

@@ -1,0 +1,154 @@
+"""The dataset folder: what goes in comes out, once by content, refusals kept, nothing half-written looks whole."""
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qilin.core.errors import UserError
+from qilin.dataset.card import batches_of
+from qilin.dataset.reader import group_sizes, open_dataset, open_parquet
+from qilin.dataset.schema import ImageRecord, Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter
+from qilin.pipeline.curation.near_duplicates import image_hashes
+
+
+def image(n: int) -> ImageRecord:
+    where = Provenance("test", str(n), license="CC0-1.0")
+    return ImageRecord(f"{n:064x}", bytes([n]) * 50, "png", 4, 4, f"{n:016x}", "CT", None, (where,), "public")
+
+
+def question(n: int, image: int, **changes: object) -> Sample:
+    messages = (user("这是什么？", images=1), assistant("肺"))
+    fields = {"sample_id": f"s{n}", "kind": "vqa", "image_ids": (f"{image:064x}",), "messages": messages} | changes
+    return Sample(**fields)  # type: ignore[arg-type]
+
+
+def write(path: Path) -> None:
+    with DatasetWriter(path, {"importer": "test"}) as writer:
+        for n in range(40):
+            writer.add_image(image(n))
+            writer.add_image(image(n))  # the same content again
+            writer.add_sample("train" if n < 30 else "test", question(n, n, answer_type="open"))
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    write(tmp_path / "data")
+    data = open_dataset(tmp_path / "data")
+    assert data.manifest["counts"]["samples"] == {"train": 30, "test": 10}
+    assert data.samples("train")[7] == question(7, 7, answer_type="open")
+    assert list(data.samples("test"))[0].sample_id == "s30"
+    assert data.image(f"{33:064x}") == image(33)
+    assert [p.image_id for p in data.images()] == [image(n).image_id for n in range(40)]
+    assert data.samples("train")[0].messages[0]["content"][0] == {"type": "image"}  # no null text left behind
+
+
+def test_same_rows_same_hash(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    assert open_dataset(tmp_path / "a").hash == open_dataset(tmp_path / "b").hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"messages": (user("问", images=1), assistant(" "))}, "empty answer"),
+        ({"messages": (user("问"), assistant("答"))}, "0 image marks for 1 images"),
+        ({"messages": (user("问", images=2), assistant("答"))}, "2 image marks for 1 images"),
+        ({"messages": (assistant("答"), user("问", images=1))}, "turns out of order"),
+        ({"messages": (user("问", images=1),)}, "no answer"),
+        ({"answer_type": "choice"}, "no choices"),
+        ({"image_ids": ("f" * 64,)}, "its image was refused or is missing"),
+        ({"sample_id": "s0"}, "already used"),
+    ],
+)
+def test_unsound_rows_are_kept_with_their_reason(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    with DatasetWriter(tmp_path / "data", {}) as writer:
+        writer.add_image(image(1))
+        assert writer.add_sample("train", question(0, 1))
+        assert not writer.add_sample("train", question(1, 1, **changes))
+    (dropped,) = map(json.loads, (tmp_path / "data" / "dropped.jsonl").read_text().splitlines())
+    assert reason in dropped["reason"]
+    assert open_dataset(tmp_path / "data").manifest["counts"]["dropped"] == 1
+
+
+def test_an_image_or_group_never_stands_in_two_splits(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path / "data", {}) as writer:
+        writer.add_image(image(1))
+        writer.add_image(image(2))
+        assert writer.add_sample("train", question(0, 1, group="patient 1"))
+        assert not writer.add_sample("test", question(1, 1))
+        assert not writer.add_sample("test", question(2, 2, group="patient 1"))
+        assert writer.add_sample("test", question(3, 2, group="patient 2"))
+
+
+def test_an_interrupted_write_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with DatasetWriter(tmp_path / "data", {}) as writer:
+            writer.add_image(image(1))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "data")  # and the next run is not in its way
+
+
+def test_opening_what_is_not_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such dataset folder"):
+        open_dataset(tmp_path / "none")
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        open_dataset(tmp_path)
+    write(tmp_path / "data")
+    with pytest.raises(UserError, match="already holds"):
+        DatasetWriter(tmp_path / "data", {})
+    images = tmp_path / "data" / "images" / "part-00000.parquet"
+    images.write_bytes(images.read_bytes()[:99])  # a copy that was cut off
+    with pytest.raises(UserError, match="holds 99 bytes, manifest.json says .*; copy the folder again, whole"):
+        open_dataset(tmp_path / "data")
+    images.unlink()
+    with pytest.raises(UserError, match="which is not there"):
+        open_dataset(tmp_path / "data")
+
+
+def test_hugging_face_datasets_opens_both_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    write(tmp_path / "data")
+    load = datasets.load_dataset
+    samples = load(str(tmp_path / "data"), "samples", cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in samples.items()} == {"train": 30, "test": 10}
+    assert len(load(str(tmp_path / "data"), "images", split="train", cache_dir=str(tmp_path / "cache"))) == 40
+
+
+def test_reading_a_file_for_the_card_does_not_keep_it(tmp_path: Path) -> None:
+    groups, size = 100, 200_000
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("text", pa.string())])) as writer:
+        for n in range(groups):
+            writer.write_table(pa.table({"text": [np.random.default_rng(n).bytes(size // 2).hex()]}))
+
+    def most(batches: Iterator[pa.RecordBatch]) -> int:
+        gc.collect()  # what other tests have left is not to go meanwhile
+        before = pa.total_allocated_bytes()
+        return max(pa.total_allocated_bytes() - before for _ in batches)
+
+    # Arrow's threads hold two to eight times a group while they decode it, by how they are scheduled.
+    assert most(batches_of(tmp_path / "a.parquet", ["text"])) < 20 * size
+    assert most(pq.ParquetFile(tmp_path / "a.parquet").iter_batches()) > groups * size / 3  # the control
+
+
+def test_passes_over_images_leave_no_file_open(tmp_path: Path) -> None:
+    write(tmp_path / "data")
+    data = open_dataset(tmp_path / "data")
+    open_parquet.cache_clear()
+    group_sizes.cache_clear()
+    assert len(image_hashes(data)[0]) == 40
+    assert group_sizes(str(tmp_path / "data" / "images" / "part-00000.parquet")) == (16, 16, 8)
+    assert open_parquet.cache_info().currsize == 0
+    assert data.image(f"{33:064x}") == image(33)  # the control: reading at random keeps it
+    assert open_parquet.cache_info().currsize == 1

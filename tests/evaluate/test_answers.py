@@ -1,0 +1,226 @@
+"""The scorer, by its table of pairs (answer_pairs.jsonl, which is documentation too) and by properties."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qilin.evaluate.scoring.answers import exact, judge, token_f1
+from qilin.evaluate.scoring.multiple_choice import choices_in, picked
+from qilin.text.normalize import items, normalise
+from qilin.text.yes_no import asks_yes_no, polarity
+
+PAIRS = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "answer_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    if line.strip()
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p['reference']}|{p['prediction']}"[:60])
+def test_pair(pair: dict[str, Any]) -> None:
+    verdict = judge(
+        pair["question"], pair["reference"], pair["prediction"], pair.get("answer_type"), pair.get("choices")
+    )
+    assert verdict.correct is pair["correct"], f"{pair['why']}; rule {verdict.rule}"
+
+
+def test_table_is_worth_its_name() -> None:
+    verdicts = [pair["correct"] for pair in PAIRS]
+    assert len(PAIRS) >= 300
+    assert verdicts.count(True) >= 100
+    assert verdicts.count(False) >= 100
+    assert verdicts.count(None) >= 15
+    reasons = [pair["why"] for pair in PAIRS]
+    assert all(reasons)
+    assert len(set(reasons)) > 200  # thought of for the pair, not filled in by rule
+    assert sum("reader" in pair for pair in PAIRS) == 6  # known limits: a reader would decide otherwise
+    assert all(pair["reader"] is not pair["correct"] and "limit" in pair["why"] for pair in PAIRS if "reader" in pair)
+    keys = [(p["question"], p["reference"], p["prediction"], tuple(p.get("choices") or ())) for p in PAIRS]
+    assert len(set(keys)) == len(keys)
+
+
+def test_every_rule_has_pairs_and_stands_in_the_docs() -> None:
+    source = Path(inspect.getfile(judge)).read_text(encoding="utf-8")
+    rules = {
+        name for verdict in re.findall(r"Verdict\((.*)\)", source) for name in re.findall(r'"([a-z/ ]+)"', verdict)
+    }
+    assert {"equal", "yes/no", "side", "which side", "one of its kind"} <= rules
+    by_rule: dict[str, int] = {}
+    for pair in PAIRS:
+        verdict = judge(
+            pair["question"], pair["reference"], pair["prediction"], pair.get("answer_type"), pair.get("choices")
+        )
+        by_rule[verdict.rule] = by_rule.get(verdict.rule, 0) + 1
+    assert rules == set(by_rule)  # a rule without a pair would be missing here
+    assert min(by_rule.values()) >= 2, by_rule
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert [rule for rule in rules if f"`{rule}`" not in page] == []
+    assert f"{len(PAIRS)} of them" in page
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("是。", "是"),
+        ("ＣＴ ！", "ct"),
+        ("答案是：左肺。", "左肺"),
+        ("图中显示肝脏", "肝脏"),
+        ("这是CT", "ct"),
+        ("雙肺", "双肺"),
+        ("左肺、右肺", "左肺,右肺"),
+        ("10⁻³", "10⁻³"),
+        ("①", "①"),
+        ("“横断面”", "横断面"),
+        ("T2 加权", "t2加权"),
+        ("left  lung", "left lung"),
+        ("是的", "是的"),
+        ("", ""),
+        ("。。", ""),
+    ],
+)
+def test_normalise(written: str, plain: str) -> None:
+    assert normalise(written) == plain
+
+
+def test_exact_is_blind_to_meaning() -> None:
+    assert exact("ＣＴ。", "ct")
+    assert not exact("X光", "X-Ray")
+    assert not exact("是", "是的")
+
+
+WORDS = st.text(
+    alphabet="左右双肺肝脏肾是的不没有无未见正常异常图中显示个两二三2１①CTMRI-x光BA,，、。？ 和与厘米cm.0", max_size=24
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(WORDS)
+def test_normalise_is_idempotent(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(max_size=30),
+    st.text(max_size=30),
+    st.text(max_size=30),
+    st.sampled_from(["open", "closed", "choice", None]),
+)
+def test_any_string_is_judged(question: str, reference: str, prediction: str, kind: str | None) -> None:
+    verdict = judge(question, reference, prediction, kind)
+    assert verdict.correct in (True, False, None)
+    assert verdict.rule
+
+
+PIECES = [
+    "左侧", "右", "双侧", "胸腔积液", "气胸", "肺", "肾脏", "下叶", "是", "不", "未见", "没有", "正常", "异常",
+    "吗", "多少", "个", "两", "2", "12mm", "cm", "A", "B", "选", "答案是", "，", "、", "和", "比", "大",
+    "还是", "CT", "MRI", "x-ray", "T2", "良性", "图中显示", "无法判断", "(", "”", "left lung", "no ",
+]  # fmt: skip
+SENTENCES = st.lists(st.sampled_from(PIECES), max_size=7).map("".join)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(SENTENCES, SENTENCES, SENTENCES)
+def test_any_sentence_of_our_words_is_judged(question: str, reference: str, prediction: str) -> None:
+    for kind, choices in ((None, None), ("closed", None), ("choice", ["左肺", "右肺", "气胸"])):
+        verdict = judge(question, reference, prediction, kind, choices)
+        assert verdict.correct in (True, False, None)
+    assert normalise(normalise(prediction)) == normalise(prediction)
+
+
+@settings(max_examples=200, deadline=None)
+@given(WORDS)
+def test_an_answer_is_right_against_itself(text: str) -> None:
+    if normalise(text):
+        assert judge("图中是什么?", text, text).correct is True
+
+
+# Both sides of a pair of plain answers may be swapped: what means the same means the same the other way round.
+@pytest.mark.parametrize(
+    "pair", [p for p in PAIRS if p.get("symmetric")], ids=lambda p: f"{p['reference']}|{p['prediction']}"
+)
+def test_symmetric(pair: dict[str, Any]) -> None:
+    assert judge(pair["question"], pair["prediction"], pair["reference"]).correct is pair["correct"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["左", "右", "双侧"]),
+    st.sampled_from(["左", "右", "双侧"]),
+    st.sampled_from(["肺", "肾脏", "颞叶", "胸腔积液", "下叶", "侧肾脏有结石"]),
+    st.sampled_from(["病变在哪?", "图中有什么异常?", "哪一侧的肺异常,左侧还是右侧?"]),
+)
+def test_a_wrong_side_is_never_right(side: str, other: str, what: str, question: str) -> None:
+    verdict = judge(question, side + what, other + what)
+    assert verdict.correct is (side == other)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "expected"),
+    [
+        ("B", 4, {1}),
+        ("Ｂ", 4, {1}),
+        ("(b)", 4, {1}),
+        ("答案是B。", 4, {1}),
+        ("根据MRI与CT，选B", 4, {1}),
+        ("MRI", 4, None),
+        ("CTA检查", 4, None),
+        ("B超", 4, None),
+        ("选乙", 4, {1}),
+        ("A、C", 4, {0, 2}),
+        ("不选A，选B", 4, {1}),
+        ("E", 4, None),
+        ("A lesion is seen", 4, None),
+        ("A和B都对", 4, None),
+    ],
+)
+def test_picked_letters(answer: str, choices: int, expected: set[int] | None) -> None:
+    assert picked(answer, [f"选择{i}号" for i in range(choices)]) == (frozenset(expected) if expected else None)
+
+
+def test_picked_text() -> None:
+    choices = ["肺炎", "气胸", "肺结节", "正常"]
+    assert picked("考虑为气胸", choices) == {1}
+    assert picked("不是肺炎，是气胸", choices) == {1}
+    assert picked("肺炎或气胸", choices) is None
+    assert picked("B. 气胸", ["A. 肺炎", "B. 气胸"]) == {1}
+
+
+def test_choices_in_question() -> None:
+    assert choices_in("病变是什么? A.肺炎 B.气胸 C.结节") == ("肺炎", "气胸", "结节")
+    assert choices_in("这是B超吗?") == ()
+
+
+@pytest.mark.parametrize(
+    ("question", "yes_no"),
+    [
+        ("图片中包含肝脏吗?", True),
+        ("这张图片看起来是否正常?", True),
+        ("图中有没有器官可以被用于呼吸?", True),
+        ("病变在左侧还是右侧?", False),
+        ("图中最大的器官是什么?", False),
+        ("Is there a nodule?", True),
+        ("有几个肾脏?", False),
+    ],
+)
+def test_asks_yes_no(question: str, yes_no: bool) -> None:
+    assert asks_yes_no(normalise(question)) is yes_no
+
+
+def test_polarity_says_none_where_both_are_said() -> None:
+    assert polarity("是的,图中没有肝脏", "图片中包含肝脏吗") is None
+    assert polarity("大概吧", "图片中包含肝脏吗") is None
+
+
+def test_items_and_token_f1() -> None:
+    assert items("左肺和右肺,心脏") == ("左肺", "右肺", "心脏")
+    assert token_f1("左肺", "左肺") == 1.0
+    assert token_f1("左肺", "心脏") == 0.0
+    assert 0 < token_f1("左肺上叶结节", "左肺下叶结节", "char") < 1

@@ -1,0 +1,90 @@
+"""A vision model's look at unsure figures: what it sees, refuses, does not answer, and figures without an image."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("openai", reason="the endpoint extra is not installed")
+
+from builders.jats import article, figure
+from builders.llm_server import Service, serving
+from qilin.cli import main
+from qilin.pipeline.execution.sharded_map import read_pieces
+
+SEEN = {
+    "One.": '{"medical": true, "modality": "CT", "body_part": "Chest"}',
+    "Two.": '{"medical": false}',
+    "Three.": "I think so",
+    "Five.": '```json\n{"medical": true, "modality": "hologram", "body_part": ["Head", "Neck"]}\n```',
+}
+
+
+def answer(body: dict[str, Any]) -> str:
+    image, text = body["messages"][0]["content"]
+    assert image["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    return SEEN[text["text"].rpartition("Its caption: ")[2]]
+
+
+def laid_out(tmp_path: Path) -> tuple[str, str]:
+    """Folders of an article with images, and of its figures' rows."""
+    root = tmp_path / "articles"
+    root.mkdir()
+    captions = ("One.", "Two.", "Three.", "Four.", "Five.", "Knee MRI.")
+    body = "".join(figure(f"F{n}", words, f"f{n}.jpg") for n, words in enumerate(captions, start=1))
+    (root / "a.xml").write_bytes(article(body, pmcid="PMC1"))
+    for n in (1, 2, 3, 5, 6):
+        buffer = io.BytesIO()
+        Image.radial_gradient("L").resize((900, 80 + n)).save(buffer, "JPEG")
+        (root / f"f{n}.jpg").write_bytes(buffer.getvalue())
+    assert main(["data", "figures", str(root), str(tmp_path / "figures"), "--workers", "1"]) == 0
+    return str(root), str(tmp_path / "figures")
+
+
+def test_unsure_figures_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, figures = laid_out(tmp_path)
+    out = tmp_path / "seen"
+    with serving(Service(answer)) as service:
+        words = ["data", "look", figures, str(out), "--images", root, "--endpoint", service.url, "--model", "m"]
+        words += ["--cache", str(tmp_path / "cache.sqlite")]
+        assert main(words) == 0
+        assert len(service.seen) == 4  # neither the sure one nor the one without an image
+        assert main(words) == 0
+        assert len(service.seen) == 4
+    rows = {row["figure_id"]: row for row in read_pieces(out)}
+    assert {name: (row["medical"], row["modality"], row["body_part"]) for name, row in rows.items()} == {
+        "F1": ("yes", "CT", "Chest"), "F3": ("unsure", None, None), "F4": ("unsure", None, None),
+        "F5": ("yes", None, None), "F6": ("yes", "MRI", "Limb"),
+    }  # fmt: skip
+    refused = json.loads((out / "dropped-00000.jsonl").read_text())
+    assert refused["reason"] == "figure: no medical image, as a vision model sees it"
+    said = capsys.readouterr()
+    assert "medical: yes 3, unsure 2; 1 refused" in said.out
+    assert "1 of the unsure were not seen: their images are not in" in said.out
+    assert rows["F4"]["reason"] == "names no kind of image; its image is not there, or damaged"
+    assert rows["F3"]["reason"].endswith("; the vision model's answer is of no use")
+    words[words.index(root)] = str(tmp_path / "nowhere")
+    assert main(words) == 2
+    assert "nowhere: no such folder; expected the articles that" in capsys.readouterr().err
+
+
+def test_a_budget_is_for_the_whole_run_and_memory_for_some_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, figures = laid_out(tmp_path)
+    monkeypatch.setattr("qilin.pipeline.pubmed.vision_filter.ROWS_AT_ONCE", 2)
+    with serving(Service(answer)) as service:
+        words = ["data", "look", figures, str(tmp_path / "seen"), "--images", root, "--endpoint", service.url]
+        words += ["--model", "m", "--cache", str(tmp_path / "cache.sqlite"), "--concurrency", "1"]
+        assert main([*words, "--budget", "40"]) == 1  # three replies of 15 tokens, over two calls
+        assert "budget" in capsys.readouterr().err
+        assert len(service.seen) == 3
+        assert main([*words, "--budget", "40", "--price-in", "100000"]) == 0
+        assert len(service.seen) == 4
+    assert "15 tokens in 1 replies, 1.00 spent" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "0 tokens in 0 replies\n" in capsys.readouterr().out  # no price was said: nobody knows the cost
+    assert len(list(read_pieces(tmp_path / "seen"))) == 5

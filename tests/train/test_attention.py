@@ -1,0 +1,338 @@
+"""Packs with shared prefixes teach exactly what their samples teach one by one through plain transformers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from qilin.core.errors import UserError
+from qilin.model.llava import Loaded, compose, set_learning
+from qilin.model.processing import encode_sample
+from qilin.train import cpu_attention as blocks
+from qilin.train import packed_attention as attention
+from qilin.train.config import DataSource, TrainSettings
+from qilin.train.cpu_attention import block_attention
+from qilin.train.data_loader import Feed, Pack
+from qilin.train.loop import pack_loss
+from qilin.train.model_setup import compute_again
+from qilin.train.packed_attention import Layout, make_block_mask, make_layout, packed_attention, use_packed_attention
+from qilin.train.plan import make_plan
+
+CPU = torch.device("cpu")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
+Gradients = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("parts")
+    for kind in ("llama", "qwen3", "mistral"):
+        tiny_language(home / kind, kind)
+    tiny_vision(home / "clip")
+    tiny_dataset(home / "data", images=4, splits=("train",))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def no_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
+
+
+def put_together(parts: Path, kind: str, dtype: torch.dtype, template: str) -> Loaded:
+    torch.manual_seed(1)
+    made = compose(str(parts / "clip"), str(parts / kind), template=template, system="", pad_square=True)
+    made.model.to(dtype).eval()
+    set_learning(made.model, ("vision", "projector", "language"))
+    return made
+
+
+def make_feed(parts: Path, loaded: Loaded, template: str, **options: Any) -> Feed:
+    options = {"max_length": 300, "pack_tokens": 500, "kinds": ("caption",) if template == "plain" else ()} | options
+    data = (DataSource(path=parts / "data"),)
+    return Feed(TrainSettings(model="here", data=data, template=template, **options), loaded.processor)  # type: ignore[arg-type]
+
+
+def make_packs(feed: Feed, dtype: torch.dtype) -> list[Pack]:
+    """Every sample once, in one step of several packs."""
+    pack_tokens = feed.settings.pack_tokens
+    plan = make_plan(feed.lengths, [1.0], batch=1000, epochs=1, pack_tokens=pack_tokens, seed=0)
+    assert len(plan) == 1
+    return [feed.pack(pieces, CPU, dtype) for pieces in plan.packs(0)]
+
+
+def gradients_of(model: Any, losses: Sequence[Callable[[], torch.Tensor]]) -> tuple[float, Gradients]:
+    """The sum of losses and all gradients, the graph of one loss held at a time."""
+    model.zero_grad(set_to_none=True)
+    total = 0.0
+    for make in losses:
+        loss = make()
+        loss.backward()
+        total += loss.item()
+    return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def one_by_one(loaded: Loaded, feed: Feed, dtype: torch.dtype) -> tuple[float, Gradients]:
+    """The reference: each sample alone through Hugging Face's forward, its cross entropy written out."""
+    model = loaded.model
+    model.set_attn_implementation("sdpa")
+
+    def loss_of(number: int) -> torch.Tensor:
+        sample = feed.sample(number)
+        encoded = encode_sample(sample, loaded.processor)
+        images = [feed.pixels.get(feed.dataset_of(number), image) for image in sample.image_ids]
+        logits = model(
+            input_ids=torch.tensor([encoded.ids]),
+            attention_mask=torch.ones(1, len(encoded.ids), dtype=torch.int64),
+            pixel_values=torch.stack(images).to(dtype) if images else None,
+            use_cache=False,
+        ).logits[0]
+        said = [i for i, learnt in enumerate(encoded.learn) if learnt]
+        chances = F.log_softmax(logits[[i - 1 for i in said]], dim=-1)
+        return -chances[range(len(said)), [encoded.ids[i] for i in said]].sum()
+
+    return gradients_of(model, [lambda n=n: loss_of(int(n)) for n in feed.index])  # type: ignore[misc]
+
+
+def packed(model: Any, packs: Sequence[Pack]) -> tuple[float, Gradients]:
+    use_packed_attention(model)
+    return gradients_of(model, [lambda p=p: pack_loss(model, p, p.pixels) for p in packs])  # type: ignore[misc]
+
+
+def far(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> float:
+    """The largest relative error: of the loss, and of each parameter's gradient by its norm.
+
+    Some gradients are nothing but rounding (a bias of keys changes no softmax); they are measured against a
+    thousandth of the whole gradient.
+    """
+    assert set(found[1]) == set(expected[1])
+    whole = torch.stack([g.norm() for g in expected[1].values()]).norm()
+    errors = [abs(found[0] - expected[0]) / abs(expected[0])]
+    for name, gradient in expected[1].items():
+        errors.append(float((found[1][name] - gradient).norm() / torch.maximum(gradient.norm(), 1e-3 * whole)))
+    return max(errors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [("llama", "v1"), ("qwen3", "chatml"), ("mistral", "v1"), ("llama", "plain")],
+    ids=["llama", "qwen3", "mistral", "plain"],
+)
+def test_packs_teach_what_samples_teach(parts: Path, kind: str, template: str, dtype: torch.dtype) -> None:
+    loaded = put_together(parts, kind, dtype, template)
+    feed = make_feed(parts, loaded, template)
+    packs = make_packs(feed, dtype)
+    if template == "plain":  # the prefix is all there is before the answer: its last token predicts the first word
+        image = loaded.processor.tokenizer.convert_tokens_to_ids("<image>")
+        assert all((pack.ids[0, pack.where] == image).any() for pack in packs)
+    else:
+        assert len(packs) > 1
+        assert any((pack.layout.documents[:, 2] >= 0).sum() >= 3 for pack in packs)  # several questions an image
+        names = {name for pack in packs for name in pack.samples}
+        assert {"train-two", "train-text", "train-chat", "train-caption-0"} <= names
+    expected = one_by_one(loaded, feed, dtype)
+    assert {name.split(".")[1] for name in expected[1]} >= {"vision_tower", "multi_modal_projector", "language_model"}
+    assert far(packed(loaded.model, packs), expected) < TOLERANCE[dtype]
+
+
+def test_one_question_alone_or_many_on_a_prefix(parts: Path) -> None:
+    """Captions alone under plain have no sibling: the image's last token stands in the sample's own document."""
+    loaded = put_together(parts, "llama", torch.float64, "plain")
+    feed = make_feed(parts, loaded, "plain", kinds=("caption", "vqa"))
+    packs = make_packs(feed, torch.float64)
+    before = [int((pack.layout.documents[:, 2] >= 0).sum()) for pack in packs]
+    assert sum(before) == 4 * 4  # each image's caption and questions branch from it; nothing else does
+    image = loaded.processor.tokenizer.convert_tokens_to_ids("<image>")
+    first_words = sum(int((pack.ids[0, pack.where] == image).sum()) for pack in packs)
+    assert first_words == 4 * 4 + 1  # and the one of two images, alone
+    assert far(packed(loaded.model, packs), one_by_one(loaded, feed, torch.float64)) < 1e-6
+
+
+def blind(pack: Pack) -> Pack:
+    """One document a pack: boundaries removed."""
+    return replace(pack, layout=make_layout([(0, pack.ids.shape[1], -1)], CPU))
+
+
+def swapped(pack: Pack) -> Pack:
+    return pack if pack.pixels is None else replace(pack, pixels=pack.pixels.flip(0))
+
+
+def with_siblings(pack: Pack) -> Pack:
+    """A prefix and its branches as one document: a question sees the questions and answers before it."""
+    merged: list[list[int]] = []
+    for start, length, prefix in pack.layout.documents.tolist():
+        if prefix >= 0:
+            merged[-1][1] += length
+        else:
+            merged.append([start, length, -1])
+    return replace(pack, layout=make_layout([(a, b, c) for a, b, c in merged], CPU))
+
+
+def counted_through(pack: Pack) -> Pack:
+    return replace(pack, positions=torch.arange(pack.ids.shape[1])[None])
+
+
+@pytest.mark.parametrize("spoil", [blind, swapped, with_siblings, counted_through])
+def test_control_a_spoilt_pack_is_noticed(parts: Path, spoil: Callable[[Pack], Pack]) -> None:
+    loaded = put_together(parts, "llama", torch.float64, "v1")
+    feed = make_feed(parts, loaded, "v1")
+    packs = make_packs(feed, torch.float64)
+    right = packed(loaded.model, packs)
+    wrong = packed(loaded.model, [spoil(pack) for pack in packs])
+    assert far(wrong, right) > 1e-3
+    assert abs(wrong[0] - right[0]) / right[0] > 1e-6  # the loss alone would tell
+
+
+def test_positions_begin_anew_and_continue_from_the_prefix(parts: Path) -> None:
+    feed = make_feed(parts, put_together(parts, "llama", torch.float32, "v1"), "v1")
+    for pack in make_packs(feed, torch.float32):
+        table = pack.layout.documents.tolist()
+        assert [start for start, _, _ in table] == [
+            sum(length for _, length, _ in table[:i]) for i in range(len(table))
+        ]
+        for start, length, prefix in table:
+            first = table[prefix][1] if prefix >= 0 else 0
+            assert pack.positions[0, start : start + length].tolist() == list(range(first, first + length))
+
+
+def test_weights_made_again_teach_the_same(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long documents do not keep their attention weights for the backward pass."""
+    loaded = put_together(parts, "mistral", torch.float64, "v1")
+    packs = make_packs(make_feed(parts, loaded, "v1"), torch.float64)
+    kept = packed(loaded.model, packs)
+    monkeypatch.setattr(blocks, "KEPT", 0)
+    assert far(packed(loaded.model, packs), kept) < 1e-6
+
+
+def test_activations_computed_again_teach_the_same(parts: Path) -> None:
+    """The pack's layout reaches every layer in the second computation too."""
+    loaded = put_together(parts, "qwen3", torch.float64, "chatml")
+    packs = make_packs(make_feed(parts, loaded, "chatml"), torch.float64)
+    kept = packed(loaded.model, packs)
+    compute_again(loaded.model, 1.0)
+    loaded.model.train()  # nothing is computed again in eval mode
+    layers = [layer for layer in loaded.model.model.language_model.layers if layer.gradient_checkpointing]
+    assert layers
+    assert far(packed(loaded.model, packs), kept) < 1e-6
+
+
+def test_window_shorter_than_a_document_is_refused(parts: Path) -> None:
+    """A model whose layers look back only so far must not silently look back further in training."""
+    loaded = put_together(parts, "mistral", torch.float32, "v1")
+    packs = make_packs(make_feed(parts, loaded, "v1"), torch.float32)
+    use_packed_attention(loaded.model)
+    loaded.model.model.language_model.config.sliding_window = 8
+    with pytest.raises(UserError, match=r"looks back 8 tokens.*max_length"):
+        pack_loss(loaded.model, packs[0], packs[0].pixels)
+
+
+TABLES = {
+    "alone": [(0, 40, -1), (40, 7, -1), (47, 1, -1), (48, 40, -1)],
+    "branches": [(0, 20, -1), (20, 5, 0), (25, 9, 0), (34, 6, 0), (40, 11, -1), (51, 30, -1), (81, 1, 5), (82, 3, 5)],
+    "long": [(0, 300, -1), (300, 290, 0), (590, 3, 0), (593, 20, -1)],
+}
+
+
+def random_qkv(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    random = torch.Generator().manual_seed(tokens)
+    return tuple(torch.randn(1, heads, tokens, 8, generator=random, dtype=dtype) for heads in (4, 2, 2))
+
+
+def by_the_rule(table: Sequence[tuple[int, int, int]], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+    """Attention token by token, from the words of the rule."""
+    k, v = (x.repeat_interleave(2, dim=1)[0] for x in (k, v))
+    rows = []  # (H, E) each
+    for start, length, prefix in table:
+        before = list(range(table[prefix][0], sum(table[prefix][:2]))) if prefix >= 0 else []
+        for token in range(start, start + length):
+            seen = [*before, *range(start, token + 1)]
+            weights = torch.einsum("he,hke->hk", q[0, :, token], k[:, seen]) / 8**0.5
+            rows.append(torch.einsum("hk,hke->he", weights.softmax(-1), v[:, seen]))
+    return torch.stack(rows)[None]
+
+
+def layer(number: int = 0) -> Any:
+    """What attention asks of the module that it stands in."""
+    return SimpleNamespace(layer_idx=number, config=SimpleNamespace(num_hidden_layers=2))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_each_token_sees_its_document_and_its_prefix(name: str) -> None:
+    table = TABLES[name]
+    given = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
+    out, _ = packed_attention(layer(), *given, None, 8**-0.5, layout=make_layout(table, CPU))
+    expected = by_the_rule(table, *given)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+    gradients = [torch.autograd.grad((made**2).sum(), given) for made in (out, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_last_layer_computes_what_is_read(name: str) -> None:
+    table = TABLES[name]
+    given = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
+    # of some documents the middle, of others the first or last token, of others nothing
+    read = [a + place for a, length, _ in table[::2] for place in (length // 3, length - 2) if 0 <= place < length]
+    layout = make_layout(table, CPU, read)
+    out, _ = packed_attention(layer(1), *given, None, 8**-0.5, layout=layout)
+    everything, _ = packed_attention(layer(0), *given, None, 8**-0.5, layout=layout)
+    torch.testing.assert_close(out[:, read], everything[:, read], rtol=1e-10, atol=1e-12)
+    gradients = [torch.autograd.grad((made[:, read] ** 2).sum(), given) for made in (out, everything)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+    computed = sum(len(bucket.tokens) for bucket in layout.last)
+    assert len(read) <= computed < sum(len(bucket.tokens) for bucket in layout.buckets)
+
+
+@pytest.mark.parametrize(("spread", "most"), [(1.0, 0.005), (3.0, 0.015)])
+def test_bf16_errs_as_eager_attention_does(spread: float, most: float) -> None:
+    """Scores are rounded to bf16; docs/training.md says how much that is beside PyTorch's fused kernel."""
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 700, 64, generator=random) * s for s in (spread, spread, 1.0))
+    q, k, v = (x.to(torch.bfloat16) for x in (q, k, v))
+    exact = F.scaled_dot_product_attention(q.double()[None], k.double()[None], v.double()[None], is_causal=True)[0]
+    seen = torch.ones(700, 700, dtype=torch.bool).tril()
+    scores = (q @ k.transpose(1, 2) / 8).masked_fill(~seen, float("-inf"))
+    eager = scores.softmax(-1, dtype=torch.float32).to(torch.bfloat16) @ v
+    found = block_attention(q, k, v, make_layout([(0, 700, -1)], CPU).buckets)
+    fused = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
+    error, known, least = (float((x.double() - exact).norm() / exact.norm()) for x in (found, eager, fused))
+    assert error < most
+    assert least < 0.0025
+    assert error < 1.1 * known
+
+
+def test_shapes_come_again() -> None:
+    """Documents of any length take few shapes of products, for each new one costs time and memory."""
+    shapes = set()
+    for length in range(1, 400):
+        for bucket in make_layout([(0, length, -1)], CPU).buckets:
+            shapes |= {(len(bucket.keys), block.rows.stop - block.rows.start, block.keys) for block in bucket.blocks}
+    assert len(shapes) < 40
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("name", TABLES)
+@torch.no_grad()
+def test_flex_attention_sees_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an accelerator computes, here without its compiler."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(attention, "compiled_flex", lambda: flex_attention)
+    table = TABLES[name]
+    rows = torch.tensor(table)
+    q, k, v = random_qkv(sum(length for _, length, _ in table), torch.float32)
+    plain, _ = packed_attention(layer(), q, k, v, None, 8**-0.5, layout=make_layout(table, CPU))
+    there = Layout(rows, block_mask=make_block_mask(rows, CPU))
+    found, _ = packed_attention(layer(), q, k, v, None, 8**-0.5, layout=there)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+    without = torch.tensor([(a, b, -1) for a, b, _ in table])
+    other, _ = packed_attention(
+        layer(), q, k, v, None, 8**-0.5, layout=Layout(without, block_mask=make_block_mask(without, CPU))
+    )
+    assert (name == "alone") == torch.allclose(other, plain, atol=1e-3)  # control: the prefix matters

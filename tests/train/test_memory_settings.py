@@ -1,0 +1,192 @@
+"""What takes less memory: activations computed again, few bits; the same results where they promise it."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from qilin.core.errors import UserError
+from qilin.model.llava import set_learning
+from qilin.model.meta_model import shape_of
+from qilin.train.config import TrainSettings, read_recipe
+from qilin.train.data_loader import Feed
+from qilin.train.loop import learning_parts, pack_loss
+from qilin.train.memory_estimate import largest_pack, peak, settled, standing
+from qilin.train.model_setup import arithmetic, fit_out, shrink_frozen
+from qilin.train.optimizer import make_optimizer
+from qilin.train.packed_attention import use_packed_attention
+from qilin.train.plan import Plan, make_plan
+from qilin.train.stage import load_start
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("memory")
+    tiny_language(home / "language", width=64, layers=5)
+    tiny_vision(home / "vision")
+    tiny_dataset(home / "data", images=4, questions=2, extras=False, splits=("train",))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QILIN_CACHE", str(home / "cache"))
+
+
+def recipe(home: Path, *more: str) -> TrainSettings:
+    words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", "template=v1"]
+    return read_recipe("small/align", [*words, "kinds=[vqa]", "batch=100", "precision=fp32", *more])
+
+
+def one_pack(settings: TrainSettings) -> tuple[Any, Any, Plan]:
+    loaded = load_start(settings)
+    set_learning(loaded.model, settings.learn)
+    feed = Feed(settings, loaded.processor)
+    plan = make_plan(feed.lengths, [1.0], batch=100, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
+    model = fit_out(loaded.model, settings).train()
+    use_packed_attention(model)
+    return model, feed.pack(plan.packs(0)[0], CPU, torch.float32), plan
+
+
+def test_frozen_weights_in_bf16_err_as_products_in_bf16_do(home: Path) -> None:
+    found = {}
+    for weights, products in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")):
+        model, pack, _ = one_pack(recipe(home, f"precision={weights}"))
+        with arithmetic(products, CPU):
+            found[weights, products] = gradient(model, pack)
+    exact = found.pop(("fp32", "fp32"))
+    alone, frozen = ((each - exact).norm() / exact.norm() for each in found.values())
+    assert 1e-4 < frozen < 1.5 * alone + 1e-3
+
+
+def gradient(model: Any, pack: Any) -> torch.Tensor:
+    pack_loss(model, pack, pack.pixels).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_activations_of_some_layers_again_change_no_gradient(home: Path) -> None:
+    found = []
+    for share, layers in ((0.0, 0), (0.5, 3), (1.0, 5)):
+        torch.manual_seed(0)
+        settings = recipe(home, f"checkpointing={share}", "learn=[projector, language]")
+        model, pack, _ = one_pack(settings)
+        again = [layer.gradient_checkpointing for layer in model.model.language_model.layers]
+        assert again == [True] * layers + [False] * (5 - layers)
+        found.append(gradient(model, pack))
+    assert torch.allclose(found[1], found[0], rtol=1e-6, atol=1e-8)
+    assert torch.allclose(found[2], found[0], rtol=1e-6, atol=1e-8)
+
+
+def test_auto_computes_again_only_as_much_as_memory_asks_for(home: Path) -> None:
+    settings = recipe(home, "checkpointing=auto")
+    _, _, plan = one_pack(replace(settings, checkpointing=False))
+    config = shape_of(settings.vision, settings.language, None, "huggingface", None)
+    pack = largest_pack(plan)
+    most, least = (peak(config, replace(settings, checkpointing=end), pack, True) for end in (False, True))
+    assert least < most
+    from qilin.model.meta_model import skeleton
+    from qilin.train.memory_estimate import SLACK, ready
+
+    stays = sum(standing(ready(skeleton(config), replace(settings, checkpointing=False)), settings, True).values())
+    shares = []
+    for part in (2.0, 1.0, 0.5, 0.0, -1.0):  # of what lies between computing all again and nothing
+        memory = (stays + least + part * (most - least) + 1) / SLACK
+        shares.append(settled(config, settings, pack, True, 1, memory).checkpointing)
+    assert shares == pytest.approx([0, 0, 0.6, 1, 1])
+    assert settled(config, replace(settings, checkpointing=0.2), pack, True, 1, 1.0).checkpointing == 0.2
+
+
+def test_what_is_divided_takes_its_share_of_each_device(home: Path) -> None:
+    from qilin.model.meta_model import skeleton
+    from qilin.train.memory_estimate import ready
+
+    settings = recipe(home, "learn=[projector, language]", "divide=all", "precision=bf16")
+    model = ready(skeleton(shape_of(settings.vision, settings.language, None, "huggingface", None)), settings)
+    alone, eight = standing(model, settings, True), standing(model, settings, True, 8)
+    assert eight["optimizer"] == alone["optimizer"] / 8
+    assert eight["weights"] == pytest.approx(alone["weights"] / 8)
+    assert eight["weights and gradients gathered"] > 0
+    small = standing(model, replace(settings, optimizer="adamw8bit"), True)
+    assert small["optimizer"] < 0.3 * alone["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("checkpointing=1.5", "checkpointing is 1.5; expected true, false, auto or a share"),
+        ("checkpointing=often", "checkpointing"),
+        ("frozen=int4", "frozen is 'int4'"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(home: Path, word: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        recipe(home, word)
+
+
+def test_a_language_model_that_learns_cannot_be_frozen_in_few_bits(home: Path) -> None:
+    with pytest.raises(UserError, match="frozen is nf4, but learn names language, which is then not frozen; use lora"):
+        recipe(home, "learn=[projector, language]", "frozen=nf4")
+
+
+def test_what_is_missing_is_named(home: Path) -> None:
+    model, _, _ = one_pack(recipe(home))
+    for word, package in (
+        ("frozen=nf4", "bitsandbytes"),
+        ("frozen=fp8", "torchao"),
+        ("optimizer=adamw8bit", "torchao"),
+    ):
+        if importlib.util.find_spec(package) is not None:
+            continue
+        settings = recipe(home, word)
+        ask = optimizer_of if word.startswith("optimizer") else shrink
+        with pytest.raises(UserError, match=rf"needs {package}: pip install 'qilin-med\[small\]'"):
+            ask(model, settings)
+
+
+def optimizer_of(model: Any, settings: TrainSettings) -> Any:
+    return make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
+
+
+def shrink(model: Any, settings: TrainSettings) -> Any:
+    return shrink_frozen(model, settings, CPU)
+
+
+def test_fp8_asks_for_a_gpu_that_has_it(home: Path) -> None:
+    pytest.importorskip("torchao")
+    settings = recipe(home, "frozen=fp8")
+    model, _, _ = one_pack(settings)
+    with pytest.raises(UserError, match="needs a GPU of compute capability 8.9 or more .*; the device is cpu"):
+        shrink_frozen(model, settings, CPU)
+
+
+def test_fp8_stays_near_the_plain_model(home: Path) -> None:
+    """By ordinary arithmetic on rounded numbers; the products of a GPU were not run."""
+    pytest.importorskip("torchao")
+    plain, pack, _ = one_pack(recipe(home))
+    small, _, _ = one_pack(recipe(home, "frozen=fp8"))
+    small.load_state_dict(plain.state_dict())
+    shrink_frozen(small, recipe(home, "frozen=fp8"), CPU, emulate=True)
+    a, b = pack_loss(plain, pack, pack.pixels), pack_loss(small, pack, pack.pixels)
+    assert float(b) != float(a)
+    assert float(b) == pytest.approx(float(a), rel=0.02)
+
+
+def test_four_bits_stay_near_the_plain_model_and_learn(home: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, pack, _ = one_pack(recipe(home))
+    small, _, _ = one_pack(recipe(home, "frozen=nf4"))
+    small.load_state_dict(plain.state_dict())
+    before = sum(p.nbytes for p in small.model.language_model.layers.parameters())
+    shrink_frozen(small, recipe(home, "frozen=nf4"), CPU)
+    assert sum(p.nbytes for p in small.model.language_model.layers.parameters()) < 0.2 * before
+    a, b = pack_loss(plain, pack, pack.pixels), pack_loss(small, pack, pack.pixels)
+    assert float(b) != float(a)
+    assert float(b) == pytest.approx(float(a), rel=0.1)
+    b.backward()
+    assert float(small.model.multi_modal_projector.linear_1.weight.grad.norm()) > 0

@@ -1,0 +1,97 @@
+"""A run killed twice, once while it writes a checkpoint, ends where an uninterrupted one does, bit for bit."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from qilin.train.checkpoint import checkpoints, step_of
+
+# dropout, augmentation, a running average and two optimizers, because each of them has a state that could be forgotten
+WORDS = (
+    "precision=fp32 device=cpu template=v1 kinds=[vqa] batch=6 epochs=6 rate=1e-2 save_every=2 log_every=1 "
+    "augment=0.5 average=0.9 optimizer=muon lora={rank:4,dropout:0.1} trackers=[]"
+).replace(":", ": ")
+# Trains as `qilin train` does, and dies in the middle of the step that KILL names, or while it writes the checkpoint
+PROGRAM = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+import qilin.train.checkpoint as checkpoint
+import qilin.train.loop as loop
+from qilin import cli
+
+place, at = sys.argv[1].split("=")
+real_step, real_complete = loop.learn_step, checkpoint.Saver.complete
+
+def step(learner, packs, settings, number, world):
+    found = real_step(learner, packs, settings, number, world)
+    if place == "step" and number == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+def complete(saver, work, state, begun):
+    if place == "save" and state["step"] == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    real_complete(saver, work, state, begun)
+
+loop.learn_step, checkpoint.Saver.complete = step, complete
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def go(home: Path, out: Path, kill: str) -> int:
+    command = [
+        *("train", "small/align", f"vision={home / 'vision'}", f"language={home / 'language'}"),
+        *(f"data={home / 'data'}", f"out={out}", *split(WORDS)),
+    ]
+    environment = os.environ | {"QILIN_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM, kill, *command], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert found.returncode in (0, -signal.SIGKILL), found.stderr
+    return found.returncode
+
+
+def split(words: str) -> list[str]:
+    """Words apart, but what stands in braces together."""
+    return re.findall(r"\S*\{[^}]*\}|\S+", words)
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
+
+
+@pytest.mark.story
+def test_killed_and_continued_is_the_same_run(tmp_path: Path) -> None:
+    tiny_language(tmp_path / "language")
+    tiny_vision(tmp_path / "vision")
+    tiny_dataset(tmp_path / "data", images=4, questions=3, extras=False, splits=("train",))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert go(tmp_path, whole, "step=-1") == 0
+    steps = json.loads((whole / "plan.json").read_text())["steps"]
+    assert steps == 12
+
+    assert go(tmp_path, killed, "save=6") < 0
+    assert (killed / "checkpoints" / ".step-0000006.unfinished").is_dir()
+    assert [step_of(path) for path in checkpoints(killed)] == [2, 4]
+    assert go(tmp_path, killed, "step=11") < 0
+    assert not (killed / "qilin.json").exists()
+    begun = time.time()
+    assert go(tmp_path, killed, "step=-1") == 0
+    assert (killed / "qilin.json").stat().st_mtime >= begun
+
+    assert losses(killed) == losses(whole)
+    assert [row[0] for row in losses(whole)] == list(range(1, steps + 1))
+    sums = [hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest() for run in (whole, killed)]
+    assert sums[0] == sums[1]
+    assert not (killed / "checkpoints").exists()

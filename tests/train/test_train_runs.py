@@ -1,0 +1,486 @@
+"""Whole small runs: which parameters move, what is refused and in which words, what a run folder holds."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemWriter
+from transformers import LlavaForConditionalGeneration
+
+import qilin.train.checkpoint as checkpoint
+import qilin.train.loop as loop
+from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from qilin import cli
+from qilin.convert.weight_files import list_weights
+from qilin.core.config import read_yaml
+from qilin.core.errors import RunError, UserError
+from qilin.imaging.augment import augment
+from qilin.model.llava import load_model, part_of
+from qilin.train.config import read_recipe
+from qilin.train.data_loader import Feed
+from qilin.train.optimizer import rate_share
+from qilin.train.stage import load_start, run_stage
+
+# twelve steps of a few samples in fp32, so that what should stay can be asked to stay bit for bit
+SMALL = (
+    "precision=fp32",
+    "device=cpu",
+    "template=v1",
+    "kinds=[vqa]",
+    "batch=4",
+    "epochs=2",
+    "save_every=0",
+    "log_every=1",
+    "rate=1e-2",
+    "warmup=0",
+    "trackers=[]",
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("runs")
+    tiny_language(home / "language")
+    tiny_vision(home / "vision")
+    tiny_dataset(home / "data", images=4, questions=2, extras=False, splits=("train",))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QILIN_CACHE", str(tmp_path_factory.getbasetemp() / "lengths-of-runs"))
+
+
+def words(home: Path, out: Path, more: Sequence[str] = ()) -> list[str]:
+    given = {word.split("=")[0] for word in more}
+    begin = [] if "model" in given else [f"vision={home / 'vision'}", f"language={home / 'language'}"]
+    usual = [word for word in (*SMALL, f"data={home / 'data'}", f"out={out}") if word.split("=")[0] not in given]
+    return [*begin, *usual, *more]
+
+
+def stage(home: Path, out: Path, *more: str, recipe: str = "small/align") -> Path:
+    found = run_stage(read_recipe(recipe, words(home, out, more)), "test")
+    assert found == out
+    return out
+
+
+@pytest.fixture(scope="module")
+def aligned(home: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QILIN_CACHE", str(home / "lengths"))
+        return stage(home, home / "aligned")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(str(folder), device="cpu", dtype="fp32").model.named_parameters())
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> dict[str, set[bool]]:
+    """Part -> whether its parameters changed: {True} all of them, {False} none."""
+    assert before.keys() == after.keys()
+    found: dict[str, set[bool]] = {}
+    for name, tensor in before.items():
+        found.setdefault(part_of(name), set()).add(not torch.equal(tensor, after[name]))
+    return found
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- which parameters move
+
+
+def test_stage_one_moves_the_projector_alone(home: Path, aligned: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = load_start(read_recipe("small/align", words(home, tmp_path)))
+    before = dict(start.model.named_parameters())
+    assert moved(before, weights(aligned)) == {"vision": {False}, "projector": {True}, "language": {False}}
+    # On the disk under llava-hf's names, which servers look for.
+    names = {weight.name for weight in list_weights(aligned)}
+    assert {"vision_tower.vision_model.pre_layrnorm.weight", "language_model.model.norm.weight"} <= names
+    figures = rows(aligned)
+    assert [row["step"] for row in figures] == list(range(1, len(figures) + 1))
+    assert figures[-1]["loss"] < figures[0]["loss"]
+
+
+def test_what_is_frozen_is_written_as_it_was_read(home: Path, aligned: Path, tmp_path: Path) -> None:
+    """While it trains it is rounded to bf16."""
+    before = weights(aligned)
+    run = stage(home, tmp_path / "run", f"model={aligned}", "learn=[projector]", "precision=bf16", "epochs=1")
+    assert moved(before, weights(run)) == {"vision": {False}, "projector": {True}, "language": {False}}
+    rounded = {name: tensor.bfloat16().float() for name, tensor in before.items()}
+    assert moved(before, rounded)["language"] == {True, False}, "control: rounding would be seen"
+
+
+def multiplies(monkeypatch: pytest.MonkeyPatch, bf16: float) -> None:
+    """A processor that multiplies bf16 so many times as fast as fp32."""
+    peaks = {torch.float32: 1e9, torch.bfloat16: bf16 * 1e9}
+    monkeypatch.setattr("qilin.train.flops.measure_peak", lambda device, dtype: peaks[dtype])
+
+
+@pytest.mark.parametrize(("bf16", "kind"), [(2.0, "bf16"), (0.5, "fp32")])
+def test_auto_takes_what_the_processor_computes_faster(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: float, kind: str
+) -> None:
+    multiplies(monkeypatch, bf16)
+    assert read_yaml(stage(home, tmp_path / "run", "precision=auto", "epochs=1") / "recipe.yaml")["precision"] == kind
+
+
+def test_auto_goes_on_as_the_run_was_begun(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage(home, tmp_path / "run", "precision=bf16", "epochs=1")
+    multiplies(monkeypatch, 0.5)
+    stage(home, tmp_path / "run", "precision=auto", "epochs=1")
+    assert "already done" in capsys.readouterr().err
+    with pytest.raises(UserError, match="precision is 'bf16' there and 'fp32' here"):
+        stage(home, tmp_path / "run", "precision=fp32", "epochs=1")
+
+
+def test_a_rate_of_nothing_and_a_rate_of_its_own(home: Path, aligned: Path, tmp_path: Path) -> None:
+    run = stage(
+        home, tmp_path / "run", f"model={aligned}", "learn=[vision, projector, language]", "rates.vision=0", "epochs=1"
+    )
+    assert moved(weights(aligned), weights(run)) == {"vision": {False}, "projector": {True}, "language": {True}}
+
+
+def test_stage_two_moves_projector_and_language(home: Path, aligned: Path, tmp_path: Path) -> None:
+    run = stage(home, tmp_path / "run", f"model={aligned}", "learn=[projector, language]")
+    assert moved(weights(aligned), weights(run)) == {"vision": {False}, "projector": {True}, "language": {True}}
+    assert rows(run)[-1]["loss"] < rows(aligned)[-1]["loss"]
+
+
+def test_vision_moves_by_its_own_rate(home: Path, aligned: Path, tmp_path: Path) -> None:
+    reach = {}
+    for rate in (1e-4, 1e-3):
+        run = stage(
+            home,
+            tmp_path / str(rate),
+            f"model={aligned}",
+            "learn=[vision, projector]",
+            f"rates.vision={rate}",
+            "schedule=constant",
+            "batch=8",
+            "epochs=1",
+        )
+        before, after = weights(aligned), weights(run)
+        found = moved(before, after)
+        assert found["language"] == {False}
+        assert found["projector"] == {True}
+        assert True in found["vision"]
+        assert steps_of(run) == 1
+        reach[rate] = max(
+            float((after[n] - t).detach().abs().max()) for n, t in before.items() if part_of(n) == "vision"
+        )
+    # AdamW's first step is the rate itself wherever there is a gradient
+    assert reach[1e-4] == pytest.approx(1e-4, rel=0.02)
+    assert reach[1e-3] == pytest.approx(1e-3, rel=0.02)
+
+
+def steps_of(run: Path) -> int:
+    return int(json.loads((run / "plan.json").read_text())["steps"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lora_moves_adapters_and_what_is_named(home: Path, aligned: Path, tmp_path: Path, precision: str) -> None:
+    from peft import PeftModel
+
+    run = stage(
+        home, tmp_path / "run", f"model={aligned}", "learn=[projector]", "lora={rank: 4}", f"precision={precision}"
+    )
+    found = moved(weights(aligned), weights(run))
+    assert found["vision"] == {False}
+    assert found["projector"] == {True}
+    assert found["language"] == {True, False}
+    for name, tensor in weights(run).items():  # adapters sit on linear layers: embeddings, norms and head stay
+        if part_of(name) == "language" and "_proj" not in name:
+            assert torch.equal(tensor, weights(aligned)[name]), name
+
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert adapter
+    assert all("lora_" in name and "language_model" in name for name in adapter)
+    merged: Any = LlavaForConditionalGeneration.from_pretrained(run, dtype=torch.float32)
+    base: Any = LlavaForConditionalGeneration.from_pretrained(aligned, dtype=torch.float32)
+    base.model.multi_modal_projector.load_state_dict(merged.model.multi_modal_projector.state_dict())
+    ids = torch.tensor([[1, 5, *[merged.config.image_token_id] * 16, 9, 30, 31]])
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = base.eval()(input_ids=ids, pixel_values=pixels).logits
+        apart: Any = PeftModel.from_pretrained(base, str(run / "adapter")).eval()
+        unmerged = apart(input_ids=ids, pixel_values=pixels).logits
+        whole = merged.eval()(input_ids=ids, pixel_values=pixels).logits
+    assert torch.allclose(unmerged, whole, atol=1e-5)
+    assert not torch.allclose(plain, whole, atol=1e-3), "control: the adapter does something"
+
+
+# --- runs that are there already
+
+
+def test_a_finished_run_is_reused(home: Path, aligned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: Any) -> None:
+        raise AssertionError("trained again")
+
+    stamp = (aligned / "model.safetensors").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr("qilin.train.stage.load_start", no)
+        stage(home, aligned)
+        with pytest.raises(UserError, match=r"holds another run: rate is 0\.01 there and 0\.02 here"):
+            stage(home, aligned, "rate=0.02")
+    assert (aligned / "model.safetensors").stat().st_mtime_ns == stamp
+    assert not (aligned / "checkpoints").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a run of Qilin"):
+        stage(home, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "said"),
+    [
+        ("small/aling", [], "no recipe 'small/aling'; did you mean small/align"),
+        ("small/align", ["bacth=4"], "unknown key bacth; did you mean batch"),
+        ("small/align", ["rates.visoin=1"], r"rates\.visoin; did you mean rates\.vision"),
+        ("small/align", ["lora={rnak: 4}"], r"unknown key lora\.rnak; did you mean lora\.rank"),
+        ("small/align", ["learn=[projector, language]", "lora={}"], "contradict"),
+        ("small/align", ["pack_tokens=100"], "pack_tokens is 100"),
+        ("small/align", ["batch=0"], "batch is 0"),
+        ("small/align", ["trackers=[tensorbord]"], "tensorboard"),
+        ("small/align", ["data=nowhere"], "nowhere: no such dataset folder"),
+        ("small/align", ["kinds=[report]"], "no samples of kind report in split train; it has caption, vqa"),
+        ("small/align", ["data={path: DATA, split: tset}"], "no split 'tset'; it has train"),
+        ("small/align", ["max_length=20", "pack_tokens=20"], "sample train-.*: .* tokens, max_length is 20"),
+    ],
+)
+def test_what_is_wrong_is_named(home: Path, tmp_path: Path, recipe: str, more: list[str], said: str) -> None:
+    more = [word.replace("DATA", str(home / "data")) for word in more]
+    with pytest.raises(UserError, match=said):
+        stage(home, tmp_path / "run", *more, recipe=recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_names_the_image_that_does_not_decode(home: Path, tmp_path: Path) -> None:
+    whole = read_recipe("small/align", words(home, tmp_path / "run"))
+    assert run_stage(whole, "test", check=True) is None  # control: whole images pass
+    assert not (tmp_path / "run").exists()
+    data = tmp_path / "data"
+    shutil.copytree(home / "data", data)
+    file = next((data / "images").glob("*.parquet"))
+    table = pq.read_table(file)
+    name = next(n for n in table.column_names if table.schema.field(n).type in ("binary", "large_binary"))
+    bytes_ = table.column(name).to_pylist()
+    bytes_[2] = bytes_[2][:60]
+    place = table.schema.get_field_index(name)
+    pq.write_table(table.set_column(place, table.schema.field(name), pa.array(bytes_)), file)
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["files"][f"images/{file.name}"]["bytes"] = file.stat().st_size  # not a copy cut short
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    settings = read_recipe("small/align", words(home, tmp_path / "run", [f"data={data}"]))
+    said = rf"image {table.column('image_id')[2]} \(sample train-vqa-"
+    with pytest.raises(UserError, match=said):
+        run_stage(settings, "test", check=True)
+
+
+def test_a_tracker_that_is_not_installed(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="trackers names swanlab, which is not installed: pip install swanlab"):
+        stage(home, tmp_path / "run", "trackers=[swanlab]")
+
+
+# --- when things go wrong in the middle
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: dict[str, torch.Tensor] = {}
+    kept: list[Any] = []
+    real = loop.learn_step
+
+    def poisoned(learner: Any, packs: Any, settings: Any, step: int, world: Any) -> Any:
+        model = learner.model
+        if step == 1:
+            model.model.language_model.norm.weight.data[0] = float("nan")
+            before.update({n: p.detach().clone() for n, p in model.named_parameters()})
+            kept.append((model, [name for pack in packs for name in pack.samples]))
+        return real(learner, packs, settings, step, world)
+
+    monkeypatch.setattr(loop, "learn_step", poisoned)
+    with pytest.raises(RunError, match="step 2: the loss is nan") as caught:
+        stage(home, tmp_path / "run", f"model={aligned}")
+    model, samples = kept[0]
+    assert all(name in str(caught.value) for name in samples)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1]
+    assert not (tmp_path / "run" / "qilin.json").exists()
+
+
+@pytest.mark.parametrize("where", ["data", "name"])
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_costs_no_checkpoint(
+    home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, background: bool
+) -> None:
+    """Full while the numbers are written, or when the folder is to get its name."""
+    run, calls = tmp_path / "run", []
+    place, name = (FileSystemWriter, "write_data") if where == "data" else (checkpoint, "sync")
+    real = getattr(place, name)
+
+    def full(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, full)
+        told = r"could not be written \(No space left on device\); the checkpoint of step 1 is whole; free space"
+        with pytest.raises(RunError, match=told):
+            stage(home, run, f"model={aligned}", "save_every=1", f"background={str(background).lower()}")
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-0000001"]
+    stage(home, run, f"model={aligned}", "save_every=1")
+    whole = stage(home, tmp_path / "whole", f"model={aligned}", "save_every=1")
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
+    for name in (".step-0000009.unfinished", "step-0000008"):  # the second: without its last file
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step-0000009.unfinished" / "state.json").write_text('{"step": 9}')
+    assert checkpoint.latest_checkpoint(tmp_path) is None
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    saver = checkpoint.Saver(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        saver.save(step, model, optimizer, {})
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [2, 3]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_first(
+    home: Path,
+    aligned: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+) -> None:
+    run, real = tmp_path / "run", loop.learn_step
+
+    def signalled(learner: Any, packs: Any, settings: Any, step: int, world: Any) -> Any:
+        if step == 1:
+            os.kill(os.getpid(), number)
+        return real(learner, packs, settings, step, world)
+
+    command = ["train", "small/align", *words(home, run, [f"model={aligned}"])]
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learn_step", signalled)
+        assert cli.main(command) == code
+    assert "continue" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+    assert checkpoint.step_of(checkpoint.checkpoints(run)[-1]) == 2
+    assert cli.main(command) == 0
+    whole = stage(home, tmp_path / "whole", f"model={aligned}")
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(whole)]
+
+
+# --- the rest of what a recipe can ask for
+
+
+def test_samples_dropped_for_their_length_are_listed(home: Path, aligned: Path, tmp_path: Path) -> None:
+    lengths = measure(home, tmp_path)
+    limit = max(lengths) - 1
+    run = stage(home, tmp_path / "run", f"model={aligned}", f"max_length={limit}", "overlong=drop")
+    dropped = [json.loads(line) for line in (run / "dropped.jsonl").read_text().splitlines()]
+    assert len(dropped) == sum(length > limit for length in lengths) > 0
+    assert all(f"max_length is {limit}" in row["reason"] for row in dropped)
+    facts = json.loads((run / "plan.json").read_text())
+    assert (facts["dropped"], facts["samples"]) == (len(dropped), len(lengths) - len(dropped))
+    assert not (aligned / "dropped.jsonl").exists()
+
+
+def measure(home: Path, tmp_path: Path) -> list[int]:
+    settings = read_recipe("small/align", words(home, tmp_path / "unused"))
+    return Feed(settings, load_start(settings).processor).lengths.total.tolist()  # type: ignore[no-any-return]
+
+
+def test_the_average_is_the_result(home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    real = loop.update_average
+
+    def watch(average: Any, model: Any, decay: float, step: int) -> None:
+        seen.append({name: p.clone() for name, p in loop.learning_weights(model).items()})
+        real(average, model, decay, step)
+
+    monkeypatch.setattr(loop, "update_average", watch)
+    decay = 0.3
+    run = stage(home, tmp_path / "run", f"model={aligned}", f"average={decay}")
+    expected = {name: weights(aligned)[name].detach() for name in seen[0]}
+    for step, now in enumerate(seen):
+        share = min(decay, (step + 1) / (step + 10))
+        expected = {name: share * tensor + (1 - share) * now[name] for name, tensor in expected.items()}
+    found = weights(run)
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, atol=1e-6), name
+        assert not torch.allclose(found[name], seen[-1][name], atol=1e-6), "control: not simply the last weights"
+
+
+def test_augmentation_follows_from_its_seed() -> None:
+    pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    one, same, other = (augment(pixels, 1.0, torch.Generator().manual_seed(s)) for s in (5, 5, 6))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert one.shape == pixels.shape
+    assert torch.allclose(augment(pixels, 0.0, torch.Generator().manual_seed(5)), pixels, atol=1e-5)
+    ramp = torch.linspace(-1, 1, 16).expand(8, 3, 16, 16)  # bright on the right: it stays on the right
+    turned = augment(ramp, 1.0, torch.Generator().manual_seed(5))
+    assert bool((turned[..., 8:].mean((1, 2, 3)) > turned[..., :8].mean((1, 2, 3))).all())
+
+
+def test_schedules() -> None:
+    shares = {name: [rate_share(name, s, 100, 10) for s in range(100)] for name in ("cosine", "linear", "constant")}
+    for found in shares.values():
+        assert found[:11] == pytest.approx([s / 10 for s in range(11)])
+    assert shares["constant"][10:] == [1.0] * 90
+    assert shares["linear"][55] == pytest.approx(0.5)
+    assert shares["cosine"][55] == pytest.approx(0.5)
+    assert shares["cosine"][32] > shares["linear"][32]
+    for name in ("cosine", "linear"):
+        fall = shares[name][10:]
+        assert all(a > b >= 0 for a, b in zip(fall, fall[1:], strict=False))
+        assert fall[-1] < 0.02
+    assert rate_share("cosine", 0, 1, 1) == 1.0  # one step with its warm-up learns something
+
+
+def test_tensorboard_file(home: Path, aligned: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = stage(home, tmp_path / "run", f"model={aligned}", "trackers=[tensorboard]", "epochs=1")
+    files = list((run / "tensorboard").glob("events*"))
+    assert len(files) == 1
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = EventAccumulator(str(run / "tensorboard"))
+    curves.Reload()
+    for name in ("loss", "tokens_per_second", "answer_tokens_per_second", "samples_per_second", "padding", "data_wait",
+                 "mfu", "memory_gb", "left_seconds"):  # fmt: skip
+        assert [e.value for e in curves.Scalars(name)] == pytest.approx([row[name] for row in rows(run)]), name
+    assert all(0 < row["mfu"] < 1.5 and row["padding"] == 0 for row in rows(run))
+    assert rows(run)[-1]["left_seconds"] == 0

@@ -1,0 +1,430 @@
+"""What goes wrong around a run is refused, named or survived: the cache of lengths, images, settings, the folder."""
+
+import json
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+
+from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from qilin.core.config import build, read_yaml
+from qilin.core.errors import RunError, UserError
+from qilin.model.llava import Loaded, compose
+from qilin.train import checkpoint, loop
+from qilin.train import data_loader as feed_module
+from qilin.train.config import TrainSettings, read_recipe
+from qilin.train.data_loader import Feed, write_cache
+from qilin.train.stage import run_stage
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("parts")
+    tiny_language(home / "llama")
+    tiny_vision(home / "clip")
+    tiny_dataset(home / "data", images=4, splits=("train",))
+    return home
+
+
+@pytest.fixture(scope="module")
+def loaded(parts: Path) -> Loaded:
+    return compose(str(parts / "clip"), str(parts / "llama"), template="v1", system="", pad_square=True)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def recipe(parts: Path, **changes: Any) -> TrainSettings:
+    values: dict[str, Any] = {
+        "vision": str(parts / "clip"),
+        "language": str(parts / "llama"),
+        "data": [{"path": str(parts / "data")}],
+        "system": "",
+        "batch": 8,
+        "max_length": 300,
+        "pack_tokens": 600,
+        "log_every": 1,
+        "save_every": 2,
+        "device": "cpu",
+        "precision": "fp32",
+        "trackers": [],
+    }
+    return build(TrainSettings, values | changes, "test")
+
+
+# ── the cache of lengths ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(parts: Path, loaded: Loaded, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    assert len(Feed(recipe(parts), loaded.processor).index) == 19
+    assert cache.is_file()
+
+
+def test_a_full_disk_leaves_no_half_of_a_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, **arrays: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    write_cache(cache / "x.npz", np.zeros((0, 5)), {})
+    assert list(cache.iterdir()) == []
+
+
+def test_two_writers_of_one_cache_do_not_meet(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that share a home folder may have the same process number."""
+    seen: list[Path] = []
+    savez = np.savez
+
+    def slow(file: Path, **arrays: Any) -> None:
+        seen.append(Path(file))
+        if len(seen) == 1:
+            write_cache(cache / "x.npz", np.zeros((1, 5)), {"second": 1})
+        savez(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", slow)
+    write_cache(cache / "x.npz", np.zeros((1, 5)), {"first": 1})
+    assert seen[0] != seen[1]
+    assert [path.name for path in cache.iterdir()] == ["x.npz"]
+
+
+def test_encoded_texts_are_kept_only_while_there_is_room(
+    parts: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "KEEP_TOKENS", 100)
+    feed = Feed(recipe(parts), loaded.processor)
+    assert 0 < sum(len(encoded.ids) for encoded in feed.encoded.values()) <= 100
+    pieces = [feed_module.Piece((int(i),), 0) for i in range(len(feed.index))]
+    pack = feed.pack(pieces, torch.device("cpu"), torch.float32)  # the others are encoded when they are needed
+    assert pack.ids.shape[1] == feed.lengths.total.sum()
+    assert feed.room >= 0
+
+
+# ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_image_that_does_not_decode_is_named_with_its_sample(parts: Path, loaded: Loaded, monkeypatch: Any) -> None:
+    feed = Feed(recipe(parts, kinds=["caption"]), loaded.processor)
+    bad = feed.sample(0).image_ids[0]
+    dataset = feed.sources[0].dataset
+    whole = type(dataset).image_bytes
+
+    def image_bytes(self: Any, image_id: str) -> bytes:
+        found: bytes = whole(self, image_id)
+        return found[:60] if image_id == bad else found
+
+    monkeypatch.setattr(type(dataset), "image_bytes", image_bytes)
+    piece = feed_module.Piece((0,), 0)
+    with pytest.raises(UserError, match=rf"image {bad} \(sample train-caption-0\): .*damaged"):
+        feed.pack([piece], torch.device("cpu"), torch.float32)
+
+
+# ── settings ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["clip=0"], "clip is 0.0; expected more than 0"),
+        (["rate=-1e-3"], "rate is -0.001; expected more than 0"),
+        (["rate=.nan"], "rate is nan"),
+        (["seed=-1"], "seed is -1; expected at least 0"),
+        (["save_every=-1"], "save_every is -1; expected at least 0"),
+        (["betas=[1.5, 0.9]"], "betas are"),
+        (["warmup=2"], "warmup is 2.0; expected 0 to 1"),
+        (["batch=many"], "batch is 'many'"),
+        (["bach=3"], "unknown key bach; did you mean batch"),
+        (["rates.visoin=1"], "unknown key rates.visoin; did you mean rates.vision"),
+        (["data=[{path: a, wieght: 2}]"], r"unknown key data\[0\].wieght; did you mean data\[0\].weight"),
+        (["data=[{path: a, weight: 0}]"], "weight of a is 0.0; expected more than 0"),
+        (["rates.vision=1e-4"], "learn does not name vision"),
+        (["learn=[projector]", "lora={rank: 0}"], "lora.rank is 0"),
+        (["lora={}"], "contradict each other"),
+        (["vision=a", "model=b"], "either model"),
+        (["pack_tokens=10"], "expected at least max_length"),
+        (["learn=[]"], "learn is empty"),
+        (["learn=[projektor]"], "learn.0 is 'projektor'"),
+        (["template=v2"], "template is 'v2'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_recipe("tiny/instruct", ["data=somewhere", "out=run", "model=align", *words])
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="no recipe 'tiny/aling'; did you mean tiny/align"):
+        read_recipe("tiny/aling")
+
+
+def test_control_the_same_recipe_without_the_mistake_reads() -> None:
+    assert read_recipe("tiny/instruct", ["data=somewhere", "out=run", "model=align"]).batch == 32
+
+
+# ── a run's folder ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def train(parts: Path, out: Path, **changes: Any) -> Path:
+    made = run_stage(recipe(parts, out=str(out), **{"epochs": 2, "rate": 1e-2} | changes), "test")
+    assert made == out
+    return out
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QILIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return train(parts, tmp_path_factory.mktemp("whole") / "run")
+
+
+class Crash(Exception):
+    """Stands for whatever ends a process between two lines."""
+
+
+def crash_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    real = loop.learn_step
+
+    def crashing(learner: Any, packs: Any, settings: Any, number: int, world: Any) -> Any:
+        if number == step:
+            raise Crash
+        return real(learner, packs, settings, number, world)
+
+    patch.setattr(loop, "learn_step", crashing)
+
+
+def crash(parts: Path, run: Path, step: int, **changes: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, step)
+        with pytest.raises(Crash):
+            train(parts, run, **changes)
+
+
+def same(run: Path, whole: Path) -> bool:
+    equal = (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    return equal and losses(run) == losses(whole)
+
+
+def test_interrupted_at_every_step_in_turn_it_is_the_same_run(parts: Path, whole: Path, tmp_path: Path) -> None:
+    steps = len(losses(whole))
+    assert steps == 6
+    for step in range(steps):
+        crash(parts, tmp_path / "run", step)
+    assert same(train(parts, tmp_path / "run"), whole)
+
+
+def test_a_run_whose_last_vision_layer_never_has_a_gradient_continues(parts: Path, tmp_path: Path) -> None:
+    """Features come from the layer before the last, so AdamW has no averages of the last one."""
+    learn = ["vision", "projector", "language"]
+    whole = train(parts, tmp_path / "whole", learn=learn)
+    crash(parts, tmp_path / "run", 3, learn=learn)
+    run = train(parts, tmp_path / "run", learn=learn)
+    assert same(run, whole)
+    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert [row["after_step"] for row in starts] == [0, 2]
+    assert all(row["devices"] == 1 and row["device"] == "cpu" and row["torch"] for row in starts)
+
+
+def test_control_without_its_optimizer_a_run_goes_another_way(parts: Path, whole: Path, tmp_path: Path) -> None:
+    crash(parts, tmp_path / "run", 3)
+    last = checkpoint.latest_checkpoint(tmp_path / "run")
+    assert last is not None
+    (last / "state.json").write_text(json.dumps({"step": 2, "finished": True}))  # its optimizer is not looked at
+    assert not same(train(parts, tmp_path / "run"), whole)
+
+
+@contextmanager
+def small_disk(limit: int) -> Iterator[None]:
+    """Files of at most `limit` bytes: the system itself refuses to write more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_refuses_to_write_costs_no_checkpoint(
+    parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = tmp_path / "run", checkpoint.Saver.save
+
+    def refused(saver: Any, step: int, *rest: Any) -> None:
+        if step < 4:
+            return real(saver, step, *rest)
+        with small_disk(12_000):
+            assert (checkpoint.checkpoints(run)[-1] / "__0_0.distcp").stat().st_size > 12_000
+            return real(saver, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Saver, "save", refused)
+        with pytest.raises(RunError, match=r"step-0000004: could not be written .*of step 2 is whole; free space"):
+            train(parts, run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000002"]
+    assert same(train(parts, run), whole)
+
+
+def test_a_model_that_cannot_be_written_costs_no_step(
+    parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = tmp_path / "run", loop.learn_step
+    steps = len(losses(whole))
+
+    def never(*given: Any) -> Any:
+        raise AssertionError("all steps are done")
+
+    import qilin.train.stage as run_module
+
+    write = run_module.write_model
+
+    def refused(*given: Any) -> None:
+        with small_disk(5000):
+            write(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_model", refused)
+        with pytest.raises(
+            RunError, match=rf"model could not be written .*step {steps} of {steps} is kept; free space"
+        ):
+            train(parts, run)
+    assert not (run / "qilin.json").exists()
+    last = checkpoint.latest_checkpoint(run)
+    assert last is not None
+    saved = FileSystemReader(last).read_metadata().state_dict_metadata
+    assert not [name for name in saved if name.startswith("optimizer")]  # nothing is left to optimize
+    monkeypatch.setattr(loop, "learn_step", never)
+    assert same(train(parts, run), whole)
+    assert real is not never
+
+
+def test_what_a_kill_left_half_done_is_swept(parts: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    crash(parts, run, 3)
+    for name in (".step-0000004.unfinished", "step-0000001"):  # the second: half-removed
+        (run / "checkpoints" / name).mkdir()
+        (run / "checkpoints" / name / "__0_0.distcp").write_bytes(b"half")
+    crash(parts, run, 5)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-0000002", "step-0000004"]
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
+    parts: Path, whole: Path, tmp_path: Path, file: str
+) -> None:
+    run = tmp_path / "run"
+    crash(parts, run, 5)
+    last = checkpoint.latest_checkpoint(run)
+    assert last is not None
+    (last / file).write_bytes((last / file).read_bytes()[: 8 if file == "state.json" else 100])
+    with pytest.raises(RunError, match=r"step-0000004: does not read .*remove this folder and run again"):
+        train(parts, run)
+    shutil.rmtree(last)
+    assert same(train(parts, run), whole)
+
+
+def test_how_a_run_is_kept_may_change_in_its_middle(parts: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    crash(parts, run, 3)
+    train(parts, run, save_every=3, keep=1, trackers=["tensorboard"])
+    assert same(run, whole)
+    assert read_yaml(run / "recipe.yaml")["save_every"] == 3
+
+
+def test_what_is_learnt_may_not(parts: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    crash(parts, run, 3)
+    with pytest.raises(UserError, match=r"holds another run: rate is 0.01 there and 0.02 here; name another out"):
+        train(parts, run, rate=2e-2)
+    with pytest.raises(UserError, match=r"holds another run: label is None there and 'quick' here"):
+        train(parts, run, label="quick")
+
+
+def test_other_data_under_the_same_name_does_not_continue(parts: Path, tmp_path: Path) -> None:
+    """Texts of the same lengths make the same plan; the manifest's hash tells them apart."""
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(parts / "data", data)
+    crash(parts, run, 3, data=[{"path": str(data)}])
+    manifest = data / "manifest.json"
+    manifest.write_text(re.sub(r'"hash": "\w+"', f'"hash": "{"0" * 64}"', manifest.read_text()))
+    with pytest.raises(UserError, match="was begun with other data"):
+        train(parts, run, data=[{"path": str(data)}])
+
+
+def test_text_alone_teaches_a_projector_nothing_and_breaks_nothing(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(parts, tmp_path / "mixed", kinds=["chat"], batch=1, epochs=1)
+    assert "1 of the samples have no image and teach projector nothing" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "mixed" / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(row["grad_norm"] > 0 for row in rows) == [False, True]
+
+
+def test_nothing_but_text_for_a_projector_is_refused(parts: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Feed, "without_image", lambda feed: len(feed.index))
+    with pytest.raises(UserError, match="no sample has an image, so projector cannot learn"):
+        train(parts, tmp_path / "run")
+    train(parts, tmp_path / "both", learn=["projector", "language"], epochs=1)
+
+
+def test_a_missing_tracker_is_told_before_anything_is_read(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="trackers names swanlab, which is not installed: pip install swanlab"):
+        train(parts, tmp_path / "run", trackers=["swanlab"], vision="nowhere", language="nowhere")
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss may be finite where its gradient is not."""
+    real, names = loop.learn_step, []
+
+    def poisoned(learner: Any, packs: Any, settings: Any, step: int, world: Any) -> Any:
+        found = real(learner, packs, settings, step, world)
+        if step == 1:
+            learner.model.model.multi_modal_projector.linear_1.bias.grad[0] = float("inf")
+            names.extend(name for pack in packs for name in pack.samples)
+        return found
+
+    monkeypatch.setattr(loop, "learn_step", poisoned)
+    with pytest.raises(RunError, match="step 2: the gradient's norm is inf") as caught:
+        train(parts, tmp_path / "run")
+    assert names
+    assert all(name in str(caught.value) for name in names)
+
+
+TRACKER = """
+import json
+rows = []
+def init(*, project, name, config):
+    assert isinstance(config, dict) and config["batch"] == 8
+    rows.append([project, name])
+def log(figures, step):
+    rows.append([step, figures["loss"]])
+def finish():
+    open(__file__ + ".json", "w").write(json.dumps(rows))
+"""
+
+
+def test_another_tracker_is_told_what_metrics_jsonl_is_told(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trackio.py").write_text(TRACKER)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = train(parts, tmp_path / "run", trackers=["trackio"], epochs=1)
+    rows = json.loads((tmp_path / "trackio.py.json").read_text())
+    assert rows[0] == ["qilin", "run test"]
+    assert [tuple(row) for row in rows[1:]] == losses(run)

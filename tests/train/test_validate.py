@@ -1,0 +1,349 @@
+"""Validation while training: the right loss on the right samples, training untouched, the best checkpoints kept."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from qilin.core.config import build
+from qilin.core.errors import RunError, UserError
+from qilin.evaluate.report.charts import stages_of
+from qilin.model.llava import load_model
+from qilin.model.processing import Pixels, encode_sample
+from qilin.train import checkpoint, loop
+from qilin.train import validation as validate
+from qilin.train.config import TrainSettings
+from qilin.train.data_sources import open_sources
+from qilin.train.distributed import Learner
+from qilin.train.stage import run_stage
+
+# everything of a run that has a state of its own: dropout, changed images, an average, two optimizers
+MOVING = {
+    "lora": {"rank": 4, "dropout": 0.2}, "augment": 0.5, "average": 0.9, "optimizer": "muon"
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("validate")
+    tiny_language(home / "language")
+    tiny_vision(home / "vision")
+    tiny_dataset(home / "data", images=5, questions=3, splits=("train", "validation"))
+    tiny_dataset(home / "alone", images=3, splits=("train",))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QILIN_CACHE", str(tmp_path_factory.getbasetemp() / "lengths-of-validation"))
+
+
+def recipe(home: Path, **changes: Any) -> TrainSettings:
+    values: dict[str, Any] = {
+        "vision": str(home / "vision"), "language": str(home / "language"), "data": [{"path": str(home / "data")}],
+        "system": "", "batch": 8, "epochs": 2, "rate": 1e-2, "warmup": 0, "max_length": 300, "pack_tokens": 300,
+        "log_every": 1, "save_every": 0, "device": "cpu", "precision": "fp32", "trackers": [],
+    }  # fmt: skip
+    return build(TrainSettings, values | changes, "test")
+
+
+def train(home: Path, out: Path, **changes: Any) -> Path:
+    assert run_stage(recipe(home, out=str(out), **changes), "test") == out
+    return out
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def of(run: Path, figure: str) -> dict[int, float]:
+    return {row["step"]: row[figure] for row in rows(run) if figure in row}
+
+
+# --- the loss
+
+
+def alone(run: Path, home: Path, split: str) -> list[tuple[float, int]]:
+    """Summed loss and answer tokens of each sample, one by one through transformers' own forward."""
+    loaded = load_model(str(run), device="cpu", dtype="fp32")
+    model: Any = LlavaForConditionalGeneration.from_pretrained(run, dtype=torch.float32)
+    model = model.eval()
+    source = open_sources(recipe(home, validate={"split": split}), "validation")[0]
+    pixels, found = Pixels(loaded.processor.image_processor), []
+    for sample in source.dataset.samples(split):
+        encoded = encode_sample(sample, loaded.processor)
+        seen = [pixels.get(source.dataset, image) for image in sample.image_ids]
+        ids = torch.tensor([encoded.ids])
+        labels = torch.where(torch.tensor([encoded.learn]), ids, -100)
+        with torch.no_grad():
+            loss = model(input_ids=ids, pixel_values=torch.stack(seen) if seen else None, labels=labels).loss
+        count = int((labels[0, 1:] != -100).sum())
+        found.append((float(loss) * count, count))
+    return found
+
+
+def test_it_is_the_mean_over_answer_tokens_of_samples_one_by_one(home: Path, tmp_path: Path) -> None:
+    run = train(home, tmp_path / "run", learn=["projector", "language"], validate={"every": 2, "best": 0})
+    told = of(run, "validation_loss")
+    assert list(told) == [2, 4, 6]
+    sums = alone(run, home, "validation")
+    assert len(sums) == 23
+    by_token = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
+    assert told[6] == pytest.approx(by_token, rel=1e-5)
+    by_sample = sum(loss / count for loss, count in sums) / len(sums)
+    assert abs(by_sample / by_token - 1) > 1e-2, "control: a mean of means is another number"
+    card = json.loads((run / "qilin.json").read_text())["plan"]
+    assert card["validation"] == {"samples": 23, "of": 23, "answer_tokens": sum(count for _, count in sums)}
+    assert (card["model_of_step"], card["validation_loss"]) == (6, told[6])
+
+
+def test_it_is_of_the_average_where_the_average_is_the_result(home: Path, tmp_path: Path) -> None:
+    run = train(home, tmp_path / "run", average=0.9, validate={"every": 6, "best": 0})
+    sums = alone(run, home, "validation")
+    by_token = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
+    assert of(run, "validation_loss")[6] == pytest.approx(by_token, rel=1e-5)
+
+
+def test_some_of_the_samples_the_same_each_time(home: Path, tmp_path: Path) -> None:
+    run = train(home, tmp_path / "run", epochs=1, validate={"every": 1, "samples": 10, "best": 0})
+    assert json.loads((run / "plan.json").read_text())["validation"]["samples"] == 10
+    still = train(home, tmp_path / "still", epochs=1, rate=1e-30, validate={"every": 1, "samples": 10, "best": 0})
+    assert len(set(of(still, "validation_loss").values())) == 1
+    assert len(set(of(run, "validation_loss").values())) == 3, "control: weights that move have other losses"
+
+
+# --- training is not touched
+
+
+def test_training_goes_the_same_way_bit_for_bit(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = train(home, tmp_path / "plain", **MOVING)
+    looked = train(home, tmp_path / "looked", **MOVING, validate={"every": 1, "best": 0})
+    assert len(of(looked, "validation_loss")) == 6
+    for figure in ("loss", "grad_norm"):
+        assert of(looked, figure) == of(plain, figure)
+    assert (looked / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+
+    # controls: a model that is left without dropout, or with the average in place of its weights
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "train", lambda learner, mode=True: torch.nn.Module.train(learner, False))
+        other = train(home, tmp_path / "eval", **MOVING, validate={"every": 1, "best": 0})
+        assert of(other, "loss") != of(plain, "loss")
+    real, calls = validate.exchange, []
+
+    def once(*given: Any) -> None:
+        calls.append(1)
+        if len(calls) % 2:
+            real(*given)
+
+    monkeypatch.setattr(validate, "exchange", once)
+    other = train(home, tmp_path / "other", **MOVING, validate={"every": 1, "best": 0})
+    assert of(other, "loss") != of(plain, "loss")
+
+
+# --- the best
+
+
+def scripted(patch: pytest.MonkeyPatch, losses: list[float]) -> dict[int, dict[str, torch.Tensor]]:
+    """Let validations say these losses, one a step; the weights at each step, as they are gathered."""
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+    real = loop.learn_step
+
+    def step(learner: Any, packs: Any, settings: Any, number: int, world: Any) -> Any:
+        weights[number] = {n: t.clone() for n, t in checkpoint.learning_weights(learner.model).items()}  # before it
+        said["step"] = number
+        return real(learner, packs, settings, number, world)
+
+    said = {"step": 0}
+    patch.setattr(loop, "learn_step", step)
+    patch.setattr(loop, "validation_loss", lambda *given: losses[said["step"]])
+    return weights
+
+
+def test_the_best_stay_beside_the_last_and_the_model_is_the_best(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[list[int]] = []
+    real = checkpoint.Saver.complete
+
+    def complete(saver: Any, *given: Any) -> None:
+        real(saver, *given)
+        seen.append([checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path / "run")])
+
+    monkeypatch.setattr(checkpoint.Saver, "complete", complete)
+    weights = scripted(monkeypatch, [5.0, 3.0, 4.0, 2.0, 6.0, 3.5])
+    options: dict[str, Any] = {"validate": {"every": 1, "best": 2}, "keep": 1, "save_every": 5}
+    run = train(home, tmp_path / "run", **options, trackers=["tensorboard"])
+    # kept for their loss 1 2 | 2 3 | 2 4; for save_every 5; at the end 6
+    assert seen == [[1], [1, 2], [2, 3], [2, 4], [2, 4, 5], [2, 4, 6]]
+    card = json.loads((run / "qilin.json").read_text())["plan"]
+    assert (card["model_of_step"], card["validation_loss"], card["validation_loss_last"]) == (4, 2.0, 3.5)
+    assert "the model is that of step 4: validation loss 2.0000 (after the last step, 6: 3.5000)" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+    (stage,) = stages_of(run)  # as the report of an evaluation will draw it
+    assert list(stage.validation) == [(1, 5.0), (2, 3.0), (3, 4.0), (4, 2.0), (5, 6.0), (6, 3.5)]
+    assert stage.model_of_step == 4
+    saved = load_file(run / "model.safetensors")
+    projector = {name: tensor for name, tensor in saved.items() if "projector" in name}
+    assert len(projector) == 4
+    for name, tensor in projector.items():
+        own = next(n for n in weights[4] if n.endswith(name.split("projector.")[1]))
+        assert torch.equal(tensor, weights[4][own]), name  # before step 5 as numbered from 1: after 4
+        assert not torch.equal(tensor, weights[5][own]), "control: the step after is another"
+    assert not (run / "checkpoints").exists()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    assert [(e.step, round(e.value, 3)) for e in board.Scalars("validation_loss")] == [
+        (1, 5.0), (2, 3.0), (3, 4.0), (4, 2.0), (5, 6.0), (6, 3.5)
+    ]  # fmt: skip
+
+
+class Crash(Exception):
+    """Stands for whatever ends a process between two lines."""
+
+
+def crash(home: Path, run: Path, stop: int, **options: Any) -> None:
+    real = loop.learn_step
+
+    def crashing(learner: Any, packs: Any, settings: Any, number: int, world: Any) -> Any:
+        if number == stop:
+            raise Crash
+        return real(learner, packs, settings, number, world)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "learn_step", crashing)
+        with pytest.raises(Crash):
+            train(home, run, **options)
+
+
+def test_interrupted_at_every_step_in_turn_it_is_the_same_run(home: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**MOVING, "rate": 0.3, "validate": {"every": 2}, "save_every": 3, "keep": 1}
+    whole, run = train(home, tmp_path / "whole", **options), tmp_path / "run"
+    for stop in range(6):
+        crash(home, run, stop, **options)
+    train(home, run, **options)
+    for figure in ("loss", "grad_norm", "validation_loss"):
+        assert of(run, figure) == of(whole, figure)
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    losses = of(whole, "validation_loss")
+    best = json.loads((whole / "qilin.json").read_text())["plan"]["model_of_step"]
+    assert best == min(losses, key=lambda step: (losses[step], step))
+
+
+def test_a_best_checkpoint_that_does_not_read_is_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import qilin.train.stage as run_module
+
+    def refused(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    options: dict[str, Any] = {"validate": {"every": 1}}
+    scripted(monkeypatch, [5.0, 2.0, 4.0, 3.0, 6.0, 3.5])
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_model", refused)
+        with pytest.raises(RunError, match="model could not be written"):
+            train(home, tmp_path / "run", **options)
+    best = tmp_path / "run" / "checkpoints" / "step-0000002"
+    (best / "__0_0.distcp").write_bytes(b"half")
+    with pytest.raises(RunError, match=r"step-0000002: does not read .*remove this folder and run again"):
+        train(home, tmp_path / "run", **options)
+    shutil.rmtree(best)
+    train(home, tmp_path / "run", **options)
+    assert json.loads((tmp_path / "run" / "qilin.json").read_text())["plan"]["model_of_step"] == 6
+
+
+def test_a_validation_loss_that_is_not_finite_names_its_samples(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.pack_loss
+    monkeypatch.setattr(
+        "qilin.train.stage.pack_loss",
+        lambda model, pack, pixels: real(model, pack, pixels) * (1.0 if model.training else math.nan),
+    )
+    with pytest.raises(RunError, match=r"the validation loss is nan; samples of its pack 1: validation-"):
+        train(home, tmp_path / "run", validate={"every": 1})
+
+
+# --- which samples
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"validate": {"split": "test"}}, r"nothing to validate on: .*data has train, validation; name one of these"),
+        ({"validate": {"split": "train"}}, r"validate\.split is 'train', which .* is learnt from"),
+        ({"validate": {"split": 0.999}}, "nothing is left to learn from"),
+        ({"validate": {"split": 1e-6}}, "nothing is left to validate on"),
+        ({"validate": {"split": 1.5}}, r"validate\.split is 1\.5; expected a split's name, or a share"),
+        ({"validate": {"every": 0}}, r"validate\.every is 0; expected at least 1"),
+        ({"validate": {"evry": 1}}, r"unknown key validate\.evry; did you mean validate\.every"),
+        ({"validate": {}, "kinds": ["report"]}, "no samples of kind report in split"),
+    ],
+)
+def test_nothing_to_validate_on_is_told_before_anything(
+    home: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        train(home, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_reads_the_images_that_are_validated_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(home, out=str(tmp_path / "run"), validate={})
+    bad = keys(open_sources(settings, "validation"))[0].pop()
+    real = Pixels.get
+
+    def get(pixels: Any, dataset: Any, image_id: str, dtype: torch.dtype) -> torch.Tensor:
+        if image_id == bad:
+            raise UserError("damaged")
+        return real(pixels, dataset, image_id, dtype)
+
+    monkeypatch.setattr(Pixels, "get", get)
+    assert run_stage(recipe(home, out=str(tmp_path / "run")), "test", check=True) is None  # control: not read there
+    with pytest.raises(UserError, match=rf"1 of 10 images do not read:\n .*image {bad} \(sample validation-"):
+        run_stage(settings, "test", check=True)
+
+
+def keys(sources: Any) -> tuple[set[str], set[str], int]:
+    """Images, groups and number of samples."""
+    images, groups, count = set(), set(), 0
+    for source in sources:
+        for row in source.rows.tolist():
+            sample = source.dataset.samples(source.split)[row]
+            images |= set(sample.image_ids)
+            groups |= {sample.group} if sample.group else set()
+            count += 1
+    return images, groups, count
+
+
+def test_a_share_is_put_aside_by_whole_images_and_groups(home: Path, tmp_path: Path) -> None:
+    settings = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}],
+                      validate={"split": 0.3})  # fmt: skip
+    mine, held = (keys(open_sources(settings, part)) for part in ("training", "validation"))
+    assert not mine[0] & held[0]
+    assert not mine[1] & held[1]
+    total = keys(open_sources(recipe(home, data=settings.data), "training"))
+    assert mine[2] + held[2] == total[2] == 23 + 15
+    assert 0.1 < held[2] / total[2] < 0.5
+    assert keys(open_sources(settings, "validation")) == held
+    run = train(home, tmp_path / "run", validate={"split": 0.3, "every": 2}, epochs=1)
+    facts = json.loads((run / "plan.json").read_text())
+    assert facts["samples"] + facts["validation"]["samples"] == 23
+
+
+def test_a_dataset_without_the_split_is_learnt_from_only(home: Path) -> None:
+    settings = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}], validate={})
+    assert [source.dataset.path.name for source in open_sources(settings, "validation")] == ["data"]
+    assert len(open_sources(settings, "training")) == 2
