@@ -63,7 +63,7 @@ def convert_alone(source: str, out: str) -> None:
     from transformers import LlavaForConditionalGeneration  # noqa: F401
 
     from qilin.convert.run import convert
-    from qilin.model.config import ConvertSettings
+    from qilin.model.config import ConvertConfig
 
     before = status()["VmRSS"]
     highest = {"RssAnon": 0, "RssFile": 0}
@@ -77,7 +77,7 @@ def convert_alone(source: str, out: str) -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     start, used = time.perf_counter(), time.process_time()
-    convert(ConvertSettings(source=source, out=Path(out)))
+    convert(ConvertConfig(source=source, out=Path(out)))
     seconds, used = time.perf_counter() - start, time.process_time() - used
     done.set()
     watcher.join()

@@ -43,14 +43,14 @@ def make(folder: Path) -> Path:
 
     from builders.llava import llava_mini
     from qilin.convert.run import convert
-    from qilin.model.config import ConvertSettings
+    from qilin.model.config import ConvertConfig
 
     source = llava_mini(folder / "source", kind=torch.float32, shards=1)
     weights = torch.load(source / "pytorch_model.bin", weights_only=True)
     weights["lm_head.weight"][:259] = 0  # <unk>, <s>, </s> and 256 bytes: a logit of 0 never wins here
     torch.save(weights, source / "pytorch_model.bin")
-    model = convert(ConvertSettings(source=str(source), out=folder / "model"))
-    convert(ConvertSettings(source=str(model), out=folder / "gguf", to="gguf"))
+    model = convert(ConvertConfig(source=str(source), out=folder / "model"))
+    convert(ConvertConfig(source=str(model), out=folder / "gguf", to="gguf"))
     return model
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qilin.evaluate.config import ScoreSettings
+from qilin.evaluate.config import ScoreConfig
 from qilin.evaluate.score import score_file
 
 HERE = Path(__file__).parent
@@ -38,7 +38,7 @@ def main() -> None:
                     row["answer_type"] = row["answer_type"] or "open"
                     lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             began = time.process_time()
-            scores, _ = score_file(ScoreSettings(file=file))
+            scores, _ = score_file(ScoreConfig(file=file))
             seconds = time.process_time() - began
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             runs.append({"rows": count, "cpu_seconds": round(seconds, 2), "peak_mb": round(memory)})

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qilin.cli import COMMANDS
-from qilin.core.config import nested_settings
+from qilin.core.config import nested_configs
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -193,7 +193,7 @@ def test_help_of_every_command_is_light_and_has_an_example() -> None:
     assert all(COMMANDS[name].example.startswith(f"qilin {name}") for name in COMMANDS)
 
 
-def settings_class(place: str) -> type:
+def config_class_of(place: str) -> type:
     module, name = place.split(":")
     made = getattr(importlib.import_module(module), name)
     assert isinstance(made, type)
@@ -204,15 +204,15 @@ def settings_class(place: str) -> type:
 def test_every_setting_has_a_line_of_help(name: str) -> None:
     import typing
 
-    waiting, met = [settings_class(COMMANDS[name].settings)], set()
+    waiting, met = [config_class_of(COMMANDS[name].config)], set()
     while waiting:
         cls = waiting.pop()
         met.add(cls)
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             assert field.metadata.get("help"), f"{cls.__name__}.{field.name} has no line of help"
-            waiting += [inner for inner in nested_settings(hints[field.name]) if inner not in met]
-    names = {field.name for field in dataclasses.fields(settings_class(COMMANDS[name].settings))}
+            waiting += [inner for inner in nested_configs(hints[field.name]) if inner not in met]
+    names = {field.name for field in dataclasses.fields(config_class_of(COMMANDS[name].config))}
     assert set(COMMANDS[name].positional) <= names
 
 

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from made import make_parts
 
 from qilin.demo.synthetic.dataset import write_drawn
-from qilin.model.llava import set_learning
-from qilin.train.config import TrainSettings, read_recipe
-from qilin.train.data_loader import Feed, Pack
+from qilin.model.llava import set_trainable
+from qilin.train.config import TrainConfig, read_recipe
+from qilin.train.data_loader import Pack, PackedDataset
 from qilin.train.distributed import ALONE, Learner
 from qilin.train.loop import clip, learn_step, learning_parts, pack_loss
 from qilin.train.optimizer import make_optimizer, rate_share, set_rates
@@ -47,17 +47,17 @@ TAIL = 30  # steps at the end over which a training loss is averaged
 CPU = torch.device("cpu")
 
 
-def packed(feed: Feed, plan: Plan, step: int) -> list[Pack]:
+def packed(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
     return [feed.pack(pieces, CPU, torch.float32) for pieces in plan.packs(step)]
 
 
-def one_by_one(feed: Feed, plan: Plan, step: int) -> list[Pack]:
+def one_by_one(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
     """Each sample of the step a pack of its own."""
     lengths = plan.lengths.total
     return [feed.pack([Piece((i,), int(lengths[i]))], CPU, torch.float32) for i in plan.samples(step).tolist()]
 
 
-def all_visible(feed: Feed, plan: Plan, step: int) -> list[Pack]:
+def all_visible(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
     """The control: a pack is one document, so that a sample sees those laid before it."""
     return [
         Pack(**vars(pack) | {"layout": make_layout([(0, pack.ids.shape[1], -1)], CPU)})
@@ -71,7 +71,7 @@ def plain_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Ten
     return F.cross_entropy(logits[pack.where].float(), pack.targets, reduction="sum")
 
 
-VARIANTS: dict[str, tuple[Callable[[Feed, Plan, int], list[Pack]], Callable[..., torch.Tensor]]] = {
+VARIANTS: dict[str, tuple[Callable[[PackedDataset, Plan, int], list[Pack]], Callable[..., torch.Tensor]]] = {
     "packed": (packed, pack_loss),
     "one by one": (one_by_one, plain_loss),
     "control: samples of a pack see each other": (all_visible, pack_loss),
@@ -96,7 +96,7 @@ def main(work: Path, out: Path, seeds: list[int]) -> None:
 def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     """One run, from random weights that follow from the seed."""
     parts = make_parts(work / f"parts-{seed}", 128, 4, side=SIDE, tower=(128, 4), vocabulary=1000, seed=seed)
-    settings: TrainSettings = read_recipe(
+    config: TrainConfig = read_recipe(
         "small/align",
         [
             *RECIPE,
@@ -106,15 +106,18 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
             f"data={work / 'data'}",
         ],
     )
-    loaded = load_start(settings)
+    loaded = load_start(config)
     model = loaded.model.train()
-    set_learning(model, settings.learn)
-    feed, held = Feed(settings, loaded.processor), hold(settings, Feed(settings, loaded.processor, part="validation"))
+    set_trainable(model, config.learn)
+    feed, held = (
+        PackedDataset(config, loaded.processor),
+        hold(config, PackedDataset(config, loaded.processor, part="validation")),
+    )
     plan = make_plan(
-        feed.lengths, [1.0], batch=settings.batch, epochs=1, pack_tokens=settings.pack_tokens, seed=settings.seed
+        feed.lengths, [1.0], batch=config.batch, epochs=1, pack_tokens=config.pack_tokens, seed=config.seed
     )
     assert len(plan) >= STEPS, f"{len(plan)} steps of data; draw more images"
-    optimizer = make_optimizer(learning_parts(model, settings), "adamw", settings.betas)
+    optimizer = make_optimizer(learning_parts(model, config), "adamw", config.betas)
     packs_of, loss_of = VARIANTS[variant]
     (use_plain_attention if loss_of is plain_loss else use_packed_attention)(model)
     learner, losses, tokens = Learner(model, loss_of), [], 0
@@ -122,14 +125,14 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     for step in range(STEPS):
         packs = packs_of(feed, plan, step)
         tokens += sum(pack.ids.shape[1] for pack in packs)
-        set_rates(optimizer, rate_share("cosine", step, STEPS, int(settings.warmup * STEPS)))
-        losses.append(learn_step(learner, packs, settings, step)[0])
-        clip(model, settings.clip, packs, step)
+        set_rates(optimizer, rate_share("cosine", step, STEPS, int(config.warmup * STEPS)))
+        losses.append(learn_step(learner, packs, config, step)[0])
+        clip(model, config.clip, packs, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     took = time.process_time() - begun
     use_packed_attention(model)
-    held_loss = validation_loss(Learner(model, pack_loss), held, {}, settings, ALONE, lambda done: None)
+    held_loss = validation_loss(Learner(model, pack_loss), held, {}, config, ALONE, lambda done: None)
     return {
         "seed": seed,
         "variant": variant,

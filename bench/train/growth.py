@@ -144,22 +144,25 @@ def plan(words: list[str]) -> dict[str, Any]:
 def first(words: list[str]) -> dict[str, Any]:
     """The first time: texts are measured."""
     from qilin.train.config import read_recipe
-    from qilin.train.data_loader import Feed
+    from qilin.train.data_loader import PackedDataset
     from qilin.train.stage import load_start
 
-    settings = read_recipe("small/align", words)
-    loaded = load_start(settings)
+    config = read_recipe("small/align", words)
+    loaded = load_start(config)
     start, _ = timed(lambda: None)
-    return {"the program": start["peak_gb"], "texts measured": timed(lambda: Feed(settings, loaded.processor))[0]}
+    return {
+        "the program": start["peak_gb"],
+        "texts measured": timed(lambda: PackedDataset(config, loaded.processor))[0],
+    }
 
 
 def again(words: list[str]) -> dict[str, Any]:
     """The second time, as far as some steps."""
     import torch
 
-    from qilin.model.llava import set_learning
+    from qilin.model.llava import set_trainable
     from qilin.train.config import read_recipe
-    from qilin.train.data_loader import Feed
+    from qilin.train.data_loader import PackedDataset
     from qilin.train.data_sources import open_sources
     from qilin.train.distributed import Learner
     from qilin.train.loop import learn_step, learning_parts, pack_loss
@@ -170,13 +173,13 @@ def again(words: list[str]) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    settings = read_recipe("small/align", words)
-    loaded = load_start(settings)
+    config = read_recipe("small/align", words)
+    loaded = load_start(config)
     found: dict[str, Any] = {}
-    found["dataset opened"], _ = timed(lambda: open_sources(settings, "training"))
-    found["opened, lengths from the cache"], feed = timed(lambda: Feed(settings, loaded.processor))
+    found["dataset opened"], _ = timed(lambda: open_sources(config, "training"))
+    found["opened, lengths from the cache"], feed = timed(lambda: PackedDataset(config, loaded.processor))
     plan = make_plan(
-        feed.lengths, [1.0], batch=settings.batch, epochs=1, pack_tokens=settings.pack_tokens, seed=settings.seed
+        feed.lengths, [1.0], batch=config.batch, epochs=1, pack_tokens=config.pack_tokens, seed=config.seed
     )
 
     def batch(step: int) -> Any:
@@ -186,13 +189,13 @@ def again(words: list[str]) -> dict[str, Any]:
     later = range(1, min(len(plan), BATCHES))
     took, batches = timed(lambda: [batch(step) for step in later])
     found["a batch"] = took | {"seconds": round(took["seconds"] / len(later), 6)}
-    set_learning(loaded.model, settings.learn)
+    set_trainable(loaded.model, config.learn)
     use_packed_attention(loaded.model.train())
     learner = Learner(loaded.model, pack_loss)
-    optimizer = make_optimizer(learning_parts(loaded.model, settings), "adamw", settings.betas)
+    optimizer = make_optimizer(learning_parts(loaded.model, config), "adamw", config.betas)
 
     def learn(packs: Any, step: int) -> None:
-        learn_step(learner, packs, settings, step)
+        learn_step(learner, packs, config, step)
         optimizer.step()
         optimizer.zero_grad()
 

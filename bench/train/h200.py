@@ -25,8 +25,8 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qilin.core.errors import UserError
-from qilin.model.llava import set_learning
-from qilin.train.config import DataSource, Lora, TrainSettings
+from qilin.model.llava import set_trainable
+from qilin.train.config import DataSource, Lora, TrainConfig
 from qilin.train.data_loader import Pack
 from qilin.train.distributed import Learner
 from qilin.train.flops import cost_of, peak_of
@@ -103,15 +103,15 @@ def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
     if small:
         changes.pop("optimizer", None)
     learn = ("projector",) if case.stage == 1 or "lora" in case.changes else ("projector", "language")
-    settings = TrainSettings(
+    config = TrainConfig(
         model="random", data=(DataSource(path=Path("none")),), learn=learn, pack_tokens=512 if small else 8192,
         max_length=512 if small else 2048, precision="bf16", **changes,
     )  # fmt: skip
-    model = make_model(SHAPES["miniature" if small else case.shape], small, settings, device)
-    plan = make_lengths(case, settings, 16 if small else 576, batch=8 if small else 32)
-    optimizer = make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
+    model = make_model(SHAPES["miniature" if small else case.shape], small, config, device)
+    plan = make_lengths(case, config, 16 if small else 576, batch=8 if small else 32)
+    optimizer = make_optimizer(learning_parts(model, config), config.optimizer, config.betas)
     cost = cost_of(model)
-    step, needed = (padded_step if case.padded else packed_step)(model, plan, settings, device)
+    step, needed = (padded_step if case.padded else packed_step)(model, plan, config, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times: list[float] = []
@@ -137,7 +137,7 @@ def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
     }
 
 
-def make_model(shape: dict[str, int], small: bool, settings: TrainSettings, device: torch.device) -> Any:
+def make_model(shape: dict[str, int], small: bool, config: TrainConfig, device: torch.device) -> Any:
     """A random Llava of a shape, made on the device itself: CLIP ViT-L/14 at 336 pixels, or a tiny one."""
     vision = (
         CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
@@ -147,15 +147,15 @@ def make_model(shape: dict[str, int], small: bool, settings: TrainSettings, devi
                               image_size=336, patch_size=14)
     )  # fmt: skip
     text = LlamaConfig(vocab_size=32_000, max_position_embeddings=4096, **shape)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_ID)
+    model_config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_ID)
     with device:
-        model: Any = LlavaForConditionalGeneration(config)
-    set_learning(model, settings.learn)
-    model = shrink_frozen(fit_out(model, settings), settings, device)
-    return base_of(add_adapters(model, settings)).train()
+        model: Any = LlavaForConditionalGeneration(model_config)
+    set_trainable(model, config.learn)
+    model = shrink_frozen(fit_out(model, config), config, device)
+    return base_of(add_adapters(model, config)).train()
 
 
-def make_lengths(case: Case, settings: TrainSettings, image: int, batch: int) -> Plan:
+def make_lengths(case: Case, config: TrainConfig, image: int, batch: int) -> Plan:
     """Samples like ChiMed-VL's: contexts and captions in stage 1, three questions an image in stage 2."""
     random = np.random.default_rng(0)
     small = image < 100
@@ -171,7 +171,7 @@ def make_lengths(case: Case, settings: TrainSettings, image: int, batch: int) ->
     else:
         questions, learnt = drawn(20, 25, batch), drawn(22, 34, batch)
         texts, units = questions + learnt, np.arange(batch) // 3
-    total = np.minimum(shared + texts // (4 if small else 1), settings.max_length)
+    total = np.minimum(shared + texts // (4 if small else 1), config.max_length)
     learnt = np.minimum(learnt, total - shared)
     together = case.changes.get("questions") != "separate"
     lengths = Lengths(
@@ -182,12 +182,10 @@ def make_lengths(case: Case, settings: TrainSettings, image: int, batch: int) ->
         source=np.zeros(batch, dtype=np.int64),
         images=np.ones(batch, dtype=np.int64),
     )
-    return make_plan(lengths, [1.0], batch=batch, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
+    return make_plan(lengths, [1.0], batch=batch, epochs=1, pack_tokens=config.pack_tokens, seed=0)
 
 
-def packed_step(
-    model: Any, plan: Plan, settings: TrainSettings, device: torch.device
-) -> tuple[Callable[[], None], Counts]:
+def packed_step(model: Any, plan: Plan, config: TrainConfig, device: torch.device) -> tuple[Callable[[], None], Counts]:
     """Qilin's step over packs, and the work its samples need."""
     use_packed_attention(model)
     packs = [make_pack(shape_of_pack(pieces, plan.lengths), model, device) for pieces in plan.packs(0)]
@@ -196,7 +194,7 @@ def packed_step(
 
     def step() -> None:
         for pack in packs:
-            with arithmetic(settings.precision, device):
+            with arithmetic(config.precision, device):
                 loss = learner(pack, pack.pixels)
             (loss / total).backward()
 
@@ -229,9 +227,7 @@ def make_pack(shape: Shape, model: Any, device: torch.device) -> Pack:
     )
 
 
-def padded_step(
-    model: Any, plan: Plan, settings: TrainSettings, device: torch.device
-) -> tuple[Callable[[], None], Counts]:
+def padded_step(model: Any, plan: Plan, config: TrainConfig, device: torch.device) -> tuple[Callable[[], None], Counts]:
     """LLaVA's step: single samples, padded to the longest of the batch, logits of all positions, four at a time."""
     use_plain_attention(model)
     image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
@@ -248,7 +244,7 @@ def padded_step(
             labels = ids.masked_fill(~mask, -100)
             labels[:, : image + 1] = -100
             pixels = torch.randn(len(mine), 3, side, side, device=device, dtype=kind)
-            with arithmetic(settings.precision, device):
+            with arithmetic(config.precision, device):
                 loss = model(
                     input_ids=ids, pixel_values=pixels, attention_mask=mask, labels=labels, use_cache=False
                 ).loss

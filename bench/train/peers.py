@@ -158,7 +158,7 @@ def main() -> None:
     if not arguments.summary:
         bench = Bench(arguments.work.resolve(), results, arguments.threads, time.monotonic() + 60 * arguments.minutes)
         numbers = range(arguments.first_round, arguments.rounds + 1)
-        bench.all_rounds(arguments.settings, arguments.systems, arguments.ways, numbers)
+        bench.all_rounds(arguments.config, arguments.systems, arguments.ways, numbers)
     results.write(about("peers.py", arguments.out))
     print(results.table())
 
@@ -188,9 +188,9 @@ class Bench:
     threads: int
     until: float
 
-    def all_rounds(self, settings: list[str], systems: list[str], ways: list[str] | None, numbers: range) -> None:
+    def all_rounds(self, config: list[str], systems: list[str], ways: list[str] | None, numbers: range) -> None:
         for number in numbers:
-            for setting in settings:
+            for setting in config:
                 for system, way in self.turn(setting, systems, ways, number):
                     self.once(setting, system, way, number)
 

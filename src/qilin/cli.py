@@ -23,7 +23,7 @@ class Command:
     """One command: what it does, its settings class, its function, which settings are positional, an example."""
 
     help: str
-    settings: str
+    config: str
     run: str
     positional: tuple[str, ...] = ()
     example: str = ""
@@ -32,13 +32,13 @@ class Command:
 COMMANDS = {
     "demo": Command(
         "the whole story on this machine: data, two small pre-trained parts, both stages, scores, a report",
-        "qilin.demo.config:DemoSettings",
+        "qilin.demo.config:DemoConfig",
         "qilin.demo.run:demo",
         example="qilin demo --out qilin-demo\nqilin demo --quick\nqilin demo --data slake --recipes small",
     ),
     "data import": Command(
         "make a dataset folder from images and text that exist",
-        "qilin.pipeline.importers.config:ImportSettings",
+        "qilin.pipeline.importers.config:ImportConfig",
         "qilin.pipeline.importers.run:import_data",
         ("name", "source", "out"),
         "qilin data import slake SLAKE_DIR slake\nqilin data import llava data.json llava --images DIR\n"
@@ -47,7 +47,7 @@ COMMANDS = {
     ),
     "data pmc": Command(
         "fetch articles of PubMed Central's open store with the images of their figures",
-        "qilin.pipeline.pubmed.download:PmcSettings",
+        "qilin.pipeline.pubmed.download:PmcConfig",
         "qilin.pipeline.pubmed.download:pmc",
         ("out",),
         "qilin data pmc pmc --ids ids.txt\n"
@@ -56,21 +56,21 @@ COMMANDS = {
     ),
     "data figures": Command(
         "figures of JATS articles, with captions, mentions, context, licences and panels, as rows",
-        "qilin.pipeline.pubmed.figures:FiguresSettings",
+        "qilin.pipeline.pubmed.figures:FiguresConfig",
         "qilin.pipeline.pubmed.figures:figures",
         ("source", "out"),
         "qilin data figures articles figures\nqilin data figures articles figures --every --workers 8",
     ),
     "data look": Command(
         "a vision model looks at figures that captions leave unsure",
-        "qilin.pipeline.pubmed.vision_filter:LookSettings",
+        "qilin.pipeline.pubmed.vision_filter:LookConfig",
         "qilin.pipeline.pubmed.vision_filter:look",
         ("source", "out"),
         "qilin data look figures seen --images pmc/articles --endpoint http://127.0.0.1:8000/v1 --model qwen3-vl-8b",
     ),
     "data translate": Command(
         "the English samples of a dataset folder into Chinese, checked, by any OpenAI-compatible service",
-        "qilin.pipeline.translation.translate:TranslateSettings",
+        "qilin.pipeline.translation.translate:TranslateConfig",
         "qilin.pipeline.translation.translate:translate",
         ("source", "out"),
         "qilin data translate articles-en articles-zh --endpoint http://127.0.0.1:8000/v1 --model qwen3-32b\n"
@@ -79,7 +79,7 @@ COMMANDS = {
     ),
     "data ask": Command(
         "questions about images from their Chinese captions and reports, checked, none that is guessed without them",
-        "qilin.pipeline.questions.generate:AskSettings",
+        "qilin.pipeline.questions.generate:AskConfig",
         "qilin.pipeline.questions.generate:ask",
         ("source", "out"),
         "qilin data ask articles-zh asked --endpoint http://127.0.0.1:8000/v1 --model qwen3-32b\n"
@@ -88,7 +88,7 @@ COMMANDS = {
     ),
     "data curate": Command(
         "a dataset folder less repetitions, leaks, personal data, bad images and licences that do not fit",
-        "qilin.pipeline.curation.curate:CurateSettings",
+        "qilin.pipeline.curation.curate:CurateConfig",
         "qilin.pipeline.curation.curate:curate",
         ("source", "out"),
         "qilin data curate articles-zh chinese --benchmarks slake-test vqa-rad --resplit\n"
@@ -96,7 +96,7 @@ COMMANDS = {
     ),
     "data review": Command(
         "samples for a person to accept, fix or reject, on a page of this machine",
-        "qilin.serve.config:ReviewSettings",
+        "qilin.serve.config:ReviewConfig",
         "qilin.serve.review:review",
         ("source",),
         "qilin data review articles-zh\nqilin data review articles-zh --rows 500 --reviewer 王敏\n"
@@ -104,28 +104,28 @@ COMMANDS = {
     ),
     "data apply": Command(
         "a review's decisions applied to the dataset: fixed, rejected, marked as read",
-        "qilin.pipeline.review.apply:ApplySettings",
+        "qilin.pipeline.review.apply:ApplyConfig",
         "qilin.pipeline.review.apply:apply",
         ("source", "out"),
         "qilin data apply articles-zh reviewed\nqilin data apply articles-zh gold --only-read",
     ),
     "data merge": Command(
         "several dataset folders as one, with contexts in a wanted share",
-        "qilin.pipeline.merge:MergeSettings",
+        "qilin.pipeline.merge:MergeConfig",
         "qilin.pipeline.merge:merge",
         ("out", "sources"),
         "qilin data merge together articles-zh pmc-vqa-zh\nqilin data merge english articles vqa --context 0.726",
     ),
     "data chats": Command(
         "conversations composed of what is told and asked about one image",
-        "qilin.pipeline.questions.conversations:ChatsSettings",
+        "qilin.pipeline.questions.conversations:ChatsConfig",
         "qilin.pipeline.questions.conversations:chats",
         ("source", "out"),
         "qilin data chats chinese chats\nqilin data chats chinese chats --least 3 --most 8",
     ),
     "data build": Command(
         "a whole dataset by a recipe: from PMC ids to one folder, each step done once",
-        "qilin.pipeline.build:BuildSettings",
+        "qilin.pipeline.build:BuildConfig",
         "qilin.pipeline.build:build",
         ("recipe", "changes"),
         "qilin data build chimed-vl ids=ids.txt endpoint=http://127.0.0.1:8000/v1 model=qwen3-32b out=chimed-vl\n"
@@ -133,21 +133,21 @@ COMMANDS = {
     ),
     "data stats": Command(
         "a dataset's counts and lengths, beside those of the paper",
-        "qilin.pipeline.stats:StatsSettings",
+        "qilin.pipeline.stats:StatsConfig",
         "qilin.pipeline.stats:stats",
         ("source",),
         "qilin data stats chinese\nqilin data stats chinese --tokenizer qwen3/tokenizer.json --json",
     ),
     "data to": Command(
         "a dataset folder as other trainers read it: LLaVA, ShareGPT, TRL, WebDataset",
-        "qilin.pipeline.export:ExportSettings",
+        "qilin.pipeline.export:ExportConfig",
         "qilin.pipeline.export:export",
         ("form", "source", "out"),
         "qilin data to llava chinese for-llava\nqilin data to webdataset chinese shards",
     ),
     "data benchmarks": Command(
         "test sets by name: where to get them, their licences, how to import them",
-        "qilin.dataset.benchmarks:BenchmarksSettings",
+        "qilin.dataset.benchmarks:BenchmarksConfig",
         "qilin.dataset.benchmarks:show_benchmarks",
         example="qilin data benchmarks\nqilin data import cmmmu CMMMU_FOLDER cmmmu-health",
     ),
@@ -169,7 +169,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "answer a split's questions, score them with controls and intervals, write a report",
-        "qilin.evaluate.config:EvaluateSettings",
+        "qilin.evaluate.config:EvaluateConfig",
         "qilin.evaluate.run:evaluate",
         ("model", "dataset"),
         "qilin evaluate runs/instruct slake --split validation --out runs/evaluation\n"
@@ -178,28 +178,28 @@ COMMANDS = {
     ),
     "score": Command(
         "score predictions that any system made",
-        "qilin.evaluate.config:ScoreSettings",
+        "qilin.evaluate.config:ScoreConfig",
         "qilin.evaluate.score:score_command",
         ("file",),
         "qilin score predictions.jsonl --rows judged.jsonl\nqilin score predictions.jsonl --compare",
     ),
     "compare": Command(
         "two systems on the same questions: which is better, and how sure that is",
-        "qilin.evaluate.config:CompareSettings",
+        "qilin.evaluate.config:CompareConfig",
         "qilin.evaluate.compare:compare_command",
         ("a", "b"),
         "qilin compare evaluation-old evaluation-new --dataset slake --report compared.html",
     ),
     "chat": Command(
         "talk with a model about images, in the terminal",
-        "qilin.serve.config:ChatSettings",
+        "qilin.serve.config:ChatConfig",
         "qilin.serve.terminal:chat",
         ("model", "images"),
         "qilin chat runs/instruct image.png",
     ),
     "convert": Command(
         "LLaVA's layout to Hugging Face's and back; merge LoRA; llama.cpp's mmproj",
-        "qilin.model.config:ConvertSettings",
+        "qilin.model.config:ConvertConfig",
         "qilin.convert.run:convert",
         ("source", "out"),
         "qilin convert williamliu/Qilin-Med-VL-Chat qilin-chat --check\n"
@@ -209,7 +209,7 @@ COMMANDS = {
     ),
     "template": Command(
         "print a conversation as a model sees it, what it learns to say in colour",
-        "qilin.model.config:TemplateSettings",
+        "qilin.model.config:TemplateConfig",
         "qilin.model.show_template:show_template",
         ("model",),
         "qilin template runs/instruct\nqilin template runs/instruct --template llama_2 --tokens",
@@ -225,8 +225,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if name is None:
             return show_commands(arguments)
         command = COMMANDS[name]
-        settings = load(command.settings)
-        given = from_flags(settings, make_parser(name, command, settings).parse_intermixed_args(rest))
+        config = load(command.config)
+        given = from_flags(config, make_parser(name, command, config).parse_intermixed_args(rest))
         load(command.run)(given)
         return 0
     except QilinError as error:
@@ -283,15 +283,15 @@ def show_commands(words: list[str]) -> int:
     return 0 if not asked or words[-1] in ("-h", "--help") else 2
 
 
-def make_parser(name: str, command: Command, settings: type) -> argparse.ArgumentParser:
+def make_parser(name: str, command: Command, config: type) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"qilin {name}",
         description=command.help[0].upper() + command.help[1:] + ".",
-        epilog=f"example:\n  {command.example.replace(chr(10), chr(10) + '  ')}" + getattr(settings, "EPILOG", ""),
+        epilog=f"example:\n  {command.example.replace(chr(10), chr(10) + '  ')}" + getattr(config, "EPILOG", ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_flags(parser, settings, command.positional)
+    add_flags(parser, config, command.positional)
     return parser
 
 

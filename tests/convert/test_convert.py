@@ -19,7 +19,7 @@ from qilin.convert.run import convert
 from qilin.convert.verify import IMAGE_INDEX, TOLERANCE, reference_logits
 from qilin.convert.weight_files import Reader, list_weights, same_bits
 from qilin.core.errors import RunError
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 
 KINDS: dict[str, dict[str, Any]] = {
     "Qilin-Med-VL": {},
@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def to_hf(source: Path, out: Path, **options: Any) -> Path:
-    return convert(ConvertSettings(source=str(source), out=out, **options))
+    return convert(ConvertConfig(source=str(source), out=out, **options))
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_the_comparison_can_fail(made: dict[str, tuple[Path, Path]], name: str, 
     pixels = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     ids = [*range(5, 12), IMAGE_INDEX, *range(20, 30)]
     right, wrong = (
-        reference_logits(tensors.__getitem__, settings, model.config.vision_config, ids, pixels)[-1]
-        for settings in (config, config | change)
+        reference_logits(tensors.__getitem__, config, model.config.vision_config, ids, pixels)[-1]
+        for config in (config, config | change)
     )
     assert (right - wrong).abs().max() > 100 * TOLERANCE * right.abs().max()
 
@@ -111,7 +111,7 @@ def test_the_comparison_can_fail(made: dict[str, tuple[Path, Path]], name: str, 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_round_trip_is_bit_equal(made: dict[str, tuple[Path, Path]], name: str, tmp_path: Path) -> None:
     source, out = made[name]
-    back = convert(ConvertSettings(source=str(out), out=tmp_path / "back", to="llava", check=True))
+    back = convert(ConvertConfig(source=str(out), out=tmp_path / "back", to="llava", check=True))
     before, reader = read_bins(source), Reader()
     after = {weight.name: reader.get(weight) for weight in list_weights(back)}
     assert set(after) == set(before)
@@ -240,7 +240,7 @@ def test_check_finds_a_config_that_is_not_the_models_on_the_way_out(tmp_path: Pa
     record = out / "llava" / "config.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"mm_vision_select_layer": -1}))
     with pytest.raises(RunError, match="logits differ"):
-        convert(ConvertSettings(source=str(out), out=tmp_path / "back", to="llava", check=True))
+        convert(ConvertConfig(source=str(out), out=tmp_path / "back", to="llava", check=True))
     assert not (tmp_path / "back").exists()
 
 
@@ -295,7 +295,7 @@ def test_a_model_trained_here_goes_out_and_comes_back(tmp_path: Path) -> None:
     )
     made.model.save_pretrained(tmp_path / "ours")
     made.processor.save_pretrained(tmp_path / "ours")
-    out = convert(ConvertSettings(source=str(tmp_path / "ours"), out=tmp_path / "llava", to="llava"))
+    out = convert(ConvertConfig(source=str(tmp_path / "ours"), out=tmp_path / "llava", to="llava"))
     config = config_of(out)
     assert config["architectures"] == ["LlavaLlamaForCausalLM"]
     assert (config["mm_projector_type"], config["image_aspect_ratio"]) == ("mlp2x_gelu", "pad")

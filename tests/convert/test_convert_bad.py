@@ -14,7 +14,7 @@ from builders.llava import llava_mini, read_bins, write_bins
 from qilin.convert.run import convert
 from qilin.convert.weight_files import Planned, list_file, open_weights, write_safetensors
 from qilin.core.errors import RunError, UserError
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 
 
 def config(folder: Path, **changes: Any) -> None:
@@ -147,14 +147,14 @@ def test_refused_in_plain_words(source: Path, tmp_path: Path, name: str, capfd: 
     spoil, reason = BAD[name]
     spoil(source)
     with pytest.raises(UserError, match=reason):
-        convert(ConvertSettings(source=str(source), out=tmp_path / "out"))
+        convert(ConvertConfig(source=str(source), out=tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]  # nothing half-written, under any name
     assert "this ran" not in capfd.readouterr().out
 
 
 def test_the_whole_one_is_converted(source: Path, tmp_path: Path) -> None:
     """The control of all of the above; and a cut safetensors file, an output that exists, a folder of ours."""
-    out = convert(ConvertSettings(source=str(source), out=tmp_path / "out"))
+    out = convert(ConvertConfig(source=str(source), out=tmp_path / "out"))
     assert (out / "qilin.json").is_file()
     for options, reason in (
         ({"source": str(out), "out": tmp_path / "new"}, "is already in Hugging Face's layout .* --to llava"),
@@ -164,12 +164,12 @@ def test_the_whole_one_is_converted(source: Path, tmp_path: Path) -> None:
         ({"source": str(source), "out": tmp_path / "new", "template": "chatml"}, r"no token <\|im_start\|>"),
     ):
         with pytest.raises(UserError, match=reason):
-            convert(ConvertSettings(**options))
+            convert(ConvertConfig(**options))
         assert not (tmp_path / "new").exists()
     file = out / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        convert(ConvertSettings(source=str(out), out=tmp_path / "new", to="llava"))
+        convert(ConvertConfig(source=str(out), out=tmp_path / "new", to="llava"))
 
 
 def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,19 +182,19 @@ def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr("qilin.convert.run.write_shards", full)
         with pytest.raises(OSError, match="No space left"):
-            convert(ConvertSettings(source=str(source), out=tmp_path / "out"))
+            convert(ConvertConfig(source=str(source), out=tmp_path / "out"))
     assert ".partial" in (tmp_path / "seen").read_text()  # it had begun
     (tmp_path / "seen").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(RunError, match="GB and 0.0 GB are free"):
-        convert(ConvertSettings(source=str(source), out=tmp_path / "out"))
+        convert(ConvertConfig(source=str(source), out=tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
 def test_what_a_kill_left_behind_is_named(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / ".out.1.partial").mkdir()
-    convert(ConvertSettings(source=str(source), out=tmp_path / "out"))
+    convert(ConvertConfig(source=str(source), out=tmp_path / "out"))
     assert f"{tmp_path / '.out.1.partial'}: another conversion is at work there" in capfd.readouterr().err
 
 

@@ -21,7 +21,7 @@ from qilin.convert.run import convert, usable
 from qilin.core.errors import UserError
 from qilin.dataset.schema import user
 from qilin.imaging.decode import to_rgb
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.generate import Request, answer_batch, stream
 from qilin.model.llava import load_model
 
@@ -141,7 +141,7 @@ def test_a_folder_is_converted_once_and_a_changed_one_anew(tmp_path: Path, monke
 def test_eight_bits_on_a_cpu(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     source = llava_mini(tmp_path / "source")
-    out = convert(ConvertSettings(source=str(source), out=tmp_path / "out"))
+    out = convert(ConvertConfig(source=str(source), out=tmp_path / "out"))
     whole, small = load_model(out, "cpu"), load_model(out, "cpu", bits=8)
     layer = small.model.model.language_model.layers[0].mlp.up_proj.weight
     assert type(layer).__name__ == "Int8Tensor"
@@ -157,7 +157,7 @@ def test_eight_bits_on_a_cpu(tmp_path: Path) -> None:
 def test_bits_that_cannot_be_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = convert(ConvertSettings(source=str(llava_mini(tmp_path / "source")), out=tmp_path / "out"))
+    out = convert(ConvertConfig(source=str(llava_mini(tmp_path / "source")), out=tmp_path / "out"))
     for name in ("bitsandbytes", "torchao", "torchao.quantization"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="bits is 4 on cpu, which needs bitsandbytes"):

@@ -17,7 +17,7 @@ from builders.tiny import tiny_language, tiny_vision
 from qilin.convert.run import convert
 from qilin.convert.verify import encode_image, project
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.llava import compose, load_model
 from qilin.model.saving import save_model
 
@@ -39,7 +39,7 @@ NAMES = (
 
 
 def made(tmp_path: Path, **options: Any) -> Path:
-    return convert(ConvertSettings(source=str(llava_mini(tmp_path / "source", **options)), out=tmp_path / "model"))
+    return convert(ConvertConfig(source=str(llava_mini(tmp_path / "source", **options)), out=tmp_path / "model"))
 
 
 def read(file: Path) -> tuple[dict[str, np.ndarray], Any]:
@@ -56,7 +56,7 @@ def llama_name(name: str) -> str:
 @pytest.mark.parametrize("layer", [-2, 1])
 def test_it_computes_what_the_model_sees(tmp_path: Path, layer: int) -> None:
     model = made(tmp_path, kind=torch.float32, mm_vision_select_layer=layer)
-    out = convert(ConvertSettings(source=str(model), out=tmp_path / "gguf", to="gguf"))
+    out = convert(ConvertConfig(source=str(model), out=tmp_path / "gguf", to="gguf"))
     tensors, reader = read(out / "mmproj-model.gguf")
     used = layer if layer > 0 else EYE_LAYERS + 1 + layer
     assert {name.split(".")[2] for name in tensors if ".blk." in name} == {str(n) for n in range(used)}
@@ -78,7 +78,7 @@ def test_it_computes_what_the_model_sees(tmp_path: Path, layer: int) -> None:
 
 
 def test_half_numbers_stay_half(tmp_path: Path) -> None:
-    out = convert(ConvertSettings(source=str(made(tmp_path)), out=tmp_path / "gguf", to="gguf"))
+    out = convert(ConvertConfig(source=str(made(tmp_path)), out=tmp_path / "gguf", to="gguf"))
     tensors, _ = read(out / "mmproj-model.gguf")
     assert tensors["v.blk.0.attn_q.weight"].dtype == tensors["mm.0.weight"].dtype == np.float16
     assert tensors["v.blk.0.attn_q.bias"].dtype == tensors["v.pre_ln.weight"].dtype == np.float32
@@ -88,7 +88,7 @@ def test_half_numbers_stay_half(tmp_path: Path) -> None:
 def test_what_llama_cpp_cannot_express_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(model: Path, words: str) -> None:
         with pytest.raises(UserError, match=words):
-            convert(ConvertSettings(source=str(model), out=tmp_path / "gguf", to="gguf"))
+            convert(ConvertConfig(source=str(model), out=tmp_path / "gguf", to="gguf"))
         assert not (tmp_path / "gguf").exists()
 
     for name, options, words in (

@@ -26,7 +26,7 @@ from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin.convert.run import convert
 from qilin.convert.weight_files import Reader, list_weights, same_bits
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.llava import load_model
 from qilin.train.config import read_recipe
 from qilin.train.stage import run_stage
@@ -105,7 +105,7 @@ def lora(tmp_path: Path) -> tuple[Path, Path, dict[str, torch.Tensor]]:
 
 def test_merged(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     folder, base, gains = lora
-    out = convert(ConvertSettings(source=str(folder), out=tmp_path / "out", base=str(base), check=True))
+    out = convert(ConvertConfig(source=str(folder), out=tmp_path / "out", base=str(base), check=True))
     before, reader = read_bins(base), Reader()
     after = {weight.name: reader.get(weight) for weight in list_weights(out)}
     for name, gain in gains.items():
@@ -124,8 +124,8 @@ def test_kept_is_what_peft_loads(lora: tuple[Path, Path, dict[str, torch.Tensor]
     from transformers import LlavaForConditionalGeneration
 
     folder, base, _ = lora
-    merged = convert(ConvertSettings(source=str(folder), out=tmp_path / "merged", base=str(base)))
-    kept = convert(ConvertSettings(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
+    merged = convert(ConvertConfig(source=str(folder), out=tmp_path / "merged", base=str(base)))
+    kept = convert(ConvertConfig(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
     ids, pixels = torch.tensor([[5, 6, 7, *[440] * 16, 9]]), torch.ones(1, 3, 32, 32)
     with torch.inference_mode():
         one = LlavaForConditionalGeneration.from_pretrained(merged).eval()(ids, pixels).logits
@@ -135,7 +135,7 @@ def test_kept_is_what_peft_loads(lora: tuple[Path, Path, dict[str, torch.Tensor]
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
     assert not torch.allclose(one, bare, atol=1e-2)
     # And merged from peft's form, on our layout: the same weights as merging on the way in.
-    again = convert(ConvertSettings(source=str(kept / "adapter"), out=tmp_path / "again", base=str(kept)))
+    again = convert(ConvertConfig(source=str(kept / "adapter"), out=tmp_path / "again", base=str(kept)))
     first, second = Reader(), Reader()
     theirs = {weight.name: weight for weight in list_weights(merged)}
     for weight in list_weights(again):
@@ -155,8 +155,8 @@ def test_kept_on_the_way_out(lora: tuple[Path, Path, dict[str, torch.Tensor]], t
     """LLaVA's LoRA folder, in and out again: the same config, adapters and projector; merged on the way, the same
     weights as merging on the way in."""
     folder, base, _ = lora
-    kept = convert(ConvertSettings(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
-    out = convert(ConvertSettings(source=str(kept), out=tmp_path / "llava-out", to="llava", lora="keep"))
+    kept = convert(ConvertConfig(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
+    out = convert(ConvertConfig(source=str(kept), out=tmp_path / "llava-out", to="llava", lora="keep"))
     assert {path.name for path in out.iterdir()} >= {"config.json", "adapter_config.json", "tokenizer.model"}
     assert not list(out.glob("*.safetensors"))  # no base weights
     for name in ("config.json", "adapter_config.json"):
@@ -166,9 +166,9 @@ def test_kept_on_the_way_out(lora: tuple[Path, Path, dict[str, torch.Tensor]], t
         assert before.keys() == after.keys()
         assert all(same_bits(before[key], after[key]) for key in before), name
         assert not same_bits(next(iter(before.values())), next(iter(after.values())) + 1)  # control
-    merged_in = convert(ConvertSettings(source=str(folder), out=tmp_path / "merged", base=str(base)))
-    there = convert(ConvertSettings(source=str(merged_in), out=tmp_path / "one", to="llava"))
-    here = convert(ConvertSettings(source=str(kept), out=tmp_path / "other", to="llava", check=True))
+    merged_in = convert(ConvertConfig(source=str(folder), out=tmp_path / "merged", base=str(base)))
+    there = convert(ConvertConfig(source=str(merged_in), out=tmp_path / "one", to="llava"))
+    here = convert(ConvertConfig(source=str(kept), out=tmp_path / "other", to="llava", check=True))
     reader, other = Reader(), Reader()
     theirs = {weight.name: weight for weight in list_weights(there)}
     for weight in list_weights(here):
@@ -190,7 +190,7 @@ def test_adapters_trained_here_go_out_and_come_back(tmp_path: Path, monkeypatch:
     }  # fmt: skip
     run_stage(read_recipe("small/instruct", ["vision=", "language="], more), "test")
     run = tmp_path / "run"
-    out = convert(ConvertSettings(source=str(run), out=tmp_path / "lora", to="llava", lora="keep"))
+    out = convert(ConvertConfig(source=str(run), out=tmp_path / "lora", to="llava", lora="keep"))
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["target_modules"] == ["down_proj", "q_proj"]
     assert config.keys() <= {field.name for field in fields(LoraConfig)}
@@ -198,7 +198,7 @@ def test_adapters_trained_here_go_out_and_come_back(tmp_path: Path, monkeypatch:
     halves = torch.load(out / "adapter_model.bin", weights_only=True)
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in halves
     again = convert(
-        ConvertSettings(source=str(out), out=tmp_path / "again", base=str(language), vision=str(clip), system="")
+        ConvertConfig(source=str(out), out=tmp_path / "again", base=str(language), vision=str(clip), system="")
     )
     ours, theirs = load_model(run, "cpu", "fp32").model, load_model(again, "cpu", "fp32").model
     image = ours.config.image_token_index
@@ -209,7 +209,7 @@ def test_adapters_trained_here_go_out_and_come_back(tmp_path: Path, monkeypatch:
         theirs.model.multi_modal_projector.linear_1.weight.add_(0.1)  # control
         assert not torch.allclose(one, theirs(ids, pixels).logits[..., :image], atol=1e-3)
     with pytest.raises(UserError, match="has no adapter/adapter_config.json, so no LoRA to keep"):
-        convert(ConvertSettings(source=str(again), out=tmp_path / "none", to="llava", lora="keep"))
+        convert(ConvertConfig(source=str(again), out=tmp_path / "none", to="llava", lora="keep"))
 
 
 @pytest.mark.parametrize("named", ["model.", ""])
@@ -224,19 +224,17 @@ def test_a_bare_projector(tmp_path: Path, named: str) -> None:
     config = llava_config(rows, 4, mm_vision_tower=str(clip(tmp_path / "clip")))
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match="name its language model with --base"):
-        convert(ConvertSettings(source=str(folder), out=tmp_path / "out", template="plain"))
-    out = convert(
-        ConvertSettings(source=str(folder), out=tmp_path / "out", template="plain", base=str(base), check=True)
-    )
+        convert(ConvertConfig(source=str(folder), out=tmp_path / "out", template="plain"))
+    out = convert(ConvertConfig(source=str(folder), out=tmp_path / "out", template="plain", base=str(base), check=True))
     assert json.loads((out / "qilin.json").read_text())["template"] == "plain"
 
 
 def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
     for options in ({"to": "gguf", "check": True}, {"to": "gguf", "lora": "keep"}, {"to": "llava", "base": "x"}):
         with pytest.raises(ValueError, match="nothing to do|belongs to the way in"):
-            ConvertSettings(source="x", out=tmp_path, **options)  # type: ignore[arg-type]
+            ConvertConfig(source="x", out=tmp_path, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="check the merged one"):
-        ConvertSettings(source="x", out=tmp_path, lora="keep", check=True)
+        ConvertConfig(source="x", out=tmp_path, lora="keep", check=True)
 
 
 def test_what_does_not_go_together(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
@@ -244,14 +242,14 @@ def test_what_does_not_go_together(lora: tuple[Path, Path, dict[str, torch.Tenso
 
     def refused(words: str, **options: Any) -> None:
         with pytest.raises(UserError, match=words):
-            convert(ConvertSettings(**({"source": str(folder), "out": tmp_path / "out", "base": str(base)} | options)))
+            convert(ConvertConfig(**({"source": str(folder), "out": tmp_path / "out", "base": str(base)} | options)))
         assert not (tmp_path / "out").exists()
 
     refused("name the model it was trained on with --base", base=None)
     refused("merge it first", base=None, to="llava")
     refused("expected unquantised|adapts|missing|too many", base=str(tmp_path / "clip"))
     other = llava_mini(tmp_path / "other")
-    hf = convert(ConvertSettings(source=str(other), out=tmp_path / "hf"))
+    hf = convert(ConvertConfig(source=str(other), out=tmp_path / "hf"))
     refused("--base of a LLaVA folder is a language model", base=str(hf))
     (folder / "non_lora_trainables.bin").rename(folder / "away.bin")
     refused("no non_lora_trainables.bin, where the projector")

@@ -6,22 +6,22 @@ from typing import Literal
 
 import pytest
 
-from qilin.core.config import add_flags, describe, from_flags, read, setting, settings, to_dict, write_yaml
+from qilin.core.config import add_flags, config_class, describe, from_flags, option, read, to_dict, write_yaml
 from qilin.core.errors import UserError
 
 
-@settings
+@config_class
 class Part:
-    path: Path = setting(help="where")
-    weight: float = setting(default=1.0, help="how often")
+    path: Path = option(help="where")
+    weight: float = option(default=1.0, help="how often")
 
 
-@settings
+@config_class
 class Recipe:
-    batch: int = setting(default=8, help="samples a step")
-    rate: float = setting(default=1e-3, help="learning rate")
-    data: tuple[Part, ...] = setting(default=(), help="what to learn from")
-    mode: Literal["a", "b"] = setting(default="a", help="one of two")
+    batch: int = option(default=8, help="samples a step")
+    rate: float = option(default=1e-3, help="learning rate")
+    data: tuple[Part, ...] = option(default=(), help="what to learn from")
+    mode: Literal["a", "b"] = option(default="a", help="one of two")
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -72,11 +72,11 @@ def test_flags_come_from_the_fields() -> None:
     assert from_flags(Recipe, parser.parse_args(["--batch", "3"])).batch == 3
 
 
-@settings
+@config_class
 class Flags:
-    captions: bool = setting(default=True, help="slake: compose captions")
-    kinds: tuple[Literal["vqa", "chat"], ...] = setting(default=("vqa",), help="which kinds")
-    others: tuple[str, ...] = setting(default=(), help="which others")
+    captions: bool = option(default=True, help="slake: compose captions")
+    kinds: tuple[Literal["vqa", "chat"], ...] = option(default=("vqa",), help="which kinds")
+    others: tuple[str, ...] = option(default=(), help="which others")
 
 
 def test_help_shows_values_as_they_are_typed() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from builders.tiny import tiny_dataset
 from qilin.core.errors import UserError
-from qilin.demo.config import DemoSettings
+from qilin.demo.config import DemoConfig
 from qilin.demo.run import demo
 
 pytestmark = pytest.mark.story
@@ -81,13 +81,13 @@ def test_the_folder_holds_what_was_promised(story: Path) -> None:
 
 def test_a_second_telling_reuses_everything(story: Path) -> None:
     before = {path: path.stat().st_mtime for path in story.rglob("*.safetensors")}
-    demo(DemoSettings(out=story, quick=True))
+    demo(DemoConfig(out=story, quick=True))
     assert {path: path.stat().st_mtime for path in story.rglob("*.safetensors")} == before
 
 
 def test_another_story_does_not_write_over_it(story: Path) -> None:
     with pytest.raises(UserError, match="seed is 0 there and 1 here"):
-        demo(DemoSettings(out=story, quick=True, seed=1))
+        demo(DemoConfig(out=story, quick=True, seed=1))
 
 
 def test_the_model_answers_where_qilin_was_never_heard_of(story: Path, tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_the_model_answers_where_qilin_was_never_heard_of(story: Path, tmp_path:
 def test_a_dataset_without_a_held_out_split_is_refused(tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "data", splits=("train",))
     with pytest.raises(UserError, match="needs a train split and another"):
-        demo(DemoSettings(out=tmp_path / "out", data=tmp_path / "data"))
+        demo(DemoConfig(out=tmp_path / "out", data=tmp_path / "data"))
 
 
 def test_the_same_story_on_an_imported_dataset(tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "data", images=24)
-    demo(DemoSettings(out=tmp_path / "out", data=tmp_path / "data", quick=True))
+    demo(DemoConfig(out=tmp_path / "out", data=tmp_path / "data", quick=True))
     assert (tmp_path / "out" / "evaluation" / "scores.json").is_file()
     assert not (tmp_path / "out" / "dataset").exists()

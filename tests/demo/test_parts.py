@@ -12,13 +12,13 @@ from builders.tiny import tiny_dataset
 from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import text_of
-from qilin.demo.config import LanguagePart, PartsSettings, VisionPart
+from qilin.demo.config import LanguagePart, PartsConfig, VisionPart
 from qilin.demo.synthetic.question_templates import CHOICE, HELD_OUT, OPEN, YES_NO
 from qilin.demo.tiny_models.language_model import make_tokenizer, readings_of, text_pack, tokenized
 from qilin.demo.tiny_models.text_corpus import undrawn_texts
 from qilin.demo.tiny_models.train import make_parts, start_positions
 
-SMALL = PartsSettings(
+SMALL = PartsConfig(
     vision=VisionPart(image_size=32, patch_size=8, width=32, layers=2, heads=2, epochs=2, batch=4),
     language=LanguagePart(vocabulary=420, width=32, layers=2, heads=2, epochs=2),
 )
@@ -101,7 +101,7 @@ def test_texts_of_undrawn_images_teach_as_the_training_images_are_worded() -> No
 
 def test_label_supervision_is_called_so(data: Path, tmp_path: Path) -> None:
     vision = VisionPart(image_size=32, patch_size=8, width=32, layers=2, heads=2, epochs=1, objectives=("answers",))
-    make_parts(data, tmp_path, PartsSettings(vision=vision, language=SMALL.language))
+    make_parts(data, tmp_path, PartsConfig(vision=vision, language=SMALL.language))
     assert "label supervision" in json.loads((tmp_path / "vision" / "part.json").read_text())["trained_on"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from qilin.cli import main
 from qilin.core.errors import UserError
 from qilin.evaluate.compare import compare_command
-from qilin.evaluate.config import CompareSettings
+from qilin.evaluate.config import CompareConfig
 
 
 def write(path: Path, wrong: set[int], **more: Any) -> Path:
@@ -29,7 +29,7 @@ def write(path: Path, wrong: set[int], **more: Any) -> Path:
 
 def test_a_difference_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = write(tmp_path / "good.jsonl", set()), write(tmp_path / "bad.jsonl", set(range(20)))
-    found = compare_command(CompareSettings(a=good, b=bad, resamples=500))
+    found = compare_command(CompareConfig(a=good, b=bad, resamples=500))
     assert found["all"]["difference"] == pytest.approx(1 / 3)
     assert found["all"]["interval"][0] > 0
     assert found["all"]["p_value"] < 0.02
@@ -38,7 +38,7 @@ def test_a_difference_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert found["captions"]["difference"] > 0
     assert set(found["by_question_type"]) == {"Position"}
     assert "+0.333" in capsys.readouterr().out
-    same = compare_command(CompareSettings(a=bad, b=bad, resamples=500))
+    same = compare_command(CompareConfig(a=bad, b=bad, resamples=500))
     assert same["all"]["difference"] == 0
     assert same["all"]["p_value"] == 1.0
 
@@ -51,15 +51,15 @@ def test_one_bad_image_is_no_proof(tmp_path: Path) -> None:
         for row in rows[:6]:
             row |= {"image_ids": ["p0"], "prediction": answer}
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert compare_command(CompareSettings(a=good, b=bad, resamples=500))["all"]["p_value"] > 0.9
+    assert compare_command(CompareConfig(a=good, b=bad, resamples=500))["all"]["p_value"] > 0.9
 
 
 def test_other_questions_are_refused(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a.jsonl", set()), write(tmp_path / "b.jsonl", set(), question="别的?")
     with pytest.raises(UserError, match="question of 0 is '别的\\?'"):
-        compare_command(CompareSettings(a=a, b=b))
+        compare_command(CompareConfig(a=a, b=b))
     lines = a.read_text(encoding="utf-8").splitlines()
     (tmp_path / "short.jsonl").write_text("\n".join(lines[:5]) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="56 ids of the other file are missing"):
-        compare_command(CompareSettings(a=a, b=tmp_path / "short.jsonl"))
+        compare_command(CompareConfig(a=a, b=tmp_path / "short.jsonl"))
     assert main(["compare", str(a), str(a), "--report", str(tmp_path / "r.html")]) == 2

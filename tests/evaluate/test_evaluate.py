@@ -15,7 +15,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import ImageRecord, Sample, assistant, text_of, user
 from qilin.dataset.writer import DatasetWriter
-from qilin.evaluate.config import EvaluateSettings, ScoreSettings
+from qilin.evaluate.config import EvaluateConfig, ScoreConfig
 from qilin.evaluate.controls.blind import CommonestAnswer, Known, derangements, mean_image
 from qilin.evaluate.items import is_caption, is_closed, items_of, read_rows
 from qilin.evaluate.run import evaluate
@@ -93,7 +93,7 @@ def table_model(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             seen = request.images[0].tobytes() if request.images else b""
             yield generate.Answer(truth.get((seen, question), "是的"), 0.5)
 
-    monkeypatch.setattr(compose, "load_model", lambda *a, **k: compose.Loaded(None, None, {}, "table"))
+    monkeypatch.setattr(compose, "load_model", lambda *a, **k: compose.LoadedModel(None, None, {}, "table"))
     monkeypatch.setattr(generate, "answer_all", answer_all)
 
     def image_features(loaded: Any, images: Sequence[Image.Image]) -> Any:
@@ -115,13 +115,13 @@ def table_model(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return {"folder": folder, "state": state}
 
 
-def settings_for(model: dict[str, Any], dataset: Path, out: Path, **more: Any) -> EvaluateSettings:
-    return EvaluateSettings(model=str(model["folder"]), dataset=dataset, out=out, resamples=200, shuffles=3, **more)
+def config_for(model: dict[str, Any], dataset: Path, out: Path, **more: Any) -> EvaluateConfig:
+    return EvaluateConfig(model=str(model["folder"]), dataset=dataset, out=out, resamples=200, shuffles=3, **more)
 
 
 def test_evaluate_whole(table_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
-    scores = evaluate(settings_for(table_model, dataset, out))
+    scores = evaluate(config_for(table_model, dataset, out))
     caught = capsys.readouterr()
     assert "all" in caught.out
     assert scores["all"]["n"] == 48
@@ -170,7 +170,7 @@ def test_evaluate_whole(table_model: dict[str, Any], dataset: Path, tmp_path: Pa
 
 
 def test_predictions_have_the_agreed_fields(table_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
-    evaluate(settings_for(table_model, dataset, tmp_path / "out"))
+    evaluate(config_for(table_model, dataset, tmp_path / "out"))
     rows = [
         json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -193,8 +193,8 @@ def test_predictions_have_the_agreed_fields(table_model: dict[str, Any], dataset
 
 def test_score_gives_what_evaluate_wrote(table_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    wrote = evaluate(settings_for(table_model, dataset, out))
-    scores, judged = score_file(ScoreSettings(file=out / "predictions.jsonl", resamples=200))
+    wrote = evaluate(config_for(table_model, dataset, out))
+    scores, judged = score_file(ScoreConfig(file=out / "predictions.jsonl", resamples=200))
     assert json.loads(json.dumps({k: v for k, v in scores.items() if k != "manifest"})) == json.loads(
         json.dumps({k: v for k, v in wrote.items() if k != "manifest"})
     )
@@ -209,11 +209,11 @@ def test_score_makes_the_controls_that_need_no_model(
     capsys: Any,
 ) -> None:
     """Predictions alone, as from another system: --train and --dataset give the same figures that evaluate wrote."""
-    wrote = evaluate(settings_for(table_model, dataset, tmp_path / "out"))
+    wrote = evaluate(config_for(table_model, dataset, tmp_path / "out"))
     alone = tmp_path / "alone.jsonl"
     alone.write_bytes((tmp_path / "out" / "predictions.jsonl").read_bytes())
     capsys.readouterr()
-    scores, _ = score_file(ScoreSettings(file=alone, train=dataset, dataset=dataset, resamples=200))
+    scores, _ = score_file(ScoreConfig(file=alone, train=dataset, dataset=dataset, resamples=200))
     assert "against training: " in capsys.readouterr().err
     assert scores["nearest_neighbour"]["each"] == {"thumbnails": wrote["nearest_neighbour"]["each"]["thumbnails"]}
     for name in ("no_near_duplicate", "unseen_wording"):
@@ -222,29 +222,29 @@ def test_score_makes_the_controls_that_need_no_model(
     each = wrote["all"]["accuracy"]["blind_each"]
     assert scores["all"]["accuracy"]["blind"] == each["commonest training answer"]
     assert scores["all"]["accuracy"]["shuffled"] is None
-    only_answers, _ = score_file(ScoreSettings(file=alone, train=dataset, resamples=200))
+    only_answers, _ = score_file(ScoreConfig(file=alone, train=dataset, resamples=200))
     assert only_answers["nearest_neighbour"]["accuracy"] is None
     assert "--dataset" in only_answers["nearest_neighbour"]["reason"]
     strange = alone.read_text(encoding="utf-8").replace('"image_ids": ["', '"image_ids": ["x', 1)
     alone.write_text(strange, encoding="utf-8")
     with pytest.raises(UserError, match="not in this dataset"):
-        score_file(ScoreSettings(file=alone, train=dataset, dataset=dataset, resamples=200))
+        score_file(ScoreConfig(file=alone, train=dataset, dataset=dataset, resamples=200))
 
 
 def test_interrupted_evaluation_goes_on(table_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     out, state = tmp_path / "out", table_model["state"]
     state["stop_after"] = 75  # in the middle of the second pass
     with pytest.raises(KeyboardInterrupt):
-        evaluate(settings_for(table_model, dataset, out))
+        evaluate(config_for(table_model, dataset, out))
     assert not (out / "scores.json").exists()
     with (out / "passes" / "shuffled_0.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"id": "cut sho')  # killed in the middle of a line
     state["stop_after"] = None
-    first = evaluate(settings_for(table_model, dataset, out))
+    first = evaluate(config_for(table_model, dataset, out))
     affirming = first["nothing_to_see"]["n"]
     assert state["asked"] == 60 * 5 + affirming  # nothing was asked twice
     assert state["looked"] == 40 + 12  # each image of both splits
-    again = evaluate(settings_for(table_model, dataset, out))
+    again = evaluate(config_for(table_model, dataset, out))
     assert state["asked"] == 60 * 5 + affirming
     assert state["looked"] == 40 + 12
     assert again["all"] == first["all"]
@@ -252,22 +252,22 @@ def test_interrupted_evaluation_goes_on(table_model: dict[str, Any], dataset: Pa
 
 def test_folder_of_another_evaluation_is_refused(table_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    evaluate(settings_for(table_model, dataset, out, controls=False))
+    evaluate(config_for(table_model, dataset, out, controls=False))
     with pytest.raises(UserError, match="holds another evaluation"):
-        evaluate(settings_for(table_model, dataset, out, controls=False, max_new_tokens=8))
+        evaluate(config_for(table_model, dataset, out, controls=False, max_new_tokens=8))
     (table_model["folder"] / "config.json").write_text('{"a": 1}', encoding="utf-8")
     with pytest.raises(UserError, match="different: model"):
-        evaluate(settings_for(table_model, dataset, out, controls=False))
+        evaluate(config_for(table_model, dataset, out, controls=False))
     strange = tmp_path / "strange"
     strange.mkdir()
     (strange / "thesis.docx").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="already holds something"):
-        evaluate(settings_for(table_model, dataset, strange))
+        evaluate(config_for(table_model, dataset, strange))
 
 
 def test_missing_controls_are_null_with_a_reason(table_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     (table_model["folder"] / "qilin.json").unlink()
-    scores = evaluate(settings_for(table_model, dataset, tmp_path / "out", controls=False, label="试跑"))
+    scores = evaluate(config_for(table_model, dataset, tmp_path / "out", controls=False, label="试跑"))
     part = scores["all"]["accuracy"]
     assert part["blind"] is None
     assert part["shuffled"] is None
@@ -300,7 +300,7 @@ def test_score_of_foreign_rows(tmp_path: Path) -> None:
         ROW | {"id": "3", "question": "图中有几个肾脏?", "reference": 2, "prediction": "两个"},
         ROW | {"id": "4", "answer_type": None, "reference": "左侧气胸。", "prediction": "右侧气胸。"},
     ]
-    scores, judged = score_file(ScoreSettings(file=write_rows(tmp_path / "p.jsonl", rows)))
+    scores, judged = score_file(ScoreConfig(file=write_rows(tmp_path / "p.jsonl", rows)))
     assert [row["correct"] for row in judged] == [True, None, True, None]
     assert scores["all"]["n"] == 3
     assert scores["all"]["accuracy"]["value"] == pytest.approx(2 / 3)
@@ -378,12 +378,12 @@ def test_text_only_and_captions_only(table_model: dict[str, Any], tmp_path: Path
         writer.add_image(image(0))
         messages = (user("", 1), assistant("右侧结节。"))
         writer.add_sample("test", Sample("k", "caption", (image(0).image_id,), messages))
-    scores = evaluate(settings_for(table_model, tmp_path / "text", tmp_path / "a"))
+    scores = evaluate(config_for(table_model, tmp_path / "text", tmp_path / "a"))
     assert scores["all"]["n"] == 1
     assert scores["captions"]["n"] == 0
     assert scores["all"]["accuracy"]["reasons"]["shuffled"] == "fewer than two images in the split"
     assert "no image" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
-    scores = evaluate(settings_for(table_model, tmp_path / "captions", tmp_path / "b"))
+    scores = evaluate(config_for(table_model, tmp_path / "captions", tmp_path / "b"))
     assert scores["all"]["n"] == 0
     assert scores["all"]["exact"]["value"] is None
     assert scores["all"]["exact"]["reason"]

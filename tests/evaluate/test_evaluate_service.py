@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
-from test_evaluate import dataset, settings_for, table_model  # noqa: F401
+from test_evaluate import config_for, dataset, table_model  # noqa: F401
 
 from builders.llm_server import Service, serving
 from qilin.core.errors import RunError, UserError
-from qilin.evaluate.config import EvaluateSettings
+from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.reproduce import differences
 from qilin.evaluate.run import evaluate
 
@@ -29,7 +29,7 @@ def sees_an_image(body: dict[str, Any]) -> str:
 def test_a_served_model_is_measured(dataset: Path, tmp_path: Path) -> None:  # noqa: F811
     with serving(Service(sees_an_image)) as service:
         given: dict[str, Any] = {"model": "served", "dataset": dataset, "endpoint": service.url, "resamples": 100}
-        scores = evaluate(EvaluateSettings(**given, out=tmp_path / "a", shuffles=1, train=dataset))
+        scores = evaluate(EvaluateConfig(**given, out=tmp_path / "a", shuffles=1, train=dataset))
         asked = len(service.seen)
         # a chat's second turn carries its history, but for those seen alike from the mean image
         assert any(len(body["messages"]) == 3 for body in service.seen)
@@ -37,30 +37,30 @@ def test_a_served_model_is_measured(dataset: Path, tmp_path: Path) -> None:  # n
         assert scores["all"]["accuracy"]["value"] > 0.3
         assert scores["confidence"]["n"] == scores["all"]["n"]
         (tmp_path / "a" / "passes" / "as_it_is.jsonl").unlink()
-        evaluate(EvaluateSettings(**given, out=tmp_path / "a", shuffles=1, train=dataset))
+        evaluate(EvaluateConfig(**given, out=tmp_path / "a", shuffles=1, train=dataset))
         assert len(service.seen) == asked  # every reply was kept
         other = given | {"endpoint": service.url.replace("127.0.0.1", "localhost")}
         with pytest.raises(UserError, match="different: model"):
-            evaluate(EvaluateSettings(**other, out=tmp_path / "a", shuffles=1, train=dataset))
+            evaluate(EvaluateConfig(**other, out=tmp_path / "a", shuffles=1, train=dataset))
 
 
 def test_reproduce(table_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
-    evaluate(settings_for(table_model, dataset, tmp_path / "first"))
+    evaluate(config_for(table_model, dataset, tmp_path / "first"))
     path = tmp_path / "first" / "scores.json"
     capsys.readouterr()
-    evaluate(EvaluateSettings(reproduce=path, out=tmp_path / "second"))
+    evaluate(EvaluateConfig(reproduce=path, out=tmp_path / "second"))
     assert "reproduced, every figure is the same" in capsys.readouterr().out
     changed = json.loads(path.read_text(encoding="utf-8"))
     changed["all"]["accuracy"]["value"] = 0.5
     path.write_text(json.dumps(changed), encoding="utf-8")
     with pytest.raises(RunError, match="1 figures differ"):
-        evaluate(EvaluateSettings(reproduce=path, out=tmp_path / "third"))
+        evaluate(EvaluateConfig(reproduce=path, out=tmp_path / "third"))
     assert "all.accuracy.value: 0.5 then, 1.0 now" in capsys.readouterr().out
     with pytest.raises(UserError, match="name another --out"):
-        evaluate(EvaluateSettings(reproduce=path, out=tmp_path / "first"))
+        evaluate(EvaluateConfig(reproduce=path, out=tmp_path / "first"))
     (tmp_path / "no.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="no settings"):
-        evaluate(EvaluateSettings(reproduce=tmp_path / "no.json", out=tmp_path / "fourth"))
+        evaluate(EvaluateConfig(reproduce=tmp_path / "no.json", out=tmp_path / "fourth"))
 
 
 def test_differences_are_named() -> None:
@@ -79,4 +79,4 @@ def test_the_last_bit_of_a_confidence_is_no_difference_and_one_answer_is() -> No
 
 def test_settings_name_what_is_missing() -> None:
     with pytest.raises(Exception, match="name a model and a dataset"):
-        EvaluateSettings()
+        EvaluateConfig()

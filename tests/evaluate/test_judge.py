@@ -10,7 +10,7 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from builders.llm_server import Service, serving
 from qilin.evaluate.compare import compare_command
-from qilin.evaluate.config import CompareSettings
+from qilin.evaluate.config import CompareConfig
 from qilin.evaluate.scoring.llm_judge import combined, matches_of, read_verdict
 
 
@@ -45,7 +45,7 @@ def test_an_honest_judge(tmp_path: Path) -> None:
     a, b = files(tmp_path)
     with serving(Service(honest)) as service:
         given: dict[str, Any] = {"a": a, "b": b, "judge": "judge", "endpoint": service.url, "resamples": 500}
-        found = compare_command(CompareSettings(**given))["judge"]
+        found = compare_command(CompareConfig(**given))["judge"]
         assert {k: found[k] for k in ("n", "alike", "a", "b", "tie", "contradicted")} == {
             "n": 14, "alike": 1, "a": 13, "b": 0, "tie": 0, "contradicted": 0,
         }  # fmt: skip
@@ -55,14 +55,14 @@ def test_an_honest_judge(tmp_path: Path) -> None:
         assert asked == 26  # 12 reports and a chat, in both orders
         chat = next(body for body in service.seen if "在哪" in body["messages"][0]["content"])
         assert chat["messages"][0]["content"].count("参考答案：") == 2
-        compare_command(CompareSettings(**given))
+        compare_command(CompareConfig(**given))
         assert len(service.seen) == asked
 
 
 def test_a_judge_that_loves_the_first_proves_nothing(tmp_path: Path) -> None:
     a, b = files(tmp_path)
     with serving(Service(lambda body: "[[甲]]")) as service:
-        found = compare_command(CompareSettings(a=a, b=b, judge="j", endpoint=service.url, resamples=100))["judge"]
+        found = compare_command(CompareConfig(a=a, b=b, judge="j", endpoint=service.url, resamples=100))["judge"]
         assert (found["contradicted"], found["difference"]) == (13, 0)
 
 
@@ -75,4 +75,4 @@ def test_verdicts() -> None:
     assert combined("甲", None) == "unreadable"
     assert len(matches_of(rows(True), rows(True))) == 0
     with pytest.raises(ValueError, match="go together"):
-        CompareSettings(a=Path("a"), b=Path("b"), judge="x")
+        CompareConfig(a=Path("a"), b=Path("b"), judge="x")

@@ -117,10 +117,10 @@ def test_as_one_kit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_captions_alone_are_refused(tmp_path: Path) -> None:
-    from qilin.evaluate.config import ScoreSettings
+    from qilin.evaluate.config import ScoreConfig
     from qilin.evaluate.scoring.compare_scorers import score_by_kits
 
     path = tmp_path / "p.jsonl"
     path.write_text('{"id": "1", "question": "", "reference": "a", "prediction": "b", "kind": "caption"}\n')
     with pytest.raises(UserError, match="captions only"):
-        score_by_kits(ScoreSettings(file=path, compare=True))
+        score_by_kits(ScoreConfig(file=path, compare=True))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evaluate import dataset, image, settings_for, table_model  # noqa: F401
+from test_evaluate import config_for, dataset, image, table_model  # noqa: F401
 
 from qilin.cli import main
 from qilin.core.errors import UserError
@@ -49,13 +49,13 @@ def test_words_stand_under_the_question_and_are_not_scored() -> None:
 
 
 def test_the_manifest_holds_the_protocol(table_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:  # noqa: F811
-    given = settings_for(table_model, dataset, tmp_path / "a", controls=False, protocol="slake-zh")
+    given = config_for(table_model, dataset, tmp_path / "a", controls=False, protocol="slake-zh")
     manifest = evaluate(given)["manifest"]
     assert manifest["prompt"]["protocol"] == "slake-zh"
     assert manifest["prompt"]["under choice questions"] == "请只回答选项的字母。"
     assert manifest["decoding"]["max_new_tokens"] == 32
     with pytest.raises(UserError, match="holds another evaluation"):
-        evaluate(settings_for(table_model, dataset, tmp_path / "a", controls=False))
+        evaluate(config_for(table_model, dataset, tmp_path / "a", controls=False))
 
 
 def test_a_split_has_one_hash_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

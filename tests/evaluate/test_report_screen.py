@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_evaluate import dataset, settings_for, table_model  # noqa: F401
+from test_evaluate import config_for, dataset, table_model  # noqa: F401
 
 from qilin.evaluate.compare import compare_command
-from qilin.evaluate.config import CompareSettings
+from qilin.evaluate.config import CompareConfig
 from qilin.evaluate.run import evaluate
 
 pytestmark = pytest.mark.story
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.story
 @pytest.fixture
 def pages(table_model: dict[str, Any], dataset: Path, tmp_path: Path) -> dict[str, Path]:  # noqa: F811
     """An evaluation's report, and a comparison with the same answers made worse."""
-    evaluate(settings_for(table_model, dataset, tmp_path / "a"))
+    evaluate(config_for(table_model, dataset, tmp_path / "a"))
     lines = (tmp_path / "a" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     worse = [json.loads(line) | ({"prediction": "右侧"} if i % 3 == 0 else {}) for i, line in enumerate(lines)]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in worse), encoding="utf-8")
     compared = tmp_path / "compared.html"
-    given = CompareSettings(a=tmp_path / "a", b=tmp_path / "b.jsonl", dataset=dataset, report=compared, resamples=100)
+    given = CompareConfig(a=tmp_path / "a", b=tmp_path / "b.jsonl", dataset=dataset, report=compared, resamples=100)
     compare_command(given)
     return {"report": tmp_path / "a" / "report.html", "comparison": compared}
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
-from qilin.model.llava import set_learning
+from qilin.model.llava import set_trainable
 from qilin.train.config import read_recipe
-from qilin.train.data_loader import Feed
+from qilin.train.data_loader import PackedDataset
 from qilin.train.loop import pack_loss
 from qilin.train.packed_attention import NAME, make_layout, packed_attention, use_packed_attention
 from qilin.train.plan import make_plan
@@ -55,12 +55,12 @@ def test_flex_attention_is_the_cpus_attention_with_its_gradients() -> None:
 
 def test_a_step_gives_the_cpus_loss(home: Path, tmp_path: Path) -> None:
     words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={tmp_path}"]
-    settings = read_recipe("small/align", [*words, "precision=fp32", "template=v1", "kinds=[]", "batch=100"])
+    config = read_recipe("small/align", [*words, "precision=fp32", "template=v1", "kinds=[]", "batch=100"])
     values = []
     for device in ("cpu", "cuda"):
-        loaded = load_start(settings)
-        set_learning(loaded.model, ("projector", "language"))
-        feed = Feed(settings, loaded.processor)
+        loaded = load_start(config)
+        set_trainable(loaded.model, ("projector", "language"))
+        feed = PackedDataset(config, loaded.processor)
         plan = make_plan(feed.lengths, [1.0], batch=100, epochs=1, pack_tokens=8192, seed=0)
         model: Any = loaded.model.to(device)
         use_packed_attention(model)

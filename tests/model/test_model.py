@@ -26,7 +26,7 @@ from qilin.core.errors import RunError, UserError
 from qilin.dataset.schema import assistant, user
 from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request, answer_batch, prepare
-from qilin.model.llava import PARTS, Loaded, compose, load_model, part_of, set_learning, set_template
+from qilin.model.llava import PARTS, LoadedModel, compose, load_model, part_of, set_template, set_trainable
 
 LANGUAGES = ("llama", "qwen3", "mistral")
 VISIONS = ("clip", "siglip")
@@ -43,7 +43,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def put_together(parts: Path, vision: str = "clip", language: str = "llama", **options: Any) -> Loaded:
+def put_together(parts: Path, vision: str = "clip", language: str = "llama", **options: Any) -> LoadedModel:
     template = "chatml" if language.startswith("qwen") else "v1"
     options = {"template": template, "system": None, "pad_square": True} | options
     made = compose(str(parts / vision), str(parts / language), **options)
@@ -160,7 +160,7 @@ def test_a_chat_models_sampling_is_left_behind(parts: Path, tmp_path: Path) -> N
     assert (again.temperature, again.repetition_penalty, again.eos_token_id) == (None, None, 2)
 
 
-def save(loaded: Loaded, folder: Path) -> Path:
+def save(loaded: LoadedModel, folder: Path) -> Path:
     loaded.model.save_pretrained(folder)
     loaded.processor.save_pretrained(folder)
     return folder
@@ -221,13 +221,13 @@ def test_plain_transformers_answers_the_same(parts: Path, tmp_path: Path) -> Non
 
 def test_what_learns(parts: Path) -> None:
     model = put_together(parts).model
-    counts = set_learning(model, ["projector"])
+    counts = set_trainable(model, ["projector"])
     sizes = {part: sum(p.numel() for n, p in model.named_parameters() if n.startswith(PARTS[part])) for part in PARTS}
     assert counts == {part: (size * (part == "projector"), size) for part, size in sizes.items()}
     assert sum(sizes.values()) == sum(p.numel() for p in model.parameters())
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     assert learning == {f"model.multi_modal_projector.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
-    counts = set_learning(model, ["projector", "language"])
+    counts = set_trainable(model, ["projector", "language"])
     assert (counts["vision"][0], counts["language"][0]) == (0, sizes["language"])
     assert model.lm_head.weight.requires_grad
     assert not any(p.requires_grad for p in model.model.vision_tower.parameters())
@@ -253,7 +253,7 @@ def test_a_stage_brings_its_own_template(parts: Path) -> None:
 
 
 def test_unsuitable_parts_are_refused(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def together(vision: object, language: object, **options: Any) -> Loaded:
+    def together(vision: object, language: object, **options: Any) -> LoadedModel:
         options = {"template": "v1", "system": None, "pad_square": True} | options
         return compose(str(vision), str(language), **options)
 

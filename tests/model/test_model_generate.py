@@ -14,10 +14,10 @@ from qilin.core.errors import UserError
 from qilin.dataset.schema import assistant, user
 from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request, answer_all, answer_batch, ends_of, pieces, prepare, stream, text_from
-from qilin.model.llava import Loaded, compose
+from qilin.model.llava import LoadedModel, compose
 
 
-def make(home: Path, language: str, template: str) -> Loaded:
+def make(home: Path, language: str, template: str) -> LoadedModel:
     made = compose(
         str(tiny_vision(home / "clip")),
         str(tiny_language(home / language, language)),
@@ -33,12 +33,12 @@ def make(home: Path, language: str, template: str) -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return make(tmp_path_factory.mktemp("model"), "llama", "v1")
 
 
 @pytest.fixture(scope="module")
-def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """With a tokenizer whose tokens may be parts of a character."""
     return make(tmp_path_factory.mktemp("model"), "qwen2", "chatml")
 
@@ -55,7 +55,7 @@ def requests() -> list[Request]:
     ]
 
 
-def test_batched_equals_one_by_one(loaded: Loaded, requests: list[Request]) -> None:
+def test_batched_equals_one_by_one(loaded: LoadedModel, requests: list[Request]) -> None:
     alone = [answer_batch(loaded, [request], 16)[0] for request in requests]
     for batch in (2, 7):
         together = list(answer_all(loaded, requests, batch=batch, max_new_tokens=16))
@@ -65,7 +65,7 @@ def test_batched_equals_one_by_one(loaded: Loaded, requests: list[Request]) -> N
     assert len({answer.text for answer in alone[:4]}) > 1  # control: the answers do depend on the image
 
 
-def test_confidence_is_the_mean_probability_of_what_was_said(loaded: Loaded, requests: list[Request]) -> None:
+def test_confidence_is_the_mean_probability_of_what_was_said(loaded: LoadedModel, requests: list[Request]) -> None:
     """Against a plain forward over prompt and answer."""
     request = requests[0]
     inputs = prepare(loaded, [request])
@@ -79,7 +79,9 @@ def test_confidence_is_the_mean_probability_of_what_was_said(loaded: Loaded, req
     assert 0 < answer.confidence < 1
 
 
-def say_only(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, text: str, template_end: int | list[int]) -> list[int]:
+def say_only(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, text: str, template_end: int | list[int]
+) -> list[int]:
     """Make the model say `text` and then noise for ever, with the given end tokens. Returns the tokens of `text`."""
     tokenizer = loaded.processor.tokenizer
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -103,7 +105,7 @@ def say_only(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, text: str, templat
 
 @pytest.mark.parametrize("said", ["左侧。", "见 <b>影</b>，10⁻³ 😀 。", "  两 侧 \n ", "一\n 二\n\n三", ""])
 def test_an_answer_ends_at_its_end_token(
-    byte_level: Loaded, requests: list[Request], monkeypatch: pytest.MonkeyPatch, said: str
+    byte_level: LoadedModel, requests: list[Request], monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     def batched() -> str:
         return answer_batch(byte_level, requests[:1], 80)[0].text
@@ -122,14 +124,14 @@ def test_an_answer_ends_at_its_end_token(
             assert ask().endswith("肺肺")
 
 
-def test_several_end_tokens(loaded: Loaded, requests: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_end_tokens(loaded: LoadedModel, requests: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
     end = loaded.processor.tokenizer.encode("\n", add_special_tokens=False)
     say_only(loaded, monkeypatch, "左侧。\n", [2, *end])
     assert ends_of(loaded.model) == {2, *end}
     assert answer_batch(loaded, requests[:1], 60)[0].text == "左侧。"
 
 
-def test_streamed_pieces_joined_are_the_batch_answer(loaded: Loaded, requests: list[Request]) -> None:
+def test_streamed_pieces_joined_are_the_batch_answer(loaded: LoadedModel, requests: list[Request]) -> None:
     for request in requests:
         parts = list(stream(loaded, request, 24))
         assert "".join(parts) == answer_batch(loaded, [request], 24)[0].text
@@ -137,7 +139,7 @@ def test_streamed_pieces_joined_are_the_batch_answer(loaded: Loaded, requests: l
         assert all(parts)
 
 
-def test_characters_come_whole(byte_level: Loaded) -> None:
+def test_characters_come_whole(byte_level: LoadedModel) -> None:
     """A character of several byte tokens appears when its last byte does; what never gets whole still appears."""
     loaded, tokenizer = byte_level, byte_level.processor.tokenizer
     ids = tokenizer.encode("龘😀 骨", add_special_tokens=False)  # unseen: bytes
@@ -153,7 +155,7 @@ def threads_of_ours() -> int:
 
 
 def test_closing_early_stops_the_model(
-    loaded: Loaded, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = []
     plain = loaded.model.forward
@@ -178,7 +180,7 @@ def test_closing_early_stops_the_model(
 
 
 def test_a_failure_in_the_thread_reaches_the_reader(
-    loaded: Loaded, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = loaded.model.forward
     calls = []
@@ -199,7 +201,7 @@ def test_a_failure_in_the_thread_reaches_the_reader(
     assert threads_of_ours() == 0
 
 
-def test_requests_that_cannot_be_asked(loaded: Loaded) -> None:
+def test_requests_that_cannot_be_asked(loaded: LoadedModel) -> None:
     image = to_rgb(tiny_png(0))
     for request, words in (
         (Request([]), "must end with the user's turn"),
@@ -214,7 +216,7 @@ def test_requests_that_cannot_be_asked(loaded: Loaded) -> None:
             list(stream(loaded, request, 4))
 
 
-def test_a_model_without_a_template(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_template(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded.processor, "chat_template", None)
     with pytest.raises(UserError, match="no chat template"):
         answer_batch(loaded, [Request([user("图")])], 4)

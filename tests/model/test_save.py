@@ -12,12 +12,12 @@ from builders.tiny import tiny_language, tiny_vision
 from qilin.convert.llava_to_hf import disk_names
 from qilin.convert.run import convert
 from qilin.convert.weight_files import Reader, list_weights
-from qilin.model.config import ConvertSettings
-from qilin.model.llava import Loaded, compose, load_model
+from qilin.model.config import ConvertConfig
+from qilin.model.llava import LoadedModel, compose, load_model
 from qilin.model.saving import save_model
 
 
-def made(home: Path, vision: str, language: str) -> Loaded:
+def made(home: Path, vision: str, language: str) -> LoadedModel:
     return compose(
         str(tiny_vision(home / vision, vision, width=64)),
         str(tiny_language(home / language, language, tie=vision == "siglip")),
@@ -82,7 +82,7 @@ def test_folders_of_before_are_still_read(tmp_path: Path) -> None:
         assert torch.equal(one, other), name
     reader, found = Reader(), {}
     for kind in ("old", "new"):
-        out = convert(ConvertSettings(source=str(tmp_path / kind), out=tmp_path / f"{kind}-llava", to="llava"))
+        out = convert(ConvertConfig(source=str(tmp_path / kind), out=tmp_path / f"{kind}-llava", to="llava"))
         found[kind] = {weight.name: reader.get(weight) for weight in list_weights(out)}
     assert found["old"].keys() == found["new"].keys()
     assert all(torch.equal(tensor, found["new"][name]) for name, tensor in found["old"].items())

@@ -13,7 +13,7 @@ from qilin.cli import main
 from qilin.convert.run import convert
 from qilin.dataset.schema import assistant, user
 from qilin.model.chat_template import IMAGE, TEMPLATES, chat_template, encode
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.tokenizer import load_tokenizer
 
 ASKED, SAID = "图中有异常吗？", "没有，未见明显异常。"
@@ -48,7 +48,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     llava_mini(home / "modern", legacy=False)
     found = {kind: home / kind for kind in ("demo", "chatml")}
     for kind in ("legacy", "modern"):
-        found[kind] = convert(ConvertSettings(source=str(home / kind), out=home / f"{kind}-hf"))
+        found[kind] = convert(ConvertConfig(source=str(home / kind), out=home / f"{kind}-hf"))
     return found
 
 

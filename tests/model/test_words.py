@@ -13,7 +13,7 @@ from builders.tiny import tiny_language, tiny_tokenizer, tiny_vision
 from qilin.convert.run import convert
 from qilin.dataset.schema import assistant, user
 from qilin.model.chat_template import IMAGE, encode
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.llava import compose, load_model
 from qilin.model.saving import save_model
 from qilin.model.tokenizer import load_tokenizer
@@ -86,7 +86,7 @@ def test_a_tokenizer_model_is_enough_for_a_llava_checkpoint(tmp_path: Path) -> N
     source = llava_mini(tmp_path / "source")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (source / name).unlink()
-    out = convert(ConvertSettings(source=str(source), out=tmp_path / "out"))
+    out = convert(ConvertConfig(source=str(source), out=tmp_path / "out"))
     tokenizer = load_model(out, "cpu").processor.tokenizer
     messages = [user("图？", 1), assistant("左。"), user("右？")]
     prompt = f"{SYSTEM} USER: <image>\n图？ ASSISTANT: 左。</s>USER: 右？ ASSISTANT:"
@@ -94,7 +94,7 @@ def test_a_tokenizer_model_is_enough_for_a_llava_checkpoint(tmp_path: Path) -> N
     ours = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert ours == llava_ids(source, prompt, image, legacy=True)
     assert ours != llava_ids(source, prompt, image, legacy=False)  # control
-    back = convert(ConvertSettings(source=str(out), out=tmp_path / "back", to="llava"))
+    back = convert(ConvertConfig(source=str(out), out=tmp_path / "back", to="llava"))
     assert not (back / "tokenizer_config.json").exists()
 
 
@@ -111,7 +111,7 @@ def test_stage_one_of_llava_is_read_as_it_was_trained(tmp_path: Path, legacy: bo
     """Plain: the caption behind the image begins with SentencePiece's space, which is learnt; nothing before it."""
     source = llava_mini(tmp_path / "source", legacy=legacy)
     loaded = load_model(
-        convert(ConvertSettings(source=str(source), out=tmp_path / "out", template="plain")), device="cpu"
+        convert(ConvertConfig(source=str(source), out=tmp_path / "out", template="plain")), device="cpu"
     )
     tokenizer = loaded.processor.tokenizer
     image = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -127,7 +127,7 @@ def test_marks_around_an_image_stay_when_training_goes_on(tmp_path: Path) -> Non
     from qilin.model.llava import set_template
 
     source = llava_mini(tmp_path / "source", mm_use_im_start_end=True, mm_use_im_patch_token=True, spare=3)
-    loaded = load_model(convert(ConvertSettings(source=str(source), out=tmp_path / "out")), device="cpu")
+    loaded = load_model(convert(ConvertConfig(source=str(source), out=tmp_path / "out")), device="cpu")
     set_template(loaded.model, loaded.processor, "llama_2", "")
     text = loaded.processor.apply_chat_template([user("图？", 1)], tokenize=False)
     assert text == "<s>[INST] <im_start><image><im_end>\n图？ [/INST]"

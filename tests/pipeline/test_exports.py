@@ -201,7 +201,7 @@ def test_commands_of_a_long_way_come_once_each_in_order() -> None:
 
 def test_the_defaults_that_commands_leave_out_are_those_of_their_settings() -> None:
     for step, flags in FLAGS.items():
-        fields = {field.name: field.default for field in dataclasses.fields(load(COMMANDS[f"data {step}"].settings))}
+        fields = {field.name: field.default for field in dataclasses.fields(load(COMMANDS[f"data {step}"].config))}
         for name, usual in flags.items():
             assert fields[name] == (tuple(usual) if isinstance(usual, list) else usual), f"{step} --{name}"
     assert short_hash(json.dumps(read_glossary(GLOSSARY_FILE))) == GLOSSARY

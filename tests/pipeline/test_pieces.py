@@ -18,21 +18,21 @@ from test_importing import table_of_images
 from builders.jats import article, figure
 from qilin.cli import main
 from qilin.core.errors import RunError, UserError
-from qilin.dataset.import_rows import Refused
+from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import open_dataset
-from qilin.pipeline.execution.sharded_map import read_pieces, run_pieces
+from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
 from qilin.pipeline.execution.workers import Workers, connected, workers_of
 from qilin.pipeline.review.decisions import Decision, add_decision, beside, hash_of
 
 
-def square(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | Refused]:
+def square(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | RejectedRow]:
     with log.open("a") as file:
         file.write(f"{numbers}\n")
     for n in numbers:
-        yield Refused({"n": n}, "odd") if n % 2 else {"n": n, "square": n * n, "words": "中文"}
+        yield RejectedRow({"n": n}, "odd") if n % 2 else {"n": n, "square": n * n, "words": "中文"}
 
 
-def fatal(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | Refused]:
+def fatal(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | RejectedRow]:
     """Kills its own process: always for piece [13], once (a mark on disk says so) for piece [7]."""
     mark = log.with_suffix(".killed")
     if numbers == [13] or (numbers == [7] and not mark.exists()):
@@ -66,41 +66,41 @@ def files(out: Path) -> dict[str, bytes]:
 
 def test_any_executor_gives_the_same_bytes(tmp_path: Path) -> None:
     work = partial(square, tmp_path / "log")
-    counts = run_pieces(work, INPUTS, tmp_path / "here", {"step": "square"})
+    counts = run_sharded(work, INPUTS, tmp_path / "here", {"step": "square"})
     assert counts == {"rows": 12, "dropped": 12, "dropped_reasons": {"odd": 12}}
     everybody = {
         "back": Workers(Backwards, 4), "threads": Workers(lambda: ThreadPoolExecutor(3), 5), "many": workers_of(2)
     }  # fmt: skip
     for name, workers in everybody.items():
-        run_pieces(work, INPUTS, tmp_path / name, {"step": "square"}, workers)
+        run_sharded(work, INPUTS, tmp_path / name, {"step": "square"}, workers)
         assert files(tmp_path / name) == files(tmp_path / "here")
     assert [row["n"] for row in read_pieces(tmp_path / "back")] == list(range(0, 24, 2))
 
 
 def test_a_finished_piece_is_not_done_again_and_other_work_is_refused(tmp_path: Path) -> None:
     log, out = tmp_path / "log", tmp_path / "out"
-    run_pieces(partial(square, log), INPUTS, out, {"step": "square"})
+    run_sharded(partial(square, log), INPUTS, out, {"step": "square"})
     whole = files(out)
     (out / "rows-00003.jsonl").unlink()
     (out / "step.json").unlink()
     with pytest.raises(UserError, match="interrupted"):
         list(read_pieces(out))
     seen: list[int] = []
-    run_pieces(partial(square, log), INPUTS, out, {"step": "square"}, on_piece=seen.append)
+    run_sharded(partial(square, log), INPUTS, out, {"step": "square"}, on_piece=seen.append)
     assert len(log.read_text().splitlines()) == len(INPUTS) + 1
     assert sorted(seen) == list(range(len(INPUTS)))
     assert files(out) == whole
     with pytest.raises(UserError, match=r"other work \(step differ\)"):
-        run_pieces(partial(square, log), INPUTS, out, {"step": "cube"})
+        run_sharded(partial(square, log), INPUTS, out, {"step": "cube"})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UserError, match="already holds something"):
-        run_pieces(partial(square, log), INPUTS, tmp_path / "full", {})
+        run_sharded(partial(square, log), INPUTS, tmp_path / "full", {})
 
 
 def test_a_killed_worker_costs_its_piece_only(tmp_path: Path) -> None:
     inputs = [[n] for n in range(12)]
-    counts = run_pieces(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, workers_of(2))
+    counts = run_sharded(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, workers_of(2))
     assert counts["rows"] == 6
     done = (tmp_path / "log").read_text().splitlines()
     # what was in other workers' hands when the pool broke may be done twice; what was finished is not
@@ -111,11 +111,11 @@ def test_a_killed_worker_costs_its_piece_only(tmp_path: Path) -> None:
 def test_a_piece_that_always_kills_is_named(tmp_path: Path) -> None:
     inputs = [[n] for n in (2, 13, 4)]
     with pytest.raises(RunError, match="piece 1 has lost its worker again and again"):
-        run_pieces(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, workers_of(2))
+        run_sharded(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, workers_of(2))
     assert not (tmp_path / "out" / "step.json").exists()
 
 
-def asleep(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | Refused]:
+def asleep(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | RejectedRow]:
     with log.open("a") as file:
         file.write(f"{os.getpid()}\n")
     time.sleep(60)
@@ -162,10 +162,10 @@ def cluster() -> Iterator[Any]:
 def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path, cluster: Any) -> None:
     inputs = [[n] for n in range(12)]
     log = tmp_path / "log"
-    run_pieces(partial(square, tmp_path / "other"), inputs, tmp_path / "here", {"step": "square"})
+    run_sharded(partial(square, tmp_path / "other"), inputs, tmp_path / "here", {"step": "square"})
     told: list[int] = []
     workers = workers_of(0, cluster.scheduler_address)
-    run_pieces(partial(fatal, log), inputs, tmp_path / "there", {"step": "square"}, workers, told.append)
+    run_sharded(partial(fatal, log), inputs, tmp_path / "there", {"step": "square"}, workers, told.append)
     assert log.with_suffix(".killed").exists()
     assert files(tmp_path / "there") == files(tmp_path / "here")
     assert sorted(told) == list(range(12))
@@ -173,7 +173,7 @@ def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path
     assert set(done) == {f"[{n}]" for n in range(12)}
     # one thread a worker: the killed one had one piece in its hands, and that piece wrote nothing before it was killed
     assert len(done) == 12
-    run_pieces(partial(fatal, log), inputs, tmp_path / "there", {"step": "square"}, workers, told.append)
+    run_sharded(partial(fatal, log), inputs, tmp_path / "there", {"step": "square"}, workers, told.append)
     assert log.read_text().splitlines() == done
 
 
@@ -188,9 +188,9 @@ def kill_a_worker(cluster: Any, patch: pytest.MonkeyPatch) -> list[int]:
                 os.kill(killed[0], signal.SIGKILL)
             on_piece(number)
 
-        return run_pieces(work, inputs, out, made, workers, told)
+        return run_sharded(work, inputs, out, made, workers, told)
 
-    patch.setattr("qilin.pipeline.importers.image_index.run_pieces", run)
+    patch.setattr("qilin.pipeline.importers.image_index.run_sharded", run)
     return killed
 
 
@@ -231,7 +231,7 @@ def test_commands_give_the_same_folders_by_a_cluster(
 def test_a_piece_that_always_kills_its_worker_is_named_by_a_cluster_too(tmp_path: Path, cluster: Any) -> None:
     workers = workers_of(0, cluster.scheduler_address)
     with pytest.raises(RunError, match="piece 1 has lost its worker again and again"):
-        run_pieces(partial(fatal, tmp_path / "log"), [[2], [13], [4]], tmp_path / "out", {}, workers)
+        run_sharded(partial(fatal, tmp_path / "log"), [[2], [13], [4]], tmp_path / "out", {}, workers)
     assert not (tmp_path / "out" / "step.json").exists()
 
 
@@ -262,5 +262,5 @@ def test_a_cluster_without_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_error_in_a_step_stops_it(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        run_pieces(partial(square, tmp_path / "log"), [[1], [None]], tmp_path / "out", {}, workers_of(2))  # type: ignore[list-item]
+        run_sharded(partial(square, tmp_path / "log"), [[1], [None]], tmp_path / "out", {}, workers_of(2))  # type: ignore[list-item]
     assert not (tmp_path / "out" / "step.json").exists()

@@ -18,7 +18,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
 from qilin.pipeline.execution.sharded_map import read_pieces
 from qilin.pipeline.pubmed import object_store as pmc_store
-from qilin.pipeline.pubmed.download import PmcSettings, find_media, read_ids
+from qilin.pipeline.pubmed.download import PmcConfig, find_media, read_ids
 from qilin.pipeline.pubmed.object_store import key_of
 
 IMAGE = b"\xff\xd8" + bytes(range(256)) * 40
@@ -316,7 +316,7 @@ def test_the_pace_is_kept(store: PmcStandIn, tmp_path: Path, monkeypatch: pytest
     asyncio.run(turns())
     assert waits == pytest.approx([0, 0.1, 0.2, 5])
     with pytest.raises(ValueError, match="rate must be above 0"):
-        PmcSettings(out=tmp_path, query="a", rate=0)
+        PmcConfig(out=tmp_path, query="a", rate=0)
 
 
 def test_media_of_no_bytes_and_no_image_cost_their_own_rows(store: PmcStandIn, tmp_path: Path) -> None:

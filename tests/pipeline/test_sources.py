@@ -13,7 +13,7 @@ from qilin.dataset.licenses import TIERS, strictest, tier
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import text_of
 from qilin.dataset.splits import Links
-from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.run import import_data
 
 
@@ -25,7 +25,7 @@ def images(folder: Path, count: int = 6) -> None:
 
 def run(tmp_path: Path, name: str, source: Path, **changes: Any) -> Dataset:
     values = {"name": name, "source": source, "out": tmp_path / "out"} | changes
-    import_data(ImportSettings(**values))
+    import_data(ImportConfig(**values))
     return open_dataset(values["out"])
 
 
@@ -351,7 +351,7 @@ def test_a_name_nobody_knows_and_an_occupied_folder(tmp_path: Path, capsys: pyte
     assert main(["data", "import", "slake", str(tmp_path), str(tmp_path / "full")]) == 2
     assert "already holds something" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected shares"):
-        ImportSettings(name="folder", source=tmp_path, out=tmp_path, validation=0.6, test=0.5)
+        ImportConfig(name="folder", source=tmp_path, out=tmp_path, validation=0.6, test=0.5)
 
 
 def test_an_option_of_another_layout_is_no_silent_wish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import Row
+from qilin.dataset.import_rows import ImportRow
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import text_of
 from qilin.pipeline.importers import slake as slake_source
-from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.run import import_data
 from qilin.pipeline.importers.slake_captions import compose, statements
 
@@ -36,7 +36,7 @@ def slake(folder: Path, **files: list[Any]) -> Path:
 
 
 def load(source: Path, out: Path, **changes: Any) -> Dataset:
-    import_data(ImportSettings(name="slake", source=source, out=out, **changes))
+    import_data(ImportConfig(name="slake", source=source, out=out, **changes))
     return open_dataset(out)
 
 
@@ -161,6 +161,6 @@ def test_the_real_questions_all_arrive_and_captions_do_not_leak(tmp_path: Path) 
     alone.mkdir()
     (alone / "train.json").symlink_to((REAL / "train.json").resolve())
     (alone / "imgs").symlink_to((REAL / "imgs").resolve())
-    again = list(slake_source.read(ImportSettings(name="slake", source=alone, out=tmp_path / "none")))
-    captions = {row.sample_id: row.messages for row in again if isinstance(row, Row) and row.kind == "caption"}
+    again = list(slake_source.read(ImportConfig(name="slake", source=alone, out=tmp_path / "none")))
+    captions = {row.sample_id: row.messages for row in again if isinstance(row, ImportRow) and row.kind == "caption"}
     assert captions == {row.sample_id: row.messages for row in data.samples("train") if row.kind == "caption"}

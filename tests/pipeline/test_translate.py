@@ -15,7 +15,7 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 from builders.llm_server import Service, serving
 from qilin.cli import main
 from qilin.core.errors import UserError
-from qilin.core.llm_client import Reply, ask_all, wait_of
+from qilin.core.llm_client import ChatReply, complete_all, wait_of
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Provenance, Sample, assistant, text_of, user
 from qilin.dataset.writer import DatasetWriter, make_image
@@ -263,14 +263,14 @@ def test_texts_are_asked_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     """So memory holds a piece, whatever the number of rows."""
     many(tmp_path / "en", 40)
     at_once: list[int] = []
-    real = ask_all
+    real = complete_all
 
-    def counted(endpoint: Any, asks: list[Any], on_reply: Any) -> list[Reply]:
+    def counted(endpoint: Any, asks: list[Any], on_reply: Any) -> list[ChatReply]:
         at_once.append(len(asks))
         return real(endpoint, asks, on_reply)
 
     monkeypatch.setattr("qilin.pipeline.translation.translate.SAMPLES_A_PIECE", 16)
-    monkeypatch.setattr("qilin.pipeline.translation.translate.ask_all", counted)
+    monkeypatch.setattr("qilin.pipeline.translation.translate.complete_all", counted)
     with serving(Service(by_number)) as service:
         assert run(tmp_path, service) == 0
     assert at_once == [16, 16, 8]

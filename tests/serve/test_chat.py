@@ -25,7 +25,7 @@ from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request
 from qilin.model.llava import compose
 from qilin.serve import terminal as room
-from qilin.serve.terminal import NOTICE, Talk, add_image, fit, paths, step, without_oldest
+from qilin.serve.terminal import NOTICE, Conversation, add_image, fit, paths, step, without_oldest
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 
@@ -117,12 +117,12 @@ def test_images_of_other_kinds(
 )
 def test_a_model_says_what_it_is(card: dict[str, Any], words: str | None, tmp_path: Path) -> None:
     from qilin.dataset.writer import DatasetWriter
-    from qilin.model.llava import Loaded
+    from qilin.model.llava import LoadedModel
 
     with DatasetWriter(tmp_path / "drawn", {"importer": "drawn"}):
         pass
     card = json.loads(json.dumps(card).replace("DRAWN", str(tmp_path / "drawn")))
-    found = room.marks(Loaded(None, None, card))
+    found = room.marks(LoadedModel(None, None, card))
     assert len(found) == (words is not None)
     assert words is None or words in found[0]
 
@@ -209,15 +209,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     return found
 
 
-def talk_through(lines: list[str], notes: Console) -> Talk:
+def talk_through(lines: list[str], notes: Console) -> Conversation:
     from types import SimpleNamespace as Some
 
-    config = Some(get_text_config=lambda: Some(max_position_embeddings=None))
-    loaded: Any = Some(model=Some(config=config))
-    settings: Any = Some(max_new_tokens=8)
-    talk = Talk()
+    model_config = Some(get_text_config=lambda: Some(max_position_embeddings=None))
+    loaded: Any = Some(model=Some(config=model_config))
+    config: Any = Some(max_new_tokens=8)
+    talk = Conversation()
     for line in lines:
-        talk = room.attempt(True, notes, talk, step, line, loaded, settings, notes)
+        talk = room.attempt(True, notes, talk, step, line, loaded, config, notes)
     return talk
 
 
@@ -245,7 +245,7 @@ def test_reset_help_and_bad_images(asked: list[Request], image: Path, tmp_path: 
     assert "/image PATH" in printed(notes)
     assert [text_of(request.messages[-1]) for request in asked[2:]] == ["/图 中", "/"]  # questions, not commands
     with pytest.raises(UserError, match="missing"):
-        add_image(Talk(), tmp_path / "gone.png", notes)
+        add_image(Conversation(), tmp_path / "gone.png", notes)
 
 
 def test_the_model_failing_leaves_the_talk_as_it_was(asked: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,13 +337,13 @@ def _own_terminal() -> None:
 @pytest.mark.story
 def test_in_a_terminal(model: Path, image: Path, tmp_path: Path) -> None:
     """Typed at a real terminal: a question, a bad image, Ctrl-C in an answer, Ctrl-C at the prompt, Ctrl-D."""
-    config = json.loads((model / "generation_config.json").read_text())
-    assert config["eos_token_id"] == 2
+    model_config = json.loads((model / "generation_config.json").read_text())
+    assert model_config["eos_token_id"] == 2
     endless = tmp_path / "endless"  # never ends an answer, so there is something to stop
     endless.mkdir()
     for file in model.iterdir():
         if file.name == "generation_config.json":
-            (endless / file.name).write_text(json.dumps(config | {"eos_token_id": 3}))
+            (endless / file.name).write_text(json.dumps(model_config | {"eos_token_id": 3}))
         elif file.name == "config.json":
             longer = json.loads(file.read_text())
             longer["text_config"]["max_position_embeddings"] = 1 << 20

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin.core.errors import UserError
-from qilin.model.llava import Loaded, compose, set_learning
+from qilin.model.llava import LoadedModel, compose, set_trainable
 from qilin.model.processing import encode_sample
 from qilin.train import cpu_attention as blocks
 from qilin.train import packed_attention as attention
-from qilin.train.config import DataSource, TrainSettings
+from qilin.train.config import DataSource, TrainConfig
 from qilin.train.cpu_attention import block_attention
-from qilin.train.data_loader import Feed, Pack
+from qilin.train.data_loader import Pack, PackedDataset
 from qilin.train.loop import pack_loss
 from qilin.train.model_setup import compute_again
 from qilin.train.packed_attention import Layout, make_block_mask, make_layout, packed_attention, use_packed_attention
@@ -44,23 +44,23 @@ def no_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
 
 
-def put_together(parts: Path, kind: str, dtype: torch.dtype, template: str) -> Loaded:
+def put_together(parts: Path, kind: str, dtype: torch.dtype, template: str) -> LoadedModel:
     torch.manual_seed(1)
     made = compose(str(parts / "clip"), str(parts / kind), template=template, system="", pad_square=True)
     made.model.to(dtype).eval()
-    set_learning(made.model, ("vision", "projector", "language"))
+    set_trainable(made.model, ("vision", "projector", "language"))
     return made
 
 
-def make_feed(parts: Path, loaded: Loaded, template: str, **options: Any) -> Feed:
+def make_feed(parts: Path, loaded: LoadedModel, template: str, **options: Any) -> PackedDataset:
     options = {"max_length": 300, "pack_tokens": 500, "kinds": ("caption",) if template == "plain" else ()} | options
     data = (DataSource(path=parts / "data"),)
-    return Feed(TrainSettings(model="here", data=data, template=template, **options), loaded.processor)  # type: ignore[arg-type]
+    return PackedDataset(TrainConfig(model="here", data=data, template=template, **options), loaded.processor)  # type: ignore[arg-type]
 
 
-def make_packs(feed: Feed, dtype: torch.dtype) -> list[Pack]:
+def make_packs(feed: PackedDataset, dtype: torch.dtype) -> list[Pack]:
     """Every sample once, in one step of several packs."""
-    pack_tokens = feed.settings.pack_tokens
+    pack_tokens = feed.config.pack_tokens
     plan = make_plan(feed.lengths, [1.0], batch=1000, epochs=1, pack_tokens=pack_tokens, seed=0)
     assert len(plan) == 1
     return [feed.pack(pieces, CPU, dtype) for pieces in plan.packs(0)]
@@ -77,7 +77,7 @@ def gradients_of(model: Any, losses: Sequence[Callable[[], torch.Tensor]]) -> tu
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def one_by_one(loaded: Loaded, feed: Feed, dtype: torch.dtype) -> tuple[float, Gradients]:
+def one_by_one(loaded: LoadedModel, feed: PackedDataset, dtype: torch.dtype) -> tuple[float, Gradients]:
     """The reference: each sample alone through Hugging Face's forward, its cross entropy written out."""
     model = loaded.model
     model.set_attn_implementation("sdpa")

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from builders.tiny import PATCHES, SIZE, tiny_language, tiny_vision
-from qilin.model.llava import compose, set_learning
+from qilin.model.llava import compose, set_trainable
 from qilin.train.flops import CARDS, card_named, cost_of, measure_peak, products
 from qilin.train.metrics import Meter, Work
 from qilin.train.plan import Counts, Lengths, Piece, counts_of
@@ -54,7 +54,7 @@ def test_operations_are_those_that_pytorch_counts(
     ).model.train()
     # what is thrown away is not counted: let nothing be thrown away
     model.config.vision_feature_layer = -1
-    set_learning(model, learn)
+    set_trainable(model, learn)
     cost = cost_of(model)
     found = counted(model, learn)
     # eager attention computes the whole square; a class token is not counted in images, and is a 17th row here
@@ -73,7 +73,7 @@ def test_learning_less_costs_less(home: Path) -> None:
     model = compose(str(home / "clip"), str(home / "llama"), template="v1", system=None, pad_square=True).model
     costs = []
     for learn in (("projector",), ("projector", "language")):
-        set_learning(model, learn)
+        set_trainable(model, learn)
         costs.append(cost_of(model))
     assert costs[1].token == pytest.approx(costs[0].token * 1.5)  # the gradient of the weights on top
     assert costs[1].pair == costs[0].pair  # attention has no weights

@@ -166,10 +166,10 @@ def test_adapters_over_a_frozen_model_that_each_device_holds_whole(home: Path, t
 
 def test_muon_on_many_devices_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", "optimizer=muon"]
-    settings = read_recipe("small/align", [*words, f"out={tmp_path / 'run'}"])
+    config = read_recipe("small/align", [*words, f"out={tmp_path / 'run'}"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="optimizer=adamw"):
-        run_stage(settings, "test")
+        run_stage(config, "test")
     assert not (tmp_path / "run").exists()
 
 

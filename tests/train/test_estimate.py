@@ -11,11 +11,11 @@ import torch
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin import cli
-from qilin.model.llava import set_learning
+from qilin.model.llava import set_trainable
 from qilin.model.meta_model import shape_of, skeleton
 from qilin.train import memory_estimate as memory
-from qilin.train.config import TrainSettings, read_recipe
-from qilin.train.data_loader import Feed
+from qilin.train.config import TrainConfig, read_recipe
+from qilin.train.data_loader import PackedDataset
 from qilin.train.estimate import largest_pack, rate, spoken
 from qilin.train.flops import cost_of
 from qilin.train.loop import pack_loss
@@ -53,15 +53,15 @@ def words(home: Path, *more: str) -> list[str]:
     return [word for word in usual if word.split("=")[0] not in given] + list(more)
 
 
-def allocated(settings: TrainSettings) -> tuple[float, Plan, Any]:
+def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
     """Bytes that a real pack holds at most, its plan, the real model's shape."""
-    loaded = load_start(settings)
-    set_learning(loaded.model, settings.learn)
-    feed = Feed(settings, loaded.processor)
-    plan = make_plan(feed.lengths, [1.0], batch=settings.batch, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
-    model = base_of(add_adapters(fit_out(loaded.model, settings), settings)).train()
+    loaded = load_start(config)
+    set_trainable(loaded.model, config.learn)
+    feed = PackedDataset(config, loaded.processor)
+    plan = make_plan(feed.lengths, [1.0], batch=config.batch, epochs=1, pack_tokens=config.pack_tokens, seed=0)
+    model = base_of(add_adapters(fit_out(loaded.model, config), config)).train()
     use_packed_attention(model)
-    pack = feed.pack(plan.packs(0)[0], CPU, image_dtype(settings))
+    pack = feed.pack(plan.packs(0)[0], CPU, image_dtype(config))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -69,7 +69,7 @@ def allocated(settings: TrainSettings) -> tuple[float, Plan, Any]:
     known += [*model.buffers(), pack.ids, pack.positions, pack.where, pack.targets]
     assert pack.pixels is not None
     with Live([*known, pack.pixels]) as live:
-        with arithmetic(settings.precision, CPU):
+        with arithmetic(config.precision, CPU):
             loss = pack_loss(model, pack, pack.pixels)
         loss.backward()
     return float(live.peak), plan, model
@@ -91,16 +91,16 @@ def allocated(settings: TrainSettings) -> tuple[float, Plan, Any]:
 def test_memory_is_what_pytorch_allocates(home: Path, more: Sequence[str]) -> None:
     """Seen on tensors without data at 3 and 4 layers, and on real ones at 6."""
     more = [f"language={home / 'qwen3'}" if word == "language=qwen3" else word for word in more]
-    settings = read_recipe("small/align", words(home, *more))
-    real, plan, model = allocated(settings)
-    config = shape_of(settings.vision, settings.language, None, "huggingface", None)
-    bones = skeleton(config)
-    said = peak(config, settings, largest_pack(plan), on_card=False)
+    config = read_recipe("small/align", words(home, *more))
+    real, plan, model = allocated(config)
+    model_config = shape_of(config.vision, config.language, None, "huggingface", None)
+    bones = skeleton(model_config)
+    said = peak(model_config, config, largest_pack(plan), on_card=False)
     # with activations computed again, the largest moment may be another at another depth
-    assert said == pytest.approx(real, rel=0.12 if settings.checkpointing else 0.05)
-    assert peak(config, settings, largest_pack(plan), on_card=True) != said
-    stays = standing(ready(bones, settings), settings, False)
-    rows = model.get_input_embeddings().weight.shape[0] - config.get_text_config().vocab_size  # of <image>
+    assert said == pytest.approx(real, rel=0.12 if config.checkpointing else 0.05)
+    assert peak(model_config, config, largest_pack(plan), on_card=True) != said
+    stays = standing(ready(bones, config), config, False)
+    rows = model.get_input_embeddings().weight.shape[0] - model_config.get_text_config().vocab_size  # of <image>
     extra = 2 * 4 * rows * 64
     assert stays["weights"] == pytest.approx(sum(p.nbytes for p in model.parameters()), abs=extra)
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -114,10 +114,10 @@ def test_the_host_holds_the_whole_model_while_it_is_read_and_written(
     monkeypatch.setattr(memory, "peak", lambda *given: 0.0)
     found, pack = {}, memory.Shape([(0, 64, -1)], 1, 0)
     for precision in ("bf16", "fp32"):
-        settings = read_recipe("small/align", words(home, f"precision={precision}"))
-        config = shape_of(settings.vision, settings.language, None, "huggingface", None)
-        model = ready(skeleton(config), settings)
-        causes = [memory.memory_by_cause(config, model, settings, pack, on_card) for on_card in (False, True)]
+        config = read_recipe("small/align", words(home, f"precision={precision}"))
+        model_config = shape_of(config.vision, config.language, None, "huggingface", None)
+        model = ready(skeleton(model_config), config)
+        causes = [memory.memory_by_cause(model_config, model, config, pack, on_card) for on_card in (False, True)]
         found[precision] = ["more, while it is read and written" in each for each in causes]
         if precision == "bf16":
             assert sum(causes[0].values()) == memory.read_bytes(model)
@@ -125,15 +125,15 @@ def test_the_host_holds_the_whole_model_while_it_is_read_and_written(
 
 
 def test_a_skeleton_is_the_model_without_its_weights(home: Path) -> None:
-    settings = read_recipe("small/align", words(home))
-    real = load_start(settings).model
-    config = shape_of(settings.vision, settings.language, None, "huggingface", None)
-    bones = skeleton(config)
+    config = read_recipe("small/align", words(home))
+    real = load_start(config).model
+    model_config = shape_of(config.vision, config.language, None, "huggingface", None)
+    bones = skeleton(model_config)
     assert all(p.is_meta for p in bones.parameters())
-    assert config.image_seq_length == real.config.image_seq_length
-    assert config.vision_feature_select_strategy == real.config.vision_feature_select_strategy
+    assert model_config.image_seq_length == real.config.image_seq_length
+    assert model_config.vision_feature_select_strategy == real.config.vision_feature_select_strategy
     for model in (real, bones):
-        set_learning(model, ("projector",))
+        set_trainable(model, ("projector",))
     rows = real.lm_head.out_features - bones.lm_head.out_features
     assert rows in (0, 1)
     assert cost_of(bones).image == cost_of(real).image
@@ -165,8 +165,8 @@ def test_config_json_alone_is_enough(home: Path, capsys: pytest.CaptureFixture[s
 
 def test_with_data_and_tokenizer_at_hand_texts_are_measured(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = said(capsys, "small/align", *words(home, "epochs=2"), "--gpu", "cpu", "--json")
-    settings = read_recipe("small/align", words(home))
-    lengths = Feed(settings, load_start(settings).processor).lengths
+    config = read_recipe("small/align", words(home))
+    lengths = PackedDataset(config, load_start(config).processor).lengths
     assert found["samples"] == 2 * len(lengths.total)
     assert found["tokens_unshared"] == 2 * int(lengths.total.sum())
     assert found["tokens"] < found["tokens_unshared"]

@@ -15,8 +15,8 @@ from qilin.core.errors import UserError
 from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.model.llava import compose
-from qilin.train.config import DataSource, TrainSettings
-from qilin.train.data_loader import Feed, unit_of
+from qilin.train.config import DataSource, TrainConfig
+from qilin.train.data_loader import PackedDataset, unit_of
 from qilin.train.plan import Piece, pieces_of
 
 CPU = torch.device("cpu")
@@ -42,28 +42,28 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def stage(*folders: Path, source: Mapping[str, Any] | None = None, **options: Any) -> TrainSettings:
+def stage(*folders: Path, source: Mapping[str, Any] | None = None, **options: Any) -> TrainConfig:
     data = tuple(DataSource(path=folder, **source or {}) for folder in folders)
-    return TrainSettings(model="here", data=data, **options)
+    return TrainConfig(model="here", data=data, **options)
 
 
-def same(one: Feed, other: Feed) -> bool:
+def same(one: PackedDataset, other: PackedDataset) -> bool:
     pairs = zip(dataclasses.astuple(one.lengths), dataclasses.astuple(other.lengths), strict=True)
     equal = all(np.array_equal(a, b) for a, b in pairs) and np.array_equal(one.index, other.index)
     return equal and one.report == other.report and one.refused == other.refused
 
 
-def measured(settings: TrainSettings, processor: Any) -> tuple[Feed, bool]:
+def measured(config: TrainConfig, processor: Any) -> tuple[PackedDataset, bool]:
     """A feed, and whether it had to measure."""
     ticks: list[int] = []
-    feed = Feed(settings, processor, lambda n, total: ticks.append(n))
+    feed = PackedDataset(config, processor, lambda n, total: ticks.append(n))
     return feed, bool(ticks)
 
 
 def test_measured_once_and_read_again(home: Path, processor: Any) -> None:
-    settings = stage(home / "data", max_length=60, overlong="drop")
-    first, worked = measured(settings, processor)
-    again, worked_again = measured(settings, processor)
+    config = stage(home / "data", max_length=60, overlong="drop")
+    first, worked = measured(config, processor)
+    again, worked_again = measured(config, processor)
     assert (worked, worked_again) == (True, False)
     assert same(first, again)
     assert first.refused  # the two-image sample and others, with their reasons, from the cache as well
@@ -71,8 +71,8 @@ def test_measured_once_and_read_again(home: Path, processor: Any) -> None:
 
 @pytest.mark.parametrize("spoil", ["empty", "half", "text", "other", "columns"])
 def test_broken_cache_is_made_again(home: Path, processor: Any, cache: Path, spoil: str) -> None:
-    settings = stage(home / "data")
-    first, _ = measured(settings, processor)
+    config = stage(home / "data")
+    first, _ = measured(config, processor)
     (file,) = (cache / "lengths").glob("*.npz")
     whole = file.read_bytes()
     if spoil == "other":
@@ -81,17 +81,17 @@ def test_broken_cache_is_made_again(home: Path, processor: Any, cache: Path, spo
         np.savez(file, table=np.zeros((5, 4), dtype=np.int64), found=np.array('{"report": {}, "refused": []}'))
     else:
         file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "text": b"not a cache"}[spoil])
-    again, worked = measured(settings, processor)
+    again, worked = measured(config, processor)
     assert worked
     assert same(first, again)
-    assert not measured(settings, processor)[1]  # and mended
+    assert not measured(config, processor)[1]  # and mended
     assert [path.name for path in (cache / "lengths").iterdir()] == [file.name]
 
 
 def test_key_covers_what_lengths_depend_on(home: Path, processor: Any) -> None:
     base = stage(home / "data")
     other_template = compose(str(home / "clip"), str(home / "llama"), template="v1", system="你好", pad_square=True)
-    variants: list[tuple[TrainSettings, Any]] = [
+    variants: list[tuple[TrainConfig, Any]] = [
         (base, processor),
         (base, other_template.processor),
         (stage(home / "data", kinds=("vqa",)), processor),
@@ -104,14 +104,14 @@ def test_key_covers_what_lengths_depend_on(home: Path, processor: Any) -> None:
         (stage(home / "data", questions="separate"), processor),
         (stage(home / "data", instructions=("描述这张图片。",)), processor),
     ]
-    keys = [Feed(settings, made).cache_key() for settings, made in variants]
+    keys = [PackedDataset(config, made).cache_key() for config, made in variants]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == Feed(stage(home / "data", seed=5, batch=3, rate=1.0), processor).cache_key()
+    assert keys[0] == PackedDataset(stage(home / "data", seed=5, batch=3, rate=1.0), processor).cache_key()
 
 
 def test_key_covers_every_row(home: Path, processor: Any) -> None:
     """Not only the first ones: two choices of rows that begin alike and are equally many."""
-    feed = Feed(stage(home / "data"), processor)
+    feed = PackedDataset(stage(home / "data"), processor)
     source = feed.sources[0]
     keys = []
     for rows in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 5]):
@@ -125,22 +125,22 @@ def test_overlong_is_an_error_or_cut_or_dropped_and_counted(home: Path, processo
     with pytest.raises(
         UserError, match=r"sample train-\S+: \d+ tokens, max_length is 60; .*overlong=cut or overlong=drop"
     ):
-        Feed(stage(home / "data", max_length=60), processor)
+        PackedDataset(stage(home / "data", max_length=60), processor)
 
-    full = Feed(stage(home / "data"), processor)
+    full = PackedDataset(stage(home / "data"), processor)
     over = {full.sample(int(n)).sample_id for n, t in zip(full.index, full.lengths.total, strict=True) if t > 60}
     assert over == {"train-chat", "train-two"}
     everything = len(full.lengths.total)
     assert full.report == {"samples": everything, "cut": 0, "dropped": 0}
 
-    dropped = Feed(stage(home / "data", max_length=60, overlong="drop"), processor)
+    dropped = PackedDataset(stage(home / "data", max_length=60, overlong="drop"), processor)
     assert dropped.report == {"samples": everything - len(over), "cut": 0, "dropped": len(over)}
     assert {row["sample_id"] for row in dropped.refused} == over
     assert all(row["reason"].endswith("tokens, max_length is 60") for row in dropped.refused)
     assert dropped.lengths.total.max() <= 60
     assert {dropped.sample(int(n)).sample_id for n in dropped.index}.isdisjoint(over)
 
-    cut = Feed(stage(home / "data", max_length=60, overlong="cut"), processor)
+    cut = PackedDataset(stage(home / "data", max_length=60, overlong="cut"), processor)
     assert cut.report["cut"] > 0
     assert cut.report["cut"] + cut.report["dropped"] == len(over)
     assert cut.report["samples"] == everything - cut.report["dropped"]
@@ -149,9 +149,9 @@ def test_overlong_is_an_error_or_cut_or_dropped_and_counted(home: Path, processo
 
 
 def test_cut_samples_are_counted_once_however_often_they_are_packed(home: Path, processor: Any) -> None:
-    settings = stage(home / "data", max_length=60, overlong="cut")
-    Feed(settings, processor)
-    feed = Feed(settings, processor)  # lengths from the cache, so that packing encodes for the first time
+    config = stage(home / "data", max_length=60, overlong="cut")
+    PackedDataset(config, processor)
+    feed = PackedDataset(config, processor)  # lengths from the cache, so that packing encodes for the first time
     before = dict(feed.report)
     assert before["cut"]
     for index in range(len(feed.index)):
@@ -164,11 +164,11 @@ def test_cut_samples_are_counted_once_however_often_they_are_packed(home: Path, 
 def test_cut_never_takes_an_image_apart_nor_the_whole_answer(tmp_path: Path, processor: Any) -> None:
     long = "这张图片是什么模态？" * 40
     folder = write(tmp_path / "data", [("asks-long", long, "是"), ("says-long", "图？", long)])
-    feed = Feed(stage(folder, max_length=64, overlong="cut"), processor)
+    feed = PackedDataset(stage(folder, max_length=64, overlong="cut"), processor)
     assert feed.report == {"samples": 1, "cut": 1, "dropped": 1}
     assert [row["sample_id"] for row in feed.refused] == ["asks-long"]
     with pytest.raises(UserError, match=r"no sample is left for training; .*'dropped': 2"):
-        Feed(stage(folder, max_length=PATCHES, overlong="cut"), processor)  # the image alone is longer
+        PackedDataset(stage(folder, max_length=PATCHES, overlong="cut"), processor)  # the image alone is longer
 
 
 def write(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
@@ -189,24 +189,24 @@ def test_nothing_to_learn_names_the_sample(home: Path, processor: Any) -> None:
         "{%- endgeneration -%}", ""
     )
     with pytest.raises(UserError, match=r"sample train-\S+: nothing to learn"):
-        Feed(stage(home / "data"), broken)
+        PackedDataset(stage(home / "data"), broken)
 
 
 def test_literal_image_mark_in_a_text_names_the_sample(tmp_path: Path, processor: Any) -> None:
     folder = write(tmp_path / "data", [("marked", "这是 <image> 吗？", "是")])
     with pytest.raises(UserError, match=r"sample marked: 2 image tokens for 1 images"):
-        Feed(stage(folder), processor)
+        PackedDataset(stage(folder), processor)
 
 
 def test_unknown_split_and_absent_kinds_say_what_there_is(home: Path, processor: Any) -> None:
     with pytest.raises(UserError, match=r"no split 'validation'; it has train, test"):
-        Feed(stage(home / "data", source={"split": "validation"}), processor)
+        PackedDataset(stage(home / "data", source={"split": "validation"}), processor)
     with pytest.raises(UserError, match=r"no samples of kind report in split train; it has caption, chat, vqa"):
-        Feed(stage(home / "data", kinds=("report",)), processor)
+        PackedDataset(stage(home / "data", kinds=("report",)), processor)
 
 
 def test_units_are_samples_that_begin_alike(home: Path, processor: Any) -> None:
-    feed = Feed(stage(home / "data"), processor)
+    feed = PackedDataset(stage(home / "data"), processor)
     units: dict[int, set[str]] = {}
     for number, unit, prefix in zip(feed.index, feed.lengths.unit, feed.lengths.prefix, strict=True):
         units.setdefault(int(unit), set()).add(feed.sample(int(number)).sample_id)
@@ -214,14 +214,14 @@ def test_units_are_samples_that_begin_alike(home: Path, processor: Any) -> None:
     assert {"train-text"} in units.values()
     assert {"train-two"} in units.values()
     assert {"train-caption-1", "train-vqa-1-0", "train-vqa-1-1", "train-vqa-1-2"} in units.values()
-    separate = Feed(stage(home / "data", questions="separate"), processor)
+    separate = PackedDataset(stage(home / "data", questions="separate"), processor)
     assert len(set(separate.lengths.unit.tolist())) == len(separate.index)
     assert not separate.lengths.prefix.any()
 
 
 def test_prefixes_that_differ_only_in_repeated_words_are_different_units(home: Path, processor: Any) -> None:
     """Only an image's own tokens may be shortened: 1 1 2 and 1 2 2 are not the same text."""
-    sample, image = Feed(stage(home / "data"), processor).sample(0), 9
+    sample, image = PackedDataset(stage(home / "data"), processor).sample(0), 9
     prefixes = ([1, 1, 2, image, image], [1, 2, 2, image, image], [1, 1, 2, image, image])
     one, other, again = (unit_of(sample, prefix, 0, image) for prefix in prefixes)
     assert one != other
@@ -229,7 +229,7 @@ def test_prefixes_that_differ_only_in_repeated_words_are_different_units(home: P
 
 
 def test_images_stand_in_the_order_of_their_tokens(home: Path, processor: Any) -> None:
-    feed = Feed(stage(home / "data"), processor)
+    feed = PackedDataset(stage(home / "data"), processor)
     names = {feed.sample(int(number)).sample_id: place for place, number in enumerate(feed.index)}
     wanted = ["train-vqa-2-0", "train-two", "train-text", "train-vqa-1-1"]
     pieces = [Piece((names[name],), int(feed.lengths.total[names[name]])) for name in wanted]
@@ -246,7 +246,7 @@ def test_images_stand_in_the_order_of_their_tokens(home: Path, processor: Any) -
 
 def test_two_folders_are_counted_on(home: Path, tmp_path: Path, processor: Any) -> None:
     second = write(tmp_path / "data", [("only", "图中有异常吗？", "有")])
-    feed = Feed(stage(home / "data", second), processor)
+    feed = PackedDataset(stage(home / "data", second), processor)
     assert feed.sample(int(feed.index[-1])).sample_id == "only"
     assert feed.lengths.source.tolist() == [0] * (len(feed.index) - 1) + [1]
     assert feed.dataset_of(int(feed.index[-1])).path == second

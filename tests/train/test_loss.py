@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
-from qilin.model.llava import compose, set_learning
+from qilin.model.llava import compose, set_trainable
 from qilin.train import loss
-from qilin.train.config import DataSource, TrainSettings
-from qilin.train.data_loader import Feed, Pack
+from qilin.train.config import DataSource, TrainConfig
+from qilin.train.data_loader import Pack, PackedDataset
 from qilin.train.distributed import Learner
 from qilin.train.loop import learn_step, pack_loss
 from qilin.train.loss import answer_loss
@@ -32,19 +32,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stage(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Feed]:
+def stage(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, PackedDataset]:
     """A float64 model of which all learns, and the feed of its samples."""
     monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(1)
     made = compose(str(home / "clip"), str(home / "llama"), template="v1", system="", pad_square=True)
-    set_learning(made.model, ("vision", "projector", "language"))
-    settings = TrainSettings(model="here", data=(DataSource(path=home / "data"),), precision="fp32")
-    feed = Feed(settings, made.processor)
+    set_trainable(made.model, ("vision", "projector", "language"))
+    config = TrainConfig(model="here", data=(DataSource(path=home / "data"),), precision="fp32")
+    feed = PackedDataset(config, made.processor)
     use_packed_attention(made.model)
     return made.model.double(), feed
 
 
-def eight_in(feed: Feed, packs: int) -> list[Pack]:
+def eight_in(feed: PackedDataset, packs: int) -> list[Pack]:
     """Eight samples, short answers and long captions, as one piece each in so many packs."""
     names = [feed.sample(int(number)).sample_id for number in feed.index]
     wanted = [f"train-caption-{i}" for i in range(4)] + [f"train-vqa-{i}-0" for i in range(4)]
@@ -64,19 +64,19 @@ def far(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def test_accumulation_gives_the_gradient_of_the_whole(stage: tuple[Any, Feed]) -> None:
+def test_accumulation_gives_the_gradient_of_the_whole(stage: tuple[Any, PackedDataset]) -> None:
     model, feed = stage
-    whole, count = learn_step(Learner(model, pack_loss), eight_in(feed, 1), feed.settings, 0)
+    whole, count = learn_step(Learner(model, pack_loss), eight_in(feed, 1), feed.config, 0)
     expected = gradient(model)
     assert expected.norm() > 0.01
     for packs in (2, 4, 8):
-        value, tokens = learn_step(Learner(model, pack_loss), eight_in(feed, packs), feed.settings, 0)
+        value, tokens = learn_step(Learner(model, pack_loss), eight_in(feed, packs), feed.config, 0)
         assert tokens == count
         assert value == pytest.approx(whole, rel=1e-9)
         assert far(gradient(model), expected) < 1e-6
 
 
-def test_shared_prefixes_and_small_packs_give_the_gradient_of_the_whole(stage: tuple[Any, Feed]) -> None:
+def test_shared_prefixes_and_small_packs_give_the_gradient_of_the_whole(stage: tuple[Any, PackedDataset]) -> None:
     """The same by the plan's own way: pieces of several samples, and pack_tokens that cut them apart."""
     model, feed = stage
     gradients, cut = [], []
@@ -84,16 +84,16 @@ def test_shared_prefixes_and_small_packs_give_the_gradient_of_the_whole(stage: t
         plan = make_plan(feed.lengths, [1.0], batch=1000, epochs=1, pack_tokens=pack_tokens, seed=0)
         packs = [feed.pack(pieces, CPU, torch.float64) for pieces in plan.packs(0)]
         cut.append(len(packs))
-        learn_step(Learner(model, pack_loss), packs, feed.settings, 0)
+        learn_step(Learner(model, pack_loss), packs, feed.config, 0)
         gradients.append(gradient(model))
     assert cut[0] == 1 < cut[1] < cut[2]
     assert far(gradients[1], gradients[0]) < 1e-6
     assert far(gradients[2], gradients[0]) < 1e-6
 
 
-def test_control_means_of_packs_averaged_are_another_gradient(stage: tuple[Any, Feed]) -> None:
+def test_control_means_of_packs_averaged_are_another_gradient(stage: tuple[Any, PackedDataset]) -> None:
     model, feed = stage
-    learn_step(Learner(model, pack_loss), eight_in(feed, 1), feed.settings, 0)
+    learn_step(Learner(model, pack_loss), eight_in(feed, 1), feed.config, 0)
     expected = gradient(model)
     packs = eight_in(feed, 8)
     for pack in packs:

@@ -10,10 +10,10 @@ import torch
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin.core.errors import UserError
-from qilin.model.llava import set_learning
+from qilin.model.llava import set_trainable
 from qilin.model.meta_model import shape_of
-from qilin.train.config import TrainSettings, read_recipe
-from qilin.train.data_loader import Feed
+from qilin.train.config import TrainConfig, read_recipe
+from qilin.train.data_loader import PackedDataset
 from qilin.train.loop import learning_parts, pack_loss
 from qilin.train.memory_estimate import largest_pack, peak, settled, standing
 from qilin.train.model_setup import arithmetic, fit_out, shrink_frozen
@@ -39,17 +39,17 @@ def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QILIN_CACHE", str(home / "cache"))
 
 
-def recipe(home: Path, *more: str) -> TrainSettings:
+def recipe(home: Path, *more: str) -> TrainConfig:
     words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", "template=v1"]
     return read_recipe("small/align", [*words, "kinds=[vqa]", "batch=100", "precision=fp32", *more])
 
 
-def one_pack(settings: TrainSettings) -> tuple[Any, Any, Plan]:
-    loaded = load_start(settings)
-    set_learning(loaded.model, settings.learn)
-    feed = Feed(settings, loaded.processor)
-    plan = make_plan(feed.lengths, [1.0], batch=100, epochs=1, pack_tokens=settings.pack_tokens, seed=0)
-    model = fit_out(loaded.model, settings).train()
+def one_pack(config: TrainConfig) -> tuple[Any, Any, Plan]:
+    loaded = load_start(config)
+    set_trainable(loaded.model, config.learn)
+    feed = PackedDataset(config, loaded.processor)
+    plan = make_plan(feed.lengths, [1.0], batch=100, epochs=1, pack_tokens=config.pack_tokens, seed=0)
+    model = fit_out(loaded.model, config).train()
     use_packed_attention(model)
     return model, feed.pack(plan.packs(0)[0], CPU, torch.float32), plan
 
@@ -74,8 +74,8 @@ def test_activations_of_some_layers_again_change_no_gradient(home: Path) -> None
     found = []
     for share, layers in ((0.0, 0), (0.5, 3), (1.0, 5)):
         torch.manual_seed(0)
-        settings = recipe(home, f"checkpointing={share}", "learn=[projector, language]")
-        model, pack, _ = one_pack(settings)
+        config = recipe(home, f"checkpointing={share}", "learn=[projector, language]")
+        model, pack, _ = one_pack(config)
         again = [layer.gradient_checkpointing for layer in model.model.language_model.layers]
         assert again == [True] * layers + [False] * (5 - layers)
         found.append(gradient(model, pack))
@@ -84,35 +84,35 @@ def test_activations_of_some_layers_again_change_no_gradient(home: Path) -> None
 
 
 def test_auto_computes_again_only_as_much_as_memory_asks_for(home: Path) -> None:
-    settings = recipe(home, "checkpointing=auto")
-    _, _, plan = one_pack(replace(settings, checkpointing=False))
-    config = shape_of(settings.vision, settings.language, None, "huggingface", None)
+    config = recipe(home, "checkpointing=auto")
+    _, _, plan = one_pack(replace(config, checkpointing=False))
+    model_config = shape_of(config.vision, config.language, None, "huggingface", None)
     pack = largest_pack(plan)
-    most, least = (peak(config, replace(settings, checkpointing=end), pack, True) for end in (False, True))
+    most, least = (peak(model_config, replace(config, checkpointing=end), pack, True) for end in (False, True))
     assert least < most
     from qilin.model.meta_model import skeleton
     from qilin.train.memory_estimate import SLACK, ready
 
-    stays = sum(standing(ready(skeleton(config), replace(settings, checkpointing=False)), settings, True).values())
+    stays = sum(standing(ready(skeleton(model_config), replace(config, checkpointing=False)), config, True).values())
     shares = []
     for part in (2.0, 1.0, 0.5, 0.0, -1.0):  # of what lies between computing all again and nothing
         memory = (stays + least + part * (most - least) + 1) / SLACK
-        shares.append(settled(config, settings, pack, True, 1, memory).checkpointing)
+        shares.append(settled(model_config, config, pack, True, 1, memory).checkpointing)
     assert shares == pytest.approx([0, 0, 0.6, 1, 1])
-    assert settled(config, replace(settings, checkpointing=0.2), pack, True, 1, 1.0).checkpointing == 0.2
+    assert settled(model_config, replace(config, checkpointing=0.2), pack, True, 1, 1.0).checkpointing == 0.2
 
 
 def test_what_is_divided_takes_its_share_of_each_device(home: Path) -> None:
     from qilin.model.meta_model import skeleton
     from qilin.train.memory_estimate import ready
 
-    settings = recipe(home, "learn=[projector, language]", "divide=all", "precision=bf16")
-    model = ready(skeleton(shape_of(settings.vision, settings.language, None, "huggingface", None)), settings)
-    alone, eight = standing(model, settings, True), standing(model, settings, True, 8)
+    config = recipe(home, "learn=[projector, language]", "divide=all", "precision=bf16")
+    model = ready(skeleton(shape_of(config.vision, config.language, None, "huggingface", None)), config)
+    alone, eight = standing(model, config, True), standing(model, config, True, 8)
     assert eight["optimizer"] == alone["optimizer"] / 8
     assert eight["weights"] == pytest.approx(alone["weights"] / 8)
     assert eight["weights and gradients gathered"] > 0
-    small = standing(model, replace(settings, optimizer="adamw8bit"), True)
+    small = standing(model, replace(config, optimizer="adamw8bit"), True)
     assert small["optimizer"] < 0.3 * alone["optimizer"]
 
 
@@ -143,26 +143,26 @@ def test_what_is_missing_is_named(home: Path) -> None:
     ):
         if importlib.util.find_spec(package) is not None:
             continue
-        settings = recipe(home, word)
+        config = recipe(home, word)
         ask = optimizer_of if word.startswith("optimizer") else shrink
         with pytest.raises(UserError, match=rf"needs {package}: pip install 'qilin-med\[small\]'"):
-            ask(model, settings)
+            ask(model, config)
 
 
-def optimizer_of(model: Any, settings: TrainSettings) -> Any:
-    return make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
+def optimizer_of(model: Any, config: TrainConfig) -> Any:
+    return make_optimizer(learning_parts(model, config), config.optimizer, config.betas)
 
 
-def shrink(model: Any, settings: TrainSettings) -> Any:
-    return shrink_frozen(model, settings, CPU)
+def shrink(model: Any, config: TrainConfig) -> Any:
+    return shrink_frozen(model, config, CPU)
 
 
 def test_fp8_asks_for_a_gpu_that_has_it(home: Path) -> None:
     pytest.importorskip("torchao")
-    settings = recipe(home, "frozen=fp8")
-    model, _, _ = one_pack(settings)
+    config = recipe(home, "frozen=fp8")
+    model, _, _ = one_pack(config)
     with pytest.raises(UserError, match="needs a GPU of compute capability 8.9 or more .*; the device is cpu"):
-        shrink_frozen(model, settings, CPU)
+        shrink_frozen(model, config, CPU)
 
 
 def test_fp8_stays_near_the_plain_model(home: Path) -> None:

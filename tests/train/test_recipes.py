@@ -12,10 +12,10 @@ import pytest
 
 from qilin.core.config import read, read_yaml
 from qilin.core.errors import UserError
-from qilin.demo.config import DemoSettings, PartsSettings
+from qilin.demo.config import DemoConfig, PartsConfig
 from qilin.demo.run import demo, recipe_file, recipe_folder
 from qilin.model.chat_template import TEMPLATES
-from qilin.train.config import TrainSettings, read_recipe, recipe_names, recipe_path
+from qilin.train.config import TrainConfig, read_recipe, recipe_names, recipe_path
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PAPER = ("qilin-med-vl-13b/align", "qilin-med-vl-13b/instruct")
@@ -64,7 +64,7 @@ def test_recipes_that_the_readme_names_are_there() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_reads_with_the_least_that_must_be_added(name: str) -> None:
     found = read_recipe(name, minimal(name))
-    assert isinstance(found, TrainSettings)
+    assert isinstance(found, TrainConfig)
     assert [str(source.path) for source in found.data] == ["somewhere"]
     stage = name.split("/")[1]
     assert ("language" in found.learn) == (stage == "instruct")
@@ -142,7 +142,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("folder", ["tiny", "small", "quick"])
 def test_small_recipes_say_how_their_parts_are_made(folder: str) -> None:
-    assert read(PartsSettings, Path(str(resources.files("qilin") / "recipes" / folder / "parts.yaml")))
+    assert read(PartsConfig, Path(str(resources.files("qilin") / "recipes" / folder / "parts.yaml")))
 
 
 def test_every_recipe_is_packed_into_the_wheel() -> None:
@@ -162,19 +162,19 @@ def test_every_key_of_a_stage_is_told_in_the_docs() -> None:
     if not docs.is_file():
         pytest.skip("docs/ is not part of the wheel")
     text = docs.read_text(encoding="utf-8")
-    assert [field.name for field in fields(TrainSettings) if f"`{field.name}`" not in text] == []
+    assert [field.name for field in fields(TrainConfig) if f"`{field.name}`" not in text] == []
 
 
 def test_a_demo_takes_our_recipes_by_name_whatever_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quick").mkdir()  # as `qilin demo --quick --out quick` makes it
-    assert recipe_folder(DemoSettings(quick=True)) == "quick"
-    assert read(PartsSettings, recipe_file("quick", "parts"))
+    assert recipe_folder(DemoConfig(quick=True)) == "quick"
+    assert read(PartsConfig, recipe_file("quick", "parts"))
     assert recipe_file("./quick", "parts") == Path("quick/parts.yaml")
 
 
 def test_a_demo_whose_recipes_are_not_there_makes_nothing(tmp_path: Path) -> None:
     for recipes in ("qwen3-8b", str(tmp_path)):  # parts are downloaded there, not made; an empty folder
         with pytest.raises(UserError, match=r"parts\.yaml is not there; a demo takes tiny, small"):
-            demo(DemoSettings(out=tmp_path / "out", recipes=recipes))
+            demo(DemoConfig(out=tmp_path / "out", recipes=recipes))
     assert not (tmp_path / "out").exists()

@@ -27,7 +27,7 @@ from qilin.core.errors import RunError, UserError
 from qilin.imaging.augment import augment
 from qilin.model.llava import load_model, part_of
 from qilin.train.config import read_recipe
-from qilin.train.data_loader import Feed
+from qilin.train.data_loader import PackedDataset
 from qilin.train.optimizer import rate_share
 from qilin.train.stage import load_start, run_stage
 
@@ -291,10 +291,10 @@ def test_check_names_the_image_that_does_not_decode(home: Path, tmp_path: Path) 
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["files"][f"images/{file.name}"]["bytes"] = file.stat().st_size  # not a copy cut short
     (data / "manifest.json").write_text(json.dumps(manifest))
-    settings = read_recipe("small/align", words(home, tmp_path / "run", [f"data={data}"]))
+    config = read_recipe("small/align", words(home, tmp_path / "run", [f"data={data}"]))
     said = rf"image {table.column('image_id')[2]} \(sample train-vqa-"
     with pytest.raises(UserError, match=said):
-        run_stage(settings, "test", check=True)
+        run_stage(config, "test", check=True)
 
 
 def test_a_tracker_that_is_not_installed(home: Path, tmp_path: Path) -> None:
@@ -312,13 +312,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     kept: list[Any] = []
     real = loop.learn_step
 
-    def poisoned(learner: Any, packs: Any, settings: Any, step: int, world: Any) -> Any:
+    def poisoned(learner: Any, packs: Any, config: Any, step: int, world: Any) -> Any:
         model = learner.model
         if step == 1:
             model.model.language_model.norm.weight.data[0] = float("nan")
             before.update({n: p.detach().clone() for n, p in model.named_parameters()})
             kept.append((model, [name for pack in packs for name in pack.samples]))
-        return real(learner, packs, settings, step, world)
+        return real(learner, packs, config, step, world)
 
     monkeypatch.setattr(loop, "learn_step", poisoned)
     with pytest.raises(RunError, match="step 2: the loss is nan") as caught:
@@ -383,10 +383,10 @@ def test_asked_to_stop_it_saves_first(
 ) -> None:
     run, real = tmp_path / "run", loop.learn_step
 
-    def signalled(learner: Any, packs: Any, settings: Any, step: int, world: Any) -> Any:
+    def signalled(learner: Any, packs: Any, config: Any, step: int, world: Any) -> Any:
         if step == 1:
             os.kill(os.getpid(), number)
-        return real(learner, packs, settings, step, world)
+        return real(learner, packs, config, step, world)
 
     command = ["train", "small/align", *words(home, run, [f"model={aligned}"])]
     before = signal.getsignal(number)
@@ -418,8 +418,8 @@ def test_samples_dropped_for_their_length_are_listed(home: Path, aligned: Path, 
 
 
 def measure(home: Path, tmp_path: Path) -> list[int]:
-    settings = read_recipe("small/align", words(home, tmp_path / "unused"))
-    return Feed(settings, load_start(settings).processor).lengths.total.tolist()  # type: ignore[no-any-return]
+    config = read_recipe("small/align", words(home, tmp_path / "unused"))
+    return PackedDataset(config, load_start(config).processor).lengths.total.tolist()  # type: ignore[no-any-return]
 
 
 def test_the_average_is_the_result(home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

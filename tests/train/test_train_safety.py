@@ -17,11 +17,11 @@ from torch.distributed.checkpoint import FileSystemReader
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin.core.config import build, read_yaml
 from qilin.core.errors import RunError, UserError
-from qilin.model.llava import Loaded, compose
+from qilin.model.llava import LoadedModel, compose
 from qilin.train import checkpoint, loop
 from qilin.train import data_loader as feed_module
-from qilin.train.config import TrainSettings, read_recipe
-from qilin.train.data_loader import Feed, write_cache
+from qilin.train.config import TrainConfig, read_recipe
+from qilin.train.data_loader import PackedDataset, write_cache
 from qilin.train.stage import run_stage
 
 
@@ -35,7 +35,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(parts: Path) -> Loaded:
+def loaded(parts: Path) -> LoadedModel:
     return compose(str(parts / "clip"), str(parts / "llama"), template="v1", system="", pad_square=True)
 
 
@@ -45,7 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def recipe(parts: Path, **changes: Any) -> TrainSettings:
+def recipe(parts: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "vision": str(parts / "clip"),
         "language": str(parts / "llama"),
@@ -60,15 +60,15 @@ def recipe(parts: Path, **changes: Any) -> TrainSettings:
         "precision": "fp32",
         "trackers": [],
     }
-    return build(TrainSettings, values | changes, "test")
+    return build(TrainConfig, values | changes, "test")
 
 
 # ── the cache of lengths ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(parts: Path, loaded: Loaded, cache: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_time(parts: Path, loaded: LoadedModel, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
-    assert len(Feed(recipe(parts), loaded.processor).index) == 19
+    assert len(PackedDataset(recipe(parts), loaded.processor).index) == 19
     assert cache.is_file()
 
 
@@ -100,10 +100,10 @@ def test_two_writers_of_one_cache_do_not_meet(cache: Path, monkeypatch: pytest.M
 
 
 def test_encoded_texts_are_kept_only_while_there_is_room(
-    parts: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+    parts: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "KEEP_TOKENS", 100)
-    feed = Feed(recipe(parts), loaded.processor)
+    feed = PackedDataset(recipe(parts), loaded.processor)
     assert 0 < sum(len(encoded.ids) for encoded in feed.encoded.values()) <= 100
     pieces = [feed_module.Piece((int(i),), 0) for i in range(len(feed.index))]
     pack = feed.pack(pieces, torch.device("cpu"), torch.float32)  # the others are encoded when they are needed
@@ -114,8 +114,10 @@ def test_encoded_texts_are_kept_only_while_there_is_room(
 # ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_image_that_does_not_decode_is_named_with_its_sample(parts: Path, loaded: Loaded, monkeypatch: Any) -> None:
-    feed = Feed(recipe(parts, kinds=["caption"]), loaded.processor)
+def test_an_image_that_does_not_decode_is_named_with_its_sample(
+    parts: Path, loaded: LoadedModel, monkeypatch: Any
+) -> None:
+    feed = PackedDataset(recipe(parts, kinds=["caption"]), loaded.processor)
     bad = feed.sample(0).image_ids[0]
     dataset = feed.sources[0].dataset
     whole = type(dataset).image_bytes
@@ -200,10 +202,10 @@ class Crash(Exception):
 def crash_at(patch: pytest.MonkeyPatch, step: int) -> None:
     real = loop.learn_step
 
-    def crashing(learner: Any, packs: Any, settings: Any, number: int, world: Any) -> Any:
+    def crashing(learner: Any, packs: Any, config: Any, number: int, world: Any) -> Any:
         if number == step:
             raise Crash
-        return real(learner, packs, settings, number, world)
+        return real(learner, packs, config, number, world)
 
     patch.setattr(loop, "learn_step", crashing)
 
@@ -375,7 +377,7 @@ def test_text_alone_teaches_a_projector_nothing_and_breaks_nothing(
 
 
 def test_nothing_but_text_for_a_projector_is_refused(parts: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(Feed, "without_image", lambda feed: len(feed.index))
+    monkeypatch.setattr(PackedDataset, "without_image", lambda feed: len(feed.index))
     with pytest.raises(UserError, match="no sample has an image, so projector cannot learn"):
         train(parts, tmp_path / "run")
     train(parts, tmp_path / "both", learn=["projector", "language"], epochs=1)
@@ -392,8 +394,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(
     """The loss may be finite where its gradient is not."""
     real, names = loop.learn_step, []
 
-    def poisoned(learner: Any, packs: Any, settings: Any, step: int, world: Any) -> Any:
-        found = real(learner, packs, settings, step, world)
+    def poisoned(learner: Any, packs: Any, config: Any, step: int, world: Any) -> Any:
+        found = real(learner, packs, config, step, world)
         if step == 1:
             learner.model.model.multi_modal_projector.linear_1.bias.grad[0] = float("inf")
             names.extend(name for pack in packs for name in pack.samples)

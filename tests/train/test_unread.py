@@ -9,7 +9,7 @@ import torch
 
 from builders.tiny import tiny_language, tiny_vision
 from qilin.core.errors import UserError
-from qilin.model.llava import compose, set_learning
+from qilin.model.llava import compose, set_trainable
 from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
 from qilin.train.skip_unused import features_depth, vision_layers
 
@@ -29,7 +29,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(parts: Path) -> Any:
     torch.manual_seed(3)
     made = compose(str(parts / "clip"), str(parts / "qwen3"), template="chatml", system=None, pad_square=True).model
-    set_learning(made, ("projector", "language"))
+    set_trainable(made, ("projector", "language"))
     return made.train()
 
 

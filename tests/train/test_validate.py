@@ -19,7 +19,7 @@ from qilin.model.llava import load_model
 from qilin.model.processing import Pixels, encode_sample
 from qilin.train import checkpoint, loop
 from qilin.train import validation as validate
-from qilin.train.config import TrainSettings
+from qilin.train.config import TrainConfig
 from qilin.train.data_sources import open_sources
 from qilin.train.distributed import Learner
 from qilin.train.stage import run_stage
@@ -45,13 +45,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("QILIN_CACHE", str(tmp_path_factory.getbasetemp() / "lengths-of-validation"))
 
 
-def recipe(home: Path, **changes: Any) -> TrainSettings:
+def recipe(home: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "vision": str(home / "vision"), "language": str(home / "language"), "data": [{"path": str(home / "data")}],
         "system": "", "batch": 8, "epochs": 2, "rate": 1e-2, "warmup": 0, "max_length": 300, "pack_tokens": 300,
         "log_every": 1, "save_every": 0, "device": "cpu", "precision": "fp32", "trackers": [],
     }  # fmt: skip
-    return build(TrainSettings, values | changes, "test")
+    return build(TrainConfig, values | changes, "test")
 
 
 def train(home: Path, out: Path, **changes: Any) -> Path:
@@ -155,10 +155,10 @@ def scripted(patch: pytest.MonkeyPatch, losses: list[float]) -> dict[int, dict[s
     weights: dict[int, dict[str, torch.Tensor]] = {}
     real = loop.learn_step
 
-    def step(learner: Any, packs: Any, settings: Any, number: int, world: Any) -> Any:
+    def step(learner: Any, packs: Any, config: Any, number: int, world: Any) -> Any:
         weights[number] = {n: t.clone() for n, t in checkpoint.learning_weights(learner.model).items()}  # before it
         said["step"] = number
-        return real(learner, packs, settings, number, world)
+        return real(learner, packs, config, number, world)
 
     said = {"step": 0}
     patch.setattr(loop, "learn_step", step)
@@ -214,10 +214,10 @@ class Crash(Exception):
 def crash(home: Path, run: Path, stop: int, **options: Any) -> None:
     real = loop.learn_step
 
-    def crashing(learner: Any, packs: Any, settings: Any, number: int, world: Any) -> Any:
+    def crashing(learner: Any, packs: Any, config: Any, number: int, world: Any) -> Any:
         if number == stop:
             raise Crash
-        return real(learner, packs, settings, number, world)
+        return real(learner, packs, config, number, world)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "learn_step", crashing)
@@ -301,8 +301,8 @@ def test_nothing_to_validate_on_is_told_before_anything(
 def test_check_reads_the_images_that_are_validated_on(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = recipe(home, out=str(tmp_path / "run"), validate={})
-    bad = keys(open_sources(settings, "validation"))[0].pop()
+    config = recipe(home, out=str(tmp_path / "run"), validate={})
+    bad = keys(open_sources(config, "validation"))[0].pop()
     real = Pixels.get
 
     def get(pixels: Any, dataset: Any, image_id: str, dtype: torch.dtype) -> torch.Tensor:
@@ -313,7 +313,7 @@ def test_check_reads_the_images_that_are_validated_on(
     monkeypatch.setattr(Pixels, "get", get)
     assert run_stage(recipe(home, out=str(tmp_path / "run")), "test", check=True) is None  # control: not read there
     with pytest.raises(UserError, match=rf"1 of 10 images do not read:\n .*image {bad} \(sample validation-"):
-        run_stage(settings, "test", check=True)
+        run_stage(config, "test", check=True)
 
 
 def keys(sources: Any) -> tuple[set[str], set[str], int]:
@@ -329,21 +329,21 @@ def keys(sources: Any) -> tuple[set[str], set[str], int]:
 
 
 def test_a_share_is_put_aside_by_whole_images_and_groups(home: Path, tmp_path: Path) -> None:
-    settings = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}],
+    config = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}],
                       validate={"split": 0.3})  # fmt: skip
-    mine, held = (keys(open_sources(settings, part)) for part in ("training", "validation"))
+    mine, held = (keys(open_sources(config, part)) for part in ("training", "validation"))
     assert not mine[0] & held[0]
     assert not mine[1] & held[1]
-    total = keys(open_sources(recipe(home, data=settings.data), "training"))
+    total = keys(open_sources(recipe(home, data=config.data), "training"))
     assert mine[2] + held[2] == total[2] == 23 + 15
     assert 0.1 < held[2] / total[2] < 0.5
-    assert keys(open_sources(settings, "validation")) == held
+    assert keys(open_sources(config, "validation")) == held
     run = train(home, tmp_path / "run", validate={"split": 0.3, "every": 2}, epochs=1)
     facts = json.loads((run / "plan.json").read_text())
     assert facts["samples"] + facts["validation"]["samples"] == 23
 
 
 def test_a_dataset_without_the_split_is_learnt_from_only(home: Path) -> None:
-    settings = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}], validate={})
-    assert [source.dataset.path.name for source in open_sources(settings, "validation")] == ["data"]
-    assert len(open_sources(settings, "training")) == 2
+    config = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}], validate={})
+    assert [source.dataset.path.name for source in open_sources(config, "validation")] == ["data"]
+    assert len(open_sources(config, "training")) == 2

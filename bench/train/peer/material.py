@@ -29,7 +29,7 @@ VISION = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3, "
 CHARACTERS = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))  # few, for logits are no large share of a large model
 INSTRUCTION = "根据图中的信息，撰写一段描述性文本。"
 LONGEST = 1400  # tokens of a text, so that nobody has to cut at 2048
-Talk = list[tuple[str, str]]  # questions with their answers
+Conversation = list[tuple[str, str]]  # questions with their answers
 SIDES = {576: 336, 64: 112}  # tokens an image -> its side in pixels
 SAMPLES = 96  # six steps of 16, where a setting does not say
 
@@ -112,13 +112,13 @@ def make_samples(folder: Path, setting: Setting) -> Path:
     return place
 
 
-def ours(talk: Talk) -> tuple[dict[str, Any], ...]:
+def ours(talk: Conversation) -> tuple[dict[str, Any], ...]:
     """The form of Qilin's datasets; the image stands before the first question."""
     turns = [(user(ask, images=int(i == 0)), assistant(say)) for i, (ask, say) in enumerate(talk)]
     return tuple(message for turn in turns for message in turn)
 
 
-def plain(talk: Talk) -> list[dict[str, str]]:
+def plain(talk: Conversation) -> list[dict[str, str]]:
     """The form that ms-swift and LLaMA-Factory read."""
     rows = []
     for i, (ask, say) in enumerate(talk):
@@ -127,12 +127,12 @@ def plain(talk: Talk) -> list[dict[str, str]]:
     return rows
 
 
-def length_of(setting: Setting, talk: Talk) -> int:
+def length_of(setting: Setting, talk: Conversation) -> int:
     """About how many tokens it takes, for trainers that group by length."""
     return setting.image + sum(len(ask) + len(say) + 6 for ask, say in talk)
 
 
-def conversations(setting: Setting, random: np.random.Generator) -> list[Talk]:
+def conversations(setting: Setting, random: np.random.Generator) -> list[Conversation]:
     """For each image its (question, answer) pairs."""
 
     def text(median: float, lower: float, upper: float) -> str:
@@ -146,7 +146,7 @@ def conversations(setting: Setting, random: np.random.Generator) -> list[Talk]:
         return INSTRUCTION, text(435, 211, 757) if number % 2 else text(59, 45, 83)  # contexts and captions by turns
 
     counts = {1: [1], 1.5: [1, 2], 2: [2], 3: [3], 11: [11]}[setting.questions]
-    found: list[Talk] = []
+    found: list[Conversation] = []
     left = setting.samples
     while left:
         turns = min(left, counts[len(found) % len(counts)])

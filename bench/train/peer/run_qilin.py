@@ -18,7 +18,7 @@ from qilin.model import processing as inputs
 from qilin.train import data_loader as feed
 from qilin.train import loop, plan
 from qilin.train import packed_attention as attention
-from qilin.train.config import DataSource, TrainSettings
+from qilin.train.config import DataSource, TrainConfig
 from qilin.train.metrics import Log
 from qilin.train.stage import run_stage
 
@@ -33,11 +33,11 @@ def main(path: str) -> None:
             OFF[name]()
     watch = Watch(job)
     watch_loop(watch)
-    settings = TrainSettings(
+    config = TrainConfig(
         model=job["model"], data=(DataSource(path=Path(job["data"])),), learn=tuple(job["learn"]), template="v1",
         system="", out=Path(job["out"]), seed=job["seed"], save_every=0, device="cpu", **flags,
     )  # fmt: skip
-    run_stage(settings, "bench")
+    run_stage(config, "bench")
     done = read_yaml(Path(job["out"]) / "recipe.yaml")
     code = {"commit": commit(), "code": code_hash()[:12]}
     watch.report({"flags": flags, "pack_tokens": done["pack_tokens"], "precision": done["precision"]} | code)

@@ -15,7 +15,7 @@ import torch
 
 from qilin.convert.weight_files import Reader, Weight, list_weights, read_json
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.hub import from_pretrained
 
 FILE = "mmproj-model.gguf"
@@ -38,7 +38,7 @@ NAMES = {
 }
 
 
-def convert_gguf(source: Path, folder: Path, settings: ConvertSettings, say: Callable[[str], None]) -> None:
+def convert_gguf(source: Path, folder: Path, config: ConvertConfig, say: Callable[[str], None]) -> None:
     """Write `folder`/mmproj-model.gguf. Raises UserError for what llama.cpp's LLaVA cannot express."""
     try:
         from gguf import GGUFWriter
@@ -46,7 +46,7 @@ def convert_gguf(source: Path, folder: Path, settings: ConvertSettings, say: Cal
         raise UserError("to is gguf, which needs llama.cpp's package: pip install 'qilin-med[gguf]'") from None
     from transformers import AutoConfig
 
-    stock = from_pretrained(AutoConfig, str(source), settings.hub)
+    stock = from_pretrained(AutoConfig, str(source), config.hub)
     refuse(stock, source)
     vision = stock.vision_config
     layers = stock.vision_feature_layer
@@ -77,7 +77,7 @@ def convert_gguf(source: Path, folder: Path, settings: ConvertSettings, say: Cal
     for weight in list_weights(source):
         name = gguf_name(weight.name, layers)
         if name is not None:
-            writer.add_tensor(name, numbers(reader, weight, settings))
+            writer.add_tensor(name, numbers(reader, weight, config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -110,8 +110,8 @@ def gguf_name(name: str, layers: int) -> str | None:
     return None
 
 
-def numbers(reader: Reader, weight: Weight, settings: ConvertSettings) -> np.ndarray:
+def numbers(reader: Reader, weight: Weight, config: ConvertConfig) -> np.ndarray:
     """fp32 where it was or was asked for; else half, but vectors in fp32, as llama.cpp's own scripts write them."""
-    whole = settings.dtype == "fp32" or (settings.dtype == "keep" and weight.kind == torch.float32)
+    whole = config.dtype == "fp32" or (config.dtype == "keep" and weight.kind == torch.float32)
     tensor = reader.get(weight).to(torch.float32 if whole or len(weight.shape) == 1 else torch.float16)
     return tensor.contiguous().numpy()

@@ -18,7 +18,7 @@ from qilin.convert.llava_tokenizer import RECORD
 from qilin.convert.lora import ADAPTER, TRAINED, Adapter, peft_config, peft_halves, read_adapter, stock_module
 from qilin.convert.weight_files import Planned, Reader, Weight, list_file, list_weights, read_json, write_shards
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.hub import from_pretrained
 from qilin.model.llava import CARD
 from qilin.model.tokenizer import WORDS
@@ -28,12 +28,12 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def convert_out(
-    source: Path, folder: Path, settings: ConvertSettings, bar: Callable[..., Any], say: Callable[[str], None]
+    source: Path, folder: Path, config: ConvertConfig, bar: Callable[..., Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write `source` in LLaVA's layout into `folder`. Returns its config.json."""
     from transformers import AutoConfig
 
-    stock = from_pretrained(AutoConfig, str(source), settings.hub)
+    stock = from_pretrained(AutoConfig, str(source), config.hub)
     card = read_json(source / CARD) if (source / CARD).is_file() else {}
     weights, reader = list_weights(source), Reader()
     linear = stock.projector_hidden_act == "linear"
@@ -42,11 +42,11 @@ def convert_out(
     elif stock.projector_hidden_act != "gelu":
         raise UserError(f"{source}: projector_hidden_act is {stock.projector_hidden_act!r}; LLaVA has gelu")
     named = llava_names(weights, linear, source)
-    config, rows = config_out(source, named, stock, settings)
+    model_config, rows = config_out(source, named, stock, config)
     adapters: dict[str, Adapter] = {}
-    if settings.lora == "keep" or card.get("adapter"):
+    if config.lora == "keep" or card.get("adapter"):
         adapters = {stock_module(name): adapter for name, adapter in read_adapter(adapter_in(source)).items()}
-    if settings.lora == "keep":
+    if config.lora == "keep":
         learnt = (PROJECTOR, TOWER) if "vision" in (card.get("recipe") or {}).get("learn", ()) else (PROJECTOR,)
         kept = {name: reader.get(weight) for name, weight in named.items() if name.startswith(learnt)}
         write_lora(source, folder, adapters, kept)
@@ -56,10 +56,10 @@ def convert_out(
         buffers = source / RECORD / "buffers.safetensors"
         plan += [plan_out(reader, w, w.name, rows, None) for w in (list_file(buffers) if buffers.is_file() else [])]
         with bar(f"{source} → LLaVA's layout", sum(row.bytes for row in plan)) as tell:
-            write_shards(folder, plan, int(settings.shard_gb * 1e9), tell)
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+            write_shards(folder, plan, int(config.shard_gb * 1e9), tell)
+    (folder / "config.json").write_text(json.dumps(model_config, indent=2), encoding="utf-8")
     copy_words(source, folder, say)
-    return config
+    return model_config
 
 
 def llava_names(weights: list[Weight], linear: bool, source: Path) -> dict[str, Weight]:
@@ -77,7 +77,7 @@ def llava_names(weights: list[Weight], linear: bool, source: Path) -> dict[str, 
 
 
 def config_out(
-    source: Path, named: Mapping[str, Weight], stock: Any, settings: ConvertSettings
+    source: Path, named: Mapping[str, Weight], stock: Any, config: ConvertConfig
 ) -> tuple[dict[str, Any], int]:
     """(LLaVA's config.json, the rows of its embeddings): those that came in, or else made from ours.
 
@@ -90,7 +90,7 @@ def config_out(
     if (record / "config.json").is_file():
         before = read_json(record / "rows.json") if (record / "rows.json").is_file() else {"rows": table.shape[0]}
         return read_json(record / "config.json"), int(before["rows"])
-    tower = settings.vision or stock.vision_config.name_or_path
+    tower = config.vision or stock.vision_config.name_or_path
     if not tower:
         raise UserError("LLaVA's code loads the vision encoder anew; say from where with --vision (mm_vision_tower)")
     rows = table.shape[0] - (stock.image_token_index == table.shape[0] - 1)

@@ -86,7 +86,7 @@ def family(config: Mapping[str, Any], where: Path) -> str:
     return FAMILIES[named]
 
 
-def check_settings(config: Mapping[str, Any], where: Path) -> None:
+def check_config(config: Mapping[str, Any], where: Path) -> None:
     """Raise UserError, in plain words, for settings that stock Llava cannot express."""
     kind = config.get("mm_projector_type", "linear")
     if kind not in ("mlp2x_gelu", "linear"):
@@ -107,7 +107,7 @@ def check_settings(config: Mapping[str, Any], where: Path) -> None:
         raise UserError(f"{where}: has a quantization_config; convert the unquantised weights")
 
 
-def vision_settings(shapes: Mapping[str, tuple[int, ...]], where: Path) -> dict[str, Any]:
+def vision_config(shapes: Mapping[str, tuple[int, ...]], where: Path) -> dict[str, Any]:
     """The settings of an OpenAI CLIP encoder from the shapes of its tensors (names without `vision_model.`).
 
     A released checkpoint may name its encoder by a path of its maker's machine. Everything but the heads and the
@@ -144,7 +144,7 @@ def stock_config(config: Mapping[str, Any], vision: Any, rows: int, where: Path)
     """LLaVA's config and the encoder's -> a LlavaConfig for `rows` rows of embeddings; the image token is set later."""
     from transformers import AutoConfig, LlavaConfig
 
-    check_settings(config, where)
+    check_config(config, where)
     kind = family(config, where)
     fields = {key: config[key] for key in FAMILY_FIELDS if config.get(key) is not None}
     if kind == "mistral":

@@ -19,12 +19,12 @@ from qilin.convert.llava_format import (
     explain_names,
     is_llava,
     to_stock,
-    vision_settings,
+    vision_config,
 )
 from qilin.convert.lora import Adapter, read_adapter, read_trained
 from qilin.convert.weight_files import Planned, Reader, Weight, list_file, list_weights, read_json
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.hub import fetch_folder, from_pretrained
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -51,29 +51,29 @@ class Gathered:
 
 
 def gather(
-    source: Path, kind: str, config: Mapping[str, Any], settings: ConvertSettings, say: Callable[[str], None]
+    source: Path, kind: str, model_config: Mapping[str, Any], config: ConvertConfig, say: Callable[[str], None]
 ) -> Gathered:
     """Collect a checkpoint's parts. `kind` is llava, lora or projector; the latter two stand on --base."""
     found = (
         Gathered({weight.name: weight for weight in list_weights(source)}, source)
         if kind == "llava"
-        else gather_on_base(source, kind, settings)
+        else gather_on_base(source, kind, config)
     )
     if "model.embed_tokens.weight" not in found.weights:
         raise UserError(explain_names([], ["model.embed_tokens.weight"], found.words))
     for name in [name for name in found.weights if BUFFERS.search(name)]:
         found.dropped.append(found.weights.pop(name))
     if not any(name.startswith(TOWER) for name in found.weights):
-        found.weights |= tower_weights(config, settings, say)
+        found.weights |= tower_weights(model_config, config, say)
     return found
 
 
-def gather_on_base(source: Path, kind: str, settings: ConvertSettings) -> Gathered:
+def gather_on_base(source: Path, kind: str, config: ConvertConfig) -> Gathered:
     """What was trained apart, on the language model that --base names."""
-    assert settings.base is not None, "asked for by layout()"
-    base = Path(fetch_folder(settings.base, settings.hub))
-    config = read_json(base / "config.json")
-    if "text_config" in config and not is_llava(config):
+    assert config.base is not None, "asked for by layout()"
+    base = Path(fetch_folder(config.base, config.hub))
+    model_config = read_json(base / "config.json")
+    if "text_config" in model_config and not is_llava(model_config):
         raise UserError(f"{base}: is in Hugging Face's Llava layout; --base of a LLaVA folder is a language model")
     found = Gathered({weight.name: weight for weight in list_weights(base)}, base)
     if kind == "projector":
@@ -84,7 +84,7 @@ def gather_on_base(source: Path, kind: str, settings: ConvertSettings) -> Gather
     unknown = sorted(set(found.lora) - set(found.weights))
     if unknown:
         raise UserError(
-            f"{source}: adapts {len(unknown)} tensors that {settings.base} does not have ({unknown[0]}, …); "
+            f"{source}: adapts {len(unknown)} tensors that {config.base} does not have ({unknown[0]}, …); "
             "is that the base it was trained on?"
         )
     for name, adapter in found.lora.items():
@@ -98,10 +98,10 @@ def projector_name(name: str) -> str:
 
 
 def tower_weights(
-    config: Mapping[str, Any], settings: ConvertSettings, say: Callable[[str], None]
+    model_config: Mapping[str, Any], config: ConvertConfig, say: Callable[[str], None]
 ) -> dict[str, Weight]:
     """The vision encoder from where it is only named."""
-    name = settings.vision or config.get("mm_vision_tower") or ""
+    name = config.vision or model_config.get("mm_vision_tower") or ""
     if not Path(name).is_dir() and (not name or name.startswith(("/", ".", "~")) or name.count("/") != 1):
         raise UserError(
             f"the checkpoint holds no vision encoder and names {name or 'none'!r}, which is not here; "
@@ -109,7 +109,7 @@ def tower_weights(
         )
     say(f"vision encoder: {name} (not in the checkpoint itself)")
     found = {}
-    for weight in list_weights(Path(fetch_folder(name, settings.hub))):
+    for weight in list_weights(Path(fetch_folder(name, config.hub))):
         inner = weight.name.removeprefix("vision_model.")
         if inner.startswith(("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")):
             found[f"{TOWER}vision_model.{inner}"] = weight
@@ -119,30 +119,30 @@ def tower_weights(
 
 
 def vision_of(
-    found: Gathered, config: Mapping[str, Any], settings: ConvertSettings, say: Callable[[str], None]
+    found: Gathered, model_config: Mapping[str, Any], config: ConvertConfig, say: Callable[[str], None]
 ) -> tuple[Any, dict[str, Any]]:
     """(the encoder's config, its image settings: mean and deviation of colours), from --vision, the folder or hub id
     that the checkpoint names, or else the shapes of the weights themselves."""
     from transformers import AutoConfig, AutoImageProcessor, CLIPVisionConfig
 
     inside = all(found.weights[name].file.parent == found.words for name in found.weights if name.startswith(TOWER))
-    named = settings.vision or config.get("mm_vision_tower") or ""
-    if settings.vision or Path(named).is_dir() or not inside:
-        vision = from_pretrained(AutoConfig, named, settings.hub)
+    named = config.vision or model_config.get("mm_vision_tower") or ""
+    if config.vision or Path(named).is_dir() or not inside:
+        vision = from_pretrained(AutoConfig, named, config.hub)
         vision = getattr(vision, "vision_config", vision)
         if vision.model_type != "clip_vision_model":
             raise UserError(f"{named}: is a {vision.model_type}; LLaVA's layout is read with CLIP encoders only")
-        folder = Path(fetch_folder(named, settings.hub))
+        folder = Path(fetch_folder(named, config.hub))
         colours = {}
         if any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
-            own = from_pretrained(AutoImageProcessor, str(folder), settings.hub)
+            own = from_pretrained(AutoImageProcessor, str(folder), config.hub)
             colours = {"image_mean": list(own.image_mean), "image_std": list(own.image_std)}
         return vision, colours
     prefix = TOWER + "vision_model."
     shapes = {
         name.removeprefix(prefix): weight.shape for name, weight in found.weights.items() if name.startswith(TOWER)
     }
-    fields = vision_settings(shapes, found.words)
+    fields = vision_config(shapes, found.words)
     say(
         f"vision encoder: in the checkpoint; settings from its shapes, as OpenAI's CLIP ({fields['num_hidden_layers']} "
         f"layers of {fields['hidden_size']}, {fields['image_size']} pixels in patches of {fields['patch_size']}, "
@@ -174,10 +174,10 @@ def disk_names(stock: Any) -> dict[str, tuple[int, ...]]:
 
 
 def plan_weights(
-    found: Gathered, stock: Any, config: Mapping[str, Any], settings: ConvertSettings, tokenizer: Any, source: Path
+    found: Gathered, stock: Any, model_config: Mapping[str, Any], config: ConvertConfig, tokenizer: Any, source: Path
 ) -> list[Planned]:
     """Every tensor to be written. Raises UserError for strangers, gaps, wrong shapes and wrong kinds of number."""
-    linear = config.get("mm_projector_type", "linear") == "linear"
+    linear = model_config.get("mm_projector_type", "linear") == "linear"
     expected = disk_names(stock)
     if linear:  # stock Llava has two layers: with an identity for the second, and none between, they are one
         for name in ("weight", "bias"):
@@ -191,7 +191,7 @@ def plan_weights(
     if strange or missing:
         raise UserError(explain_names(strange, missing, source))
     plan = [
-        plan_one(found, old, new, expected[new], settings, tokenizer, source)
+        plan_one(found, old, new, expected[new], config, tokenizer, source)
         for old, new in names.items()
         if new is not None
     ]
@@ -209,7 +209,7 @@ def plan_one(
     old: str,
     new: str,
     shape: tuple[int, ...],
-    settings: ConvertSettings,
+    config: ConvertConfig,
     tokenizer: Any,
     source: Path,
 ) -> Planned:
@@ -223,13 +223,13 @@ def plan_one(
             f"{weight.file}: {weight.name} is {list(weight.shape)}; its config.json makes it {list(shape)}"
             + ("; does the tokenizer belong to it?" if new in (EMBEDDING, HEAD) else "; are they of one upload?")
         )
-    merge = settings.lora == "merge"
+    merge = config.lora == "merge"
 
     def make() -> torch.Tensor:
         tensor = found.read(old) if merge else found.reader.get(weight)
         return grown(tensor, shape[0], tokenizer.bos_token_id, new == HEAD) if grows else tensor
 
-    kind = DTYPES.get(settings.dtype, weight.kind if weight.kind != torch.float64 else torch.float32)
+    kind = DTYPES.get(config.dtype, weight.kind if weight.kind != torch.float64 else torch.float32)
     return Planned(new, shape, kind, make)
 
 

@@ -16,7 +16,7 @@ from qilin.convert.llava_format import family
 from qilin.convert.weight_files import Planned, Reader, Weight, largest_kind, write_safetensors
 from qilin.core.errors import UserError
 from qilin.model.chat_template import IMAGE
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.saving import keep_old_config, save_processor
 from qilin.model.tokenizer import (
     IM_END,
@@ -46,18 +46,18 @@ class Speech:
         return int(self.tokenizer.convert_tokens_to_ids(IMAGE))
 
 
-def load_spoken(words: Path, config: Mapping[str, Any], settings: ConvertSettings, rows: int) -> Speech:
+def load_spoken(words: Path, model_config: Mapping[str, Any], config: ConvertConfig, rows: int) -> Speech:
     """The tokenizer in `words`, with the tokens LLaVA adds, for a model of `rows` embeddings."""
-    tokenizer = load_tokenizer_files(words, config)
+    tokenizer = load_tokenizer_files(words, model_config)
     known = len(tokenizer) - (IMAGE in tokenizer.get_vocab())  # one that went out from here still knows <image>
     if known > rows:
         raise UserError(
             f"{words}: its tokenizer has {known:,} tokens and the embeddings {rows:,} rows; they are not of one model"
         )
     # In this order, as LLaVA's loader does (model/builder.py); where the table has rows for them, these are theirs.
-    if config.get("mm_use_im_patch_token", True):
+    if model_config.get("mm_use_im_patch_token", True):
         tokenizer.add_tokens([IM_PATCH], special_tokens=True)
-    if config.get("mm_use_im_start_end", False):
+    if model_config.get("mm_use_im_start_end", False):
         tokenizer.add_tokens([IM_START, IM_END], special_tokens=True)
     if rows > len(tokenizer) + SPARE_ROWS:
         raise UserError(
@@ -65,11 +65,11 @@ def load_spoken(words: Path, config: Mapping[str, Any], settings: ConvertSetting
             f"than padding explains; is the larger tokenizer of a Chinese model missing?"
         )
     with_image(tokenizer, words)
-    template = spoken_template(tokenizer, settings.template, settings.system)
-    return Speech(tokenizer, template, end_tokens(tokenizer, settings.template))
+    template = spoken_template(tokenizer, config.template, config.system)
+    return Speech(tokenizer, template, end_tokens(tokenizer, config.template))
 
 
-def load_tokenizer_files(words: Path, config: Mapping[str, Any]) -> Any:
+def load_tokenizer_files(words: Path, model_config: Mapping[str, Any]) -> Any:
     """The tokenizer of a folder whose config.json transformers cannot read: from a copy without it."""
     present = [name for name in WORDS if (words / name).is_file()]
     if not {"tokenizer.model", "tokenizer.json"} & set(present):
@@ -77,7 +77,7 @@ def load_tokenizer_files(words: Path, config: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         for name in present:
             shutil.copy(words / name, folder)
-        kind = {"model_type": family(config, words / "config.json")}
+        kind = {"model_type": family(model_config, words / "config.json")}
         (Path(folder) / "config.json").write_text(json.dumps(kind), encoding="utf-8")
         try:
             return open_tokenizer(folder)

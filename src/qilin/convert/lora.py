@@ -28,7 +28,7 @@ from qilin.convert.weight_files import (
     write_shards,
 )
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertSettings
+from qilin.model.config import ConvertConfig
 from qilin.model.hub import fetch_folder
 
 ADAPTER = "adapter_config.json"
@@ -158,13 +158,13 @@ def leaves(adapters: Mapping[str, Adapter]) -> list[str]:
     return sorted({name.removesuffix(".weight").split(".")[-1] for name in adapters})
 
 
-def merge_stock(source: Path, folder: Path, settings: ConvertSettings, bar: Callable[..., Any]) -> None:
+def merge_stock(source: Path, folder: Path, config: ConvertConfig, bar: Callable[..., Any]) -> None:
     """peft's adapters on a stock Llava (--base) -> that Llava with them merged, all its other files copied."""
-    assert settings.base is not None, "asked for by layout()"
-    base = Path(fetch_folder(settings.base, settings.hub))
+    assert config.base is not None, "asked for by layout()"
+    base = Path(fetch_folder(config.base, config.hub))
     if not is_stock(read_json(base / "config.json")):
         raise UserError(f"{base}: the adapter is of a Hugging Face Llava, and this is none; convert it first")
-    if settings.lora == "keep" or settings.check:
+    if config.lora == "keep" or config.check:
         raise UserError(f"{source}: is already peft's form; lora: keep and check have nothing to do")
     adapters = {stock_module(name): adapter for name, adapter in read_adapter(source).items()}
     weights = {weight.name: weight for weight in list_weights(base)}
@@ -179,8 +179,8 @@ def merge_stock(source: Path, folder: Path, settings: ConvertSettings, bar: Call
         if adapter is not None:
             adapter.fits(weight, source)
         plan.append(Planned(name, weight.shape, weight.kind, merging(reader, weight, adapter)))
-    with bar(f"{settings.base} + {settings.source} → {settings.out}", sum(row.bytes for row in plan)) as tell:
-        write_shards(folder, plan, int(settings.shard_gb * 1e9), tell)
+    with bar(f"{config.base} + {config.source} → {config.out}", sum(row.bytes for row in plan)) as tell:
+        write_shards(folder, plan, int(config.shard_gb * 1e9), tell)
     for file in base.iterdir():
         if file.is_file() and not re.search(r"\.(safetensors|bin|pt|index\.json)$", file.name):
             shutil.copy(file, folder / file.name)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from qilin.convert.gguf import convert_gguf
 from qilin.convert.hf_to_llava import convert_out
@@ -27,7 +26,8 @@ from qilin.convert.lora import ADAPTER, keep_adapter, merge_stock
 from qilin.convert.weight_files import list_weights, read_json, write_shards
 from qilin.core.config import to_dict
 from qilin.core.errors import RunError, UserError
-from qilin.model.config import ConvertSettings
+from qilin.core.progress import ProgressBars
+from qilin.model.config import ConvertConfig
 from qilin.model.hub import fetch, fetch_folder
 from qilin.model.llava import CARD
 
@@ -44,7 +44,7 @@ def usable(name: str, hub: str) -> str:
     if file is None or not file.is_file() or not is_llava(read_json(file)):
         return name
     source = fetch_folder(name, hub)
-    how = ConvertSettings(source=source, out=Path("unknown"))
+    how = ConvertConfig(source=source, out=Path("unknown"))
     short = re.sub(r"[^\w.-]+", "--", name.strip("/"))[-80:]
     out = home() / f"{short}-{fingerprint(Path(source), how)[:12]}"
     if not out.is_dir():
@@ -78,110 +78,110 @@ PROJECTOR = "mm_projector.bin"
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def convert(settings: ConvertSettings) -> Path:
+def convert(config: ConvertConfig) -> Path:
     """`qilin convert SRC OUT`. Returns OUT. The same conversion finished before is left alone.
 
     Raises UserError for what is no such checkpoint or cannot be expressed, RunError where the disk is too small or
     --check finds a difference.
     """
-    source = Path(fetch_folder(settings.source, settings.hub))
-    kind = layout(source, settings)
-    mark = fingerprint(source, settings)
-    if finished(settings.out, mark):
-        say(f"{settings.out}: already converted from {settings.source}")
-        return settings.out
-    with staged(settings.out) as folder:
-        if settings.to == "gguf":
-            convert_gguf(source, folder, settings, say)
+    source = Path(fetch_folder(config.source, config.hub))
+    kind = layout(source, config)
+    mark = fingerprint(source, config)
+    if finished(config.out, mark):
+        say(f"{config.out}: already converted from {config.source}")
+        return config.out
+    with staged(config.out) as folder:
+        if config.to == "gguf":
+            convert_gguf(source, folder, config, say)
         elif kind == "stock":
-            config = convert_out(source, folder, settings, bar, say)
-            if settings.check:
-                checked_out(source, folder, config)
+            model_config = convert_out(source, folder, config, bar, say)
+            if config.check:
+                checked_out(source, folder, model_config)
         elif kind == "stock adapter":
-            merge_stock(source, folder, settings, bar)
+            merge_stock(source, folder, config, bar)
         else:
-            convert_in(source, kind, folder, settings)
-        if settings.to == "hf":
-            add_to_card(folder, settings, kind, mark)
+            convert_in(source, kind, folder, config)
+        if config.to == "hf":
+            add_to_card(folder, config, kind, mark)
         else:
             (folder / CARD).write_text(json.dumps({"converted": {"fingerprint": mark}}), encoding="utf-8")
-    say(f"{settings.out}: done")
-    return settings.out
+    say(f"{config.out}: done")
+    return config.out
 
 
-def layout(source: Path, settings: ConvertSettings) -> str:
+def layout(source: Path, config: ConvertConfig) -> str:
     """What SRC is: llava, projector, lora, stock or stock adapter. Raises UserError where it goes nowhere."""
     config_file = source / "config.json"
-    config = read_json(config_file) if config_file.is_file() else {}
-    if (source / ADAPTER).is_file() and not is_stock(config):
-        if settings.to != "hf":
+    model_config = read_json(config_file) if config_file.is_file() else {}
+    if (source / ADAPTER).is_file() and not is_stock(model_config):
+        if config.to != "hf":
             raise UserError(f"{source}: is a LoRA folder; merge it first (to hf), then convert the result")
-        if settings.base is None:
+        if config.base is None:
             raise UserError(f"{source}: is a LoRA folder; name the model it was trained on with --base")
-        return "lora" if is_llava(config) else "stock adapter"
-    if is_stock(config):
-        if settings.to == "hf":
+        return "lora" if is_llava(model_config) else "stock adapter"
+    if is_stock(model_config):
+        if config.to == "hf":
             raise UserError(
                 f"{source}: is already in Hugging Face's layout (LlavaForConditionalGeneration); "
                 "use it as it is, or convert it with --to llava or --to gguf"
             )
         return "stock"
-    if settings.to != "hf":
+    if config.to != "hf":
         raise UserError(f"{source}: expected a Hugging Face Llava (config.json with text_config and vision_config)")
-    if not config:
+    if not model_config:
         hint = "; LLaVA's stage 1 writes config.json beside mm_projector.bin" if (source / PROJECTOR).is_file() else ""
         raise UserError(f"{source}: has no config.json, so is no checkpoint{hint}")
-    if not is_llava(config):
-        named = (config.get("architectures") or [config.get("model_type", "nothing known")])[0]
+    if not is_llava(model_config):
+        named = (model_config.get("architectures") or [model_config.get("model_type", "nothing known")])[0]
         raise UserError(f"{config_file}: is of {named}, without LLaVA's settings (mm_hidden_size, mm_vision_tower)")
     if (
         (source / PROJECTOR).is_file()
         and not any(source.glob("*model*.safetensors"))
         and not any(source.glob("pytorch_model*.bin"))
     ):
-        if settings.base is None:
+        if config.base is None:
             raise UserError(f"{source}: holds a projector alone; name its language model with --base")
         return "projector"
     return "llava"
 
 
-def convert_in(source: Path, kind: str, folder: Path, settings: ConvertSettings) -> None:
+def convert_in(source: Path, kind: str, folder: Path, config: ConvertConfig) -> None:
     """LLaVA's layout -> stock Llava in `folder`."""
-    config = read_json(source / "config.json")
-    found = gather(source, kind, config, settings, say)
-    vision, colours = vision_of(found, config, settings, say)
-    speech = load_spoken(found.words, config, settings, found.rows)
-    stock = stock_config(config, vision, max(found.rows, len(speech.tokenizer)), source / "config.json")
+    model_config = read_json(source / "config.json")
+    found = gather(source, kind, model_config, config, say)
+    vision, colours = vision_of(found, model_config, config, say)
+    speech = load_spoken(found.words, model_config, config, found.rows)
+    stock = stock_config(model_config, vision, max(found.rows, len(speech.tokenizer)), source / "config.json")
     stock.image_token_index = speech.image_id
-    plan = plan_weights(found, stock, config, settings, speech.tokenizer, source)
+    plan = plan_weights(found, stock, model_config, config, speech.tokenizer, source)
     room(folder, sum(row.bytes for row in plan))
-    with bar(f"{settings.source} → {settings.out}", sum(row.bytes for row in plan)) as tell:
-        write_shards(folder, plan, int(settings.shard_gb * 1e9), tell)
-    write_speech(folder, stock, speech, colours, config.get("image_aspect_ratio") == "pad", plan)
+    with bar(f"{config.source} → {config.out}", sum(row.bytes for row in plan)) as tell:
+        write_shards(folder, plan, int(config.shard_gb * 1e9), tell)
+    write_speech(folder, stock, speech, colours, model_config.get("image_aspect_ratio") == "pad", plan)
     record_source(source, found.words, folder, found.rows, found.dropped)
-    if found.lora and settings.lora == "keep":
+    if found.lora and config.lora == "keep":
         keep_adapter(source, folder, found.lora)
-    if settings.check:
-        checked(folder, found, config, stock)
+    if config.check:
+        checked(folder, found, model_config, stock)
 
 
-def checked(folder: Path, found: Gathered, config: Mapping[str, Any], stock: Any) -> None:
+def checked(folder: Path, found: Gathered, model_config: Mapping[str, Any], stock: Any) -> None:
     """Compare OUT with its source: every copied tensor bit by bit, the logits with the original arithmetic."""
     from qilin.convert.verify import compare_logits, compare_weights
 
     compared = compare_weights(folder, found)
-    worst = compare_logits(folder, found, config, stock)
+    worst = compare_logits(folder, found, model_config, stock)
     say(f"check: {compared} tensors equal bit by bit; logits differ from LLaVA's own arithmetic by {worst:.1e} at most")
 
 
-def checked_out(source: Path, folder: Path, config: Mapping[str, Any]) -> None:
+def checked_out(source: Path, folder: Path, model_config: Mapping[str, Any]) -> None:
     """Compare what was written for LLaVA, computed as LLaVA computes, with the model it was made of."""
     from transformers import AutoConfig
 
     from qilin.convert.verify import compare_logits
 
     found = Gathered({weight.name: weight for weight in list_weights(folder)}, folder)
-    worst = compare_logits(source, found, config, AutoConfig.from_pretrained(source))
+    worst = compare_logits(source, found, model_config, AutoConfig.from_pretrained(source))
     say(f"check: logits by LLaVA's own arithmetic differ from the model's by {worst:.1e} at most")
 
 
@@ -192,11 +192,10 @@ def say(words: str) -> None:
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Any]:
-    """A bar in bytes; gives what is to be called with the bytes done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=notes, disable=not notes.is_terminal) as progress:
-        task = progress.add_task(title.replace("[", "\\["), total=total)
-        yield lambda done: progress.advance(task, done)
+    """A progress bar in bytes; yields the function that advances it by a number of bytes."""
+    with ProgressBars(unit="bytes", console=notes) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda done: bars.advance(task, done)
 
 
 @contextmanager
@@ -226,14 +225,14 @@ def room(folder: Path, needed: int) -> None:
         raise RunError(f"{folder.parent}: the model takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free")
 
 
-def fingerprint(source: Path, settings: ConvertSettings) -> str:
+def fingerprint(source: Path, config: ConvertConfig) -> str:
     """A hash of what is converted (names, sizes, first megabyte of every file) and how."""
     digest = hashlib.sha256()
     for file in sorted(path for path in source.iterdir() if path.is_file()):
         digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             digest.update(stream.read(1 << 20))
-    how = {key: value for key, value in to_dict(settings).items() if key not in ("source", "out", "check", "hub")}
+    how = {key: value for key, value in to_dict(config).items() if key not in ("source", "out", "check", "hub")}
     digest.update(json.dumps(how, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -244,7 +243,7 @@ def finished(out: Path, mark: str) -> bool:
     return file.is_file() and (read_json(file).get("converted") or {}).get("fingerprint") == mark
 
 
-def add_to_card(folder: Path, settings: ConvertSettings, kind: str, mark: str) -> None:
+def add_to_card(folder: Path, config: ConvertConfig, kind: str, mark: str) -> None:
     """Write qilin.json, last of all: where the model comes from and how it is to be spoken to."""
     from qilin import __version__
 
@@ -253,15 +252,15 @@ def add_to_card(folder: Path, settings: ConvertSettings, kind: str, mark: str) -
     processor = read_json(folder / "processor_config.json")
     card = {
         "stage": "converted",
-        "template": settings.template,
+        "template": config.template,
         "pad_square": bool((processor.get("image_processor") or {}).get("do_pad")),
         **old,
         **({"adapter": "adapter"} if (folder / "adapter").is_dir() else {}),
         "converted": {
-            "from": settings.source,
+            "from": config.source,
             "layout": kind,
             "fingerprint": mark,
-            "settings": to_dict(settings),
+            "settings": to_dict(config),
             "qilin": __version__,
         },
     }

@@ -19,15 +19,15 @@ MISSING = dataclasses.MISSING
 T = TypeVar("T")
 
 
-def setting(*, default: Any = MISSING, help: str = "") -> Any:
+def option(*, default: Any = MISSING, help: str = "") -> Any:
     """A field of a settings class: its default and the line of help that is also its `--help`."""
     if isinstance(default, list | dict | set):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-@dataclass_transform(field_specifiers=(setting,), frozen_default=True, kw_only_default=True)
-def settings(cls: type[T]) -> type[T]:
+@dataclass_transform(field_specifiers=(option,), frozen_default=True, kw_only_default=True)
+def config_class(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that pydantic checks and that takes no unknown keys."""
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     made.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
@@ -58,18 +58,18 @@ def refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str
             near = difflib.get_close_matches(str(key), names, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(names)}"
             raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
-        for inner in nested_settings(hints[key]):
+        for inner in nested_configs(hints[key]):
             for index, row in enumerate(value if isinstance(value, list | tuple) else [value]):
                 place = f"{key}[{index}]." if isinstance(value, list | tuple) else f"{key}."
                 if isinstance(row, Mapping):
                     refuse_unknown(inner, row, where, prefix + place)
 
 
-def nested_settings(hint: Any) -> list[type]:
+def nested_configs(hint: Any) -> list[type]:
     """The settings classes that a field's type holds: itself, inside a tuple, or inside a union."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return [hint]
-    return [found for part in typing.get_args(hint) for found in nested_settings(part)]
+    return [found for part in typing.get_args(hint) for found in nested_configs(part)]
 
 
 def explain(item: Any, where: str) -> str:
@@ -233,7 +233,7 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         key, help = prefix + field.name, field.metadata.get("help", "")
-        if inner := nested_settings(hints[field.name]):
+        if inner := nested_configs(hints[field.name]):
             rows.append((key, "", help))
             for kind in inner:
                 rows += describe(kind, f"{key}.")

@@ -43,7 +43,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ChatRequest:
     """One thing to ask: messages in OpenAI's form, and how long the reply may be in tokens."""
 
     messages: Sequence[Mapping[str, Any]]
@@ -52,7 +52,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Reply:
+class ChatReply:
     """What came back. `confidence`: geometric mean of the token probabilities, None where the service gives none."""
 
     text: str
@@ -63,9 +63,11 @@ class Reply:
     cached: bool = False
 
 
-def ask_all(
-    endpoint: Endpoint, asks: Sequence[Ask], on_reply: Callable[[int, Reply], None] = lambda place, reply: None
-) -> list[Reply]:
+def complete_all(
+    endpoint: Endpoint,
+    asks: Sequence[ChatRequest],
+    on_reply: Callable[[int, ChatReply], None] = lambda place, reply: None,
+) -> list[ChatReply]:
     """Replies in the order of the asks; `on_reply(place, reply)` is told each as it arrives.
 
     Raises UserError where the service refuses the request itself (address, model, key, form), RunError where it cannot
@@ -79,7 +81,7 @@ def ask_all(
             "time and more than 0 seconds"
         )
     with closing(open_cache(endpoint.cache)) as cache:
-        replies: dict[int, Reply] = {}
+        replies: dict[int, ChatReply] = {}
         for place, ask in enumerate(asks):
             known = look_up(cache, key_of(endpoint, ask))
             if known is not None:
@@ -93,18 +95,18 @@ def ask_all(
 
 async def ask_left(
     endpoint: Endpoint,
-    asks: Sequence[Ask],
+    asks: Sequence[ChatRequest],
     left: Sequence[int],
     cache: sqlite3.Connection,
-    on_reply: Callable[[int, Reply], None],
-) -> dict[int, Reply]:
+    on_reply: Callable[[int, ChatReply], None],
+) -> dict[int, ChatReply]:
     """Ask what no cache knows, at most `concurrency` at once; the first error stops the rest, a spent budget lets
     what is under way arrive."""
     try:
         import openai
     except ImportError:
         raise UserError("asking a service needs the openai package: pip install 'qilin-med[endpoint]'") from None
-    replies: dict[int, Reply] = {}
+    replies: dict[int, ChatReply] = {}
     spent = 0
     todo = iter(left)
     gate = gate_of(endpoint.url, endpoint.concurrency)
@@ -180,7 +182,7 @@ def gate_of(url: str, most: int) -> Gate:
     return Gate(most)
 
 
-async def ask_patiently(client: Any, endpoint: Endpoint, ask: Ask, gate: Gate) -> Reply:
+async def ask_patiently(client: Any, endpoint: Endpoint, ask: ChatRequest, gate: Gate) -> ChatReply:
     """One request, again after what passes: refused connections, timeouts, 408, 409, 429 and 5xx."""
     import openai
 
@@ -232,7 +234,7 @@ def explained(error: Any, endpoint: Endpoint) -> Exception:
     )
 
 
-async def ask_one(client: Any, endpoint: Endpoint, ask: Ask) -> Reply:
+async def ask_one(client: Any, endpoint: Endpoint, ask: ChatRequest) -> ChatReply:
     """One request; where a service does not know logprobs or JSON replies it is asked again without."""
     import openai
 
@@ -261,7 +263,7 @@ async def ask_one(client: Any, endpoint: Endpoint, ask: Ask) -> Reply:
     tokens = (choice.logprobs.content or []) if choice.logprobs else []
     sure = exp(sum(token.logprob for token in tokens) / len(tokens)) if tokens else None
     usage = made.usage
-    return Reply(
+    return ChatReply(
         (choice.message.content or "").strip(),
         sure,
         usage.prompt_tokens if usage else 0,
@@ -270,7 +272,7 @@ async def ask_one(client: Any, endpoint: Endpoint, ask: Ask) -> Reply:
     )
 
 
-def read_json(reply: Reply) -> Any:
+def read_json(reply: ChatReply) -> Any:
     """What a reply of JSON holds, a fence of Markdown around it taken off. Raises ValueError in words for people."""
     if reply.finish == "length":
         raise ValueError("the reply is cut short")
@@ -285,7 +287,7 @@ def short(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def key_of(endpoint: Endpoint, ask: Ask) -> str:
+def key_of(endpoint: Endpoint, ask: ChatRequest) -> str:
     """sha256 of all that decides a reply."""
     what = [endpoint.url, endpoint.model, endpoint.temperature, endpoint.seed, ask.max_tokens, list(ask.messages)]
     what += [True] if ask.json else []
@@ -311,12 +313,12 @@ def open_cache(path: Path | None) -> sqlite3.Connection:
     return cache
 
 
-def look_up(cache: sqlite3.Connection, key: str) -> Reply | None:
+def look_up(cache: sqlite3.Connection, key: str) -> ChatReply | None:
     row = cache.execute("select reply from replies where key = ?", (key,)).fetchone()
-    return Reply(**{**json.loads(row[0]), "cached": True}) if row else None
+    return ChatReply(**{**json.loads(row[0]), "cached": True}) if row else None
 
 
-def keep(cache: sqlite3.Connection, key: str, model: str, reply: Reply) -> None:
+def keep(cache: sqlite3.Connection, key: str, model: str, reply: ChatReply) -> None:
     with cache:
         kept = json.dumps(asdict(reply), ensure_ascii=False)
         cache.execute("insert or replace into replies values (?, ?, ?)", (key, model, kept))

@@ -1,19 +1,118 @@
-"""What the data commands show: a progress bar, and what was refused and why.
+"""Progress of long work: bars on a terminal, plain lines in a log file, and a table of what was refused.
 
-Out: a bar on stderr that goes when the work is done, so that what was made, or the error, stands alone; a table.
+In: what is being done, how many units, how many are done. Out: on stderr, so that stdout stays for results. Where
+several processes work (torchrun), only the first one reports.
 """
 
+import os
+import time
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
+LOG_INTERVAL = 10.0  # seconds between lines where stderr is not a terminal
 
-def bar() -> Progress:
-    """Not yet started; a context manager."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+class ProgressBars:
+    """One or more progress bars; a context manager. Without a terminal: a plain line per task every LOG_INTERVAL.
+
+    `transient` bars disappear when the work is done. `unit="bytes"` shows sizes and a speed.
+    """
+
+    def __init__(self, transient: bool = False, unit: str = "items", console: Console | None = None) -> None:
+        quiet = os.environ.get("RANK", "0") != "0"
+        self.console = console or Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.on_terminal = self.console.is_terminal
+        columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=30)]
+        columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+        columns += [TextColumn("{task.fields[figure]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn()]
+        self.progress = Progress(*columns, console=self.console, transient=transient, disable=not self.on_terminal)
+        self.unit = unit
+        self.started = self.last_line = time.monotonic()
+
+    def __enter__(self) -> "ProgressBars":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self.started = self.last_line = time.monotonic()
+        self.progress.start()
+
+    def stop(self) -> None:
+        self.progress.stop()
+
+    def add_task(
+        self, description: str, total: float | None = None, completed: int = 0, figure: str = "", visible: bool = True
+    ) -> Any:
+        """A new bar; returns its id. `figure` is a short text beside it, such as a loss."""
+        return self.progress.add_task(description, total=total, completed=completed, figure=figure, visible=visible)
+
+    def update(self, task: Any, **changes: Any) -> None:
+        """Change a bar: `completed`, `advance`, `total`, `description`, `figure`, `visible`."""
+        self.progress.update(task, **changes)
+        self.log_line(task)
+
+    def advance(self, task: Any, amount: float = 1) -> None:
+        """`amount` more units are done."""
+        self.progress.advance(task, amount)
+        self.log_line(task)
+
+    def reset(self, task: Any, total: float | None = None, visible: bool = True) -> None:
+        """Start a bar again from zero."""
+        self.progress.reset(task, total=total, visible=visible)
+
+    def log_line(self, task_id: Any) -> None:
+        """Without a terminal, report a task every LOG_INTERVAL; quick work prints nothing."""
+        now = time.monotonic()
+        if self.on_terminal or now - self.last_line < LOG_INTERVAL:
+            return
+        task = next(task for task in self.progress.tasks if task.id == task_id)
+        if not task.visible:
+            return
+        self.last_line = now
+        done = format_count(task.completed, self.unit)
+        text = f"{task.description}: {done}"
+        if task.total:
+            text += f" of {format_count(task.total, self.unit)} ({task.completed / task.total:.0%})"
+            if 0 < task.completed < task.total:
+                left = (now - self.started) * (task.total - task.completed) / task.completed
+                text += f", {format_seconds(left)} left"
+        if task.fields["figure"]:
+            text += f", {task.fields['figure']}"
+        self.console.print(text, markup=False)
+
+
+def format_count(count: float, unit: str = "items") -> str:
+    """1234567 -> '1,234,567', or '1.2 MB' for bytes."""
+    if unit != "bytes":
+        return f"{count:,.0f}"
+    size, names = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(names) > 1:
+        size, names = size / 1000, names[1:]
+    return f"{size:,.0f} {names[0]}" if names[0] == "bytes" else f"{size:,.1f} {names[0]}"
+
+
+def format_seconds(seconds: float) -> str:
+    """40 -> '40 s', 300 -> '5 min', 9000 -> '2.5 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def refusals(reasons: Mapping[str, int], what: str, where: str) -> Table:

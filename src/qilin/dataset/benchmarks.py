@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Benchmark:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
-@settings
-class BenchmarksSettings:
+@config_class
+class BenchmarksConfig:
     """The test sets that Qilin can import."""
 
-    json: bool = setting(default=False, help="print the table as JSON")
+    json: bool = option(default=False, help="print the table as JSON")
 
 
 EVALSCOPE = "evalscope 1.14.1"
@@ -108,7 +108,7 @@ def benchmark_of(split_sha256: str) -> str | None:
     return known.get(split_sha256)
 
 
-def show_benchmarks(given: BenchmarksSettings) -> None:
+def show_benchmarks(given: BenchmarksConfig) -> None:
     """Print every named test set, and that any dataset folder is one."""
     if given.json:
         print(json.dumps({name: asdict(row) for name, row in BENCHMARKS.items()}, ensure_ascii=False, indent=2))

@@ -26,7 +26,7 @@ ROWS = 1024  # read at once
 Lengths = dict[str, Counter[int]]  # of a name: how often each length of its answers occurs
 
 
-def write_card(path: Path, title: str, counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def write_card(path: Path, title: str, counts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Write README.md from the folder's own rows."""
     samples = {split: sorted((path / "samples").glob(f"{split}-*.parquet")) for split in SPLITS}
     images, modality = image_table(path)
@@ -35,14 +35,14 @@ def write_card(path: Path, title: str, counts: Mapping[str, Any], settings: Mapp
     (path / "plots").mkdir(exist_ok=True)
     for name in PLOTS:
         (path / "plots" / f"{name}.svg").write_text(plot(name, by[name]), encoding="utf-8")
-    body = [f"# {title}", "", opening(counts, settings), "", *tables, "", *images, "", "## Plots", ""]
+    body = [f"# {title}", "", opening(counts, config), "", *tables, "", *images, "", "## Plots", ""]
     body += [f"![samples by {name}: counts and lengths](plots/{name}.svg)\n" for name in PLOTS]
     if counts["dropped"]:
         body += ["## Refused rows", "", "Each row stands in `dropped.jsonl` with its reason.", ""]
         body += [*table(("reason", "rows"), list(counts["dropped_reasons"].items())), ""]
-    body += ["## How to make it again", "", REBUILD, "", "```", *commands(plain(settings), title), "```", ""]
+    body += ["## How to make it again", "", REBUILD, "", "```", *commands(plain(config), title), "```", ""]
     body += ["All settings of each step, with the whole hashes:", "", "```yaml"]
-    body += [yaml.safe_dump(plain(settings), allow_unicode=True).strip(), "```", ""]
+    body += [yaml.safe_dump(plain(config), allow_unicode=True).strip(), "```", ""]
     (path / "README.md").write_text(f"---\n{head}---\n\n" + "\n".join(body), encoding="utf-8")
 
 
@@ -74,16 +74,16 @@ def head_of(title: str, samples: Mapping[str, list[Path]], languages: list[str])
     }
 
 
-def opening(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def opening(counts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     total = sum(counts["samples"].values())
-    note = f"\n\n> {settings['notice']}" if settings.get("notice") else ""
-    said = f"\n\n{sets}" if (sets := test_sets(settings)) else ""
+    note = f"\n\n> {config['notice']}" if config.get("notice") else ""
+    said = f"\n\n{sets}" if (sets := test_sets(config)) else ""
     return f"{counts['pictures']:,} images, {total:,} samples, {counts['dropped']:,} rows refused.{said}{note}"
 
 
-def test_sets(settings: Mapping[str, Any]) -> str:
+def test_sets(config: Mapping[str, Any]) -> str:
     """What was kept out as a test set's; "" for what was never curated."""
-    curated, kept_out = looked_for(settings)
+    curated, kept_out = looked_for(config)
     if kept_out:
         return f"Images and passages of these test sets do not stand in it: {', '.join(sorted(kept_out))}."
     return "No test set was named to be kept out of it." if curated else ""

@@ -28,7 +28,7 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class Row:
+class ImportRow:
     """A sample before its images are decoded; `split` is None where the source has none of its own."""
 
     sample_id: str
@@ -45,7 +45,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RejectedRow:
     """A row that cannot be used: as it was found, and why (short, the same for the same fault)."""
 
     row: Mapping[str, Any]

@@ -89,11 +89,11 @@ class DatasetWriter:
     Raises UserError if `path` already holds something.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], title: str | None = None) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], title: str | None = None) -> None:
         self.path = Path(path)
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UserError(f"{self.path}: already holds something; name an empty or new folder, or remove it")
-        self.settings = dict(settings)
+        self.config = dict(config)
         self.title = title or self.path.name
         self.work = self.path.with_name(f".{self.path.name}.unfinished")
         self.counts: Counter[str] = Counter()  # samples a split
@@ -226,7 +226,7 @@ class DatasetWriter:
             "dropped": sum(self.dropped.values()),
             "dropped_reasons": dict(self.dropped.most_common()),
         }
-        write_card(self.work, self.title, counts, self.settings)
+        write_card(self.work, self.title, counts, self.config)
         names = sorted(path.relative_to(self.work).as_posix() for path in self.work.rglob("*") if path.is_file())
         files = {
             name: {"sha256": file_hash(self.work / name), "bytes": (self.work / name).stat().st_size} for name in names
@@ -235,7 +235,7 @@ class DatasetWriter:
             "format": FORMAT_VERSION,
             "hash": content_hash(files),
             "counts": counts,
-            "settings": self.settings,
+            "settings": self.config,
             "versions": {"qilin": __version__, "pyarrow": pa.__version__},
             "files": files,
         }

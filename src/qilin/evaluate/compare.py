@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
-from qilin.evaluate.config import CompareSettings
+from qilin.evaluate.config import CompareConfig
 from qilin.evaluate.items import is_caption, is_closed, read_rows
 from qilin.evaluate.manifest import scoring_manifest
 from qilin.evaluate.score import CONTROLS_FILE, read_controls
@@ -29,43 +29,43 @@ from qilin.text.facts import DEFAULT_VOCABULARY
 Row = Mapping[str, Any]
 
 
-def compare_command(settings: CompareSettings) -> dict[str, Any]:
+def compare_command(config: CompareConfig) -> dict[str, Any]:
     """Print (or write as JSON) how two systems differ; returns the result."""
     from qilin.evaluate.controls.training_set import phashes
 
-    files = [path / "predictions.jsonl" if path.is_dir() else path for path in (settings.a, settings.b)]
+    files = [path / "predictions.jsonl" if path.is_dir() else path for path in (config.a, config.b)]
     rows_a = read_rows(files[0])
     rows_b = matched(rows_a, read_rows(files[1]), files)
-    data = open_dataset(settings.dataset) if settings.dataset else None
+    data = open_dataset(config.dataset) if config.dataset else None
     kept = read_controls(files[0].parent / CONTROLS_FILE, rows_a)
     phash = phashes(data) if data else kept["phash"]
     cluster = clusters(
         [row.get("image_ids") or () for row in rows_a], [row.get("group") or "" for row in rows_a], phash
     )
     facts = kept["facts"] if data is None and kept["facts"] else read_fact_source(data.path if data else None)
-    found, marks = compare_rows(rows_a, rows_b, cluster, facts, settings.resamples, settings.seed)
-    if settings.judge is not None and settings.endpoint is not None:
+    found, marks = compare_rows(rows_a, rows_b, cluster, facts, config.resamples, config.seed)
+    if config.judge is not None and config.endpoint is not None:
         from qilin.core.llm_client import Endpoint
         from qilin.evaluate.scoring.llm_judge import judge_pairs
 
-        cache = (settings.a if settings.a.is_dir() else settings.a.parent) / "judge.sqlite"
-        judge = Endpoint(settings.endpoint, settings.judge, cache=cache, budget=settings.budget, seed=settings.seed)
-        found["judge"] = judge_pairs(rows_a, rows_b, cluster, judge, settings.resamples, settings.seed)
-    found["names"] = {"a": name_of(settings.a), "b": name_of(settings.b)}
+        cache = (config.a if config.a.is_dir() else config.a.parent) / "judge.sqlite"
+        judge = Endpoint(config.endpoint, config.judge, cache=cache, budget=config.budget, seed=config.seed)
+        found["judge"] = judge_pairs(rows_a, rows_b, cluster, judge, config.resamples, config.seed)
+    found["names"] = {"a": name_of(config.a), "b": name_of(config.b)}
     judge_manifest = found["judge"]["judge"] if "judge" in found else None
-    found["manifest"] = {"a": str(files[0]), "b": str(files[1]), "seed": settings.seed, "judge": judge_manifest}
+    found["manifest"] = {"a": str(files[0]), "b": str(files[1]), "seed": config.seed, "judge": judge_manifest}
     found["manifest"] |= scoring_manifest()
-    if settings.report is not None and data is not None:
+    if config.report is not None and data is not None:
         from qilin.evaluate.report.comparison import write_comparison
 
-        write_comparison(settings.report, found, rows_a, rows_b, marks, data)
-    if settings.json:
+        write_comparison(config.report, found, rows_a, rows_b, marks, data)
+    if config.json:
         json.dump(found, sys.stdout, ensure_ascii=False, indent=2)
         print()
     else:
         show(found)
-        if settings.report:
-            print(f"report: {settings.report}")
+        if config.report:
+            print(f"report: {config.report}")
     return found
 
 

@@ -13,6 +13,7 @@ from sys import intern
 from typing import Any
 
 from qilin.core.errors import UserError
+from qilin.core.files import write_atomic
 from qilin.dataset.schema import CAPTION_KINDS, Sample, count_images, text_of
 from qilin.text.normalize import normalise, plain
 from qilin.text.yes_no import asks_yes_no, word_polarity
@@ -177,12 +178,4 @@ def check_row(line: str, where: str) -> dict[str, Any]:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Rows as JSONL, whole or not at all."""
-    write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_whole(path: Path, text: Iterable[str]) -> None:
-    """Write a text, or its pieces, beside the final name and move it there whole."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.writelines([text] if isinstance(text, str) else text)
-    unfinished.replace(path)
+    write_atomic(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

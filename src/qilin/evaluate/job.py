@@ -1,6 +1,6 @@
 """What one evaluation is about: its settings opened and checked, and the folder that is kept for it alone.
 
-In: EvaluateSettings. Out: Work, and the identity by which a second call knows its own folder.
+In: EvaluateConfig. Out: Work, and the identity by which a second call knows its own folder.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from qilin.core.errors import UserError
 from qilin.dataset.benchmarks import benchmark_of
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.evaluate.config import CAPTION_PROMPT, EvaluateSettings
+from qilin.evaluate.config import CAPTION_PROMPT, EvaluateConfig
 from qilin.evaluate.controls.training_set import Training, read_training
 from qilin.evaluate.items import Item, items_of
-from qilin.evaluate.manifest import model_hash, settings_hash
+from qilin.evaluate.manifest import config_hash, model_hash
 from qilin.evaluate.prompts import Protocol, protocol_of, put
 
 STATE = "evaluation.json"
@@ -27,7 +27,7 @@ STATE = "evaluation.json"
 class Work:
     """What one evaluation is about, opened and checked."""
 
-    settings: EvaluateSettings
+    config: EvaluateConfig
     model: str
     data: Dataset
     items: Sequence[Item]
@@ -40,34 +40,34 @@ class Work:
     @property
     def max_new_tokens(self) -> int:
         """The longest answer: as the settings say, else as the protocol does."""
-        return self.settings.max_new_tokens or self.protocol.max_new_tokens
+        return self.config.max_new_tokens or self.protocol.max_new_tokens
 
 
-def prepare(settings: EvaluateSettings) -> Work:
+def prepare(config: EvaluateConfig) -> Work:
     """Open everything that the settings name."""
-    assert settings.model is not None, "the settings' own check sees to the model"
-    assert settings.dataset is not None, "the settings' own check sees to the dataset"
-    data = open_dataset(settings.dataset)
-    samples = data.samples(settings.split)
-    card_file = Path(settings.model) / "qilin.json"
-    ours = settings.endpoint is None and card_file.is_file()
+    assert config.model is not None, "the settings' own check sees to the model"
+    assert config.dataset is not None, "the settings' own check sees to the dataset"
+    data = open_dataset(config.dataset)
+    samples = data.samples(config.split)
+    card_file = Path(config.model) / "qilin.json"
+    ours = config.endpoint is None and card_file.is_file()
     card = json.loads(card_file.read_text(encoding="utf-8")) if ours else {}
-    prompt = settings.caption_prompt or next(iter(card.get("instructions") or []), CAPTION_PROMPT)
-    chosen = samples if settings.limit is None else samples[: settings.limit]
-    protocol = protocol_of(settings.protocol)
+    prompt = config.caption_prompt or next(iter(card.get("instructions") or []), CAPTION_PROMPT)
+    chosen = samples if config.limit is None else samples[: config.limit]
+    protocol = protocol_of(config.protocol)
     items = [put(item, protocol) for item in items_of(chosen, prompt)]
-    training, why = training_of(settings, card, data, prompt)
-    return Work(settings, settings.model, data, items, training, why, card, prompt, protocol)
+    training, why = training_of(config, card, data, prompt)
+    return Work(config, config.model, data, items, training, why, card, prompt, protocol)
 
 
 def training_of(
-    settings: EvaluateSettings, card: Mapping[str, Any], data: Dataset, prompt: str
+    config: EvaluateConfig, card: Mapping[str, Any], data: Dataset, prompt: str
 ) -> tuple[Training | None, str]:
     """The training data: what --train names, else the first folder of qilin.json that is still what it was."""
-    if settings.train is not None:
-        found = read_training(open_dataset(settings.train), prompt)
+    if config.train is not None:
+        found = read_training(open_dataset(config.train), prompt)
         if found is None:
-            raise UserError(f"{settings.train}: has no train split; --train names the dataset the model learnt from")
+            raise UserError(f"{config.train}: has no train split; --train names the dataset the model learnt from")
         return found, ""
     named = card.get("data") or []
     if not named:
@@ -86,7 +86,7 @@ def training_of(
 
 def identity_of(work: Work) -> dict[str, Any]:
     """What decides the answers: two evaluations with the same identity have the same predictions."""
-    s = work.settings
+    s = work.config
     split = work.data.split_hash(s.split)
     return {
         "model": (
@@ -128,7 +128,7 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
     plain["dataset"] = {k: v for k, v in identity["dataset"].items() if k not in ("path", "benchmark")}
     if state.is_file():
         before = json.loads(state.read_text(encoding="utf-8"))
-        if settings_hash(before) != settings_hash(plain):
+        if config_hash(before) != config_hash(plain):
             other = ", ".join(key for key in plain if before.get(key) != plain[key])
             raise UserError(f"{out}: holds another evaluation (different: {other}); name another --out, or remove it")
         return
@@ -140,4 +140,4 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
 
 def label_of(work: Work) -> str | None:
     """The words over the report: those of the settings, else those of the model."""
-    return work.settings.label or work.card.get("label")
+    return work.config.label or work.card.get("label")

@@ -44,7 +44,7 @@ def model_hash(folder: str | Path) -> str | None:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def settings_hash(values: Mapping[str, Any]) -> str:
+def config_hash(values: Mapping[str, Any]) -> str:
     """sha256 of settings that decide the answers."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 

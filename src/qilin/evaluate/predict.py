@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from qilin.core import llm_client as endpoint
+from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import Dataset
 from qilin.dataset.schema import CAPTION_KINDS
 from qilin.evaluate.items import Item, prediction_row, write_jsonl
@@ -134,27 +135,10 @@ def read_pass(path: Path, ids: set[str]) -> dict[str, Said]:
 
 @contextmanager
 def progress(name: str, total: int, done: int, of: str = "answers") -> Iterator[Callable[[], None]]:
-    """A bar with the time left on stderr; yields the function that moves it by one."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{of}, {name.replace('_', ' ')}", total=total, completed=done)
-        yield lambda: bar.advance(task)
+    """A progress bar on stderr; yields the function that advances it by one."""
+    with ProgressBars() as bars:
+        task = bars.add_task(f"{of}, {name.replace('_', ' ')}", total=total, completed=done)
+        yield lambda: bars.advance(task)
 
 
 def asker(
@@ -164,8 +148,8 @@ def asker(
     there = endpoint.Endpoint(url, model, concurrency=concurrency, cache=cache, budget=budget, seed=seed)
 
     def ask(requests: Sequence[Any], longest: int) -> list[Said]:
-        asks = [endpoint.Ask(open_form(request.messages, request.images), longest) for request in requests]
-        return [Said(reply.text, reply.confidence) for reply in endpoint.ask_all(there, asks)]
+        asks = [endpoint.ChatRequest(open_form(request.messages, request.images), longest) for request in requests]
+        return [Said(reply.text, reply.confidence) for reply in endpoint.complete_all(there, asks)]
 
     return ask
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from qilin.core.config import build
 from qilin.core.errors import RunError, UserError
-from qilin.evaluate.config import EvaluateSettings
+from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.items import read_rows
 
 # What a run may change without being another evaluation.
@@ -26,42 +26,40 @@ INPUTS = ("model", "dataset", "train", "decoding", "prompt", "seed", "scorer", "
 CLOSE = 1e-6
 
 
-def reproduce(settings: EvaluateSettings) -> dict[str, Any]:
+def reproduce(config: EvaluateConfig) -> dict[str, Any]:
     """Run again and print the differences. Raises RunError (exit 1) where a score differs, UserError for a file that is
     no scores.json. `--out` names the new folder; where model or dataset have moved, name them again.
     """
     from qilin.evaluate.run import evaluate
 
-    assert settings.reproduce is not None
-    old = read_scores(settings.reproduce)
-    then = build(EvaluateSettings, {**old["manifest"]["settings"], "reproduce": None}, str(settings.reproduce))
-    out = settings.out
-    if out.resolve() == settings.reproduce.resolve().parent:
+    assert config.reproduce is not None
+    old = read_scores(config.reproduce)
+    then = build(EvaluateConfig, {**old["manifest"]["settings"], "reproduce": None}, str(config.reproduce))
+    out = config.out
+    if out.resolve() == config.reproduce.resolve().parent:
         raise UserError(f"{out}: holds the evaluation that is to be made again; name another --out")
     again = replace(
-        then, out=out, batch=settings.batch, device=settings.device, concurrency=settings.concurrency,
-        model=settings.model or then.model, dataset=settings.dataset or then.dataset,
+        then, out=out, batch=config.batch, device=config.device, concurrency=config.concurrency,
+        model=config.model or then.model, dataset=config.dataset or then.dataset,
     )  # fmt: skip
-    if again.train is None and settings.train is not None:
-        again = replace(again, train=settings.train)
+    if again.train is None and config.train is not None:
+        again = replace(again, train=config.train)
     new = evaluate(again)
     inputs = [
         line for name in INPUTS for line in differences(old["manifest"].get(name), new["manifest"].get(name), name)
     ]
     outputs = list(differences(without(old), without(json.loads(json.dumps(without(new)))), ""))
-    answers = changed_answers(settings.reproduce.parent / "predictions.jsonl", out / "predictions.jsonl")
+    answers = changed_answers(config.reproduce.parent / "predictions.jsonl", out / "predictions.jsonl")
     found = {"inputs": inputs, "scores": outputs, "answers_changed": answers, "same": not outputs}
     (out / "reproduced.json").write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    told = sys.stderr if settings.json else sys.stdout
+    told = sys.stderr if config.json else sys.stdout
     for title, lines in (("what went in differs", inputs), ("what came out differs", outputs)):
         print(f"{title}: {'nothing' if not lines else ''}", *lines[:20], sep="\n  ", file=told)
     if answers is not None:
         print(f"answers that changed: {answers}", file=told)
     if outputs:
-        raise RunError(
-            f"{settings.reproduce}: not reproduced, {len(outputs)} figures differ; see {out}/reproduced.json"
-        )
-    print(f"{settings.reproduce}: reproduced, every figure is the same", file=told)
+        raise RunError(f"{config.reproduce}: not reproduced, {len(outputs)} figures differ; see {out}/reproduced.json")
+    print(f"{config.reproduce}: reproduced, every figure is the same", file=told)
     return new
 
 

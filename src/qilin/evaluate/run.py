@@ -1,6 +1,6 @@
 """`qilin evaluate MODEL DATASET`: answers, controls, scores, report, in one folder that a second call goes on with.
 
-In: EvaluateSettings. Out: predictions.jsonl, controls.jsonl, verdicts.jsonl, scores.json and report.html. What is
+In: EvaluateConfig. Out: predictions.jsonl, controls.jsonl, verdicts.jsonl, scores.json and report.html. What is
 finished is not done twice; a folder that holds another evaluation is refused.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from qilin.core.config import to_dict
-from qilin.evaluate.config import EvaluateSettings
+from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.controls.blind import blank_image, derangements
 from qilin.evaluate.controls.contamination import find_leaks, in_words
 from qilin.evaluate.controls.nearest_neighbor import Look, nearest_pass, thumbnails
@@ -34,18 +34,18 @@ from qilin.evaluate.scoring.calibration import affirms
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
 
 
-def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Run the evaluation and return its scores; prints them as a table, or as JSON where the settings say so.
 
     Raises UserError where model, dataset, split or training data cannot be used, or `out` holds another evaluation.
     """
-    if settings.reproduce is not None:
+    if config.reproduce is not None:
         from qilin.evaluate.reproduce import reproduce
 
-        return reproduce(settings)
-    work = prepare(settings)
+        return reproduce(config)
+    work = prepare(config)
     identity = identity_of(work)
-    claim(settings.out, identity)
+    claim(config.out, identity)
     leaks = None
     if work.training is not None:
         leaks = find_leaks(work.training, work.items, phashes(work.data))
@@ -53,11 +53,11 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     predictions, context = answer(work)
     scores, judged = score_rows(predictions, context)
     scores["manifest"] = {**manifest_of(work, identity), "leaks": leaks}
-    write_controls(settings.out / CONTROLS_FILE, predictions, context, phashes(work.data))
-    write_jsonl(settings.out / "verdicts.jsonl", judged)
-    write_scores(settings.out / "scores.json", scores)
-    write_report(settings.out, scores, predictions, judged, work.data, work.model, label_of(work))
-    if settings.json:
+    write_controls(config.out / CONTROLS_FILE, predictions, context, phashes(work.data))
+    write_jsonl(config.out / "verdicts.jsonl", judged)
+    write_scores(config.out / "scores.json", scores)
+    write_report(config.out, scores, predictions, judged, work.data, work.model, label_of(work))
+    if config.json:
         json.dump(scores, sys.stdout, ensure_ascii=False, indent=2)
         print()
     else:
@@ -66,7 +66,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
             print(label_of(work))
         if is_drawn(work.data):
             print("The images are drawn by a program: these scores say nothing about medicine.")
-        print(f"report: {settings.out / 'report.html'}")
+        print(f"report: {config.out / 'report.html'}")
     return scores
 
 
@@ -84,14 +84,14 @@ class Asking:
 
     def said(self, name: str, image: Callable[[str], Image.Image], items: Sequence[Item]) -> dict[str, Said]:
         """As `walk`, with each answer's confidence."""
-        s = self.work.settings
+        s = self.work.config
         limits = {"batch": s.batch, "max_new_tokens": self.work.max_new_tokens, "caption_tokens": s.caption_tokens}
         return answer_pass(self.load, items, Pass(name, image), s.out, **limits, ask=self.ask)
 
 
 def asking(work: Work) -> Asking:
     """The model of the settings, or the service at their endpoint."""
-    s = work.settings
+    s = work.config
 
     @cache
     def load() -> Any:
@@ -108,7 +108,7 @@ def asking(work: Work) -> Asking:
 
 def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
     """Every pass over the items, and all that scoring needs to know."""
-    s, items = work.settings, work.items
+    s, items = work.config, work.items
     model, show, ours = asking(work), image_of(work.data), phashes(work.data)
     predictions = write_predictions(items, model.said("as_it_is", show, items), s.out)
     facts = read_fact_source(work.data.path)
@@ -167,7 +167,7 @@ def unseeing(
     """Answers from the mean image to everything, and from a black one to what affirms a finding."""
     work = model.work
     # The mean image stays inside what the training images are; without them the split's own must serve.
-    average = average_image(work.training or own_images(work), work.settings.seed)
+    average = average_image(work.training or own_images(work), work.config.seed)
     mean = model.walk("mean_picture", lambda image_id: average, seeing) if average is not None else None
     affirmed = [item for item in seeing if affirms(item.reference, facts.vocabulary)]
     return mean, model.walk("blank_picture", lambda image_id: blank_image(), affirmed)
@@ -175,7 +175,7 @@ def unseeing(
 
 def neighbours(model: Asking, training: Training) -> dict[str, dict[str, str]]:
     """The nearest-neighbour control by the model's own features, where it is at hand, and by thumbnails."""
-    work, s = model.work, model.work.settings
+    work, s = model.work, model.work.config
 
     def features() -> Look:
         from qilin.model.generate import image_features
@@ -205,7 +205,7 @@ def manifest_of(work: Work, identity: Mapping[str, Any]) -> dict[str, Any]:
         "pictures": "drawn by a program, no patients" if is_drawn(work.data) else "as the dataset has them",
         "training_data": str(work.training.data.path) if work.training else None,
         "training_reason": work.no_training or None,
-        "settings": {key: value for key, value in to_dict(work.settings).items() if key != "json"},
+        "settings": {key: value for key, value in to_dict(work.config).items() if key != "json"},
         "stage": work.card.get("stage"),
         "judge": None,  # rules decide; `qilin compare --judge` names one
         **scoring_manifest(),

@@ -15,7 +15,7 @@ from typing import Any
 
 from qilin.core.errors import UserError
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.evaluate.config import CAPTION_PROMPT, ScoreSettings
+from qilin.evaluate.config import CAPTION_PROMPT, ScoreConfig
 from qilin.evaluate.items import item_of_row, read_rows, write_jsonl
 from qilin.evaluate.manifest import scoring_manifest
 from qilin.evaluate.scoring.aggregate import Context, Controls, Row, score_rows
@@ -25,30 +25,30 @@ from qilin.evaluate.scoring.captions import read_fact_source
 CONTROLS_FILE = "controls.jsonl"
 
 
-def score_command(settings: ScoreSettings) -> None:
+def score_command(config: ScoreConfig) -> None:
     """Score a file and print the result; writes `rows` if asked to."""
     show: Callable[[Mapping[str, Any]], None] = print_scores
-    if settings.as_ or settings.compare:
+    if config.as_ or config.compare:
         from qilin.evaluate.scoring import compare_scorers as side_by_side
 
         show = side_by_side.show
-        scores, judged = side_by_side.score_by_kits(settings)
+        scores, judged = side_by_side.score_by_kits(config)
     else:
-        scores, judged = score_file(settings)
-    if settings.rows is not None:
-        write_jsonl(settings.rows, judged)
-    if settings.json:
+        scores, judged = score_file(config)
+    if config.rows is not None:
+        write_jsonl(config.rows, judged)
+    if config.json:
         json.dump(scores, sys.stdout, ensure_ascii=False, indent=2)
         print()
     else:
         show(scores)
 
 
-def score_file(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score_file(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scores of a file of predictions, and each row's verdict. Raises UserError for rows that are none."""
-    rows = read_rows(settings.file)
-    data = open_dataset(settings.dataset) if settings.dataset else None
-    kept = read_controls(settings.file.parent / CONTROLS_FILE, rows)
+    rows = read_rows(config.file)
+    data = open_dataset(config.dataset) if config.dataset else None
+    kept = read_controls(config.file.parent / CONTROLS_FILE, rows)
     phash: Mapping[str, str] | None = kept["phash"]
     if data is not None:
         from qilin.evaluate.controls.training_set import phashes
@@ -63,13 +63,13 @@ def score_file(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, 
         modality=kept["modality"],
         body_part=kept["body_part"],
         other_modality=kept["other_modality"] or (),
-        resamples=settings.resamples,
-        seed=settings.seed,
+        resamples=config.resamples,
+        seed=config.seed,
     )
-    if settings.train is not None:
-        context = with_training(context, settings.train, rows, data)
+    if config.train is not None:
+        context = with_training(context, config.train, rows, data)
     scores, judged = score_rows(rows, context)
-    scores["manifest"] = {"predictions": str(settings.file), **scoring_manifest()}
+    scores["manifest"] = {"predictions": str(config.file), **scoring_manifest()}
     return scores, judged
 
 

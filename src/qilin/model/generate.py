@@ -20,11 +20,11 @@ from transformers.generation.streamers import BaseStreamer
 from qilin.core.errors import UserError
 from qilin.dataset.schema import count_images, text_of
 from qilin.model.chat_template import IMAGE
-from qilin.model.llava import Loaded
+from qilin.model.llava import LoadedModel
 
 
 @torch.inference_mode()
-def image_features(loaded: Loaded, images: Sequence[Image.Image]) -> NDArray[np.float16]:
+def image_features(loaded: LoadedModel, images: Sequence[Image.Image]) -> NDArray[np.float16]:
     """(N, D) of N images, through encoder and projector in one batch; half precision, as there may be many."""
     pixels = loaded.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
     seen = loaded.model.get_image_features(pixel_values=pixels.to(loaded.model.device, loaded.model.dtype))
@@ -63,7 +63,7 @@ class Sureness(LogitsProcessor):
 
 
 def answer_all(
-    loaded: Loaded, requests: Sequence[Request], batch: int = 16, max_new_tokens: int = 64
+    loaded: LoadedModel, requests: Sequence[Request], batch: int = 16, max_new_tokens: int = 64
 ) -> Iterator[Answer]:
     """Answers in the order of the requests, `batch` at a time. Sort requests by length beforehand to save padding."""
     for start in range(0, len(requests), batch):
@@ -71,7 +71,7 @@ def answer_all(
 
 
 @torch.inference_mode()
-def answer_batch(loaded: Loaded, requests: Sequence[Request], max_new_tokens: int) -> list[Answer]:
+def answer_batch(loaded: LoadedModel, requests: Sequence[Request], max_new_tokens: int) -> list[Answer]:
     """Greedy answers of one batch, padded on the left as generation needs."""
     inputs = prepare(loaded, requests)
     sureness = Sureness()
@@ -88,14 +88,14 @@ def answer_batch(loaded: Loaded, requests: Sequence[Request], max_new_tokens: in
     return answers
 
 
-def text_from(loaded: Loaded, ids: Sequence[int]) -> str:
+def text_from(loaded: LoadedModel, ids: Sequence[int]) -> str:
     """Token ids -> what a person is shown: no special tokens, no white space at the sides."""
     return str(
         loaded.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     ).strip()
 
 
-def prepare(loaded: Loaded, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
+def prepare(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
     """Requests -> padded ids, attention mask and pixels on the model's device, through the processor alone."""
     processor = loaded.processor
     for request in requests:
@@ -162,7 +162,7 @@ class Stopped(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.flag, device=input_ids.device)  # type: ignore[return-value]
 
 
-def stream(loaded: Loaded, request: Request, max_new_tokens: int = 512) -> Generator[str, None, None]:
+def stream(loaded: LoadedModel, request: Request, max_new_tokens: int = 512) -> Generator[str, None, None]:
     """One answer, piece by piece as it is made; joined, the pieces are the batch answer's text.
 
     Closing the iterator early lets the model stop at its next token. What fails in the model's thread is raised here.
@@ -196,7 +196,7 @@ def stream(loaded: Loaded, request: Request, max_new_tokens: int = 512) -> Gener
         raise failure[0]
 
 
-def pieces(loaded: Loaded, tokens: Iterator[int]) -> Iterator[str]:
+def pieces(loaded: LoadedModel, tokens: Iterator[int]) -> Iterator[str]:
     """Tokens -> what each adds to the text. A character whose bytes are not all there yet, and white space that may
     turn out to be the last, wait for what follows."""
     ids: list[int] = []

@@ -42,7 +42,7 @@ PARTS = {
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model ready to use: the model, its processor, and what qilin.json says of it ({} for other people's models)."""
 
     model: Any
@@ -53,7 +53,7 @@ class Loaded:
 
 def compose(
     vision: str, language: str, *, template: str, system: str | None, pad_square: bool, hub: str = "huggingface"
-) -> Loaded:
+) -> LoadedModel:
     """A new Llava from a vision encoder and a causal language model, each a folder or a hub id; weights in fp32.
 
     The projector is fresh (two linear layers with GELU between, LLaVA's mlp2x_gelu). Features come from the layer
@@ -88,7 +88,7 @@ def compose(
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
     processor = make_processor(vision, tower.config, tokenizer, class_tokens, pad_square, hub)
     set_template(model, processor, template, system)
-    return Loaded(model, processor)
+    return LoadedModel(model, processor)
 
 
 def make_processor(
@@ -113,7 +113,7 @@ def load_model(
     *,
     bits: int | None = None,
     spread: bool = False,
-) -> Loaded:
+) -> LoadedModel:
     """A model folder (or hub id) -> Loaded, in eval mode. dtype: auto (bf16 on an accelerator, else fp32), fp32, bf16.
 
     A checkpoint in LLaVA's own layout is converted once, into a cache. `bits` (8 or 4) makes the language model's
@@ -146,7 +146,7 @@ def load_model(
     processor = from_pretrained(AutoProcessor, path, hub)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(f"{path}: has no processor for images and text (processor_config.json); copy it whole")
-    return Loaded(model, processor, card, path)
+    return LoadedModel(model, processor, card, path)
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
@@ -237,7 +237,7 @@ def part_of(name: str) -> str:
     raise AssertionError(f"parameter {name} belongs to no part of a Llava")
 
 
-def set_learning(model: Any, learn: Sequence[str]) -> dict[str, tuple[int, int]]:
+def set_trainable(model: Any, learn: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Let exactly the named parts have gradients. Returns part -> (parameters that learn, parameters)."""
     counts = {part: [0, 0] for part in PARTS}
     for name, parameter in model.named_parameters():

@@ -15,7 +15,7 @@ from rich.text import Text
 from qilin.core.errors import UserError
 from qilin.dataset.schema import assistant, user
 from qilin.model.chat_template import IMAGE, Encoded, encode
-from qilin.model.config import TemplateSettings
+from qilin.model.config import TemplateConfig
 from qilin.model.hub import fetch, from_pretrained
 from qilin.model.processing import image_tokens
 from qilin.model.tokenizer import load_tokenizer, spoken_template
@@ -24,16 +24,16 @@ LEARNT = "bold black on green"
 MARK = "cyan"
 
 
-def show_template(settings: TemplateSettings) -> None:
+def show_template(config: TemplateConfig) -> None:
     """`qilin template MODEL`"""
-    tokenizer, template, tokens = load_words(settings)
-    talk = [message for n in range(settings.turns) for message in turn(settings, n == 0)]
+    tokenizer, template, tokens = load_words(config)
+    talk = [message for n in range(config.turns) for message in turn(config, n == 0)]
     encoded = encode(talk, tokenizer, template, tokens)
-    if settings.json:
+    if config.json:
         print(json.dumps({**asdict(encoded), "text": decode(tokenizer, encoded.ids)}, ensure_ascii=False))
         return
     out = Console(highlight=False, soft_wrap=True)
-    lines = each_token(encoded, tokenizer) if settings.tokens else as_text(encoded, tokenizer)
+    lines = each_token(encoded, tokenizer) if config.tokens else as_text(encoded, tokenizer)
     out.print(lines)
     learnt = sum(encoded.learn)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -46,28 +46,28 @@ def show_template(settings: TemplateSettings) -> None:
     )
 
 
-def load_words(settings: TemplateSettings) -> tuple[Any, str, int]:
+def load_words(config: TemplateConfig) -> tuple[Any, str, int]:
     """(tokenizer, Jinja text, tokens an image) of a model folder, or of a tokenizer with --template."""
     from transformers import AutoProcessor
 
-    folder = Path(fetch(settings.model, settings.hub))
+    folder = Path(fetch(config.model, config.hub))
     tokens, own = 1, None
     if folder.is_dir() and not (folder / "processor_config.json").is_file():
-        tokenizer = load_tokenizer(settings.model, settings.hub)
+        tokenizer = load_tokenizer(config.model, config.hub)
         missing = "processor (processor_config.json), so no template"
     else:
-        processor = from_pretrained(AutoProcessor, settings.model, settings.hub)
+        processor = from_pretrained(AutoProcessor, config.model, config.hub)
         tokenizer, own, tokens = processor.tokenizer, processor.chat_template, image_tokens(processor)
         missing = "chat template (chat_template.jinja)"
-    if settings.template is not None:
-        return tokenizer, spoken_template(tokenizer, settings.template, settings.system), tokens
+    if config.template is not None:
+        return tokenizer, spoken_template(tokenizer, config.template, config.system), tokens
     if not own:
-        raise UserError(f"{settings.model}: has no {missing}; name one: --template")
+        raise UserError(f"{config.model}: has no {missing}; name one: --template")
     return tokenizer, own, tokens
 
 
-def turn(settings: TemplateSettings, first: bool) -> list[Any]:
-    return [user(settings.question, images=int(first)), assistant(settings.answer)]
+def turn(config: TemplateConfig, first: bool) -> list[Any]:
+    return [user(config.question, images=int(first)), assistant(config.answer)]
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 from rich.console import Console
 
 from qilin.cli import COMMANDS, load
-from qilin.core.config import build as build_settings
-from qilin.core.config import parse_override, read_yaml, refuse_unknown, setting, settings, to_dict
+from qilin.core.config import build as build_config
+from qilin.core.config import config_class, option, parse_override, read_yaml, refuse_unknown, to_dict
 from qilin.core.errors import UserError
+from qilin.core.files import write_atomic
 from qilin.dataset.writer import file_hash
-from qilin.pipeline.execution.sharded_map import write_whole
 
 NAME = re.compile(r"\{([^{}]+)\}")  # {pmc} is the folder of that step, {ids} a value, {a|b} the first of two that is
 OUT = "the dataset folder to make"
@@ -28,24 +28,24 @@ OUT = "the dataset folder to make"
 IDLE = ("workers", "cluster", "concurrency", "rate", "timeout", "json", "cache", "budget", "price_in", "price_out")
 
 
-@settings
-class BuildSettings:
+@config_class
+class BuildConfig:
     """Which recipe, and what its values are."""
 
-    recipe: str = setting(help="a recipe's name (chimed-vl, miniature) or a YAML file")
-    changes: tuple[str, ...] = setting(
+    recipe: str = option(help="a recipe's name (chimed-vl, miniature) or a YAML file")
+    changes: tuple[str, ...] = option(
         default=(), help="key=value words: the recipe's values, such as ids=ids.txt out=DIR"
     )
     EPILOG = ""  # filled below: the recipes that come with Qilin
 
 
-@settings
+@config_class
 class Recipe:
     """A recipe as it is written."""
 
-    needs: Mapping[str, str] = setting(default={}, help="values that must be said, each with a line of help")
-    values: Mapping[str, Any] = setting(default={}, help="values that may be said, with their defaults")
-    steps: Mapping[str, Mapping[str, Any]] = setting(help="name -> {do: a data command, if: a value, its settings}")
+    needs: Mapping[str, str] = option(default={}, help="values that must be said, each with a line of help")
+    values: Mapping[str, Any] = option(default={}, help="values that may be said, with their defaults")
+    steps: Mapping[str, Mapping[str, Any]] = option(help="name -> {do: a data command, if: a value, its settings}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Step:
     out: Path
 
 
-def build(given: BuildSettings) -> None:
+def build(given: BuildConfig) -> None:
     """Do the steps that are not done yet. Every step's settings are checked before the first begins."""
     recipe = read_recipe(given.recipe)
     values = read_values(given.recipe, recipe, given.changes)
@@ -102,7 +102,7 @@ class Notes:
     def save(self, steps: dict[str, Any]) -> None:
         if steps != self.steps:
             self.steps = steps
-            write_whole(self.path, json.dumps(steps, ensure_ascii=False, indent=1) + "\n")
+            write_atomic(self.path, json.dumps(steps, ensure_ascii=False, indent=1) + "\n")
 
 
 def noted(step: Step) -> Any:
@@ -133,7 +133,7 @@ def read_recipe(name: str) -> Recipe:
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(recipe_names())}"
         raise UserError(f"no recipe {name!r} of a dataset; {hint} (or give a .yaml file)")
-    return build_settings(Recipe, read_yaml(path), where=f"recipe {name}")
+    return build_config(Recipe, read_yaml(path), where=f"recipe {name}")
 
 
 def read_values(name: str, recipe: Recipe, words: Sequence[str]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def fill_in(name: str, recipe: Recipe, values: Mapping[str, Any], out: Path) -> 
     for step_name, written in recipe.steps.items():
         where = f"recipe {name}, step {step_name}"
         command = f"data {written.get('do')}"
-        cls = load(COMMANDS[command].settings) if command in COMMANDS else None
+        cls = load(COMMANDS[command].config) if command in COMMANDS else None
         if cls is None or "out" not in {field.name for field in fields(cls)}:
             raise UserError(
                 f"{where}: do is {written.get('do')!r}; expected a command of `qilin data` that makes a folder, such "
@@ -181,7 +181,7 @@ def fill_in(name: str, recipe: Recipe, values: Mapping[str, Any], out: Path) -> 
         for shared in ("workers", "cluster"):  # said once, for all steps that know them
             if shared in {field.name for field in fields(cls)} and values.get(shared) is not None:
                 asked.setdefault(shared, values[shared])
-        steps.append(Step(step_name, command, build_settings(cls, asked, where), made))
+        steps.append(Step(step_name, command, build_config(cls, asked, where), made))
         known[step_name] = str(made)
     if known[last] is None:
         raise UserError(f"recipe {name}: its last step, {last}, is left out; it makes the dataset")
@@ -218,4 +218,4 @@ def recipes_help() -> str:
     return "\n\nrecipes, with what each needs; its file says what else it knows:\n" + "\n".join(lines) + "\n"
 
 
-BuildSettings.EPILOG = recipes_help()
+BuildConfig.EPILOG = recipes_help()

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.progress import bar
+from qilin.core.progress import ProgressBars
 from qilin.dataset.hash_tables import TableWriter, open_table
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample
@@ -29,16 +29,16 @@ ROWS_A_GROUP = 64  # each with its images: some 10 MB
 ENDINGS = {"jpeg": "jpg", "png": "png"}
 
 
-@settings
-class ExportSettings:
+@config_class
+class ExportConfig:
     """Which form, from where, to where."""
 
-    form: Literal["llava", "sharegpt", "trl", "webdataset"] = setting(help="llava, sharegpt, trl or webdataset")
-    source: Path = setting(help="the dataset folder")
-    out: Path = setting(help="the folder to make; must be new or empty")
+    form: Literal["llava", "sharegpt", "trl", "webdataset"] = option(help="llava, sharegpt, trl or webdataset")
+    source: Path = option(help="the dataset folder")
+    out: Path = option(help="the folder to make; must be new or empty")
 
 
-def export(given: ExportSettings) -> None:
+def export(given: ExportConfig) -> None:
     """Write the folder. Raises UserError where `out` is taken."""
     data = open_dataset(given.source)
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
@@ -75,7 +75,7 @@ def write_attribution(data: Dataset, path: Path) -> None:
 def write_images(data: Dataset, folder: Path) -> Path:
     """Every image as a file, in 256 folders; where the table of their endings lies."""
     endings = TableWriter()
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         task = progress.add_task("writing images", total=data.manifest["counts"]["pictures"])
         for image in data.images():
             ending = ENDINGS.get(image.format, image.format)
@@ -137,7 +137,7 @@ def as_lists(data: Dataset, work: Path, row: Callable[[Sample, list[str]], dict[
 
 def as_shards(data: Dataset, work: Path) -> None:
     """Tar shards of a thousand samples: KEY.json and KEY.0.jpg, KEY.1.jpg … for its images; the same bytes always."""
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         task = progress.add_task("writing shards", total=sum(data.manifest["counts"]["samples"].values()))
         for split in data.splits():
             shard: tarfile.TarFile | None = None
@@ -172,7 +172,7 @@ def as_table(data: Dataset, work: Path) -> None:
     features = Features(
         {"messages": List(message), "images": List(Image())} | {name: Value("string") for name in names}
     )
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         task = progress.add_task("writing rows", total=sum(data.manifest["counts"]["samples"].values()))
         for split in data.splits():
             with pq.ParquetWriter(work / f"{split}.parquet", features.arrow_schema, compression="none") as file:

@@ -17,38 +17,36 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.progress import bar
+from qilin.core.progress import ProgressBars
 from qilin.dataset.hash_tables import TableWriter, fingerprint, open_table
-from qilin.dataset.import_rows import Refused
+from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import CAPTION_KINDS, SPLITS, Sample, sample_row, text_of
 from qilin.dataset.splits import Links
-from qilin.pipeline.execution.dataset_map import assemble, is_done, pieces_of, refuse, settings_of
-from qilin.pipeline.execution.sharded_map import run_pieces
+from qilin.pipeline.execution.dataset_map import assemble, config_of, is_done, pieces_of, refuse
+from qilin.pipeline.execution.sharded_map import run_sharded
 from qilin.pipeline.execution.workers import workers_of
 
 SAMPLES_A_PIECE = 2048
 
 
-@settings
-class MergeSettings:
+@config_class
+class MergeConfig:
     """Which folders, and how much of their text may be contexts."""
 
-    out: Path = setting(help="the dataset folder to make; must be new or empty, or this work interrupted")
-    sources: tuple[Path, ...] = setting(default=(), help="the dataset folders, one or more")
-    context: float | None = setting(
+    out: Path = option(help="the dataset folder to make; must be new or empty, or this work interrupted")
+    sources: tuple[Path, ...] = option(default=(), help="the dataset folders, one or more")
+    context: float | None = option(
         default=None,
         help="the share of contexts in the characters of captions, mentions, reports and contexts; what is too much of "
         "either is left out by a seeded draw (ChiMed-VL's paper: 0.726 of its tokens)",
     )
-    seed: int = setting(default=0, help="with --context: decides what is left out")
-    workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
-    cluster: str | None = setting(
-        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
-    )
-    json: bool = setting(default=False, help="print the summary as JSON")
+    seed: int = option(default=0, help="with --context: decides what is left out")
+    workers: int = option(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = option(default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786")
+    json: bool = option(default=False, help="print the summary as JSON")
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -60,21 +58,21 @@ class MergeSettings:
             raise ValueError(f"context is {self.context:g}; expected a share between 0 and 1, such as 0.726")
 
 
-def merge(given: MergeSettings) -> None:
+def merge(given: MergeConfig) -> None:
     """Make the folder, or say that it is there."""
     sources = [open_dataset(path.resolve()) for path in given.sources]
-    made_by = settings_of(sources, {"step": "merge", "context": given.context, "seed": given.seed})
+    made_by = config_of(sources, {"step": "merge", "context": given.context, "seed": given.seed})
     fresh = not is_done(given.out, made_by)
     if fresh:
         folder = given.out.resolve().with_name(f".{given.out.name}.rules")
         pieces = [(str(data.path), *piece) for data in sources for piece in pieces_of(data, SAMPLES_A_PIECE)]
-        with bar() as progress:
+        with ProgressBars(transient=True) as progress:
             task = progress.add_task("merging", total=len(pieces))
             limits = limits_of(sources, given.context, given.seed)
             joined(sources).save(folder / "moved")
             work = partial(merged, folder, limits, given.seed)
             workers = workers_of(given.workers, given.cluster, most=len(pieces))
-            run_pieces(work, pieces, folder / "pieces", made_by, workers, lambda number: progress.advance(task))
+            run_sharded(work, pieces, folder / "pieces", made_by, workers, lambda number: progress.advance(task))
             assemble(sources, folder / "pieces", given.out, made_by)
         shutil.rmtree(folder)
     tell(given, open_dataset(given.out), fresh)
@@ -141,7 +139,7 @@ def told(messages: Sequence[Any]) -> int:
 
 def merged(
     folder: Path, limits: dict[bool, int], seed: int, piece: tuple[str, str, int, int]
-) -> Iterator[dict[str, Any] | Refused]:
+) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step: samples of one folder under their new names, in their splits, less what is too much."""
     path, split, start, stop = piece
     data, moved = open_dataset(Path(path)), open_table(folder / "moved")
@@ -162,7 +160,7 @@ def left_out(sample: Sample, limits: dict[bool, int], seed: int) -> bool:
     return draw(sample.sample_id, seed) > limits[sample.kind == "context"]
 
 
-def tell(given: MergeSettings, made: Dataset, fresh: bool) -> None:
+def tell(given: MergeConfig, made: Dataset, fresh: bool) -> None:
     """What came together."""
     counts = made.manifest["counts"]
     letters: Counter[bool] = Counter()

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
 from qilin.dataset.card import PAPER, part_of, quartiles
 from qilin.dataset.reader import Dataset, open_dataset
@@ -22,16 +22,16 @@ from qilin.dataset.schema import text_of
 SHOWN = 12  # names of one kind on the screen; the rest is summed up
 
 
-@settings
-class StatsSettings:
+@config_class
+class StatsConfig:
     """Which dataset, and how its lengths are counted."""
 
-    source: Path = setting(help="the dataset folder")
-    tokenizer: Path | None = setting(default=None, help="a tokenizer.json to count tokens with (default: characters)")
-    json: bool = setting(default=False, help="print the numbers as JSON")
+    source: Path = option(help="the dataset folder")
+    tokenizer: Path | None = option(default=None, help="a tokenizer.json to count tokens with (default: characters)")
+    json: bool = option(default=False, help="print the numbers as JSON")
 
 
-def stats(given: StatsSettings) -> None:
+def stats(given: StatsConfig) -> None:
     """Print the numbers."""
     data = open_dataset(given.source)
     found = numbers(data, counter(given.tokenizer))

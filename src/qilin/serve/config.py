@@ -3,21 +3,21 @@
 from pathlib import Path
 from typing import Literal
 
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 
 
-@settings
-class ChatSettings:
+@config_class
+class ChatConfig:
     """Talk with a model about images, in the terminal."""
 
-    model: str = setting(help="model folder (or hub id)")
-    images: tuple[Path, ...] = setting(default=(), help="images of the first question: PNG, JPEG, TIFF, …")
-    max_new_tokens: int = setting(default=512, help="longest answer, in tokens")
-    device: str = setting(default="auto", help="auto, cpu, cuda, …")
-    dtype: Literal["auto", "fp32", "bf16"] = setting(default="auto", help="auto: bf16 on an accelerator, else fp32")
-    bits: Literal[8, 4] | None = setting(default=None, help="load the language model's weights in 8 or 4 bits")
-    spread: bool = setting(default=False, help="lay the model over all accelerators of the machine")
-    hub: Literal["huggingface", "modelscope"] = setting(default="huggingface", help="where a hub id is fetched from")
+    model: str = option(help="model folder (or hub id)")
+    images: tuple[Path, ...] = option(default=(), help="images of the first question: PNG, JPEG, TIFF, …")
+    max_new_tokens: int = option(default=512, help="longest answer, in tokens")
+    device: str = option(default="auto", help="auto, cpu, cuda, …")
+    dtype: Literal["auto", "fp32", "bf16"] = option(default="auto", help="auto: bf16 on an accelerator, else fp32")
+    bits: Literal[8, 4] | None = option(default=None, help="load the language model's weights in 8 or 4 bits")
+    spread: bool = option(default=False, help="lay the model over all accelerators of the machine")
+    hub: Literal["huggingface", "modelscope"] = option(default="huggingface", help="where a hub id is fetched from")
 
     EPILOG = (
         "\n\nin the talk:\n  /image PATH …  adds images to the next question; /reset, /help, /quit\n"
@@ -31,23 +31,23 @@ class ChatSettings:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
 
 
-@settings
-class ReviewSettings:
+@config_class
+class ReviewConfig:
     """Show samples of a dataset folder to a person, on a page of this machine, and keep what is decided."""
 
-    source: Path = setting(help="a dataset folder")
-    original: Path | None = setting(
+    source: Path = option(help="a dataset folder")
+    original: Path | None = option(
         default=None, help="the dataset folder it was translated from (default: found beside it)"
     )
-    decisions: Path | None = setting(default=None, help="the file of decisions (default: SOURCE.decisions.jsonl)")
-    reviewer: str = setting(default="", help="who decides (default: the name of this machine's user)")
-    rows: int = setting(default=200, help="samples to show, drawn evenly from sources, kinds and failed checks; 0: all")
-    splits: tuple[Literal["train", "validation", "test"], ...] = setting(default=(), help="of these splits only")
-    seed: int = setting(default=0, help="decides which samples; the same for all reviewers who are to be compared")
-    host: str = setting(default="127.0.0.1", help="where to listen; what goes to other machines is not encrypted")
-    port: int = setting(default=8010, help="0: any that is free")
-    report: bool = setting(default=False, help="show no page: print what was decided, and how far reviewers agree")
-    json: bool = setting(default=False, help="with --report: print it as JSON")
+    decisions: Path | None = option(default=None, help="the file of decisions (default: SOURCE.decisions.jsonl)")
+    reviewer: str = option(default="", help="who decides (default: the name of this machine's user)")
+    rows: int = option(default=200, help="samples to show, drawn evenly from sources, kinds and failed checks; 0: all")
+    splits: tuple[Literal["train", "validation", "test"], ...] = option(default=(), help="of these splits only")
+    seed: int = option(default=0, help="decides which samples; the same for all reviewers who are to be compared")
+    host: str = option(default="127.0.0.1", help="where to listen; what goes to other machines is not encrypted")
+    port: int = option(default=8010, help="0: any that is free")
+    report: bool = option(default=False, help="show no page: print what was decided, and how far reviewers agree")
+    json: bool = option(default=False, help="with --report: print it as JSON")
 
     EPILOG = (
         "\n\nthe same command goes on where the last session stopped; on a far machine:\n"

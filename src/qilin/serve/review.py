@@ -15,15 +15,15 @@ from typing import Any
 from rich.console import Console
 
 from qilin.core.errors import UserError
-from qilin.core.progress import bar
+from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
 from qilin.pipeline.review.apply import in_words, stale_rows
 from qilin.pipeline.review.decisions import agreement, beside, hash_of, latest, read_decisions
 from qilin.pipeline.review.sampling import draw, find_original
-from qilin.serve.config import ReviewSettings
+from qilin.serve.config import ReviewConfig
 
 
-def review(given: ReviewSettings) -> None:
+def review(given: ReviewConfig) -> None:
     """Serve the page until Ctrl-C, or print what was decided. UserError where it cannot be served."""
     decisions = given.decisions or beside(given.source)
     if given.report:
@@ -39,7 +39,7 @@ def review(given: ReviewSettings) -> None:
     read_decisions(decisions)  # a damaged file is told before anything is shown
     reviewer = given.reviewer.strip() or user_name()
     console = Console(highlight=False, soft_wrap=True)
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         progress.add_task("drawing samples", total=None)
         original = open_dataset(given.original) if given.original else find_original(data)
         drawn = draw(data, original, given.splits, given.rows, given.seed)
@@ -82,7 +82,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"{host}:{port}: cannot listen there ({error}); choose another --port, 0 for any") from None
 
 
-def report(given: ReviewSettings, decisions: Path) -> None:
+def report(given: ReviewConfig, decisions: Path) -> None:
     """What was decided by whom, how far they agree, and what is about rows that are not there any more."""
     held = latest(read_decisions(decisions))
     stale = stale_rows(open_dataset(given.source), held)

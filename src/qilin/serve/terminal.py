@@ -23,8 +23,8 @@ from qilin.dataset.schema import MANIFEST, assistant, user
 from qilin.evaluate.report.html import is_drawn
 from qilin.imaging.decode import BadImage, read_bytes, to_rgb
 from qilin.model.generate import Request, prepare, stream
-from qilin.model.llava import Loaded, load_model
-from qilin.serve.config import ChatSettings
+from qilin.model.llava import LoadedModel, load_model
+from qilin.serve.config import ChatConfig
 
 NOTICE = "For research. Not for diagnosis or treatment: what the model says may be wrong."
 HELP = """\
@@ -36,7 +36,7 @@ PROMPT = "> "
 
 
 @dataclass(frozen=True)
-class Talk:
+class Conversation:
     """What was said so far, the images of its image parts in order, and those that wait for the next question."""
 
     messages: tuple[Any, ...] = ()
@@ -44,7 +44,7 @@ class Talk:
     waiting: tuple[Image.Image, ...] = ()
 
 
-def chat(settings: ChatSettings) -> None:
+def chat(config: ChatConfig) -> None:
     """Talk until the person leaves or the script's questions end.
 
     At a terminal a bad image or question is said and the talk goes on. A script stops at the first (UserError): its
@@ -57,22 +57,20 @@ def chat(settings: ChatSettings) -> None:
     notes = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())  # a log keeps its lines whole
     terminal = sys.stdin.isatty()
     say(notes, NOTICE, "bold yellow")
-    model = usable(settings.model, settings.hub)  # before the spinner: converting has a bar of its own
-    with notes.status(f"loading {settings.model}"):
-        loaded = load_model(
-            model, settings.device, settings.dtype, settings.hub, bits=settings.bits, spread=settings.spread
-        )
+    model = usable(config.model, config.hub)  # before the spinner: converting has a bar of its own
+    with notes.status(f"loading {config.model}"):
+        loaded = load_model(model, config.device, config.dtype, config.hub, bits=config.bits, spread=config.spread)
     for mark in marks(loaded):
         say(notes, mark, "yellow")
-    talk = Talk()
-    for path in settings.images:
+    talk = Conversation()
+    for path in config.images:
         talk = attempt(terminal, notes, talk, add_image, path, notes)
     if terminal:
         say(notes, "/image PATH adds an image, /help tells more.")
     for line in typed_lines(notes) if terminal else piped_lines():
         if line == "/quit":
             break
-        talk = attempt(terminal, notes, talk, step, line, loaded, settings, notes)
+        talk = attempt(terminal, notes, talk, step, line, loaded, config, notes)
 
 
 def say(notes: Console, words: str, style: str = "dim") -> None:
@@ -80,7 +78,7 @@ def say(notes: Console, words: str, style: str = "dim") -> None:
     notes.print(words, style=style, markup=False, emoji=False)
 
 
-def marks(loaded: Loaded) -> list[str]:
+def marks(loaded: LoadedModel) -> list[str]:
     """What must not be overlooked about this model, from its qilin.json."""
     found = []
     if loaded.card.get("label"):
@@ -97,7 +95,9 @@ def learnt_drawn(dataset: Path) -> bool:
     return (dataset / MANIFEST).is_file() and is_drawn(open_dataset(dataset))
 
 
-def attempt(terminal: bool, notes: Console, talk: Talk, do: Callable[..., Talk], *details: Any) -> Talk:
+def attempt(
+    terminal: bool, notes: Console, talk: Conversation, do: Callable[..., Conversation], *details: Any
+) -> Conversation:
     """do(talk, *details), or at a terminal the talk as it was, with a line that says what went wrong."""
     try:
         return do(talk, *details)
@@ -136,7 +136,7 @@ def piped_lines() -> Iterator[str]:
         raise UserError(f"stdin: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def step(talk: Talk, line: str, loaded: Loaded, settings: ChatSettings, notes: Console) -> Talk:
+def step(talk: Conversation, line: str, loaded: LoadedModel, config: ChatConfig, notes: Console) -> Conversation:
     """One line: a command, or a question that gets its answer. Returns the talk after it."""
     word, _, rest = line.partition(" ")
     if word == "/image":
@@ -145,13 +145,13 @@ def step(talk: Talk, line: str, loaded: Loaded, settings: ChatSettings, notes: C
         return talk
     if word == "/reset":
         say(notes, "a new talk, without images")
-        return Talk()
+        return Conversation()
     if word == "/help":
         say(notes, HELP)
         return talk
     if word.startswith("/") and word[1:].isascii() and word[1:].isalpha():
         raise UserError(f"{word}: no such command; /help names them")
-    return ask(talk, line, loaded, settings, notes)
+    return ask(talk, line, loaded, config, notes)
 
 
 def paths(words: str) -> list[Path]:
@@ -167,7 +167,7 @@ def paths(words: str) -> list[Path]:
         return [whole]
 
 
-def add_image(talk: Talk, path: Path, notes: Console) -> Talk:
+def add_image(talk: Conversation, path: Path, notes: Console) -> Conversation:
     """The talk with one more image waiting. Raises UserError, naming the file, where it is no image."""
     try:
         image = to_rgb(read_bytes(path))
@@ -176,10 +176,10 @@ def add_image(talk: Talk, path: Path, notes: Console) -> Talk:
         raise UserError(words if str(path) in words else f"{path}: {words}") from None
     number = len(talk.images) + len(talk.waiting) + 1
     say(notes, f"image {number}: {path.name}, {image.width} x {image.height}")
-    return Talk(talk.messages, talk.images, (*talk.waiting, image))
+    return Conversation(talk.messages, talk.images, (*talk.waiting, image))
 
 
-def ask(talk: Talk, text: str, loaded: Loaded, settings: ChatSettings, notes: Console) -> Talk:
+def ask(talk: Conversation, text: str, loaded: LoadedModel, config: ChatConfig, notes: Console) -> Conversation:
     """Print the answer as it is made; returns the talk with question and answer in it.
 
     An answer stopped by Ctrl-C stays in the talk as far as it was said; one that had not begun leaves no trace.
@@ -188,7 +188,7 @@ def ask(talk: Talk, text: str, loaded: Loaded, settings: ChatSettings, notes: Co
         Request((*talk.messages, user(text, len(talk.waiting))), (*talk.images, *talk.waiting)),
         lambda asked: int(prepare(loaded, [asked])["input_ids"].shape[1]),
         getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None),
-        settings.max_new_tokens,
+        config.max_new_tokens,
         lambda words: say(notes, words),
     )
     said, stopped = show(stream(loaded, request, room), notes)
@@ -198,7 +198,7 @@ def ask(talk: Talk, text: str, loaded: Loaded, settings: ChatSettings, notes: Co
         say(notes, "(stopped)")
     elif not said:
         say(notes, "(the model said nothing)")
-    return Talk((*request.messages, assistant(said)), tuple(request.images)) if said else talk
+    return Conversation((*request.messages, assistant(said)), tuple(request.images)) if said else talk
 
 
 def show(pieces: Generator[str, None, None], notes: Console) -> tuple[str, bool]:

@@ -26,7 +26,7 @@ from qilin.dataset.reader import Dataset
 from qilin.dataset.schema import Sample
 from qilin.model.chat_template import IMAGE, Encoded
 from qilin.model.processing import Pixels, encode_sample, image_tokens
-from qilin.train.config import TrainSettings
+from qilin.train.config import TrainConfig
 from qilin.train.data_sources import Part, open_sources
 from qilin.train.distributed import World
 from qilin.train.model_setup import image_dtype
@@ -50,7 +50,7 @@ class Pack:
     samples: tuple[str, ...]  # their ids, for error messages
 
 
-class Feed:
+class PackedDataset:
     """The samples of a run: measured, encoded and packed on demand.
 
     `report` counts what was cut or dropped; `refused` names the dropped ones with their reasons.
@@ -58,15 +58,15 @@ class Feed:
 
     def __init__(
         self,
-        settings: TrainSettings,
+        config: TrainConfig,
         processor: Any,
         tick: Callable[[int, int], None] | None = None,
         part: Part = "training",
     ) -> None:
-        self.settings = settings
+        self.config = config
         self.processor = processor
         self.part = part
-        self.sources = open_sources(settings, part)
+        self.sources = open_sources(config, part)
         self.pixels = Pixels(processor.image_processor)
         self.encoded: dict[int, Encoded] = {}
         self.room = KEEP_TOKENS  # left in `encoded`
@@ -106,7 +106,7 @@ class Feed:
             if encoded is None:
                 self.refused.append({"sample_id": sample.sample_id, "reason": excess})
                 continue
-            prefix = shared_prefix(encoded, image_id) if self.settings.questions == "branches" else 0
+            prefix = shared_prefix(encoded, image_id) if self.config.questions == "branches" else 0
             unit = unit_of(sample, encoded.ids[:prefix], number, image_id)
             rows.append((number, len(encoded.ids), prefix, sum(encoded.learn), unit, encoded.images))
         self.report["samples"] = len(rows)
@@ -114,7 +114,7 @@ class Feed:
 
     def cache_key(self) -> str:
         """Everything that lengths depend on, hashed."""
-        s = self.settings
+        s = self.config
         facts = {
             "data": [
                 (source.dataset.hash, source.split, hashlib.sha256(source.rows.tobytes()).hexdigest())
@@ -143,16 +143,16 @@ class Feed:
 
         Also why it was cut or dropped, "" for one that fits. The loop comes here again, so nothing is counted here.
         """
-        encoded = encode_sample(sample, self.processor, self.settings.instructions)
-        limit = self.settings.max_length
+        encoded = encode_sample(sample, self.processor, self.config.instructions)
+        limit = self.config.max_length
         excess = ""
         if len(encoded.ids) > limit:
             excess = f"{len(encoded.ids)} tokens, max_length is {limit}"
-            if self.settings.overlong == "error":
+            if self.config.overlong == "error":
                 raise UserError(
                     f"sample {sample.sample_id}: {excess}; raise max_length, or say overlong=cut or overlong=drop"
                 )
-            cut = cut_to(encoded, limit, self.processor) if self.settings.overlong == "cut" else None
+            cut = cut_to(encoded, limit, self.processor) if self.config.overlong == "cut" else None
             if cut is None:
                 return None, excess
             encoded = cut
@@ -245,10 +245,10 @@ class Feed:
 
 
 def prefetch(
-    feed: Feed, plan: Plan, done: int, settings: TrainSettings, world: World
+    feed: PackedDataset, plan: Plan, done: int, config: TrainConfig, world: World
 ) -> Iterator[tuple[int, list[Pack], float]]:
     """The steps from `done` on, with the seconds waited for each; the next is made while this one computes."""
-    kind = image_dtype(settings)
+    kind = image_dtype(config)
 
     def make(step: int) -> list[Pack]:
         packs = plan.packs(step, world.rank, world.size)

@@ -13,7 +13,7 @@ import numpy as np
 from qilin.core.errors import UserError
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.splits import Links
-from qilin.train.config import DataSource, TrainSettings
+from qilin.train.config import DataSource, TrainConfig
 
 Part = Literal["training", "validation"]
 
@@ -27,16 +27,16 @@ class Source:
     rows: np.ndarray  # indices into the split
 
 
-def open_sources(settings: TrainSettings, part: Part) -> list[Source]:
+def open_sources(config: TrainConfig, part: Part) -> list[Source]:
     """What the recipe learns from, or what it validates on. Raises UserError where there is nothing."""
-    held = settings.validate
+    held = config.validate
     if held is None or (part == "training" and isinstance(held.split, str)):
         assert part == "training", "asked only where the recipe validates"
-        return [open_source(settings, asked, asked.split) for asked in settings.data]
+        return [open_source(config, asked, asked.split) for asked in config.data]
     if isinstance(held.split, str):
-        return of_split(settings, held.split)
-    whole = [open_source(settings, asked, asked.split) for asked in settings.data]
-    aside = put_aside(whole, held.split, settings.seed)
+        return of_split(config, held.split)
+    whole = [open_source(config, asked, asked.split) for asked in config.data]
+    aside = put_aside(whole, held.split, config.seed)
     wanted = part == "validation"
     found = [
         Source(source.dataset, source.split, source.rows[mine == wanted])
@@ -51,26 +51,26 @@ def open_sources(settings: TrainSettings, part: Part) -> list[Source]:
     return found
 
 
-def of_split(settings: TrainSettings, split: str) -> list[Source]:
+def of_split(config: TrainConfig, split: str) -> list[Source]:
     """The split of those datasets that have it, with the kinds of samples that are learnt from."""
-    having = [asked for asked in settings.data if split in open_dataset(asked.path).splits()]
+    having = [asked for asked in config.data if split in open_dataset(asked.path).splits()]
     if not having:
         there = "; ".join(
-            f"{asked.path} has {', '.join(open_dataset(asked.path).splits()) or 'none'}" for asked in settings.data
+            f"{asked.path} has {', '.join(open_dataset(asked.path).splits()) or 'none'}" for asked in config.data
         )
         raise UserError(
             f"validate.split is {split!r}, so there is nothing to validate on: {there}; name one of these, "
             "or a share to put aside, such as validate.split=0.05"
         )
-    return [open_source(settings, asked, split) for asked in having]
+    return [open_source(config, asked, split) for asked in having]
 
 
-def open_source(settings: TrainSettings, asked: DataSource, split: str) -> Source:
+def open_source(config: TrainConfig, asked: DataSource, split: str) -> Source:
     """A dataset folder and the rows of a split that the recipe takes from it."""
     dataset = open_dataset(asked.path)
     if split not in dataset.splits():
         raise UserError(f"{asked.path}: no split {split!r}; it has {', '.join(dataset.splits()) or 'none'}")
-    kinds = asked.kinds or settings.kinds
+    kinds = asked.kinds or config.kinds
     column = np.array(dataset.table(split).column("kind").to_pylist())
     rows = np.flatnonzero(np.isin(column, kinds)) if kinds else np.arange(len(column))
     if not len(rows):

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qilin.core.errors import UserError
 from qilin.model.llava import pick_device
-from qilin.train.config import TrainSettings
+from qilin.train.config import TrainConfig
 
 PATIENCE = timedelta(hours=2)  # reading a million samples or 13 billion weights in turns takes longer than the default
 GATHERED = 4e9  # bytes of whole gradients that a device may keep from pack to pack, to send them once a step
@@ -126,15 +126,15 @@ class Learner(torch.nn.Module):
         return self.loss(self.model, pack, pixels)
 
 
-def divide(learner: Learner, world: World, settings: TrainSettings) -> None:
+def divide(learner: Learner, world: World, config: TrainConfig) -> None:
     """Divide the model's weights, their gradients and the optimizer's state over the devices, in place."""
     if world.size == 1:
         return
     model: Any = learner.model
-    kind = torch.bfloat16 if settings.precision == "bf16" else None
+    kind = torch.bfloat16 if config.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
     frozen = {p for p in model.parameters() if not p.requires_grad}
-    held = set() if divides_frozen(settings, sum(p.nbytes for p in frozen), memory_of(world)) else frozen
+    held = set() if divides_frozen(config, sum(p.nbytes for p in frozen), memory_of(world)) else frozen
     for parameter in held:
         parameter.data = parameter.data.to(world.device)
     options: dict[str, Any] = {"mesh": world.mesh, "mp_policy": policy, "ignored_params": held}
@@ -146,12 +146,12 @@ def divide(learner: Learner, world: World, settings: TrainSettings) -> None:
     fully_shard(learner, **options)
 
 
-def divides_frozen(settings: TrainSettings, frozen: float, memory: float) -> bool:
+def divides_frozen(config: TrainConfig, frozen: float, memory: float) -> bool:
     """Whether `frozen` bytes that do not learn are divided too, over devices of `memory` bytes.
 
     Where a device holds them easily they need not be sent around at every step.
     """
-    return settings.divide == "all" or (settings.divide == "auto" and frozen > 0.4 * memory)
+    return config.divide == "all" or (config.divide == "auto" and frozen > 0.4 * memory)
 
 
 def memory_of(world: World) -> float:

@@ -21,8 +21,8 @@ from qilin.core.errors import UserError
 from qilin.model.chat_template import chat_template
 from qilin.model.llava import pick_device
 from qilin.model.meta_model import processor_of, shape_of, skeleton
-from qilin.train.config import EstimateCommand, Lora, TrainSettings, read_recipe
-from qilin.train.data_loader import Feed
+from qilin.train.config import EstimateCommand, Lora, TrainConfig, read_recipe
+from qilin.train.data_loader import PackedDataset
 from qilin.train.flops import CARDS, Card, card_named, cost_of, fast_precision, measure_peak
 from qilin.train.memory_estimate import SLACK, largest_pack, memory_by_cause, peak, read_bytes, ready, settled, standing
 from qilin.train.plan import Lengths, Plan, make_plan
@@ -48,27 +48,27 @@ class Machine:
 
 def estimate_command(command: EstimateCommand) -> None:
     """`qilin estimate RECIPE key=value …`"""
-    settings = read_recipe(command.recipe, [*stand_ins(command), *command.changes])
-    if settings.precision == "auto":
+    config = read_recipe(command.recipe, [*stand_ins(command), *command.changes])
+    if config.precision == "auto":
         here = command.gpu in ("auto", "cpu")
-        settings = replace(settings, precision=fast_precision(pick_device(command.gpu)) if here else "bf16")
-    machine = machine_of(command, settings)
-    config = shape_of(settings.vision, settings.language, settings.model, settings.hub, settings.feature_layer)
-    model = skeleton(config)
-    lengths = measured(settings, config) or imagined(command, settings, config)
+        config = replace(config, precision=fast_precision(pick_device(command.gpu)) if here else "bf16")
+    machine = machine_of(command, config)
+    model_config = shape_of(config.vision, config.language, config.model, config.hub, config.feature_layer)
+    model = skeleton(model_config)
+    lengths = measured(config, model_config) or imagined(command, config, model_config)
     plan = make_plan(
         lengths,
-        [source.weight for source in settings.data],
-        batch=settings.batch,
-        epochs=settings.epochs,
-        pack_tokens=settings.pack_tokens,
-        seed=settings.seed,
+        [source.weight for source in config.data],
+        batch=config.batch,
+        epochs=config.epochs,
+        pack_tokens=config.pack_tokens,
+        seed=config.seed,
     )
-    known = command.samples is not None or data_here(settings)
-    settings = settled(config, settings, largest_pack(plan), machine.on_card, machine.count, machine.memory)
-    found = figures(command, settings, machine, config, model, plan, known)
+    known = command.samples is not None or data_here(config)
+    config = settled(model_config, config, largest_pack(plan), machine.on_card, machine.count, machine.memory)
+    found = figures(command, config, machine, model_config, model, plan, known)
     if not found["fits"]:
-        found["would fit"] = list(alternatives(settings, machine, config, plan))
+        found["would fit"] = list(alternatives(config, machine, model_config, plan))
     print(json.dumps(found, indent=2)) if command.json else show(found, machine, known)
 
 
@@ -78,13 +78,13 @@ def stand_ins(command: EstimateCommand) -> list[str]:
     return [] if "data" in given else ["data=not-given"]
 
 
-def machine_of(command: EstimateCommand, settings: TrainSettings) -> Machine:
+def machine_of(command: EstimateCommand, config: TrainConfig) -> Machine:
     """The named card, or this machine's. Raises UserError for one that is not known."""
     if command.gpu in ("auto", "cpu"):
         device = pick_device("auto" if command.gpu == "auto" else "cpu")
         if device.type == "cpu":
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            kind = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+            kind = torch.bfloat16 if config.precision == "bf16" else torch.float32
             return Machine("this CPU", memory, measure_peak(device, kind), False, command.count)
         name = torch.cuda.get_device_name(device)
         memory = torch.cuda.get_device_properties(device).total_memory
@@ -93,63 +93,63 @@ def machine_of(command: EstimateCommand, settings: TrainSettings) -> Machine:
     card = card_named(command.gpu)
     if card is None:
         raise UserError(f"gpu is {command.gpu!r}; known are {', '.join(CARDS)}, and cpu for this machine")
-    if settings.precision != "bf16":
-        raise UserError(f"the data sheets of cards are kept for bf16; precision is {settings.precision}")
+    if config.precision != "bf16":
+        raise UserError(f"the data sheets of cards are kept for bf16; precision is {config.precision}")
     return Machine(command.gpu.upper(), card.memory, card.bf16, True, command.count)
 
 
-def data_here(settings: TrainSettings) -> bool:
+def data_here(config: TrainConfig) -> bool:
     """Whether data and tokenizer lie on this machine, so that texts can be measured."""
-    words = settings.model or settings.language or ""
+    words = config.model or config.language or ""
     tokenizer = any(
         (Path(words) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     )
-    return tokenizer and all((source.path / "manifest.json").is_file() for source in settings.data)
+    return tokenizer and all((source.path / "manifest.json").is_file() for source in config.data)
 
 
-def measured(settings: TrainSettings, config: LlavaConfig) -> Lengths | None:
+def measured(config: TrainConfig, model_config: LlavaConfig) -> Lengths | None:
     """The lengths of the data itself, where it is at hand."""
-    if not data_here(settings):
+    if not data_here(config):
         return None
-    processor = processor_of(config, settings.vision, settings.language, settings.model, settings.hub)
-    processor.chat_template = chat_template(settings.template, settings.system)
-    return Feed(settings, processor).lengths
+    processor = processor_of(model_config, config.vision, config.language, config.model, config.hub)
+    processor.chat_template = chat_template(config.template, config.system)
+    return PackedDataset(config, processor).lengths
 
 
-def imagined(command: EstimateCommand, settings: TrainSettings, config: LlavaConfig) -> Lengths:
+def imagined(command: EstimateCommand, config: TrainConfig, model_config: LlavaConfig) -> Lengths:
     """Lengths of a dataset of which only counts are known; a hundred steps of it where not even those are."""
-    samples = command.samples or 100 * settings.batch
+    samples = command.samples or 100 * config.batch
     index = np.arange(samples)
     ones = np.ones(samples, dtype=np.int64)
-    image = int(config.image_seq_length) + TEMPLATE
-    total = min(image + command.text, settings.max_length)
-    shared = image if settings.questions == "branches" else 0
+    image = int(model_config.image_seq_length) + TEMPLATE
+    total = min(image + command.text, config.max_length)
+    shared = image if config.questions == "branches" else 0
     return Lengths(
         total=ones * total,
         prefix=ones * shared,
         learnt=ones * command.answers,
         unit=(index / command.samples_per_image).astype(np.int64) if shared else -1 - index,
-        source=index % len(settings.data),
+        source=index % len(config.data),
         images=ones,
     )
 
 
 def figures(
     command: EstimateCommand,
-    settings: TrainSettings,
+    config: TrainConfig,
     machine: Machine,
-    config: LlavaConfig,
+    model_config: LlavaConfig,
     model: Any,
     plan: Plan,
     known: bool,
 ) -> dict[str, Any]:
     """Everything that is told, as plain numbers."""
-    learner = ready(model, settings)
+    learner = ready(model, config)
     parts = {
         name: count(learner, prefix)
         for name, prefix in (("vision", "vision_tower"), ("projector", "projector"), ("language", ""))
     }
-    causes = memory_by_cause(config, learner, settings, largest_pack(plan), machine.on_card, machine.count)
+    causes = memory_by_cause(model_config, learner, config, largest_pack(plan), machine.on_card, machine.count)
     counts = plan.counts()
     operations = cost_of(learner).of(counts)
     hours = operations / (machine.peak * command.mfu * machine.count) / 3600
@@ -188,53 +188,53 @@ def count(model: Any, part: str) -> dict[str, int]:
     return {"all": sum(p.numel() for p in own), "learn": sum(p.numel() for p in own if p.requires_grad)}
 
 
-def alternatives(settings: TrainSettings, machine: Machine, config: LlavaConfig, plan: Plan) -> Iterator[str]:
+def alternatives(config: TrainConfig, machine: Machine, model_config: LlavaConfig, plan: Plan) -> Iterator[str]:
     """Changes of the recipe with which it fits, smallest first; none that holds another of them."""
     found: list[set[str]] = []
     for words in LADDER:
-        changed = settings
+        changed = config
         for word in words:
             changed = CHANGES[word](changed)
-        if changed == settings or any(less <= set(words) for less in found):
+        if changed == config or any(less <= set(words) for less in found):
             continue
-        size = size_of(changed, machine, config, plan, machine.count)
+        size = size_of(changed, machine, model_config, plan, machine.count)
         if size < machine.room:
             found.append(set(words))
             yield f"{' '.join(words)}: {size / 1e9:.1f} GB"
     for count in [machine.count * 2**more for more in range(1, 7)] if machine.on_card else []:
-        size = size_of(settings, machine, config, plan, count)
+        size = size_of(config, machine, model_config, plan, count)
         if size < machine.room:
             yield f"--count {count}: {size / 1e9:.1f} GB each"
             break
 
 
-def size_of(settings: TrainSettings, machine: Machine, config: LlavaConfig, plan: Plan, count: int) -> float:
+def size_of(config: TrainConfig, machine: Machine, model_config: LlavaConfig, plan: Plan, count: int) -> float:
     """Bytes on each of `count` devices; what moves is left out where what stays is too much already."""
-    pack = largest_pack(replace(plan, pack_tokens=settings.pack_tokens))
-    settings = settled(config, settings, pack, machine.on_card, count, machine.memory)
-    model = ready(skeleton(config), settings)
-    size = sum(standing(model, settings, machine.on_card, count).values())
+    pack = largest_pack(replace(plan, pack_tokens=config.pack_tokens))
+    config = settled(model_config, config, pack, machine.on_card, count, machine.memory)
+    model = ready(skeleton(model_config), config)
+    size = sum(standing(model, config, machine.on_card, count).values())
     if size > machine.room:
         return size
-    size += peak(config, settings, pack, machine.on_card, count > 1)
+    size += peak(model_config, config, pack, machine.on_card, count > 1)
     return size if machine.on_card else max(size, read_bytes(model))
 
 
-def with_adapters(settings: TrainSettings) -> TrainSettings:
+def with_adapters(config: TrainConfig) -> TrainConfig:
     """Adapters in place of the language model's weights."""
-    if "language" not in settings.learn:
-        return settings
-    others = tuple(part for part in settings.learn if part != "language") or ("projector",)
-    return replace(settings, learn=others, lora=Lora(rank=64, alpha=128))
+    if "language" not in config.learn:
+        return config
+    others = tuple(part for part in config.learn if part != "language") or ("projector",)
+    return replace(config, learn=others, lora=Lora(rank=64, alpha=128))
 
 
 # what takes less memory, in words for the command line; tried in this order
-CHANGES: dict[str, Callable[[TrainSettings], TrainSettings]] = {
-    "checkpointing=true": lambda settings: replace(settings, checkpointing=True),
-    "pack_tokens=MAX_LENGTH": lambda settings: replace(settings, pack_tokens=settings.max_length),
-    "optimizer=adamw8bit": lambda settings: replace(settings, optimizer="adamw8bit"),
+CHANGES: dict[str, Callable[[TrainConfig], TrainConfig]] = {
+    "checkpointing=true": lambda config: replace(config, checkpointing=True),
+    "pack_tokens=MAX_LENGTH": lambda config: replace(config, pack_tokens=config.max_length),
+    "optimizer=adamw8bit": lambda config: replace(config, optimizer="adamw8bit"),
     "'learn=[projector]' 'lora={rank: 64, alpha: 128}'": with_adapters,
-    "frozen=nf4": lambda settings: settings if "language" in settings.learn else replace(settings, frozen="nf4"),
+    "frozen=nf4": lambda config: config if "language" in config.learn else replace(config, frozen="nf4"),
 }
 AGAIN, SMALL, EIGHT, ADAPTERS, FOUR = CHANGES
 LADDER = (

@@ -20,8 +20,8 @@ from qilin.core.errors import RunError
 from qilin.imaging.augment import augment
 from qilin.model.llava import part_of
 from qilin.train.checkpoint import Saver, latest_checkpoint, learning_weights, load_best, load_checkpoint
-from qilin.train.config import TrainSettings
-from qilin.train.data_loader import Feed, Pack, prefetch
+from qilin.train.config import TrainConfig
+from qilin.train.data_loader import Pack, PackedDataset, prefetch
 from qilin.train.distributed import ALONE, Learner, World, send_gradients, whole
 from qilin.train.flops import cost_of, peak_of
 from qilin.train.loss import answer_loss
@@ -34,9 +34,9 @@ from qilin.train.validation import Held, validation_loss
 
 def train(
     learner: Learner,
-    feed: Feed,
+    feed: PackedDataset,
     plan: Plan,
-    settings: TrainSettings,
+    config: TrainConfig,
     run: Path,
     title: str,
     world: World = ALONE,
@@ -47,14 +47,14 @@ def train(
     Where the recipe keeps the best checkpoints, the model is in the end the best of them. Returns the step it is of.
     """
     model = learner.model
-    optimizer = make_optimizer(learning_parts(model, settings), settings.optimizer, settings.betas)
-    average = {n: p.clone() for n, p in learning_weights(model).items()} if settings.average else {}
+    optimizer = make_optimizer(learning_parts(model, config), config.optimizer, config.betas)
+    average = {n: p.clone() for n, p in learning_weights(model).items()} if config.average else {}
     last = latest_checkpoint(run)
     done = load_checkpoint(last, model, optimizer, average) if last else 0
     model.train()
     if done < len(plan):
-        learn(learner, optimizer, average, feed, plan, settings, run, title, done, world, held)
-    step = load_best(run, model, average) if keeps_best(settings) else len(plan)
+        learn(learner, optimizer, average, feed, plan, config, run, title, done, world, held)
+    step = load_best(run, model, average) if keeps_best(config) else len(plan)
     with torch.no_grad():
         for name, parameter in learning_weights(model).items():
             if name in average:
@@ -66,9 +66,9 @@ def learn(
     learner: Learner,
     optimizer: Any,
     average: dict[str, torch.Tensor],
-    feed: Feed,
+    feed: PackedDataset,
     plan: Plan,
-    settings: TrainSettings,
+    config: TrainConfig,
     run: Path,
     title: str,
     done: int,
@@ -77,25 +77,25 @@ def learn(
 ) -> None:
     """The steps from `done` on."""
     model = learner.model
-    warmup = math.ceil(settings.warmup * len(plan))
-    meter = Meter(cost_of(model), world.size * peak_of(world.device, settings.precision), world.device, len(plan), done)
-    best = settings.validate.best if settings.validate else 0
-    saver = Saver(run, settings.keep, world, saves_in_background(settings, world), best)
-    with Log(run, title, len(plan), done, settings, world.first) as log, Signals() as signals:
-        for step, packs, waited in prefetch(feed, plan, done, settings, world):
+    warmup = math.ceil(config.warmup * len(plan))
+    meter = Meter(cost_of(model), world.size * peak_of(world.device, config.precision), world.device, len(plan), done)
+    best = config.validate.best if config.validate else 0
+    saver = Saver(run, config.keep, world, saves_in_background(config, world), best)
+    with Log(run, title, len(plan), done, config, world.first) as log, Signals() as signals:
+        for step, packs, waited in prefetch(feed, plan, done, config, world):
             started = time.perf_counter()
-            torch.manual_seed(settings.seed * 1_000_003 + step + world.rank * 500_009)
-            set_rates(optimizer, rate_share(settings.schedule, step, len(plan), warmup))
-            loss, answer_tokens = learn_step(learner, packs, settings, step, world)
-            norm = clip(model, settings.clip, packs, step, world)
+            torch.manual_seed(config.seed * 1_000_003 + step + world.rank * 500_009)
+            set_rates(optimizer, rate_share(config.schedule, step, len(plan), warmup))
+            loss, answer_tokens = learn_step(learner, packs, config, step, world)
+            norm = clip(model, config.clip, packs, step, world)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            update_average(average, model, settings.average, step)
+            update_average(average, model, config.average, step)
             ends = step + 1 == len(plan)
             seconds = time.perf_counter() - started
             looked = {}
-            if held is not None and due_to_validate(settings, step, ends):
-                looked = look_at_held(learner, held, average, settings, world, log, meter)
+            if held is not None and due_to_validate(config, step, ends):
+                looked = look_at_held(learner, held, average, config, world, log, meter)
             work, waited, asked = agree(plan, step, packs, waited, signals.asked, world)
             meter.add(work, waited)
             figures = {
@@ -112,16 +112,16 @@ def learn(
             }
             if world.size > 1:
                 figures["imbalance"] = imbalance(plan.shares(step, world.size))
-            write = ends or bool(looked) or step % settings.log_every == 0
+            write = ends or bool(looked) or step % config.log_every == 0
             log.step(figures, write)
             if write:
                 meter.reset()
             loss_held = looked.get("validation_loss")
-            due = settings.save_every and (step + 1) % settings.save_every == 0
+            due = config.save_every and (step + 1) % config.save_every == 0
             due = due or (best > 0 and loss_held is not None and saver.among_best(loss_held))
             if (due and not ends) or asked:
                 saver.save(step + 1, model, optimizer, average, loss_held)
-            elif ends and (settings.save_every or best or not written_as_it_is(settings, world)):
+            elif ends and (config.save_every or best or not written_as_it_is(config, world)):
                 # if the model cannot be written (a full disk), no step is lost
                 saver.save(step + 1, model, None, average, loss_held)
             if asked or ends:
@@ -133,35 +133,35 @@ def look_at_held(
     learner: Learner,
     held: Held,
     average: dict[str, torch.Tensor],
-    settings: TrainSettings,
+    config: TrainConfig,
     world: World,
     log: Log,
     meter: Meter,
 ) -> dict[str, float]:
     """The figures of a validation; its time is not counted as training."""
     started = time.perf_counter()
-    loss = validation_loss(learner, held, average, settings, world, log.begin_validation(len(held.plan)))
+    loss = validation_loss(learner, held, average, config, world, log.begin_validation(len(held.plan)))
     seconds = time.perf_counter() - started
     meter.aside(seconds)
     return {"validation_loss": loss, "validation_seconds": seconds}
 
 
-def due_to_validate(settings: TrainSettings, step: int, ends: bool) -> bool:
-    return settings.validate is not None and (ends or (step + 1) % settings.validate.every == 0)
+def due_to_validate(config: TrainConfig, step: int, ends: bool) -> bool:
+    return config.validate is not None and (ends or (step + 1) % config.validate.every == 0)
 
 
-def keeps_best(settings: TrainSettings) -> bool:
-    return settings.validate is not None and settings.validate.best > 0
+def keeps_best(config: TrainConfig) -> bool:
+    return config.validate is not None and config.validate.best > 0
 
 
-def written_as_it_is(settings: TrainSettings, world: World) -> bool:
+def written_as_it_is(config: TrainConfig, world: World) -> bool:
     """Whether the model that learnt can be written. One in pieces or in few bits is put together from a checkpoint."""
-    return world.size == 1 and settings.frozen == "plain"
+    return world.size == 1 and config.frozen == "plain"
 
 
-def saves_in_background(settings: TrainSettings, world: World) -> bool:
+def saves_in_background(config: TrainConfig, world: World) -> bool:
     """By default on an accelerator; on a CPU writing would only take turns with computing, and a copy needs memory."""
-    return world.device.type != "cpu" if settings.background is None else settings.background
+    return world.device.type != "cpu" if config.background is None else config.background
 
 
 def agree(
@@ -212,15 +212,15 @@ def stop_if_asked(asked: int, step: int, steps: int) -> None:
 
 
 def learn_step(
-    learner: Learner, packs: list[Pack], settings: TrainSettings, step: int, world: World = ALONE
+    learner: Learner, packs: list[Pack], config: TrainConfig, step: int, world: World = ALONE
 ) -> tuple[float, int]:
     """Forward and backward of a step's packs. Returns (mean loss over all its answer tokens, their number)."""
     (total,) = world.sum([sum(len(pack.targets) for pack in packs)])
     losses = []
     for number, pack in enumerate(packs):
         send_gradients(learner, world, now=number + 1 == len(packs))
-        with arithmetic(settings.precision, pack.ids.device):
-            loss = learner(pack, changed(pack, settings, step))
+        with arithmetic(config.precision, pack.ids.device):
+            loss = learner(pack, changed(pack, config, step))
         if loss.requires_grad:  # no gradient reaches a projector from text alone
             (loss * world.size / total).backward()  # FSDP takes the mean over devices
         losses.append(loss.detach())
@@ -234,13 +234,13 @@ def learn_step(
     return summed / total, int(total)
 
 
-def changed(pack: Pack, settings: TrainSettings, step: int) -> torch.Tensor | None:
+def changed(pack: Pack, config: TrainConfig, step: int) -> torch.Tensor | None:
     """The pack's images with their random changes, which follow from seed, step and sample alone."""
-    if pack.pixels is None or not settings.augment:
+    if pack.pixels is None or not config.augment:
         return pack.pixels
-    seeds = [(settings.seed * 1_000_003 + step) * 1_000_003 + seed for seed in pack.seeds]
+    seeds = [(config.seed * 1_000_003 + step) * 1_000_003 + seed for seed in pack.seeds]
     one_by_one = zip(pack.pixels.split(1), seeds, strict=True)
-    return torch.cat([augment(p, settings.augment, torch.Generator().manual_seed(s % 2**63)) for p, s in one_by_one])
+    return torch.cat([augment(p, config.augment, torch.Generator().manual_seed(s % 2**63)) for p, s in one_by_one])
 
 
 def look_at(names: Sequence[str]) -> str:
@@ -261,19 +261,19 @@ def pack_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tens
     return answer_loss(hidden, model.lm_head, pack.where, pack.targets)
 
 
-def learning_parts(model: Any, settings: TrainSettings) -> Iterator[Learning]:
+def learning_parts(model: Any, config: TrainConfig) -> Iterator[Learning]:
     """What learns, each part with its rate; matrices decay, biases and norms do not."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = part_of(plain_name(name))
-            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
-            yield Learning(name, parameter, rate_of(settings, part), decay)
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            yield Learning(name, parameter, rate_of(config, part), decay)
 
 
-def rate_of(settings: TrainSettings, part: str) -> float:
+def rate_of(config: TrainConfig, part: str) -> float:
     """A part's peak rate; its own may be 0."""
-    own: float | None = getattr(settings.rates, part)
-    return settings.rate if own is None else own
+    own: float | None = getattr(config.rates, part)
+    return config.rate if own is None else own
 
 
 def plain_name(name: str) -> str:

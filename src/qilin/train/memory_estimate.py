@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, LlavaConfig
 
-from qilin.model.llava import set_learning
+from qilin.model.llava import set_trainable
 from qilin.model.meta_model import skeleton
-from qilin.train.config import TrainSettings
+from qilin.train.config import TrainConfig
 from qilin.train.distributed import GATHERED, divides_frozen
 from qilin.train.loss import answer_loss
 from qilin.train.model_setup import add_adapters, arithmetic, base_of, fit_out, image_dtype
@@ -59,13 +59,13 @@ class Shape:
 
 
 def memory_by_cause(
-    config: LlavaConfig, model: Any, settings: TrainSettings, pack: Shape, on_card: bool, devices: int = 1
+    model_config: LlavaConfig, model: Any, config: TrainConfig, pack: Shape, on_card: bool, devices: int = 1
 ) -> dict[str, float]:
     """Bytes at most on each device, by cause; `model` is the skeleton made ready."""
     empty, silent = Shape([(0, 64, -1)], 1, 0), Shape(pack.documents, 1, pack.images)
-    few, most, whole = (peak(config, settings, shape, on_card, devices > 1) for shape in (empty, silent, pack))
+    few, most, whole = (peak(model_config, config, shape, on_card, devices > 1) for shape in (empty, silent, pack))
     moving = {"copies of weights in bf16": few, "activations": most - few, "logits": whole - most}
-    stays = standing(model, settings, on_card, devices)
+    stays = standing(model, config, on_card, devices)
     causes = stays | {cause: size for cause, size in moving.items() if size > 0}
     more = 0.0 if on_card else read_bytes(model) - sum(causes.values())
     return causes | ({"more, while it is read and written": more} if more > 0 else {})
@@ -76,23 +76,23 @@ def read_bytes(model: Any) -> float:
     return 4.0 * sum(p.numel() for p in model.parameters()) + PROCESS
 
 
-def standing(model: Any, settings: TrainSettings, on_card: bool, devices: int = 1) -> dict[str, float]:
+def standing(model: Any, config: TrainConfig, on_card: bool, devices: int = 1) -> dict[str, float]:
     """Bytes of what stays from step to step on each device, by cause."""
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = frozen_bytes(model, settings)
+    frozen = frozen_bytes(model, config)
     gathered = 0.0
     if devices > 1:
         layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.language_model.layers]
         outside = sum(p.numel() for p in model.parameters()) - sum(layers)
-        kind = 2 if settings.precision == "bf16" else 4
+        kind = 2 if config.precision == "bf16" else 4
         gathered = kind * (2 * max(layers) + outside) + 4.0 * max(layers)  # two layers whole, and a gradient under way
         gathered += 4.0 * learn if 4 * learn <= GATHERED else 0.0
-    shared = frozen / devices if settings.divide == "all" else frozen
+    shared = frozen / devices if config.divide == "all" else frozen
     found = {
         "weights": shared + 4.0 * learn / devices,
         "gradients": 4.0 * learn / devices,
-        "optimizer": optimizer_bytes(model, settings.optimizer) / devices,
-        "running average": 4.0 * learn / devices if settings.average else 0.0,
+        "optimizer": optimizer_bytes(model, config.optimizer) / devices,
+        "running average": 4.0 * learn / devices if config.average else 0.0,
         "weights and gradients gathered": gathered,
         "the program itself": 0.0 if on_card else PROCESS,
     }
@@ -107,12 +107,12 @@ def optimizer_bytes(model: Any, kind: Kind) -> float:
     return 4.0 * muons + (2.03 if kind == "adamw8bit" else 8.0) * others
 
 
-def frozen_bytes(model: Any, settings: TrainSettings) -> float:
+def frozen_bytes(model: Any, config: TrainConfig) -> float:
     """Bytes of what does not learn, all together; 4 bits with their scales are 0.516 bytes a number."""
     small = {
         p
         for module in model.model.language_model.modules()
-        if isinstance(module, torch.nn.Linear) and settings.frozen == "nf4"
+        if isinstance(module, torch.nn.Linear) and config.frozen == "nf4"
         for p in module.parameters()
     }
     sizes = (0.516 * p.numel() if p in small else p.numel() * p.element_size() for p in frozen_of(model))
@@ -123,20 +123,20 @@ def frozen_of(model: Any) -> list[torch.Tensor]:
     return [p for p in model.parameters() if not p.requires_grad]
 
 
-def peak(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bool, divided: bool = False) -> float:
+def peak(model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool = False) -> float:
     """Bytes that forward and backward of one pack hold at most, beside weights and their gradients."""
-    share = float(settings.checkpointing)
+    share = float(config.checkpointing)
     ends = {False: 1 - share, True: share}  # what so many layers keep lies between what none and what all of them do
     return sum(
-        part * at_depth(config, replace(settings, checkpointing=end), shape, on_card, divided)
+        part * at_depth(model_config, replace(config, checkpointing=end), shape, on_card, divided)
         for end, part in ends.items()
         if part
     )
 
 
-def at_depth(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bool, divided: bool) -> float:
-    low, high = (trial(config, settings, shape, on_card, divided, depth) for depth in DEPTHS)
-    text: Any = config.text_config
+def at_depth(model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool) -> float:
+    low, high = (trial(model_config, config, shape, on_card, divided, depth) for depth in DEPTHS)
+    text: Any = model_config.text_config
     return low + (high - low) / (DEPTHS[1] - DEPTHS[0]) * (text.num_hidden_layers - DEPTHS[0])
 
 
@@ -162,62 +162,64 @@ def shape_of_pack(pieces: Sequence[Piece], lengths: Lengths) -> Shape:
 
 
 def settled(
-    config: LlavaConfig, settings: TrainSettings, pack: Shape, on_card: bool, devices: int, memory: float
-) -> TrainSettings:
+    model_config: LlavaConfig, config: TrainConfig, pack: Shape, on_card: bool, devices: int, memory: float
+) -> TrainConfig:
     """The recipe with what it leaves open decided for devices of `memory` bytes: `divide` and `checkpointing`.
 
     Activations are computed again in as few layers as memory asks for: in all where even that seems too much, since
     this is an estimate.
     """
-    trial = settings if settings.checkpointing != "auto" else replace(settings, checkpointing=False)
-    model = ready(skeleton(config), trial)
-    whole = devices > 1 and divides_frozen(settings, frozen_bytes(model, settings), memory)
-    settings = replace(settings, divide="all" if whole else "learning")
-    if settings.checkpointing != "auto":
-        return settings
-    room = memory * (SLACK if on_card else 1) - sum(standing(model, settings, on_card, devices).values())
+    trial = config if config.checkpointing != "auto" else replace(config, checkpointing=False)
+    model = ready(skeleton(model_config), trial)
+    whole = devices > 1 and divides_frozen(config, frozen_bytes(model, config), memory)
+    config = replace(config, divide="all" if whole else "learning")
+    if config.checkpointing != "auto":
+        return config
+    room = memory * (SLACK if on_card else 1) - sum(standing(model, config, on_card, devices).values())
     most, least = (
-        peak(config, replace(settings, checkpointing=end), pack, on_card, devices > 1) for end in (False, True)
+        peak(model_config, replace(config, checkpointing=end), pack, on_card, devices > 1) for end in (False, True)
     )
-    layers: Any = config.text_config
+    layers: Any = model_config.text_config
     needed = math.ceil((most - room) / max(most - least, 1.0) * layers.num_hidden_layers)
-    return replace(settings, checkpointing=min(max(needed / layers.num_hidden_layers, 0.0), 1.0))
+    return replace(config, checkpointing=min(max(needed / layers.num_hidden_layers, 0.0), 1.0))
 
 
-def trial(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bool, divided: bool, depth: int) -> int:
+def trial(
+    model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool, depth: int
+) -> int:
     """The same for a language model of `depth` layers. Looked at once: most of what an estimate tries to make a recipe
     fit changes nothing here."""
-    settings = replace(settings, **UNSEEN)  # a trial cannot depend on what it is not given
-    asked = repr((config.to_dict(), settings, shape, on_card, divided, depth))
+    config = replace(config, **UNSEEN)  # a trial cannot depend on what it is not given
+    asked = repr((model_config.to_dict(), config, shape, on_card, divided, depth))
     if asked not in LOOKED:
-        LOOKED[asked] = look(config, settings, shape, on_card, divided, depth)
+        LOOKED[asked] = look(model_config, config, shape, on_card, divided, depth)
     return LOOKED[asked]
 
 
-def look(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bool, divided: bool, depth: int) -> int:
+def look(model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool, depth: int) -> int:
     """What a run on tensors without data holds at most."""
-    config = copy.deepcopy(config)
-    shrink(config, depth, "vision" in settings.learn)
+    model_config = copy.deepcopy(model_config)
+    shrink(model_config, depth, "vision" in config.learn)
     cpu = torch.device("cpu")
     layout = make_layout(shape.documents, cpu, shape.where())
-    model = ready(skeleton(config), settings)
+    model = ready(skeleton(model_config), config)
     use_packed_attention(model)
     if on_card:
         model.model.language_model.set_attn_implementation(LIKE_FLEX)
         model.model.vision_tower.set_attn_implementation("sdpa")
     model.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        give_storage(model, torch.bfloat16 if divided and settings.precision == "bf16" else None)
+        give_storage(model, torch.bfloat16 if divided and config.precision == "bf16" else None)
         known = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
         with Live([*known, *model.buffers()]) as live:
-            with arithmetic(settings.precision, cpu):
+            with arithmetic(config.precision, cpu):
                 words = torch.zeros(1, shape.tokens, dtype=torch.int64)
                 embedded = model.model.get_input_embeddings()(words)
                 if shape.images:
                     side = model.config.vision_config.image_size
-                    pixels = torch.zeros(shape.images, 3, side, side, dtype=image_dtype(settings))
+                    pixels = torch.zeros(shape.images, 3, side, side, dtype=image_dtype(config))
                     seen = model.model.get_image_features(pixel_values=pixels).pooler_output
-                    place = (words == config.image_token_id).unsqueeze(-1)
+                    place = (words == model_config.image_token_id).unsqueeze(-1)
                     embedded = embedded.masked_scatter(place, torch.cat(seen).to(embedded.dtype))
                 hidden = model.model.language_model(
                     inputs_embeds=embedded, position_ids=words, layout=layout, use_cache=False
@@ -229,10 +231,10 @@ def look(config: LlavaConfig, settings: TrainSettings, shape: Shape, on_card: bo
     return live.peak
 
 
-def ready(model: Any, settings: TrainSettings) -> Any:
+def ready(model: Any, config: TrainConfig) -> Any:
     """The Llava that would learn, its adapters in place."""
-    set_learning(model, settings.learn)
-    return base_of(add_adapters(fit_out(model, settings), settings))
+    set_trainable(model, config.learn)
+    return base_of(add_adapters(fit_out(model, config), config))
 
 
 def give_storage(model: Any, kind: torch.dtype | None) -> None:
@@ -247,13 +249,13 @@ def give_storage(model: Any, kind: torch.dtype | None) -> None:
             setattr(module, name, torch.empty_like(buffer, device="cpu"))
 
 
-def shrink(config: LlavaConfig, depth: int, vision_learns: bool) -> None:
+def shrink(model_config: LlavaConfig, depth: int, vision_learns: bool) -> None:
     """Fewer layers of the language model; of a frozen encoder too, whose tensors go from layer to layer."""
-    text: Any = config.text_config
-    vision: Any = config.vision_config
+    text: Any = model_config.text_config
+    vision: Any = model_config.vision_config
     if not vision_learns:
         vision.num_hidden_layers = min(vision.num_hidden_layers, 4)
-        config.vision_feature_layer = -2
+        model_config.vision_feature_layer = -2
     text.num_hidden_layers = depth
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:depth]

@@ -5,7 +5,6 @@ checkpoint on resume, so that each step stands there once); curves in the tracke
 """
 
 import json
-import os
 import resource
 import sys
 import time
@@ -15,46 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qilin.core.config import to_dict
 from qilin.core.errors import UserError
-from qilin.train.config import TrainSettings
+from qilin.core.files import write_atomic
+from qilin.core.progress import ProgressBars
+from qilin.train.config import TrainConfig
 from qilin.train.flops import Cost
 from qilin.train.plan import Counts
 
 METRICS = "metrics.jsonl"
 
 
-def progress_bar(console: Console | None = None) -> Progress:
-    """The bar all long work shares: what, how far, a figure, time gone and time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figure]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0"),  # one of many speaks
-    )
-
-
 class Log:
     """The open log of a run: a context manager around the loop. One process of many speaks; the others are silent."""
 
-    def __init__(self, run: Path, title: str, steps: int, done: int, settings: TrainSettings, speaks: bool) -> None:
+    def __init__(self, run: Path, title: str, steps: int, done: int, config: TrainConfig, speaks: bool) -> None:
         self.speaks = speaks
         if not speaks:
             return
         file = run / METRICS
         cut_back(file, done)
         self.rows = file.open("a", encoding="utf-8")
-        self.bar = progress_bar()
+        self.bar = ProgressBars()
         self.task = self.bar.add_task(title, total=steps, completed=done, figure="")
         self.looking = self.bar.add_task("  validation", visible=False, figure="")
-        self.writers = [open_tracker(name, run, title, done, to_dict(settings)) for name in settings.trackers]
+        self.writers = [open_tracker(name, run, title, done, to_dict(config)) for name in config.trackers]
 
     def __enter__(self) -> "Log":
         if self.speaks:
@@ -111,14 +96,7 @@ def cut_back(file: Path, done: int) -> None:
     if not file.is_file():
         return
     kept = [line for line in file.read_text(encoding="utf-8").splitlines() if row_step(line) <= done]
-    write_whole(file, "".join(line + "\n" for line in kept))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write beside and rename, so that a kill or a full disk leaves the file as it was or as it is to be."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
+    write_atomic(file, "".join(line + "\n" for line in kept))
 
 
 def row_step(line: str) -> float:
@@ -148,11 +126,11 @@ class TensorBoard:
 class Tracker:
     """SwanLab, W&B or trackio, which share init / log / finish."""
 
-    def __init__(self, name: str, run: Path, title: str, settings: Any) -> None:
+    def __init__(self, name: str, run: Path, title: str, config: Any) -> None:
         import importlib
 
         self.library = importlib.import_module(name)
-        self.library.init(project="qilin", name=f"{run.name} {title}", config=settings)
+        self.library.init(project="qilin", name=f"{run.name} {title}", config=config)
 
     def add(self, figures: Mapping[str, float]) -> None:
         self.library.log(dict(figures), step=int(figures["step"]))
@@ -170,8 +148,8 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise UserError(f"trackers names {name}, which is not installed: pip install {name}")
 
 
-def open_tracker(name: str, run: Path, title: str, done: int, settings: Any) -> TensorBoard | Tracker:
-    return TensorBoard(run, done) if name == "tensorboard" else Tracker(name, run, title, settings)
+def open_tracker(name: str, run: Path, title: str, done: int, config: Any) -> TensorBoard | Tracker:
+    return TensorBoard(run, done) if name == "tensorboard" else Tracker(name, run, title, config)
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 
 from qilin.core.errors import UserError
-from qilin.train.config import TrainSettings
+from qilin.train.config import TrainConfig
 
 
-def fit_out(model: Any, settings: TrainSettings) -> Any:
+def fit_out(model: Any, config: TrainConfig) -> Any:
     """What is frozen takes the precision asked for, what learns keeps fp32."""
-    assert settings.precision != "auto", "resolved before, when the device is known"
-    if settings.precision == "bf16":
+    assert config.precision != "auto", "resolved before, when the device is known"
+    if config.precision == "bf16":
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    assert settings.checkpointing != "auto", "resolved before, when the plan is known"
-    if settings.checkpointing:
-        compute_again(model, settings.checkpointing)
+    assert config.checkpointing != "auto", "resolved before, when the plan is known"
+    if config.checkpointing:
+        compute_again(model, config.checkpointing)
     return model
 
 
@@ -39,30 +39,30 @@ def compute_again(model: Any, share: float) -> None:
         layer.gradient_checkpointing = False
 
 
-def shrink_frozen(model: Any, settings: TrainSettings, device: torch.device, emulate: bool = False) -> Any:
+def shrink_frozen(model: Any, config: TrainConfig, device: torch.device, emulate: bool = False) -> Any:
     """The frozen language model's matrices in 4 bits, or computed in 8, in place. Its head stays as it is.
 
     `emulate`: FP8 by ordinary arithmetic, for a test where no GPU is.
     """
-    if settings.frozen == "plain":
+    if config.frozen == "plain":
         return model
-    make = four_bits(settings) if settings.frozen == "nf4" else eight_bits(device, emulate)
+    make = four_bits(config) if config.frozen == "nf4" else eight_bits(device, emulate)
     language = model.model.language_model
     for name, linear in [(n, m) for n, m in language.named_modules() if isinstance(m, torch.nn.Linear)]:
         parent, _, last = name.rpartition(".")
         setattr(language.get_submodule(parent), last, make(linear).to(device))
-    if settings.frozen == "nf4":
+    if config.frozen == "nf4":
         model.is_loaded_in_4bit = True  # peft asks this before it looks at a layer's class
     return model
 
 
-def four_bits(settings: TrainSettings) -> Callable[[torch.nn.Linear], torch.nn.Module]:
+def four_bits(config: TrainConfig) -> Callable[[torch.nn.Linear], torch.nn.Module]:
     """A linear layer -> the same in 4-bit normal floats with their scales compressed too (QLoRA, arXiv 2305.14314)."""
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError:
         raise UserError("frozen is nf4, which needs bitsandbytes: pip install 'qilin-med[small]'") from None
-    kind = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    kind = torch.bfloat16 if config.precision == "bf16" else torch.float32
 
     def make(linear: torch.nn.Linear) -> torch.nn.Module:
         new = Linear4bit(
@@ -88,16 +88,16 @@ def eight_bits(device: torch.device, emulate: bool) -> Callable[[torch.nn.Linear
         raise UserError(
             f"frozen is fp8, which needs a GPU of compute capability 8.9 or more (Ada, Hopper); the device is {device}"
         )
-    config = Float8LinearConfig(emulate=emulate)
-    return lambda linear: Float8Linear.from_float(linear, config)
+    model_config = Float8LinearConfig(emulate=emulate)
+    return lambda linear: Float8Linear.from_float(linear, model_config)
 
 
-def add_adapters(model: Any, settings: TrainSettings) -> Any:
+def add_adapters(model: Any, config: TrainConfig) -> Any:
     """LoRA (peft) on the language model's linear layers, where the recipe asks for it; what `learn` names keeps
     learning beside them."""
     from peft import LoraConfig, get_peft_model
 
-    lora = settings.lora
+    lora = config.lora
     if lora is None:
         return model
     learning = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -106,13 +106,13 @@ def add_adapters(model: Any, settings: TrainSettings) -> Any:
     wanted = [name for name in found if not lora.targets or name.split(".")[-1] in lora.targets]
     if not wanted:
         raise UserError(f"lora.targets: none of {', '.join(lora.targets)} is a linear layer of the language model")
-    config = LoraConfig(
+    model_config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes a float as well
         lora_dropout=lora.dropout,
         target_modules=[f"model.language_model.{name}" for name in wanted],
     )
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, model_config)
     for name, parameter in adapted.named_parameters():
         if name.removeprefix("base_model.model.") in learning:
             parameter.requires_grad_(True)
@@ -132,5 +132,5 @@ def arithmetic(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
-def image_dtype(settings: TrainSettings) -> torch.dtype:
-    return torch.bfloat16 if settings.precision == "bf16" else torch.float32
+def image_dtype(config: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32

@@ -19,17 +19,19 @@ from safetensors import SafetensorError
 
 from qilin.core.config import read_yaml, to_dict, write_yaml
 from qilin.core.errors import RunError, UserError
+from qilin.core.files import write_atomic
+from qilin.core.progress import ProgressBars
 from qilin.core.provenance import commit, machine, versions
-from qilin.model.llava import CARD, Loaded, compose, load_model, pick_device, set_learning, set_template
+from qilin.model.llava import CARD, LoadedModel, compose, load_model, pick_device, set_template, set_trainable
 from qilin.model.saving import save_model
 from qilin.train.checkpoint import latest_checkpoint, step_of
-from qilin.train.config import TrainCommand, TrainSettings, read_recipe
-from qilin.train.data_loader import Feed
+from qilin.train.config import TrainCommand, TrainConfig, read_recipe
+from qilin.train.data_loader import PackedDataset
 from qilin.train.data_sources import Part
 from qilin.train.distributed import ALONE, Learner, World, divide, join, leave, memory_of
 from qilin.train.flops import fast_precision
 from qilin.train.loop import pack_loss, plain_name, train, written_as_it_is
-from qilin.train.metrics import METRICS, check_trackers, progress_bar, write_whole
+from qilin.train.metrics import METRICS, check_trackers
 from qilin.train.model_setup import add_adapters, base_of, fit_out, shrink_frozen
 from qilin.train.packed_attention import use_packed_attention, use_plain_attention
 from qilin.train.plan import Plan, make_plan
@@ -44,73 +46,73 @@ console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0"
 
 def train_command(command: TrainCommand) -> None:
     """`qilin train RECIPE key=value …`"""
-    settings = read_recipe(command.recipe, command.changes)
-    if settings.out is None and not command.check:
+    config = read_recipe(command.recipe, command.changes)
+    if config.out is None and not command.check:
         raise UserError("out is required: say where the run is to be kept, out=FOLDER")
-    run_stage(settings, command.recipe, check=command.check)
+    run_stage(config, command.recipe, check=command.check)
 
 
-def run_stage(settings: TrainSettings, title: str, check: bool = False) -> Path | None:
+def run_stage(config: TrainConfig, title: str, check: bool = False) -> Path | None:
     """Train one stage; returns its folder. A finished one is left alone, an interrupted one continues."""
-    run = settings.out
-    settings = as_begun(settings)
-    if run is not None and not check and already_done(run, settings):
+    run = config.out
+    config = as_begun(config)
+    if run is not None and not check and already_done(run, config):
         console.print(f"{title}: already done in {run}")
         return run
-    check_trackers(settings.trackers)
-    if settings.optimizer == "muon" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    check_trackers(config.trackers)
+    if config.optimizer == "muon" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "optimizer is muon, which learns on one device only: its step needs whole matrices, and many devices hold "
             "pieces of them; say optimizer=adamw"
         )
-    world = join(settings.device)
-    if settings.precision == "auto":
+    world = join(config.device)
+    if config.precision == "auto":
         kind: Any = world.all_of([fast_precision(world.device)])[0]  # the first one's word: they must not differ
-        settings = replace(settings, precision=kind)
+        config = replace(config, precision=kind)
         console.print(f"  arithmetic in {kind} (precision=auto)")
     with world.turns():
-        loaded = load_start(settings)
-        counts = set_learning(loaded.model, settings.learn)
+        loaded = load_start(config)
+        counts = set_trainable(loaded.model, config.learn)
         for part, (mine, total) in counts.items():
             console.print(f"  {part:10} {total:>14,} parameters, {f'{mine:,} learn' if mine else 'frozen'}")
-        feed = make_feed(settings, loaded)
+        feed = make_feed(config, loaded)
         plan = make_plan(
             feed.lengths,
-            [source.weight for source in settings.data],
-            batch=settings.batch,
-            epochs=settings.epochs,
-            pack_tokens=settings.pack_tokens,
-            seed=settings.seed,
+            [source.weight for source in config.data],
+            batch=config.batch,
+            epochs=config.epochs,
+            pack_tokens=config.pack_tokens,
+            seed=config.seed,
         )
-        held = hold(settings, make_feed(settings, loaded, "validation")) if settings.validate else None
+        held = hold(config, make_feed(config, loaded, "validation")) if config.validate else None
         facts = plan_facts(feed, plan, held)
         console.print(tell(facts), soft_wrap=True)
-        check_text(settings, feed)
+        check_text(config, feed)
         if not check:
             assert run is not None, "read_recipe and train_command ask for out"
-            model = made_ready(loaded, decided(settings, loaded.model.config, plan, world), world)
+            model = made_ready(loaded, decided(config, loaded.model.config, plan, world), world)
             learner = Learner(base_of(model), pack_loss)
-            divide(learner, world, settings)
+            divide(learner, world, config)
     if check:
         check_images([feed, held.feed] if held else [feed])
         return None
     assert run is not None
     if world.first:
-        begin(run, settings, facts, [*feed.refused, *(held.feed.refused if held else ())])
+        begin(run, config, facts, [*feed.refused, *(held.feed.refused if held else ())])
         note_start(run, world)
     world.wait()
-    step = train(learner, feed, plan, settings, run, title, world, held)
+    step = train(learner, feed, plan, config, run, title, world, held)
     leave(world)
     if not world.first:
         return run
-    if not written_as_it_is(settings, world):
+    if not written_as_it_is(config, world):
         # put what the last checkpoint holds into a whole model, on the host
-        loaded = load_start(settings)
-        set_learning(loaded.model, settings.learn)
-        plain = replace(settings, frozen="plain", precision="fp32", optimizer="adamw", checkpointing=False)
+        loaded = load_start(config)
+        set_trainable(loaded.model, config.learn)
+        plain = replace(config, frozen="plain", precision="fp32", optimizer="adamw", checkpointing=False)
         model = made_ready(loaded, plain, ALONE)
         step = train(Learner(base_of(model), pack_loss), feed, plan, plain, run, title)
-    finish(run, settings, loaded, model, feed, facts | validated(run, step))
+    finish(run, config, loaded, model, feed, facts | validated(run, step))
     return run
 
 
@@ -132,63 +134,65 @@ def note_start(run: Path, world: World) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def made_ready(loaded: Loaded, settings: TrainSettings, world: World) -> Any:
+def made_ready(loaded: LoadedModel, config: TrainConfig, world: World) -> Any:
     """The model as it learns; on many devices it stays on the host until it is divided, layer by layer."""
-    model = fit_out(loaded.model, settings)
-    model = shrink_frozen(model, settings, world.device)
-    model = add_adapters(model if world.size > 1 else model.to(world.device), settings)
+    model = fit_out(loaded.model, config)
+    model = shrink_frozen(model, config, world.device)
+    model = add_adapters(model if world.size > 1 else model.to(world.device), config)
     use_packed_attention(base_of(model))
     return model
 
 
-def decided(settings: TrainSettings, config: Any, plan: Plan, world: World) -> TrainSettings:
+def decided(config: TrainConfig, model_config: Any, plan: Plan, world: World) -> TrainConfig:
     """The recipe with checkpointing=auto decided, by an estimate of this run's memory."""
-    if settings.checkpointing != "auto":
-        return settings
+    if config.checkpointing != "auto":
+        return config
     from qilin.train.memory_estimate import largest_pack, settled
 
     on_card = world.device.type != "cpu"
-    found = settled(config, settings, largest_pack(plan), on_card, world.size, memory_of(world))
+    found = settled(model_config, config, largest_pack(plan), on_card, world.size, memory_of(world))
     console.print(f"  activations of {found.checkpointing:.0%} of the layers are computed again (checkpointing=auto)")
-    return replace(settings, checkpointing=found.checkpointing)
+    return replace(config, checkpointing=found.checkpointing)
 
 
-def load_start(settings: TrainSettings) -> Loaded:
+def load_start(config: TrainConfig) -> LoadedModel:
     """The model a stage begins with: composed of two parts, or an earlier stage's with this stage's template.
 
     The same at every call, what is new in it (the projector, the row of `<image>`) too.
     """
-    torch.manual_seed(settings.seed)
-    if settings.model is None:
-        assert settings.vision, "checked by TrainSettings"
-        assert settings.language, "checked by TrainSettings"
+    torch.manual_seed(config.seed)
+    if config.model is None:
+        assert config.vision, "checked by TrainConfig"
+        assert config.language, "checked by TrainConfig"
         loaded = compose(
-            settings.vision,
-            settings.language,
-            template=settings.template,
-            system=settings.system,
-            pad_square=settings.pad_square,
-            hub=settings.hub,
+            config.vision,
+            config.language,
+            template=config.template,
+            system=config.system,
+            pad_square=config.pad_square,
+            hub=config.hub,
         )
     else:
-        loaded = load_model(settings.model, device="cpu", dtype="fp32", hub=settings.hub)
-        set_template(loaded.model, loaded.processor, settings.template, settings.system)
-        loaded.processor.image_processor.do_pad = settings.pad_square
-    if settings.feature_layer is not None:
-        loaded.model.config.vision_feature_layer = settings.feature_layer
+        loaded = load_model(config.model, device="cpu", dtype="fp32", hub=config.hub)
+        set_template(loaded.model, loaded.processor, config.template, config.system)
+        loaded.processor.image_processor.do_pad = config.pad_square
+    if config.feature_layer is not None:
+        loaded.model.config.vision_feature_layer = config.feature_layer
     return loaded
 
 
-def make_feed(settings: TrainSettings, loaded: Loaded, part: Part = "training") -> Feed:
+def make_feed(config: TrainConfig, loaded: LoadedModel, part: Part = "training") -> PackedDataset:
     """Measure the data, under a bar."""
-    with progress_bar() as bar:
+    with ProgressBars() as bar:
         task = bar.add_task(f"measuring texts for {part}", total=None, figure="")
-        feed = Feed(settings, loaded.processor, lambda n, total: bar.update(task, completed=n, total=total), part)
+        feed = PackedDataset(
+            config, loaded.processor, lambda n, total: bar.update(task, completed=n, total=total), part
+        )
         bar.update(task, visible=False)
     return feed
 
 
-def plan_facts(feed: Feed, plan: Plan, held: Held | None) -> dict[str, Any]:
+def plan_facts(feed: PackedDataset, plan: Plan, held: Held | None) -> dict[str, Any]:
     """What the plan says of the run: for the screen, plan.json and qilin.json."""
     lengths = plan.lengths
     alone = int(lengths.total[plan.order].sum())
@@ -229,11 +233,11 @@ def tell(facts: Mapping[str, Any]) -> str:
     return text
 
 
-def check_images(feeds: Sequence[Feed]) -> None:
+def check_images(feeds: Sequence[PackedDataset]) -> None:
     """Decode every image of the samples taken, once. Raises UserError that names those that do not decode."""
     seen: set[tuple[Path, str]] = set()
     wrong: list[str] = []
-    with progress_bar() as bar:
+    with ProgressBars() as bar:
         task = bar.add_task("reading images", total=sum(len(feed.index) for feed in feeds), figure="")
         for feed, number in ((one, number) for one in feeds for number in one.index.tolist()):
             bar.advance(task)
@@ -252,15 +256,15 @@ def check_images(feeds: Sequence[Feed]) -> None:
     console.print("  every text and image reads well; nothing was trained (--check)")
 
 
-def check_text(settings: TrainSettings, feed: Feed) -> None:
+def check_text(config: TrainConfig, feed: PackedDataset) -> None:
     """Say where texts without an image teach nothing, since only what images pass through learns."""
-    if "language" in settings.learn or settings.lora is not None:
+    if "language" in config.learn or config.lora is not None:
         return
     alone = feed.without_image()
     if alone == len(feed.index):
-        raise UserError(f"no sample has an image, so {' and '.join(settings.learn)} cannot learn from them")
+        raise UserError(f"no sample has an image, so {' and '.join(config.learn)} cannot learn from them")
     if alone:
-        what = " and ".join(settings.learn)
+        what = " and ".join(config.learn)
         console.print(f"  {alone:,} of the samples have no image and teach {what} nothing", style="yellow")
 
 
@@ -275,21 +279,21 @@ FREE = (
 )  # may change in the middle of a run
 
 
-def as_begun(settings: TrainSettings) -> TrainSettings:
+def as_begun(config: TrainConfig) -> TrainConfig:
     """precision=auto as the run in `out` was begun, on whatever machine that was; as it is where none was."""
-    recipe = settings.out / RECIPE if settings.out else None
-    if settings.precision != "auto" or recipe is None or not recipe.is_file():
-        return settings
-    return replace(settings, precision=read_yaml(recipe).get("precision", "auto"))
+    recipe = config.out / RECIPE if config.out else None
+    if config.precision != "auto" or recipe is None or not recipe.is_file():
+        return config
+    return replace(config, precision=read_yaml(recipe).get("precision", "auto"))
 
 
-def already_done(run: Path, settings: TrainSettings) -> bool:
+def already_done(run: Path, config: TrainConfig) -> bool:
     """True if the folder holds this very run, finished; UserError if it holds something else."""
     if not run.exists() or not any(run.iterdir()):
         return False
     if not (run / RECIPE).is_file():
         raise UserError(f"{run}: holds something that is not a run of Qilin; name another out=FOLDER")
-    old, new = read_yaml(run / RECIPE), json.loads(json.dumps(to_dict(settings)))
+    old, new = read_yaml(run / RECIPE), json.loads(json.dumps(to_dict(config)))
     different = [key for key in new if old.get(key) != new[key] and key not in FREE]
     if different:
         key = different[0]
@@ -301,9 +305,7 @@ def already_done(run: Path, settings: TrainSettings) -> bool:
     return (run / CARD).is_file()
 
 
-def begin(
-    run: Path, settings: TrainSettings, facts: Mapping[str, Any], dropped: Sequence[Mapping[str, str]] = ()
-) -> None:
+def begin(run: Path, config: TrainConfig, facts: Mapping[str, Any], dropped: Sequence[Mapping[str, str]] = ()) -> None:
     """Write what is about to be done. A changed plan (other data under the same name) does not continue."""
     run.mkdir(parents=True, exist_ok=True)
     plan_file = run / "plan.json"
@@ -314,12 +316,12 @@ def begin(
         last = latest_checkpoint(run)
         if last:
             console.print(f"  continues after step {step_of(last):,} of {facts['steps']:,}")
-    write_yaml(settings, run / f".{RECIPE}.unfinished")
+    write_yaml(config, run / f".{RECIPE}.unfinished")
     (run / f".{RECIPE}.unfinished").replace(run / RECIPE)
     if dropped:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in dropped]
-        write_whole(run / DROPPED, "".join(lines))
-    write_whole(plan_file, json.dumps(facts, indent=2))
+        write_atomic(run / DROPPED, "".join(lines))
+    write_atomic(plan_file, json.dumps(facts, indent=2))
 
 
 def validated(run: Path, step: int) -> dict[str, Any]:
@@ -336,14 +338,14 @@ def validated(run: Path, step: int) -> dict[str, Any]:
     return {"model_of_step": step, "validation_loss": losses[step], "validation_loss_last": losses[last]}
 
 
-def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) -> None:
+def write_model(run: Path, config: TrainConfig, loaded: LoadedModel, model: Any) -> None:
     """The Hugging Face files; adapters are kept beside, and merged into the model."""
     use_plain_attention(base_of(model))
-    on_card = pick_device(settings.device).type != "cpu"  # where it learnt; it may have been put together on the host
-    kind = torch.bfloat16 if settings.precision == "bf16" and on_card else torch.float32
+    on_card = pick_device(config.device).type != "cpu"  # where it learnt; it may have been put together on the host
+    kind = torch.bfloat16 if config.precision == "bf16" and on_card else torch.float32
     if kind == torch.float32:
-        read_frozen_again(model, settings)
-    if settings.lora is not None:
+        read_frozen_again(model, config)
+    if config.lora is not None:
         model.save_pretrained(str(run / "adapter"))
         model = model.merge_and_unload()
     model = model.to(kind).eval()
@@ -351,42 +353,40 @@ def write_model(run: Path, settings: TrainSettings, loaded: Loaded, model: Any) 
     save_model(run, model, loaded.processor)
 
 
-def read_frozen_again(model: Any, settings: TrainSettings) -> None:
+def read_frozen_again(model: Any, config: TrainConfig) -> None:
     """What was frozen takes its weights from where they came: for the training they were rounded to bf16."""
     rounded = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and p.dtype == torch.bfloat16]
     if not rounded:
         return
     for _, parameter in rounded:  # its memory goes first
         parameter.data = parameter.data.new_empty(0)
-    whole = dict(load_start(settings).model.named_parameters())
+    whole = dict(load_start(config).model.named_parameters())
     for name, parameter in rounded:
         parameter.data = whole[plain_name(name).replace(".base_layer", "")].data
 
 
 def finish(
-    run: Path, settings: TrainSettings, loaded: Loaded, model: Any, feed: Feed, facts: Mapping[str, Any]
+    run: Path, config: TrainConfig, loaded: LoadedModel, model: Any, feed: PackedDataset, facts: Mapping[str, Any]
 ) -> None:
     """Write the finished model folder: Hugging Face files, then qilin.json, then the checkpoints go."""
     try:
-        write_model(run, settings, loaded, model)
+        write_model(run, config, loaded, model)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own
         last = latest_checkpoint(run)
         kept = f"step {step_of(last)} of {facts['steps']} is kept" if last else "there is no checkpoint"
         raise RunError(f"{run}: the model could not be written ({error}); {kept}; free space and run again") from error
     card = {
-        "stage": "+".join(settings.learn) + (" (adapters)" if settings.lora else ""),
-        "label": settings.label,
-        "recipe": to_dict(settings),
+        "stage": "+".join(config.learn) + (" (adapters)" if config.lora else ""),
+        "label": config.label,
+        "recipe": to_dict(config),
         "data": [{"path": str(s.dataset.path.resolve()), "hash": s.dataset.hash} for s in feed.sources],
-        "parent": str(Path(settings.model).resolve())
-        if settings.model and Path(settings.model).exists()
-        else settings.model,
-        "template": settings.template,
-        "pad_square": settings.pad_square,
-        "instructions": list(settings.instructions),
+        "parent": str(Path(config.model).resolve()) if config.model and Path(config.model).exists() else config.model,
+        "template": config.template,
+        "pad_square": config.pad_square,
+        "instructions": list(config.instructions),
         "plan": dict(facts),
         "metrics": METRICS,
         "versions": versions(PACKAGES),
     }
-    write_whole(run / CARD, json.dumps(card, ensure_ascii=False, indent=2))  # it says that the run is finished
+    write_atomic(run / CARD, json.dumps(card, ensure_ascii=False, indent=2))  # it says that the run is finished
     shutil.rmtree(run / "checkpoints", ignore_errors=True)

@@ -14,8 +14,8 @@ import torch
 
 from qilin.core.errors import RunError
 from qilin.train.checkpoint import learning_weights
-from qilin.train.config import TrainSettings
-from qilin.train.data_loader import Feed, prefetch
+from qilin.train.config import TrainConfig
+from qilin.train.data_loader import PackedDataset, prefetch
 from qilin.train.distributed import Learner, World, regather
 from qilin.train.model_setup import arithmetic
 from qilin.train.plan import Plan, make_plan
@@ -25,7 +25,7 @@ from qilin.train.plan import Plan, make_plan
 class Held:
     """Samples that are looked at and not learnt from, laid into packs once."""
 
-    feed: Feed
+    feed: PackedDataset
     plan: Plan
 
     @property
@@ -37,18 +37,18 @@ class Held:
         return int(self.plan.lengths.learnt[self.plan.order].sum())
 
 
-def hold(settings: TrainSettings, feed: Feed) -> Held:
+def hold(config: TrainConfig, feed: PackedDataset) -> Held:
     """The plan of a validation; the same samples at every look."""
-    assert settings.validate is not None, "asked only where the recipe validates"
+    assert config.validate is not None, "asked only where the recipe validates"
     plan = make_plan(
         feed.lengths,
         [1.0] * len(feed.sources),
-        batch=settings.batch,
+        batch=config.batch,
         epochs=1,
-        pack_tokens=settings.pack_tokens,
-        seed=settings.seed,
+        pack_tokens=config.pack_tokens,
+        seed=config.seed,
     )
-    most = settings.validate.samples
+    most = config.validate.samples
     if most and most < len(plan.order):
         plan = replace(plan, order=plan.order[:most], starts=np.append(plan.starts[plan.starts < most], most))
     return Held(feed, plan)
@@ -59,7 +59,7 @@ def validation_loss(
     learner: Learner,
     held: Held,
     average: Mapping[str, torch.Tensor],
-    settings: TrainSettings,
+    config: TrainConfig,
     world: World,
     tick: Callable[[int], None],
 ) -> float:
@@ -68,10 +68,10 @@ def validation_loss(
     total = 0.0
     exchange(learner.model, average)
     learner.eval()
-    for step, packs, _ in prefetch(held.feed, held.plan, 0, settings, world):
+    for step, packs, _ in prefetch(held.feed, held.plan, 0, config, world):
         mine = 0.0
         for pack in packs:
-            with arithmetic(settings.precision, pack.ids.device):
+            with arithmetic(config.precision, pack.ids.device):
                 mine += float(learner(pack, pack.pixels))
         (summed,) = world.sum([mine])
         if not math.isfinite(summed):

@@ -64,10 +64,10 @@ def write_drawn(
     if size < 96:
         raise UserError(f"size is {size} pixels; at least 96 are needed for the mark to be read")
     arguments = {"pictures": images, "seed": seed, "size": size, "validation": validation, "test": test}
-    settings = {"importer": "drawn", **arguments, "notice": NOTICE, "license": LICENSE}
+    config = {"importer": "drawn", **arguments, "notice": NOTICE, "license": LICENSE}
     with (
         drawing(partial(draw_image, seed, size), workers) as drawn,
-        DatasetWriter(Path(folder), settings, title="Drawn medical-looking images (not patients)") as writer,
+        DatasetWriter(Path(folder), config, title="Drawn medical-looking images (not patients)") as writer,
         (writer.work / TRUTH_FILE).open("w", encoding="utf-8") as truths,
     ):
         words = json.dumps(VOCABULARY, ensure_ascii=False, indent=1)

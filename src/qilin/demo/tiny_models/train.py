@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from qilin.core.config import to_dict
 from qilin.core.errors import UserError
+from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
-from qilin.demo.config import PartsSettings
+from qilin.demo.config import PartsConfig
 from qilin.demo.tiny_models.background import Tell, beside
 from qilin.demo.tiny_models.language_model import (
     CPU,
@@ -39,47 +39,46 @@ from qilin.demo.tiny_models.vision_objectives import HEADS, TAUGHT_BY
 from qilin.imaging.augment import augment
 from qilin.model.processing import Pixels
 from qilin.train.flops import fast_precision
-from qilin.train.metrics import progress_bar
 from qilin.train.model_setup import arithmetic
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
 from qilin.train.packed_attention import VISION
 
 
-def make_parts(data: Path, out: Path, settings: PartsSettings, texts: Sequence[Reading] = ()) -> None:
+def make_parts(data: Path, out: Path, config: PartsConfig, texts: Sequence[Reading] = ()) -> None:
     """Train both parts on the training split of `data`, the language model on `texts` too; each finished folder is
     left alone on a second run. On more than one core both are trained at once where the vision encoder needs no more
     than the tokenizer; the result is the same."""
     language, vision = (not (out / name / "part.json").is_file() for name in ("language", "vision"))
-    at_once = language and vision and settings.vision.objectives == ("words",) and (os.cpu_count() or 1) > 1
+    at_once = language and vision and config.vision.objectives == ("words",) and (os.cpu_count() or 1) > 1
     precision = fast_precision(CPU)  # for both, and before anything random: it is measured
     with ExitStack() as stack:
-        bar = stack.enter_context(progress_bar())
+        bar = stack.enter_context(ProgressBars())
         if language:
             readings = [*readings_of(list(open_dataset(data).samples("train"))), *texts]
-            make_words(readings, out / "language", settings.language)
+            make_words(readings, out / "language", config.language)
         if at_once:
-            stack.enter_context(beside(make_vision, (data, out, settings, precision), told_on(bar, "vision encoder")))
+            stack.enter_context(beside(make_vision, (data, out, config, precision), told_on(bar, "vision encoder")))
         if language:
             tell = told_on(bar, "language model")
-            make_language(readings, len(texts), out / "language", settings.language, settings.seed, precision, tell)
+            make_language(readings, len(texts), out / "language", config.language, config.seed, precision, tell)
         if vision and not at_once:
-            make_vision(data, out, settings, precision, told_on(bar, "vision encoder"))
+            make_vision(data, out, config, precision, told_on(bar, "vision encoder"))
 
 
-def told_on(bar: Progress, title: str) -> Tell:
+def told_on(bar: ProgressBars, title: str) -> Tell:
     """A line of the bar that says how far a part is."""
     task = bar.add_task(title, total=None, figure="")
     return lambda done, steps, loss: bar.update(task, completed=done, total=steps, figure=f"loss {loss:.3f}")
 
 
-def make_vision(data: Path, out: Path, settings: PartsSettings, precision: str, tell: Tell) -> None:
+def make_vision(data: Path, out: Path, config: PartsConfig, precision: str, tell: Tell) -> None:
     """A small CLIP ViT trained on the training images, with the language model, or its tokenizer, as the reader of
     texts."""
-    part, seed = settings.vision, settings.seed
+    part, seed = config.vision, config.seed
     dataset = open_dataset(data)
     samples = list(dataset.samples("train"))
     torch.manual_seed(seed)
-    config = CLIPVisionConfig(
+    model_config = CLIPVisionConfig(
         hidden_size=part.width,
         intermediate_size=part.width * 4,
         num_hidden_layers=part.layers,
@@ -88,7 +87,7 @@ def make_vision(data: Path, out: Path, settings: PartsSettings, precision: str, 
         patch_size=part.patch_size,
         initializer_range=0.02,
     )
-    tower = CLIPVisionModel(config)
+    tower = CLIPVisionModel(model_config)
     start_positions(tower)
     tower.set_attn_implementation(VISION)
     processor = LlavaImageProcessorPil(

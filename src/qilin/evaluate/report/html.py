@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from qilin.core.files import write_atomic
 from qilin.dataset.reader import Dataset
-from qilin.evaluate.items import write_whole
 from qilin.imaging.decode import to_rgb
 
 # Some 5 kB a thumbnail: this many images keep the page near 3 MB, which a browser opens at once.
@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 def write_page(path: Path, body: Sequence[str]) -> None:
     """The parts in the frame of report.html, whole or not at all."""
     page = (resources.files("qilin") / "evaluate" / "report" / "report.html").read_text(encoding="utf-8")
-    write_whole(path, page.replace("{{body}}", "\n".join(body)))
+    write_atomic(path, page.replace("{{body}}", "\n".join(body)))
 
 
 def is_drawn(data: Dataset) -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qilin.evaluate.items import is_caption, is_closed, write_whole
+from qilin.core.files import write_atomic
+from qilin.evaluate.items import is_caption, is_closed
 from qilin.evaluate.scoring.answers import Verdict, exact, judge, token_f1
 from qilin.evaluate.scoring.bootstrap import bootstrap_interval, compare
 from qilin.evaluate.scoring.calibration import calibration, nothing_to_see
@@ -318,4 +319,4 @@ def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
     """scores.json, whole or not at all. Raises ValueError for scores that do not say where they come from."""
     if not scores.get("manifest"):
         raise ValueError(f"{path}: scores without a manifest are not written")
-    write_whole(path, json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
+    write_atomic(path, json.dumps(scores, ensure_ascii=False, indent=2) + "\n")

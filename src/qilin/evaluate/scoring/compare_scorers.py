@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.evaluate.config import ScoreSettings
+from qilin.evaluate.config import ScoreConfig
 from qilin.evaluate.items import is_caption, read_rows
 from qilin.evaluate.manifest import scoring_manifest
 from qilin.evaluate.scoring.aggregate import verdict_of
@@ -22,15 +22,15 @@ Row = Mapping[str, Any]
 EXAMPLES = 12
 
 
-def score_by_kits(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score_by_kits(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One kit's scores (`as_`) or all beside Qilin's (`compare`), and each row's verdict."""
-    rows = read_rows(settings.file)
+    rows = read_rows(config.file)
     questions = [row for row in rows if not is_caption(row)]
     if not questions:
-        raise UserError(f"{settings.file}: holds captions only; --as and --compare score questions")
-    if settings.as_:
-        marks = [KITS[settings.as_].mark(row) for row in questions]
-        found = kit_scores(settings.as_, questions, marks)
+        raise UserError(f"{config.file}: holds captions only; --as and --compare score questions")
+    if config.as_:
+        marks = [KITS[config.as_].mark(row) for row in questions]
+        found = kit_scores(config.as_, questions, marks)
         judged = [
             {"id": row["id"], "correct": mark.correct, "rule": mark.rule, "points": mark.points}
             for row, mark in zip(questions, marks, strict=True)
@@ -38,7 +38,7 @@ def score_by_kits(settings: ScoreSettings) -> tuple[dict[str, Any], list[dict[st
     else:
         found, judged = compare_kits(questions)
     found |= {"captions_left_out": len(rows) - len(questions)}
-    found["manifest"] = {"predictions": str(settings.file), **scoring_manifest()}
+    found["manifest"] = {"predictions": str(config.file), **scoring_manifest()}
     return found, judged
 
 

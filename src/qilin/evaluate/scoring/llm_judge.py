@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qilin.core.llm_client import Ask, Endpoint, ask_all
+from qilin.core.llm_client import ChatRequest, Endpoint, complete_all
 from qilin.evaluate.scoring.bootstrap import compare
 
 Row = Mapping[str, Any]
@@ -52,13 +52,13 @@ def matches_of(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Match]:
     return found
 
 
-def ask_of(match: Match, swapped: bool) -> Ask:
+def ask_of(match: Match, swapped: bool) -> ChatRequest:
     """The judge's prompt for a match, A as 甲 or, swapped, as 乙."""
     lines = []
     for question, reference, a, b in match.turns:
         first, second = (b, a) if swapped else (a, b)
         lines.append(f"问题：{question}\n参考答案：{reference}\n甲的回答：{first}\n乙的回答：{second}")
-    return Ask([{"role": "user", "content": PROMPT.format(talk="\n\n".join(lines))}], LONGEST_REPLY)
+    return ChatRequest([{"role": "user", "content": PROMPT.format(talk="\n\n".join(lines))}], LONGEST_REPLY)
 
 
 def read_verdict(text: str) -> str | None:
@@ -76,7 +76,7 @@ def judge_pairs(
     all matches, answers alike included as ties.
     """
     found = matches_of(rows_a, rows_b)
-    replies = ask_all(judge, [ask_of(match, swapped) for match in found for swapped in (False, True)])
+    replies = complete_all(judge, [ask_of(match, swapped) for match in found for swapped in (False, True)])
     value = np.zeros(len(rows_a))
     counts = dict.fromkeys(("a", "b", "tie", "contradicted", "unreadable"), 0)
     for number, match in enumerate(found):

@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import Progress
 
-from qilin.core.config import setting, settings
-from qilin.core.progress import bar, refusals
+from qilin.core.config import config_class, option
+from qilin.core.progress import ProgressBars, refusals
 from qilin.dataset.hash_tables import TableWriter, open_table
 from qilin.dataset.licenses import TIERS
 from qilin.dataset.reader import Dataset, group_sizes, open_dataset
@@ -27,8 +26,8 @@ from qilin.dataset.splits import Links
 from qilin.imaging.quality import fault_of
 from qilin.pipeline.curation.contamination import kept_leaks, leaking_images, text_leak
 from qilin.pipeline.curation.near_duplicates import Alike, alike_images, repeated
-from qilin.pipeline.execution.dataset_map import Refused, is_done, refuse, rework, settings_of
-from qilin.pipeline.execution.sharded_map import read_pieces, run_pieces
+from qilin.pipeline.execution.dataset_map import RejectedRow, config_of, is_done, map_dataset, refuse
+from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
 from qilin.pipeline.execution.workers import Workers, workers_of
 from qilin.pipeline.pubmed.download import ALLOWED, read_ids
 from qilin.text.normalize import language_of, narrow_letters, simplified
@@ -37,29 +36,27 @@ from qilin.text.phi import personal
 GROUPS_A_PIECE = 64  # row groups of 16 images
 
 
-@settings
-class CurateSettings:
+@config_class
+class CurateConfig:
     """What must not stay, and how the rest is divided."""
 
-    source: Path = setting(help="the dataset folder")
-    out: Path = setting(help="the dataset folder to make; must be new or empty, or this work interrupted")
-    benchmarks: tuple[Path, ...] = setting(default=(), help="dataset folders of test sets that must not stand in it")
-    allow_leaks: bool = setting(default=False, help="count what of the test sets stands in it, and keep it")
-    license: Literal["commercial", "noncommercial", "any"] = setting(
+    source: Path = option(help="the dataset folder")
+    out: Path = option(help="the dataset folder to make; must be new or empty, or this work interrupted")
+    benchmarks: tuple[Path, ...] = option(default=(), help="dataset folders of test sets that must not stand in it")
+    allow_leaks: bool = option(default=False, help="count what of the test sets stands in it, and keep it")
+    license: Literal["commercial", "noncommercial", "any"] = option(
         default="any", help="what must be allowed of every sample and image: commercial leaves out NC, ND and unknown"
     )
-    retracted: Path | None = setting(default=None, help="a file of PMC ids whose samples are refused")
-    keep_personal: bool = setting(default=False, help="keep texts that seem to hold names, dates, numbers of patients")
-    keep_languages: bool = setting(default=False, help="keep texts that are neither Chinese nor English")
-    resplit: bool = setting(default=False, help="divide anew, by article or patient and by images that look alike")
-    validation: float = setting(default=0.05, help="with --resplit: the share of samples kept for validation")
-    test: float = setting(default=0.05, help="with --resplit: the share of samples kept for testing")
-    seed: int = setting(default=0, help="with --resplit: decides which are kept")
-    workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
-    cluster: str | None = setting(
-        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
-    )
-    json: bool = setting(default=False, help="print the summary as JSON")
+    retracted: Path | None = option(default=None, help="a file of PMC ids whose samples are refused")
+    keep_personal: bool = option(default=False, help="keep texts that seem to hold names, dates, numbers of patients")
+    keep_languages: bool = option(default=False, help="keep texts that are neither Chinese nor English")
+    resplit: bool = option(default=False, help="divide anew, by article or patient and by images that look alike")
+    validation: float = option(default=0.05, help="with --resplit: the share of samples kept for validation")
+    test: float = option(default=0.05, help="with --resplit: the share of samples kept for testing")
+    seed: int = option(default=0, help="with --resplit: decides which are kept")
+    workers: int = option(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = option(default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786")
+    json: bool = option(default=False, help="print the summary as JSON")
 
     def __post_init__(self) -> None:
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
@@ -91,7 +88,7 @@ class Rules:
 RULES = ("allow_leaks", "license", "keep_personal", "keep_languages", "resplit", "validation", "test", "seed")
 
 
-def curate(given: CurateSettings) -> None:
+def curate(given: CurateConfig) -> None:
     """Make the curated folder, or say that it is there."""
     data = open_dataset(given.source)
     made_by = {
@@ -100,11 +97,11 @@ def curate(given: CurateSettings) -> None:
         "benchmarks": {path.name: open_dataset(path).hash for path in given.benchmarks},
         "retracted": sorted(retracted_of(given.retracted)),
     }
-    if is_done(given.out, settings_of([data], made_by)):
+    if is_done(given.out, config_of([data], made_by)):
         return tell(given, open_dataset(given.out), fresh=False)
     workers = workers_of(given.workers, given.cluster)
     folder = given.out.resolve().with_name(f".{given.out.name}.rules")
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         find_out(data, given, folder, workers, progress)
         rules = Rules(
             folder, () if given.allow_leaks else tuple(path.resolve() for path in given.benchmarks),
@@ -112,7 +109,7 @@ def curate(given: CurateSettings) -> None:
             given.resplit,
         )  # fmt: skip
         task = progress.add_task("writing samples", total=None)
-        made, fresh = rework(
+        made, fresh = map_dataset(
             given.source, given.out, partial(curated, rules), made_by, workers, lambda number: progress.advance(task)
         )
     shutil.rmtree(folder)
@@ -123,7 +120,7 @@ def retracted_of(path: Path | None) -> frozenset[str]:
     return frozenset(f"PMC{number}" for number, _ in read_ids(path)) if path else frozenset()
 
 
-def find_out(data: Dataset, given: CurateSettings, folder: Path, workers: Workers | None, progress: Progress) -> None:
+def find_out(data: Dataset, given: CurateConfig, folder: Path, workers: Workers | None, progress: ProgressBars) -> None:
     """The tables of the rules, from passes over the whole dataset."""
     images, samples = TableWriter(), TableWriter()
     look_at_images(data, folder, workers, progress, images)
@@ -138,7 +135,7 @@ def find_out(data: Dataset, given: CurateSettings, folder: Path, workers: Worker
 
 
 def look_at_images(
-    data: Dataset, folder: Path, workers: Workers | None, progress: Progress, found: TableWriter
+    data: Dataset, folder: Path, workers: Workers | None, progress: ProgressBars, found: TableWriter
 ) -> None:
     """Add to `found` the images that have a fault; by many processes, resumable."""
     pieces = []
@@ -146,7 +143,7 @@ def look_at_images(
         count = len(group_sizes(str(file)))
         pieces += [(str(file.resolve()), n, min(n + GROUPS_A_PIECE, count)) for n in range(0, count, GROUPS_A_PIECE)]
     task = progress.add_task("looking at images", total=len(pieces))
-    run_pieces(
+    run_sharded(
         image_faults, pieces, folder / "looks", {"step": "look", "input": data.hash},
         workers if len(pieces) > 1 else None, lambda number: progress.advance(task),
     )  # fmt: skip
@@ -154,7 +151,7 @@ def look_at_images(
         found.add(row["image_id"], row["fault"])
 
 
-def image_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
+def image_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step over images: those with a fault."""
     path, start, stop = piece
     with pq.ParquetFile(path) as file:
@@ -165,7 +162,7 @@ def image_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refus
                     yield {"image_id": image.image_id, "fault": fault}
 
 
-def new_splits(data: Dataset, same: Alike, given: CurateSettings) -> TableWriter:
+def new_splits(data: Dataset, same: Alike, given: CurateConfig) -> TableWriter:
     """The split of each sample, over components of group, image, and images that look alike."""
     links, columns = Links(), ("sample_id", "image_ids", "group")
     for split in data.splits():
@@ -181,7 +178,7 @@ def new_splits(data: Dataset, same: Alike, given: CurateSettings) -> TableWriter
     return made
 
 
-def curated(rules: Rules, rows: Iterable[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | Refused]:
+def curated(rules: Rules, rows: Iterable[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | RejectedRow]:
     """The step over samples: normalised ones that may stay, and the others with the reason."""
     for split, sample in rows:
         tidy = normalised(sample)
@@ -231,7 +228,7 @@ def tidy_text(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+", " ", text)).strip()
 
 
-def tell(given: CurateSettings, made: Dataset, fresh: bool) -> None:
+def tell(given: CurateConfig, made: Dataset, fresh: bool) -> None:
     """What stayed and what did not, and why."""
     counts = made.manifest["counts"]
     kept = {"leaks_kept": kept_leaks(made, given.benchmarks)} if given.allow_leaks else {}

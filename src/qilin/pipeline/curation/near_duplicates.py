@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qilin.dataset.hash_tables import TableWriter, fingerprint, fingerprints
-from qilin.dataset.import_rows import Refused
+from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import Dataset
 from qilin.dataset.splits import connected
 from qilin.imaging.near_duplicates import hashes, near_in
-from qilin.pipeline.execution.sharded_map import ROWS_A_HEAP, into_heaps, line, read_heap, read_pieces, run_pieces
+from qilin.pipeline.execution.sharded_map import ROWS_A_HEAP, into_heaps, line, read_heap, read_pieces, run_sharded
 from qilin.pipeline.execution.workers import Workers
 from qilin.text.normalize import narrow, simplified
 
@@ -105,11 +105,11 @@ def repeated(
         lay_out(data, same, folder)
     heaps, starts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     facts = {"step": "repeats", "input": data.hash}
-    run_pieces(repeats_in_heap, heaps, folder / "heaps-done", facts, workers, on_piece)
+    run_sharded(repeats_in_heap, heaps, folder / "heaps-done", facts, workers, on_piece)
     for row in read_pieces(folder / "heaps-done"):
         found.add(row["sample_id"], row["reason"])
     spans = [(str(folder), first, last) for first, last in zip(starts, starts[1:], strict=False)]
-    run_pieces(signed, spans, folder / "texts-done", facts, workers, lambda number: on_piece(len(heaps) + number))
+    run_sharded(signed, spans, folder / "texts-done", facts, workers, lambda number: on_piece(len(heaps) + number))
     for sample_id, reason in repeats_of_texts(folder, len(spans)):
         found.add(sample_id, reason)
 
@@ -142,7 +142,7 @@ def lay_out(data: Dataset, same: Alike, folder: Path) -> None:
     (folder / "texts.json").write_text(json.dumps([heaps, starts]), encoding="utf-8")
 
 
-def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | Refused]:
+def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step over a heap: samples that repeat an earlier one about the same images."""
     exact: set[tuple[int, int]] = set()
     about: dict[int, list[str]] = {}  # images -> the texts about them that stay
@@ -160,7 +160,7 @@ def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | Refused]:
             others.append(text)
 
 
-def signed(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
+def signed(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step over texts without images: for each its place in the file, the text's fingerprint, and those of its
     bands, kept as an array beside the rows (a row in JSON would be three times as long). Yields where that is."""
     import rensa

@@ -17,20 +17,20 @@ import numpy as np
 
 from qilin.core.errors import UserError
 from qilin.dataset.hash_tables import fingerprint, fingerprints
-from qilin.dataset.import_rows import Refused
+from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.licenses import strictest, tier
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, ImageRecord, Provenance, Sample, sample_from_row, sample_row
 from qilin.dataset.writer import DatasetWriter
-from qilin.pipeline.execution.sharded_map import piece_file, read_pieces, read_step, run_pieces
+from qilin.pipeline.execution.sharded_map import piece_file, read_pieces, read_step, run_sharded
 from qilin.pipeline.execution.workers import Workers
 
 SAMPLES_A_PIECE = 512
 # a step's own work: the samples of a piece with their splits -> kept ones with theirs, or refusals
-Step = Callable[[list[tuple[str, Sample]]], Iterable[tuple[str, Sample] | Refused]]
+Step = Callable[[list[tuple[str, Sample]]], Iterable[tuple[str, Sample] | RejectedRow]]
 
 
-def rework(
+def map_dataset(
     source: Path,
     out: Path,
     step: Step,
@@ -44,19 +44,19 @@ def rework(
     `step` is a top-level function or a partial of one: it may run in another process.
     """
     data = open_dataset(source)
-    settings = settings_of([data], made_by)
-    if is_done(out, settings):
+    config = config_of([data], made_by)
+    if is_done(out, config):
         return open_dataset(out), False
     pieces = pieces_of(data, samples_a_piece)
     folder = out.with_name(f".{out.name}.pieces")
-    bound = settings | {"samples_a_piece": samples_a_piece}  # pieces of another size are other pieces
-    run_pieces(partial(work_of, step, source.resolve()), pieces, folder, bound, workers, on_piece)
-    assemble([data], folder, out, settings)
+    bound = config | {"samples_a_piece": samples_a_piece}  # pieces of another size are other pieces
+    run_sharded(partial(work_of, step, source.resolve()), pieces, folder, bound, workers, on_piece)
+    assemble([data], folder, out, config)
     shutil.rmtree(folder)
     return open_dataset(out), True
 
 
-def settings_of(sources: Sequence[Dataset], made_by: Mapping[str, Any]) -> dict[str, Any]:
+def config_of(sources: Sequence[Dataset], made_by: Mapping[str, Any]) -> dict[str, Any]:
     """What the new manifest says: this step, its inputs' hashes, and how they were made: the whole way back."""
     came = [
         {"source": data.path.resolve().name, "input": data.hash, "made_from": data.manifest["settings"]}
@@ -65,13 +65,13 @@ def settings_of(sources: Sequence[Dataset], made_by: Mapping[str, Any]) -> dict[
     return {**made_by, **(came[0] if len(came) == 1 else {"made_from": came})}
 
 
-def is_done(out: Path, settings: Mapping[str, Any]) -> bool:
+def is_done(out: Path, config: Mapping[str, Any]) -> bool:
     """Whether `out` is this very work, finished. Raises UserError where it is another dataset."""
     if not (out / MANIFEST).is_file():
         DatasetWriter(out, {})  # refuses an occupied folder before the work, not after
         return False
     found = open_dataset(out).manifest["settings"]
-    wanted = json.loads(json.dumps(settings, default=str))
+    wanted = json.loads(json.dumps(config, default=str))
     if found == wanted:
         return True
     keys = [key for key in dict.fromkeys([*wanted, *found]) if wanted.get(key) != found.get(key)]
@@ -92,22 +92,22 @@ def ends_of(data: Dataset, size: int) -> list[int]:
     return list(accumulate(stop - start for _, start, stop in pieces_of(data, size)))
 
 
-def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Refused]:
+def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
     """One piece, as rows of JSON: where it is done, the dataset is opened anew (which reads its manifest)."""
     split, start, stop = piece
     rows = [(split, sample) for sample in open_dataset(source).stream(split, start, stop)]
     for made in step(rows):
-        if isinstance(made, Refused):
+        if isinstance(made, RejectedRow):
             yield made
         else:
             yield {"split": made[0], "sample": sample_row(made[1])}
 
 
-def assemble(sources: Sequence[Dataset], folder: Path, out: Path, settings: Mapping[str, Any]) -> None:
+def assemble(sources: Sequence[Dataset], folder: Path, out: Path, config: Mapping[str, Any]) -> None:
     """The pieces as a dataset folder, with the images that its samples use, each once."""
     used = np.unique(fingerprints(image_id for row in read_pieces(folder) for image_id in row["sample"]["image_ids"]))
     twice = provenance_of_twice(sources)
-    with DatasetWriter(out, settings, title=out.name) as writer:
+    with DatasetWriter(out, config, title=out.name) as writer:
         for data in sources:
             for image in data.images():
                 if is_in(used, fingerprint(image.image_id)):
@@ -155,6 +155,6 @@ def with_provenance(image: ImageRecord, known: tuple[Provenance, ...] | None) ->
     return replace(image, provenance=known, license_tier=strictest(tier(item.license) for item in known))
 
 
-def refuse(sample: Sample, reason: str, **more: Any) -> Refused:
+def refuse(sample: Sample, reason: str, **more: Any) -> RejectedRow:
     """A sample with the reason it is not kept."""
-    return Refused({**sample_row(sample), **more}, reason)
+    return RejectedRow({**sample_row(sample), **more}, reason)

@@ -3,21 +3,21 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from qilin.core.errors import RunError
-from qilin.core.llm_client import Reply
-from qilin.core.progress import refusals
+from qilin.core.llm_client import ChatReply
+from qilin.core.progress import ProgressBars, refusals
 from qilin.dataset.reader import Dataset
 
 
-class Purse:
+class TokenBudget:
     """Tokens read and written in this run, their cost at the prices of a million, and what is left of the budget."""
 
     def __init__(
-        self, verb: str, budget: int | None, prices: tuple[float, float], cache: Path, progress: Progress, task: TaskID
+        self, verb: str, budget: int | None, prices: tuple[float, float], cache: Path, progress: ProgressBars, task: Any
     ) -> None:
         self.verb, self.budget, self.prices, self.cache = verb, budget, prices, cache
         self.progress, self.task = progress, task
@@ -44,14 +44,14 @@ class Purse:
             )
         return self.budget - self.read - self.written
 
-    def pay(self, reply: Reply, samples: int = 0) -> None:
+    def pay(self, reply: ChatReply, samples: int = 0) -> None:
         if not reply.cached:
             self.asked += 1
             self.read += reply.tokens_in
             self.written += reply.tokens_out
         self.progress.update(self.task, description=f"{self.verb}{self.spent()}", advance=samples)
 
-    def hear(self, samples: int = 0) -> Callable[[int, Reply], None]:
+    def hear(self, samples: int = 0) -> Callable[[int, ChatReply], None]:
         """What `ask_all` tells each reply to; `samples`: how many it brings the bar further."""
         return lambda place, reply: self.pay(reply, samples)
 
@@ -60,7 +60,7 @@ class Purse:
         self.progress.update(self.task, completed=samples)
 
 
-def tell(out: Path, made: Dataset, fresh: bool, purse: Purse, as_json: bool) -> None:
+def tell(out: Path, made: Dataset, fresh: bool, purse: TokenBudget, as_json: bool) -> None:
     """What a run made, what it cost, and what was refused."""
     counts = made.manifest["counts"]
     if as_json:

@@ -6,7 +6,6 @@ the number of workers. The folder is bound to what it was made from: other setti
 """
 
 import json
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import RunError, UserError
-from qilin.dataset.import_rows import Refused
+from qilin.core.files import write_atomic
+from qilin.dataset.import_rows import RejectedRow
 from qilin.pipeline.execution.workers import Workers
 
 ROWS_A_HEAP = 20_000  # about so many; a row of a long context has some 5 KB
@@ -46,11 +46,11 @@ def read_heap(heap: str) -> Iterable[Any]:
         yield from map(json.loads, lines)
 
 
-Work = Callable[[Any], Iterable[Mapping[str, Any] | Refused]]  # reads one piece's inputs; top-level, so it pickles
+Work = Callable[[Any], Iterable[Mapping[str, Any] | RejectedRow]]  # reads one piece's inputs; top-level, so it pickles
 BEGUN, DONE = "begun.json", "step.json"
 
 
-def run_pieces(
+def run_sharded(
     work: Work,
     inputs: Sequence[Any],
     out: Path,
@@ -96,7 +96,7 @@ def begin(out: Path, made: Mapping[str, Any]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already holds something; name an empty or new folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / BEGUN, json.dumps(made, ensure_ascii=False, indent=2) + "\n")
+    write_atomic(out / BEGUN, json.dumps(made, ensure_ascii=False, indent=2) + "\n")
 
 
 def run_on(
@@ -160,22 +160,12 @@ def write_piece(work: Work, given: Any, out: Path, number: int) -> None:
         return
     rows, dropped = [], []
     for row in work(given):
-        if isinstance(row, Refused):
+        if isinstance(row, RejectedRow):
             dropped.append(json.dumps({"reason": row.reason, "row": row.row}, ensure_ascii=False, default=str) + "\n")
         else:
             rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_whole(piece_file(out, "dropped", number), "".join(dropped))
-    write_whole(piece_file(out, "rows", number), "".join(rows))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there whole or not at all, whoever writes it at the same time."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        part.write_text(text, encoding="utf-8", errors="surrogatepass")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomic(piece_file(out, "dropped", number), "".join(dropped))
+    write_atomic(piece_file(out, "rows", number), "".join(rows))
 
 
 def piece_file(out: Path, kind: str, number: int) -> Path:
@@ -192,7 +182,7 @@ def finish(out: Path, made: Mapping[str, Any]) -> dict[str, Any]:
             reasons.update(json.loads(line)["reason"] for line in lines)
     ordered = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
     counts = {"rows": kept, "dropped": sum(reasons.values()), "dropped_reasons": ordered}
-    write_whole(out / DONE, json.dumps({"counts": counts, "made_by": made}, ensure_ascii=False, indent=2) + "\n")
+    write_atomic(out / DONE, json.dumps({"counts": counts, "made_by": made}, ensure_ascii=False, indent=2) + "\n")
     return counts
 
 

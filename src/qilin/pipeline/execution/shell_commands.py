@@ -29,10 +29,10 @@ FLAGS: Mapping[str, Mapping[str, Any]] = {
 GLOSSARY = "3ab0864e7451a0ca"  # the hash of the terms that come with Qilin: those need not be named
 
 
-def commands(settings: Mapping[str, Any], out: str) -> list[str]:
+def commands(config: Mapping[str, Any], out: str) -> list[str]:
     """A line for each step that leads to the dataset `out`; a dataset that two steps read is made once."""
     lines: list[str] = []
-    write(settings, out, lines)
+    write(config, out, lines)
     return list(dict.fromkeys(lines))
 
 

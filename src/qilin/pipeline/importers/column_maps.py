@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, Refused, Row, guess_answer_type
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, user
-from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.table_files import KINDS, read_rows
 from qilin.pipeline.pubmed.image_lookup import resolve
 from qilin.text.normalize import has_chinese
@@ -82,82 +82,82 @@ MAPS = {
 }  # fmt: skip
 
 
-def files_of(settings: ImportSettings, patterns: tuple[str, ...], what: str) -> list[Path]:
+def files_of(config: ImportConfig, patterns: tuple[str, ...], what: str) -> list[Path]:
     """The tables: the source itself, or those of these patterns in or below it. Raises UserError for none."""
-    if settings.source.is_file():
-        if settings.source.suffix.lower() not in (*KINDS, ".parquet"):
-            raise UserError(f"{settings.source}: cannot tell what it is by its name; expected {what}")
-        return [settings.source]
-    found = sorted({path for pattern in patterns for path in settings.source.rglob(pattern) if path.is_file()})
+    if config.source.is_file():
+        if config.source.suffix.lower() not in (*KINDS, ".parquet"):
+            raise UserError(f"{config.source}: cannot tell what it is by its name; expected {what}")
+        return [config.source]
+    found = sorted({path for pattern in patterns for path in config.source.rglob(pattern) if path.is_file()})
     if not found:
-        raise UserError(f"{settings.source}: no {' or '.join(patterns)} there; expected {what}")
+        raise UserError(f"{config.source}: no {' or '.join(patterns)} there; expected {what}")
     return found
 
 
-def inputs(settings: ImportSettings) -> list[Path]:
-    return files_of(settings, MAPS[settings.name].files, f"the tables of {settings.name}, or their folder")
+def inputs(config: ImportConfig) -> list[Path]:
+    return files_of(config, MAPS[config.name].files, f"the tables of {config.name}, or their folder")
 
 
-def read(settings: ImportSettings) -> Iterator[Row | Refused]:
+def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Every row of every table; a caption or context that several rows repeat about the same image comes once."""
-    made = MAPS[settings.name]
+    made = MAPS[config.name]
     told: set[tuple[str, ...]] = set()
-    for path in inputs(settings):
+    for path in inputs(config):
         for number, found in read_rows(path):
-            if isinstance(found, Refused):
+            if isinstance(found, RejectedRow):
                 yield found
             elif not made.only or re.match(made.only[1], str(found.get(made.only[0], ""))):
-                yield from samples(found, f"{path.stem}-{number}", path, made, settings, told)
+                yield from samples(found, f"{path.stem}-{number}", path, made, config, told)
 
 
 def samples(
-    found: Mapping[str, Any], name: str, path: Path, made: Map, settings: ImportSettings, told: set[tuple[str, ...]]
-) -> Iterator[Row | Refused]:
+    found: Mapping[str, Any], name: str, path: Path, made: Map, config: ImportConfig, told: set[tuple[str, ...]]
+) -> Iterator[ImportRow | RejectedRow]:
     """The samples of one row, or why there are none."""
     names = image_names(found, made.images)
     if not names:
-        yield Refused(found, "row without an image")
+        yield RejectedRow(found, "row without an image")
         return
     own = fill(found, made.id)
     name = f"{path.stem}-{own}" if own else name
-    images = tuple(image(found, n, path, made, settings) for n in names)
+    images = tuple(image(found, n, path, made, config) for n in names)
     split = SPLITS.get((fill(found, made.split) or made.split or re.split(r"[-_.]", path.stem)[0]).lower())
     common = {
         "images": images, "group": fill(found, made.group) or article_of(names[0]), "split": split,
-        "license": settings.license or made.license,
+        "license": config.license or made.license,
     }  # fmt: skip
     question, answer = (re.sub(rf"^\s*{made.lead}", "", fill(found, part)) for part in (made.question, made.answer))
     texts = {kind: text for kind, part in made.texts.items() if (text := fill(found, part))}
     if not texts and not (question and answer):
-        yield Refused(found, "neither a text nor a question with its answer")
+        yield RejectedRow(found, "neither a text nor a question with its answer")
     elif made.question and not (question and answer):
-        yield Refused(found, "empty answer" if question else "empty question")
+        yield RejectedRow(found, "empty answer" if question else "empty question")
     for kind, text in texts.items():
         key = (kind, text, *names)
         if key not in told:
             told.add(key)
             row_name = name if not made.question and kind == "caption" else f"{name}-{kind}"
             messages = (user(CAPTION_INSTRUCTION, images=len(images)), assistant(text))
-            yield Row(row_name, kind, messages=messages, lang=lang_of(text), **common)  # type: ignore[arg-type]
+            yield ImportRow(row_name, kind, messages=messages, lang=lang_of(text), **common)  # type: ignore[arg-type]
     if question and answer:
         yield exchange(found, name, question, answer, made, common)
 
 
 def exchange(
     found: Mapping[str, Any], name: str, question: str, answer: str, made: Map, common: dict[str, Any]
-) -> Row | Refused:
+) -> ImportRow | RejectedRow:
     """A question with its answer; choices are written under the question, a letter becomes the choice it names."""
     choices = tuple(re.sub(rf"^\s*{made.lead}", "", cell(found, column)) for column in made.choices)
     if choices and not all(choices):
-        return Refused(found, "a choice is empty")
+        return RejectedRow(found, "a choice is empty")
     if choices:
         answer = choices[LETTERS.index(answer)] if answer in LETTERS[: len(choices)] else answer
         if answer not in choices:
-            return Refused(found, "the answer is none of the choices")
+            return RejectedRow(found, "the answer is none of the choices")
     said = fill(found, made.answer_type).lower()
     asked = question + "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
     known = said if said in ("open", "closed") else guess_answer_type(answer)
-    return Row(
+    return ImportRow(
         sample_id=name,
         kind="vqa",
         messages=(user(asked, images=len(common["images"])), assistant(answer)),
@@ -169,21 +169,21 @@ def exchange(
     )
 
 
-def image(found: Mapping[str, Any], name: str, path: Path, made: Map, settings: ImportSettings) -> ImageFile:
-    where = resolve(name, bases_of(settings, path.parent, made.folders), settings.pmc)
+def image(found: Mapping[str, Any], name: str, path: Path, made: Map, config: ImportConfig) -> ImageFile:
+    where = resolve(name, bases_of(config, path.parent, made.folders), config.pmc)
     return ImageFile(
         where.path,
         name,
         modality=fill(found, made.modality) or None,
         body_part=fill(found, made.body_part) or None,
-        license=settings.license or made.license,
+        license=config.license or made.license,
         whole=where.whole,
     )
 
 
-def bases_of(settings: ImportSettings, folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
+def bases_of(config: ImportConfig, folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
     """Folders that images are looked for in: the one that was said, else the usual ones beside the table."""
-    return (settings.images,) if settings.images else tuple(folder / name for name in names)
+    return (config.images,) if config.images else tuple(folder / name for name in names)
 
 
 def article_of(name: str) -> str:

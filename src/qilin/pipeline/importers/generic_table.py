@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, Refused, Row, guess_answer_type
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, user
-from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.table_files import check_file, columns, read_rows
 
-# field of ImportSettings -> the column it is looked for in where no flag names one
+# field of ImportConfig -> the column it is looked for in where no flag names one
 COLUMNS = {
     "image": "image",
     "question": "question",
@@ -44,64 +44,64 @@ class RowFault(Exception):
     """Why one row cannot be used, short and the same for the same fault."""
 
 
-def inputs(settings: ImportSettings) -> list[Path]:
+def inputs(config: ImportConfig) -> list[Path]:
     """The one table. Raises UserError where it is not there."""
-    return [check_file(settings.source, "a CSV, TSV, JSON or JSONL table")]
+    return [check_file(config.source, "a CSV, TSV, JSON or JSONL table")]
 
 
-def read(settings: ImportSettings) -> Iterator[Row | Refused]:
+def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Every row as a question, a caption, or both. Raises UserError where the columns do not make sense."""
-    (path,) = inputs(settings)
-    where = find_columns(settings, columns(path))
+    (path,) = inputs(config)
+    where = find_columns(config, columns(path))
     for number, found in read_rows(path):
-        if isinstance(found, Refused):
+        if isinstance(found, RejectedRow):
             yield found
             continue
         try:
-            yield from make_rows(found, number, where, settings)
+            yield from make_rows(found, number, where, config)
         except RowFault as fault:
-            yield Refused(found, str(fault))
+            yield RejectedRow(found, str(fault))
 
 
-def find_columns(settings: ImportSettings, names: list[str]) -> dict[str, str]:
+def find_columns(config: ImportConfig, names: list[str]) -> dict[str, str]:
     """field -> its column or its text with {columns}; a field no flag names is looked for under its usual name.
 
     Raises UserError for a column that is not there (with the nearest), and where nothing could be learnt.
     """
     where = {}
     for field, usual in {**COLUMNS, "ask": ""}.items():
-        given = getattr(settings, field)
+        given = getattr(config, field)
         wanted = HOLE.findall(given) if given and ("{" in given or field == "ask") else [given] if given else []
         for name in wanted:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"its columns are {', '.join(names) or 'none'}"
-                raise UserError(f"{settings.source}: no column {name!r} (--{field.replace('_', '-')}); {hint}")
+                raise UserError(f"{config.source}: no column {name!r} (--{field.replace('_', '-')}); {hint}")
         if given or usual in names:
             where[field] = given or usual
-    if settings.ask:
-        where["question"] = settings.ask
-    here = f"{settings.source}: its columns are {', '.join(names) or 'none'}"
+    if config.ask:
+        where["question"] = config.ask
+    here = f"{config.source}: its columns are {', '.join(names) or 'none'}"
     if "question" in where and "answer" not in where:
         raise UserError(f"{here}: there are questions but no answers; name their column with --answer")
     if "answer" in where and "question" not in where:
         raise UserError(f"{here}: there are answers but no questions; name their column with --question, or use --ask")
     if not {"answer", "caption"} & set(where):
         raise UserError(f"{here}: name what is to be learnt with --question and --answer, or with --caption")
-    if "image" not in where and not settings.text_only:
+    if "image" not in where and not config.text_only:
         raise UserError(f"{here}: name the images' with --image, or say --text-only")
     return where
 
 
 def make_rows(
-    found: Mapping[str, Any], number: int, where: Mapping[str, str], settings: ImportSettings
-) -> Iterator[Row]:
+    found: Mapping[str, Any], number: int, where: Mapping[str, str], config: ImportConfig
+) -> Iterator[ImportRow]:
     """The samples one row of the table holds. Raises RowFault."""
     cells = {field: cell(found, column, field in ("ask", "question")) for field, column in where.items()}
-    images = image_files(found, cells, where, settings)
-    name = f"{settings.source.stem}-{cells.get('id') or number}"
+    images = image_files(found, cells, where, config)
+    name = f"{config.source.stem}-{cells.get('id') or number}"
     question, answer, caption = (cells.get(field, "") for field in ("question", "answer", "caption"))
-    if settings.ask and not answer and caption:
+    if config.ask and not answer and caption:
         question = ""  # a table of captions where only some rows have the label that --ask asks for
     if bool(question) != bool(answer):
         raise RowFault("empty answer" if question else "empty question")
@@ -110,14 +110,14 @@ def make_rows(
     split = SPLIT_NAMES.get(cells.get("split_column", "").lower())
     if cells.get("split_column") and not split:
         raise RowFault("split is none of train, validation, test")
-    licence = str(found.get("license") or "") or settings.license
-    common = {"images": images, "lang": settings.lang, "group": cells.get("group", ""), "split": split}
+    licence = str(found.get("license") or "") or config.license
+    common = {"images": images, "lang": config.lang, "group": cells.get("group", ""), "split": split}
     common |= {"license": licence}
     if answer:
         choices = listed(found.get(where["choices"])) if "choices" in where else ()
         if choices and not names_a_choice(answer, choices):
             raise RowFault("the answer is none of the choices")
-        yield Row(
+        yield ImportRow(
             sample_id=name,
             kind="vqa",
             messages=(user(question, images=len(images)), assistant(answer)),
@@ -127,7 +127,7 @@ def make_rows(
             **common,  # type: ignore[arg-type]
         )
     if caption:
-        yield Row(
+        yield ImportRow(
             sample_id=f"{name}-caption",
             kind="caption",
             messages=(user(CAPTION_INSTRUCTION, images=len(images)), assistant(caption)),
@@ -155,21 +155,21 @@ def listed(value: Any) -> tuple[str, ...]:
 
 
 def image_files(
-    found: Mapping[str, Any], cells: Mapping[str, str], where: Mapping[str, str], settings: ImportSettings
+    found: Mapping[str, Any], cells: Mapping[str, str], where: Mapping[str, str], config: ImportConfig
 ) -> tuple[ImageFile, ...]:
     """The row's images, each with what the row says about it. Raises RowFault for a row that should have one."""
     column = where.get("image", "")
     names = (cells["image"],) if "{" in column and cells["image"] else listed(found.get(column))
-    if not names and not settings.text_only:
+    if not names and not config.text_only:
         raise RowFault("row without image (--text-only keeps such rows)")
-    base = settings.images or settings.source.parent
+    base = config.images or config.source.parent
     return tuple(
         ImageFile(
             path=find_file(base, name),
             name=name,
             modality=cells.get("modality") or None,
             body_part=cells.get("body_part") or None,
-            license=str(found.get("license") or "") or settings.license,
+            license=str(found.get("license") or "") or config.license,
             url=plain(found.get("url")) or None,
             attribution=plain(found.get("attribution")) or None,
         )

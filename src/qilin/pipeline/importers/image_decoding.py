@@ -14,7 +14,7 @@ from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from qilin.core.errors import RunError
-from qilin.dataset.import_rows import Refused
+from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import BOX, read_through
 from qilin.imaging.decode import BadImage, Encoded, read_image
 from qilin.pipeline.execution.sharded_map import line
@@ -73,7 +73,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def look_at_files(folder: Path, decode: bool, piece: tuple[int, int, int]) -> Iterator[dict[str, Any] | Refused]:
+def look_at_files(folder: Path, decode: bool, piece: tuple[int, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step: {content, fault} of each file, and where it is decoded {image_id, format, width, height, phash, at}.
 
     `content` is the hash of what was read, None where nothing was; `at` (offset, length) is where the bytes to store

@@ -19,11 +19,11 @@ from typing import Any
 
 from qilin.core.errors import UserError
 from qilin.dataset.hash_tables import fingerprint
-from qilin.dataset.import_rows import ImageFile, Row
+from qilin.dataset.import_rows import ImageFile, ImportRow
 from qilin.dataset.schema import text_of
 from qilin.dataset.splits import Links
 from qilin.imaging.decode import MISSING, Encoded
-from qilin.pipeline.execution.sharded_map import read_pieces, run_pieces
+from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
 from qilin.pipeline.execution.workers import Workers
 from qilin.pipeline.importers.image_decoding import FileList, look_at_files, read_again
 
@@ -76,7 +76,7 @@ class Survey:
     def pieces(self) -> Path:
         return self.folder / "images"
 
-    def note(self, row: Row, split: str | None) -> None:
+    def note(self, row: ImportRow, split: str | None) -> None:
         """A row: its files and what it ties together."""
         self.files_of_rows.extend([self.note_image(file) for file in row.images])
         self.counts_of_rows.append(len(row.images))
@@ -101,7 +101,7 @@ class Survey:
         `on_files` is told how many files more have been looked at.
         """
         pieces = self.files.pieces()
-        run_pieces(
+        run_sharded(
             partial(look_at_files, self.folder, self.decode), pieces, self.pieces,
             {"step": "import", "files": self.files.hash, "decode": self.decode}, workers(len(pieces)),
             lambda number: on_files(self.files.size(number)),
@@ -136,7 +136,7 @@ class Survey:
             files = [image_file(about) for (about,) in rows]
             yield read_again(self.folder, files[0].path, self.files.piece_of(first), json.loads(facts)), files
 
-    def image_ids(self, row: Row) -> tuple[tuple[str, ...], str | None]:
+    def image_ids(self, row: ImportRow) -> tuple[tuple[str, ...], str | None]:
         """(the ids of a row's images, None), or ((), why one of them cannot be used)."""
         ids = []
         for file in row.images:

@@ -9,57 +9,57 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qilin.dataset.import_rows import ImageFile, Refused, Row, guess_answer_type
+from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, text_of
-from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.table_files import check_file, read_rows
 
 MARK = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
-def inputs(settings: ImportSettings) -> list[Path]:
+def inputs(config: ImportConfig) -> list[Path]:
     """The one file of conversations. Raises UserError where it is not there."""
-    return [check_file(settings.source, "LLaVA's JSON or JSONL file of conversations")]
+    return [check_file(config.source, "LLaVA's JSON or JSONL file of conversations")]
 
 
-def read(settings: ImportSettings) -> Iterator[Row | Refused]:
+def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Every conversation. A second row of the same id gets a number behind it: such files repeat the image's name."""
-    (path,) = inputs(settings)
+    (path,) = inputs(config)
     met: Counter[str] = Counter()
     for number, found in read_rows(path):
-        made = found if isinstance(found, Refused) else conversation(found, number, settings)
-        if isinstance(made, Row):
+        made = found if isinstance(found, RejectedRow) else conversation(found, number, config)
+        if isinstance(made, ImportRow):
             met[made.sample_id] += 1
             times = met[made.sample_id]
-            made = made if times == 1 else Row(**vars(made) | {"sample_id": f"{made.sample_id}.{times}"})
+            made = made if times == 1 else ImportRow(**vars(made) | {"sample_id": f"{made.sample_id}.{times}"})
         yield made
 
 
-def conversation(row: Mapping[str, Any], number: int, settings: ImportSettings) -> Row | Refused:
+def conversation(row: Mapping[str, Any], number: int, config: ImportConfig) -> ImportRow | RejectedRow:
     """One row of the file -> a Row, or why not."""
     names = image_names(row)
     turns = row.get("conversations")
     reason = "image is neither a path nor a list of paths" if names is None else fault(turns)
     if reason or names is None or not isinstance(turns, list):
-        return Refused(row, reason or "conversations is no list")
-    reason, missing = compare_marks(turns, len(names), settings.add_missing_marks)
+        return RejectedRow(row, reason or "conversations is no list")
+    reason, missing = compare_marks(turns, len(names), config.add_missing_marks)
     if reason:
-        return Refused(row, reason)
+        return RejectedRow(row, reason)
     messages = [message(turn, missing if index == first_human(turns) else 0) for index, turn in enumerate(turns)]
     exchanges = [m for m in messages if m["role"] == "assistant"]
-    kind = "chat" if len(exchanges) > 1 else settings.kind
+    kind = "chat" if len(exchanges) > 1 else config.kind
     if kind == "vqa" and not any(text_of(m).strip() for m in messages if m["role"] == "user"):
-        return Refused(row, "empty question")
-    base = settings.images or settings.source.parent
-    return Row(
-        sample_id=f"{settings.source.stem}-{row.get('id', number)}",
+        return RejectedRow(row, "empty question")
+    base = config.images or config.source.parent
+    return ImportRow(
+        sample_id=f"{config.source.stem}-{row.get('id', number)}",
         kind=kind,
-        images=tuple(ImageFile(base / name, name, license=settings.license) for name in names),
+        images=tuple(ImageFile(base / name, name, license=config.license) for name in names),
         messages=tuple(messages),
         answer_type=guess_answer_type(text_of(exchanges[0])) if kind == "vqa" and exchanges else None,
-        lang=settings.lang,
-        license=settings.license,
+        lang=config.lang,
+        license=config.license,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, Refused, Row
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, ImportRow, RejectedRow
 from qilin.dataset.schema import assistant, user
 from qilin.imaging.archive_paths import part_of, read_through
 from qilin.imaging.decode import BadImage, to_rgb
@@ -20,7 +20,7 @@ from qilin.imaging.panels import Division, divide_image, match_panels
 from qilin.pipeline.execution.sharded_map import DONE, piece_file, read_pieces, read_step
 from qilin.pipeline.importers import llava
 from qilin.pipeline.importers.column_maps import SPLITS, Map, article_of, bases_of, files_of, lang_of, samples
-from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.table_files import check_file, read_rows
 from qilin.pipeline.pubmed.image_lookup import resolve
 
@@ -42,16 +42,16 @@ LAYOUTS = {
 TYPO = "conversatons"  # so it stands in LLaVA-Med's alignment file
 
 
-def talk_inputs(settings: ImportSettings) -> list[Path]:
-    return [check_file(settings.source, "the JSON or JSONL file of conversations")]
+def talk_inputs(config: ImportConfig) -> list[Path]:
+    return [check_file(config.source, "the JSON or JSONL file of conversations")]
 
 
-def pubmedvision(settings: ImportSettings) -> Iterator[Row | Refused]:
+def pubmedvision(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Conversations whose images have no marks, in English or Chinese."""
-    yield from talks(settings, lambda row: (row.get("modality"), row.get("body_part")))
+    yield from talks(config, lambda row: (row.get("modality"), row.get("body_part")))
 
 
-def llava_med(settings: ImportSettings) -> Iterator[Row | Refused]:
+def llava_med(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Conversations with the domains that apply marked true."""
 
     def domain(row: Mapping[str, Any]) -> tuple[str | None, None]:
@@ -59,26 +59,26 @@ def llava_med(settings: ImportSettings) -> Iterator[Row | Refused]:
         named = [name for name, is_so in domains.items() if is_so] if isinstance(domains, dict) else []
         return (named[0] if len(named) == 1 else None), None
 
-    yield from talks(settings, domain)
+    yield from talks(config, domain)
 
 
-def talks(settings: ImportSettings, about: Any) -> Iterator[Row | Refused]:
+def talks(config: ImportConfig, about: Any) -> Iterator[ImportRow | RejectedRow]:
     """LLaVA's conversations with what the row says of its images; marks that are missing go first."""
-    (path,) = talk_inputs(settings)
-    with_marks = dataclasses.replace(settings, name="llava", add_missing_marks=True)
+    (path,) = talk_inputs(config)
+    with_marks = dataclasses.replace(config, name="llava", add_missing_marks=True)
     for number, found in read_rows(path):
-        if isinstance(found, Refused):
+        if isinstance(found, RejectedRow):
             yield found
             continue
         if TYPO in found:
             found = {"conversations": found[TYPO], **found}
         made = llava.conversation(found, number, with_marks)
-        if isinstance(made, Refused):
+        if isinstance(made, RejectedRow):
             yield made
             continue
         modality, part = about(found)
         images = tuple(
-            dataclasses.replace(looked_for(file, path, settings), modality=modality, body_part=part)
+            dataclasses.replace(looked_for(file, path, config), modality=modality, body_part=part)
             for file in made.images
         )
         words = " ".join(str(turn.get("value")) for turn in found["conversations"])
@@ -87,8 +87,8 @@ def talks(settings: ImportSettings, about: Any) -> Iterator[Row | Refused]:
         yield dataclasses.replace(made, sample_id=name, images=images, lang=lang_of(words), group=group)
 
 
-def looked_for(file: ImageFile, table: Path, settings: ImportSettings) -> ImageFile:
-    where = resolve(file.name, bases_of(settings, table.parent, ("", "images")), settings.pmc)
+def looked_for(file: ImageFile, table: Path, config: ImportConfig) -> ImageFile:
+    where = resolve(file.name, bases_of(config, table.parent, ("", "images")), config.pmc)
     return dataclasses.replace(file, path=where.path, whole=where.whole)
 
 
@@ -103,13 +103,13 @@ QUESTION = ("question", "instruction", "query", "prompt", "input", "问题")
 ANSWER = ("answer", "response", "output", "回答", "答案")
 
 
-def chimed_vl(settings: ImportSettings) -> Iterator[Row | Refused]:
+def chimed_vl(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """The released files, in whichever usual form. Raises UserError, naming the fields found, for any other."""
-    (path,) = talk_inputs(settings)
-    rows = (row for _, row in read_rows(path) if not isinstance(row, Refused))
+    (path,) = talk_inputs(config)
+    rows = (row for _, row in read_rows(path) if not isinstance(row, RejectedRow))
     first = next(rows, {})
     if "conversations" in first or TYPO in first:
-        yield from talks(settings, lambda row: (row.get("modality"), row.get("body_part")))
+        yield from talks(config, lambda row: (row.get("modality"), row.get("body_part")))
         return
     made = plain_map(set(first))
     if made is None:
@@ -120,10 +120,10 @@ def chimed_vl(settings: ImportSettings) -> Iterator[Row | Refused]:
         )
     told: set[tuple[str, ...]] = set()
     for number, found in read_rows(path):
-        if isinstance(found, Refused):
+        if isinstance(found, RejectedRow):
             yield found
         else:
-            yield from samples(found, f"{path.stem}-{number}", path, made, settings, told)
+            yield from samples(found, f"{path.stem}-{number}", path, made, config, told)
 
 
 def plain_map(fields: set[str]) -> Map | None:
@@ -143,31 +143,31 @@ def plain_map(fields: set[str]) -> Map | None:
 # --- papers and figures ----------------------------------------------------------------------------------------------
 
 
-def pmc_inline_inputs(settings: ImportSettings) -> list[Path]:
-    return files_of(settings, ("PMC*.json", "*/PMC*.json"), "PMC-Inline's files, one a paper (PMC123.json)")
+def pmc_inline_inputs(config: ImportConfig) -> list[Path]:
+    return files_of(config, ("PMC*.json", "*/PMC*.json"), "PMC-Inline's files, one a paper (PMC123.json)")
 
 
-def pmc_inline(settings: ImportSettings) -> Iterator[Row | Refused]:
+def pmc_inline(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Each sentence that names figures, with their images."""
-    for path in pmc_inline_inputs(settings):
+    for path in pmc_inline_inputs(config):
         for number, found in read_rows(path):
-            if isinstance(found, Refused):
+            if isinstance(found, RejectedRow):
                 yield found
             elif found.get("img_ref"):
                 names = [f"{path.stem}_{reference}.jpg" for reference in found["img_ref"]]
-                bases = bases_of(settings, path.parent, ("", "../figures", "../images"))
-                yield told_row("inline", f"{path.stem}-{number}", names, str(found.get("text") or ""), settings, bases)
+                bases = bases_of(config, path.parent, ("", "../figures", "../images"))
+                yield told_row("inline", f"{path.stem}-{number}", names, str(found.get("text") or ""), config, bases)
 
 
 def told_row(
-    kind: str, name: str, names: list[str], text: str, settings: ImportSettings, bases: tuple[Path, ...], *,
+    kind: str, name: str, names: list[str], text: str, config: ImportConfig, bases: tuple[Path, ...], *,
     group: str = "", split: str | None = None, licence: str | None = None,
-) -> Row | Refused:  # fmt: skip
+) -> ImportRow | RejectedRow:  # fmt: skip
     """A text about images that are named. `licence`: its own, where the source says one."""
     if not text.strip():
-        return Refused({"id": name, "images": names}, "empty text")
-    said = licence or settings.license
-    where = [resolve(n, bases, settings.pmc) for n in names]
+        return RejectedRow({"id": name, "images": names}, "empty text")
+    said = licence or config.license
+    where = [resolve(n, bases, config.pmc) for n in names]
     files = tuple(ImageFile(w.path, n, license=said, whole=w.whole) for n, w in zip(names, where, strict=True))
     return caption_row(kind, name, files, text, group or article_of(names[0]), said, split)
 
@@ -175,33 +175,33 @@ def told_row(
 def caption_row(
     kind: str, name: str, images: tuple[ImageFile, ...], text: str, group: str, licence: str | None,
     split: str | None = None,
-) -> Row:  # fmt: skip
+) -> ImportRow:  # fmt: skip
     messages = (user(CAPTION_INSTRUCTION, images=len(images)), assistant(text.strip()))
     known: Any = kind
-    return Row(name, known, images, messages, lang=lang_of(text), group=group, split=split, license=licence)
+    return ImportRow(name, known, images, messages, lang=lang_of(text), group=group, split=split, license=licence)
 
 
-def figure_inputs(settings: ImportSettings) -> list[Path]:
+def figure_inputs(config: ImportConfig) -> list[Path]:
     """The pieces of `qilin data figures`."""
-    pieces = read_step(settings.source)["made_by"]["pieces"]
-    return [settings.source / DONE, *(piece_file(settings.source, "rows", number) for number in range(pieces))]
+    pieces = read_step(config.source)["made_by"]["pieces"]
+    return [config.source / DONE, *(piece_file(config.source, "rows", number) for number in range(pieces))]
 
 
-def figures(settings: ImportSettings) -> Iterator[Row | Refused]:
+def figures(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Rows of figures as captions, panels, mentions and contexts; unsure ones only where asked for."""
-    if settings.images is None:
+    if config.images is None:
         raise UserError("--images is needed: the folder of articles that the figures were read from")
-    for row in read_pieces(settings.source):
-        if row["medical"] == "unsure" and not settings.unsure:
-            yield Refused(row, f"unsure whether it is medical (--unsure takes it): {row['reason']}")
+    for row in read_pieces(config.source):
+        if row["medical"] == "unsure" and not config.unsure:
+            yield RejectedRow(row, f"unsure whether it is medical (--unsure takes it): {row['reason']}")
         else:
-            yield from figure_rows(row, settings)
+            yield from figure_rows(row, config)
 
 
-def figure_rows(row: Mapping[str, Any], settings: ImportSettings) -> Iterator[Row | Refused]:
-    folder = (settings.images or settings.source) / Path(row["file"]).parent
+def figure_rows(row: Mapping[str, Any], config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
+    folder = (config.images or config.source) / Path(row["file"]).parent
     lent = row["license_tier"] == "restricted" and row["credit"]
-    licence = f"restricted: {row['credit']}" if lent else row["license"] or settings.license
+    licence = f"restricted: {row['credit']}" if lent else row["license"] or config.license
     names = [forms[0] for forms in row["images"]]
     paths = [next((w.path for form in forms if (w := resolve(form, (folder,))).path.exists()), folder / forms[0])
              for forms in row["images"]]  # fmt: skip
@@ -222,7 +222,7 @@ def figure_rows(row: Mapping[str, Any], settings: ImportSettings) -> Iterator[Ro
     for letter, words, file in panels_of(row, files):
         yield caption_row("caption", f"{row['row_id']}-{letter}", (file,), words, row["article"], licence)
     if not made:
-        yield Refused(row, "has neither caption nor mention")
+        yield RejectedRow(row, "has neither caption nor mention")
 
 
 def panels_of(row: Mapping[str, Any], files: tuple[ImageFile, ...]) -> Iterator[tuple[str, str, ImageFile]]:
@@ -243,13 +243,13 @@ def panels_of(row: Mapping[str, Any], files: tuple[ImageFile, ...]) -> Iterator[
 # --- reports and captions -------------------------------------------------------------------------------------------
 
 
-def iu_inputs(settings: ImportSettings) -> list[Path]:
-    return files_of(settings, ("annotation.json",), "annotation.json of IU X-ray, or the folder that holds it")
+def iu_inputs(config: ImportConfig) -> list[Path]:
+    return files_of(config, ("annotation.json",), "annotation.json of IU X-ray, or the folder that holds it")
 
 
-def iu_xray(settings: ImportSettings) -> Iterator[Row | Refused]:
+def iu_xray(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """{"train": [{"id", "report", "image_path": [...]}], "val": ..., "test": ...}"""
-    (path,) = iu_inputs(settings)[:1]
+    (path,) = iu_inputs(config)[:1]
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
         rows = [(split, row) for split, items in splits.items() for row in items]
@@ -258,27 +258,27 @@ def iu_xray(settings: ImportSettings) -> Iterator[Row | Refused]:
     for split, row in rows:
         names = [str(name) for name in row.get("image_path") or ()] if isinstance(row, dict) else []
         if not names:
-            yield Refused(row if isinstance(row, dict) else {"found": row}, "row without an image")
+            yield RejectedRow(row if isinstance(row, dict) else {"found": row}, "row without an image")
             continue
         # CXR2384_IM-0942: the first part is the patient
         patient = str(row.get("subject_id") or row.get("id")).partition("_")[0]
         yield told_row(
-            "report", str(row.get("id")), names, str(row.get("report") or ""), settings,
-            bases_of(settings, path.parent, ("images", "")), group=patient, split=SPLITS.get(split),
+            "report", str(row.get("id")), names, str(row.get("report") or ""), config,
+            bases_of(config, path.parent, ("images", "")), group=patient, split=SPLITS.get(split),
         )  # fmt: skip
 
 
-def mimic_inputs(settings: ImportSettings) -> list[Path]:
-    found = sorted(settings.source.rglob("mimic-cxr-2.*-split.csv*"))
+def mimic_inputs(config: ImportConfig) -> list[Path]:
+    found = sorted(config.source.rglob("mimic-cxr-2.*-split.csv*"))
     if not found:
-        raise UserError(f"{settings.source}: no mimic-cxr-2.*-split.csv there; expected MIMIC-CXR-JPG's own folder")
+        raise UserError(f"{config.source}: no mimic-cxr-2.*-split.csv there; expected MIMIC-CXR-JPG's own folder")
     return found[:1]
 
 
-def mimic_cxr(settings: ImportSettings) -> Iterator[Row | Refused]:
+def mimic_cxr(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """One report a study with all its images; reports are those of MIMIC-CXR (files/p10/p1.../s5....txt)."""
-    (path,) = mimic_inputs(settings)
-    base = settings.images or settings.source
+    (path,) = mimic_inputs(config)
+    base = config.images or config.source
     studies: dict[tuple[str, str, str], list[str]] = {}
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8", newline="") as lines:
@@ -287,15 +287,15 @@ def mimic_cxr(settings: ImportSettings) -> Iterator[Row | Refused]:
             studies.setdefault(key, []).append(row["dicom_id"])
     for (subject, study, split), dicoms in studies.items():
         folder = Path("files") / f"p{subject[:2]}" / f"p{subject}"
-        report = next((p for root in (settings.source, base) if (p := root / folder / f"s{study}.txt").is_file()), None)
+        report = next((p for root in (config.source, base) if (p := root / folder / f"s{study}.txt").is_file()), None)
         if report is None:
-            yield Refused({"subject": subject, "study": study}, "report is missing")
+            yield RejectedRow({"subject": subject, "study": study}, "report is missing")
             continue
         names = [(folder / f"s{study}" / f"{name}.jpg").as_posix() for name in dicoms]
         text = findings_of(report.read_text(encoding="utf-8", errors="replace"))
         yield told_row(
-            "report", f"s{study}", names, text, settings, (base,),
-            group=f"p{subject}", split=SPLITS.get(split), licence=settings.license or "PhysioNet DUA",
+            "report", f"s{study}", names, text, config, (base,),
+            group=f"p{subject}", split=SPLITS.get(split), licence=config.license or "PhysioNet DUA",
         )  # fmt: skip
 
 
@@ -312,17 +312,17 @@ def findings_of(report: str) -> str:
     return " ".join(" ".join(wanted or [" ".join(lines) for lines in parts.values()]).split())
 
 
-def roco_inputs(settings: ImportSettings) -> list[Path]:
-    found = sorted(settings.source.rglob("radiology/captions.txt"))
+def roco_inputs(config: ImportConfig) -> list[Path]:
+    found = sorted(config.source.rglob("radiology/captions.txt"))
     found = [path for path in found if path.parent.name == "radiology"]
     if not found:
-        raise UserError(f"{settings.source}: no radiology/captions.txt below it; expected ROCO's data folder")
+        raise UserError(f"{config.source}: no radiology/captions.txt below it; expected ROCO's data folder")
     return found + sorted(path for file in found for path in file.parent.glob("licences.txt"))
 
 
-def roco(settings: ImportSettings) -> Iterator[Row | Refused]:
+def roco(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """captions.txt (id, tab, caption) of each split; licences.txt names image, article and licence."""
-    for path in roco_inputs(settings):
+    for path in roco_inputs(config):
         if path.name != "captions.txt":
             continue
         licences: dict[str, tuple[str, str]] = {}
@@ -333,10 +333,10 @@ def roco(settings: ImportSettings) -> Iterator[Row | Refused]:
             name, tab, caption = line.partition("\t")
             if not tab:
                 if line.strip():
-                    yield Refused({"row": number, "text": line}, "line without a tab between id and caption")
+                    yield RejectedRow({"row": number, "text": line}, "line without a tab between id and caption")
                 continue
             source, licence = licences.get(name.strip(), (f"{name.strip()}.jpg", ""))
             licence = "" if licence.startswith("NO-CC") else licence
-            bases = bases_of(settings, path.parent, ("images",))
+            bases = bases_of(config, path.parent, ("images",))
             split = SPLITS.get(path.parent.parent.name)
-            yield told_row("caption", name.strip(), [source], caption, settings, bases, split=split, licence=licence)
+            yield told_row("caption", name.strip(), [source], caption, config, bases, split=split, licence=licence)

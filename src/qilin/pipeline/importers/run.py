@@ -1,6 +1,6 @@
 """`qilin data import`: a source on disk -> a dataset folder, with nothing lost in silence.
 
-In: ImportSettings. Out: the folder, its refused rows in dropped.jsonl, and a summary on screen. A source is read twice,
+In: ImportConfig. Out: the folder, its refused rows in dropped.jsonl, and a summary on screen. A source is read twice,
 first for its images and links, then for its rows, so that rows never stand in memory all at once; its images are
 decoded between, in numbered pieces.
 """
@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from qilin.core.config import to_dict
 from qilin.core.errors import UserError
-from qilin.core.progress import bar, refusals
-from qilin.dataset.import_rows import Refused, Row
+from qilin.core.progress import ProgressBars, refusals
+from qilin.dataset.import_rows import ImportRow, RejectedRow
 from qilin.dataset.licenses import strictest, tier
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, Provenance, Sample
@@ -33,7 +32,7 @@ from qilin.pipeline.importers import generic_table as folder
 from qilin.pipeline.importers import llava, slake
 from qilin.pipeline.importers import published as odd
 from qilin.pipeline.importers import test_sets as exams
-from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.image_index import Survey
 from qilin.pipeline.importers.table_files import KINDS, encoding_of
 
@@ -43,32 +42,32 @@ APART = ("name", "source", "out", "images", "pmc", "workers", "cluster", "json")
 PIECES_A_WORKER = 4
 
 
-def import_data(settings: ImportSettings) -> None:
+def import_data(config: ImportConfig) -> None:
     """Make the dataset folder `settings.out`, or say that it is already there.
 
     Raises UserError for an unknown name, an unreadable source, an occupied folder, or a source with no usable sample.
     """
-    source = find_source(settings.name)
-    for flag, place in (("--images", settings.images), ("--pmc", settings.pmc)):
+    source = find_source(config.name)
+    for flag, place in (("--images", config.images), ("--pmc", config.pmc)):
         if place and not place.exists():
             raise UserError(f"{flag} {place}: no such folder")
-    console = Console(stderr=settings.json, highlight=False, soft_wrap=True)
-    there = (settings.out / MANIFEST).is_file()
+    console = Console(stderr=config.json, highlight=False, soft_wrap=True)
+    there = (config.out / MANIFEST).is_file()
     if not there:
-        DatasetWriter(settings.out, {})  # refuses an occupied folder now rather than after an hour
-    folder = settings.out.with_name(f".{settings.out.name}.import")
-    with Survey(folder, decode=not there) as survey, bar() as progress:
-        read_rows(source, settings, survey, progress)
-        look_at_images(survey, settings, progress)
-        made_by = describe(settings, source, survey)
-        if is_there(settings.out, made_by):
+        DatasetWriter(config.out, {})  # refuses an occupied folder now rather than after an hour
+    folder = config.out.with_name(f".{config.out.name}.import")
+    with Survey(folder, decode=not there) as survey, ProgressBars(transient=True) as progress:
+        read_rows(source, config, survey, progress)
+        look_at_images(survey, config, progress)
+        made_by = describe(config, source, survey)
+        if is_there(config.out, made_by):
             progress.stop()
-            return tell(open_dataset(settings.out), settings, console, fresh=False)
-        with DatasetWriter(settings.out, made_by, title=settings.out.name) as writer:
-            store_images(writer, survey, settings, progress)
-            store_samples(writer, source.read(settings), survey, settings, progress)
-            refuse_nothing(writer, survey, settings)
-    return tell(open_dataset(settings.out), settings, console, fresh=True)
+            return tell(open_dataset(config.out), config, console, fresh=False)
+        with DatasetWriter(config.out, made_by, title=config.out.name) as writer:
+            store_images(writer, survey, config, progress)
+            store_samples(writer, source.read(config), survey, config, progress)
+            refuse_nothing(writer, survey, config)
+    return tell(open_dataset(config.out), config, console, fresh=True)
 
 
 def find_source(name: str) -> "Source":
@@ -79,41 +78,41 @@ def find_source(name: str) -> "Source":
     raise UserError(f"cannot import {name!r}; {hint}")
 
 
-def read_rows(source: "Source", settings: ImportSettings, survey: Survey, progress: Progress) -> None:
+def read_rows(source: "Source", config: ImportConfig, survey: Survey, progress: ProgressBars) -> None:
     """The first reading: every image file listed once, every link between images, groups and splits noted."""
     task = progress.add_task("reading rows", total=None)
-    for row in source.read(settings):
+    for row in source.read(config):
         survey.rows += 1
         progress.advance(task)
-        if isinstance(row, Row):
-            survey.note(row, settings.split or row.split)
+        if isinstance(row, ImportRow):
+            survey.note(row, config.split or row.split)
     progress.update(task, total=survey.rows)
 
 
-def look_at_images(survey: Survey, settings: ImportSettings, progress: Progress) -> None:
+def look_at_images(survey: Survey, config: ImportConfig, progress: ProgressBars) -> None:
     """Every image file hashed, and decoded where the dataset is not there yet: by many processes, resumable."""
     task = progress.add_task("decoding images" if survey.decode else "reading images", total=survey.files.count)
     survey.look(
         # a process takes a second to start: it wants a few pieces
-        lambda pieces: workers_of(settings.workers, settings.cluster, most=1 + pieces // PIECES_A_WORKER),
+        lambda pieces: workers_of(config.workers, config.cluster, most=1 + pieces // PIECES_A_WORKER),
         lambda files: progress.advance(task, files),
     )
 
 
-def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict[str, Any]:
+def describe(config: ImportConfig, source: "Source", survey: Survey) -> dict[str, Any]:
     """What the manifest says of the making: no absolute paths, and a hash of all that was read."""
-    inputs = source.inputs(settings)
+    inputs = source.inputs(config)
     seen = hashlib.sha256()
     for path in inputs:
         seen.update(f"{path.name} {file_hash(path)}\n".encode())
     for line in survey.lines():
         seen.update(line.encode())
-    default = {item.name: item.default for item in dataclasses.fields(ImportSettings)}
-    arguments = {k: v for k, v in to_dict(settings).items() if k not in APART and v != default[k]}
-    if settings.images and settings.name != "figures":  # those always have one
+    default = {item.name: item.default for item in dataclasses.fields(ImportConfig)}
+    arguments = {k: v for k, v in to_dict(config).items() if k not in APART and v != default[k]}
+    if config.images and config.name != "figures":  # those always have one
         arguments["images"] = "DIR"
     encodings = {encoding_of(path) for path in inputs if path.suffix in KINDS} - {"utf-8-sig"}
-    licences = survey.licences() | ({settings.license} if settings.license else set())
+    licences = survey.licences() | ({config.license} if config.license else set())
     counts = survey.counts()
     looked = {
         "found": counts["files"] - survey.whole,
@@ -122,23 +121,23 @@ def describe(settings: ImportSettings, source: "Source", survey: Survey) -> dict
     }
     return (
         {
-            "importer": settings.name,
-            "source": settings.source.resolve().name if settings.source.is_dir() else source_name(settings),
+            "importer": config.name,
+            "source": config.source.resolve().name if config.source.is_dir() else source_name(config),
             "arguments": arguments,
             "license": "; ".join(sorted(licences)) or "unknown",
             "input": seen.hexdigest(),
         }
         | ({"encoding": encodings.pop()} if encodings else {})
-        | ({"pictures": looked} if settings.pmc else {})
-        | ({"made_from": read_step(settings.source)["made_by"]} if settings.name == "figures" else {})
+        | ({"pictures": looked} if config.pmc else {})
+        | ({"made_from": read_step(config.source)["made_by"]} if config.name == "figures" else {})
     )
 
 
-def source_name(settings: ImportSettings) -> str:
+def source_name(config: ImportConfig) -> str:
     """What rows say of where they come from: the layout where it is one data set, else the file and its folder."""
-    if settings.source.is_dir():
-        return settings.name
-    path = settings.source.resolve()
+    if config.source.is_dir():
+        return config.name
+    path = config.source.resolve()
     return f"{path.parent.name}/{path.name}"
 
 
@@ -158,28 +157,28 @@ def is_there(out: Path, made_by: dict[str, Any]) -> bool:
     )
 
 
-def store_images(writer: DatasetWriter, survey: Survey, settings: ImportSettings, progress: Progress) -> None:
+def store_images(writer: DatasetWriter, survey: Survey, config: ImportConfig, progress: ProgressBars) -> None:
     """Store every content once, with all the places it was found in."""
     task = progress.add_task("storing images", total=survey.counts()["images"])
     for encoded, files in survey.images():
-        where = [Provenance(source_name(settings), f.name, f.url, f.license, f.attribution) for f in files]
+        where = [Provenance(source_name(config), f.name, f.url, f.license, f.attribution) for f in files]
         writer.add_image(image_of(encoded, where, files[0].modality, files[0].body_part))
         progress.advance(task)
 
 
 def store_samples(
     writer: DatasetWriter,
-    rows: Iterator[Row | Refused],
+    rows: Iterator[ImportRow | RejectedRow],
     survey: Survey,
-    settings: ImportSettings,
-    progress: Progress,
+    config: ImportConfig,
+    progress: ProgressBars,
 ) -> None:
     """The second reading: every row becomes a sample in its split, or is kept with the reason it could not."""
-    splits = iter(survey.links().assign(settings.validation, settings.test, settings.seed))
+    splits = iter(survey.links().assign(config.validation, config.test, config.seed))
     task = progress.add_task("writing samples", total=survey.rows)
     for row in rows:
         progress.advance(task)
-        if isinstance(row, Refused):
+        if isinstance(row, RejectedRow):
             writer.drop(row.row, row.reason)
             continue
         drawn = next(splits)
@@ -187,10 +186,10 @@ def store_samples(
         if fault:
             writer.drop(drop_row(row), fault)
             continue
-        writer.add_sample(settings.split or row.split or drawn, make_sample(row, image_ids, settings))
+        writer.add_sample(config.split or row.split or drawn, make_sample(row, image_ids, config))
 
 
-def drop_row(row: Row) -> dict[str, Any]:
+def drop_row(row: ImportRow) -> dict[str, Any]:
     return {
         "sample_id": row.sample_id,
         "images": [file.name for file in row.images],
@@ -198,8 +197,8 @@ def drop_row(row: Row) -> dict[str, Any]:
     }
 
 
-def make_sample(row: Row, image_ids: tuple[str, ...], settings: ImportSettings) -> Sample:
-    licences = [row.license or settings.license, *(file.license or settings.license for file in row.images)]
+def make_sample(row: ImportRow, image_ids: tuple[str, ...], config: ImportConfig) -> Sample:
+    licences = [row.license or config.license, *(file.license or config.license for file in row.images)]
     return Sample(
         sample_id=row.sample_id,
         kind=row.kind,
@@ -209,35 +208,35 @@ def make_sample(row: Row, image_ids: tuple[str, ...], settings: ImportSettings) 
         choices=row.choices,
         question_type=row.question_type,
         lang=row.lang,
-        source=source_name(settings),
+        source=source_name(config),
         group=row.group,
         license_tier=strictest(tier(licence) for licence in licences),
     )
 
 
-def refuse_nothing(writer: DatasetWriter, survey: Survey, settings: ImportSettings) -> None:
+def refuse_nothing(writer: DatasetWriter, survey: Survey, config: ImportConfig) -> None:
     """Stop before an empty dataset is finished, saying what the rows were refused for."""
     if sum(writer.counts.values()):
         return
     if not survey.rows:
-        raise UserError(f"{settings.source}: holds no rows")
+        raise UserError(f"{config.source}: holds no rows")
     reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
     missing = survey.a_missing_file() if MISSING in writer.dropped else None
     where = f"; the first was looked for at {missing}: name its folder with --images" if missing else ""
-    raise UserError(f"{settings.source}: not one usable sample; refused: {reasons}{where}")
+    raise UserError(f"{config.source}: not one usable sample; refused: {reasons}{where}")
 
 
-def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool) -> None:
+def tell(data: Dataset, config: ImportConfig, console: Console, fresh: bool) -> None:
     """What was made, what was refused and why, and the next command; or all of it as JSON."""
     counts = data.manifest["counts"]
-    if settings.json:
-        print(json.dumps({"out": str(settings.out), "made": fresh, "hash": data.hash} | counts, ensure_ascii=False))
+    if config.json:
+        print(json.dumps({"out": str(config.out), "made": fresh, "hash": data.hash} | counts, ensure_ascii=False))
         return
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
     words = "made" if fresh else "already there, from the same input and settings:"
-    console.print(f"{words} {settings.out}: {counts['pictures']:,} images; samples: {samples}")
+    console.print(f"{words} {config.out}: {counts['pictures']:,} images; samples: {samples}")
     if counts["dropped"]:
-        console.print(refusals(counts["dropped_reasons"], "rows refused", str(settings.out / "dropped.jsonl")))
+        console.print(refusals(counts["dropped_reasons"], "rows refused", str(config.out / "dropped.jsonl")))
     looked = data.manifest["settings"].get("pictures")
     if looked:
         console.print(
@@ -252,12 +251,12 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
     encoding = data.manifest["settings"].get("encoding")
     if encoding:
         console.print(f"the table was read as {encoding.upper()}")
-    asked = {"validation": settings.validation, "test": settings.test}
-    if settings.name != "slake" and not settings.split:
+    asked = {"validation": config.validation, "test": config.test}
+    if config.name != "slake" and not config.split:
         for split in (split for split, share in asked.items() if share and split not in counts["samples"]):
             console.print(f"no sample fell to {split}: too few images for a share of {asked[split]:g}")
     if counts["pictures"] and "train" in counts["samples"]:
-        console.print(f"next: qilin demo --data {settings.out} --recipes small")
+        console.print(f"next: qilin demo --data {config.out} --recipes small")
     elif "train" in counts["samples"]:
         console.print("next: name it beside a dataset with images, under data: in a recipe (docs/training.md)")
 
@@ -266,8 +265,8 @@ def tell(data: Dataset, settings: ImportSettings, console: Console, fresh: bool)
 class Source:
     """A reader of one layout: the files it reads besides images, and its rows."""
 
-    inputs: Callable[[ImportSettings], list[Path]]
-    read: Callable[[ImportSettings], Iterator[Row | Refused]]
+    inputs: Callable[[ImportConfig], list[Path]]
+    read: Callable[[ImportConfig], Iterator[ImportRow | RejectedRow]]
 
 
 SOURCES = {

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import ImageFile, Refused, Row
+from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow
 from qilin.dataset.schema import assistant, user
-from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.slake_captions import compose
 
 FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
@@ -23,40 +23,40 @@ ANSWER_TYPES = {"OPEN": "open", "CLOSED": "closed"}
 NEEDED = ("question", "answer", "q_lang")
 
 
-def inputs(settings: ImportSettings) -> list[Path]:
+def inputs(config: ImportConfig) -> list[Path]:
     """The annotation files that are there. Raises UserError where there is none."""
-    if not settings.source.is_dir():
-        raise UserError(f"{settings.source}: no such folder; expected SLAKE's, with train.json and imgs/ in it")
-    found = [settings.source / name for name in FILES.values() if (settings.source / name).is_file()]
+    if not config.source.is_dir():
+        raise UserError(f"{config.source}: no such folder; expected SLAKE's, with train.json and imgs/ in it")
+    found = [config.source / name for name in FILES.values() if (config.source / name).is_file()]
     if not found:
-        raise UserError(f"{settings.source}: none of {', '.join(FILES.values())} is there; name SLAKE's own folder")
+        raise UserError(f"{config.source}: none of {', '.join(FILES.values())} is there; name SLAKE's own folder")
     return found
 
 
-def read(settings: ImportSettings) -> Iterator[Row | Refused]:
+def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Every question of the chosen language as a `vqa` row, then the captions of its split.
 
     Raises UserError for a file that is not a JSON list, and where no row is in the chosen language.
     """
     spoken = 0
-    for path in inputs(settings):
+    for path in inputs(config):
         split = next(split for split, name in FILES.items() if name == path.name)
         by_image: dict[str, list[dict[str, Any]]] = {}
         for found in load(path):
-            if isinstance(found, dict) and found.get("q_lang") not in (settings.lang, None):
+            if isinstance(found, dict) and found.get("q_lang") not in (config.lang, None):
                 continue  # the other language is another dataset, not a refused row
             reason = fault(found)
             if reason:
-                yield Refused(found if isinstance(found, dict) else {"row": found}, reason)
+                yield RejectedRow(found if isinstance(found, dict) else {"row": found}, reason)
                 continue
             spoken += 1
-            yield question(found, split, settings)
+            yield question(found, split, config)
             by_image.setdefault(image_name(found), []).append(found)
-        if settings.captions and settings.lang == "zh":
+        if config.captions and config.lang == "zh":
             for name, rows in by_image.items():
-                yield from captions(name, rows, split, settings)
+                yield from captions(name, rows, split, config)
     if not spoken:
-        raise UserError(f"{settings.source}: no question with q_lang {settings.lang!r}; try --lang zh or --lang en")
+        raise UserError(f"{config.source}: no question with q_lang {config.lang!r}; try --lang zh or --lang en")
 
 
 def load(path: Path) -> list[Any]:
@@ -90,41 +90,41 @@ def image_name(row: Mapping[str, Any]) -> str:
     return f"imgs/{row['img_name']}" if row.get("img_name") else ""
 
 
-def image_file(row: Mapping[str, Any], settings: ImportSettings) -> ImageFile:
+def image_file(row: Mapping[str, Any], config: ImportConfig) -> ImageFile:
     name = image_name(row)
     return ImageFile(
-        path=(settings.images or settings.source) / name,
+        path=(config.images or config.source) / name,
         name=name,
         modality=row.get("modality"),
         body_part=row.get("location"),
-        license=settings.license or LICENCE,
+        license=config.license or LICENCE,
         attribution=ATTRIBUTION,
     )
 
 
-def question(row: Mapping[str, Any], split: str, settings: ImportSettings) -> Row:
-    return Row(
-        sample_id=f"slake-{settings.lang}-{row.get('qid', row['question'])}",
+def question(row: Mapping[str, Any], split: str, config: ImportConfig) -> ImportRow:
+    return ImportRow(
+        sample_id=f"slake-{config.lang}-{row.get('qid', row['question'])}",
         kind="vqa",
-        images=(image_file(row, settings),),
+        images=(image_file(row, config),),
         messages=(user(row["question"].strip(), images=1), assistant(row["answer"].strip())),
         answer_type=ANSWER_TYPES.get(str(row.get("answer_type", "")).strip().upper()),  # type: ignore[arg-type]
         question_type=row.get("content_type"),
-        lang=settings.lang,
+        lang=config.lang,
         split=split,
-        license=settings.license or LICENCE,
+        license=config.license or LICENCE,
     )
 
 
-def captions(name: str, rows: list[dict[str, Any]], split: str, settings: ImportSettings) -> Iterator[Row]:
+def captions(name: str, rows: list[dict[str, Any]], split: str, config: ImportConfig) -> Iterator[ImportRow]:
     """The captions that one image's own rows of one split make."""
     for variant, instruction, text in compose(rows):
-        yield Row(
-            sample_id=f"slake-{settings.lang}-caption-{variant}-{name}",
+        yield ImportRow(
+            sample_id=f"slake-{config.lang}-caption-{variant}-{name}",
             kind="caption",
-            images=(image_file(rows[0], settings),),
+            images=(image_file(rows[0], config),),
             messages=(user(instruction, images=1), assistant(text)),
-            lang=settings.lang,
+            lang=config.lang,
             split=split,
-            license=settings.license or LICENCE,
+            license=config.license or LICENCE,
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import Refused
+from qilin.dataset.import_rows import RejectedRow
 
 ENCODINGS = ("utf-8-sig", "gb18030")
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -56,7 +56,7 @@ def tried_encoding(path: Path, changed: int, size: int) -> str:
     raise UserError(f"{path}: is neither UTF-8 nor GB18030 text; save it as UTF-8")
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedRow]]:
     """Every row of a table. Raises UserError where the file as a whole cannot be read."""
     if path.suffix.lower() == ".parquet":
         yield from enumerate(parquet_rows(path), start=1)
@@ -81,11 +81,11 @@ def columns(path: Path) -> list[str]:
     if path.suffix.lower() in DELIMITERS:
         with path.open(encoding=encoding_of(path), newline="") as file:
             return [name.strip() for name in next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])]
-    rows = (row for _, row in read_rows(path) if not isinstance(row, Refused))
+    rows = (row for _, row in read_rows(path) if not isinstance(row, RejectedRow))
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
+def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedRow]]:
     """CSV with a line of names; a row with too many or too few cells is refused, as its columns have slipped."""
     csv.field_size_limit(LONGEST_CELL)
     names = columns(path)
@@ -99,14 +99,14 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
             for number, cells in enumerate((cells for cells in reader if cells), start=1):
                 if len(cells) != len(names):
                     found = {"row": number, "cells": cells}
-                    yield number, Refused(found, "number of cells differs from the number of columns")
+                    yield number, RejectedRow(found, "number of cells differs from the number of columns")
                 else:
                     yield number, dict(zip(names, (cell.strip() for cell in cells), strict=True))
         except csv.Error as error:
             raise UserError(f"{path}: line {reader.line_num}: not valid CSV: {error}") from None
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedRow]]:
     """A JSON list of objects."""
     try:
         rows = json.loads(path.read_text(encoding=encoding_of(path)))
@@ -116,19 +116,22 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
         found = f"an object of {', '.join(map(repr, list(rows)[:5]))}" if isinstance(rows, dict) else repr(rows)[:60]
         raise UserError(f"{path}: expected a list of rows, found {found}")
     for number, row in enumerate(rows, start=1):
-        yield number, row if isinstance(row, dict) else Refused({"row": number, "found": row}, "row is not an object")
+        yield (
+            number,
+            row if isinstance(row, dict) else RejectedRow({"row": number, "found": row}, "row is not an object"),
+        )
 
 
-def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
+def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedRow]]:
     """One JSON object a line; a broken line is refused alone. Empty lines are no rows."""
     with path.open(encoding=encoding_of(path)) as file:
         for number, line in enumerate((line for line in file if line.strip()), start=1):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                yield number, Refused({"row": number, "text": line[:500]}, "line is not valid JSON")
+                yield number, RejectedRow({"row": number, "text": line[:500]}, "line is not valid JSON")
                 continue
             yield (
                 number,
-                row if isinstance(row, dict) else Refused({"row": number, "found": row}, "row is not an object"),
+                row if isinstance(row, dict) else RejectedRow({"row": number, "found": row}, "row is not an object"),
             )

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import ImageFile, Refused, Row, guess_answer_type
+from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, user
-from qilin.pipeline.importers.config import ImportSettings
+from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.table_files import LONGEST_CELL, parquet_rows, read_rows
 
 AnswerType = Literal["open", "closed", "choice"]
@@ -33,27 +33,27 @@ MMMU_SUBJECTS = ("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_
                  "Public_Health")  # fmt: skip
 
 
-def inputs_of(settings: ImportSettings, pattern: str, what: str) -> list[Path]:
+def inputs_of(config: ImportConfig, pattern: str, what: str) -> list[Path]:
     """The files a test set is read from: the source itself, or those of this pattern below it."""
-    found = [settings.source] if settings.source.is_file() else sorted(settings.source.rglob(pattern))
+    found = [config.source] if config.source.is_file() else sorted(config.source.rglob(pattern))
     if not found:
-        raise UserError(f"{settings.source}: no {pattern} there; expected {what}")
+        raise UserError(f"{config.source}: no {pattern} there; expected {what}")
     return found
 
 
 def exam_row(
-    settings: ImportSettings, name: str, question: str, answer: str, images: Sequence[ImageFile], *,
+    config: ImportConfig, name: str, question: str, answer: str, images: Sequence[ImageFile], *,
     choices: Sequence[str] = (), answer_type: AnswerType | None = None, question_type: str | None = None,
     lang: str = "en",
-) -> Row | Refused:  # fmt: skip
+) -> ImportRow | RejectedRow:  # fmt: skip
     """One question as a row of the test split; refused where something of it is missing."""
     if not question.strip() or not answer.strip() or not images:
         missing = "question" if not question.strip() else "answer" if not answer.strip() else "picture"
-        return Refused({"id": name, "question": question, "answer": answer}, f"{missing} is missing")
+        return RejectedRow({"id": name, "question": question, "answer": answer}, f"{missing} is missing")
     text = question.strip()
     if choices:
         text += "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-    return Row(
+    return ImportRow(
         sample_id=name,
         kind="vqa",
         images=tuple(images),
@@ -63,84 +63,82 @@ def exam_row(
         question_type=question_type,
         lang=lang,
         split="test",
-        license=settings.license,
+        license=config.license,
     )
 
 
 # --- images as files --------------------------------------------------------------------------------------------
 
 
-def vqa_rad_inputs(settings: ImportSettings) -> list[Path]:
-    return inputs_of(settings, RAD_FILE, f"the folder of VQA-RAD with {RAD_FILE} and {RAD_IMAGES}/")
+def vqa_rad_inputs(config: ImportConfig) -> list[Path]:
+    return inputs_of(config, RAD_FILE, f"the folder of VQA-RAD with {RAD_FILE} and {RAD_IMAGES}/")
 
 
-def vqa_rad(settings: ImportSettings) -> Iterator[Row | Refused]:
+def vqa_rad(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """The authors' test split: rows whose phrase_type begins with test_."""
-    for path in vqa_rad_inputs(settings):
+    for path in vqa_rad_inputs(config):
         for _, row in read_rows(path):
-            if isinstance(row, Refused):
+            if isinstance(row, RejectedRow):
                 yield row
             elif str(row.get("phrase_type", "")).startswith("test_"):
                 name = str(row.get("image_name"))
                 image = ImageFile(
-                    (settings.images or path.parent / RAD_IMAGES) / name, name,
-                    body_part=row.get("image_organ"), license=settings.license, url=row.get("image_case_url"),
+                    (config.images or path.parent / RAD_IMAGES) / name, name,
+                    body_part=row.get("image_organ"), license=config.license, url=row.get("image_case_url"),
                 )  # fmt: skip
                 said = str(row.get("answer_type", "")).strip().lower()
                 yield exam_row(
-                    settings, f"vqa-rad-{row.get('qid')}", str(row.get("question", "")), str(row.get("answer", "")),
+                    config, f"vqa-rad-{row.get('qid')}", str(row.get("question", "")), str(row.get("answer", "")),
                     [image], answer_type="closed" if said == "closed" else "open",
                     question_type=row.get("question_type"),
                 )  # fmt: skip
 
 
-def pmc_vqa_inputs(settings: ImportSettings) -> list[Path]:
-    return inputs_of(settings, "test_clean.csv", "the folder of PMC-VQA with test_clean.csv, or that table itself")
+def pmc_vqa_inputs(config: ImportConfig) -> list[Path]:
+    return inputs_of(config, "test_clean.csv", "the folder of PMC-VQA with test_clean.csv, or that table itself")
 
 
-def pmc_vqa(settings: ImportSettings) -> Iterator[Row | Refused]:
+def pmc_vqa(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Choices carry their letter (' B:Magnetic resonance imaging '); it is taken off and written anew."""
-    for path in pmc_vqa_inputs(settings):
-        folders = [settings.images] if settings.images else [path.parent / name for name in ("images", "figures")]
+    for path in pmc_vqa_inputs(config):
+        folders = [config.images] if config.images else [path.parent / name for name in ("images", "figures")]
         folder = next((place for place in folders if place and place.is_dir()), path.parent)
         for number, row in read_rows(path):
-            if isinstance(row, Refused):
+            if isinstance(row, RejectedRow):
                 yield row
                 continue
             name = str(row.get("Figure_path") or "").strip()
             choices = [re.sub(rf"^\s*{x}\s*:", "", str(row.get(f"Choice {x}") or "")).strip() for x in "ABCD"]
             letter = str(row.get("Answer_label") or row.get("Answer") or "").strip()
             answer = choices["ABCD".index(letter)] if letter and letter in "ABCD" else ""
-            image = [ImageFile(folder / name, name, license=settings.license)] if name else []
-            yield exam_row(
-                settings, f"pmc-vqa-{number}", str(row.get("Question") or ""), answer, image, choices=choices
-            )
+            image = [ImageFile(folder / name, name, license=config.license)] if name else []
+            yield exam_row(config, f"pmc-vqa-{number}", str(row.get("Question") or ""), answer, image, choices=choices)
 
 
-def omnimedvqa_inputs(settings: ImportSettings) -> list[Path]:
-    folder = settings.source / "QA_information" / "Open-access"
+def omnimedvqa_inputs(config: ImportConfig) -> list[Path]:
+    folder = config.source / "QA_information" / "Open-access"
     found = sorted(folder.glob("*.json"))
     if not found:
-        raise UserError(f"{settings.source}: no JSON files in QA_information/Open-access; name OmniMedVQA's own folder")
+        raise UserError(f"{config.source}: no JSON files in QA_information/Open-access; name OmniMedVQA's own folder")
     return found
 
 
-def omnimedvqa(settings: ImportSettings) -> Iterator[Row | Refused]:
+def omnimedvqa(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """gt_answer is the text of one of option_A to option_D."""
-    for path in omnimedvqa_inputs(settings):
+    for path in omnimedvqa_inputs(config):
         for number, row in read_rows(path):
-            if isinstance(row, Refused):
+            if isinstance(row, RejectedRow):
                 yield row
                 continue
             choices = [str(row[f"option_{x}"]) for x in "ABCD" if row.get(f"option_{x}") is not None]
             name = str(row.get("image_path") or "")
             # "modality" in place of "modality_type" stands in one file of the release
             kind = row.get("modality_type") or row.get("modality")
-            place = (settings.images or settings.source) / name
-            image = [ImageFile(place, name, modality=kind, license=settings.license)] if name else []
+            place = (config.images or config.source) / name
+            image = [ImageFile(place, name, modality=kind, license=config.license)] if name else []
             row_id = f"omnimedvqa-{row.get('question_id') or f'{path.stem}-{number}'}"
             yield exam_row(
-                settings, row_id, str(row.get("question") or ""), str(row.get("gt_answer") or ""), image,
+                config, row_id, str(row.get("question") or ""), str(row.get("gt_answer") or ""), image,
                 choices=choices, question_type=row.get("question_type"),
             )  # fmt: skip
 
@@ -159,28 +157,28 @@ def unpacking_folder() -> Path:
     return folder
 
 
-def unpacked(data: bytes | None, settings: ImportSettings) -> list[ImageFile]:
+def unpacked(data: bytes | None, config: ImportConfig) -> list[ImageFile]:
     """Bytes of an image as a file named by its content; [] for none."""
     if not data:
         return []
     path = unpacking_folder() / hashlib.sha256(data).hexdigest()
     if not path.is_file():
         path.write_bytes(data)
-    return [ImageFile(path, path.name, license=settings.license)]
+    return [ImageFile(path, path.name, license=config.license)]
 
 
-def parquet_inputs(settings: ImportSettings) -> list[Path]:
+def parquet_inputs(config: ImportConfig) -> list[Path]:
     """Parquet files; where some are named for a split, only those of the split that is wanted: by default test, else
     validation. Raises UserError where rows of a test set would become training rows."""
-    found = inputs_of(settings, "*.parquet", "the parquet files of the test set")
-    for split in PARQUET_NAMES[settings.split or "test"]:
+    found = inputs_of(config, "*.parquet", "the parquet files of the test set")
+    for split in PARQUET_NAMES[config.split or "test"]:
         named = [path for path in found if path.name.startswith(split)]
         if named and split_is_answered(named[0]):
             return named
     held = [path.name for path in found if path.name.startswith(("test", "val"))]
-    if settings.split == "train" and held:
+    if config.split == "train" and held:
         raise UserError(
-            f"{settings.source}: --split train, but there is {held[0]} and no train*.parquet; these rows are to test on"
+            f"{config.source}: --split train, but there is {held[0]} and no train*.parquet; these rows are to test on"
         )
     return found
 
@@ -196,24 +194,24 @@ def image_bytes(value: Any) -> bytes | None:
     return value.get("bytes") if isinstance(value, Mapping) else value if isinstance(value, bytes) else None
 
 
-def parquet_vqa(settings: ImportSettings) -> Iterator[Row | Refused]:
+def parquet_vqa(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Rows of image, question, answer, as the hub's copies of VQA-RAD and PathVQA have them."""
-    for path in parquet_inputs(settings):
+    for path in parquet_inputs(config):
         for number, row in enumerate(parquet_rows(path)):
-            images = unpacked(image_bytes(row.get("image")), settings)
-            name = f"{settings.source.stem}-{path.stem}-{number}"
-            yield exam_row(settings, name, str(row.get("question") or ""), str(row.get("answer") or ""), images)
+            images = unpacked(image_bytes(row.get("image")), config)
+            name = f"{config.source.stem}-{path.stem}-{number}"
+            yield exam_row(config, name, str(row.get("question") or ""), str(row.get("answer") or ""), images)
 
 
-def numbered_images(row: Mapping[str, Any], settings: ImportSettings) -> list[ImageFile]:
+def numbered_images(row: Mapping[str, Any], config: ImportConfig) -> list[ImageFile]:
     """image_1, image_2, … in order."""
-    return [p for i in range(1, 8) for p in unpacked(image_bytes(row.get(f"image_{i}")), settings)]
+    return [p for i in range(1, 8) for p in unpacked(image_bytes(row.get(f"image_{i}")), config)]
 
 
-def cmmmu(settings: ImportSettings) -> Iterator[Row | Refused]:
+def cmmmu(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """健康与医学 only. 选择 with option1 to option4, 判断 answered 对 or 错, 填空; <img="…"> becomes 图1, 图2, …"""
     types: dict[str, AnswerType] = {"选择": "choice", "判断": "closed", "填空": "open"}
-    for path in parquet_inputs(settings):
+    for path in parquet_inputs(config):
         for row in parquet_rows(path):
             if row.get("category") != "健康与医学":
                 continue
@@ -228,15 +226,15 @@ def cmmmu(settings: ImportSettings) -> Iterator[Row | Refused]:
             kind = types.get(str(row.get("type")))
             choices = [plain(row.get(f"option{i}")) for i in range(1, 5)] if kind == "choice" else []
             yield exam_row(
-                settings, f"cmmmu-{row.get('id')}", plain(row.get("question")), str(row.get("answer") or ""),
-                numbered_images(row, settings), choices=choices, answer_type=kind,
+                config, f"cmmmu-{row.get('id')}", plain(row.get("question")), str(row.get("answer") or ""),
+                numbered_images(row, config), choices=choices, answer_type=kind,
                 question_type=row.get("subcategory"), lang="zh",
             )  # fmt: skip
 
 
-def mmmu(settings: ImportSettings) -> Iterator[Row | Refused]:
+def mmmu(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """The five medical subjects; options stand as a written list, answers are letters."""
-    for path in parquet_inputs(settings):
+    for path in parquet_inputs(config):
         for row in parquet_rows(path):
             subject = next((name for name in MMMU_SUBJECTS if name in str(row.get("id"))), None)
             if subject is None:
@@ -244,32 +242,32 @@ def mmmu(settings: ImportSettings) -> Iterator[Row | Refused]:
             try:
                 choices = [str(choice) for choice in ast.literal_eval(str(row.get("options") or "[]"))]
             except (ValueError, SyntaxError):
-                yield Refused({"id": row.get("id"), "options": row.get("options")}, "options are no list")
+                yield RejectedRow({"id": row.get("id"), "options": row.get("options")}, "options are no list")
                 continue
             question = re.sub(r"<image (\d)>", r"[image \1]", str(row.get("question") or ""))
             yield exam_row(
-                settings, f"mmmu-{row.get('id')}", question, str(row.get("answer") or ""),
-                numbered_images(row, settings), choices=choices, question_type=subject.replace("_", " "),
+                config, f"mmmu-{row.get('id')}", question, str(row.get("answer") or ""),
+                numbered_images(row, config), choices=choices, question_type=subject.replace("_", " "),
             )  # fmt: skip
 
 
-def gmai_inputs(settings: ImportSettings) -> list[Path]:
-    return inputs_of(settings, "GMAI_mm_bench_VAL.tsv", "GMAI_mm_bench_VAL.tsv, or the folder that holds it")
+def gmai_inputs(config: ImportConfig) -> list[Path]:
+    return inputs_of(config, "GMAI_mm_bench_VAL.tsv", "GMAI_mm_bench_VAL.tsv, or the folder that holds it")
 
 
-def gmai(settings: ImportSettings) -> Iterator[Row | Refused]:
+def gmai(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """A TSV with the image as base64, options A to E, the answer as a letter."""
-    for path in gmai_inputs(settings):
+    for path in gmai_inputs(config):
         csv.field_size_limit(LONGEST_CELL)
         with path.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines, delimiter="\t"):
                 choices = [row[x].strip() for x in "ABCDE" if (row.get(x) or "").strip()]
                 try:
-                    images = unpacked(base64.b64decode(row.get("image") or "", validate=True), settings)
+                    images = unpacked(base64.b64decode(row.get("image") or "", validate=True), config)
                 except binascii.Error:
-                    yield Refused({"index": row.get("index")}, "image is no base64")
+                    yield RejectedRow({"index": row.get("index")}, "image is no base64")
                     continue
                 yield exam_row(
-                    settings, f"gmai-{row.get('index')}", row.get("question") or "", row.get("answer") or "", images,
+                    config, f"gmai-{row.get('index')}", row.get("question") or "", row.get("answer") or "", images,
                     choices=choices, question_type=row.get("category"),
                 )  # fmt: skip

@@ -16,10 +16,10 @@ import httpx2
 from rich.console import Console
 
 from qilin import __version__
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 from qilin.core.errors import RunError, UserError
 from qilin.core.llm_client import together
-from qilin.core.progress import bar
+from qilin.core.progress import ProgressBars
 from qilin.dataset.licenses import TIERS, tier
 from qilin.pipeline.pubmed.caption_classifier import judge
 from qilin.pipeline.pubmed.download_state import FileOutcome, Ledger, Outcome, State, as_text, open_ledger
@@ -36,33 +36,33 @@ FAILED_IN_A_ROW = 20
 IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff")
 
 
-@settings
-class PmcSettings:
+@config_class
+class PmcConfig:
     """Which articles to fetch, and how gently."""
 
-    out: Path = setting(help="the folder of articles and their ledger; used again, it goes on")
-    ids: Path | None = setting(default=None, help="a file of ids: PMC123, 123, or PMC123.2 for one version")
-    query: str | None = setting(default=None, help="a search of PubMed Central, such as 'case report AND chest CT'")
-    inventory: bool = setting(default=False, help="all that the newest inventory lists (millions; see --limit)")
-    date: str | None = setting(default=None, help="with --inventory: that of a date, as the store writes it")
-    license: Literal["commercial", "noncommercial", "any"] = setting(
+    out: Path = option(help="the folder of articles and their ledger; used again, it goes on")
+    ids: Path | None = option(default=None, help="a file of ids: PMC123, 123, or PMC123.2 for one version")
+    query: str | None = option(default=None, help="a search of PubMed Central, such as 'case report AND chest CT'")
+    inventory: bool = option(default=False, help="all that the newest inventory lists (millions; see --limit)")
+    date: str | None = option(default=None, help="with --inventory: that of a date, as the store writes it")
+    license: Literal["commercial", "noncommercial", "any"] = option(
         default="noncommercial", help="what must be allowed; commercial leaves out NC and ND, noncommercial only ND"
     )
-    article_types: tuple[str, ...] = setting(default=(), help="only these, such as case-report (default: all)")
-    manuscripts: bool = setting(default=False, help="take author manuscripts, too")
-    images: Literal["medical", "figures", "none"] = setting(
+    article_types: tuple[str, ...] = option(default=(), help="only these, such as case-report (default: all)")
+    manuscripts: bool = option(default=False, help="take author manuscripts, too")
+    images: Literal["medical", "figures", "none"] = option(
         default="medical", help="images of figures that are medical by their captions, of all figures, or none"
     )
-    limit: int | None = setting(default=None, help="stop after this many articles; the same command goes on")
-    strict: bool = setting(default=False, help="end with an error where articles failed, after all others are here")
-    refresh: bool = setting(default=False, help="ask again for articles that are settled: new versions, lost files")
-    rate: float = setting(default=10.0, help="requests a second, over all connections")
-    concurrency: int = setting(default=8, help="articles at a time")
-    retries: int = setting(default=5, help="of cut connections, 429 and 5xx, waiting longer each time")
-    timeout: float = setting(default=60.0, help="seconds without a byte")
-    base: str = setting(default=BASE, help="the store's address: a mirror's, where there is one")
-    search: str = setting(default=SEARCH, help="the search's address, for --query")
-    json: bool = setting(default=False, help="print the summary as JSON")
+    limit: int | None = option(default=None, help="stop after this many articles; the same command goes on")
+    strict: bool = option(default=False, help="end with an error where articles failed, after all others are here")
+    refresh: bool = option(default=False, help="ask again for articles that are settled: new versions, lost files")
+    rate: float = option(default=10.0, help="requests a second, over all connections")
+    concurrency: int = option(default=8, help="articles at a time")
+    retries: int = option(default=5, help="of cut connections, 429 and 5xx, waiting longer each time")
+    timeout: float = option(default=60.0, help="seconds without a byte")
+    base: str = option(default=BASE, help="the store's address: a mirror's, where there is one")
+    search: str = option(default=SEARCH, help="the search's address, for --query")
+    json: bool = option(default=False, help="print the summary as JSON")
 
     def __post_init__(self) -> None:
         given = [name for name in ("ids", "query", "inventory") if getattr(self, name)]
@@ -79,7 +79,7 @@ class PmcSettings:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected an address that begins with https://")
 
 
-def pmc(given: PmcSettings) -> None:
+def pmc(given: PmcConfig) -> None:
     """Fetch what is wanted and not here yet. Raises RunError where the store cannot be reached, UserError for a folder
     that holds other things."""
     if given.out.is_dir() and any(given.out.iterdir()) and not (given.out / LEDGER).is_file():
@@ -94,7 +94,7 @@ def pmc(given: PmcSettings) -> None:
         raise RunError(f"{given.out}: {failed:,} articles failed; the same command tries them again")
 
 
-async def fetch_all(given: PmcSettings, ledger: Ledger) -> int:
+async def fetch_all(given: PmcConfig, ledger: Ledger) -> int:
     """Settle what the run wants; the number of articles that were looked at."""
     timeout = httpx2.Timeout(given.timeout, connect=min(given.timeout, 30))
     agent = {"User-Agent": f"qilin-med/{__version__} (dataset builder)"}
@@ -108,7 +108,7 @@ async def fetch_all(given: PmcSettings, ledger: Ledger) -> int:
         return await work_through(given, store, ledger)
 
 
-async def list_wanted(given: PmcSettings, store: Store, ledger: Ledger) -> None:
+async def list_wanted(given: PmcConfig, store: Store, ledger: Ledger) -> None:
     ledger.want_nothing()
     if given.ids:
         ledger.want(read_ids(given.ids))
@@ -138,7 +138,7 @@ def read_ids(path: Path) -> Iterator[tuple[int, int]]:
         yield int(match.group(1)), int(match.group(2) or 0)
 
 
-async def ask_search(given: PmcSettings, store: Store) -> list[int]:
+async def ask_search(given: PmcConfig, store: Store) -> list[int]:
     """The ids that a query finds."""
     search = Store(store.client, given.search, store.pace, store.retries)
     found: list[int] = []
@@ -155,11 +155,11 @@ async def ask_search(given: PmcSettings, store: Store) -> list[int]:
             return found
 
 
-async def work_through(given: PmcSettings, store: Store, ledger: Ledger) -> int:
+async def work_through(given: PmcConfig, store: Store, ledger: Ledger) -> int:
     """Articles at a time, each settled in the ledger the moment it is; a store that is gone stops the run."""
     todo = ledger.left(given.refresh, given.limit)
     done = failed = 0
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         task = progress.add_task("fetching articles", total=given.limit or ledger.count_wanted())
 
         async def work() -> None:
@@ -179,7 +179,7 @@ async def work_through(given: PmcSettings, store: Store, ledger: Ledger) -> int:
     return done
 
 
-async def settle(given: PmcSettings, store: Store, ledger: Ledger, number: int, version: int) -> Outcome:
+async def settle(given: PmcConfig, store: Store, ledger: Ledger, number: int, version: int) -> Outcome:
     """One article: choose its version, judge it, fetch its XML and its images."""
     try:
         if not version or given.refresh:
@@ -235,7 +235,7 @@ def set_aside(out: Path, number: int, version: int) -> None:
             other.replace(out / "moved" / other.name)
 
 
-def refusal(given: PmcSettings, about: Mapping[str, Any]) -> str | None:
+def refusal(given: PmcConfig, about: Mapping[str, Any]) -> str | None:
     """Why an article is not wanted, by what the store says of it."""
     if about.get("is_retracted"):
         return "retracted"
@@ -280,7 +280,7 @@ async def one_file(store: Store, url: str, folder: Path, had: Mapping[str, str])
     return FileOutcome(name, "have", "", md5, size)
 
 
-def tell(given: PmcSettings, ledger: Ledger, done: int) -> None:
+def tell(given: PmcConfig, ledger: Ledger, done: int) -> None:
     """What the ledger knows, and the next command."""
     counts = ledger.counts()
     if given.json:

@@ -17,13 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.progress import bar, refusals
-from qilin.dataset.import_rows import Refused
+from qilin.core.progress import ProgressBars, refusals
+from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.licenses import tier
 from qilin.imaging.panels import divide_caption
-from qilin.pipeline.execution.sharded_map import read_pieces, run_pieces
+from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
 from qilin.pipeline.execution.workers import workers_of
 from qilin.pipeline.pubmed.caption_classifier import judge
 from qilin.pipeline.pubmed.jats import Article, BadArticle, Figure, read_article
@@ -34,21 +34,19 @@ LARGEST = 200 << 20  # bytes of an article's file; the largest known have some 3
 RETRACTED = ("retraction", "retracted-article", "partial-retraction", "expression-of-concern")
 
 
-@settings
-class FiguresSettings:
+@config_class
+class FiguresConfig:
     """Which articles, where to, and which figures to keep."""
 
-    source: Path = setting(help="the folder of articles: .xml or .nxml files, at any depth")
-    out: Path = setting(help="the folder of rows to make; an interrupted one is gone on with")
-    every: bool = setting(default=False, help="keep figures that are no medical images by their captions, too")
-    workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
-    cluster: str | None = setting(
-        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
-    )
-    json: bool = setting(default=False, help="print the summary as JSON")
+    source: Path = option(help="the folder of articles: .xml or .nxml files, at any depth")
+    out: Path = option(help="the folder of rows to make; an interrupted one is gone on with")
+    every: bool = option(default=False, help="keep figures that are no medical images by their captions, too")
+    workers: int = option(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = option(default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786")
+    json: bool = option(default=False, help="print the summary as JSON")
 
 
-def figures(given: FiguresSettings) -> None:
+def figures(given: FiguresConfig) -> None:
     """Make the rows, or say that they are there. Raises UserError where there are no articles."""
     names = list_articles(given.source)
     pieces = [names[start : start + ARTICLES_A_PIECE] for start in range(0, len(names), ARTICLES_A_PIECE)]
@@ -62,9 +60,9 @@ def figures(given: FiguresSettings) -> None:
     }
     work = partial(read_files, given.source.resolve(), given.every)
     workers = workers_of(given.workers, given.cluster, most=len(pieces))
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         task = progress.add_task("reading articles", total=len(pieces))
-        counts = run_pieces(work, pieces, given.out, made_by, workers, lambda number: progress.advance(task))
+        counts = run_sharded(work, pieces, given.out, made_by, workers, lambda number: progress.advance(task))
     tell(given, len(names), counts)
 
 
@@ -90,23 +88,25 @@ def is_article(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 
-def read_files(source: Path, every: bool, names: Iterable[str]) -> Iterator[dict[str, Any] | Refused]:
+def read_files(source: Path, every: bool, names: Iterable[str]) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step: article files -> figure rows."""
     for name in names:
         try:
             article = read_article(read_file(source / name))
         except BadArticle as error:
-            yield Refused({"file": name, "detail": error.detail[:300]}, f"article: {error.reason}")
+            yield RejectedRow({"file": name, "detail": error.detail[:300]}, f"article: {error.reason}")
             continue
         about = read_metadata(source / name)
         reason = article_fault(article, about)
         if reason:
-            yield Refused({"file": name, "kind": article.kind, "figures": len(article.figures)}, f"article: {reason}")
+            yield RejectedRow(
+                {"file": name, "kind": article.kind, "figures": len(article.figures)}, f"article: {reason}"
+            )
             continue
         for place, figure in enumerate(article.figures, start=1):
             row = figure_row(article, figure, name, place, about)
             reason = figure_fault(row, every)
-            yield Refused(row, f"figure: {reason}") if reason else row
+            yield RejectedRow(row, f"figure: {reason}") if reason else row
 
 
 def read_file(path: Path) -> bytes:
@@ -168,7 +168,7 @@ def figure_fault(row: Mapping[str, Any], every: bool) -> str | None:
     return None
 
 
-def tell(given: FiguresSettings, articles: int, counts: Mapping[str, Any]) -> None:
+def tell(given: FiguresConfig, articles: int, counts: Mapping[str, Any]) -> None:
     """What was found and what was refused, and the next command."""
     kinds: Counter[str] = Counter()
     whole = 0

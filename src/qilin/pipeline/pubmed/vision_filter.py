@@ -18,15 +18,15 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.llm_client import KEY_HELP, Ask, Endpoint, Reply, ask_all, read_json
-from qilin.core.progress import bar
-from qilin.dataset.import_rows import Refused
+from qilin.core.llm_client import KEY_HELP, ChatReply, ChatRequest, Endpoint, complete_all, read_json
+from qilin.core.progress import ProgressBars
+from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import read_through
 from qilin.imaging.decode import BadImage, to_rgb
-from qilin.pipeline.execution.llm_budget import Purse
-from qilin.pipeline.execution.sharded_map import piece_file, read_pieces, read_step, run_pieces
+from qilin.pipeline.execution.llm_budget import TokenBudget
+from qilin.pipeline.execution.sharded_map import piece_file, read_pieces, read_step, run_sharded
 from qilin.pipeline.pubmed.caption_classifier import BODY_PARTS, MODALITIES
 from qilin.pipeline.pubmed.image_lookup import resolve
 
@@ -41,26 +41,26 @@ PROMPT = (
 )
 
 
-@settings
-class LookSettings:
+@config_class
+class LookConfig:
     """Which figures, and who looks at them."""
 
-    source: Path = setting(help="a folder of `qilin data figures`")
-    out: Path = setting(help="the folder of rows to make; an interrupted one is gone on with")
-    images: Path = setting(help="the folder of articles that the figures were read from")
-    endpoint: str = setting(help="the service's address, up to and including /v1")
-    model: str = setting(help="the name of a model there that sees images")
-    cache: Path = setting(default=Path("looks.sqlite"), help="the file of replies: what is in it costs nothing")
-    concurrency: int = setting(default=8, help="requests at once, at most")
-    budget: int | None = setting(default=None, help="tokens, read and written, after which it stops; goes on later")
-    price_in: float = setting(default=0.0, help="price of a million tokens read, for the cost on the bar")
-    price_out: float = setting(default=0.0, help="price of a million tokens written")
-    timeout: float = setting(default=120.0, help="seconds for one reply")
+    source: Path = option(help="a folder of `qilin data figures`")
+    out: Path = option(help="the folder of rows to make; an interrupted one is gone on with")
+    images: Path = option(help="the folder of articles that the figures were read from")
+    endpoint: str = option(help="the service's address, up to and including /v1")
+    model: str = option(help="the name of a model there that sees images")
+    cache: Path = option(default=Path("looks.sqlite"), help="the file of replies: what is in it costs nothing")
+    concurrency: int = option(default=8, help="requests at once, at most")
+    budget: int | None = option(default=None, help="tokens, read and written, after which it stops; goes on later")
+    price_in: float = option(default=0.0, help="price of a million tokens read, for the cost on the bar")
+    price_out: float = option(default=0.0, help="price of a million tokens written")
+    timeout: float = option(default=120.0, help="seconds for one reply")
 
     EPILOG = KEY_HELP
 
 
-def look(given: LookSettings) -> None:
+def look(given: LookConfig) -> None:
     """Make the rows, or say that they are there. Raises UserError where the folder of images is not."""
     if not given.images.is_dir():
         raise UserError(f"{given.images}: no such folder; expected the articles that {given.source} was made from")
@@ -70,12 +70,12 @@ def look(given: LookSettings) -> None:
     )
     pieces = [str(piece_file(given.source.resolve(), "rows", n)) for n in range(step["made_by"]["pieces"])]
     made_by = {"step": "look", "model": given.model, "prompt": PROMPT, "made_from": step["made_by"]}
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         task = progress.add_task("looking at figures", total=len(pieces))
         prices = (given.price_in, given.price_out)
-        purse = Purse("looking at figures", given.budget, prices, given.cache, progress, task)
+        purse = TokenBudget("looking at figures", given.budget, prices, given.cache, progress, task)
         work = partial(looked_at, there, purse, given.images.resolve())
-        counts = run_pieces(work, pieces, given.out, made_by, None, lambda number: progress.advance(task))
+        counts = run_sharded(work, pieces, given.out, made_by, None, lambda number: progress.advance(task))
     kinds: Counter[str] = Counter()
     gone = 0
     for row in read_pieces(given.out):
@@ -89,13 +89,13 @@ def look(given: LookSettings) -> None:
         console.print(f"{gone:,} of the unsure were not seen: their images are not in {given.images}, or are damaged")
 
 
-def looked_at(there: Endpoint, purse: Purse, images: Path, piece: str) -> Iterator[dict[str, Any] | Refused]:
+def looked_at(there: Endpoint, purse: TokenBudget, images: Path, piece: str) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step: rows of a piece, the unsure ones with what the model sees. Some rows at a time: each has an image."""
     with open(piece, encoding="utf-8") as lines:
         while rows := [json.loads(line) for line in islice(lines, ROWS_AT_ONCE)]:
             shown = [image_of(row, images) if row["medical"] == "unsure" else None for row in rows]
             asks = [question(row, image) for row, image in zip(rows, shown, strict=True) if image]
-            replies = iter(ask_all(replace(there, budget=purse.left()), asks, purse.hear()) if asks else [])
+            replies = iter(complete_all(replace(there, budget=purse.left()), asks, purse.hear()) if asks else [])
             for row, image in zip(rows, shown, strict=True):
                 if image:
                     yield judged(row, next(replies))
@@ -118,13 +118,13 @@ def image_of(row: Mapping[str, Any], images: Path) -> bytes | None:
     return None
 
 
-def question(row: Mapping[str, Any], image: bytes) -> Ask:
+def question(row: Mapping[str, Any], image: bytes) -> ChatRequest:
     url = "data:image/jpeg;base64," + base64.b64encode(image).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": PROMPT + row["caption"]}]
-    return Ask([{"role": "user", "content": content}], max_tokens=100, json=True)
+    return ChatRequest([{"role": "user", "content": content}], max_tokens=100, json=True)
 
 
-def judged(row: dict[str, Any], said: Reply) -> dict[str, Any] | Refused:
+def judged(row: dict[str, Any], said: ChatReply) -> dict[str, Any] | RejectedRow:
     """The row as the model sees it; as it was where the answer is of another form."""
     try:
         found = read_json(said)
@@ -132,7 +132,7 @@ def judged(row: dict[str, Any], said: Reply) -> dict[str, Any] | Refused:
     except (ValueError, KeyError, TypeError):
         medical = None
     if medical is False:
-        return Refused(row, "figure: no medical image, as a vision model sees it")
+        return RejectedRow(row, "figure: no medical image, as a vision model sees it")
     if medical is not True:
         return row | {"reason": f"{row['reason']}; the vision model's answer is of no use"}
     # through str: a list of kinds, or a number, is no kind

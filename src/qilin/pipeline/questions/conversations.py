@@ -13,33 +13,31 @@ from typing import Any
 
 from rich.console import Console
 
-from qilin.core.config import setting, settings
-from qilin.core.progress import bar
+from qilin.core.config import config_class, option
+from qilin.core.progress import ProgressBars
 from qilin.dataset.hash_tables import fingerprint
-from qilin.dataset.import_rows import Refused
+from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.licenses import strictest
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, assistant, sample_from_row, sample_row, text_of, user
-from qilin.pipeline.execution.dataset_map import assemble, is_done, settings_of
-from qilin.pipeline.execution.sharded_map import into_heaps, read_heap, run_pieces
+from qilin.pipeline.execution.dataset_map import assemble, config_of, is_done
+from qilin.pipeline.execution.sharded_map import into_heaps, read_heap, run_sharded
 from qilin.pipeline.execution.workers import workers_of
 
 DESCRIBE = "请描述这张图像。"
 
 
-@settings
-class ChatsSettings:
+@config_class
+class ChatsConfig:
     """Which questions, and how long the conversations are."""
 
-    source: Path = setting(help="a dataset folder with questions")
-    out: Path = setting(help="the dataset folder of conversations to make; must be new or empty")
-    least: int = setting(default=2, help="turns that make a conversation, the caption's included")
-    most: int = setting(default=6, help="turns of a conversation; more questions make several")
-    workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
-    cluster: str | None = setting(
-        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
-    )
-    json: bool = setting(default=False, help="print the summary as JSON")
+    source: Path = option(help="a dataset folder with questions")
+    out: Path = option(help="the dataset folder of conversations to make; must be new or empty")
+    least: int = option(default=2, help="turns that make a conversation, the caption's included")
+    most: int = option(default=6, help="turns of a conversation; more questions make several")
+    workers: int = option(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = option(default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786")
+    json: bool = option(default=False, help="print the summary as JSON")
 
     def __post_init__(self) -> None:
         if not 2 <= self.least <= self.most:
@@ -48,21 +46,21 @@ class ChatsSettings:
             )
 
 
-def chats(given: ChatsSettings) -> None:
+def chats(given: ChatsConfig) -> None:
     """Make the folder, or say that it is there."""
     data = open_dataset(given.source.resolve())
-    made_by = settings_of([data], {"step": "chats", "least": given.least, "most": given.most})
+    made_by = config_of([data], {"step": "chats", "least": given.least, "most": given.most})
     fresh = not is_done(given.out, made_by)
     if fresh:
         folder = given.out.resolve().with_name(f".{given.out.name}.heaps")
         shutil.rmtree(folder / "heaps", ignore_errors=True)  # laying them out anew costs one reading
-        with bar() as progress:
+        with ProgressBars(transient=True) as progress:
             task = progress.add_task("composing", total=None)
             heaps = into_heaps(folder / "heaps", by_image(data), sum(map(data.count, data.splits())))
             progress.update(task, total=len(heaps))
             work = partial(composed, given.least, given.most)
             workers = workers_of(given.workers, given.cluster, most=len(heaps))
-            run_pieces(work, heaps, folder / "pieces", made_by, workers, lambda number: progress.advance(task))
+            run_sharded(work, heaps, folder / "pieces", made_by, workers, lambda number: progress.advance(task))
             assemble([data], folder / "pieces", given.out, made_by)
         shutil.rmtree(folder)
     counts = open_dataset(given.out).manifest["counts"]
@@ -84,7 +82,7 @@ def by_image(data: Dataset) -> Iterator[tuple[int, Any]]:
                 yield fingerprint(" ".join(row["image_ids"])), [split, row]
 
 
-def composed(least: int, most: int, heap: str) -> Iterator[dict[str, Any] | Refused]:
+def composed(least: int, most: int, heap: str) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step over a heap: conversations about each image, in the order in which images come."""
     about: dict[tuple[str, ...], list[Sample]] = {}
     splits: dict[tuple[str, ...], str] = {}

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from qilin.core.config import setting, settings
-from qilin.core.llm_client import KEY_HELP, Ask, Endpoint, Reply, ask_all, read_json
-from qilin.core.progress import bar
+from qilin.core.config import config_class, option
+from qilin.core.llm_client import KEY_HELP, ChatReply, ChatRequest, Endpoint, complete_all, read_json
+from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
-from qilin.pipeline.execution.dataset_map import Refused, ends_of, refuse, rework
-from qilin.pipeline.execution.llm_budget import Purse, tell
+from qilin.pipeline.execution.dataset_map import RejectedRow, ends_of, map_dataset, refuse
+from qilin.pipeline.execution.llm_budget import TokenBudget, tell
 from qilin.pipeline.questions.checks import ABOUT, Question, check_question, read_question
 from qilin.pipeline.questions.text_only_filter import Guesses, guess_all, surplus, with_options
 from qilin.text.normalize import has_chinese, plain
@@ -49,35 +49,35 @@ TEXTS_A_PIECE = 256  # among which answers are balanced; the same whatever the c
 Kind = Literal["caption", "context", "inline", "report"]
 
 
-@settings
-class AskSettings:
+@config_class
+class AskConfig:
     """Which texts to ask about, how many questions of each kind, and who asks and guesses."""
 
-    source: Path = setting(help="a dataset folder with Chinese captions, reports or case texts")
-    out: Path = setting(help="the dataset folder to make; must be new or empty, or this work interrupted")
-    endpoint: str = setting(help="the address of the service that writes questions, up to and including /v1")
-    model: str = setting(help="the model's name there")
-    guess_endpoint: str | None = setting(
+    source: Path = option(help="a dataset folder with Chinese captions, reports or case texts")
+    out: Path = option(help="the dataset folder to make; must be new or empty, or this work interrupted")
+    endpoint: str = option(help="the address of the service that writes questions, up to and including /v1")
+    model: str = option(help="the model's name there")
+    guess_endpoint: str | None = option(
         default=None, help="a service that guesses without the image; the key goes there too (default: the same)"
     )
-    guess_model: str | None = setting(default=None, help="the guesser's name there (default: the same model)")
-    guesses: int = setting(default=3, help="tries without the image for each question; 0: do not let it guess")
-    kinds: tuple[Kind, ...] = setting(
+    guess_model: str | None = option(default=None, help="the guesser's name there (default: the same model)")
+    guesses: int = option(default=3, help="tries without the image for each question; 0: do not let it guess")
+    kinds: tuple[Kind, ...] = option(
         default=("caption", "context", "inline", "report"), help="kinds of texts to ask about"
     )
-    open: int = setting(default=3, help="open questions of a text, at most")
-    choice: int = setting(default=1, help="choices of a text, at most")
-    yes_no: int = setting(default=2, help="questions of a text answered by 是 or 否, at most")
-    only_questions: bool = setting(default=False, help="leave the source's own samples out")
-    asks: int = setting(default=2, help="times a faulty question is asked for before it is refused")
-    seed: int = setting(default=0, help="decides the order of options, and which of too many questions stay")
-    cache: Path = setting(default=Path("questions.sqlite"), help="the file of replies: what is in it costs nothing")
-    concurrency: int = setting(default=16, help="requests at once, at most; fewer where the service asks to wait")
-    budget: int | None = setting(default=None, help="tokens, read and written, after which it stops; goes on later")
-    price_in: float = setting(default=0.0, help="price of a million tokens read, for the cost on the bar")
-    price_out: float = setting(default=0.0, help="price of a million tokens written")
-    timeout: float = setting(default=120.0, help="seconds for one reply")
-    json: bool = setting(default=False, help="print the summary as JSON")
+    open: int = option(default=3, help="open questions of a text, at most")
+    choice: int = option(default=1, help="choices of a text, at most")
+    yes_no: int = option(default=2, help="questions of a text answered by 是 or 否, at most")
+    only_questions: bool = option(default=False, help="leave the source's own samples out")
+    asks: int = option(default=2, help="times a faulty question is asked for before it is refused")
+    seed: int = option(default=0, help="decides the order of options, and which of too many questions stay")
+    cache: Path = option(default=Path("questions.sqlite"), help="the file of replies: what is in it costs nothing")
+    concurrency: int = option(default=16, help="requests at once, at most; fewer where the service asks to wait")
+    budget: int | None = option(default=None, help="tokens, read and written, after which it stops; goes on later")
+    price_in: float = option(default=0.0, help="price of a million tokens read, for the cost on the bar")
+    price_out: float = option(default=0.0, help="price of a million tokens written")
+    timeout: float = option(default=120.0, help="seconds for one reply")
+    json: bool = option(default=False, help="print the summary as JSON")
 
     EPILOG = KEY_HELP
 
@@ -118,7 +118,7 @@ class Draft:
     doubt: str | None = None
 
 
-def ask(given: AskSettings) -> None:
+def ask(given: AskConfig) -> None:
     """Make the folder with questions, or say that it is there. RunError where the budget is spent or no one answers."""
     there = Endpoint(
         given.endpoint, given.model, concurrency=given.concurrency, timeout=given.timeout, cache=given.cache
@@ -136,12 +136,12 @@ def ask(given: AskSettings) -> None:
     }
     made_by |= {name: getattr(given, name) for name in ("guesses", "kinds", "only_questions", "asks", "seed")} | mix
     data = open_dataset(given.source)
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         total = sum(data.count(split) for split in data.splits())
         task = progress.add_task("asking", total=total)
-        purse = Purse("asking", given.budget, (given.price_in, given.price_out), given.cache, progress, task)
+        purse = TokenBudget("asking", given.budget, (given.price_in, given.price_out), given.cache, progress, task)
         ends = ends_of(data, TEXTS_A_PIECE)
-        made, fresh = rework(
+        made, fresh = map_dataset(
             given.source, given.out, partial(asked, work, purse), made_by, None, lambda n: purse.reach(ends[n]),
             TEXTS_A_PIECE,
         )  # fmt: skip
@@ -156,7 +156,7 @@ def prompt_name() -> str:
     return f"questions-{VERSION}-{hashlib.sha256(PROMPT.encode()).hexdigest()[:12]}"
 
 
-def asked(work: Work, purse: Purse, rows: list[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | Refused]:
+def asked(work: Work, purse: TokenBudget, rows: list[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | RejectedRow]:
     """The step: the samples of a piece, and behind each text its questions, or why it has none."""
     split_of = {sample.sample_id: split for split, sample in rows}
     texts = [sample for _, sample in rows if sample.kind in work.kinds]
@@ -207,7 +207,7 @@ def draft_of(work: Work, sample: Sample) -> Draft:
     return Draft(sample, text, [{"role": "system", "content": prompt}, {"role": "user", "content": text}])
 
 
-def answer_all(work: Work, purse: Purse, drafts: Sequence[Draft]) -> None:
+def answer_all(work: Work, purse: TokenBudget, drafts: Sequence[Draft]) -> None:
     """Ask about each text, again with the reasons where questions are faulty; what came of it stands in the drafts."""
     left = list(drafts)
     room = 200 + 150 * sum(work.mix.values())  # tokens of the reply: question, answer, evidence, options
@@ -215,13 +215,13 @@ def answer_all(work: Work, purse: Purse, drafts: Sequence[Draft]) -> None:
         if not left:
             return
         there = replace(work.endpoint, budget=purse.left())
-        replies = ask_all(there, [Ask(draft.history, room, json=True) for draft in left], purse.hear())
+        replies = complete_all(there, [ChatRequest(draft.history, room, json=True) for draft in left], purse.hear())
         for draft, reply in zip(left, replies, strict=True):
             take(draft, reply, work.mix)
         left = [draft for draft in left if draft.doubt or draft.faulty]
 
 
-def take(draft: Draft, reply: Reply, mix: Mapping[str, int]) -> None:
+def take(draft: Draft, reply: ChatReply, mix: Mapping[str, int]) -> None:
     """Sort the questions of a reply into sound and faulty ones, and prepare to ask again about those."""
     draft.doubt = None
     rows: list[Any] = []
@@ -258,7 +258,7 @@ def again(draft: Draft) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-def refusals_of(draft: Draft) -> Iterator[Refused]:
+def refusals_of(draft: Draft) -> Iterator[RejectedRow]:
     for row, doubts in [*draft.refused, *draft.faulty]:
         asked_for = row if isinstance(row, dict) else {"row": row}
         yield refused_question(draft.sample, asked_for | {"doubts": doubts}, f"question: {', '.join(sorted(doubts))}")
@@ -268,8 +268,8 @@ def refusals_of(draft: Draft) -> Iterator[Refused]:
         yield refuse(draft.sample, "questions: none, the service found nothing to ask")
 
 
-def refused_question(sample: Sample, row: Mapping[str, Any], reason: str) -> Refused:
-    return Refused({"text_of": sample.sample_id, "image_ids": list(sample.image_ids), **row}, reason)
+def refused_question(sample: Sample, row: Mapping[str, Any], reason: str) -> RejectedRow:
+    return RejectedRow({"text_of": sample.sample_id, "image_ids": list(sample.image_ids), **row}, reason)
 
 
 # --- questions as samples -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qilin.core.llm_client import Ask, Endpoint, Reply, ask_all
+from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, complete_all
 from qilin.pipeline.questions.checks import LETTERS, NO, YES, Question
 from qilin.text.laterality import sides_conflict
 from qilin.text.negation import negations
@@ -39,21 +39,23 @@ class Guesses:
 
 def guess_all(
     guesser: Endpoint, tries: int, asked: Sequence[Question], budget: Callable[[], int | None],
-    pay: Callable[[Reply], None],
+    pay: Callable[[ChatReply], None],
 ) -> list[Guesses]:  # fmt: skip
     """Ask each question `tries` times without image or text, each try by a seed of its own."""
     said: list[list[str]] = [[] for _ in asked]
     for seed in range(tries):
         there = replace(guesser, seed=seed, temperature=WARMTH, budget=budget())
-        replies = ask_all(there, [guess_of(question) for question in asked], lambda place, reply: pay(reply))
+        replies = complete_all(there, [guess_of(question) for question in asked], lambda place, reply: pay(reply))
         for texts, reply in zip(said, replies, strict=True):
             texts.append(reply.text)
     return [counted(question, texts) for question, texts in zip(asked, said, strict=True)]
 
 
-def guess_of(asked: Question) -> Ask:
+def guess_of(asked: Question) -> ChatRequest:
     content = f"{with_options(asked)}\n{HOW[asked.kind]}"
-    return Ask([{"role": "system", "content": GUESS_PROMPT}, {"role": "user", "content": content}], max_tokens=40)
+    return ChatRequest(
+        [{"role": "system", "content": GUESS_PROMPT}, {"role": "user", "content": content}], max_tokens=40
+    )
 
 
 def with_options(asked: Question) -> str:

@@ -15,30 +15,28 @@ from typing import Any
 
 from rich.console import Console
 
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.progress import bar
+from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.sample_texts import parts_of, with_parts
 from qilin.dataset.schema import Sample
-from qilin.pipeline.execution.dataset_map import SAMPLES_A_PIECE, Refused, pieces_of, refuse, rework
+from qilin.pipeline.execution.dataset_map import SAMPLES_A_PIECE, RejectedRow, map_dataset, pieces_of, refuse
 from qilin.pipeline.execution.workers import workers_of
 from qilin.pipeline.review.decisions import Latest, agreement, beside, hash_of, latest, read_decisions, verdict
 
 
-@settings
-class ApplySettings:
+@config_class
+class ApplyConfig:
     """Whose decisions, on which dataset."""
 
-    source: Path = setting(help="the dataset folder that was reviewed")
-    out: Path = setting(help="the dataset folder to make; must be new or empty, or this work interrupted")
-    decisions: Path | None = setting(default=None, help="the file of decisions (default: SOURCE.decisions.jsonl)")
-    only_read: bool = setting(default=False, help="keep only what somebody accepted or fixed")
-    workers: int = setting(default=0, help="processes; 0 is one a core, 1 works in this one")
-    cluster: str | None = setting(
-        default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786"
-    )
-    json: bool = setting(default=False, help="print the summary as JSON")
+    source: Path = option(help="the dataset folder that was reviewed")
+    out: Path = option(help="the dataset folder to make; must be new or empty, or this work interrupted")
+    decisions: Path | None = option(default=None, help="the file of decisions (default: SOURCE.decisions.jsonl)")
+    only_read: bool = option(default=False, help="keep only what somebody accepted or fixed")
+    workers: int = option(default=0, help="processes; 0 is one a core, 1 works in this one")
+    cluster: str | None = option(default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786")
+    json: bool = option(default=False, help="print the summary as JSON")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Work:
     only_read: bool
 
 
-def apply(given: ApplySettings) -> None:
+def apply(given: ApplyConfig) -> None:
     """Make the folder, or say that it is there. Raises UserError where there is nothing to apply."""
     path = given.decisions or beside(given.source)
     held = latest(read_decisions(path))
@@ -64,11 +62,13 @@ def apply(given: ApplySettings) -> None:
         "decisions": hashlib.sha256(words.encode()).hexdigest()[:24],
         "only_read": given.only_read,
     }
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         pieces = len(pieces_of(data, SAMPLES_A_PIECE))
         task = progress.add_task("applying", total=pieces)
         workers = workers_of(given.workers, given.cluster, most=pieces)
-        made, fresh = rework(given.source, given.out, step, made_by, workers, lambda number: progress.advance(task))
+        made, fresh = map_dataset(
+            given.source, given.out, step, made_by, workers, lambda number: progress.advance(task)
+        )
     tell(given, made, fresh, held, stale)
 
 
@@ -84,7 +84,7 @@ def stale_rows(data: Dataset, held: Latest) -> int:
     return len(held.keys() - seen)
 
 
-def applied(work: Work, rows: list[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | Refused]:
+def applied(work: Work, rows: list[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | RejectedRow]:
     """The step: samples as the reviewers want them."""
     for split, sample in rows:
         own = work.held.get((sample.sample_id, hash_of(sample)))
@@ -108,7 +108,7 @@ def marked(sample: Sample, word: str) -> Sample:
     return replace(sample, translation=how | {"checks": "; ".join(filter(None, (how.get("checks"), word)))})
 
 
-def tell(given: ApplySettings, made: Dataset, fresh: bool, held: Latest, stale: int) -> None:
+def tell(given: ApplyConfig, made: Dataset, fresh: bool, held: Latest, stale: int) -> None:
     """What was decided and what came of it."""
     counts = made.manifest["counts"]
     kinds = Counter(verdict(own).decision for own in held.values())

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from qilin.core.config import setting, settings
+from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.llm_client import KEY_HELP, Ask, Endpoint, Reply, ask_all, read_json
-from qilin.core.progress import bar
+from qilin.core.llm_client import KEY_HELP, ChatReply, ChatRequest, Endpoint, complete_all, read_json
+from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.sample_texts import parts_of, with_parts
 from qilin.dataset.schema import Sample
-from qilin.pipeline.execution.dataset_map import SAMPLES_A_PIECE, Refused, ends_of, refuse, rework
-from qilin.pipeline.execution.llm_budget import Purse, tell
+from qilin.pipeline.execution.dataset_map import SAMPLES_A_PIECE, RejectedRow, ends_of, map_dataset, refuse
+from qilin.pipeline.execution.llm_budget import TokenBudget, tell
 from qilin.pipeline.translation.checks import ABBREVIATION, check_translation
 from qilin.text.normalize import has_chinese
 
@@ -34,24 +34,24 @@ SHORT = 8  # characters of an abbreviation; a longer word in capitals may be any
 GLOSSARY = Path(__file__).with_name("glossary.tsv")
 
 
-@settings
-class TranslateSettings:
+@config_class
+class TranslateConfig:
     """What to translate, with which service, how many times, for how much."""
 
-    source: Path = setting(help="a dataset folder; its Chinese samples are kept as they are")
-    out: Path = setting(help="the dataset folder to make; must be new or empty, or this work interrupted")
-    endpoint: str = setting(help="the service's address, up to and including /v1")
-    model: str = setting(help="the model's name there")
-    glossary: Path = setting(default=GLOSSARY, help="English, tab, Chinese a line; the longest match counts")
-    cache: Path = setting(default=Path("translations.sqlite"), help="the file of replies: what is in it costs nothing")
-    concurrency: int = setting(default=16, help="requests at once, at most; fewer where the service asks to wait")
-    budget: int | None = setting(default=None, help="tokens, read and written, after which it stops; goes on later")
-    price_in: float = setting(default=0.0, help="price of a million tokens read, for the cost on the bar")
-    price_out: float = setting(default=0.0, help="price of a million tokens written")
-    asks: int = setting(default=3, help="times a text is asked for before its sample is refused")
-    back: float = setting(default=0.0, help="translate back and refuse below this chrF (0 to 100); 0: do not")
-    timeout: float = setting(default=120.0, help="seconds for one reply")
-    json: bool = setting(default=False, help="print the summary as JSON")
+    source: Path = option(help="a dataset folder; its Chinese samples are kept as they are")
+    out: Path = option(help="the dataset folder to make; must be new or empty, or this work interrupted")
+    endpoint: str = option(help="the service's address, up to and including /v1")
+    model: str = option(help="the model's name there")
+    glossary: Path = option(default=GLOSSARY, help="English, tab, Chinese a line; the longest match counts")
+    cache: Path = option(default=Path("translations.sqlite"), help="the file of replies: what is in it costs nothing")
+    concurrency: int = option(default=16, help="requests at once, at most; fewer where the service asks to wait")
+    budget: int | None = option(default=None, help="tokens, read and written, after which it stops; goes on later")
+    price_in: float = option(default=0.0, help="price of a million tokens read, for the cost on the bar")
+    price_out: float = option(default=0.0, help="price of a million tokens written")
+    asks: int = option(default=3, help="times a text is asked for before its sample is refused")
+    back: float = option(default=0.0, help="translate back and refuse below this chrF (0 to 100); 0: do not")
+    timeout: float = option(default=120.0, help="seconds for one reply")
+    json: bool = option(default=False, help="print the summary as JSON")
 
     EPILOG = KEY_HELP
 
@@ -72,7 +72,7 @@ class Work:
     back: float
 
 
-def translate(given: TranslateSettings) -> None:
+def translate(given: TranslateConfig) -> None:
     """Make the translated folder, or say that it is there. RunError where the budget is spent or no one answers."""
     there = Endpoint(
         given.endpoint, given.model, concurrency=given.concurrency, timeout=given.timeout, cache=given.cache
@@ -88,13 +88,13 @@ def translate(given: TranslateSettings) -> None:
     }
     data = open_dataset(given.source)
     total = sum(data.count(split) for split in data.splits())
-    with bar() as progress:
+    with ProgressBars(transient=True) as progress:
         task = progress.add_task("translating", total=total)
         prices = (given.price_in, given.price_out)
-        purse = Purse("translating", given.budget, prices, given.cache, progress, task)
+        purse = TokenBudget("translating", given.budget, prices, given.cache, progress, task)
         step = partial(translated, Work(there, terms, given.asks, given.back), purse)
         ends = ends_of(data, SAMPLES_A_PIECE)
-        made, fresh = rework(
+        made, fresh = map_dataset(
             given.source, given.out, step, made_by, None, lambda n: purse.reach(ends[n]), SAMPLES_A_PIECE
         )
     tell(given.out, made, fresh, purse, given.json)
@@ -126,7 +126,9 @@ def terms_in(text: str, terms: Iterable[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def translated(work: Work, purse: Purse, rows: list[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | Refused]:
+def translated(
+    work: Work, purse: TokenBudget, rows: list[tuple[str, Sample]]
+) -> Iterator[tuple[str, Sample] | RejectedRow]:
     """The step: samples with English in them -> the same in Chinese, or refused with what their translation lacks."""
     texts = [texts_of(sample) for _, sample in rows]
     answers = iter(answer_all(work, purse, [part for part in texts if part]))
@@ -169,7 +171,9 @@ def texts_of(sample: Sample) -> dict[str, str]:
 Doubts = dict[str, dict[str, str]]  # text -> check -> what it found
 
 
-def answer_all(work: Work, purse: Purse, samples: list[dict[str, str]]) -> list[tuple[dict[str, str] | None, Doubts]]:
+def answer_all(
+    work: Work, purse: TokenBudget, samples: list[dict[str, str]]
+) -> list[tuple[dict[str, str] | None, Doubts]]:
     """(translations, {}) of each sample, or (None, why not) after the last time of asking."""
     made: list[tuple[dict[str, str] | None, Doubts]] = [(None, {})] * len(samples)
     left = list(range(len(samples)))
@@ -178,8 +182,8 @@ def answer_all(work: Work, purse: Purse, samples: list[dict[str, str]]) -> list[
         if not left:
             break
         there = replace(work.endpoint, budget=purse.left())
-        asks = [Ask(history[n], max_tokens=room_for(samples[n]), json=True) for n in left]
-        replies = ask_all(there, asks, purse.hear(0 if turn else 1))
+        asks = [ChatRequest(history[n], max_tokens=room_for(samples[n]), json=True) for n in left]
+        replies = complete_all(there, asks, purse.hear(0 if turn else 1))
         for n, reply in zip(left, replies, strict=True):
             made[n] = judged(samples[n], reply, work.terms)
         if work.back:
@@ -212,7 +216,7 @@ def room_for(texts: Mapping[str, str]) -> int:
 
 
 def judged(
-    texts: Mapping[str, str], reply: Reply, terms: Iterable[tuple[str, str]]
+    texts: Mapping[str, str], reply: ChatReply, terms: Iterable[tuple[str, str]]
 ) -> tuple[dict[str, str] | None, Doubts]:
     """The reply's translations by their places, or what is wrong with them."""
     try:
@@ -236,7 +240,7 @@ def judged(
 
 
 def check_back(
-    work: Work, purse: Purse, samples: list[dict[str, str]], made: list[tuple[dict[str, str] | None, Doubts]],
+    work: Work, purse: TokenBudget, samples: list[dict[str, str]], made: list[tuple[dict[str, str] | None, Doubts]],
     places: list[int],
 ) -> None:  # fmt: skip
     """Translate back what passed, and doubt what does not come back alike."""
@@ -245,10 +249,12 @@ def check_back(
     chrf = CHRF()
     sound = [(n, place) for n in places if (found := made[n][0]) for place in found]
     asks = [
-        Ask([{"role": "user", "content": "Translate into English, nothing else:\n" + (made[n][0] or {})[place]}], 1024)
+        ChatRequest(
+            [{"role": "user", "content": "Translate into English, nothing else:\n" + (made[n][0] or {})[place]}], 1024
+        )
         for n, place in sound
     ]
-    replies = ask_all(replace(work.endpoint, budget=purse.left()), asks, purse.hear())
+    replies = complete_all(replace(work.endpoint, budget=purse.left()), asks, purse.hear())
     for (n, place), reply in zip(sound, replies, strict=True):
         score = chrf.sentence_score(reply.text, [samples[n][place]]).score
         if score < work.back:
