@@ -9,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qilin.dataset.contamination import CONTAMINATED_SHARE, match_images, passages
 from qilin.evaluate.controls.training_set import Training, phashes
 from qilin.evaluate.items import Item
-from qilin.imaging.near_duplicates import NEAR_BITS, hashes, near_pairs
+from qilin.imaging.near_duplicates import NEAR_BITS
 from qilin.text.normalize import plain
-
-# Characters in a row that two texts do not share by chance; a shorter text is not looked at.
-GRAM = 16
-# A text leaks where this share of its grams stands in the training texts.
-SHARE = 0.5
 
 
 def find_leaks(training: Training, items: Sequence[Item], ours: Mapping[str, str]) -> dict[str, Any]:
@@ -29,11 +25,7 @@ def find_leaks(training: Training, items: Sequence[Item], ours: Mapping[str, str
     ids = sorted({image_id for item in items for image_id in item.image_ids})
     theirs = phashes(training.data)
     seen = set(training.image_ids)
-    near: dict[str, str] = {}
-    pairs = near_pairs(hashes([ours[i] for i in ids]), hashes([theirs[i] for i in training.image_ids]), NEAR_BITS)
-    for mine, other in pairs:
-        near.setdefault(ids[mine], training.image_ids[other])
-    near |= {image_id: image_id for image_id in ids if image_id in seen}
+    near = match_images({i: ours[i] for i in ids}, {i: theirs[i] for i in training.image_ids})
     known = {(plain(row.question), plain(row.answer), row.image_id) for row in training.known}
     asked = [item for item in items if item.image_ids]
     same = [i for i in asked if (plain(i.question), plain(i.reference), near.get(i.image_ids[0], "")) in known]
@@ -50,20 +42,14 @@ def shared_texts(items: Sequence[Item], known: Sequence[str]) -> tuple[list[str]
 
     Only the grams of the references are held, so memory does not grow with the training data.
     """
-    mine = {item.id: grams(item.reference) for item in items}
+    mine = {item.id: passages(plain(item.reference)) for item in items}
     wanted = set().union(*mine.values()) if mine else set()
     found: set[str] = set()
     if wanted:
         for text in dict.fromkeys(known):
-            found |= wanted & grams(text)
+            found |= wanted & passages(plain(text))
     long = {row_id: own for row_id, own in mine.items() if own}
-    return [row_id for row_id, own in long.items() if len(own & found) >= SHARE * len(own)], len(long)
-
-
-def grams(text: str) -> set[str]:
-    """Every run of GRAM characters of a text in plain form."""
-    text = plain(text)
-    return {text[i : i + GRAM] for i in range(len(text) - GRAM + 1)}
+    return [row_id for row_id, own in long.items() if len(own & found) >= CONTAMINATED_SHARE * len(own)], len(long)
 
 
 def in_words(found: Mapping[str, Any]) -> str:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from qilin.dataset.contamination import match_images
 from qilin.dataset.reader import Dataset
 from qilin.evaluate.controls.blind import CommonestAnswer, Known, mean_image
 from qilin.evaluate.items import Item, items_of
 from qilin.evaluate.predict import image_of
-from qilin.imaging.near_duplicates import hashes, near_pairs
 
 # The mean image is an average: more images than this change it by less than a grey level.
 IMAGES_IN_MEAN = 512
@@ -71,8 +71,6 @@ def phashes(data: Dataset) -> dict[str, str]:
 def near_training(training: Training, items: Sequence[Item], ours: Mapping[str, str]) -> dict[str, bool]:
     """Item id -> whether one of its images, or a near-duplicate of one, was in training."""
     theirs = phashes(training.data)
-    seen = set(training.image_ids)
-    ids = sorted({image_id for item in items for image_id in item.image_ids})
-    pairs = near_pairs(hashes([ours[i] for i in ids]), hashes([theirs[i] for i in training.image_ids]))
-    near = {ids[i] for i, _ in pairs} | (set(ids) & seen)
+    ids = {image_id for item in items for image_id in item.image_ids}
+    near = match_images({i: ours[i] for i in ids}, {i: theirs[i] for i in training.image_ids})
     return {item.id: any(image_id in near for image_id in item.image_ids) for item in items}
