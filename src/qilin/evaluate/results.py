@@ -1,0 +1,231 @@
+"""The typed results of an evaluation: predictions, verdicts and scores, from generation to the report.
+
+In and out: rows of predictions.jsonl and verdicts.jsonl, blocks of scores.json. The field names on disk are those of
+the dataclasses; fields of other systems' files that Qilin does not know are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+from qilin.core.errors import UserError
+from qilin.core.files import write_atomic
+from qilin.dataset.schema import CAPTION_KINDS
+from qilin.text.normalize import normalise, plain
+from qilin.text.yes_no import asks_yes_no, word_polarity
+
+ANSWER_TYPES = ("open", "closed", "choice")
+REQUIRED_FIELDS = ("id", "question", "reference", "prediction")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One row of predictions.jsonl: a question, its reference answer, and a system's answer."""
+
+    id: str
+    question: str
+    reference: str
+    prediction: str
+    answer_type: str | None = None  # open, closed, choice; None where the file does not state it
+    choices: tuple[str, ...] = ()
+    image_ids: tuple[str, ...] = ()
+    question_type: str | None = None
+    confidence: float | None = None  # 0 to 1
+    kind: str = "vqa"  # sample kind of the dataset; decides whether the row is scored as a caption
+    group: str = ""  # article or patient
+
+    @property
+    def is_caption(self) -> bool:
+        """Whether the row is scored as a caption."""
+        return self.kind in CAPTION_KINDS
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the question counts as closed (choice does); without an answer_type, by question and reference."""
+        if self.answer_type is not None:
+            return self.answer_type in ("closed", "choice")
+        yes_no = asks_yes_no(plain(self.question)) and word_polarity(normalise(self.reference)) is not None
+        return bool(self.choices) or yes_no
+
+    def to_row(self) -> dict[str, Any]:
+        """The row of predictions.jsonl."""
+        row = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return row | {"choices": list(self.choices), "image_ids": list(self.image_ids)}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], where: str = "row") -> Prediction:
+        """Checks and converts a row of any system's file. Raises UserError that names `where` and the field.
+
+        A row without `kind` is a caption if it has an `answer_type` and that is null.
+        """
+        for name in REQUIRED_FIELDS:
+            if name not in row:
+                raise UserError(f"{where}: field {name} is missing; it has {', '.join(map(str, row)) or 'none'}")
+        answer_type = row.get("answer_type")
+        if answer_type is not None and answer_type not in ANSWER_TYPES:
+            raise UserError(f"{where}: answer_type is {answer_type!r}; expected open, closed, choice or null")
+        reference = _text(row, "reference", where)
+        if not reference.strip():
+            raise UserError(f"{where}: reference is empty; there is nothing to score against")
+        caption = "answer_type" in row and answer_type is None
+        return cls(
+            id=intern(str(row["id"])),
+            question=_text(row, "question", where),
+            reference=reference,
+            # null: the system gave no answer, which is scored as unparsable
+            prediction="" if row["prediction"] is None else _text(row, "prediction", where),
+            answer_type=answer_type and intern(answer_type),
+            choices=_texts(row, "choices", where),
+            image_ids=_texts(row, "image_ids", where),
+            question_type=_label(row, "question_type") or None,
+            confidence=_number(row, "confidence", where),
+            kind=_label(row, "kind") or ("caption" if caption else "vqa"),
+            group=_label(row, "group"),
+        )
+
+
+# Names and answers repeat from row to row: interned texts keep a hundred thousand rows small.
+def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = row[name]
+    # A number as an answer (2) is as good as its text; no other type is converted.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {name} is {value!r}; expected a text")
+    return intern(value)
+
+
+def _texts(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+    value = row.get(name) or []
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise UserError(f"{where}: {name} is {value!r}; expected a list of texts")
+    return tuple(map(intern, value))
+
+
+def _number(row: Mapping[str, Any], name: str, where: str) -> float | None:
+    try:
+        return None if row.get(name) is None else float(row[name])
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: {name} is {row[name]!r}; expected a number or null") from None
+
+
+def _label(row: Mapping[str, Any], name: str) -> str:
+    return intern(str(row.get(name) or ""))
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The rows of a JSONL file. Raises UserError with file, line and field for anything that is not a prediction."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected JSONL rows with {', '.join(REQUIRED_FIELDS)}")
+    predictions: list[Prediction] = []
+    line_numbers: dict[str, int] = {}  # id -> line
+    with path.open(encoding="utf-8-sig") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    prediction = Prediction.from_row(_parse_line(line, where), where)
+                    if prediction.id in line_numbers:
+                        raise UserError(
+                            f"{where}: id {prediction.id} was used on line {line_numbers[prediction.id]}; "
+                            "expected unique ids"
+                        )
+                    line_numbers[prediction.id] = number
+                    predictions.append(prediction)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+    if not predictions:
+        raise UserError(f"{path}: no rows; expected JSONL rows with {', '.join(REQUIRED_FIELDS)}")
+    return predictions
+
+
+def _parse_line(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object with {', '.join(REQUIRED_FIELDS)}; found {line[:40]!r}")
+    return row
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as JSONL, complete or not at all."""
+    write_atomic(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The scorer's decision on one prediction: `correct` is None where it could not be parsed; `rule` decided."""
+
+    correct: bool | None
+    rule: str
+
+    @property
+    def outcome(self) -> str:
+        """right, wrong or unparsable."""
+        return {True: "right", False: "wrong", None: "unparsable"}[self.correct]
+
+    def to_row(self, prediction_id: str) -> dict[str, Any]:
+        """The row of verdicts.jsonl."""
+        return {"id": prediction_id, "correct": self.correct, "rule": self.rule}
+
+
+CAPTION_VERDICT = Verdict(None, "caption")  # captions are scored by their facts, not right or wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric over a subset of the rows, with its controls: the block "exact" or "accuracy" of scores.json."""
+
+    value: float | None
+    interval: Sequence[float] | None = None  # 95 %, low and high
+    blind: float | None = None  # the better of the blind controls
+    blind_from: str | None = None  # its name
+    blind_each: Mapping[str, float] = field(default_factory=dict)
+    shuffled: float | None = None  # mean over the derangements
+    shuffles: int = 0
+    nearest: float | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)  # missing control or interval -> why
+    reason: str | None = None  # why there is no value
+
+    def to_json(self) -> dict[str, Any]:
+        """The block of scores.json."""
+        if self.value is None:
+            return {**dict.fromkeys(("value", "interval", "blind", "shuffled", "nearest")), "reason": self.reason}
+        block = asdict(self)
+        del block["reason"]
+        if self.interval is not None:
+            block["interval"] = list(self.interval)
+        return block if self.reasons else {k: v for k, v in block.items() if k != "reasons"}
+
+    @classmethod
+    def from_json(cls, block: Mapping[str, Any]) -> Score:
+        """A block of scores.json."""
+        return cls(**{name: block[name] for name in cls.__dataclass_fields__ if name in block})
+
+
+@dataclass(frozen=True, slots=True)
+class SubsetScores:
+    """All metrics over a subset of the questions: "all", "closed", one question type … of scores.json."""
+
+    n: int | None
+    exact: Score | None
+    accuracy: Score | None
+    unparsable: int | None = None
+    token_f1_word: float | None = None  # open questions only
+    token_f1_char: float | None = None
+    reason: str | None = None  # why the subset is unknown (n is None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The block of scores.json."""
+        metrics = {
+            name: score and score.to_json() for name, score in (("exact", self.exact), ("accuracy", self.accuracy))
+        }
+        optional = {name: getattr(self, name) for name in ("unparsable", "token_f1_word", "token_f1_char", "reason")}
+        return {"n": self.n, **metrics, **{name: value for name, value in optional.items() if value is not None}}
