@@ -1,4 +1,4 @@
-"""How far `qilin score --as KIT` agrees with the kits' own functions, answer by answer.
+"""How far `qilin score --scorer KIT` agrees with the kits' own functions, answer by answer.
 
     pip download --no-deps evalscope lmms-eval nvidia-vlmeval mathruler, unpack each wheel, then
     python bench/kits.py predictions.jsonl --evalscope DIR --lmms-eval DIR --vlmevalkit DIR \\
@@ -155,7 +155,7 @@ def all_rows(predictions: Path) -> list[dict[str, Any]]:
 
 
 def agreement(
-    rows: list[dict[str, Any]], ours: Callable[[Any], kits.Mark], theirs: Callable[[Any], Any]
+    rows: list[dict[str, Any]], ours: Callable[[Any], kits.KitScore], theirs: Callable[[Any], Any]
 ) -> dict[str, Any]:
     unlike = []
     for row in rows:
@@ -171,7 +171,7 @@ def parsed(row: Any, kit: Any) -> tuple[str, Any, str] | None:
     """(type, what the kit reads, reference) of a row that its CMMMU code takes; None for others."""
     if row["choices"]:
         by_letter, letters = kit.get_multi_choice_info([kits.bare_choice(choice) for choice in row["choices"]])
-        wanted = kits.picked(row["reference"], row["choices"])
+        wanted = kits.selected_options(row["reference"], row["choices"])
         reference = "".join(kits.LETTERS[i] for i in sorted(wanted)) if wanted else row["reference"]
         return "选择", kit.get_multi_choice_prediction(row["prediction"], letters, by_letter), reference
     if row["reference"] in ("对", "错"):
@@ -220,7 +220,7 @@ def stand_in_tables() -> dict[str, Any]:
 
 
 def by_vlmevalkit(row: Any, kit: Any, table: dict[str, Any]) -> float:
-    wanted = kits.picked(row["reference"], row["choices"]) if row["choices"] else None
+    wanted = kits.selected_options(row["reference"], row["choices"]) if row["choices"] else None
     reference = "".join(kits.LETTERS[i] for i in sorted(wanted)) if wanted else row["reference"]
     kind = "选择" if row["choices"] else "判断" if row["reference"] in ("对", "错") else "填空"
     options = {f"option{i}": kits.bare_choice(choice) for i, choice in enumerate(row["choices"], 1)}

@@ -8,7 +8,7 @@ import pytest
 
 from qilin.cli import main
 from qilin.core.errors import UserError
-from qilin.evaluate.scoring.aggregate import verdict_of
+from qilin.evaluate.scoring.aggregate import judge_prediction
 from qilin.evaluate.scoring.other_scorers import KITS, cmmmu_letters, evalscope_plain, lmms_plain
 
 ORDER = ("qilin", "medevalkit", "vlmevalkit", "evalscope", "lmms-eval")
@@ -17,7 +17,7 @@ ORDER = ("qilin", "medevalkit", "vlmevalkit", "evalscope", "lmms-eval")
 def points(reference: str, prediction: str, question: str = "", **more: Any) -> tuple[float, ...]:
     """What Qilin and the kits in ORDER count for an answer."""
     row = {"id": "1", "question": question, "reference": reference, "prediction": prediction, **more}
-    return (float(verdict_of(row, prediction).correct is True), *(KITS[name].mark(row).points for name in ORDER[1:]))
+    return (float(judge_prediction(row, prediction).correct is True), *(KITS[name].mark(row).points for name in ORDER[1:]))
 
 
 CHOICES = ["肺炎", "气胸", "结节", "正常"]
@@ -107,20 +107,20 @@ def test_compare_prints_all_side_by_side(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_as_one_kit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "r.jsonl"
-    assert main(["score", str(rows_file(tmp_path)), "--as", "vlmevalkit", "--json", "--rows", str(rows)]) == 0
+    assert main(["score", str(rows_file(tmp_path)), "--scorer", "vlmevalkit", "--json", "--rows", str(rows)]) == 0
     column = json.loads(capsys.readouterr().out)["columns"]["vlmevalkit"]
     assert column["choice"]["guessed"] == 1
     judged = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
     assert [row["correct"] for row in judged].count(None) == 1
-    assert main(["score", str(rows_file(tmp_path)), "--as", "nokit"]) == 2
-    assert main(["score", str(rows_file(tmp_path)), "--as", "evalscope", "--compare"]) == 2
+    assert main(["score", str(rows_file(tmp_path)), "--scorer", "nokit"]) == 2
+    assert main(["score", str(rows_file(tmp_path)), "--scorer", "evalscope", "--compare"]) == 2
 
 
 def test_captions_alone_are_refused(tmp_path: Path) -> None:
     from qilin.evaluate.config import ScoreConfig
-    from qilin.evaluate.scoring.compare_scorers import score_by_kits
+    from qilin.evaluate.scoring.compare_scorers import score_with_kits
 
     path = tmp_path / "p.jsonl"
     path.write_text('{"id": "1", "question": "", "reference": "a", "prediction": "b", "kind": "caption"}\n')
     with pytest.raises(UserError, match="captions only"):
-        score_by_kits(ScoreConfig(file=path, compare=True))
+        score_with_kits(ScoreConfig(file=path, compare=True))

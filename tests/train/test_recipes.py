@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qilin.core.config import read, read_yaml
+from qilin.core.config import read_config, read_yaml
 from qilin.core.errors import UserError
 from qilin.demo.config import DemoConfig, PartsConfig
 from qilin.demo.run import demo, recipe_file, recipe_folder
@@ -24,22 +24,22 @@ SCRIPTS: dict[str, dict[str, Any]] = {
     "qilin-med-vl-13b/align": {
         "vision": "openai/clip-vit-large-patch14-336",
         "language": "FlagAlpha/Llama2-Chinese-13b-Chat",
-        "learn": ("projector",),
+        "trainable": ("projector",),
         "template": "plain",
         "feature_layer": -2,
-        "rate": 1e-3,
-        "batch": 32 * 8,
+        "learning_rate": 1e-3,
+        "batch_size": 32 * 8,
         "pad_square": False,
     },
     "qilin-med-vl-13b/instruct": {
-        "learn": ("projector", "language"),
+        "trainable": ("projector", "language"),
         "template": "v1",
-        "rate": 2e-5,
-        "batch": 16 * 8,
+        "learning_rate": 2e-5,
+        "batch_size": 16 * 8,
         "pad_square": True,
     },
 }
-BOTH = {"epochs": 1, "max_length": 2048, "schedule": "cosine", "warmup": 0.03, "weight_decay": 0.0, "precision": "bf16"}
+BOTH = {"num_epochs": 1, "max_length": 2048, "lr_scheduler_type": "cosine", "warmup_ratio": 0.03, "weight_decay": 0.0, "precision": "bf16"}
 
 
 def minimal(name: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_a_recipe_reads_with_the_least_that_must_be_added(name: str) -> None:
     assert isinstance(found, TrainConfig)
     assert [str(source.path) for source in found.data] == ["somewhere"]
     stage = name.split("/")[1]
-    assert ("language" in found.learn) == (stage == "instruct")
+    assert ("language" in found.trainable) == (stage == "instruct")
     for key in ("vision", "language", "model"):
         assert getattr(found, key) is None or isinstance(getattr(found, key), str)
 
@@ -105,7 +105,7 @@ def test_the_papers_recipe_says_where_every_value_comes_from(name: str) -> None:
 
 
 def test_a_value_without_a_source_is_seen() -> None:
-    assert commented_keys("rate: 1.0  # [script] --rate\nbatch: 3\n") == {"rate": "[script] --rate", "batch": None}
+    assert commented_keys("rate: 1.0  # [script] --rate\nbatch: 3\n") == {"learning_rate": "[script] --rate", "batch_size": None}
 
 
 def test_the_papers_alignment_can_keep_the_instruction() -> None:
@@ -126,11 +126,11 @@ def test_a_recipe_can_name_every_template(template: str) -> None:
 def test_the_adapters_that_the_comments_tell_of_are_settings(name: str) -> None:
     """The command in the recipe's comment, word for word."""
     text = recipe_path(name).read_text(encoding="utf-8")
-    words = re.findall(r"'(learn=[^']*|lora=[^']*)'|\b(rate=\S+|rates\.\w+=\S+)", text)
+    words = re.findall(r"'(trainable=[^']*|lora=[^']*)'|\b(learning_rate=\S+|rates\.\w+=\S+)", text)
     found = read_recipe(name, [*minimal(name), *(quoted or plain for quoted, plain in words)])
     assert found.lora is not None
     assert found.lora.rank >= 64
-    assert (found.rate, found.rates.projector, found.learn) == (2e-4, 2e-5, ("projector",))
+    assert (found.learning_rate, found.learning_rates.projector, found.trainable) == (2e-4, 2e-5, ("projector",))
 
 
 def test_a_misspelt_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("folder", ["tiny", "small", "quick"])
 def test_small_recipes_say_how_their_parts_are_made(folder: str) -> None:
-    assert read(PartsConfig, Path(str(resources.files("qilin") / "recipes" / folder / "parts.yaml")))
+    assert read_config(PartsConfig, Path(str(resources.files("qilin") / "recipes" / folder / "parts.yaml")))
 
 
 def test_every_recipe_is_packed_into_the_wheel() -> None:
@@ -169,7 +169,7 @@ def test_a_demo_takes_our_recipes_by_name_whatever_lies_here(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quick").mkdir()  # as `qilin demo --quick --out quick` makes it
     assert recipe_folder(DemoConfig(quick=True)) == "quick"
-    assert read(PartsConfig, recipe_file("quick", "parts"))
+    assert read_config(PartsConfig, recipe_file("quick", "parts"))
     assert recipe_file("./quick", "parts") == Path("quick/parts.yaml")
 
 

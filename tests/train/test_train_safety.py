@@ -15,7 +15,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
-from qilin.core.config import build, read_yaml
+from qilin.core.config import build_config, read_yaml
 from qilin.core.errors import RunError, UserError
 from qilin.model.llava import LoadedModel, compose
 from qilin.train import checkpoint, loop
@@ -50,17 +50,17 @@ def recipe(parts: Path, **changes: Any) -> TrainConfig:
         "vision": str(parts / "clip"),
         "language": str(parts / "llama"),
         "data": [{"path": str(parts / "data")}],
-        "system": "",
-        "batch": 8,
+        "system_prompt": "",
+        "batch_size": 8,
         "max_length": 300,
         "pack_tokens": 600,
-        "log_every": 1,
-        "save_every": 2,
+        "logging_steps": 1,
+        "save_steps": 2,
         "device": "cpu",
         "precision": "fp32",
         "trackers": [],
     }
-    return build(TrainConfig, values | changes, "test")
+    return build_config(TrainConfig, values | changes, "test")
 
 
 # ── the cache of lengths ────────────────────────────────────────────────────────────────────────────────────────────
@@ -138,25 +138,25 @@ def test_an_image_that_does_not_decode_is_named_with_its_sample(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["clip=0"], "clip is 0.0; expected more than 0"),
-        (["rate=-1e-3"], "rate is -0.001; expected more than 0"),
-        (["rate=.nan"], "rate is nan"),
+        (["max_grad_norm=0"], "clip is 0.0; expected more than 0"),
+        (["learning_rate=-1e-3"], "rate is -0.001; expected more than 0"),
+        (["learning_rate=.nan"], "rate is nan"),
         (["seed=-1"], "seed is -1; expected at least 0"),
-        (["save_every=-1"], "save_every is -1; expected at least 0"),
+        (["save_steps=-1"], "save_every is -1; expected at least 0"),
         (["betas=[1.5, 0.9]"], "betas are"),
-        (["warmup=2"], "warmup is 2.0; expected 0 to 1"),
-        (["batch=many"], "batch is 'many'"),
+        (["warmup_ratio=2"], "warmup is 2.0; expected 0 to 1"),
+        (["batch_size=many"], "batch is 'many'"),
         (["bach=3"], "unknown key bach; did you mean batch"),
-        (["rates.visoin=1"], "unknown key rates.visoin; did you mean rates.vision"),
+        (["learning_rates.visoin=1"], "unknown key learning_rates.visoin; did you mean learning_rates.vision"),
         (["data=[{path: a, wieght: 2}]"], r"unknown key data\[0\].wieght; did you mean data\[0\].weight"),
         (["data=[{path: a, weight: 0}]"], "weight of a is 0.0; expected more than 0"),
-        (["rates.vision=1e-4"], "learn does not name vision"),
-        (["learn=[projector]", "lora={rank: 0}"], "lora.rank is 0"),
+        (["learning_rates.vision=1e-4"], "learn does not name vision"),
+        (["trainable=[projector]", "lora={rank: 0}"], "lora.rank is 0"),
         (["lora={}"], "contradict each other"),
         (["vision=a", "model=b"], "either model"),
         (["pack_tokens=10"], "expected at least max_length"),
-        (["learn=[]"], "learn is empty"),
-        (["learn=[projektor]"], "learn.0 is 'projektor'"),
+        (["trainable=[]"], "learn is empty"),
+        (["trainable=[projektor]"], "learn.0 is 'projektor'"),
         (["template=v2"], "template is 'v2'"),
     ],
 )
@@ -178,7 +178,7 @@ def test_control_the_same_recipe_without_the_mistake_reads() -> None:
 
 
 def train(parts: Path, out: Path, **changes: Any) -> Path:
-    made = run_stage(recipe(parts, out=str(out), **{"epochs": 2, "rate": 1e-2} | changes), "test")
+    made = run_stage(recipe(parts, out=str(out), **{"num_epochs": 2, "learning_rate": 1e-2} | changes), "test")
     assert made == out
     return out
 
@@ -233,9 +233,9 @@ def test_interrupted_at_every_step_in_turn_it_is_the_same_run(parts: Path, whole
 def test_a_run_whose_last_vision_layer_never_has_a_gradient_continues(parts: Path, tmp_path: Path) -> None:
     """Features come from the layer before the last, so AdamW has no averages of the last one."""
     learn = ["vision", "projector", "language"]
-    whole = train(parts, tmp_path / "whole", learn=learn)
-    crash(parts, tmp_path / "run", 3, learn=learn)
-    run = train(parts, tmp_path / "run", learn=learn)
+    whole = train(parts, tmp_path / "whole", trainable=learn)
+    crash(parts, tmp_path / "run", 3, trainable=learn)
+    run = train(parts, tmp_path / "run", trainable=learn)
     assert same(run, whole)
     starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
     assert [row["after_step"] for row in starts] == [0, 2]
@@ -342,7 +342,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
 def test_how_a_run_is_kept_may_change_in_its_middle(parts: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     crash(parts, run, 3)
-    train(parts, run, save_every=3, keep=1, trackers=["tensorboard"])
+    train(parts, run, save_steps=3, save_total_limit=1, trackers=["tensorboard"])
     assert same(run, whole)
     assert read_yaml(run / "recipe.yaml")["save_every"] == 3
 
@@ -351,7 +351,7 @@ def test_what_is_learnt_may_not(parts: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     crash(parts, run, 3)
     with pytest.raises(UserError, match=r"holds another run: rate is 0.01 there and 0.02 here; name another out"):
-        train(parts, run, rate=2e-2)
+        train(parts, run, learning_rate=2e-2)
     with pytest.raises(UserError, match=r"holds another run: label is None there and 'quick' here"):
         train(parts, run, label="quick")
 
@@ -370,7 +370,7 @@ def test_other_data_under_the_same_name_does_not_continue(parts: Path, tmp_path:
 def test_text_alone_teaches_a_projector_nothing_and_breaks_nothing(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(parts, tmp_path / "mixed", kinds=["chat"], batch=1, epochs=1)
+    train(parts, tmp_path / "mixed", kinds=["chat"], batch_size=1, num_epochs=1)
     assert "1 of the samples have no image and teach projector nothing" in capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "mixed" / "metrics.jsonl").read_text().splitlines()]
     assert sorted(row["grad_norm"] > 0 for row in rows) == [False, True]
@@ -380,7 +380,7 @@ def test_nothing_but_text_for_a_projector_is_refused(parts: Path, tmp_path: Path
     monkeypatch.setattr(PackedDataset, "without_image", lambda feed: len(feed.index))
     with pytest.raises(UserError, match="no sample has an image, so projector cannot learn"):
         train(parts, tmp_path / "run")
-    train(parts, tmp_path / "both", learn=["projector", "language"], epochs=1)
+    train(parts, tmp_path / "both", trainable=["projector", "language"], num_epochs=1)
 
 
 def test_a_missing_tracker_is_told_before_anything_is_read(parts: Path, tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_another_tracker_is_told_what_metrics_jsonl_is_told(
 ) -> None:
     (tmp_path / "trackio.py").write_text(TRACKER)
     monkeypatch.syspath_prepend(tmp_path)
-    run = train(parts, tmp_path / "run", trackers=["trackio"], epochs=1)
+    run = train(parts, tmp_path / "run", trackers=["trackio"], num_epochs=1)
     rows = json.loads((tmp_path / "trackio.py.json").read_text())
     assert rows[0] == ["qilin", "run test"]
     assert [tuple(row) for row in rows[1:]] == losses(run)

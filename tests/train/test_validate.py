@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
-from qilin.core.config import build
+from qilin.core.config import build_config
 from qilin.core.errors import RunError, UserError
-from qilin.evaluate.report.charts import stages_of
+from qilin.evaluate.report.charts import training_stages
 from qilin.model.llava import load_model
-from qilin.model.processing import Pixels, encode_sample
+from qilin.model.processing import PixelCache, encode_sample
 from qilin.train import checkpoint, loop
 from qilin.train import validation as validate
 from qilin.train.config import TrainConfig
@@ -26,7 +26,7 @@ from qilin.train.stage import run_stage
 
 # everything of a run that has a state of its own: dropout, changed images, an average, two optimizers
 MOVING = {
-    "lora": {"rank": 4, "dropout": 0.2}, "augment": 0.5, "average": 0.9, "optimizer": "muon"
+    "lora": {"rank": 4, "dropout": 0.2}, "augment": 0.5, "ema_decay": 0.9, "optimizer": "muon"
 }  # fmt: skip
 
 
@@ -48,10 +48,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def recipe(home: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "vision": str(home / "vision"), "language": str(home / "language"), "data": [{"path": str(home / "data")}],
-        "system": "", "batch": 8, "epochs": 2, "rate": 1e-2, "warmup": 0, "max_length": 300, "pack_tokens": 300,
-        "log_every": 1, "save_every": 0, "device": "cpu", "precision": "fp32", "trackers": [],
+        "system_prompt": "", "batch_size": 8, "num_epochs": 2, "learning_rate": 1e-2, "warmup_ratio": 0, "max_length": 300, "pack_tokens": 300,
+        "logging_steps": 1, "save_steps": 0, "device": "cpu", "precision": "fp32", "trackers": [],
     }  # fmt: skip
-    return build(TrainConfig, values | changes, "test")
+    return build_config(TrainConfig, values | changes, "test")
 
 
 def train(home: Path, out: Path, **changes: Any) -> Path:
@@ -76,12 +76,12 @@ def alone(run: Path, home: Path, split: str) -> list[tuple[float, int]]:
     model: Any = LlavaForConditionalGeneration.from_pretrained(run, dtype=torch.float32)
     model = model.eval()
     source = open_sources(recipe(home, validate={"split": split}), "validation")[0]
-    pixels, found = Pixels(loaded.processor.image_processor), []
+    pixels, found = PixelCache(loaded.processor.image_processor), []
     for sample in source.dataset.samples(split):
         encoded = encode_sample(sample, loaded.processor)
         seen = [pixels.get(source.dataset, image) for image in sample.image_ids]
         ids = torch.tensor([encoded.ids])
-        labels = torch.where(torch.tensor([encoded.learn]), ids, -100)
+        labels = torch.where(torch.tensor([encoded.loss_mask]), ids, -100)
         with torch.no_grad():
             loss = model(input_ids=ids, pixel_values=torch.stack(seen) if seen else None, labels=labels).loss
         count = int((labels[0, 1:] != -100).sum())
@@ -90,7 +90,7 @@ def alone(run: Path, home: Path, split: str) -> list[tuple[float, int]]:
 
 
 def test_it_is_the_mean_over_answer_tokens_of_samples_one_by_one(home: Path, tmp_path: Path) -> None:
-    run = train(home, tmp_path / "run", learn=["projector", "language"], validate={"every": 2, "best": 0})
+    run = train(home, tmp_path / "run", trainable=["projector", "language"], validate={"interval": 2, "keep_best": 0})
     told = of(run, "validation_loss")
     assert list(told) == [2, 4, 6]
     sums = alone(run, home, "validation")
@@ -105,16 +105,16 @@ def test_it_is_the_mean_over_answer_tokens_of_samples_one_by_one(home: Path, tmp
 
 
 def test_it_is_of_the_average_where_the_average_is_the_result(home: Path, tmp_path: Path) -> None:
-    run = train(home, tmp_path / "run", average=0.9, validate={"every": 6, "best": 0})
+    run = train(home, tmp_path / "run", ema_decay=0.9, validate={"interval": 6, "keep_best": 0})
     sums = alone(run, home, "validation")
     by_token = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
     assert of(run, "validation_loss")[6] == pytest.approx(by_token, rel=1e-5)
 
 
 def test_some_of_the_samples_the_same_each_time(home: Path, tmp_path: Path) -> None:
-    run = train(home, tmp_path / "run", epochs=1, validate={"every": 1, "samples": 10, "best": 0})
+    run = train(home, tmp_path / "run", num_epochs=1, validate={"interval": 1, "samples": 10, "keep_best": 0})
     assert json.loads((run / "plan.json").read_text())["validation"]["samples"] == 10
-    still = train(home, tmp_path / "still", epochs=1, rate=1e-30, validate={"every": 1, "samples": 10, "best": 0})
+    still = train(home, tmp_path / "still", num_epochs=1, learning_rate=1e-30, validate={"interval": 1, "samples": 10, "keep_best": 0})
     assert len(set(of(still, "validation_loss").values())) == 1
     assert len(set(of(run, "validation_loss").values())) == 3, "control: weights that move have other losses"
 
@@ -124,7 +124,7 @@ def test_some_of_the_samples_the_same_each_time(home: Path, tmp_path: Path) -> N
 
 def test_training_goes_the_same_way_bit_for_bit(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = train(home, tmp_path / "plain", **MOVING)
-    looked = train(home, tmp_path / "looked", **MOVING, validate={"every": 1, "best": 0})
+    looked = train(home, tmp_path / "looked", **MOVING, validate={"interval": 1, "keep_best": 0})
     assert len(of(looked, "validation_loss")) == 6
     for figure in ("loss", "grad_norm"):
         assert of(looked, figure) == of(plain, figure)
@@ -133,7 +133,7 @@ def test_training_goes_the_same_way_bit_for_bit(home: Path, tmp_path: Path, monk
     # controls: a model that is left without dropout, or with the average in place of its weights
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "train", lambda learner, mode=True: torch.nn.Module.train(learner, False))
-        other = train(home, tmp_path / "eval", **MOVING, validate={"every": 1, "best": 0})
+        other = train(home, tmp_path / "eval", **MOVING, validate={"interval": 1, "keep_best": 0})
         assert of(other, "loss") != of(plain, "loss")
     real, calls = validate.exchange, []
 
@@ -143,7 +143,7 @@ def test_training_goes_the_same_way_bit_for_bit(home: Path, tmp_path: Path, monk
             real(*given)
 
     monkeypatch.setattr(validate, "exchange", once)
-    other = train(home, tmp_path / "other", **MOVING, validate={"every": 1, "best": 0})
+    other = train(home, tmp_path / "other", **MOVING, validate={"interval": 1, "keep_best": 0})
     assert of(other, "loss") != of(plain, "loss")
 
 
@@ -178,7 +178,7 @@ def test_the_best_stay_beside_the_last_and_the_model_is_the_best(
 
     monkeypatch.setattr(checkpoint.Saver, "complete", complete)
     weights = scripted(monkeypatch, [5.0, 3.0, 4.0, 2.0, 6.0, 3.5])
-    options: dict[str, Any] = {"validate": {"every": 1, "best": 2}, "keep": 1, "save_every": 5}
+    options: dict[str, Any] = {"validate": {"interval": 1, "keep_best": 2}, "save_total_limit": 1, "save_steps": 5}
     run = train(home, tmp_path / "run", **options, trackers=["tensorboard"])
     # kept for their loss 1 2 | 2 3 | 2 4; for save_every 5; at the end 6
     assert seen == [[1], [1, 2], [2, 3], [2, 4], [2, 4, 5], [2, 4, 6]]
@@ -187,7 +187,7 @@ def test_the_best_stay_beside_the_last_and_the_model_is_the_best(
     assert "the model is that of step 4: validation loss 2.0000 (after the last step, 6: 3.5000)" in (
         " ".join(capsys.readouterr().err.split())
     )
-    (stage,) = stages_of(run)  # as the report of an evaluation will draw it
+    (stage,) = training_stages(run)  # as the report of an evaluation will draw it
     assert list(stage.validation) == [(1, 5.0), (2, 3.0), (3, 4.0), (4, 2.0), (5, 6.0), (6, 3.5)]
     assert stage.model_of_step == 4
     saved = load_file(run / "model.safetensors")
@@ -226,7 +226,7 @@ def crash(home: Path, run: Path, stop: int, **options: Any) -> None:
 
 
 def test_interrupted_at_every_step_in_turn_it_is_the_same_run(home: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**MOVING, "rate": 0.3, "validate": {"every": 2}, "save_every": 3, "keep": 1}
+    options: dict[str, Any] = {**MOVING, "learning_rate": 0.3, "validate": {"interval": 2}, "save_steps": 3, "save_total_limit": 1}
     whole, run = train(home, tmp_path / "whole", **options), tmp_path / "run"
     for stop in range(6):
         crash(home, run, stop, **options)
@@ -247,7 +247,7 @@ def test_a_best_checkpoint_that_does_not_read_is_named(
     def refused(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    options: dict[str, Any] = {"validate": {"every": 1}}
+    options: dict[str, Any] = {"validate": {"interval": 1}}
     scripted(monkeypatch, [5.0, 2.0, 4.0, 3.0, 6.0, 3.5])
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "write_model", refused)
@@ -271,7 +271,7 @@ def test_a_validation_loss_that_is_not_finite_names_its_samples(
         lambda model, pack, pixels: real(model, pack, pixels) * (1.0 if model.training else math.nan),
     )
     with pytest.raises(RunError, match=r"the validation loss is nan; samples of its pack 1: validation-"):
-        train(home, tmp_path / "run", validate={"every": 1})
+        train(home, tmp_path / "run", validate={"interval": 1})
 
 
 # --- which samples
@@ -285,7 +285,7 @@ def test_a_validation_loss_that_is_not_finite_names_its_samples(
         ({"validate": {"split": 0.999}}, "nothing is left to learn from"),
         ({"validate": {"split": 1e-6}}, "nothing is left to validate on"),
         ({"validate": {"split": 1.5}}, r"validate\.split is 1\.5; expected a split's name, or a share"),
-        ({"validate": {"every": 0}}, r"validate\.every is 0; expected at least 1"),
+        ({"validate": {"interval": 0}}, r"validate\.every is 0; expected at least 1"),
         ({"validate": {"evry": 1}}, r"unknown key validate\.evry; did you mean validate\.every"),
         ({"validate": {}, "kinds": ["report"]}, "no samples of kind report in split"),
     ],
@@ -303,14 +303,14 @@ def test_check_reads_the_images_that_are_validated_on(
 ) -> None:
     config = recipe(home, out=str(tmp_path / "run"), validate={})
     bad = keys(open_sources(config, "validation"))[0].pop()
-    real = Pixels.get
+    real = PixelCache.get
 
     def get(pixels: Any, dataset: Any, image_id: str, dtype: torch.dtype) -> torch.Tensor:
         if image_id == bad:
             raise UserError("damaged")
         return real(pixels, dataset, image_id, dtype)
 
-    monkeypatch.setattr(Pixels, "get", get)
+    monkeypatch.setattr(PixelCache, "get", get)
     assert run_stage(recipe(home, out=str(tmp_path / "run")), "test", check=True) is None  # control: not read there
     with pytest.raises(UserError, match=rf"1 of 10 images do not read:\n .*image {bad} \(sample validation-"):
         run_stage(config, "test", check=True)
@@ -338,7 +338,7 @@ def test_a_share_is_put_aside_by_whole_images_and_groups(home: Path, tmp_path: P
     assert mine[2] + held[2] == total[2] == 23 + 15
     assert 0.1 < held[2] / total[2] < 0.5
     assert keys(open_sources(config, "validation")) == held
-    run = train(home, tmp_path / "run", validate={"split": 0.3, "every": 2}, epochs=1)
+    run = train(home, tmp_path / "run", validate={"split": 0.3, "interval": 2}, num_epochs=1)
     facts = json.loads((run / "plan.json").read_text())
     assert facts["samples"] + facts["validation"]["samples"] == 23
 

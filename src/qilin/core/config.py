@@ -1,129 +1,186 @@
-"""Settings: YAML plus `key=value` words in, one frozen dataclass out. Owns no settings itself.
+"""Configs: YAML and `key=value` overrides, or command-line flags, become one frozen dataclass. Free of torch.
 
-A settings class is made with `@settings` and its fields with `setting(default, "help")`. Unknown keys are refused
-with the nearest known name; types are checked by pydantic; the help line of a field is also its `--help`.
-Everything here is free of torch, so `qilin --help` stays fast.
+`@config_class` makes a class a config and `option(default=..., help=...)` declares a field; pydantic checks the types and the
+help line is also the `--help` of the flag. Unknown keys are errors that suggest the closest known key. A field declared
+with `flatten=True` holds another config whose keys and flags appear at the outer level.
 """
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
-from qilin.core.errors import UserError
+from qilin.core.errors import UserError, suggest
 
 MISSING = dataclasses.MISSING
 T = TypeVar("T")
 
 
-def option(*, default: Any = MISSING, help: str = "") -> Any:
-    """A field of a settings class: its default and the line of help that is also its `--help`."""
+def option(*, default: Any = MISSING, help: str = "", flatten: bool = False) -> Any:
+    """Declare a field of a config class: its default and its line of help.
+
+    With `flatten=True` the field's type is a config class whose keys and flags belong to the outer class. `default` is then
+    an instance, or a mapping with defaults for some of the inner fields: {"cache": Path("translations.sqlite")}.
+    """
+    metadata: dict[str, Any] = {"help": help}
+    if flatten:
+        if isinstance(default, Mapping):
+            metadata["flatten"], default = dict(default), MISSING
+        else:
+            metadata["flatten"] = {} if default is MISSING else dict(vars(default))
     if isinstance(default, list | dict | set):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass_transform(field_specifiers=(option,), frozen_default=True, kw_only_default=True)
 def config_class(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass that pydantic checks and that takes no unknown keys."""
-    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    made.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
-    return made
+    """Make `cls` a frozen, keyword-only dataclass that pydantic validates and that accepts no unknown keys."""
+    config = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    config.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return config
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Values -> a checked `cls`. `where` (a file, "the command line") is named in every error.
+@dataclasses.dataclass(frozen=True)
+class FlatField:
+    """One key of a config class, its flattened configs included. `default` is MISSING for a required key."""
 
-    Raises UserError for unknown keys (with the nearest name), wrong types and missing values; a `ValueError` raised
-    by the class's own `__post_init__` (contradictions between fields) comes out as one too.
+    name: str
+    hint: Any
+    default: Any
+    help: str
+
+
+def flat_fields(cls: type) -> Iterator[FlatField]:
+    """Every key of a config class in order; those of a flattened field stand in its place."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if "flatten" in field.metadata:
+            defaults = field.metadata["flatten"]
+            for inner in flat_fields(hints[field.name]):
+                yield dataclasses.replace(inner, default=defaults.get(inner.name, inner.default))
+        else:
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            yield FlatField(field.name, hints[field.name], default, field.metadata.get("help", ""))
+
+
+def flat_values(config: Any) -> dict[str, Any]:
+    """Key -> value of a config object under the same keys as `flat_fields`, values as they are."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values |= flat_values(value) if "flatten" in field.metadata else {field.name: value}
+    return values
+
+
+def build_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Validate `values` (flat keys) and return a `cls`. Every error names `where`: a file, "the command line".
+
+    Raises UserError for unknown keys (with the closest known one), wrong types and missing values, and for a `ValueError`
+    that `__post_init__` raises because fields contradict each other.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    refuse_unknown(cls, values, where)
+    reject_unknown_keys(cls, values, where)
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        return TypeAdapter(cls).validate_python(nest_values(cls, values))
     except ValidationError as error:
-        raise UserError("; ".join(explain(item, where) for item in error.errors())) from None
+        flattened = {field.name for field in dataclasses.fields(cls) if "flatten" in field.metadata}  # type: ignore[arg-type]
+        raise UserError("; ".join(format_validation_error(item, where, flattened) for item in error.errors())) from None
 
 
-def refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
-    """Raise UserError for the first key of `values`, nested ones included, that `cls` has no field for."""
-    names = {field.name: field for field in dataclasses.fields(cls)}
+def nest_values(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Move the keys of flattened configs into a mapping of their own, with the defaults that the outer class gives."""
     hints = typing.get_type_hints(cls)
+    nested = dict(values)
+    for field in dataclasses.fields(cls):
+        if "flatten" in field.metadata:
+            inner_class = hints[field.name]
+            names = [inner.name for inner in flat_fields(inner_class)]
+            inner_values = {name: nested.pop(name) for name in names if name in nested}
+            nested[field.name] = nest_values(inner_class, {**field.metadata["flatten"], **inner_values})
+    return nested
+
+
+def reject_unknown_keys(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    """Raise UserError for the first key of `values`, nested ones included, that `cls` has no field for."""
+    hints = {field.name: field.hint for field in flat_fields(cls)}
     for key, value in values.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(names)}"
-            raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
-        for inner in nested_configs(hints[key]):
+        if key not in hints:
+            hint = suggest(key, hints, otherwise=f"known keys: {', '.join(hints)}")
+            raise UserError(f"{where}: unknown key {prefix}{key}; {hint.replace('mean ', f'mean {prefix}')}")
+        for inner_class in nested_configs(hints[key]):
             for index, row in enumerate(value if isinstance(value, list | tuple) else [value]):
-                place = f"{key}[{index}]." if isinstance(value, list | tuple) else f"{key}."
+                inner_prefix = f"{key}[{index}]." if isinstance(value, list | tuple) else f"{key}."
                 if isinstance(row, Mapping):
-                    refuse_unknown(inner, row, where, prefix + place)
+                    reject_unknown_keys(inner_class, row, where, prefix + inner_prefix)
 
 
 def nested_configs(hint: Any) -> list[type]:
-    """The settings classes that a field's type holds: itself, inside a tuple, or inside a union."""
+    """The config classes in a field's type: the type itself, or those inside a tuple or a union."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return [hint]
-    return [found for part in typing.get_args(hint) for found in nested_configs(part)]
+    return [config for argument in typing.get_args(hint) for config in nested_configs(argument)]
 
 
-def explain(item: Any, where: str) -> str:
-    """One of pydantic's errors -> one plain clause naming the field, what was found and what was expected."""
-    field = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-")) or "settings"
+def format_validation_error(item: Any, where: str, flattened: typing.Collection[str] = ()) -> str:
+    """One pydantic error as a clause that names the field, the value found and what was expected."""
+    path = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
+    field = ".".join(path[1:] if path and path[0] in flattened else path) or "config"
     if item["type"] == "missing":
-        return f"{where}: {field} is required and was not given"
-    if item["type"] == "value_error":  # raised by __post_init__, already written for people
+        return f"{where}: {field} is required"
+    if item["type"] == "value_error":  # raised by __post_init__, which names the fields itself
         return f"{where}: {item['ctx']['error']}"
     return f"{where}: {field} is {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def read(cls: type[T], path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> T:
-    """A YAML file (or none) and `key=value` words, later ones winning -> a checked `cls`."""
+def read_config(
+    cls: type[T], path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> T:
+    """Merge `base`, a YAML file and `key=value` overrides, later ones winning, and return a validated `cls`."""
     values: dict[str, Any] = dict(base or {})
     if path is not None:
         values |= read_yaml(path)
-    for key, value in (parse_override(word) for word in overrides):
+    for override in overrides:
+        key, value = parse_override(override)
         set_nested(values, key.split("."), value)
-    return build(cls, values, where=str(path) if path else "settings")
+    return build_config(cls, values, where=str(path) if path else "config")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises UserError with the line where it does not parse."""
+    """A YAML mapping; {} for an empty file. Raises UserError with the line where the file does not parse."""
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if found is None:
+    if content is None:
         return {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected 'key: value' lines, found a {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected 'key: value' lines, found a {type(content).__name__}")
+    return content
 
 
-def parse_override(word: str) -> tuple[str, Any]:
-    """`key=value` -> (key, value), the value read as YAML so that numbers, lists and true/false come out typed."""
+def parse_override(override: str) -> tuple[str, Any]:
+    """`key=value` -> (key, value). The value is parsed as YAML, so numbers, lists and true/false get their types."""
     import yaml
 
-    key, equals, text = word.partition("=")
+    key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"{word!r}: expected key=value, such as batch=16")
+        raise UserError(f"{override!r}: expected key=value, such as batch_size=16")
     try:
-        return key.strip(), scientific(yaml.safe_load(text))
+        return key.strip(), parse_float(yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise UserError(f"{word!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def scientific(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 (no dot) as a string; people and papers write it so."""
+def parse_float(value: Any) -> Any:
+    """Turn '1e-3' into a float: YAML 1.1 parses scientific notation without a dot as a string."""
     if isinstance(value, str) and "e" in value.lower():
         try:
             return float(value)
@@ -133,7 +190,7 @@ def scientific(value: Any) -> Any:
 
 
 def set_nested(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    """values["a"]["b"] = value for keys ["a", "b"], making the mappings in between."""
+    """values["a"]["b"] = value for keys ["a", "b"]; mappings in between are created."""
     *parents, last = keys
     for key in parents:
         inner = values.get(key)
@@ -143,9 +200,9 @@ def set_nested(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def to_dict(value: Any) -> Any:
-    """A settings object -> plain dicts, lists, strings and numbers, ready for YAML or JSON."""
+    """A config object as plain dicts (flat keys), lists, strings and numbers, ready for YAML or JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {key: to_dict(item) for key, item in flat_values(value).items()}
     if isinstance(value, Mapping):
         return {key: to_dict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -154,109 +211,104 @@ def to_dict(value: Any) -> Any:
 
 
 def write_yaml(value: Any, path: Path) -> None:
-    """Write a settings object as YAML, keys in the class's order, Chinese as it is."""
+    """Write a config object as YAML: keys in the order of the class, Chinese unescaped."""
     import yaml
 
     path.write_text(yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
 
 
 def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
-    """Give an argparse parser one flag per field of `cls`; the fields in `positional` become positional words."""
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        text = field.metadata.get("help", "").replace("%", "%%")
-        many = typing.get_origin(hints[field.name]) is tuple
+    """Add one flag per key of `cls` to an argparse parser; keys in `positional` become positional arguments."""
+    for field in flat_fields(cls):
+        text = field.help.replace("%", "%%")
+        is_list = typing.get_origin(field.hint) is tuple
         if field.name in positional:
-            required = field.default is MISSING and field.default_factory is MISSING
-            parser.add_argument(field.name, help=text, nargs=None if required else ("*" if many else "?"))
+            nargs = None if field.default is MISSING else ("*" if is_list else "?")
+            parser.add_argument(field.name, help=text, nargs=nargs)
             continue
-        flag = "--" + field.name.rstrip("_").replace("_", "-")  # as_ -> --as: a field cannot bear a word of Python
-        if plain_type(hints[field.name]) is bool:
+        flag = field.name.replace("_", "-")
+        if unwrap_optional(field.hint) is bool:
             # one flag: the one that changes the default
-            name, value = (f"--no-{flag[2:]}", False) if field.default is True else (flag, True)
-            parser.add_argument(name, dest=field.name, action="store_const", const=value, help=off(text, value))
+            flag, value = (f"no-{flag}", False) if field.default is True else (flag, True)
+            parser.add_argument(
+                f"--{flag}", dest=field.name, action="store_const", const=value, help=negated_help(text, value)
+            )
         else:
             default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-            shown = "" if default in (MISSING, None, "") else f" (default: {default})"
+            suffix = "" if default in (MISSING, None, "") else f" (default: {default})"
             parser.add_argument(
-                flag,
+                f"--{flag}",
                 dest=field.name,
-                metavar=metavar(hints[field.name]),
-                nargs="+" if many else None,
-                help=text + shown,
+                metavar=metavar(field.hint),
+                nargs="+" if is_list else None,
+                help=text + suffix,
             )
 
 
-def off(text: str, value: bool) -> str:
-    """The help of a switch; one that is on by default says that its flag turns it off."""
-    where, colon, what = text.rpartition(": ")
-    return text if value else f"{where}{colon}do not {what}"
+def negated_help(text: str, value: bool) -> str:
+    """The help of a switch. "slake: compose captions" becomes "slake: do not compose captions" for a --no- flag."""
+    scope, colon, action = text.rpartition(": ")
+    return text if value else f"{scope}{colon}do not {action}"
 
 
-def plain_type(hint: Any) -> Any:
+def unwrap_optional(hint: Any) -> Any:
     """`int | None` -> int; other types unchanged."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        rest = [part for part in typing.get_args(hint) if part is not type(None)]
-        return rest[0] if len(rest) == 1 else hint
+        members = [member for member in typing.get_args(hint) if member is not type(None)]
+        return members[0] if len(members) == 1 else hint
     return hint
 
 
 def metavar(hint: Any) -> str:
-    """The placeholder shown in --help: choices for a Literal, otherwise the type's name."""
-    hint = plain_type(hint)
+    """The placeholder in --help: the choices of a Literal, otherwise a name for the type."""
+    hint = unwrap_optional(hint)
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(str(choice) for choice in typing.get_args(hint))
     return {int: "N", float: "X", Path: "PATH"}.get(hint, "TEXT")
 
 
 def from_flags(cls: type[T], namespace: Any) -> T:
-    """What argparse read with `add_flags` -> a checked `cls`; flags not given keep their defaults."""
-    hints = typing.get_type_hints(cls)
-    given = {
-        field.name: chosen(hints[field.name], getattr(namespace, field.name, None))
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-    }
-    return build(cls, {key: value for key, value in given.items() if value is not None}, where="the command line")
+    """Build a validated `cls` from the namespace of a parser prepared by `add_flags`; absent flags keep their defaults."""
+    values = {field.name: parse_literal(field.hint, getattr(namespace, field.name, None)) for field in flat_fields(cls)}
+    return build_config(cls, {key: value for key, value in values.items() if value is not None}, "the command line")
 
 
-def chosen(hint: Any, word: Any) -> Any:
-    """The choice that a word names: argparse gives text, and pydantic does not take "8" for the 8 of a Literal."""
-    hint = plain_type(hint)
+def parse_literal(hint: Any, text: Any) -> Any:
+    """The choice of a Literal that `text` spells: pydantic does not accept "8" for Literal[8]. Else `text` itself."""
+    hint = unwrap_optional(hint)
     choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
-    return next((choice for choice in choices if str(choice) == word), word)
+    return next((choice for choice in choices if str(choice) == text), text)
 
 
-def describe(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Rows (key, what it takes and its default, help) of every field, nested ones indented by their prefix, for
-    `--help` and docs; values as YAML writes them."""
+def list_fields(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Rows (key, accepted values and default, help) of every key for `--help` and docs; nested keys as `outer.inner`."""
     rows = []
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        key, help = prefix + field.name, field.metadata.get("help", "")
-        if inner := nested_configs(hints[field.name]):
-            rows.append((key, "", help))
-            for kind in inner:
-                rows += describe(kind, f"{key}.")
+    for field in flat_fields(cls):
+        key = prefix + field.name
+        if inner_classes := nested_configs(field.hint):
+            rows.append((key, "", field.help))
+            for inner_class in inner_classes:
+                rows += list_fields(inner_class, f"{key}.")
         else:
-            rows.append((key, "; ".join(filter(None, (choices(hints[field.name]), default_of(field)))), help))
+            rows.append((key, "; ".join(filter(None, (format_choices(field.hint), format_default(field)))), field.help))
     return rows
 
 
-def choices(hint: Any) -> str:
-    """What a field of a Literal, or of several, takes; "" of all other types."""
-    many = typing.get_origin(hint) is tuple
-    kind = typing.get_args(hint)[0] if many else plain_type(hint)
-    if typing.get_origin(kind) is not typing.Literal:
+def format_choices(hint: Any) -> str:
+    """What a field with a Literal type, or a tuple of them, accepts; "" for other types."""
+    is_list = typing.get_origin(hint) is tuple
+    item_type = typing.get_args(hint)[0] if is_list else unwrap_optional(hint)
+    if typing.get_origin(item_type) is not typing.Literal:
         return ""
-    *names, last = map(str, typing.get_args(kind))
-    return f"of {', '.join([*names, last])}" if many else f"{', '.join(names)} or {last}"
+    *names, last = map(str, typing.get_args(item_type))
+    return f"of {', '.join([*names, last])}" if is_list else f"{', '.join(names)} or {last}"
 
 
-def default_of(field: Any) -> str:
-    """A field's default as YAML writes it; "" where it has none worth telling."""
+def format_default(field: FlatField) -> str:
+    """A field's default as YAML spells it; "" for None, empty values and mappings."""
     if field.default is MISSING:
-        return "required" if field.default_factory is MISSING else ""
-    if field.default in (None, "", ()):
+        return "required"
+    if field.default in (None, "", ()) or isinstance(field.default, list | dict | set):
         return ""
     if isinstance(field.default, tuple):
         return f"default: [{', '.join(map(str, field.default))}]"

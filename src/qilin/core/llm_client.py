@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import RunError, UserError
+from qilin.core.llm_client_config import API_KEY_VARIABLES, KEY_HELP, ServiceConfig
 
-KEYS = ("QILIN_API_KEY", "OPENAI_API_KEY")
-KEY_HELP = f"\n\nthe service's key is read from the environment: {KEYS[0]}, else {KEYS[1]}"
+__all__ = ["KEY_HELP"]
+
+KEYS = API_KEY_VARIABLES
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,13 @@ class Endpoint:
     budget: int | None = None
     temperature: float = 0.0
     seed: int = 0
+
+
+def make_endpoint(config: ServiceConfig) -> Endpoint:
+    """The endpoint of a command's service options. The token budget is left to the caller's TokenBudget."""
+    return Endpoint(
+        config.endpoint, config.model, concurrency=config.concurrency, timeout=config.timeout, cache=config.cache
+    )
 
 
 @dataclass(frozen=True)

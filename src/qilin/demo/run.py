@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qilin.core.config import read, read_yaml, to_dict, write_yaml
+from qilin.core.config import read_config, read_yaml, to_dict, write_yaml
 from qilin.core.errors import UserError
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST
@@ -113,7 +113,7 @@ def tell_parts(config: DemoConfig, data: Path, folder: str) -> None:
     torch.set_num_threads(config.threads)
     logging.disable_progress_bar()  # small parts load in no time
     file = recipe_file(folder, "parts")
-    parts = read(PartsConfig, file, [f"seed={config.seed}"])
+    parts = read_config(PartsConfig, file, [f"seed={config.seed}"])
     if parts.language.texts and config.data is not None:
         raise UserError(
             f"{file}: language.texts is {parts.language.texts}: such texts tell of drawn images; set it to 0"

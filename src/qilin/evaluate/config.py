@@ -78,7 +78,7 @@ class ScoreConfig:
     rows: Path | None = option(
         default=None, help="write each row's id, correct (true, false, null for unparsable) and rule here"
     )
-    as_: Literal["medevalkit", "vlmevalkit", "evalscope", "lmms-eval"] | None = option(
+    scorer: Literal["medevalkit", "vlmevalkit", "evalscope", "lmms-eval"] | None = option(
         default=None, help="score as this kit would, its mistakes included; where it guesses, its mean guess counts"
     )
     compare: bool = option(default=False, help="print Qilin's score beside those of four kits")
@@ -87,10 +87,10 @@ class ScoreConfig:
     json: bool = option(default=False, help="print the scores as JSON")
 
     def __post_init__(self) -> None:
-        if self.as_ and self.compare:
-            raise ValueError("--as prints one kit's score and --compare all of them: give one of the two")
-        if self.as_ and (self.train or self.dataset):
-            raise ValueError("--as scores as that kit would, which knows no --train and no --dataset")
+        if self.scorer and self.compare:
+            raise ValueError("--scorer prints one kit's score and --compare all of them: give one of the two")
+        if self.scorer and (self.train or self.dataset):
+            raise ValueError("--scorer scores as that kit would, which knows no --train and no --dataset")
         if self.resamples < 1:
             raise ValueError(f"resamples is {self.resamples}; expected at least 1")
 

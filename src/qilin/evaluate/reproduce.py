@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qilin.core.config import build
+from qilin.core.config import build_config
 from qilin.core.errors import RunError, UserError
 from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.items import read_rows
@@ -34,7 +34,7 @@ def reproduce(config: EvaluateConfig) -> dict[str, Any]:
 
     assert config.reproduce is not None
     old = read_scores(config.reproduce)
-    then = build(EvaluateConfig, {**old["manifest"]["settings"], "reproduce": None}, str(config.reproduce))
+    then = build_config(EvaluateConfig, {**old["manifest"]["settings"], "reproduce": None}, str(config.reproduce))
     out = config.out
     if out.resolve() == config.reproduce.resolve().parent:
         raise UserError(f"{out}: holds the evaluation that is to be made again; name another --out")

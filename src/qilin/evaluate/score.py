@@ -18,8 +18,8 @@ from qilin.dataset.reader import Dataset, open_dataset
 from qilin.evaluate.config import CAPTION_PROMPT, ScoreConfig
 from qilin.evaluate.items import item_of_row, read_rows, write_jsonl
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.scoring.aggregate import Context, Controls, Row, score_rows
-from qilin.evaluate.scoring.bootstrap import clusters
+from qilin.evaluate.scoring.aggregate import ScoringContext, Controls, Row, score_predictions
+from qilin.evaluate.scoring.bootstrap import assign_clusters
 from qilin.evaluate.scoring.captions import read_fact_source
 
 CONTROLS_FILE = "controls.jsonl"
@@ -28,11 +28,11 @@ CONTROLS_FILE = "controls.jsonl"
 def score_command(config: ScoreConfig) -> None:
     """Score a file and print the result; writes `rows` if asked to."""
     show: Callable[[Mapping[str, Any]], None] = print_scores
-    if config.as_ or config.compare:
+    if config.scorer or config.compare:
         from qilin.evaluate.scoring import compare_scorers as side_by_side
 
         show = side_by_side.show
-        scores, judged = side_by_side.score_by_kits(config)
+        scores, judged = side_by_side.score_with_kits(config)
     else:
         scores, judged = score_file(config)
     if config.rows is not None:
@@ -54,8 +54,8 @@ def score_file(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]
         from qilin.evaluate.controls.training_set import phashes
 
         phash = phashes(data)
-    context = Context(
-        cluster=clusters([row.get("image_ids") or () for row in rows], [row.get("group") or "" for row in rows], phash),
+    context = ScoringContext(
+        cluster=assign_clusters([row.get("image_ids") or () for row in rows], [row.get("group") or "" for row in rows], phash),
         controls=kept["controls"],
         facts=kept["facts"] if data is None and kept["facts"] else read_fact_source(data.path if data else None),
         near_duplicate=kept["near_duplicate"],
@@ -68,12 +68,12 @@ def score_file(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]
     )
     if config.train is not None:
         context = with_training(context, config.train, rows, data)
-    scores, judged = score_rows(rows, context)
+    scores, judged = score_predictions(rows, context)
     scores["manifest"] = {"predictions": str(config.file), **scoring_manifest()}
     return scores, judged
 
 
-def with_training(context: Context, train: Path, rows: Sequence[Row], data: Dataset | None) -> Context:
+def with_training(context: ScoringContext, train: Path, rows: Sequence[Row], data: Dataset | None) -> ScoringContext:
     """The context with what the training split of a dataset folder tells: the commonest answers and which questions it
     asks; where the images are at hand too, the nearest neighbour by thumbnails, near-duplicates, and leaks (printed).
     """
@@ -106,7 +106,7 @@ def with_training(context: Context, train: Path, rows: Sequence[Row], data: Data
 CONTROL_FIELDS = {"mean_picture": "mean_image", "commonest": "commonest"}  # name in controls.jsonl -> field of Controls
 
 
-def write_controls(path: Path, rows: Sequence[Row], context: Context, phash: Mapping[str, str]) -> None:
+def write_controls(path: Path, rows: Sequence[Row], context: ScoringContext, phash: Mapping[str, str]) -> None:
     """controls.jsonl beside predictions.jsonl: per row what the controls answered and what is known of its images.
 
     With it `qilin score` gives exactly the numbers that `qilin evaluate` gave, without model, dataset or training data.

@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,17 @@ from typing import Any
 from rich.console import Console
 
 from qilin.cli import COMMANDS, load
-from qilin.core.config import build as build_config
-from qilin.core.config import config_class, option, parse_override, read_yaml, refuse_unknown, to_dict
+from qilin.core.config import (
+    build_config,
+    config_class,
+    flat_fields,
+    flat_values,
+    option,
+    parse_override,
+    read_yaml,
+    reject_unknown_keys,
+    to_dict,
+)
 from qilin.core.errors import UserError
 from qilin.core.files import write_atomic
 from qilin.dataset.writer import file_hash
@@ -109,7 +118,9 @@ def noted(step: Step) -> Any:
     """What decides what a step makes: its settings, and what stands in the files among them (a list of ids)."""
     said = {key: value for key, value in to_dict(step.given).items() if key not in IDLE}
     files = {
-        key: file_hash(value) for key in said if isinstance(value := getattr(step.given, key), Path) and value.is_file()
+        key: file_hash(value)
+        for key, value in flat_values(step.given).items()
+        if key in said and isinstance(value, Path) and value.is_file()
     }
     return {"do": step.command, **said, **({"files": files} if files else {})}
 
@@ -163,7 +174,7 @@ def fill_in(name: str, recipe: Recipe, values: Mapping[str, Any], out: Path) -> 
         where = f"recipe {name}, step {step_name}"
         command = f"data {written.get('do')}"
         cls = load(COMMANDS[command].config) if command in COMMANDS else None
-        if cls is None or "out" not in {field.name for field in fields(cls)}:
+        if cls is None or "out" not in {field.name for field in flat_fields(cls)}:
             raise UserError(
                 f"{where}: do is {written.get('do')!r}; expected a command of `qilin data` that makes a folder, such "
                 "as curate"
@@ -176,10 +187,10 @@ def fill_in(name: str, recipe: Recipe, values: Mapping[str, Any], out: Path) -> 
             continue
         made = out if step_name == last else folder_of(out) / step_name
         asked = {key: filled(value, known, where) for key, value in written.items() if key not in ("do", "if")}
-        refuse_unknown(cls, asked, where)
+        reject_unknown_keys(cls, asked, where)
         asked = {key: value for key, value in asked.items() if value is not None} | {"out": str(made)}
         for shared in ("workers", "cluster"):  # said once, for all steps that know them
-            if shared in {field.name for field in fields(cls)} and values.get(shared) is not None:
+            if shared in {field.name for field in flat_fields(cls)} and values.get(shared) is not None:
                 asked.setdefault(shared, values[shared])
         steps.append(Step(step_name, command, build_config(cls, asked, where), made))
         known[step_name] = str(made)

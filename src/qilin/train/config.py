@@ -10,8 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from qilin.core.config import build as build_config
-from qilin.core.config import config_class, describe, option, parse_override, read_yaml, set_nested
+from qilin.core.config import build_config, config_class, list_fields, option, parse_override, read_yaml, set_nested
 from qilin.core.errors import UserError
 
 Kind = Literal["caption", "context", "inline", "report", "vqa", "chat"]
@@ -333,7 +332,7 @@ def data_list(value: Any) -> list[Any]:
 
 def keys_help() -> str:
     """The keys of a recipe with their help, for `qilin train --help`."""
-    rows = describe(TrainConfig)
+    rows = list_fields(TrainConfig)
     width = max(len(key) for key, _, _ in rows)
     lines = [f"  {key:{width}}  {text}" + (f" ({takes})" if takes else "") for key, takes, text in rows]
     return "\n\nkeys of a recipe:\n" + "\n".join(lines) + f"\n\nrecipes: {', '.join(recipe_names())}\n"

@@ -1,4 +1,4 @@
-"""`qilin score --as KIT` and `--compare`: the same answers as Qilin and as four kits would score them.
+"""`qilin score --scorer KIT` and `--compare`: the same answers as Qilin and as four kits would score them.
 
 In: a file of predictions. Out: the scores on screen or as JSON, and with `--rows` each row's verdict. Captions are left
 out, and counted: the kits' readings here are those of their question scorers.
@@ -13,24 +13,24 @@ from qilin.core.errors import UserError
 from qilin.evaluate.config import ScoreConfig
 from qilin.evaluate.items import is_caption, read_rows
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.scoring.aggregate import verdict_of
+from qilin.evaluate.scoring.aggregate import judge_prediction
 from qilin.evaluate.scoring.answers import SCORER_VERSION
-from qilin.evaluate.scoring.other_scorers import KITS, Mark, count_points, count_rules
+from qilin.evaluate.scoring.other_scorers import KITS, KitScore, count_points, count_rules
 
 Row = Mapping[str, Any]
 # Rows on which qilin and a kit disagree that are shown: enough to see why, few enough to read.
 EXAMPLES = 12
 
 
-def score_by_kits(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One kit's scores (`as_`) or all beside Qilin's (`compare`), and each row's verdict."""
+def score_with_kits(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One kit's scores (`scorer`) or all beside Qilin's (`compare`), and each row's verdict."""
     rows = read_rows(config.file)
     questions = [row for row in rows if not is_caption(row)]
     if not questions:
-        raise UserError(f"{config.file}: holds captions only; --as and --compare score questions")
-    if config.as_:
-        marks = [KITS[config.as_].mark(row) for row in questions]
-        found = kit_scores(config.as_, questions, marks)
+        raise UserError(f"{config.file}: holds captions only; --scorer and --compare score questions")
+    if config.scorer:
+        marks = [KITS[config.scorer].mark(row) for row in questions]
+        found = kit_scores(config.scorer, questions, marks)
         judged = [
             {"id": row["id"], "correct": mark.correct, "rule": mark.rule, "points": mark.points}
             for row, mark in zip(questions, marks, strict=True)
@@ -42,16 +42,16 @@ def score_by_kits(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, A
     return found, judged
 
 
-def kit_scores(name: str, rows: Sequence[Row], marks: Sequence[Mark]) -> dict[str, Any]:
+def kit_scores(name: str, rows: Sequence[Row], marks: Sequence[KitScore]) -> dict[str, Any]:
     """One kit's scores, with its version and how the reading was checked."""
     about = {"version": KITS[name].version, "checked": KITS[name].checked}
     return {"columns": {name: count_points(rows, marks) | {"about": about, "rules": count_rules(marks)}}}
 
 
-def own_marks(rows: Sequence[Row]) -> list[Mark]:
+def own_marks(rows: Sequence[Row]) -> list[KitScore]:
     """Qilin's verdicts as marks; what it cannot read counts nothing and is no guess."""
-    verdicts = [verdict_of(row, row["prediction"]) for row in rows]
-    return [Mark(float(v.correct is True), v.rule if v.correct is not None else "unread") for v in verdicts]
+    verdicts = [judge_prediction(row, row["prediction"]) for row in rows]
+    return [KitScore(float(v.correct is True), v.rule if v.correct is not None else "unread") for v in verdicts]
 
 
 def compare_kits(rows: Sequence[Row]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
