@@ -23,7 +23,7 @@ from PIL import Image
 
 from qilin.dataset.schema import Provenance
 from qilin.dataset.writer import make_image
-from qilin.imaging.decode import phash, to_rgb
+from qilin.imaging.decode import perceptual_hash, to_rgb
 
 HERE = Path(__file__).parents[1]
 
@@ -50,11 +50,11 @@ def best(work: Callable[[], object]) -> float:
 
 def measure(name: str, data: list[bytes]) -> dict[str, object]:
     images = [to_rgb(item) for item in data]
-    bits = [bin(int(phash(image), 16) ^ int(str(imagehash.phash(image)), 16)).count("1") for image in images]
+    bits = [bin(int(perceptual_hash(image), 16) ^ int(str(imagehash.phash(image)), 16)).count("1") for image in images]
     where = [Provenance("bench", "1")]
     seconds = {
         "decoding": best(lambda: [to_rgb(item) for item in data]),
-        "hash": best(lambda: [phash(image) for image in images]),
+        "hash": best(lambda: [perceptual_hash(image) for image in images]),
         "imagehash": best(lambda: [imagehash.phash(image) for image in images]),
         "make_picture": best(lambda: [make_image(item, where) for item in data]),
     }

@@ -1,11 +1,12 @@
-"""Compound figures: captions at their letters, images at their gutters, doubt where either is not certain."""
+"""Compound figures: captions split at panel letters, images at gutters; both stay whole where that is not certain."""
 
 import pytest
 from PIL import Image, ImageDraw
 
-from qilin.imaging.panels import divide_caption, divide_image, match_panels
+from qilin.imaging.panel_captions import panel_mismatch, split_caption
+from qilin.imaging.panels import split_image
 
-CERTAIN = [
+SPLIT = [
     ("Chest CT. (A) Axial view. (B) Coronal view.", "Chest CT.", ["A", "B"]),
     ("(a) Axial view; (b) coronal view; and (c) sagittal view.", "", ["A", "B", "C"]),
     ("Liver. A, SDS-PAGE profile. B, Western blot result.", "Liver.", ["A", "B"]),
@@ -16,26 +17,26 @@ CERTAIN = [
 ]
 
 
-@pytest.mark.parametrize(("caption", "lead", "names"), CERTAIN)
-def test_captions_that_divide(caption: str, lead: str, names: list[str]) -> None:
-    found = divide_caption(caption)
-    assert found.doubt is None
-    assert (found.lead, [name for name, _ in found.panels]) == (lead, names)
+@pytest.mark.parametrize(("caption", "lead", "names"), SPLIT)
+def test_captions_that_split(caption: str, lead: str, names: list[str]) -> None:
+    split = split_caption(caption)
+    assert split.reason_not_split is None
+    assert (split.lead, [name for name, _ in split.panels]) == (lead, names)
 
 
-DOUBTFUL = [
-    ("An axial CT.", "no panels are named"),
-    ("Levels for TSH (A) and GPH (B) in the gland.", "its letters do not open the panels' words"),
-    ("Masses of A, LipH; B, LipN and C, LipY. D, spectra before and after.", "its letters do not run A, B, C"),
-    ("CT. (B) Axial view here. (C) Coronal view here.", "its letters do not run A, B, C"),
-    ("CT. (A) Axial view. (B) Coronal view with the vein (C).", "it names letters that open no words"),
-    ("CT. (A) Axial view. (B) no.", "a panel has no words of its own"),
+NOT_SPLIT = [
+    ("An axial CT.", "no panel letters"),
+    ("Levels for TSH (A) and GPH (B) in the gland.", "letters do not start the text of a panel"),
+    ("Masses of A, LipH; B, LipN and C, LipY. D, spectra before and after.", "letters are not A, B, C in order"),
+    ("CT. (B) Axial view here. (C) Coronal view here.", "letters are not A, B, C in order"),
+    ("CT. (A) Axial view. (B) Coronal view with the vein (C).", "a letter is mentioned that starts no text"),
+    ("CT. (A) Axial view. (B) no.", "a panel has no text of its own"),
 ]
 
 
-@pytest.mark.parametrize(("caption", "doubt"), DOUBTFUL)
-def test_captions_that_stay_whole(caption: str, doubt: str) -> None:
-    assert divide_caption(caption).doubt == doubt
+@pytest.mark.parametrize(("caption", "reason"), NOT_SPLIT)
+def test_captions_that_stay_whole(caption: str, reason: str) -> None:
+    assert split_caption(caption).reason_not_split == reason
 
 
 def scan(side: int) -> Image.Image:
@@ -54,23 +55,23 @@ def grid(rows: int, columns: int, gutter: int, ground: str, side: int = 120) -> 
 
 @pytest.mark.parametrize("ground", ["white", "black"])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 2), (2, 1), (2, 3)])
-def test_images_divide_at_their_gutters_in_reading_order(rows: int, columns: int, ground: str) -> None:
-    boxes = divide_image(grid(rows, columns, 6, ground))
+def test_images_split_at_gutters_in_reading_order(rows: int, columns: int, ground: str) -> None:
+    boxes = split_image(grid(rows, columns, 6, ground))
     assert boxes == [(c * 126, r * 126, c * 126 + 120, r * 126 + 120) for r in range(rows) for c in range(columns)]
 
 
 def test_images_without_a_certain_gutter_stay_whole() -> None:
-    assert divide_image(scan(200)) == [(0, 0, 200, 200)]
+    assert split_image(scan(200)) == [(0, 0, 200, 200)]
     dark = Image.new("RGB", (300, 200))  # two bright organs on the empty ground of a radiograph
     for left in (20, 180):
         ImageDraw.Draw(dark).ellipse((left, 20, left + 100, 180), fill="white")
-    assert len(divide_image(dark)) == 1
+    assert len(split_image(dark)) == 1
     chart = Image.new("RGB", (300, 200), "white")
     ImageDraw.Draw(chart).line((20, 180, 280, 180), fill="black")
     ImageDraw.Draw(chart).line((20, 20, 20, 180), fill="black")
-    assert len(divide_image(chart)) == 1
-    assert len(divide_image(grid(1, 2, 1, "white"))) == 1  # a single line of pixels is no gutter
-    assert len(divide_image(Image.new("L", (1, 1)))) == 1
+    assert len(split_image(chart)) == 1
+    assert len(split_image(grid(1, 2, 1, "white"))) == 1  # a single line of pixels is no gutter
+    assert len(split_image(Image.new("L", (1, 1)))) == 1
 
 
 def dark(side: int) -> Image.Image:
@@ -85,26 +86,26 @@ def test_dark_tiles_are_found_by_the_edges_of_the_others() -> None:
     for place, tile in enumerate((scan(120), dark(120), dark(120), dark(120), dark(120), scan(120))):
         page.paste(tile, ((place % 3) * 130, (place // 3) * 130))
     grid_of_six = [(c * 130, r * 130, c * 130 + 120, r * 130 + 120) for r in range(2) for c in range(3)]
-    assert divide_image(page) == grid_of_six
+    assert split_image(page) == grid_of_six
     alone = Image.new("RGB", (250, 120))
     alone.paste(dark(120), (0, 0))
     alone.paste(dark(120), (130, 0))
-    assert len(divide_image(alone)) == 1  # no edge at all: it could be one image of two things
+    assert len(split_image(alone)) == 1  # no edge at all: it could be one image of two things
 
 
-def test_tiles_that_are_not_equal_and_screens_stay_whole() -> None:
-    uneven = Image.new("RGB", (120 + 10 + 200, 120))  # where the dark one begins, nothing tells
+def test_unequal_dark_tiles_and_screens_stay_whole() -> None:
+    uneven = Image.new("RGB", (120 + 10 + 200, 120))  # where the dark one begins cannot be known
     uneven.paste(scan(120), (0, 0))
     uneven.paste(dark(120), (210, 0))
-    assert len(divide_image(uneven)) == 1
+    assert len(split_image(uneven)) == 1
     knees = Image.new("RGB", (400, 300))
     for left in (0, 210):
         ImageDraw.Draw(knees).ellipse((left, 5, left + 189, 295), fill=(120, 120, 120))
-    assert len(divide_image(knees)) == 1
+    assert len(split_image(knees)) == 1
     screen = Image.new("RGB", (400, 400))
     ImageDraw.Draw(screen).rectangle((0, 0, 399, 60), fill=(90, 90, 90))
     screen.paste(scan(300).resize((400, 300)), (0, 80))
-    assert len(divide_image(screen)) == 1
+    assert len(split_image(screen)) == 1
 
 
 def body(side: int) -> Image.Image:
@@ -114,40 +115,40 @@ def body(side: int) -> Image.Image:
     return tile
 
 
-def test_a_dark_image_beside_an_edge_is_a_tile_whatever_its_width() -> None:
+def test_a_dark_image_beside_an_edge_is_a_tile_of_any_width() -> None:
     page = Image.new("RGB", (120 + 10 + 160 + 10 + 90, 160))
     page.paste(scan(160).resize((120, 160)), (0, 0))
     page.paste(body(160), (130, 0))
     page.paste(scan(160).resize((90, 160)), (300, 0))
-    first, dark_one, last = divide_image(page)
+    first, dark_one, last = split_image(page)
     assert (first, last) == ((0, 0, 120, 160), (300, 0, 390, 160))
-    assert first[2] < dark_one[0] <= 130 + 160 // 5  # its own margin or the gutter: nothing tells, and nothing is lost
+    assert first[2] < dark_one[0] <= 130 + 160 // 5  # its own margin or the gutter: undecidable, and nothing is cut off
     assert 130 + 4 * 160 // 5 <= dark_one[2] < last[0]
 
 
-def test_what_stands_beside_an_edge_and_is_no_image_divides_nothing() -> None:
+def test_text_and_scales_beside_an_edge_are_not_tiles() -> None:
     words = Image.new("RGB", (400, 300))
     words.paste(scan(300).resize((280, 300)), (0, 0))
     for row in range(4):
         ImageDraw.Draw(words).text((300, 20 + 70 * row), "W 350 L 40", fill="white", font_size=14)
-    assert len(divide_image(words)) == 1
+    assert len(split_image(words)) == 1
     scale = Image.new("RGB", (400, 300))
     scale.paste(scan(300).resize((280, 300)), (120, 0))
     ImageDraw.Draw(scale).rectangle((20, 10, 34, 290), fill="white")
-    assert len(divide_image(scale)) == 1
+    assert len(split_image(scale)) == 1
     two = Image.new("RGB", (130 + 300, 150))  # a tile and two dark ones, or one image of two things
     two.paste(scan(150).resize((120, 150)), (0, 0))
     two.paste(body(150), (130, 0))
     two.paste(body(150), (280, 0))
-    assert len(divide_image(two)) == 1
+    assert len(split_image(two)) == 1
     page = Image.new("RGB", (320, 170), "white")  # a dark image's margin on a white page
     page.paste(scan(150), (5, 10))
     page.paste(body(150), (165, 10))
-    assert divide_image(page)[1][0] == 165
+    assert split_image(page)[1][0] == 165
 
 
 def test_panels_and_tiles_must_agree() -> None:
-    division = divide_caption("CT. (A) Axial view. (B) Coronal view.")
-    assert match_panels(division, divide_image(grid(1, 2, 6, "white"))) is None
-    assert match_panels(division, divide_image(grid(1, 3, 6, "white"))) == "2 panels are named, 3 tiles are seen"
-    assert match_panels(divide_caption("CT."), [(0, 0, 1, 1)]) == "no panels are named"
+    caption = split_caption("CT. (A) Axial view. (B) Coronal view.")
+    assert panel_mismatch(caption, split_image(grid(1, 2, 6, "white"))) is None
+    assert panel_mismatch(caption, split_image(grid(1, 3, 6, "white"))) == "the caption has 2 panels, the image 3 tiles"
+    assert panel_mismatch(split_caption("CT."), [(0, 0, 1, 1)]) == "no panel letters"

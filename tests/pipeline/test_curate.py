@@ -15,8 +15,8 @@ from qilin.cli import main
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import ImageRecord, Provenance, Sample, assistant, text_of, user
 from qilin.dataset.writer import DatasetWriter, make_image
-from qilin.imaging.near_duplicates import hashes, near_in, near_pairs
-from qilin.imaging.quality import fault_of
+from qilin.imaging.near_duplicates import parse_hashes, near_pairs_among, near_pairs
+from qilin.imaging.quality import quality_problem
 from qilin.text.normalize import language_of
 from qilin.text.phi import personal
 
@@ -101,10 +101,10 @@ def test_images_with_faults() -> None:
     def made(image: Image.Image) -> str | None:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        return fault_of(make_image(buffer.getvalue(), [Provenance("t", "1")]))
+        return quality_problem(make_image(buffer.getvalue(), [Provenance("t", "1")]))
 
-    assert fault_of(image(1)) is None
-    assert fault_of(image(1, size=40)) == "image is tiny"
+    assert quality_problem(image(1)) is None
+    assert quality_problem(image(1, size=40)) == "image is tiny"
     assert made(Image.new("RGB", (100, 100), (80, 80, 80))) == "image is nearly one colour"
     page = Image.new("RGB", (300, 300), "white")
     for line in range(20, 280, 20):
@@ -118,7 +118,7 @@ def test_images_with_faults() -> None:
 @pytest.mark.parametrize("folder", ["slake_zh/imgs", "hannover_xray/imgs", "bccd/imgs"])
 def test_real_images_have_no_faults(folder: str) -> None:
     files = [path for path in sorted((SHARED / folder).rglob("*")) if path.suffix in (".jpg", ".png")][::4]
-    faults = [fault_of(make_image(path.read_bytes(), [Provenance("t", "1")])) for path in files]
+    faults = [quality_problem(make_image(path.read_bytes(), [Provenance("t", "1")])) for path in files]
     assert len(files) > 50
     assert [fault for fault in faults if fault] == []
 
@@ -131,11 +131,11 @@ def test_near_pairs_by_bands_are_those_of_every_pair() -> None:
     values = np.concatenate([base, near, base[:20]])
     for bits in (0, 2, 4):
         every = {(i, j) for i, j in near_pairs(values, values, bits) if i < j}
-        found = list(near_in(values, bits))
+        found = list(near_pairs_among(values, bits))
         assert set(found) == every
         assert len(found) == len(every)
     assert len(every) >= 300
-    assert list(near_in(hashes(["00" * 8]), 4)) == []
+    assert list(near_pairs_among(parse_hashes(["00" * 8]), 4)) == []
 
 
 def test_repetitions(tmp_path: Path) -> None:

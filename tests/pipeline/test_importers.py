@@ -17,9 +17,9 @@ from builders.jats import article, figure
 from qilin.cli import main
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, text_of
-from qilin.imaging.archive_paths import cut, part_of, read_through
-from qilin.imaging.decode import BadImage
-from qilin.pipeline.importers.column_maps import MAPS
+from qilin.imaging.archive_paths import crop, crop_path, read_path_or_member
+from qilin.imaging.decode import ImageError
+from qilin.pipeline.importers.column_maps import COLUMN_MAPS
 from qilin.pipeline.importers.published import LAYOUTS
 from qilin.pipeline.importers.run import SOURCES
 from qilin.pipeline.pubmed.image_lookup import resolve, zips
@@ -67,9 +67,9 @@ def lines(path: Path, rows: list[Any]) -> Path:
 
 
 def test_every_layout_is_named_with_its_source() -> None:
-    for name in (*MAPS, *LAYOUTS):
+    for name in (*COLUMN_MAPS, *LAYOUTS):
         assert name in SOURCES
-        assert MAPS[name].layout if name in MAPS else LAYOUTS[name]
+        assert COLUMN_MAPS[name].layout if name in COLUMN_MAPS else LAYOUTS[name]
 
 
 def test_pmc_oa(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_the_resolver(tmp_path: Path) -> None:
     assert found("PMC1_F1.jpg") == ("images/PMC1_F1.jpg", False)
     assert found("sub/x") == ("images/sub/x.jpg", False)
     assert found("PMC2_Fig1_1.jpg") == ("images/a.zip/deep/PMC2_Fig1_1.jpg", False)
-    assert read_through(base / "a.zip/deep/PMC2_Fig1_1.jpg") == jpg(5)
+    assert read_path_or_member(base / "a.zip/deep/PMC2_Fig1_1.jpg") == jpg(5)
     assert found("PMC12_Fig1_7.jpg") == ("pmc/articles/012/PMC12.1/f1.jpg", True)
     assert found("PMC12_F1.jpg") == ("pmc/articles/012/PMC12.1/f1.jpg", False)
     assert found("PMC12_f1.jpg") == ("pmc/articles/012/PMC12.1/f1.jpg", False)
@@ -342,8 +342,8 @@ def test_the_resolver(tmp_path: Path) -> None:
     (base / "b.zip").write_bytes((base / "a.zip").read_bytes()[:-40])  # cut short: its list stands at the end
     zips.cache_clear()
     assert found("PMC2_Fig1_1.jpg") == ("images/a.zip/deep/PMC2_Fig1_1.jpg", False)
-    with pytest.raises(BadImage, match="zip is damaged: b.zip"):
-        read_through(resolve("PMC99_F1.jpg", (base,), pmc).path)
+    with pytest.raises(ImageError, match="zip is damaged: b.zip"):
+        read_path_or_member(resolve("PMC99_F1.jpg", (base,), pmc).path)
 
 
 def test_whole_figures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,9 +358,9 @@ def test_whole_figures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_paths_through_files(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(compound())
-    part = part_of(tmp_path / "c.png", (160, 0, 310, 150))
-    assert Image.open(io.BytesIO(read_through(part))).size == (150, 150)
-    assert read_through(part) == cut(compound(), "box=160,0,310,150")
+    part = crop_path(tmp_path / "c.png", (160, 0, 310, 150))
+    assert Image.open(io.BytesIO(read_path_or_member(part))).size == (150, 150)
+    assert read_path_or_member(part) == crop(compound(), "box=160,0,310,150")
     (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04 nothing")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("zero.jpg", b"")
@@ -368,5 +368,5 @@ def test_paths_through_files(tmp_path: Path) -> None:
         ("bad.zip/a.jpg", "zip is damaged"), ("empty.zip/zero.jpg", "image file is empty"),
         ("empty.zip/none.jpg", "image file is missing"), ("none.zip/a.jpg", "image file"),
     ):  # fmt: skip
-        with pytest.raises(BadImage, match=reason):
-            read_through(tmp_path / path)
+        with pytest.raises(ImageError, match=reason):
+            read_path_or_member(tmp_path / path)

@@ -6,7 +6,7 @@ image that matches it.
 
 from collections.abc import Mapping
 
-from qilin.imaging.near_duplicates import NEAR_BITS, hashes, near_pairs
+from qilin.imaging.near_duplicates import NEAR_BITS, parse_hashes, near_pairs
 
 PASSAGE_LENGTH = 16  # characters in a row that two independent texts do not share by chance
 CONTAMINATED_SHARE = 0.5  # a text is contained where at least this share of its passages occurs in the other
@@ -24,6 +24,6 @@ def match_images(queries: Mapping[str, str], references: Mapping[str, str]) -> d
     """
     query_ids, reference_ids = list(queries), list(references)
     matches: dict[str, str] = {}
-    for i, j in near_pairs(hashes(list(queries.values())), hashes(list(references.values())), NEAR_BITS):
+    for i, j in near_pairs(parse_hashes(list(queries.values())), parse_hashes(list(references.values())), NEAR_BITS):
         matches.setdefault(query_ids[i], reference_ids[j])
     return matches | {image_id: image_id for image_id in query_ids if image_id in references}

@@ -36,7 +36,7 @@ from qilin.dataset.schema import (
     problem_with,
     sample_row,
 )
-from qilin.imaging.decode import Encoded, read_image
+from qilin.imaging.decode import EncodedImage, read_image
 
 
 def make_image(
@@ -48,13 +48,13 @@ def make_image(
 ) -> ImageRecord:
     """Bytes of a PNG, JPEG, TIFF, BMP, WebP or GIF -> a Image; `image_id` is the sha256 of the bytes stored.
 
-    The licence tier is the strictest of the provenance. Raises `qilin.imaging.decode.BadImage`.
+    The licence tier is the strictest of the provenance. Raises `qilin.imaging.decode.ImageError`.
     """
     return image_of(read_image(data), provenance, modality, body_part, deidentified)
 
 
 def image_of(
-    encoded: Encoded,
+    encoded: EncodedImage,
     provenance: Sequence[Provenance],
     modality: str | None = None,
     body_part: str | None = None,
@@ -199,7 +199,7 @@ class DatasetWriter:
         self.waiting[split] = []
 
     def write(self, name: str, table: pa.Table, bytes_column: str | None = None) -> None:
-        """Append a row group to a file of the folder. Encoded images do not compress again: left plain."""
+        """Append a row group to a file of the folder. EncodedImage images do not compress again: left plain."""
         if name not in self.files:
             packing: Any = "zstd"
             if bytes_column:

@@ -1,46 +1,47 @@
-"""What is wrong with an image to learn from, seen in its pixels: too small, blurred, nearly one colour, text alone.
+"""Finds images that are useless for training: too small, blurred, nearly uniform, or a page of text.
 
-In: an image. Out: a fault in words, or None. Limits are set so that images of medicine pass: every fourth of SLAKE's
-546, of 243 radiographs and of 364 of blood does (tests/test_curate.py, where they are at hand).
+In: encoded bytes. Out: the problem, or None. The limits let medical images pass: every fourth of SLAKE's 546, of 243
+radiographs and of 364 blood smears does (tests/pipeline/test_curate.py, where that data is present).
 """
 
 import numpy as np
 
-from qilin.dataset.schema import ImageRecord
-from qilin.imaging.decode import BadImage, to_rgb
+from qilin.imaging.decode import ImageError, to_rgb
 
-SMALLEST = 64  # pixels of the shorter side
-SIDE = 512  # pixels of the longer side at which the rest is judged: one limit for all sizes
-BLURRED = 4.0  # variance of the Laplacian, in grey levels squared; the least of the images below has 6.9
-EVEN = 4.0  # spread of grey levels
-PAPER = 0.75  # share of white pixels of a page
-INK = (0.005, 0.25)  # share of dark ones
-COLOURED = 0.02  # share of coloured pixels beyond which a page is an image
+MIN_SIDE = 64  # pixels of the shorter side
+THUMBNAIL_SIDE = 512  # pixels of the longer side at which everything else is measured: one limit for all sizes
+MIN_SHARPNESS = 4.0  # variance of the Laplacian, in gray levels squared; the lowest of the images above has 6.9
+MIN_STD = 4.0  # gray levels
+MIN_WHITE_SHARE = 0.75  # of a page's pixels
+INK_SHARE = (0.005, 0.25)  # of a page's pixels that are dark
+MAX_COLOR_SHARE = 0.02  # of a page's pixels; with more it is an image
 
 
-def fault_of(image: ImageRecord) -> str | None:
-    """The first fault found, the same words for the same fault."""
-    if min(image.width, image.height) < SMALLEST:
-        return "image is tiny"
+def quality_problem(data: bytes) -> str | None:
+    """The first problem found; the text is constant per problem, so that it can be counted."""
     try:
-        thumbnail = to_rgb(image.bytes)
-    except BadImage as error:
+        image = to_rgb(data)
+    except ImageError as error:
         return error.reason
-    thumbnail.thumbnail((SIDE, SIDE))
-    pixels = np.asarray(thumbnail, dtype=np.float32)  # (height, width, 3)
-    grey = pixels.mean(axis=2)
-    if grey.std() < EVEN:
-        return "image is nearly one colour"
-    if is_text(pixels, grey):
+    if min(image.size) < MIN_SIDE:
+        return "image is tiny"
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    pixels = np.asarray(image, dtype=np.float32)  # (height, width, 3)
+    gray = pixels.mean(axis=2)
+    if gray.std() < MIN_STD:
+        return "image is nearly uniform"
+    if is_text_page(pixels, gray):
         return "image is text or a line drawing"
-    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-    if (around - 4 * grey[1:-1, 1:-1]).var() < BLURRED:
+    neighbors = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:]
+    if (neighbors - 4 * gray[1:-1, 1:-1]).var() < MIN_SHARPNESS:
         return "image is blurred"
     return None
 
 
-def is_text(pixels: np.ndarray, grey: np.ndarray) -> bool:
-    """White paper with a little ink and next to nothing between, and no colour."""
-    coloured = ((pixels.max(axis=2) - pixels.min(axis=2)) > 40).mean()
-    ink = (grey < 96).mean()
-    return bool((grey > 235).mean() > PAPER and INK[0] < ink < INK[1] and coloured < COLOURED)
+def is_text_page(pixels: np.ndarray, gray: np.ndarray) -> bool:
+    """White paper with a little ink, almost nothing between the two, and no color."""
+    color_share = ((pixels.max(axis=2) - pixels.min(axis=2)) > 40).mean()
+    ink_share = (gray < 96).mean()
+    white_share = (gray > 235).mean()
+    is_ink = INK_SHARE[0] < ink_share < INK_SHARE[1]
+    return bool(white_share > MIN_WHITE_SHARE and is_ink and color_share < MAX_COLOR_SHARE)

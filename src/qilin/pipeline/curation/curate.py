@@ -23,7 +23,7 @@ from qilin.dataset.licenses import TIERS
 from qilin.dataset.reader import Dataset, group_sizes, open_dataset
 from qilin.dataset.schema import Sample, image_from_row, text_of
 from qilin.dataset.splits import Links
-from qilin.imaging.quality import fault_of
+from qilin.imaging.quality import quality_problem
 from qilin.pipeline.curation.contamination import kept_leaks, leaking_images, text_leak
 from qilin.pipeline.curation.near_duplicates import Alike, alike_images, repeated
 from qilin.pipeline.execution.dataset_map import RejectedRow, config_of, is_done, map_dataset, refuse
@@ -158,7 +158,7 @@ def image_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Rejec
         for group in range(start, stop):
             for row in file.read_row_group(group).to_pylist():
                 image = image_from_row(row)
-                if fault := fault_of(image):
+                if fault := quality_problem(image.bytes):
                     yield {"image_id": image.image_id, "fault": fault}
 
 

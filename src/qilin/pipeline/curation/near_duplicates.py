@@ -19,7 +19,7 @@ from qilin.dataset.hash_tables import TableWriter, fingerprint, fingerprints
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import Dataset
 from qilin.dataset.splits import connected
-from qilin.imaging.near_duplicates import hashes, near_in
+from qilin.imaging.near_duplicates import parse_hashes, near_pairs_among
 from qilin.pipeline.execution.sharded_map import ROWS_A_HEAP, into_heaps, line, read_heap, read_pieces, run_sharded
 from qilin.pipeline.execution.workers import Workers
 from qilin.text.normalize import narrow, simplified
@@ -73,7 +73,7 @@ def image_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     ids, looks = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     for batch in data.image_batches(("image_id", "phash")):
         ids.append(fingerprints(batch.column(0).to_pylist()))
-        looks.append(hashes(batch.column(1).to_pylist()))
+        looks.append(parse_hashes(batch.column(1).to_pylist()))
     return np.concatenate(ids), np.concatenate(looks)
 
 
@@ -81,7 +81,7 @@ def alike_images(data: Dataset, bits: int = SAME_BITS) -> Alike:
     """Images that look the same, through chains of such pairs too."""
     ids, looks = image_hashes(data)
     pairs = array("q")
-    for pair in near_in(looks, bits) if len(looks) else ():
+    for pair in near_pairs_among(looks, bits) if len(looks) else ():
         pairs.extend(pair)
     ends = np.frombuffer(pairs, dtype=np.int64).reshape(-1, 2)
     # each pair is a row that ties two images

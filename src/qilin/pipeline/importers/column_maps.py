@@ -49,7 +49,7 @@ class Map:
     license: str | None = None
 
 
-MAPS = {
+COLUMN_MAPS = {
     "pmc-oa": Map(
         "the page of axiong/pmc_oa and its loader (2023), which quote rows", ("pmc_oa*.jsonl",), "{image}",
         folders=("", "images", "caption_T060_filtered_top4_sep_v0_subfigures"), id="{image}",
@@ -95,12 +95,12 @@ def files_of(config: ImportConfig, patterns: tuple[str, ...], what: str) -> list
 
 
 def inputs(config: ImportConfig) -> list[Path]:
-    return files_of(config, MAPS[config.name].files, f"the tables of {config.name}, or their folder")
+    return files_of(config, COLUMN_MAPS[config.name].files, f"the tables of {config.name}, or their folder")
 
 
 def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Every row of every table; a caption or context that several rows repeat about the same image comes once."""
-    made = MAPS[config.name]
+    made = COLUMN_MAPS[config.name]
     told: set[tuple[str, ...]] = set()
     for path in inputs(config):
         for number, found in read_rows(path):

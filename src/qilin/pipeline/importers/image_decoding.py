@@ -1,7 +1,8 @@
-"""Image files read, hashed and decoded in numbered pieces: nearly all the time of an import.
+"""Image files read, hashed and decoded in shards, which takes most of the time of an import.
 
-In: a list of paths on disk, one a line. Out: for each, in the same order, what the file holds or why it cannot be used.
-Bytes are written here only where no file holds them: of images stored in another format, and of parts cut out.
+In: a list of image paths, one per line of `files.jsonl`. Out: for each path, in the same order, the hash of its content
+and what decoding gave, or the reason why it cannot be used. Bytes are written to disk only where no source file holds
+them: of images converted to another format, and of crops.
 """
 
 import hashlib
@@ -15,136 +16,140 @@ from typing import Any, BinaryIO
 
 from qilin.core.errors import RunError
 from qilin.dataset.import_rows import RejectedRow
-from qilin.imaging.archive_paths import BOX, read_through
-from qilin.imaging.decode import BadImage, Encoded, read_image
+from qilin.imaging.archive_paths import BOX, read_path_or_member
+from qilin.imaging.decode import EncodedImage, ImageError, read_image
 from qilin.pipeline.execution.sharded_map import line
 
-FILES_A_PIECE = 256  # a second or two of one core
-LIST = "files.jsonl"
+FILES_PER_SHARD = 256  # one or two seconds of work for one core
+FILE_LIST = "files.jsonl"
 
 
 class FileList:
-    """The paths written down one after the other. `pieces` says where those of each piece begin and end, `hash` stands
-    for all of them and for what they hold, as far as size and time of a file tell."""
+    """The image paths of an import, in a file that every worker reads.
+
+    `hash` covers the paths and the size and modification time of each file, so changed inputs are detected.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.file = (folder / LIST).open("wb")
+        self.file = (folder / FILE_LIST).open("wb")
         self.digest = hashlib.sha256()
-        self.starts = [0]
+        self.shard_starts = [0]  # byte offsets
         self.count = 0
 
     def add(self, path: Path) -> None:
-        # workers may stand in other folders; a .. stays one: in a zip it must lead nowhere
-        written = line([str(path.absolute()), stamp(path)])
+        # absolute, because workers may run in another folder; not resolved: inside a zip, `..` must not lead anywhere
+        written = line([str(path.absolute()), file_signature(path)])
         self.file.write(written)
         self.digest.update(written)
         self.count += 1
-        if self.count % FILES_A_PIECE == 0:
-            self.starts.append(self.file.tell())
+        if self.count % FILES_PER_SHARD == 0:
+            self.shard_starts.append(self.file.tell())
 
-    def pieces(self) -> list[tuple[int, int, int]]:
-        """(number, first byte, last byte) of each piece; the list is closed."""
+    def shards(self) -> list[tuple[int, int, int]]:
+        """Close the list; (number, first byte, end byte) of each shard."""
         end = self.file.tell()
         self.file.close()
-        ends = [*self.starts[1:], end] if self.starts[-1] != end else self.starts[1:]
-        return [(n, first, last) for n, (first, last) in enumerate(zip(self.starts, ends, strict=False))]
+        ends = [*self.shard_starts[1:], end] if self.shard_starts[-1] != end else self.shard_starts[1:]
+        return [(n, start, stop) for n, (start, stop) in enumerate(zip(self.shard_starts, ends, strict=False))]
 
-    def size(self, piece: int) -> int:
-        """How many files a piece has."""
-        return min(FILES_A_PIECE, self.count - piece * FILES_A_PIECE)
+    def shard_size(self, shard: int) -> int:
+        """The number of files in a shard."""
+        return min(FILES_PER_SHARD, self.count - shard * FILES_PER_SHARD)
 
-    def piece_of(self, number: int) -> int:
-        """The piece that a file is in."""
-        return number // FILES_A_PIECE
+    def shard_of(self, file_index: int) -> int:
+        return file_index // FILES_PER_SHARD
 
     @property
     def hash(self) -> str:
         return self.digest.hexdigest()
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of the file that a path leads to or through; None where there is none."""
-    for place in (path, *path.parents):
+def file_signature(path: Path) -> tuple[int, int] | None:
+    """(size in bytes, modification time in ns) of the file that a path names or passes through; None without one."""
+    for candidate in (path, *path.parents):
         try:
-            found = place.stat()
-        except (OSError, ValueError):  # not here: perhaps the rest goes on inside a zip or an image
+            status = candidate.stat()
+        except (OSError, ValueError):  # not on disk: the path may continue inside a zip or an image
             continue
-        return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else None
+        return (status.st_size, status.st_mtime_ns) if S_ISREG(status.st_mode) else None
     return None
 
 
-def look_at_files(folder: Path, decode: bool, piece: tuple[int, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
-    """The step: {content, fault} of each file, and where it is decoded {image_id, format, width, height, phash, at}.
+def decode_files(folder: Path, decode: bool, shard: tuple[int, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
+    """Process one shard: {content, problem} of each file, and {image_id, format, width, height, phash, stored} if it
+    was decoded.
 
-    `content` is the hash of what was read, None where nothing was; `at` (offset, length) is where the bytes to store
-    stand in the piece's own file, None where they are those that were read. Raises RunError for a file that was there
-    when it was listed and is not now: a machine of a cluster that does not see it must not pass for a missing image.
+    `content` is the sha256 of the bytes read, None if nothing could be read. `stored` is (offset, length) of the bytes
+    to store in the shard's own file, None if they are the bytes that were read. Raises RunError for a file that
+    existed when it was listed and does not exist now: a cluster node that does not see it must not report it missing.
     """
-    number, first, last = piece
-    made = made_file(folder, number)
-    part = made.with_name(f".{made.name}.{uuid.uuid4().hex}")
+    number, start, stop = shard
+    path_of_bytes = decoded_bytes_path(folder, number)
+    temporary = path_of_bytes.with_name(f".{path_of_bytes.name}.{uuid.uuid4().hex}")
     try:
-        with part.open("wb") as out:
-            for path, listed in read_list(folder, first, last):
-                yield look_at_file(path, listed, decode, out)
-        if part.stat().st_size:
-            part.replace(made)
+        with temporary.open("wb") as decoded_bytes:
+            for path, signature in read_file_list(folder, start, stop):
+                yield decode_file(path, signature, decode, decoded_bytes)
+        if temporary.stat().st_size:
+            temporary.replace(path_of_bytes)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def read_list(folder: Path, first: int, last: int) -> Iterator[tuple[Path, Any]]:
-    with (folder / LIST).open("rb") as file:
-        file.seek(first)
-        while file.tell() < last:
-            path, listed = json.loads(file.readline().decode("utf-8", "surrogatepass"))
-            yield Path(path), listed
+def read_file_list(folder: Path, start: int, stop: int) -> Iterator[tuple[Path, Any]]:
+    """(path, file_signature) of the files listed between two byte offsets."""
+    with (folder / FILE_LIST).open("rb") as file:
+        file.seek(start)
+        while file.tell() < stop:
+            path, signature = json.loads(file.readline().decode("utf-8", "surrogatepass"))
+            yield Path(path), signature
 
 
-def look_at_file(path: Path, listed: Any, decode: bool, out: BinaryIO) -> dict[str, Any]:
+def decode_file(path: Path, signature: Any, decode: bool, decoded_bytes: BinaryIO) -> dict[str, Any]:
+    """One row of `decode_files`."""
     try:
-        data = read_through(path)
-    except BadImage as error:
-        if listed and not stamp(path):
+        data = read_path_or_member(path)
+    except ImageError as error:
+        if signature and not file_signature(path):
             raise RunError(
-                f"{path}: was there when the rows were read; {socket.gethostname()} does not see it (a cluster needs "
-                "one file system for all)"
+                f"{path}: existed when the rows were read; {socket.gethostname()} does not see it (all machines of a "
+                "cluster need the same file system)"
             ) from None
-        return {"content": None, "fault": error.reason}
-    found = {"content": hashlib.sha256(data).hexdigest(), "fault": None}
+        return {"content": None, "problem": error.reason}
+    row = {"content": hashlib.sha256(data).hexdigest(), "problem": None}
     if not decode:
-        return found
+        return row
     try:
-        stored = read_image(data)
-    except BadImage as error:
-        return found | {"fault": error.reason}
-    at = None
-    if stored.bytes != data or path.name.startswith(BOX):
-        at = (out.tell(), len(stored.bytes))
-        out.write(stored.bytes)
-    return found | {
-        "image_id": hashlib.sha256(stored.bytes).hexdigest(), "format": stored.format, "width": stored.width,
-        "height": stored.height, "phash": stored.phash, "at": at,
+        image = read_image(data)
+    except ImageError as error:
+        return row | {"problem": error.reason}
+    stored = None
+    if image.bytes != data or path.name.startswith(BOX):
+        stored = (decoded_bytes.tell(), len(image.bytes))
+        decoded_bytes.write(image.bytes)
+    return row | {
+        "image_id": hashlib.sha256(image.bytes).hexdigest(), "format": image.format, "width": image.width,
+        "height": image.height, "phash": image.phash, "stored": stored,
     }  # fmt: skip
 
 
-def made_file(folder: Path, number: int) -> Path:
-    return folder / f"made-{number:05d}.bin"
+def decoded_bytes_path(folder: Path, shard: int) -> Path:
+    return folder / f"decoded-{shard:05d}.bin"
 
 
-def read_again(folder: Path, path: Path, number: int, facts: dict[str, Any]) -> Encoded:
-    """A decoded image with its bytes, from its file or from what its piece has kept. Raises RunError where they are
-    others by now."""
-    again = f"remove {folder} and run the same command again"
+def reload_image(folder: Path, path: Path, shard: int, row: dict[str, Any]) -> EncodedImage:
+    """A decoded image with its bytes. `row` is its row of `decode_files`. Raises RunError if the bytes have changed."""
+    cure = f"remove {folder} and run the same command again"
     try:
-        if facts["at"]:
-            with made_file(folder, number).open("rb") as file:
-                file.seek(facts["at"][0])
-                data = file.read(facts["at"][1])
+        if row["stored"]:
+            offset, length = row["stored"]
+            with decoded_bytes_path(folder, shard).open("rb") as file:
+                file.seek(offset)
+                data = file.read(length)
         else:
-            data = read_through(path)
-    except BadImage as error:
-        raise RunError(f"{error}; it could be read before: {again}") from None
-    if hashlib.sha256(data).hexdigest() != facts["image_id"]:
-        raise RunError(f"{path}: has changed since it was decoded: {again}")
-    return Encoded(data, facts["format"], facts["width"], facts["height"], facts["phash"])
+            data = read_path_or_member(path)
+    except ImageError as error:
+        raise RunError(f"{error}; it was readable before: {cure}") from None
+    if hashlib.sha256(data).hexdigest() != row["image_id"]:
+        raise RunError(f"{path}: has changed since it was decoded: {cure}")
+    return EncodedImage(data, row["format"], row["width"], row["height"], row["phash"])

@@ -22,13 +22,13 @@ from qilin.dataset.hash_tables import fingerprint
 from qilin.dataset.import_rows import ImageFile, ImportRow
 from qilin.dataset.schema import text_of
 from qilin.dataset.splits import Links
-from qilin.imaging.decode import MISSING, Encoded
+from qilin.imaging.decode import MISSING_FILE, EncodedImage
 from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
 from qilin.pipeline.execution.workers import Workers
-from qilin.pipeline.importers.image_decoding import FileList, look_at_files, read_again
+from qilin.pipeline.importers.image_decoding import FileList, decode_files, reload_image
 
 
-class Survey:
+class ImportIndex:
     """The notes of one import: first `note` every row, then `look` once, then ask. A context manager; its folder goes
     at the end, unless the work was interrupted: then images that were decoded stay for the next run."""
 
@@ -102,7 +102,7 @@ class Survey:
         """
         pieces = self.files.pieces()
         run_sharded(
-            partial(look_at_files, self.folder, self.decode), pieces, self.pieces,
+            partial(decode_files, self.folder, self.decode), pieces, self.pieces,
             {"step": "import", "files": self.files.hash, "decode": self.decode}, workers(len(pieces)),
             lambda number: on_files(self.files.size(number)),
         )  # fmt: skip
@@ -128,13 +128,13 @@ class Survey:
             links.join_keys([*ties, other] if grouped or not ties else ties, split)
         return links
 
-    def images(self) -> Iterator[tuple[Encoded, list[ImageFile]]]:
+    def images(self) -> Iterator[tuple[EncodedImage, list[ImageFile]]]:
         """Each content that is an image, with the files that hold it, in the order in which they were met."""
         found = self.table.execute("select content, first, facts from contents where fault is null order by first")
         for content, first, facts in found:
             rows = self.table.execute("select about from files where content = ? order by rowid", (content,))
             files = [image_file(about) for (about,) in rows]
-            yield read_again(self.folder, files[0].path, self.files.piece_of(first), json.loads(facts)), files
+            yield reload_image(self.folder, files[0].path, self.files.piece_of(first), json.loads(facts)), files
 
     def image_ids(self, row: ImportRow) -> tuple[tuple[str, ...], str | None]:
         """(the ids of a row's images, None), or ((), why one of them cannot be used)."""
@@ -158,7 +158,7 @@ class Survey:
 
     def a_missing_file(self) -> str | None:
         """The first path at which there was nothing."""
-        found = self.ask("select path from files where fault = ? order by rowid limit 1", MISSING)
+        found = self.ask("select path from files where fault = ? order by rowid limit 1", MISSING_FILE)
         return found[0] if found else None
 
     def licences(self) -> set[str]:

@@ -14,9 +14,10 @@ from typing import Any
 from qilin.core.errors import UserError
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, ImportRow, RejectedRow
 from qilin.dataset.schema import assistant, user
-from qilin.imaging.archive_paths import part_of, read_through
-from qilin.imaging.decode import BadImage, to_rgb
-from qilin.imaging.panels import Division, divide_image, match_panels
+from qilin.imaging.archive_paths import crop_path, read_path_or_member
+from qilin.imaging.decode import ImageError, to_rgb
+from qilin.imaging.panel_captions import SplitCaption, panel_mismatch
+from qilin.imaging.panels import split_image
 from qilin.pipeline.execution.sharded_map import DONE, piece_file, read_pieces, read_step
 from qilin.pipeline.importers import llava
 from qilin.pipeline.importers.column_maps import SPLITS, Map, article_of, bases_of, files_of, lang_of, samples
@@ -227,16 +228,16 @@ def figure_rows(row: Mapping[str, Any], config: ImportConfig) -> Iterator[Import
 
 def panels_of(row: Mapping[str, Any], files: tuple[ImageFile, ...]) -> Iterator[tuple[str, str, ImageFile]]:
     """(letter, words, part of the image) of each panel, where caption and image divide alike."""
-    division = Division(row["panels"]["lead"], tuple(map(tuple, row["panels"]["parts"])), row["panels"]["doubt"])
-    if division.doubt or len(files) != 1:
+    division = SplitCaption(row["panels"]["lead"], tuple(map(tuple, row["panels"]["parts"])), row["panels"]["doubt"])
+    if division.reason_not_split or len(files) != 1:
         return
     try:
-        boxes = divide_image(to_rgb(read_through(files[0].path)))
-    except BadImage:
+        boxes = split_image(to_rgb(read_path_or_member(files[0].path)))
+    except ImageError:
         return  # the whole figure's rows are refused for it
-    if match_panels(division, boxes) is None:
+    if panel_mismatch(division, boxes) is None:
         for (letter, words), box in zip(division.panels, boxes, strict=True):
-            part = dataclasses.replace(files[0], path=part_of(files[0].path, box), name=f"{files[0].name}#{letter}")
+            part = dataclasses.replace(files[0], path=crop_path(files[0].path, box), name=f"{files[0].name}#{letter}")
             yield letter, f"{division.lead} {words}".strip(), part
 
 

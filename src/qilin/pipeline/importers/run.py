@@ -24,7 +24,7 @@ from qilin.dataset.licenses import strictest, tier
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, Provenance, Sample
 from qilin.dataset.writer import DatasetWriter, file_hash, image_of
-from qilin.imaging.decode import MISSING
+from qilin.imaging.decode import MISSING_FILE
 from qilin.pipeline.execution.sharded_map import read_step
 from qilin.pipeline.execution.workers import workers_of
 from qilin.pipeline.importers import column_maps as maps
@@ -33,7 +33,7 @@ from qilin.pipeline.importers import llava, slake
 from qilin.pipeline.importers import published as odd
 from qilin.pipeline.importers import test_sets as exams
 from qilin.pipeline.importers.config import ImportConfig
-from qilin.pipeline.importers.image_index import Survey
+from qilin.pipeline.importers.image_index import ImportIndex
 from qilin.pipeline.importers.table_files import KINDS, encoding_of
 
 # settings that say where things lie or who does the work, not what is made
@@ -56,7 +56,7 @@ def import_data(config: ImportConfig) -> None:
     if not there:
         DatasetWriter(config.out, {})  # refuses an occupied folder now rather than after an hour
     folder = config.out.with_name(f".{config.out.name}.import")
-    with Survey(folder, decode=not there) as survey, ProgressBars(transient=True) as progress:
+    with ImportIndex(folder, decode=not there) as survey, ProgressBars(transient=True) as progress:
         read_rows(source, config, survey, progress)
         look_at_images(survey, config, progress)
         made_by = describe(config, source, survey)
@@ -78,7 +78,7 @@ def find_source(name: str) -> "Source":
     raise UserError(f"cannot import {name!r}; {hint}")
 
 
-def read_rows(source: "Source", config: ImportConfig, survey: Survey, progress: ProgressBars) -> None:
+def read_rows(source: "Source", config: ImportConfig, survey: ImportIndex, progress: ProgressBars) -> None:
     """The first reading: every image file listed once, every link between images, groups and splits noted."""
     task = progress.add_task("reading rows", total=None)
     for row in source.read(config):
@@ -89,7 +89,7 @@ def read_rows(source: "Source", config: ImportConfig, survey: Survey, progress: 
     progress.update(task, total=survey.rows)
 
 
-def look_at_images(survey: Survey, config: ImportConfig, progress: ProgressBars) -> None:
+def look_at_images(survey: ImportIndex, config: ImportConfig, progress: ProgressBars) -> None:
     """Every image file hashed, and decoded where the dataset is not there yet: by many processes, resumable."""
     task = progress.add_task("decoding images" if survey.decode else "reading images", total=survey.files.count)
     survey.look(
@@ -99,7 +99,7 @@ def look_at_images(survey: Survey, config: ImportConfig, progress: ProgressBars)
     )
 
 
-def describe(config: ImportConfig, source: "Source", survey: Survey) -> dict[str, Any]:
+def describe(config: ImportConfig, source: "Source", survey: ImportIndex) -> dict[str, Any]:
     """What the manifest says of the making: no absolute paths, and a hash of all that was read."""
     inputs = source.inputs(config)
     seen = hashlib.sha256()
@@ -157,7 +157,7 @@ def is_there(out: Path, made_by: dict[str, Any]) -> bool:
     )
 
 
-def store_images(writer: DatasetWriter, survey: Survey, config: ImportConfig, progress: ProgressBars) -> None:
+def store_images(writer: DatasetWriter, survey: ImportIndex, config: ImportConfig, progress: ProgressBars) -> None:
     """Store every content once, with all the places it was found in."""
     task = progress.add_task("storing images", total=survey.counts()["images"])
     for encoded, files in survey.images():
@@ -169,7 +169,7 @@ def store_images(writer: DatasetWriter, survey: Survey, config: ImportConfig, pr
 def store_samples(
     writer: DatasetWriter,
     rows: Iterator[ImportRow | RejectedRow],
-    survey: Survey,
+    survey: ImportIndex,
     config: ImportConfig,
     progress: ProgressBars,
 ) -> None:
@@ -214,14 +214,14 @@ def make_sample(row: ImportRow, image_ids: tuple[str, ...], config: ImportConfig
     )
 
 
-def refuse_nothing(writer: DatasetWriter, survey: Survey, config: ImportConfig) -> None:
+def refuse_nothing(writer: DatasetWriter, survey: ImportIndex, config: ImportConfig) -> None:
     """Stop before an empty dataset is finished, saying what the rows were refused for."""
     if sum(writer.counts.values()):
         return
     if not survey.rows:
         raise UserError(f"{config.source}: holds no rows")
     reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
-    missing = survey.a_missing_file() if MISSING in writer.dropped else None
+    missing = survey.a_missing_file() if MISSING_FILE in writer.dropped else None
     where = f"; the first was looked for at {missing}: name its folder with --images" if missing else ""
     raise UserError(f"{config.source}: not one usable sample; refused: {reasons}{where}")
 
@@ -274,7 +274,7 @@ SOURCES = {
     "llava": Source(llava.inputs, llava.read),
     "folder": Source(folder.inputs, folder.read),
     "figures": Source(odd.figure_inputs, odd.figures),
-    **{name: Source(maps.inputs, maps.read) for name in maps.MAPS},
+    **{name: Source(maps.inputs, maps.read) for name in maps.COLUMN_MAPS},
     "chimed-vl": Source(odd.talk_inputs, odd.chimed_vl),
     "pubmedvision": Source(odd.talk_inputs, odd.pubmedvision),
     "llava-med": Source(odd.talk_inputs, odd.llava_med),

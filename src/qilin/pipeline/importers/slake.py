@@ -14,7 +14,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportConfig
-from qilin.pipeline.importers.slake_captions import compose
+from qilin.pipeline.importers.slake_captions import compose_captions
 
 FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
 LICENCE = "CC BY 4.0"  # as the dataset's own page states
@@ -118,7 +118,7 @@ def question(row: Mapping[str, Any], split: str, config: ImportConfig) -> Import
 
 def captions(name: str, rows: list[dict[str, Any]], split: str, config: ImportConfig) -> Iterator[ImportRow]:
     """The captions that one image's own rows of one split make."""
-    for variant, instruction, text in compose(rows):
+    for variant, instruction, text in compose_captions(rows):
         yield ImportRow(
             sample_id=f"slake-{config.lang}-caption-{variant}-{name}",
             kind="caption",

@@ -89,14 +89,14 @@ STATUS = re.compile(
 COMPARED = re.compile(r"(?P<list>\w[\w、和与]+?)(哪一?个)?(体积)?(更|最)(?P<word>大|小)$")
 
 
-def compose(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+def compose_captions(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """One image's rows -> [(variant, instruction, caption)]; empty where too little is known of the image."""
     rows = list(rows)
     said: dict[str, dict[str, str]] = {}
     for row in rows:
         if row.get("base_type", "vqa") != "vqa":
             continue  # knowledge about the world, not about this image
-        for slot, subject, words in statements(str(row["question"]), str(row["answer"])):
+        for slot, subject, words in extract_statements(str(row["question"]), str(row["answer"])):
             said.setdefault(slot, {}).setdefault(subject, words)
     opening = open_with(said, str(rows[0].get("modality") or "") if rows else "")
     if not opening:
@@ -111,7 +111,7 @@ def compose(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     return [(name, INSTRUCTIONS[name], text) for name, text in texts.items() if text]
 
 
-def statements(question: str, answer: str) -> list[Statement]:
+def extract_statements(question: str, answer: str) -> list[Statement]:
     """What one question and its answer state about the image; empty where no pattern fits."""
     asked = LEAD.sub("", re.sub(r"[?？\s]+$", "", question).replace("吗", "").split(",哪")[0])
     asked = re.sub(r",(左侧|右侧|顶部|横断面|冠状面|核磁共振|t1|CT|X光|T1)[^,]*$", "", asked)

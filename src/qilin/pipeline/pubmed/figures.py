@@ -22,7 +22,7 @@ from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars, refusals
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.licenses import tier
-from qilin.imaging.panels import divide_caption
+from qilin.imaging.panel_captions import split_caption
 from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
 from qilin.pipeline.execution.workers import workers_of
 from qilin.pipeline.pubmed.caption_classifier import judge
@@ -140,7 +140,7 @@ def figure_row(article: Article, figure: Figure, name: str, place: int, about: M
     own = about.get("license_code")
     licence = figure.licence or (own if isinstance(own, str) and own else article.licence)
     known = figure.licence or not figure.credit
-    division = divide_caption(figure.caption)
+    division = split_caption(figure.caption)
     key = article.ids.get("pmc") or article.ids.get("doi") or Path(name).stem
     return {
         "row_id": f"{key}/{figure.figure_id}",
@@ -155,7 +155,7 @@ def figure_row(article: Article, figure: Figure, name: str, place: int, about: M
         "license": licence,
         # somebody else's figure without a licence of its own: the article's does not cover it
         "license_tier": tier(licence) if known else "restricted",
-        "panels": {"lead": division.lead, "parts": division.panels, "doubt": division.doubt},
+        "panels": {"lead": division.lead, "parts": division.panels, "doubt": division.reason_not_split},
         **asdict(judge(f"{figure.group} {figure.caption}".strip())),
     }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from qilin.imaging.archive_paths import names_in, open_zip
+from qilin.imaging.archive_paths import member_names, open_zip
 from qilin.pipeline.pubmed.download import find_media, folder_of
 from qilin.pipeline.pubmed.jats import Article, BadArticle, numbered, read_article
 
@@ -39,7 +39,7 @@ def resolve(name: str, bases: tuple[Path, ...], store: Path | None = None) -> Fo
         for zipped in zips(base):
             changed = zipped.stat().st_mtime_ns
             damaged = damaged or (zipped if open_zip(zipped, changed) is None else None)
-            members = names_in(zipped, changed)
+            members = member_names(zipped, changed)
             for wanted in (name, short, *(short + ending for ending in ENDINGS)):
                 if wanted in members:
                     return Found(zipped / members[wanted])
