@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from qilin.dataset.hash_tables import TableWriter
-from qilin.imaging.near_duplicates import near_in
-from qilin.pipeline.curation.near_duplicates import Alike, repeated
-from qilin.pipeline.execution.workers import workers_of
+from qilin.dataset.hash_tables import FingerprintMapBuilder
+from qilin.imaging.near_duplicates import near_pairs_among
+from qilin.pipeline.curation.near_duplicates import NearDuplicateGroups, find_duplicates
+from qilin.pipeline.execution.workers import make_workers
 
 HERE = Path(__file__).parents[1]
 LETTERS = "肺部心脏肝胆胃肠骨骨折结节肿块阴影积液水肿炎症出血梗死囊性实质左右上下叶段边缘清晰模糊增大正常未见可见"
@@ -61,10 +61,10 @@ def main() -> None:
             splits=lambda: ["train"], count=lambda split, size=size: size, hash="synthetic",
             stream_rows=lambda split, columns, size=size: rows(size, asked.words),
         )  # fmt: skip
-        found = TableWriter()
+        found = FingerprintMapBuilder()
         began, spent = time.monotonic(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            repeated(data, Alike(np.empty(0), np.empty(0)), Path(folder), found, workers_of(asked.workers))
+            find_duplicates(data, NearDuplicateGroups(np.empty(0), np.empty(0)), Path(folder), found, make_workers(asked.workers))
         texts, cpu = time.monotonic() - began, time.process_time() - spent
         rng = np.random.default_rng(0)
         values = rng.integers(0, 2**63, size, dtype=np.uint64)
@@ -73,7 +73,7 @@ def main() -> None:
                 np.uint64(1) << rng.integers(0, 63, size // 10).astype(np.uint64)
             )
         began = time.process_time()
-        pairs = sum(1 for _ in near_in(values, 4))
+        pairs = sum(1 for _ in near_pairs_among(values, 4))
         hashed = time.process_time() - began
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         runs.append({

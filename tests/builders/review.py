@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.sample_texts import with_parts
+from qilin.dataset.sample_texts import with_texts
 from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.demo.synthetic.color import draw_one
@@ -45,14 +45,14 @@ def write_both(folder: Path) -> tuple[Dataset, Dataset]:
         images = (ids[0], ids[1]) if n == 1 else (ids[n],)
         before = captioned(f"row-{n}", kind, en, images, "en")
         english.append(before)
-        chinese.append(replace(with_parts(before, {"text 1.0": zh}), lang="zh", translation=HOW))
+        chinese.append(replace(with_texts(before, {"text 1.0": zh}), lang="zh", translation=HOW))
     choice = Sample(
         "choice", "vqa", (ids[4],), (user("Which organ is shown?\nA. Liver\nB. Spleen", 1), assistant("Spleen")),
         "choice", ("Liver", "Spleen"), lang="en", source="pmc", group="choice",
     )  # fmt: skip
     texts = {"choice 0": "肝脏", "choice 1": "脾脏", "text 0.1": "图中显示的是哪个器官？"}
     english.append(choice)
-    chinese.append(replace(with_parts(choice, texts), lang="zh", translation=HOW))
+    chinese.append(replace(with_texts(choice, texts), lang="zh", translation=HOW))
     plain = Sample(
         "plain", "vqa", (ids[5],), (user("图中有骨折吗？", 1), assistant("没有")), "closed", source="own", group="plain"
     )

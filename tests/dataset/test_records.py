@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from qilin.core.errors import UserError
-from qilin.dataset.card import batches_of
-from qilin.dataset.reader import group_sizes, open_dataset, open_parquet
+from qilin.dataset.card import row_batches
+from qilin.dataset.reader import row_group_sizes, open_dataset, open_parquet
 from qilin.dataset.schema import ImageRecord, Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter
 from qilin.pipeline.curation.near_duplicates import image_hashes
@@ -138,7 +138,7 @@ def test_reading_a_file_for_the_card_does_not_keep_it(tmp_path: Path) -> None:
         return max(pa.total_allocated_bytes() - before for _ in batches)
 
     # Arrow's threads hold two to eight times a group while they decode it, by how they are scheduled.
-    assert most(batches_of(tmp_path / "a.parquet", ["text"])) < 20 * size
+    assert most(row_batches(tmp_path / "a.parquet", ["text"])) < 20 * size
     assert most(pq.ParquetFile(tmp_path / "a.parquet").iter_batches()) > groups * size / 3  # the control
 
 
@@ -146,9 +146,9 @@ def test_passes_over_images_leave_no_file_open(tmp_path: Path) -> None:
     write(tmp_path / "data")
     data = open_dataset(tmp_path / "data")
     open_parquet.cache_clear()
-    group_sizes.cache_clear()
+    row_group_sizes.cache_clear()
     assert len(image_hashes(data)[0]) == 40
-    assert group_sizes(str(tmp_path / "data" / "images" / "part-00000.parquet")) == (16, 16, 8)
+    assert row_group_sizes(str(tmp_path / "data" / "images" / "part-00000.parquet")) == (16, 16, 8)
     assert open_parquet.cache_info().currsize == 0
     assert data.image(f"{33:064x}") == image(33)  # the control: reading at random keeps it
     assert open_parquet.cache_info().currsize == 1

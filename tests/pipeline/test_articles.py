@@ -8,7 +8,7 @@ import pytest
 
 from builders.jats import CC_BY, CC_BY_NC, article, figure, link
 from qilin.cli import main
-from qilin.pipeline.execution.sharded_map import read_pieces
+from qilin.pipeline.execution.sharded_map import read_shards
 from qilin.pipeline.pubmed.caption_classifier import judge
 from qilin.pipeline.pubmed.jats import BadArticle, Figure, creative_commons, read_article
 from qilin.pipeline.pubmed.jats_text import sentences
@@ -186,7 +186,7 @@ def folder(root: Path) -> Path:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = folder(tmp_path / "articles"), tmp_path / "figures"
     assert main(["data", "figures", str(source), str(out), "--workers", "1"]) == 0
-    rows = {row["row_id"]: row for row in read_pieces(out)}
+    rows = {row["row_id"]: row for row in read_shards(out)}
     assert sorted(rows) == ["PMC1/F1", "PMC2/F1"]
     assert (rows["PMC1/F1"]["license"], rows["PMC1/F1"]["license_tier"]) == ("CC BY-NC", "noncommercial")
     assert rows["PMC1/F1"]["panels"]["parts"] == [["A", "Axial view."], ["B", "Coronal view."]]
@@ -212,7 +212,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real articles are not on this machine")
 def test_real_articles(tmp_path: Path) -> None:
     assert main(["data", "figures", str(REAL), str(tmp_path / "out"), "--every", "--workers", "1"]) == 0
-    rows = list(read_pieces(tmp_path / "out"))
+    rows = list(read_shards(tmp_path / "out"))
     assert len(rows) == 17
     assert all(row["caption"] and row["label"] and row["images"] and row["mentions"] for row in rows)
     assert {row["license"] for row in rows} == {"CC BY 2.0", "public domain", "CC BY-NC 3.0", "CC BY"}

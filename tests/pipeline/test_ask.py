@@ -1,4 +1,4 @@
-"""`qilin data ask` against a local service that writes questions and guesses, errs, waits, fails and lies."""
+"""`qilin data generate-vqa` against a local service that writes questions and guesses, errs, waits, fails and lies."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Provenance, Sample, assistant, text_of, user
 from qilin.dataset.writer import DatasetWriter, make_image
-from qilin.pipeline.importers.slake_captions import compose
+from qilin.pipeline.importers.slake_captions import compose_captions
 from qilin.pipeline.questions.generate import PROMPT, VERSION
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -109,7 +109,7 @@ def run(tmp_path: Path, service: Service, *more: str) -> int:
     if not (tmp_path / "texts").exists():
         dataset(tmp_path / "texts")
     words = ["--endpoint", service.url, "--model", "m", "--cache", str(tmp_path / "cache.sqlite"), *more]
-    return main(["data", "ask", str(tmp_path / "texts"), str(tmp_path / "asked"), *words])
+    return main(["data", "generate-vqa", str(tmp_path / "texts"), str(tmp_path / "asked"), *words])
 
 
 def results(tmp_path: Path) -> tuple[dict[str, Sample], list[tuple[str, dict[str, Any]]]]:
@@ -355,7 +355,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
         return good(body)
 
     with serving(Service(slowly)) as service:
-        words = ["data", "ask", "texts", "asked", "--endpoint", service.url, "--model", "m", "--cache", "cache.sqlite",
+        words = ["data", "generate-vqa", "texts", "asked", "--endpoint", service.url, "--model", "m", "--cache", "cache.sqlite",
                  "--concurrency", "1", *MIX]  # fmt: skip
         command = [sys.executable, "-m", "qilin.cli", *words]
         child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -427,7 +427,7 @@ def test_real_captions(tmp_path: Path) -> None:
         for n, rows_of_image in enumerate(list(asked.values())[:80]):
             image = make_image(png(n), [Provenance("test", str(n), license="CC BY")])
             writer.add_image(image)
-            for name, _, text in compose(rows_of_image):
+            for name, _, text in compose_captions(rows_of_image):
                 writer.add_sample("train", caption(f"{n} {name}", text, (image.image_id,), group=str(n)))
     with serving(Service(parrot)) as service:
         words = ["--open", "2", "--yes-no", "4", "--choice", "0", "--guesses", "1", "--only-questions", "--asks", "1"]

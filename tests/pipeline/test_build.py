@@ -113,7 +113,7 @@ def test_conversations_hold_what_is_told_and_asked_about_an_image(
     rows += [("train", question(f"q{n}", one, "noncommercial" if n == 1 else "attribution")) for n in range(4)]
     rows += [("train", question("alone", two)), ("train", text_sample("told", "caption", three, "又一张", group="g"))]
     source = folder(tmp_path / "in", rows, one, two, three)
-    assert main(["data", "chats", str(source), str(tmp_path / "out"), "--most", "3"]) == 0
+    assert main(["data", "make-conversations", str(source), str(tmp_path / "out"), "--most", "3"]) == 0
     data = open_dataset(tmp_path / "out")
     found = all_samples(data)
     # the caption and two questions, then the other two; one question alone, or a caption alone, is no conversation
@@ -123,17 +123,17 @@ def test_conversations_hold_what_is_told_and_asked_about_an_image(
     assert [text_of(message) for message in first.messages][1:] == ["一张图", "q0？", "答q0", "q1？", "答q1"]
     assert sum(part["type"] == "image" for message in first.messages for part in message["content"]) == 1
     assert [text_of(message) for message in found["chat of q3"][1].messages] == ["q2？", "答q2", "q3？", "答q3"]
-    assert main(["data", "chats", str(source), str(tmp_path / "x"), "--least", "1"]) == 2
-    assert main(["data", "chats", str(source), str(tmp_path / "x"), "--least", "8", "--most", "9"]) == 2
+    assert main(["data", "make-conversations", str(source), str(tmp_path / "x"), "--least", "1"]) == 2
+    assert main(["data", "make-conversations", str(source), str(tmp_path / "x"), "--least", "8", "--most", "9"]) == 2
     assert "refused: none, the source has nothing that this step takes" in capsys.readouterr().err
-    assert main(["data", "chats", str(source), str(tmp_path / "x")]) == 0  # what was in vain is not in the way
+    assert main(["data", "make-conversations", str(source), str(tmp_path / "x")]) == 0  # what was in vain is not in the way
 
 
 def test_conversations_that_were_interrupted_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [image(n) for n in range(6)]
     rows: Rows = [("train", text_sample(f"q{n}", "vqa", shown[n // 2], f"答{n}")) for n in range(12)]
     source = folder(tmp_path / "in", rows, *shown)
-    monkeypatch.setattr("qilin.pipeline.execution.sharded_map.ROWS_A_HEAP", 3)
+    monkeypatch.setattr("qilin.pipeline.execution.sharded_map.ROWS_PER_BUCKET", 3)
     real, done = chats.composed, []
 
     def composed(least: int, most: int, heap: str) -> Any:
@@ -143,7 +143,7 @@ def test_conversations_that_were_interrupted_go_on(tmp_path: Path, monkeypatch: 
         yield from real(least, most, heap)
 
     monkeypatch.setattr(chats, "composed", composed)
-    words = ["data", "chats", str(source), str(tmp_path / "out"), "--workers", "1"]
+    words = ["data", "make-conversations", str(source), str(tmp_path / "out"), "--workers", "1"]
     assert main(words) == 130
     before, done[:] = list(done), []
     monkeypatch.setattr(chats, "composed", lambda *given: (done.append(Path(given[2]).name), real(*given))[1])
@@ -192,13 +192,13 @@ def test_a_recipe_takes_what_is_at_hand() -> None:
     [
         ("steps: {a: {do: nothing}}", [], "expected a command of `qilin data`"),
         ("steps: {a: {do: stats, source: x}}", [], "expected a command of `qilin data` that makes"),
-        ("steps: {a: {do: chats, source: '{b}'}}", [], "{b} is neither a value nor an earlier step"),
+        ("steps: {a: {do: make-conversations, source: '{b}'}}", [], "{b} is neither a value nor an earlier step"),
         ("steps: {a: {do: curate, source: x, licenze: any}}", [], "unknown key licenze; did you mean license?"),
         ("steps: {a: {do: curate, source: x, license: some}}", [], "step a: license is 'some'"),
-        ("steps: {a: {do: chats, if: b, source: x}}\nvalues: {b: null}", [], "its last step, a, is left out"),
+        ("steps: {a: {do: make-conversations, if: b, source: x}}\nvalues: {b: null}", [], "its last step, a, is left out"),
         ("steps: {}", [], "steps is empty"),
-        ("steps: {a: {do: chats, source: x}}", ["b=1"], "unknown key b"),
-        ("needs: {c: a thing}\nsteps: {a: {do: chats, source: x}}", [], "1 values are missing: c=… (a thing)"),
+        ("steps: {a: {do: make-conversations, source: x}}", ["b=1"], "unknown key b"),
+        ("needs: {c: a thing}\nsteps: {a: {do: make-conversations, source: x}}", [], "1 values are missing: c=… (a thing)"),
         ("stepz: {}", [], "unknown key stepz; did you mean steps?"),
     ],
 )

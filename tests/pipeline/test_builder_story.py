@@ -20,7 +20,7 @@ from builders.tiny import tiny_language, tiny_vision
 from qilin.cli import main
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, text_of
-from qilin.pipeline.review.decisions import Decision, add_decision, beside, hash_of
+from qilin.pipeline.review.decisions import Decision, add_decision, decisions_path, sample_hash
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -121,8 +121,8 @@ def decided(folder: Path) -> tuple[Sample, Sample, Sample]:
         (captions[0], "fix", {"text 1.0": FIXED}),
         (captions[1], "accept", None),
     ):
-        made = Decision(row.sample_id, hash_of(row), decision, "li", "2026-01-01", "" if texts else "看不出", texts)  # type: ignore[arg-type]
-        add_decision(beside(folder), made)
+        made = Decision(row.sample_id, sample_hash(row), decision, "li", "2026-01-01", "" if texts else "看不出", texts)  # type: ignore[arg-type]
+        add_decision(decisions_path(folder), made)
     return question, captions[0], captions[1]
 
 
@@ -135,7 +135,7 @@ def test_what_people_decided_goes_into_the_miniature_and_it_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, asked = tmp_path / "mini", tmp_path / "mini.steps" / "asked"
-    words = ("workers=1", f"decisions={beside(asked)}")
+    words = ("workers=1", f"decisions={decisions_path(asked)}")
     assert build(SHARED, out, *words) == 2  # it stops for the review, and says how
     assert f"make some with `qilin data review {asked}`" in capsys.readouterr().err
     rejected, fixed, accepted = decided(asked)
@@ -162,7 +162,7 @@ def test_what_people_decided_goes_into_the_miniature_and_it_trains(
     tiny_language(tmp_path / "language", context=4096)
     tiny_vision(tmp_path / "vision")
     parts = [f"vision={tmp_path / 'vision'}", f"language={tmp_path / 'language'}"]
-    same = [f"data={out}", "batch=4096", "max_length=4096", "precision=fp32", "trackers=[]", "device=cpu"]  # one step
+    same = [f"data={out}", "batch_size=4096", "max_length=4096", "precision=fp32", "trackers=[]", "device=cpu"]  # one step
     assert main(["train", "tiny/align", *same, *parts, f"out={tmp_path / 'align'}"]) == 0
     assert main(["train", "tiny/instruct", *same, f"model={tmp_path / 'align'}", f"out={tmp_path / 'instruct'}"]) == 0
     said_of = json.loads((tmp_path / "instruct" / "qilin.json").read_text())

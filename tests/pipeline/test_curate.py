@@ -248,7 +248,7 @@ def test_nothing_left_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_many_small_images_make_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qilin.dataset.writer.IMAGES_A_PART", 32)
+    monkeypatch.setattr("qilin.dataset.writer.IMAGES_PER_PART", 32)
     base = image(1)
     shown = []
     for n in range(100):

@@ -76,7 +76,7 @@ def test_numbers_on_screen_as_json_and_on_the_card(
 
 def test_llava_and_sharegpt_and_back(source: Path, tmp_path: Path) -> None:
     for form in ("llava", "sharegpt"):
-        assert main(["data", "to", form, str(source), str(tmp_path / form)]) == 0
+        assert main(["data", "export", form, str(source), str(tmp_path / form)]) == 0
     rows = {row["id"]: row for row in json.loads((tmp_path / "llava/train.json").read_text())}
     assert rows["cap"]["conversations"][0] == {"from": "human", "value": "<image>\n描述。"}
     assert len(rows["two"]["image"]) == 2
@@ -91,12 +91,12 @@ def test_llava_and_sharegpt_and_back(source: Path, tmp_path: Path) -> None:
     assert {name.removeprefix("train-"): s.messages for name, s in again.items()} == {
         s.sample_id: s.messages for s in open_dataset(source).samples("train")
     }
-    assert main(["data", "to", "llava", str(source), str(tmp_path / "llava")]) == 2  # taken
+    assert main(["data", "export", "llava", str(source), str(tmp_path / "llava")]) == 2  # taken
 
 
 @pytest.mark.parametrize("form", ["llava", "sharegpt", "trl", "webdataset"])
 def test_whose_each_image_is_goes_along(source: Path, tmp_path: Path, form: str) -> None:
-    assert main(["data", "to", form, str(source), str(tmp_path / form)]) == 0
+    assert main(["data", "export", form, str(source), str(tmp_path / form)]) == 0
     rows = [json.loads(line) for line in (tmp_path / form / "attribution.jsonl").read_text().splitlines()]
     assert {row["image_id"] for row in rows} == {image.image_id for image in open_dataset(source).images()}
     assert {(row["license_tier"], row["provenance"][0]["license"]) for row in rows} == {("attribution", "CC BY")}
@@ -105,7 +105,7 @@ def test_whose_each_image_is_goes_along(source: Path, tmp_path: Path, form: str)
 
 def test_webdataset_shards_are_the_same_bytes_again(source: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        assert main(["data", "to", "webdataset", str(source), str(tmp_path / name)]) == 0
+        assert main(["data", "export", "webdataset", str(source), str(tmp_path / name)]) == 0
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
         "attribution.jsonl", "source.json", "test-00000.tar", "train-00000.tar",
     ]  # fmt: skip
@@ -123,7 +123,7 @@ def test_webdataset_shards_are_the_same_bytes_again(source: Path, tmp_path: Path
 def test_trl_reads_messages_and_images(source: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    assert main(["data", "to", "trl", str(source), str(tmp_path / "out")]) == 0
+    assert main(["data", "export", "trl", str(source), str(tmp_path / "out")]) == 0
     files = {split: str(tmp_path / "out" / f"{split}.parquet") for split in ("train", "test")}
     made = load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
     data = open_dataset(source)
@@ -191,10 +191,10 @@ def test_commands_of_a_long_way_come_once_each_in_order() -> None:
     ]
     assert commands({"step": "merge", "context": None, "seed": 3, "made_from": both}, "all") == [
         "qilin data figures ARTICLES figures --every  # read 111111111111",
-        "qilin data look figures figures --images ARTICLES --endpoint URL --model eye",
+        "qilin data filter-figures figures figures --images ARTICLES --endpoint URL --model eye",
         "qilin data import figures figures en --images ARTICLES --lang en --unsure  # read 222222222222",
         "qilin data translate en zh --endpoint URL --model m  # read 333333333333",
-        "qilin data chats zh chats --most 4  # read 444444444444",
+        "qilin data make-conversations zh chats --most 4  # read 444444444444",
         "qilin data merge all zh chats --seed 3  # read 444444444444, 555555555555",
     ]
 

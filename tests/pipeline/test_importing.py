@@ -47,7 +47,7 @@ def words(table: Path, out: str = "out", *more: str) -> list[str]:
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("qilin.pipeline.importers.image_decoding.FILES_A_PIECE", 4)
+    monkeypatch.setattr("qilin.pipeline.importers.image_decoding.FILES_PER_SHARD", 4)
     return table_of_images(tmp_path / "table")
 
 
@@ -145,13 +145,13 @@ def test_a_mistake_in_the_rows_leaves_no_pieces(table: Path, tmp_path: Path) -> 
 def test_a_file_that_a_machine_does_not_see_is_not_missing(
     table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qilin.pipeline.importers.image_index import look_at_files
+    from qilin.pipeline.importers.image_index import decode_files
 
     def elsewhere(*given: object) -> object:
         (table.parent / "8.png").unlink(missing_ok=True)
-        return look_at_files(*given)  # type: ignore[arg-type]
+        return decode_files(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("qilin.pipeline.importers.image_index.look_at_files", elsewhere)
+    monkeypatch.setattr("qilin.pipeline.importers.image_index.decode_files", elsewhere)
     assert main(words(table, "out", "--workers", "1")) == 1
     said = capsys.readouterr().err
     assert "8.png: was there when the rows were read" in said

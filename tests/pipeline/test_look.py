@@ -13,7 +13,7 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 from builders.jats import article, figure
 from builders.llm_server import Service, serving
 from qilin.cli import main
-from qilin.pipeline.execution.sharded_map import read_pieces
+from qilin.pipeline.execution.sharded_map import read_shards
 
 SEEN = {
     "One.": '{"medical": true, "modality": "CT", "body_part": "Chest"}',
@@ -48,13 +48,13 @@ def test_unsure_figures_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixt
     root, figures = laid_out(tmp_path)
     out = tmp_path / "seen"
     with serving(Service(answer)) as service:
-        words = ["data", "look", figures, str(out), "--images", root, "--endpoint", service.url, "--model", "m"]
+        words = ["data", "filter-figures", figures, str(out), "--images", root, "--endpoint", service.url, "--model", "m"]
         words += ["--cache", str(tmp_path / "cache.sqlite")]
         assert main(words) == 0
         assert len(service.seen) == 4  # neither the sure one nor the one without an image
         assert main(words) == 0
         assert len(service.seen) == 4
-    rows = {row["figure_id"]: row for row in read_pieces(out)}
+    rows = {row["figure_id"]: row for row in read_shards(out)}
     assert {name: (row["medical"], row["modality"], row["body_part"]) for name, row in rows.items()} == {
         "F1": ("yes", "CT", "Chest"), "F3": ("unsure", None, None), "F4": ("unsure", None, None),
         "F5": ("yes", None, None), "F6": ("yes", "MRI", "Limb"),
@@ -77,7 +77,7 @@ def test_a_budget_is_for_the_whole_run_and_memory_for_some_rows(
     root, figures = laid_out(tmp_path)
     monkeypatch.setattr("qilin.pipeline.pubmed.vision_filter.ROWS_AT_ONCE", 2)
     with serving(Service(answer)) as service:
-        words = ["data", "look", figures, str(tmp_path / "seen"), "--images", root, "--endpoint", service.url]
+        words = ["data", "filter-figures", figures, str(tmp_path / "seen"), "--images", root, "--endpoint", service.url]
         words += ["--model", "m", "--cache", str(tmp_path / "cache.sqlite"), "--concurrency", "1"]
         assert main([*words, "--budget", "40"]) == 1  # three replies of 15 tokens, over two calls
         assert "budget" in capsys.readouterr().err
@@ -87,4 +87,4 @@ def test_a_budget_is_for_the_whole_run_and_memory_for_some_rows(
     assert "15 tokens in 1 replies, 1.00 spent" in capsys.readouterr().out
     assert main(words) == 0
     assert "0 tokens in 0 replies\n" in capsys.readouterr().out  # no price was said: nobody knows the cost
-    assert len(list(read_pieces(tmp_path / "seen"))) == 5
+    assert len(list(read_shards(tmp_path / "seen"))) == 5

@@ -20,9 +20,9 @@ from qilin.cli import main
 from qilin.core.errors import RunError, UserError
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import open_dataset
-from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
-from qilin.pipeline.execution.workers import Workers, connected, workers_of
-from qilin.pipeline.review.decisions import Decision, add_decision, beside, hash_of
+from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
+from qilin.pipeline.execution.workers import Workers, connect_client, make_workers
+from qilin.pipeline.review.decisions import Decision, add_decision, decisions_path, sample_hash
 
 
 def square(log: Path, numbers: list[int]) -> Iterator[dict[str, Any] | RejectedRow]:
@@ -69,12 +69,12 @@ def test_any_executor_gives_the_same_bytes(tmp_path: Path) -> None:
     counts = run_sharded(work, INPUTS, tmp_path / "here", {"step": "square"})
     assert counts == {"rows": 12, "dropped": 12, "dropped_reasons": {"odd": 12}}
     everybody = {
-        "back": Workers(Backwards, 4), "threads": Workers(lambda: ThreadPoolExecutor(3), 5), "many": workers_of(2)
+        "back": Workers(Backwards, 4), "threads": Workers(lambda: ThreadPoolExecutor(3), 5), "many": make_workers(2)
     }  # fmt: skip
     for name, workers in everybody.items():
         run_sharded(work, INPUTS, tmp_path / name, {"step": "square"}, workers)
         assert files(tmp_path / name) == files(tmp_path / "here")
-    assert [row["n"] for row in read_pieces(tmp_path / "back")] == list(range(0, 24, 2))
+    assert [row["n"] for row in read_shards(tmp_path / "back")] == list(range(0, 24, 2))
 
 
 def test_a_finished_piece_is_not_done_again_and_other_work_is_refused(tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_a_finished_piece_is_not_done_again_and_other_work_is_refused(tmp_path: 
     (out / "rows-00003.jsonl").unlink()
     (out / "step.json").unlink()
     with pytest.raises(UserError, match="interrupted"):
-        list(read_pieces(out))
+        list(read_shards(out))
     seen: list[int] = []
-    run_sharded(partial(square, log), INPUTS, out, {"step": "square"}, on_piece=seen.append)
+    run_sharded(partial(square, log), INPUTS, out, {"step": "square"}, on_shard=seen.append)
     assert len(log.read_text().splitlines()) == len(INPUTS) + 1
     assert sorted(seen) == list(range(len(INPUTS)))
     assert files(out) == whole
@@ -100,7 +100,7 @@ def test_a_finished_piece_is_not_done_again_and_other_work_is_refused(tmp_path: 
 
 def test_a_killed_worker_costs_its_piece_only(tmp_path: Path) -> None:
     inputs = [[n] for n in range(12)]
-    counts = run_sharded(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, workers_of(2))
+    counts = run_sharded(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, make_workers(2))
     assert counts["rows"] == 6
     done = (tmp_path / "log").read_text().splitlines()
     # what was in other workers' hands when the pool broke may be done twice; what was finished is not
@@ -111,7 +111,7 @@ def test_a_killed_worker_costs_its_piece_only(tmp_path: Path) -> None:
 def test_a_piece_that_always_kills_is_named(tmp_path: Path) -> None:
     inputs = [[n] for n in (2, 13, 4)]
     with pytest.raises(RunError, match="piece 1 has lost its worker again and again"):
-        run_sharded(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, workers_of(2))
+        run_sharded(partial(fatal, tmp_path / "log"), inputs, tmp_path / "out", {}, make_workers(2))
     assert not (tmp_path / "out" / "step.json").exists()
 
 
@@ -156,7 +156,7 @@ def cluster() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed", reason="the cluster extra is not installed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as made:
         yield made
-        connected(made.scheduler_address).close()  # before its scheduler goes
+        connect_client(made.scheduler_address).close()  # before its scheduler goes
 
 
 def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path, cluster: Any) -> None:
@@ -164,7 +164,7 @@ def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path
     log = tmp_path / "log"
     run_sharded(partial(square, tmp_path / "other"), inputs, tmp_path / "here", {"step": "square"})
     told: list[int] = []
-    workers = workers_of(0, cluster.scheduler_address)
+    workers = make_workers(0, cluster.scheduler_address)
     run_sharded(partial(fatal, log), inputs, tmp_path / "there", {"step": "square"}, workers, told.append)
     assert log.with_suffix(".killed").exists()
     assert files(tmp_path / "there") == files(tmp_path / "here")
@@ -181,12 +181,12 @@ def kill_a_worker(cluster: Any, patch: pytest.MonkeyPatch) -> list[int]:
     """Kill one, by its process, as soon as the first piece of an import is there. Its process is in the list then."""
     killed: list[int] = []
 
-    def run(work: Any, inputs: Any, out: Any, made: Any, workers: Any, on_piece: Any) -> Any:
+    def run(work: Any, inputs: Any, out: Any, made: Any, workers: Any, on_shard: Any) -> Any:
         def told(number: int) -> None:
             if not killed:
-                killed.append(next(iter(connected(cluster.scheduler_address).run(os.getpid).values())))
+                killed.append(next(iter(connect_client(cluster.scheduler_address).run(os.getpid).values())))
                 os.kill(killed[0], signal.SIGKILL)
-            on_piece(number)
+            on_shard(number)
 
         return run_sharded(work, inputs, out, made, workers, told)
 
@@ -202,20 +202,20 @@ def test_commands_give_the_same_folders_by_a_cluster(
         body = figure("F1", f"CT of the lung of case {n}.", "f1.jpg")
         (tmp_path / "articles" / f"{n}.xml").write_bytes(article(body, pmcid=f"PMC{n}"))
     table = table_of_images(tmp_path / "table")
-    monkeypatch.setattr("qilin.pipeline.importers.image_decoding.FILES_A_PIECE", 2)
+    monkeypatch.setattr("qilin.pipeline.importers.image_decoding.FILES_PER_SHARD", 2)
     rows = [(sample(f"s{n}", shown := image(n), f"第{n}问？", "答"), shown) for n in range(6)]
     source = dataset(tmp_path / "data", rows)
     pairs = [(sample(f"t{n}", shown := image(n // 2), f"第{n}问？", "答"), shown) for n in range(6)]
     talk = dataset(tmp_path / "talk", pairs)
-    said = [Decision(row.sample_id, hash_of(row), "reject", "a", "1", "x") for row, _ in pairs[:1]]
-    add_decision(beside(talk), said[0])
+    said = [Decision(row.sample_id, sample_hash(row), "reject", "a", "1", "x") for row, _ in pairs[:1]]
+    add_decision(decisions_path(talk), said[0])
     for name, how in (("here", ["--workers", "1"]), ("there", ["--cluster", cluster.scheduler_address])):
         at = tmp_path / name
         assert main(["data", "figures", str(tmp_path / "articles"), str(at / "figures"), *how]) == 0
         assert main(["data", "merge", str(at / "merged"), str(source), *how]) == 0
         assert main(["data", "curate", str(at / "merged"), str(at / "curated"), "--resplit", *how]) == 0
-        assert main(["data", "chats", str(talk), str(at / "chats"), *how]) == 0
-        assert main(["data", "apply", str(talk), str(at / "applied"), *how]) == 0
+        assert main(["data", "make-conversations", str(talk), str(at / "chats"), *how]) == 0
+        assert main(["data", "apply-review", str(talk), str(at / "applied"), *how]) == 0
         with monkeypatch.context() as patch:
             killed = kill_a_worker(cluster, patch) if name == "there" else []
             assert main(["data", "import", "folder", str(table), str(at / "imported"), *how]) == 0
@@ -229,7 +229,7 @@ def test_commands_give_the_same_folders_by_a_cluster(
 
 
 def test_a_piece_that_always_kills_its_worker_is_named_by_a_cluster_too(tmp_path: Path, cluster: Any) -> None:
-    workers = workers_of(0, cluster.scheduler_address)
+    workers = make_workers(0, cluster.scheduler_address)
     with pytest.raises(RunError, match="piece 1 has lost its worker again and again"):
         run_sharded(partial(fatal, tmp_path / "log"), [[2], [13], [4]], tmp_path / "out", {}, workers)
     assert not (tmp_path / "out" / "step.json").exists()
@@ -239,12 +239,12 @@ def test_a_cluster_that_cannot_be_used_is_refused(
     tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="expected a scheduler's address"):
-        workers_of(0, "localhost")
+        make_workers(0, "localhost")
     with monkeypatch.context() as short:
         short.setattr("qilin.pipeline.execution.workers.WAIT", 1.0)
         with pytest.raises(RunError, match="no scheduler answers there"):
-            workers_of(0, "tcp://127.0.0.1:1")
-    there = workers_of(0, cluster.scheduler_address)
+            make_workers(0, "tcp://127.0.0.1:1")
+    there = make_workers(0, cluster.scheduler_address)
     assert there is not None
     there.check(tmp_path)
     with pytest.raises(UserError, match="does not see"):
@@ -256,11 +256,11 @@ def test_a_cluster_without_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("qilin.pipeline.execution.workers.COME", 1.0)
     with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
         with pytest.raises(RunError, match="no worker came in 1 s; start some"):
-            workers_of(0, empty.scheduler_address)
-        connected(empty.scheduler_address).close()
+            make_workers(0, empty.scheduler_address)
+        connect_client(empty.scheduler_address).close()
 
 
 def test_an_error_in_a_step_stops_it(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        run_sharded(partial(square, tmp_path / "log"), [[1], [None]], tmp_path / "out", {}, workers_of(2))  # type: ignore[list-item]
+        run_sharded(partial(square, tmp_path / "log"), [[1], [None]], tmp_path / "out", {}, make_workers(2))  # type: ignore[list-item]
     assert not (tmp_path / "out" / "step.json").exists()

@@ -16,7 +16,7 @@ from builders.pmc_server import PmcStandIn, serving_store
 from qilin.cli import main
 from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
-from qilin.pipeline.execution.sharded_map import read_pieces
+from qilin.pipeline.execution.sharded_map import read_shards
 from qilin.pipeline.pubmed import object_store as pmc_store
 from qilin.pipeline.pubmed.download import PmcConfig, find_media, read_ids
 from qilin.pipeline.pubmed.object_store import key_of
@@ -77,7 +77,7 @@ def test_ids_to_figures_and_a_second_run_fetches_nothing(
     assert run(store, out) == 0
     assert len(store.asked) == asked
     assert main(["data", "figures", str(out / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0
-    rows = list(read_pieces(tmp_path / "figures"))
+    rows = list(read_shards(tmp_path / "figures"))
     assert [(row["article"], row["license"], row["file"]) for row in rows][0] == (
         "PMC1",
         "CC BY",

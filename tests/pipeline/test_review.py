@@ -22,15 +22,15 @@ from builders.review import write_both
 from qilin.cli import main
 from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
-from qilin.dataset.sample_texts import parts_of
+from qilin.dataset.sample_texts import text_fields
 from qilin.dataset.schema import text_of
 from qilin.pipeline.review.decisions import (
     Decision,
     add_decision,
     agreement,
     alike,
-    beside,
-    hash_of,
+    decisions_path,
+    sample_hash,
     latest,
     read_decisions,
     verdict,
@@ -282,7 +282,7 @@ def test_a_session_and_the_one_after_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert "李华 and 王敏: 50% of 2 rows alike, kappa 0.33" in capsys.readouterr().out
 
     source, out = str(tmp_path / "articles-zh"), tmp_path / "reviewed"
-    assert main(["data", "apply", source, str(out), "--json"]) == 0
+    assert main(["data", "apply-review", source, str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["decided"] == {"accept": 1, "reject": 2, "fix": 1}
     made = open_dataset(out)
@@ -298,12 +298,12 @@ def test_a_session_and_the_one_after_it(tmp_path: Path, capsys: pytest.CaptureFi
         "row-2": "review: 不通", "row-3": "review: 含个人信息",
     }  # fmt: skip
     assert dropped[0]["row"]["reviewer"] in ("王敏", "李华")
-    assert main(["data", "apply", source, str(out)]) == 0
+    assert main(["data", "apply-review", source, str(out)]) == 0
     assert "already there" in capsys.readouterr().out
-    assert main(["data", "apply", source, str(tmp_path / "gold"), "--only-read"]) == 0
+    assert main(["data", "apply-review", source, str(tmp_path / "gold"), "--only-read"]) == 0
     assert {row.sample_id for row in open_dataset(tmp_path / "gold").samples("train")} == {"row-0", "choice"}
     # of the new dataset, the old decisions speak of rows that are there (row-0 is marked now, so it is another one)
-    assert main(["data", "apply", str(out), str(tmp_path / "no"), "--decisions", str(beside(Path(source)))]) == 2
+    assert main(["data", "apply-review", str(out), str(tmp_path / "no"), "--decisions", str(decisions_path(Path(source)))]) == 2
     assert "are about other rows" in capsys.readouterr().err
 
 
@@ -341,7 +341,7 @@ def test_who_lacks_the_token_or_asks_for_paths_gets_nothing(tmp_path: Path) -> N
             assert session.raw(path)[0] == 404, path
         assert session.raw("/rows/0")[0] == 200  # the control
         assert session.get("/rows/6").json() == {"error": "there is no row 6"}
-        assert not beside(tmp_path / "articles-zh").exists()
+        assert not decisions_path(tmp_path / "articles-zh").exists()
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -381,8 +381,8 @@ def test_what_cannot_be_decided_is_said_and_not_kept(tmp_path: Path) -> None:
             "longer than" in httpx2.post(session.base + "/decide", headers=json_headers, content=long).json()["error"]
         )
         assert session.get("/decide").status_code == 405
-        assert not beside(tmp_path / "articles-zh").exists()
-        beside(tmp_path / "articles-zh").mkdir()  # where nothing can be written
+        assert not decisions_path(tmp_path / "articles-zh").exists()
+        decisions_path(tmp_path / "articles-zh").mkdir()  # where nothing can be written
         refused = (
             session.decide(n, "accept") if False else httpx2.post(session.base + "/decide", headers=headers, json=sound)
         )
@@ -401,20 +401,20 @@ def test_what_cannot_be_served(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ):
         assert main(["data", "review", source, *words]) == 2
         assert said in capsys.readouterr().err
-    assert main(["data", "apply", source, str(tmp_path / "out")]) == 2
+    assert main(["data", "apply-review", source, str(tmp_path / "out")]) == 2
     assert "no decisions" in capsys.readouterr().err
 
 
 def test_a_rebuilt_dataset_keeps_what_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, chinese = write_both(tmp_path)
-    path = beside(tmp_path / "articles-zh")
+    path = decisions_path(tmp_path / "articles-zh")
     rows = {row.sample_id: row for row in chinese.samples("train")}
-    add_decision(path, Decision("row-0", hash_of(rows["row-0"]), "reject", "a", "1", "x"))
+    add_decision(path, Decision("row-0", sample_hash(rows["row-0"]), "reject", "a", "1", "x"))
     add_decision(path, Decision("row-1", "of other words", "reject", "a", "1", "x"))
-    assert main(["data", "apply", str(tmp_path / "articles-zh"), str(tmp_path / "out")]) == 0
+    assert main(["data", "apply-review", str(tmp_path / "articles-zh"), str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "1 decisions are about rows that are not there" in said
     kept = {row.sample_id for row in open_dataset(tmp_path / "out").samples("train")}
     assert "row-1" in kept
     assert "row-0" not in kept
-    assert parts_of(rows["row-0"])["text 1.0"].startswith("胸部轴位CT")
+    assert text_fields(rows["row-0"])["text 1.0"].startswith("胸部轴位CT")

@@ -12,7 +12,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.licenses import TIERS, strictest, tier
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import text_of
-from qilin.dataset.splits import Links
+from qilin.dataset.splits import SplitGroups
 from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.run import import_data
 
@@ -259,10 +259,10 @@ def test_one_content_in_two_files_is_one_image_in_one_split(tmp_path: Path) -> N
 
 
 def test_shares_hold_and_nothing_linked_is_divided() -> None:
-    links = Links()
+    links = SplitGroups()
     for n in range(1000):
-        links.join([f"image {n}", f"group {n % 300}"])
-    links.join(["image 0", "image 1"])
+        links.add([f"image {n}", f"group {n % 300}"])
+    links.add(["image 0", "image 1"])
     splits = links.assign(0.1, 0.2, seed=0)
     assert abs(splits.count("test") - 200) <= 3
     assert abs(splits.count("validation") - 100) <= 3
@@ -271,13 +271,13 @@ def test_shares_hold_and_nothing_linked_is_divided() -> None:
     assert splits[0] == splits[1] == splits[1000]
     assert links.assign(0.1, 0.2, seed=0) == splits
     assert links.assign(0.1, 0.2, seed=1) != splits
-    whole = Links()
+    whole = SplitGroups()
     for n in range(50):
         whole.join([f"image {n}", "group one"])
     whole.join(["image a"], split="test")
     whole.join(["image a"], split="validation")
     assert whole.assign(0.1, 0.1, 0) == ["train"] * 50 + ["test"] * 2
-    assert Links().assign(0.1, 0.1, 0) == []
+    assert SplitGroups().assign(0.1, 0.1, 0) == []
 
 
 def test_a_second_run_says_it_is_there_and_another_import_is_refused(

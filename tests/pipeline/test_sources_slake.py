@@ -15,7 +15,7 @@ from qilin.dataset.schema import text_of
 from qilin.pipeline.importers import slake as slake_source
 from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.run import import_data
-from qilin.pipeline.importers.slake_captions import compose, statements
+from qilin.pipeline.importers.slake_captions import compose_captions, extract_statements
 
 REAL = Path(__file__).parents[2] / "../shared/data/slake_zh"
 
@@ -109,7 +109,7 @@ def test_folders_that_are_not_slake(tmp_path: Path) -> None:
     ],
 )
 def test_a_question_and_its_answer_become_a_statement(question: str, answer: str, said: tuple[str, str, str]) -> None:
-    assert statements(question, answer) == [said]
+    assert extract_statements(question, answer) == [said]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_question_and_its_answer_become_a_statement(question: str, answer: str
     [("这是矢状面吗?", "不是"), ("图中心脏和肝脏哪个更大?", "几乎相等"), ("这是一个没有人问过的问题吗?", "是的")],
 )
 def test_what_says_nothing_is_left_out(question: str, answer: str) -> None:
-    assert statements(question, answer) == []
+    assert extract_statements(question, answer) == []
 
 
 def test_a_caption_reads_as_a_report_would() -> None:
@@ -130,15 +130,15 @@ def test_a_caption_reads_as_a_report_would() -> None:
         row(6, "a", "图片中包含哪些疾病?", "肺癌"),
         row(7, "a", "如何治疗?", "手术治疗", base_type="kvqa"),
     ]
-    texts = {variant: text for variant, _, text in compose(rows)}
+    texts = {variant: text for variant, _, text in compose_captions(rows)}
     assert texts == {
         "full": "这是一张胸部CT图像，扫描平面为横断面。图中可见双肺，未见肝脏。提示肺癌。",
         "findings": "提示肺癌。图中可见双肺，未见肝脏。",
         "brief": "这是一张胸部CT图像，扫描平面为横断面，提示肺癌。",
     }
-    assert len({instruction for _, instruction, _ in compose(rows)}) == 3
+    assert len({instruction for _, instruction, _ in compose_captions(rows)}) == 3
     rows += [row(8, "a", "肺是异常的吗?", "是的"), row(9, "a", "肺或者心脏哪个是异常的?", "肺")]
-    assert [text for _, _, text in compose(rows)][2].endswith("提示肺癌，肺异常。")  # once
+    assert [text for _, _, text in compose_captions(rows)][2].endswith("提示肺癌，肺异常。")  # once
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real SLAKE questions are not in ../shared/data/slake_zh")

@@ -248,7 +248,7 @@ def test_finished_pieces_are_not_done_again_even_without_their_replies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many(tmp_path / "en", 40)
-    monkeypatch.setattr("qilin.pipeline.translation.translate.SAMPLES_A_PIECE", 8)
+    monkeypatch.setattr("qilin.pipeline.translation.translate.SAMPLES_PER_SHARD", 8)
     with serving(Service(by_number)) as service:
         budget = ("--budget", "300", "--concurrency", "1")  # 20 replies: two pieces and a half
         assert run(tmp_path, service, *budget) == 1
@@ -269,7 +269,7 @@ def test_texts_are_asked_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.M
         at_once.append(len(asks))
         return real(endpoint, asks, on_reply)
 
-    monkeypatch.setattr("qilin.pipeline.translation.translate.SAMPLES_A_PIECE", 16)
+    monkeypatch.setattr("qilin.pipeline.translation.translate.SAMPLES_PER_SHARD", 16)
     monkeypatch.setattr("qilin.pipeline.translation.translate.complete_all", counted)
     with serving(Service(by_number)) as service:
         assert run(tmp_path, service) == 0

@@ -102,7 +102,7 @@ BENCHMARKS = {
 }  # fmt: skip
 
 
-def benchmark_of(split_sha256: str) -> str | None:
+def find_benchmark(split_sha256: str) -> str | None:
     """The benchmark and split that have this hash ("slake-zh, validation"); None for one never seen here."""
     known = {sha256: f"{name}, {split}" for name, row in BENCHMARKS.items() for split, sha256 in row.sha256.items()}
     return known.get(split_sha256)

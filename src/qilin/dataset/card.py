@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from qilin.dataset.hash_tables import Table, TableWriter
+from qilin.dataset.hash_tables import FingerprintMap, FingerprintMapBuilder
 from qilin.pipeline.execution.shell_commands import commands
 
 SPLITS = ("train", "validation", "test")
@@ -102,7 +102,7 @@ def looked_for(made: Mapping[str, Any]) -> tuple[bool, set[str]]:
     return True, kept_out
 
 
-def sample_table(samples: Mapping[str, list[Path]], modality: Table) -> tuple[list[str], dict[str, Lengths], list[str]]:
+def sample_table(samples: Mapping[str, list[Path]], modality: FingerprintMap) -> tuple[list[str], dict[str, Lengths], list[str]]:
     """Counts and lengths (characters of the answers: median and quartiles) by split and kind; those of PLOTS; the
     languages, the commonest first."""
     lengths: dict[tuple[str, str], Counter[int]] = {}
@@ -111,7 +111,7 @@ def sample_table(samples: Mapping[str, list[Path]], modality: Table) -> tuple[li
     by: dict[str, Lengths] = {name: {} for name in PLOTS}
     for split, files in samples.items():
         for file in files:
-            for batch in batches_of(file, SHOWN):
+            for batch in row_batches(file, SHOWN):
                 for row in batch.to_pylist():
                     size = sum(length_of(m) for m in row["messages"] if m["role"] == "assistant")
                     source = row["source"] or "unknown"
@@ -136,7 +136,7 @@ def sample_table(samples: Mapping[str, list[Path]], modality: Table) -> tuple[li
     return [*made, "", *beside_the_paper(parts)], by, [language for language, _ in languages.most_common()]
 
 
-def batches_of(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def row_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """A file's rows, some at a time. One row group after the other: iter_batches over a whole file keeps what it has
     read of it until the end, 200 MB of a million samples."""
     with pq.ParquetFile(path) as file:
@@ -158,10 +158,10 @@ def beside_the_paper(parts: Lengths) -> list[str]:
     return ["## Beside ChiMed-VL as its paper counts it", "", *table(heads, rows)]
 
 
-def image_table(path: Path) -> tuple[list[str], Table]:
+def image_table(path: Path) -> tuple[list[str], FingerprintMap]:
     """Images by source, modality, licence tier; and the modality of each."""
     count: Counter[tuple[str, str, str]] = Counter()
-    modality = TableWriter()
+    modality = FingerprintMapBuilder()
     columns = ["image_id", "provenance", "modality", "license_tier"]
     for file in sorted((path / "images").glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(columns=columns, batch_size=ROWS):

@@ -26,7 +26,7 @@ def fingerprints(texts: Iterable[str]) -> np.ndarray:
     return np.fromiter(map(fingerprint, texts), dtype=np.uint64)
 
 
-class KeysOnDisk:
+class ExactKeyStore:
     """Keys with a small value each, in a sqlite file that is thrown away: memory does not grow with their number.
 
     Exact, where fingerprints are only nearly so. `path` is removed by `close`.
@@ -63,7 +63,7 @@ class KeysOnDisk:
         self.path.unlink(missing_ok=True)
 
 
-class TableWriter:
+class FingerprintMapBuilder:
     """Keys and their words, one after the other; the first word of a key counts."""
 
     def __init__(self) -> None:
@@ -78,10 +78,10 @@ class TableWriter:
         self.keys.append(key)
         self.codes.append(self.words.setdefault(word, len(self.words)))
 
-    def table(self) -> "Table":
+    def table(self) -> "FingerprintMap":
         """What was added so far, in memory."""
         keys, firsts = np.unique(np.frombuffer(self.keys, dtype=np.uint64), return_index=True)
-        return Table(keys, np.frombuffer(self.codes, dtype=np.uint16)[firsts], tuple(self.words))
+        return FingerprintMap(keys, np.frombuffer(self.codes, dtype=np.uint16)[firsts], tuple(self.words))
 
     def save(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ class TableWriter:
 
 
 @dataclass(frozen=True)
-class Table:
+class FingerprintMap:
     """A saved table, its arrays mapped from disk."""
 
     keys: np.ndarray
@@ -107,12 +107,12 @@ class Table:
         return self.words[int(self.codes[place])] if found else None
 
 
-def open_table(folder: Path) -> Table:
+def open_fingerprint_map(folder: Path) -> FingerprintMap:
     """A table, kept open: a process asks it for every sample of every piece."""
     return mapped(folder, (folder / "words.json").stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
-def mapped(folder: Path, changed: int) -> Table:
+def mapped(folder: Path, changed: int) -> FingerprintMap:
     words = tuple(json.loads((folder / "words.json").read_text(encoding="utf-8")))
-    return Table(np.load(folder / "keys.npy", mmap_mode="r"), np.load(folder / "codes.npy", mmap_mode="r"), words)
+    return FingerprintMap(np.load(folder / "keys.npy", mmap_mode="r"), np.load(folder / "codes.npy", mmap_mode="r"), words)

@@ -75,10 +75,10 @@ class Dataset:
         place = 0
         stop = self.count(split) if stop is None else stop
         for file in sorted((self.path / "samples").glob(f"{split}-*.parquet")):
-            for group, size in enumerate(group_sizes(str(file))):
+            for group, size in enumerate(row_group_sizes(str(file))):
                 first, last = max(start - place, 0), min(stop - place, size)
                 if first < last:
-                    table = read_group(str(file), group, columns).slice(first, last - first)
+                    table = read_row_group(str(file), group, columns).slice(first, last - first)
                     for batch in table.to_batches(max_chunksize=512):
                         yield from batch.to_pylist()
                 place += size
@@ -113,7 +113,7 @@ class Dataset:
         raise UserError(f"{self.path}: image {image_id} is named by a sample but is not in images/")
 
     @cached_property
-    def where(self) -> "ImagePlaces":
+    def where(self) -> "ImageIndex":
         """Where each image lies; read when the first one is asked for."""
         return index_images(self.path)
 
@@ -164,14 +164,14 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 
 @lru_cache(maxsize=64)
-def group_sizes(path: str) -> tuple[int, ...]:
+def row_group_sizes(path: str) -> tuple[int, ...]:
     """Rows of each row group of a file, which is closed again: an open one of 16,384 images keeps some 17 MB."""
     facts = pq.read_metadata(path)
     return tuple(facts.row_group(group).num_rows for group in range(facts.num_row_groups))
 
 
 @lru_cache(maxsize=2)
-def read_group(path: str, group: int, columns: tuple[str, ...] | None = None) -> pa.Table:
+def read_row_group(path: str, group: int, columns: tuple[str, ...] | None = None) -> pa.Table:
     """A row group of samples; kept, since pieces of one group are asked for one after the other. The file is not mapped
     into memory, where a pass over it would leave it whole."""
     with pq.ParquetFile(path) as file:
@@ -213,7 +213,7 @@ def open_dataset(path: Path) -> Dataset:
 
 
 @dataclass(frozen=True)
-class ImagePlaces:
+class ImageIndex:
     """Where images lie, in 16 bytes an image: the fingerprint of each id, sorted, and its place in all files."""
 
     keys: np.ndarray  # uint64, sorted
@@ -233,7 +233,7 @@ class ImagePlaces:
             yield file, group - first, place - int(self.starts[group])
 
 
-def index_images(path: Path) -> ImagePlaces:
+def index_images(path: Path) -> ImageIndex:
     """Read from the id column alone."""
     parts = [np.empty(0, dtype=np.uint64)]
     groups: list[tuple[str, int]] = []
@@ -242,7 +242,7 @@ def index_images(path: Path) -> ImagePlaces:
         groups.append((str(file), len(sizes) - 1))
         for batch in open_parquet(str(file)).iter_batches(columns=["image_id"], batch_size=8192):
             parts.append(fingerprints(batch.column(0).to_pylist()))
-        sizes += group_sizes(str(file))
+        sizes += row_group_sizes(str(file))
     keys = np.concatenate(parts)
     order = np.argsort(keys, kind="stable")
-    return ImagePlaces(keys[order], order, np.cumsum(sizes)[:-1], tuple(groups))
+    return ImageIndex(keys[order], order, np.cumsum(sizes)[:-1], tuple(groups))

@@ -11,22 +11,22 @@ from dataclasses import replace
 from qilin.dataset.schema import Sample
 
 
-def parts_of(sample: Sample) -> dict[str, str]:
+def text_fields(sample: Sample) -> dict[str, str]:
     """Every text of a sample by its place."""
     found = {f"choice {n}": choice for n, choice in enumerate(sample.choices)}
     for m, message in enumerate(sample.messages):
         for p, part in enumerate(message["content"]):
             if part["type"] == "text" and not (sample.choices and message["role"] == "assistant"):
-                found[f"text {m}.{p}"] = stem_of(part["text"]) if sample.choices else part["text"]
+                found[f"text {m}.{p}"] = question_stem(part["text"]) if sample.choices else part["text"]
     return found
 
 
-def stem_of(question: str) -> str:
+def question_stem(question: str) -> str:
     """A question less the lines of its choices."""
     return re.split(r"\n(?=[A-H]\. )", question)[0]
 
 
-def with_parts(sample: Sample, made: Mapping[str, str]) -> Sample:
+def with_texts(sample: Sample, made: Mapping[str, str]) -> Sample:
     """The sample with the texts of `made` in their places; the others stay."""
     choices = tuple(made.get(f"choice {n}", choice) for n, choice in enumerate(sample.choices))
     renamed = dict(zip(sample.choices, choices, strict=True))
@@ -38,7 +38,7 @@ def with_parts(sample: Sample, made: Mapping[str, str]) -> Sample:
             text = part.get("text")
             if text is not None and sample.choices:
                 is_answer = message["role"] == "assistant"
-                text = renamed.get(text, text) if is_answer else made.get(f"text {m}.{p}", stem_of(text)) + listed
+                text = renamed.get(text, text) if is_answer else made.get(f"text {m}.{p}", question_stem(text)) + listed
             elif text is not None:
                 text = made.get(f"text {m}.{p}", text)
             content.append({"type": "image"} if text is None else {"type": "text", "text": text})

@@ -124,7 +124,7 @@ def count_images(messages: Sequence[Mapping[str, Any]]) -> int:
     return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 
-def problem_with(sample: Sample) -> str | None:
+def sample_problem(sample: Sample) -> str | None:
     """Why a sample cannot be learnt from or asked, in words for dropped.jsonl; None if it is sound."""
     marks = count_images(sample.messages)
     if marks != len(sample.image_ids):

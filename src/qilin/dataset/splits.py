@@ -15,7 +15,7 @@ from qilin.dataset.schema import SPLITS
 FREE = -1  # a component that no source has placed
 
 
-class Links:
+class SplitGroups:
     """Rows and the keys that tie them together, added one after the other."""
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class Links:
     def __len__(self) -> int:
         return len(self.named)
 
-    def join(self, keys: Iterable[str], split: str | None = None) -> None:
+    def add(self, keys: Iterable[str], split: str | None = None) -> None:
         """Add a row: the keys that it ties together, at least one. `split`: where its source puts it."""
-        self.join_keys(map(fingerprint, keys), split)
+        self.add_fingerprints(map(fingerprint, keys), split)
 
-    def join_keys(self, keys: Iterable[int], split: str | None = None) -> None:
+    def add_fingerprints(self, keys: Iterable[int], split: str | None = None) -> None:
         """`join`, of keys that are fingerprints already."""
         for key in keys:
             self.keys.append(key)
@@ -40,7 +40,7 @@ class Links:
     def components(self) -> tuple[np.ndarray, np.ndarray]:
         """(component of each row, the smallest key of each component)."""
         keys, place = np.unique(np.frombuffer(self.keys, dtype=np.uint64), return_inverse=True)
-        labels = connected(np.frombuffer(self.rows, dtype=np.int64), place.astype(np.int64), len(self), len(keys))
+        labels = connected_components(np.frombuffer(self.rows, dtype=np.int64), place.astype(np.int64), len(self), len(keys))
         names = np.full(int(labels.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
         np.minimum.at(names, labels[len(self) :], keys)
         return labels[: len(self)], names
@@ -74,7 +74,7 @@ class Links:
         return [SPLITS[n] for n in placed[labels]]
 
 
-def connected(rows: np.ndarray, keys: np.ndarray, number_of_rows: int, number_of_keys: int) -> np.ndarray:
+def connected_components(rows: np.ndarray, keys: np.ndarray, number_of_rows: int, number_of_keys: int) -> np.ndarray:
     """The component of each row, then of each key, of a graph whose edges are (row, key)."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from qilin import __version__
 from qilin.core.errors import UserError
 from qilin.dataset.card import write_card
-from qilin.dataset.hash_tables import KeysOnDisk
+from qilin.dataset.hash_tables import ExactKeyStore
 from qilin.dataset.licenses import strictest, tier
 from qilin.dataset.schema import (
     FORMAT_VERSION,
@@ -33,7 +33,7 @@ from qilin.dataset.schema import (
     Provenance,
     Sample,
     image_row,
-    problem_with,
+    sample_problem,
     sample_row,
 )
 from qilin.imaging.decode import EncodedImage, read_image
@@ -76,10 +76,10 @@ def image_of(
     )
 
 
-ROWS_A_GROUP = 16  # images in a row group: a random read touches at most these
-BYTES_A_PART = 512 << 20
-IMAGES_A_PART = 16_384
-SAMPLES_A_GROUP = 8192
+ROWS_PER_GROUP = 16  # images in a row group: a random read touches at most these
+BYTES_PER_PART = 512 << 20
+IMAGES_PER_PART = 16_384
+SAMPLES_PER_GROUP = 8192
 
 
 class DatasetWriter:
@@ -103,7 +103,7 @@ class DatasetWriter:
         self.image_rows: list[dict[str, Any]] = []
         self.files: dict[str, pq.ParquetWriter] = {}
         self.part = -1
-        self.part_bytes = BYTES_A_PART
+        self.part_bytes = BYTES_PER_PART
 
     def __enter__(self) -> "DatasetWriter":
         shutil.rmtree(self.work, ignore_errors=True)
@@ -112,7 +112,7 @@ class DatasetWriter:
         self.drops = (self.work / "dropped.jsonl").open("w", encoding="utf-8")
         # samples and images that are here; images and groups with the split they belong to
         try:
-            self.keys = KeysOnDisk(self.work / "keys.sqlite")
+            self.keys = ExactKeyStore(self.work / "keys.sqlite")
         except sqlite3.Error:  # the disk is full already
             self.drops.close()
             self.give_up()
@@ -136,13 +136,13 @@ class DatasetWriter:
             return
         self.images += 1
         self.image_rows.append(image_row(image))
-        if len(self.image_rows) == ROWS_A_GROUP:
+        if len(self.image_rows) == ROWS_PER_GROUP:
             self.flush_images()
 
     def add_sample(self, split: str, sample: Sample) -> bool:
         """Store a sample, or drop it with its reason. Its images must have been added. True if it was kept."""
         assert split in SPLITS, f"split {split!r} is none of {SPLITS}"
-        reason = problem_with(sample) or self.clash(split, sample)
+        reason = sample_problem(sample) or self.clash(split, sample)
         if reason:
             self.drop(sample_row(sample), reason)
             return False
@@ -151,7 +151,7 @@ class DatasetWriter:
             self.keys.put(key, split)
         self.counts[split] += 1
         self.waiting[split].append(sample_row(sample))
-        if len(self.waiting[split]) == SAMPLES_A_GROUP:
+        if len(self.waiting[split]) == SAMPLES_PER_GROUP:
             self.flush_samples(split)
         return True
 
@@ -182,7 +182,7 @@ class DatasetWriter:
 
     def flush_images(self) -> None:
         size = sum(len(row["bytes"]) for row in self.image_rows)
-        if self.part_bytes + size > BYTES_A_PART or self.images > IMAGES_A_PART * (self.part + 1):
+        if self.part_bytes + size > BYTES_PER_PART or self.images > IMAGES_PER_PART * (self.part + 1):
             # begin a new part; an open file keeps some 400 bytes an image in memory for its footer
             if done := self.files.pop(f"images/part-{self.part:05d}.parquet", None):
                 done.close()

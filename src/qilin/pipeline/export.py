@@ -1,4 +1,4 @@
-"""`qilin data to`: a dataset folder as other trainers read it: LLaVA, ShareGPT, TRL, WebDataset.
+"""`qilin data export`: a dataset folder as other trainers read it: LLaVA, ShareGPT, TRL, WebDataset.
 
 In: a dataset folder. Out: a new folder with images as files and one JSON file a split, with parquet files, or with
 tar shards; where each image came from stands beside them. It is written beside its name and moved there when whole.
@@ -20,12 +20,12 @@ from rich.console import Console
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars
-from qilin.dataset.hash_tables import TableWriter, open_table
+from qilin.dataset.hash_tables import FingerprintMapBuilder, open_fingerprint_map
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample
 
 SAMPLES_A_SHARD = 1000
-ROWS_A_GROUP = 64  # each with its images: some 10 MB
+ROWS_PER_GROUP = 64  # each with its images: some 10 MB
 ENDINGS = {"jpeg": "jpg", "png": "png"}
 
 
@@ -74,7 +74,7 @@ def write_attribution(data: Dataset, path: Path) -> None:
 
 def write_images(data: Dataset, folder: Path) -> Path:
     """Every image as a file, in 256 folders; where the table of their endings lies."""
-    endings = TableWriter()
+    endings = FingerprintMapBuilder()
     with ProgressBars(transient=True) as progress:
         task = progress.add_task("writing images", total=data.manifest["counts"]["pictures"])
         for image in data.images():
@@ -122,7 +122,7 @@ def sharegpt_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
 
 def as_lists(data: Dataset, work: Path, row: Callable[[Sample, list[str]], dict[str, Any]]) -> None:
     folder = write_images(data, work)
-    endings = open_table(folder)
+    endings = open_fingerprint_map(folder)
 
     def path_of(image_id: str) -> str:
         ending = endings.get(image_id)
@@ -177,7 +177,7 @@ def as_table(data: Dataset, work: Path) -> None:
         for split in data.splits():
             with pq.ParquetWriter(work / f"{split}.parquet", features.arrow_schema, compression="none") as file:
                 samples = data.stream(split)
-                while few := list(islice(samples, ROWS_A_GROUP)):
+                while few := list(islice(samples, ROWS_PER_GROUP)):
                     rows = [trl_row(data, sample) for sample in few]
                     file.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema))
                     progress.advance(task, len(few))

@@ -20,16 +20,16 @@ from rich.console import Console
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars
-from qilin.dataset.hash_tables import TableWriter, fingerprint, open_table
+from qilin.dataset.hash_tables import FingerprintMapBuilder, fingerprint, open_fingerprint_map
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import CAPTION_KINDS, SPLITS, Sample, sample_row, text_of
-from qilin.dataset.splits import Links
-from qilin.pipeline.execution.dataset_map import assemble, config_of, is_done, pieces_of, refuse
+from qilin.dataset.splits import SplitGroups
+from qilin.pipeline.execution.dataset_map import write_dataset, step_settings, is_complete, shard_ranges, reject
 from qilin.pipeline.execution.sharded_map import run_sharded
-from qilin.pipeline.execution.workers import workers_of
+from qilin.pipeline.execution.workers import make_workers
 
-SAMPLES_A_PIECE = 2048
+SAMPLES_PER_SHARD = 2048
 
 
 @config_class
@@ -61,26 +61,26 @@ class MergeConfig:
 def merge(given: MergeConfig) -> None:
     """Make the folder, or say that it is there."""
     sources = [open_dataset(path.resolve()) for path in given.sources]
-    made_by = config_of(sources, {"step": "merge", "context": given.context, "seed": given.seed})
-    fresh = not is_done(given.out, made_by)
+    made_by = step_settings(sources, {"step": "merge", "context": given.context, "seed": given.seed})
+    fresh = not is_complete(given.out, made_by)
     if fresh:
         folder = given.out.resolve().with_name(f".{given.out.name}.rules")
-        pieces = [(str(data.path), *piece) for data in sources for piece in pieces_of(data, SAMPLES_A_PIECE)]
+        pieces = [(str(data.path), *piece) for data in sources for piece in shard_ranges(data, SAMPLES_PER_SHARD)]
         with ProgressBars(transient=True) as progress:
             task = progress.add_task("merging", total=len(pieces))
             limits = limits_of(sources, given.context, given.seed)
             joined(sources).save(folder / "moved")
             work = partial(merged, folder, limits, given.seed)
-            workers = workers_of(given.workers, given.cluster, most=len(pieces))
+            workers = make_workers(given.workers, given.cluster, most=len(pieces))
             run_sharded(work, pieces, folder / "pieces", made_by, workers, lambda number: progress.advance(task))
-            assemble(sources, folder / "pieces", given.out, made_by)
+            write_dataset(sources, folder / "pieces", given.out, made_by)
         shutil.rmtree(folder)
-    tell(given, open_dataset(given.out), fresh)
+    print_summary(given, open_dataset(given.out), fresh)
 
 
-def joined(sources: Sequence[Dataset]) -> TableWriter:
+def joined(sources: Sequence[Dataset]) -> FingerprintMapBuilder:
     """The split of each sample that must leave its own, because of what it shares with others."""
-    links, columns = Links(), ("sample_id", "image_ids", "group")
+    links, columns = SplitGroups(), ("sample_id", "image_ids", "group")
 
     def rows() -> Iterator[tuple[str, str, dict[str, Any]]]:
         for split in reversed(SPLITS):  # the split that is met first takes all
@@ -91,8 +91,8 @@ def joined(sources: Sequence[Dataset]) -> TableWriter:
     for split, name, row in rows():
         ties = [f"image {image_id}" for image_id in row["image_ids"]]
         ties += [f"group {row['group']}"] if row["group"] else []
-        links.join(ties or [f"sample {name}"], split)
-    moved = TableWriter()
+        links.add(ties or [f"sample {name}"], split)
+    moved = FingerprintMapBuilder()
     for (split, name, _), new in zip(rows(), links.assign(), strict=True):
         if new != split:
             moved.add(name, new)
@@ -142,12 +142,12 @@ def merged(
 ) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step: samples of one folder under their new names, in their splits, less what is too much."""
     path, split, start, stop = piece
-    data, moved = open_dataset(Path(path)), open_table(folder / "moved")
+    data, moved = open_dataset(Path(path)), open_fingerprint_map(folder / "moved")
     for sample in data.stream(split, start, stop):
         name = f"{data.path.name}/{sample.sample_id}"
         made = replace(sample, sample_id=name)
         if left_out(made, limits, seed):
-            yield refuse(
+            yield reject(
                 made, f"more {'contexts' if sample.kind == 'context' else 'captions and mentions'} than wanted"
             )
         else:
@@ -160,7 +160,7 @@ def left_out(sample: Sample, limits: dict[bool, int], seed: int) -> bool:
     return draw(sample.sample_id, seed) > limits[sample.kind == "context"]
 
 
-def tell(given: MergeConfig, made: Dataset, fresh: bool) -> None:
+def print_summary(given: MergeConfig, made: Dataset, fresh: bool) -> None:
     """What came together."""
     counts = made.manifest["counts"]
     letters: Counter[bool] = Counter()

@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from qilin.dataset.sample_texts import parts_of, with_parts
-from qilin.dataset.schema import Sample, problem_with
-from qilin.pipeline.review.decisions import KINDS, Decision, add_decision, hash_of, latest, read_decisions
+from qilin.dataset.sample_texts import text_fields, with_texts
+from qilin.dataset.schema import Sample, sample_problem
+from qilin.pipeline.review.decisions import KINDS, Decision, add_decision, sample_hash, latest, read_decisions
 from qilin.pipeline.review.sampling import Review, shown
 
 PAGE = Path(__file__).with_name("review.html")
@@ -33,7 +33,7 @@ class Bad(Exception):
 
 def review_app(review: Review, decisions: Path, reviewer: str, token: str) -> Starlette:
     """The application: GET /, /rows, /rows/N, /images/ID and POST /decide."""
-    numbers = {(sample.sample_id, hash_of(sample)): n for n, sample in enumerate(review.samples)}
+    numbers = {(sample.sample_id, sample_hash(sample)): n for n, sample in enumerate(review.samples)}
     images = {image_id for sample in review.samples for image_id in sample.image_ids}
 
     def own() -> dict[int, Decision]:
@@ -138,18 +138,18 @@ def decision_from(asked: Mapping[str, Any], review: Review, reviewer: str) -> De
     if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < len(review.samples):
         raise Bad(f"there is no row {n!r}")
     sample = review.samples[n]
-    if asked.get("row") != hash_of(sample):
+    if asked.get("row") != sample_hash(sample):
         raise Bad("the row is not the one that was shown; reload the page")
     if kind not in (*KINDS, "undo") or not isinstance(reason, str):
         raise Bad(f"decision is {kind!r}; expected accept, fix, reject or undo")
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    made = Decision(sample.sample_id, hash_of(sample), kind, reviewer, now, reason.strip()[:500])
+    made = Decision(sample.sample_id, sample_hash(sample), kind, reviewer, now, reason.strip()[:500])
     return replace(made, texts=fixed_texts(sample, asked.get("texts"))) if kind == "fix" else made
 
 
 def fixed_texts(sample: Sample, given: Any) -> dict[str, str]:
     """The texts of a fix that are new; the sample with them must still be sound."""
-    parts = parts_of(sample)
+    parts = text_fields(sample)
     if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
         raise Bad("a fix needs its texts")
     unknown = [place for place in given if place not in parts]
@@ -160,9 +160,9 @@ def fixed_texts(sample: Sample, given: Any) -> dict[str, str]:
         raise Bad("nothing was changed: accept it, or change its text")
     if not all(made.values()):
         raise Bad("a text would be empty: reject the row")
-    new = with_parts(sample, made)
+    new = with_texts(sample, made)
     if len(set(new.choices)) < len(new.choices):
         raise Bad("two options would be the same")
-    if problem := problem_with(new):
+    if problem := sample_problem(new):
         raise Bad(problem)
     return made

@@ -12,7 +12,7 @@ import numpy as np
 
 from qilin.core.errors import UserError
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.splits import Links
+from qilin.dataset.splits import SplitGroups
 from qilin.train.config import DataSource, TrainConfig
 
 Part = Literal["training", "validation"]
@@ -83,13 +83,13 @@ def open_source(config: TrainConfig, asked: DataSource, split: str) -> Source:
 
 def put_aside(sources: Sequence[Source], share: float, seed: int) -> list[np.ndarray]:
     """For each source, which of its rows are put aside: about `share` of all samples, linked ones together."""
-    links = Links()
+    links = SplitGroups()
     for number, source in enumerate(sources):
         table = source.dataset.table(source.split).take(source.rows)
         for row, (images, group) in enumerate(
             zip(table.column("image_ids").to_pylist(), table.column("group").to_pylist(), strict=True)
         ):
             names = [f"image {image}" for image in images] + ([f"group {group}"] if group else [])
-            links.join(names or [f"row {number} {row}"])
+            links.add(names or [f"row {number} {row}"])
     aside = np.array(links.assign(validation=share, seed=seed)) == "validation"
     return np.split(aside, np.cumsum([len(source.rows) for source in sources])[:-1])

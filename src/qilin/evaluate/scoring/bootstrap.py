@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qilin.dataset.splits import connected
+from qilin.dataset.splits import connected_components
 from qilin.imaging.near_duplicates import NEAR_BITS, near_pairs, parse_hashes
 
 SIGN_ROWS_PER_BLOCK = 256
@@ -43,7 +43,7 @@ def assign_clusters(
             keys.append(("group", groups[row]))
         edges += [(row, key_indices.setdefault(key, len(key_indices))) for key in keys]
     rows, columns = np.array(edges, dtype=np.int64).reshape(-1, 2).T
-    labels = connected(rows, columns, len(image_ids), len(key_indices))[: len(image_ids)]
+    labels = connected_components(rows, columns, len(image_ids), len(key_indices))[: len(image_ids)]
     _, first_rows, numbers = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first_rows))[numbers].astype(np.int64)  # numbered in order of first appearance
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qilin.core.errors import UserError
-from qilin.dataset.hash_tables import TableWriter
+from qilin.dataset.hash_tables import FingerprintMapBuilder
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, text_of
 from qilin.imaging.near_duplicates import NEAR_BITS, near_pairs
@@ -24,7 +24,7 @@ LONG = 32  # characters below which a benchmark's text is no passage
 
 def kept_leaks(data: Dataset, benchmarks: Sequence[Path]) -> Counter[str]:
     """What of the test sets stands in a dataset: samples by what they share with which."""
-    images, places = TableWriter(), tuple(path.resolve() for path in benchmarks)
+    images, places = FingerprintMapBuilder(), tuple(path.resolve() for path in benchmarks)
     leaking_images(data, benchmarks, images)
     look_up, found = images.table(), Counter[str]()
     for split in data.splits():
@@ -41,7 +41,7 @@ def text_leak(sample: Sample, benchmarks: tuple[Path, ...]) -> str | None:
     return f"leak: text of {name}" if name else None
 
 
-def leaking_images(data: Dataset, benchmarks: Sequence[Path], found: TableWriter) -> None:
+def leaking_images(data: Dataset, benchmarks: Sequence[Path], found: FingerprintMapBuilder) -> None:
     """Add to `found` every image that a benchmark holds, or one that looks the same."""
     if not benchmarks:
         return

@@ -18,17 +18,17 @@ from rich.console import Console
 
 from qilin.core.config import config_class, option
 from qilin.core.progress import ProgressBars, refusals
-from qilin.dataset.hash_tables import TableWriter, open_table
+from qilin.dataset.hash_tables import FingerprintMapBuilder, open_fingerprint_map
 from qilin.dataset.licenses import TIERS
-from qilin.dataset.reader import Dataset, group_sizes, open_dataset
+from qilin.dataset.reader import Dataset, row_group_sizes, open_dataset
 from qilin.dataset.schema import Sample, image_from_row, text_of
-from qilin.dataset.splits import Links
+from qilin.dataset.splits import SplitGroups
 from qilin.imaging.quality import quality_problem
 from qilin.pipeline.curation.contamination import kept_leaks, leaking_images, text_leak
-from qilin.pipeline.curation.near_duplicates import Alike, alike_images, repeated
-from qilin.pipeline.execution.dataset_map import RejectedRow, config_of, is_done, map_dataset, refuse
-from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
-from qilin.pipeline.execution.workers import Workers, workers_of
+from qilin.pipeline.curation.near_duplicates import NearDuplicateGroups, group_near_duplicates, find_duplicates
+from qilin.pipeline.execution.dataset_map import RejectedRow, step_settings, is_complete, map_dataset, reject
+from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
+from qilin.pipeline.execution.workers import Workers, make_workers
 from qilin.pipeline.pubmed.download import ALLOWED, read_ids
 from qilin.text.normalize import language_of, narrow_letters, simplified
 from qilin.text.phi import personal
@@ -97,9 +97,9 @@ def curate(given: CurateConfig) -> None:
         "benchmarks": {path.name: open_dataset(path).hash for path in given.benchmarks},
         "retracted": sorted(retracted_of(given.retracted)),
     }
-    if is_done(given.out, config_of([data], made_by)):
-        return tell(given, open_dataset(given.out), fresh=False)
-    workers = workers_of(given.workers, given.cluster)
+    if is_complete(given.out, step_settings([data], made_by)):
+        return print_summary(given, open_dataset(given.out), fresh=False)
+    workers = make_workers(given.workers, given.cluster)
     folder = given.out.resolve().with_name(f".{given.out.name}.rules")
     with ProgressBars(transient=True) as progress:
         find_out(data, given, folder, workers, progress)
@@ -113,7 +113,7 @@ def curate(given: CurateConfig) -> None:
             given.source, given.out, partial(curated, rules), made_by, workers, lambda number: progress.advance(task)
         )
     shutil.rmtree(folder)
-    return tell(given, made, fresh)
+    return print_summary(given, made, fresh)
 
 
 def retracted_of(path: Path | None) -> frozenset[str]:
@@ -122,12 +122,12 @@ def retracted_of(path: Path | None) -> frozenset[str]:
 
 def find_out(data: Dataset, given: CurateConfig, folder: Path, workers: Workers | None, progress: ProgressBars) -> None:
     """The tables of the rules, from passes over the whole dataset."""
-    images, samples = TableWriter(), TableWriter()
+    images, samples = FingerprintMapBuilder(), FingerprintMapBuilder()
     look_at_images(data, folder, workers, progress, images)
     task = progress.add_task("comparing", total=None)
-    same = alike_images(data)
+    same = group_near_duplicates(data)
     leaking_images(data, () if given.allow_leaks else given.benchmarks, images)
-    repeated(data, same, folder / "texts", samples, workers, lambda number: progress.advance(task))
+    find_duplicates(data, same, folder / "texts", samples, workers, lambda number: progress.advance(task))
     images.save(folder / "pictures")
     samples.save(folder / "samples")
     if given.resplit:
@@ -135,19 +135,19 @@ def find_out(data: Dataset, given: CurateConfig, folder: Path, workers: Workers 
 
 
 def look_at_images(
-    data: Dataset, folder: Path, workers: Workers | None, progress: ProgressBars, found: TableWriter
+    data: Dataset, folder: Path, workers: Workers | None, progress: ProgressBars, found: FingerprintMapBuilder
 ) -> None:
     """Add to `found` the images that have a fault; by many processes, resumable."""
     pieces = []
     for file in sorted((data.path / "images").glob("*.parquet")):
-        count = len(group_sizes(str(file)))
+        count = len(row_group_sizes(str(file)))
         pieces += [(str(file.resolve()), n, min(n + GROUPS_A_PIECE, count)) for n in range(0, count, GROUPS_A_PIECE)]
     task = progress.add_task("looking at images", total=len(pieces))
     run_sharded(
         image_faults, pieces, folder / "looks", {"step": "look", "input": data.hash},
         workers if len(pieces) > 1 else None, lambda number: progress.advance(task),
     )  # fmt: skip
-    for row in read_pieces(folder / "looks"):
+    for row in read_shards(folder / "looks"):
         found.add(row["image_id"], row["fault"])
 
 
@@ -162,16 +162,16 @@ def image_faults(piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | Rejec
                     yield {"image_id": image.image_id, "fault": fault}
 
 
-def new_splits(data: Dataset, same: Alike, given: CurateConfig) -> TableWriter:
+def new_splits(data: Dataset, same: NearDuplicateGroups, given: CurateConfig) -> FingerprintMapBuilder:
     """The split of each sample, over components of group, image, and images that look alike."""
-    links, columns = Links(), ("sample_id", "image_ids", "group")
+    links, columns = SplitGroups(), ("sample_id", "image_ids", "group")
     for split in data.splits():
         for row in data.stream_rows(split, columns=columns):
             ties = [f"image {same.head(image_id)}" for image_id in row["image_ids"]]
             ties += [f"group {row['group']}"] if row["group"] else []
-            links.join(ties or [f"sample {row['sample_id']}"])
+            links.add(ties or [f"sample {row['sample_id']}"])
     splits = iter(links.assign(given.validation, given.test, given.seed))
-    made = TableWriter()
+    made = FingerprintMapBuilder()
     for split in data.splits():
         for row in data.stream_rows(split, columns=columns):
             made.add(row["sample_id"], next(splits))
@@ -183,15 +183,15 @@ def curated(rules: Rules, rows: Iterable[tuple[str, Sample]]) -> Iterator[tuple[
     for split, sample in rows:
         tidy = normalised(sample)
         if reason := reason_against(tidy, rules):
-            yield refuse(sample, reason)
+            yield reject(sample, reason)
         else:
-            moved = open_table(rules.folder / "splits").get(sample.sample_id) if rules.resplit else None
+            moved = open_fingerprint_map(rules.folder / "splits").get(sample.sample_id) if rules.resplit else None
             yield moved or split, tidy
 
 
 def reason_against(sample: Sample, rules: Rules) -> str | None:
     """Why a sample may not stay; the gravest reasons first."""
-    images = open_table(rules.folder / "pictures")
+    images = open_fingerprint_map(rules.folder / "pictures")
     if fault := next((fault for image_id in sample.image_ids if (fault := images.get(image_id))), None):
         return fault
     text = "\n".join(text_of(message) for message in sample.messages)
@@ -205,7 +205,7 @@ def reason_against(sample: Sample, rules: Rules) -> str | None:
         return f"personal data: {kinds[0]}"
     if not rules.keep_languages and any(language_of(text_of(m)) == "other" for m in sample.messages):
         return "neither Chinese nor English"
-    return open_table(rules.folder / "samples").get(sample.sample_id)
+    return open_fingerprint_map(rules.folder / "samples").get(sample.sample_id)
 
 
 def normalised(sample: Sample) -> Sample:
@@ -228,7 +228,7 @@ def tidy_text(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+", " ", text)).strip()
 
 
-def tell(given: CurateConfig, made: Dataset, fresh: bool) -> None:
+def print_summary(given: CurateConfig, made: Dataset, fresh: bool) -> None:
     """What stayed and what did not, and why."""
     counts = made.manifest["counts"]
     kept = {"leaks_kept": kept_leaks(made, given.benchmarks)} if given.allow_leaks else {}

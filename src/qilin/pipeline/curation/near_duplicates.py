@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qilin.dataset.hash_tables import TableWriter, fingerprint, fingerprints
+from qilin.dataset.hash_tables import FingerprintMapBuilder, fingerprint, fingerprints
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import Dataset
-from qilin.dataset.splits import connected
+from qilin.dataset.splits import connected_components
 from qilin.imaging.near_duplicates import parse_hashes, near_pairs_among
-from qilin.pipeline.execution.sharded_map import ROWS_A_HEAP, into_heaps, line, read_heap, read_pieces, run_sharded
+from qilin.pipeline.execution.sharded_map import ROWS_PER_BUCKET, write_buckets, line, read_bucket, read_shards, run_sharded
 from qilin.pipeline.execution.workers import Workers
 from qilin.text.normalize import narrow, simplified
 
@@ -54,7 +54,7 @@ def alike(text: str, pieces: set[str], other: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Alike:
+class NearDuplicateGroups:
     """For each image the one that stands for it and all that look the same."""
 
     keys: np.ndarray  # fingerprints of image ids, sorted
@@ -77,7 +77,7 @@ def image_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(ids), np.concatenate(looks)
 
 
-def alike_images(data: Dataset, bits: int = SAME_BITS) -> Alike:
+def group_near_duplicates(data: Dataset, bits: int = SAME_BITS) -> NearDuplicateGroups:
     """Images that look the same, through chains of such pairs too."""
     ids, looks = image_hashes(data)
     pairs = array("q")
@@ -85,36 +85,36 @@ def alike_images(data: Dataset, bits: int = SAME_BITS) -> Alike:
         pairs.extend(pair)
     ends = np.frombuffer(pairs, dtype=np.int64).reshape(-1, 2)
     # each pair is a row that ties two images
-    labels = connected(np.repeat(np.arange(len(ends)), 2), ends.reshape(-1), len(ends), len(ids))[len(ends) :]
+    labels = connected_components(np.repeat(np.arange(len(ends)), 2), ends.reshape(-1), len(ends), len(ids))[len(ends) :]
     heads = np.full(int(labels.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(heads, labels, ids)
     order = np.argsort(ids, kind="stable")
-    return Alike(ids[order], heads[labels[order]])
+    return NearDuplicateGroups(ids[order], heads[labels[order]])
 
 
 # --- texts that say the same ----------------------------------------------------------------------------------------
 
 
-def repeated(
-    data: Dataset, same: Alike, folder: Path, found: TableWriter, workers: Workers | None = None,
-    on_piece: Callable[[int], None] = lambda number: None,
+def find_duplicates(
+    data: Dataset, same: NearDuplicateGroups, folder: Path, found: FingerprintMapBuilder, workers: Workers | None = None,
+    on_shard: Callable[[int], None] = lambda number: None,
 ) -> None:  # fmt: skip
     """Add to `found` each sample that repeats an earlier one, over all splits; the first of them stays. `folder` holds
     texts and finished pieces meanwhile."""
     if not (folder / "texts.json").is_file():
-        lay_out(data, same, folder)
+        partition_texts(data, same, folder)
     heaps, starts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     facts = {"step": "repeats", "input": data.hash}
-    run_sharded(repeats_in_heap, heaps, folder / "heaps-done", facts, workers, on_piece)
-    for row in read_pieces(folder / "heaps-done"):
+    run_sharded(repeats_in_heap, heaps, folder / "heaps-done", facts, workers, on_shard)
+    for row in read_shards(folder / "heaps-done"):
         found.add(row["sample_id"], row["reason"])
     spans = [(str(folder), first, last) for first, last in zip(starts, starts[1:], strict=False)]
-    run_sharded(signed, spans, folder / "texts-done", facts, workers, lambda number: on_piece(len(heaps) + number))
+    run_sharded(compute_minhash, spans, folder / "texts-done", facts, workers, lambda number: on_shard(len(heaps) + number))
     for sample_id, reason in repeats_of_texts(folder, len(spans)):
         found.add(sample_id, reason)
 
 
-def lay_out(data: Dataset, same: Alike, folder: Path) -> None:
+def partition_texts(data: Dataset, same: NearDuplicateGroups, folder: Path) -> None:
     """Every sample's text on disk: in a heap with its images', or, without an image, in one file for all.
 
     texts.json, written last: the heaps' files, and the places in the one file at which a piece begins.
@@ -134,11 +134,11 @@ def lay_out(data: Dataset, same: Alike, folder: Path) -> None:
                     else:
                         texts.write(line([row["sample_id"], said]))
                         alone += 1
-                        if alone % ROWS_A_HEAP == 0:
+                        if alone % ROWS_PER_BUCKET == 0:
                             starts.append(texts.tell())
 
-        heaps = into_heaps(folder, about_images(), sum(map(data.count, data.splits())))
-        starts += [texts.tell()] if starts[-1] != texts.tell() else []
+        heaps = write_buckets(folder, about_images(), sum(map(data.count, data.splits())))
+        starts += [texts.tell()] if starts[-1] != texts.print_summary() else []
     (folder / "texts.json").write_text(json.dumps([heaps, starts]), encoding="utf-8")
 
 
@@ -146,7 +146,7 @@ def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step over a heap: samples that repeat an earlier one about the same images."""
     exact: set[tuple[int, int]] = set()
     about: dict[int, list[str]] = {}  # images -> the texts about them that stay
-    for sample_id, key, said in read_heap(heap):
+    for sample_id, key, said in read_bucket(heap):
         text = plain("\n".join(said))
         if (key, fingerprint(text)) in exact:
             yield {"sample_id": sample_id, "reason": REPEATS}
@@ -160,7 +160,7 @@ def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | RejectedRow]:
             others.append(text)
 
 
-def signed(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
+def compute_minhash(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
     """The step over texts without images: for each its place in the file, the text's fingerprint, and those of its
     bands, kept as an array beside the rows (a row in JSON would be three times as long). Yields where that is."""
     import rensa
@@ -177,13 +177,13 @@ def signed(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]
             mark.update(sorted(grams(text)))
             marks.append((place, fingerprint(text)))
             digests.append(np.array(mark.digest(), dtype=np.uint32))  # a list of them would be 70 MB a piece
-    bands = banded(np.array(digests, dtype=np.uint64).reshape(-1, PERMUTATIONS))
+    bands = lsh_bands(np.array(digests, dtype=np.uint64).reshape(-1, PERMUTATIONS))
     name = f"marks-{first:015d}.npy"
     np.save(Path(folder) / name, np.vstack([np.array(marks, dtype=np.uint64).reshape(-1, 2).T, bands]))
     yield {"marks": name}
 
 
-def banded(digests: np.ndarray) -> np.ndarray:
+def lsh_bands(digests: np.ndarray) -> np.ndarray:
     """(texts, PERMUTATIONS) -> (BANDS, texts): each band of a MinHash as one number."""
     factors = np.random.default_rng(0).integers(0, 2**63, PERMUTATIONS // BANDS, dtype=np.uint64) * 2 + 1
     return np.asarray((digests.reshape(len(digests), BANDS, -1) * factors).sum(axis=2, dtype=np.uint64).T)
@@ -191,7 +191,7 @@ def banded(digests: np.ndarray) -> np.ndarray:
 
 def repeats_of_texts(folder: Path, spans: int) -> Iterator[tuple[str, str]]:
     """(sample id, reason) of the texts without images that repeat an earlier one."""
-    names = [row["marks"] for row in read_pieces(folder / "texts-done")] if spans else []
+    names = [row["marks"] for row in read_shards(folder / "texts-done")] if spans else []
     if not names:
         return
     marks = [np.load(folder / name, mmap_mode="r") for name in names]  # each (2 + BANDS, texts of the piece)
@@ -206,7 +206,7 @@ def repeats_of_texts(folder: Path, spans: int) -> Iterator[tuple[str, str]]:
     gone |= exact
     pairs = np.empty(0, dtype=np.uint64)
     for band in range(BANDS):
-        pairs = np.union1d(pairs, sharing(column(2 + band), exact))
+        pairs = np.union1d(pairs, candidate_pairs(column(2 + band), exact))
     with open(folder / "texts.jsonl", "rb") as file:
         for pair in pairs:  # in the order of the later text, so that the earlier one is decided
             later, earlier = int(pair >> np.uint64(32)), int(pair & np.uint64(2**32 - 1))
@@ -217,7 +217,7 @@ def repeats_of_texts(folder: Path, spans: int) -> Iterator[tuple[str, str]]:
             yield read_at(file, int(places[n]))[0], REPEATS if exact[n] else NEARLY
 
 
-def sharing(band: np.ndarray, but: np.ndarray) -> np.ndarray:
+def candidate_pairs(band: np.ndarray, but: np.ndarray) -> np.ndarray:
     """Pairs of texts with the same band, as later << 32 | earlier; those of `but` left out. Of many that share one,
     each is compared with the first few: one of them stays, and stands for what is like it."""
     places = np.flatnonzero(~but)

@@ -22,10 +22,10 @@ from qilin.dataset.licenses import strictest, tier
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, ImageRecord, Provenance, Sample, sample_from_row, sample_row
 from qilin.dataset.writer import DatasetWriter
-from qilin.pipeline.execution.sharded_map import piece_file, read_pieces, read_step, run_sharded
+from qilin.pipeline.execution.sharded_map import shard_path, read_shards, read_step_record, run_sharded
 from qilin.pipeline.execution.workers import Workers
 
-SAMPLES_A_PIECE = 512
+SAMPLES_PER_SHARD = 512
 # a step's own work: the samples of a piece with their splits -> kept ones with theirs, or refusals
 Step = Callable[[list[tuple[str, Sample]]], Iterable[tuple[str, Sample] | RejectedRow]]
 
@@ -36,27 +36,27 @@ def map_dataset(
     step: Step,
     made_by: Mapping[str, Any],
     workers: Workers | None = None,
-    on_piece: Callable[[int], None] = lambda number: None,
-    samples_a_piece: int = SAMPLES_A_PIECE,
+    on_shard: Callable[[int], None] = lambda number: None,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
 ) -> tuple[Dataset, bool]:
     """(the new dataset, whether it was made now). Raises UserError where `out` holds something else.
 
     `step` is a top-level function or a partial of one: it may run in another process.
     """
     data = open_dataset(source)
-    config = config_of([data], made_by)
-    if is_done(out, config):
+    config = step_settings([data], made_by)
+    if is_complete(out, config):
         return open_dataset(out), False
-    pieces = pieces_of(data, samples_a_piece)
+    pieces = shard_ranges(data, samples_per_shard)
     folder = out.with_name(f".{out.name}.pieces")
-    bound = config | {"samples_a_piece": samples_a_piece}  # pieces of another size are other pieces
-    run_sharded(partial(work_of, step, source.resolve()), pieces, folder, bound, workers, on_piece)
-    assemble([data], folder, out, config)
+    bound = config | {"samples_a_piece": samples_per_shard}  # pieces of another size are other pieces
+    run_sharded(partial(map_shard, step, source.resolve()), pieces, folder, bound, workers, on_shard)
+    write_dataset([data], folder, out, config)
     shutil.rmtree(folder)
     return open_dataset(out), True
 
 
-def config_of(sources: Sequence[Dataset], made_by: Mapping[str, Any]) -> dict[str, Any]:
+def step_settings(sources: Sequence[Dataset], made_by: Mapping[str, Any]) -> dict[str, Any]:
     """What the new manifest says: this step, its inputs' hashes, and how they were made: the whole way back."""
     came = [
         {"source": data.path.resolve().name, "input": data.hash, "made_from": data.manifest["settings"]}
@@ -65,7 +65,7 @@ def config_of(sources: Sequence[Dataset], made_by: Mapping[str, Any]) -> dict[st
     return {**made_by, **(came[0] if len(came) == 1 else {"made_from": came})}
 
 
-def is_done(out: Path, config: Mapping[str, Any]) -> bool:
+def is_complete(out: Path, config: Mapping[str, Any]) -> bool:
     """Whether `out` is this very work, finished. Raises UserError where it is another dataset."""
     if not (out / MANIFEST).is_file():
         DatasetWriter(out, {})  # refuses an occupied folder before the work, not after
@@ -78,7 +78,7 @@ def is_done(out: Path, config: Mapping[str, Any]) -> bool:
     raise UserError(f"{out}: already holds another dataset ({', '.join(keys)} differ); name a new folder, or remove it")
 
 
-def pieces_of(data: Dataset, size: int) -> list[tuple[str, int, int]]:
+def shard_ranges(data: Dataset, size: int) -> list[tuple[str, int, int]]:
     """(split, first, last) of each piece."""
     return [
         (split, start, min(start + size, data.count(split)))
@@ -87,12 +87,12 @@ def pieces_of(data: Dataset, size: int) -> list[tuple[str, int, int]]:
     ]
 
 
-def ends_of(data: Dataset, size: int) -> list[int]:
+def cumulative_sizes(data: Dataset, size: int) -> list[int]:
     """How many samples are done when each piece is, done in order: for the bar."""
-    return list(accumulate(stop - start for _, start, stop in pieces_of(data, size)))
+    return list(accumulate(stop - start for _, start, stop in shard_ranges(data, size)))
 
 
-def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
+def map_shard(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
     """One piece, as rows of JSON: where it is done, the dataset is opened anew (which reads its manifest)."""
     split, start, stop = piece
     rows = [(split, sample) for sample in open_dataset(source).stream(split, start, stop)]
@@ -103,19 +103,19 @@ def work_of(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[d
             yield {"split": made[0], "sample": sample_row(made[1])}
 
 
-def assemble(sources: Sequence[Dataset], folder: Path, out: Path, config: Mapping[str, Any]) -> None:
+def write_dataset(sources: Sequence[Dataset], folder: Path, out: Path, config: Mapping[str, Any]) -> None:
     """The pieces as a dataset folder, with the images that its samples use, each once."""
-    used = np.unique(fingerprints(image_id for row in read_pieces(folder) for image_id in row["sample"]["image_ids"]))
+    used = np.unique(fingerprints(image_id for row in read_shards(folder) for image_id in row["sample"]["image_ids"]))
     twice = provenance_of_twice(sources)
     with DatasetWriter(out, config, title=out.name) as writer:
         for data in sources:
             for image in data.images():
                 if is_in(used, fingerprint(image.image_id)):
                     writer.add_image(with_provenance(image, twice.get(image.image_id)))
-        for row in read_pieces(folder):
+        for row in read_shards(folder):
             writer.add_sample(row["split"], sample_from_row(row["sample"]))
-        for number in range(read_step(folder)["made_by"]["pieces"]):
-            with piece_file(folder, "dropped", number).open(encoding="utf-8") as lines:
+        for number in range(read_step_record(folder)["made_by"]["pieces"]):
+            with shard_path(folder, "dropped", number).open(encoding="utf-8") as lines:
                 for line in lines:
                     refused = json.loads(line)
                     writer.drop(refused["row"], refused["reason"])
@@ -155,6 +155,6 @@ def with_provenance(image: ImageRecord, known: tuple[Provenance, ...] | None) ->
     return replace(image, provenance=known, license_tier=strictest(tier(item.license) for item in known))
 
 
-def refuse(sample: Sample, reason: str, **more: Any) -> RejectedRow:
+def reject(sample: Sample, reason: str, **more: Any) -> RejectedRow:
     """A sample with the reason it is not kept."""
     return RejectedRow({**sample_row(sample), **more}, reason)

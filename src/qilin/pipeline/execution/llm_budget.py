@@ -26,14 +26,14 @@ class TokenBudget:
     def cost(self) -> float:
         return (self.read * self.prices[0] + self.written * self.prices[1]) / 1e6
 
-    def spent(self) -> str:
+    def cost_text(self) -> str:
         """The cost in words; none where no price was said, for then nobody knows it."""
         return f", {self.cost():.2f} spent" if any(self.prices) else ""
 
-    def bill(self) -> str:
-        return f"{self.read + self.written:,} tokens in {self.asked:,} replies{self.spent()}"
+    def usage_summary(self) -> str:
+        return f"{self.read + self.written:,} tokens in {self.asked:,} replies{self.cost_text()}"
 
-    def left(self) -> int | None:
+    def remaining(self) -> int | None:
         """Tokens that may still be spent; None without a budget. Raises RunError where nothing is left."""
         if self.budget is None:
             return None
@@ -44,23 +44,23 @@ class TokenBudget:
             )
         return self.budget - self.read - self.written
 
-    def pay(self, reply: ChatReply, samples: int = 0) -> None:
+    def record_usage(self, reply: ChatReply, samples: int = 0) -> None:
         if not reply.cached:
             self.asked += 1
             self.read += reply.tokens_in
             self.written += reply.tokens_out
-        self.progress.update(self.task, description=f"{self.verb}{self.spent()}", advance=samples)
+        self.progress.update(self.task, description=f"{self.verb}{self.cost_text()}", advance=samples)
 
-    def hear(self, samples: int = 0) -> Callable[[int, ChatReply], None]:
+    def on_reply(self, samples: int = 0) -> Callable[[int, ChatReply], None]:
         """What `ask_all` tells each reply to; `samples`: how many it brings the bar further."""
-        return lambda place, reply: self.pay(reply, samples)
+        return lambda place, reply: self.record_usage(reply, samples)
 
-    def reach(self, samples: int) -> None:
+    def set_progress(self, samples: int) -> None:
         """So many are done in all, those of an earlier run included."""
         self.progress.update(self.task, completed=samples)
 
 
-def tell(out: Path, made: Dataset, fresh: bool, purse: TokenBudget, as_json: bool) -> None:
+def print_summary(out: Path, made: Dataset, fresh: bool, purse: TokenBudget, as_json: bool) -> None:
     """What a run made, what it cost, and what was refused."""
     counts = made.manifest["counts"]
     if as_json:
@@ -70,6 +70,6 @@ def tell(out: Path, made: Dataset, fresh: bool, purse: TokenBudget, as_json: boo
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{'made' if fresh else 'already there:'} {out}: {sum(counts['samples'].values()):,} samples")
     if fresh:
-        console.print(purse.bill())
+        console.print(purse.usage_summary())
     if counts["dropped"]:
         console.print(refusals(counts["dropped_reasons"], "refused", str(out / "dropped.jsonl")))

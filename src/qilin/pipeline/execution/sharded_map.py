@@ -18,14 +18,14 @@ from qilin.core.files import write_atomic
 from qilin.dataset.import_rows import RejectedRow
 from qilin.pipeline.execution.workers import Workers
 
-ROWS_A_HEAP = 20_000  # about so many; a row of a long context has some 5 KB
+ROWS_PER_BUCKET = 20_000  # about so many; a row of a long context has some 5 KB
 MOST = 512  # files open at once
 
 
-def into_heaps(folder: Path, rows: Iterable[tuple[int, Any]], total: int) -> list[str]:
+def write_buckets(folder: Path, rows: Iterable[tuple[int, Any]], total: int) -> list[str]:
     """The files of a folder, made of (key, row) pairs; `total` says about how many rows will come."""
     folder.mkdir(parents=True, exist_ok=True)
-    heaps = [folder / f"heap-{n:04d}.jsonl" for n in range(min(MOST, 1 + total // ROWS_A_HEAP))]
+    heaps = [folder / f"heap-{n:04d}.jsonl" for n in range(min(MOST, 1 + total // ROWS_PER_BUCKET))]
     files = []
     try:
         files = [heap.open("wb") for heap in heaps]
@@ -41,7 +41,7 @@ def line(row: Any) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def read_heap(heap: str) -> Iterable[Any]:
+def read_bucket(heap: str) -> Iterable[Any]:
     with open(heap, encoding="utf-8", errors="surrogatepass") as lines:
         yield from map(json.loads, lines)
 
@@ -56,7 +56,7 @@ def run_sharded(
     out: Path,
     made_by: Mapping[str, Any],
     workers: Workers | None = None,
-    on_piece: Callable[[int], None] = lambda number: None,
+    on_shard: Callable[[int], None] = lambda number: None,
 ) -> dict[str, Any]:
     """Do every piece that is not done yet and return the counts that step.json keeps.
 
@@ -69,17 +69,17 @@ def run_sharded(
     begin(out, made)
     left = []
     for number in range(len(inputs)):
-        if piece_file(out, "rows", number).exists():
-            on_piece(number)
+        if shard_path(out, "rows", number).exists():
+            on_shard(number)
         else:
             left.append(number)
     if workers is None:
         for number in left:
-            write_piece(work, inputs[number], out, number)
-            on_piece(number)
+            write_shard(work, inputs[number], out, number)
+            on_shard(number)
     elif left:
         workers.check(out)
-        run_on(workers, work, inputs, out, left, on_piece)
+        run_on_workers(workers, work, inputs, out, left, on_shard)
     return finish(out, made)
 
 
@@ -99,33 +99,33 @@ def begin(out: Path, made: Mapping[str, Any]) -> None:
     write_atomic(out / BEGUN, json.dumps(made, ensure_ascii=False, indent=2) + "\n")
 
 
-def run_on(
+def run_on_workers(
     workers: Workers,
     work: Work,
     inputs: Sequence[Any],
     out: Path,
     left: Sequence[int],
-    on_piece: Callable[[int], None],
+    on_shard: Callable[[int], None],
 ) -> None:
     """Hand pieces to workers, few at a time, so that a killed worker costs only what was in its hands."""
     waiting = list(reversed(left))
     tries: Counter[int] = Counter()
     while waiting:
         running: dict[Future[None], int] = {}
-        with stopping(workers.make(), running) as pool:
+        with cancel_on_error(workers.make(), running) as pool:
             try:
                 while waiting or running:
                     while waiting and len(running) < workers.at_once:
                         number = waiting[-1]
-                        running[pool.submit(write_piece, work, inputs[number], out, number)] = waiting.pop()
+                        running[pool.submit(write_shard, work, inputs[number], out, number)] = waiting.pop()
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         future.result()
-                        on_piece(running.pop(future))
+                        on_shard(running.pop(future))
             except workers.killed:
-                lost = [n for n in running.values() if not piece_file(out, "rows", n).exists()]
+                lost = [n for n in running.values() if not shard_path(out, "rows", n).exists()]
                 for number in sorted(set(running.values()) - set(lost)):
-                    on_piece(number)
+                    on_shard(number)
                 tries.update(n for future, n in running.items() if n in lost and was_killed(future, workers))
                 worst = max(lost, key=lambda n: tries[n], default=-1)
                 if tries[worst] >= workers.tries:
@@ -141,7 +141,7 @@ def was_killed(future: Future[None], workers: Workers) -> bool:
 
 
 @contextmanager
-def stopping(pool: Executor, running: Mapping[Future[None], int]) -> Iterator[Executor]:
+def cancel_on_error(pool: Executor, running: Mapping[Future[None], int]) -> Iterator[Executor]:
     """An executor that, on an error or Ctrl-C, drops what has not begun and lets running pieces end."""
     try:
         yield pool
@@ -153,10 +153,10 @@ def stopping(pool: Executor, running: Mapping[Future[None], int]) -> Iterator[Ex
         pool.shutdown()
 
 
-def write_piece(work: Work, given: Any, out: Path, number: int) -> None:
+def write_shard(work: Work, given: Any, out: Path, number: int) -> None:
     """Do one piece. Its rows get their name last: a piece with rows is whole, and is not done again even where a
     cluster asks for it twice (it does where it lost the worker that did it)."""
-    if piece_file(out, "rows", number).exists():
+    if shard_path(out, "rows", number).exists():
         return
     rows, dropped = [], []
     for row in work(given):
@@ -164,11 +164,11 @@ def write_piece(work: Work, given: Any, out: Path, number: int) -> None:
             dropped.append(json.dumps({"reason": row.reason, "row": row.row}, ensure_ascii=False, default=str) + "\n")
         else:
             rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_atomic(piece_file(out, "dropped", number), "".join(dropped))
-    write_atomic(piece_file(out, "rows", number), "".join(rows))
+    write_atomic(shard_path(out, "dropped", number), "".join(dropped))
+    write_atomic(shard_path(out, "rows", number), "".join(rows))
 
 
-def piece_file(out: Path, kind: str, number: int) -> Path:
+def shard_path(out: Path, kind: str, number: int) -> Path:
     return out / f"{kind}-{number:05d}.jsonl"
 
 
@@ -176,9 +176,9 @@ def finish(out: Path, made: Mapping[str, Any]) -> dict[str, Any]:
     """Count rows and refusals over all pieces and write step.json."""
     kept, reasons = 0, Counter[str]()
     for number in range(made["pieces"]):
-        with piece_file(out, "rows", number).open(encoding="utf-8") as lines:
+        with shard_path(out, "rows", number).open(encoding="utf-8") as lines:
             kept += sum(1 for _ in lines)
-        with piece_file(out, "dropped", number).open(encoding="utf-8") as lines:
+        with shard_path(out, "dropped", number).open(encoding="utf-8") as lines:
             reasons.update(json.loads(line)["reason"] for line in lines)
     ordered = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
     counts = {"rows": kept, "dropped": sum(reasons.values()), "dropped_reasons": ordered}
@@ -186,7 +186,7 @@ def finish(out: Path, made: Mapping[str, Any]) -> dict[str, Any]:
     return counts
 
 
-def read_step(folder: Path) -> dict[str, Any]:
+def read_step_record(folder: Path) -> dict[str, Any]:
     """step.json of a finished folder. Raises UserError where it is missing or unfinished."""
     if not (folder / DONE).is_file():
         begun = (folder / BEGUN).is_file()
@@ -196,8 +196,8 @@ def read_step(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_pieces(folder: Path) -> Iterator[dict[str, Any]]:
+def read_shards(folder: Path) -> Iterator[dict[str, Any]]:
     """Every row of a finished folder, in order, one in memory at a time."""
-    for number in range(read_step(folder)["made_by"]["pieces"]):
-        with piece_file(folder, "rows", number).open(encoding="utf-8") as lines:
+    for number in range(read_step_record(folder)["made_by"]["pieces"]):
+        with shard_path(folder, "rows", number).open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)

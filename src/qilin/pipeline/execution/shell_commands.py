@@ -26,6 +26,9 @@ FLAGS: Mapping[str, Mapping[str, Any]] = {
     "apply": {"only_read": False},
 }  # fmt: skip
 
+# the steps of a manifest whose command has another name
+COMMANDS = {"ask": "generate-vqa", "chats": "make-conversations", "apply": "apply-review"}
+
 GLOSSARY = "3ab0864e7451a0ca"  # the hash of the terms that come with Qilin: those need not be named
 
 
@@ -59,12 +62,12 @@ def line_of(made: Mapping[str, Any], out: str, many: Sequence[Mapping[str, Any]]
         words += ["--pmc", "PMC"] if "pictures" in made else []
         return told([*words, *flags(made.get("arguments") or {})], str(made.get("input", ""))[:12])
     if step == "look":
-        return told(["look", *sources, out, "--images", "ARTICLES", *service(made)], read)
+        return told(["filter-figures", *sources, out, "--images", "ARTICLES", *service(made)], read)
     if step not in FLAGS:
         return f"# {out}: made by {step or 'a script'}"
     rules: Mapping[str, Any] = made.get("rules") or made
     chosen = {key: rules[key] for key, usual in FLAGS[step].items() if key in rules and rules[key] != usual}
-    words = [step, *([out, *sources] if step == "merge" else [*sources, out])]
+    words = [COMMANDS.get(step, step), *([out, *sources] if step == "merge" else [*sources, out])]
     words += service(made) if "model" in made else []
     words += ["--glossary", "TSV"] if made.get("glossary", GLOSSARY) != GLOSSARY else []
     words += ["--benchmarks", *made["benchmarks"]] if made.get("benchmarks") else []

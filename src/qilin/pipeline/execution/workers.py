@@ -34,7 +34,7 @@ class Workers:
     check: Callable[[Path], None] = lambda folder: None  # raises UserError where workers cannot write to a folder
 
 
-def workers_of(number: int, cluster: str | None = None, most: int | None = None) -> Workers | None:
+def make_workers(number: int, cluster: str | None = None, most: int | None = None) -> Workers | None:
     """A cluster where its address is given, else `number` processes: 0 for one a core, but not more than the `most`
     pieces that there are. None (no pool, work here) for a single one."""
     if cluster:
@@ -74,7 +74,7 @@ def on_cluster(address: str) -> Workers:
         raise UserError("--cluster needs dask: pip install 'qilin-med[cluster]'") from None
     if not address.startswith(("tcp://", "tls://", "ucx://")):
         raise UserError(f"--cluster {address}: expected a scheduler's address, such as tcp://10.0.0.1:8786")
-    client = connected(address)
+    client = connect_client(address)
     try:
         client.wait_for_workers(1, timeout=COME)
     except TimeoutError:
@@ -93,7 +93,7 @@ def on_cluster(address: str) -> Workers:
 
 
 @cache
-def connected(address: str) -> Any:
+def connect_client(address: str) -> Any:
     """A client of the scheduler, one for all steps of a process. Raises RunError where none answers."""
     from distributed import Client
 

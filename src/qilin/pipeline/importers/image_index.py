@@ -1,8 +1,8 @@
-"""What is known of a source while it is imported: which files hold which content, what is linked to what.
+"""The index of an import: which image files exist, which hold the same content, and which rows share images or groups.
 
-In: rows, one after the other, then what their image files hold. Out: contents with the places they were found in, the
-images of each row, faults, splits. It lives in a folder beside the dataset that is being made, so that memory does
-not grow with the images; what was found out about them stays there when the import is stopped.
+In: import rows, one after another, then the content of their image files. Out: unique images with all their source
+files, the image ids or the problem of each row, and a split for each row. The index is a SQLite file next to the output
+folder, so memory does not grow with the number of images; images decoded before an interruption are reused.
 """
 
 import hashlib
@@ -19,166 +19,188 @@ from typing import Any
 
 from qilin.core.errors import UserError
 from qilin.dataset.hash_tables import fingerprint
-from qilin.dataset.import_rows import ImageFile, ImportRow
+from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow
 from qilin.dataset.schema import text_of
-from qilin.dataset.splits import Links
+from qilin.dataset.splits import SplitGroups
 from qilin.imaging.decode import MISSING_FILE, EncodedImage
-from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
+from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
 from qilin.pipeline.execution.workers import Workers
 from qilin.pipeline.importers.image_decoding import FileList, decode_files, reload_image
 
+TABLES = """
+-- A file's index is its rowid - 1. content: sha256 of its bytes. facts: the ImageFile, as JSON.
+create table files (path text primary key, content text, problem text, facts text);
+-- first_file: the index of the first file with this content. decoded: the row of `decode_files`, as JSON.
+create table contents (content text primary key, first_file integer, image_id text, problem text, decoded text)
+without rowid;
+"""
+
 
 class ImportIndex:
-    """The notes of one import: first `note` every row, then `look` once, then ask. A context manager; its folder goes
-    at the end, unless the work was interrupted: then images that were decoded stay for the next run."""
+    """First `add_row` every row, then `decode_images` once, then query. A context manager.
+
+    Its folder is removed at the end, unless the import was interrupted: then decoded images stay for the next run.
+    `decode=False` only hashes the files, to compare them with a dataset that exists.
+    """
 
     def __init__(self, folder: Path, decode: bool) -> None:
         self.folder, self.decode = folder.resolve(), decode
-        self.rows = self.whole = 0  # `whole`: figures that stand for a panel of theirs
-        # of each row with images or none: how many files it has, their numbers one after the other, what else ties it
-        self.counts_of_rows, self.files_of_rows, self.others = array("L"), array("Q"), array("Q")
-        self.grouped: list[bool] = []
+        self.shards = self.folder / "images"
+        self.whole_figure_count = 0  # figures used in place of one of their panels
+        self.row_digests = array("Q")  # of every row, rejected ones included
+        # of each importable row: its number of images, their file indexes (concatenated), and another key that links it
+        self.image_counts, self.file_indexes, self.link_keys = array("L"), array("Q"), array("Q")
+        self.has_group: list[bool] = []
         self.splits: list[str | None] = []
-        self.looked = False
+        self.decoding_finished = False
 
-    def __enter__(self) -> "Survey":
+    def __enter__(self) -> "ImportIndex":
         self.folder.mkdir(parents=True, exist_ok=True)
         self.files = FileList(self.folder)
-        file = self.folder / "notes.sqlite"
-        file.unlink(missing_ok=True)
-        self.table = sqlite3.connect(file, isolation_level=None)
-        self.table.execute("pragma journal_mode = off")
-        self.table.execute("pragma synchronous = off")
-        # content: sha256 of the bytes. The number of a file is its rowid less one.
-        self.table.execute("create table files (path text primary key, content text, fault text, about text)")
-        # first: the number of the first file that holds it; facts: what look_at_file says of it as an image
-        self.table.execute(
-            "create table contents (content text primary key, first integer, image_id text, fault text, facts text) "
-            "without rowid"
-        )
-        self.table.create_function("parts", 1, lambda path: "\1".join(Path(path).parts), deterministic=True)
-        self.table.execute("begin")
+        self.database_path = self.folder / "index.sqlite"
+        self.database_path.unlink(missing_ok=True)
+        self.database = sqlite3.connect(self.database_path, isolation_level=None)
+        self.database.execute("pragma journal_mode = off")
+        self.database.execute("pragma synchronous = off")
+        self.database.executescript(TABLES)
+        self.database.create_function("parts", 1, lambda path: "\1".join(Path(path).parts), deterministic=True)
+        self.database.execute("begin")
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_class: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.table.close()
+        self.database.close()
         self.files.file.close()
-        unfinished = kind is not None and self.decode and any(self.pieces.glob("rows-*"))
-        # a person's mistake that shows after the look is in the rows: mended, they are others
-        if unfinished and not (self.looked and kind and issubclass(kind, UserError)):
-            (self.folder / "notes.sqlite").unlink(missing_ok=True)
+        interrupted = error_class is not None and self.decode and any(self.shards.glob("rows-*"))
+        # after decoding, a UserError is about the rows; once they are corrected, the list of files may be another one
+        if interrupted and not (self.decoding_finished and error_class and issubclass(error_class, UserError)):
+            self.database_path.unlink(missing_ok=True)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def pieces(self) -> Path:
-        return self.folder / "images"
+    def row_count(self) -> int:
+        return len(self.row_digests)
 
-    def note(self, row: ImportRow, split: str | None) -> None:
-        """A row: its files and what it ties together."""
-        self.files_of_rows.extend([self.note_image(file) for file in row.images])
-        self.counts_of_rows.append(len(row.images))
-        opening = hashlib.sha256(text_of(row.messages[0]).encode()).hexdigest()
-        self.others.append(fingerprint(f"group {row.group}" if row.group else f"text {opening}"))
-        self.grouped.append(bool(row.group))
+    def add_row(self, row: ImportRow | RejectedRow, split: str | None) -> None:
+        """Record a row: its digest, its image files, and what links it to other rows. `split`: None if unassigned."""
+        self.row_digests.append(row_digest(row))
+        if isinstance(row, RejectedRow):
+            return
+        self.file_indexes.extend([self.add_file(file) for file in row.images])
+        self.image_counts.append(len(row.images))
+        first_text = hashlib.sha256(text_of(row.messages[0]).encode()).hexdigest()
+        self.link_keys.append(fingerprint(f"group {row.group}" if row.group else f"text {first_text}"))
+        self.has_group.append(bool(row.group))
         self.splits.append(split)
 
-    def note_image(self, file: ImageFile) -> int:
-        """The number of an image's file, listed where it is met for the first time."""
-        if known := self.ask("select rowid from files where path = ?", str(file.path)):
-            return int(known[0]) - 1
-        self.whole += file.whole
+    def add_file(self, file: ImageFile) -> int:
+        """The index of an image file; a new file is added to the list."""
+        if row := self.query("select rowid from files where path = ?", str(file.path)):
+            return int(row[0]) - 1
+        self.whole_figure_count += file.whole
         self.files.add(file.path)
-        about = json.dumps(asdict(file) | {"path": str(file.path)}, ensure_ascii=False)
-        self.table.execute("insert into files (path, about) values (?, ?)", (str(file.path), about))
+        facts = json.dumps(asdict(file) | {"path": str(file.path)}, ensure_ascii=False)
+        self.database.execute("insert into files (path, facts) values (?, ?)", (str(file.path), facts))
         return self.files.count - 1
 
-    def look(self, workers: Callable[[int], Workers | None], on_files: Callable[[int], None]) -> None:
-        """Read every file, and decode it where that was asked for, in pieces; `workers(number of pieces)` do them.
+    def decode_images(self, workers_for: Callable[[int], Workers | None], on_files: Callable[[int], None]) -> None:
+        """Read every file and, if `decode`, decode it. `workers_for(number of shards)` returns the workers.
 
-        `on_files` is told how many files more have been looked at.
+        `on_files` receives the number of files of each finished shard.
         """
-        pieces = self.files.pieces()
+        shards = self.files.shards()
         run_sharded(
-            partial(decode_files, self.folder, self.decode), pieces, self.pieces,
-            {"step": "import", "files": self.files.hash, "decode": self.decode}, workers(len(pieces)),
-            lambda number: on_files(self.files.size(number)),
+            partial(decode_files, self.folder, self.decode), shards, self.shards,
+            {"step": "import", "files": self.files.hash, "decode": self.decode}, workers_for(len(shards)),
+            lambda number: on_files(self.files.shard_size(number)),
         )  # fmt: skip
-        for n, found in enumerate(read_pieces(self.pieces)):
-            content, fault = found.pop("content"), found.pop("fault")
-            seen = None if content else fault  # what is wrong with a content belongs to all files that hold it
-            self.table.execute("update files set content = ?, fault = ? where rowid = ?", (content, seen, n + 1))
+        for file_index, decoded in enumerate(read_shards(self.shards)):
+            content, problem = decoded.pop("content"), decoded.pop("problem")
+            # a problem of a content is stored with the content: it concerns all files that hold it
+            file_problem = None if content else problem
+            self.database.execute(
+                "update files set content = ?, problem = ? where rowid = ?", (content, file_problem, file_index + 1)
+            )
             if content:
-                facts = (content, n, found.get("image_id"), fault, json.dumps(found))
-                self.table.execute("insert or ignore into contents values (?, ?, ?, ?, ?)", facts)
-        self.table.execute("create index by_content on files (content)")
-        self.looked = True
+                values = (content, file_index, decoded.get("image_id"), problem, json.dumps(decoded))
+                self.database.execute("insert or ignore into contents values (?, ?, ?, ?, ?)", values)
+        self.database.execute("create index by_content on files (content)")
+        self.decoding_finished = True
 
-    def links(self) -> Links:
-        """What ties rows to others: their images' contents and groups, or else the opening question."""
-        rows = self.table.execute("select content from files order by rowid")
-        keys = array("Q", (fingerprint(f"image {content}") if content else 0 for (content,) in rows))
-        links, place = Links(), 0
-        noted = zip(self.counts_of_rows, self.others, self.grouped, self.splits, strict=True)
-        for count, other, grouped, split in noted:
-            ties = [keys[n] for n in self.files_of_rows[place : place + count] if keys[n]]
-            place += count
-            links.join_keys([*ties, other] if grouped or not ties else ties, split)
-        return links
+    def split_groups(self) -> SplitGroups:
+        """Rows that must share a split: those with the same image content or group, or else the same first text."""
+        rows = self.database.execute("select content from files order by rowid")
+        image_keys = array("Q", (fingerprint(f"image {content}") if content else 0 for (content,) in rows))
+        groups, start = SplitGroups(), 0
+        links = zip(self.image_counts, self.link_keys, self.has_group, self.splits, strict=True)
+        for image_count, link_key, has_group, split in links:
+            file_indexes = self.file_indexes[start : start + image_count]
+            keys = [image_keys[file_index] for file_index in file_indexes if image_keys[file_index]]
+            start += image_count
+            groups.add_fingerprints([*keys, link_key] if has_group or not keys else keys, split)
+        return groups
 
     def images(self) -> Iterator[tuple[EncodedImage, list[ImageFile]]]:
-        """Each content that is an image, with the files that hold it, in the order in which they were met."""
-        found = self.table.execute("select content, first, facts from contents where fault is null order by first")
-        for content, first, facts in found:
-            rows = self.table.execute("select about from files where content = ? order by rowid", (content,))
-            files = [image_file(about) for (about,) in rows]
-            yield reload_image(self.folder, files[0].path, self.files.piece_of(first), json.loads(facts)), files
+        """Each unique image with the files that hold it, in the order of the rows."""
+        contents = self.database.execute(
+            "select content, first_file, decoded from contents where problem is null order by first_file"
+        )
+        for content, first_file, decoded in contents:
+            rows = self.database.execute("select facts from files where content = ? order by rowid", (content,))
+            files = [parse_image_file(facts) for (facts,) in rows]
+            shard = self.files.shard_of(first_file)
+            yield reload_image(self.folder, files[0].path, shard, json.loads(decoded)), files
 
     def image_ids(self, row: ImportRow) -> tuple[tuple[str, ...], str | None]:
-        """(the ids of a row's images, None), or ((), why one of them cannot be used)."""
+        """(the ids of a row's images, None), or ((), the problem of the first image that cannot be used)."""
         ids = []
         for file in row.images:
-            image_id, *faults = self.ask(
-                "select image_id, files.fault, contents.fault from files left join contents using (content) "
+            image_id, *problems = self.query(
+                "select image_id, files.problem, contents.problem from files left join contents using (content) "
                 "where path = ?",
                 str(file.path),
             )
-            if fault := faults[0] or faults[1]:
-                return (), fault
+            if problem := problems[0] or problems[1]:
+                return (), problem
             ids.append(image_id)
         return tuple(ids), None
 
     def counts(self) -> dict[str, int]:
-        """How many files are here or have a fault, and how many different images are in them."""
-        here, faults = self.ask("select count(content), count(fault) from files")
-        (images,) = self.ask("select count(*) from contents where fault is null")
-        return {"images": images, "files": here, "faults": faults}
+        """The number of readable files, of unreadable files, and of unique images."""
+        readable, unreadable = self.query("select count(content), count(problem) from files")
+        (images,) = self.query("select count(*) from contents where problem is null")
+        return {"readable": readable, "unreadable": unreadable, "images": images}
 
-    def a_missing_file(self) -> str | None:
-        """The first path at which there was nothing."""
-        found = self.ask("select path from files where fault = ? order by rowid limit 1", MISSING_FILE)
-        return found[0] if found else None
+    def first_missing_file(self) -> str | None:
+        row = self.query("select path from files where problem = ? order by rowid limit 1", MISSING_FILE)
+        return row[0] if row else None
 
-    def licences(self) -> set[str]:
-        """All licences that files here say."""
-        found = self.table.execute(
-            "select distinct json_extract(about, '$.license') from files where content is not null"
+    def licenses(self) -> set[str]:
+        """All licenses that readable files name."""
+        rows = self.database.execute(
+            "select distinct json_extract(facts, '$.license') from files where content is not null"
         )
-        return {licence for (licence,) in found if licence}
+        return {license for (license,) in rows if license}
 
-    def lines(self) -> Iterable[str]:
-        """A line of name and content for each file, in the order of the paths: what the input's hash is made of."""
-        # by their parts, as paths are compared: sqlite sorts on disk
-        rows = self.table.execute("select path, content from files where content is not null order by parts(path)")
+    def content_lines(self) -> Iterable[str]:
+        """`name content` of each readable file in the order of the paths: what the hash of the input covers."""
+        # sorted by path components, as pathlib compares paths; SQLite sorts on disk
+        rows = self.database.execute("select path, content from files where content is not null order by parts(path)")
         for path, content in rows:
             yield f"{Path(path).name} {content}\n"
 
-    def ask(self, words: str, *values: Any) -> Any:
-        return self.table.execute(words, values).fetchone()
+    def query(self, sql: str, *values: Any) -> Any:
+        """The first row of a query, or None."""
+        return self.database.execute(sql, values).fetchone()
 
 
-def image_file(about: str) -> ImageFile:
-    found = json.loads(about)
-    return ImageFile(**found | {"path": Path(found["path"])})
+def row_digest(row: ImportRow | RejectedRow) -> int:
+    """64 bits that identify a row with all its fields: equal for the same row in a second pass over the source."""
+    return fingerprint(repr(row))
+
+
+def parse_image_file(facts: str) -> ImageFile:
+    fields = json.loads(facts)
+    return ImageFile(**fields | {"path": Path(fields["path"])})

@@ -18,7 +18,7 @@ from qilin.imaging.archive_paths import crop_path, read_path_or_member
 from qilin.imaging.decode import ImageError, to_rgb
 from qilin.imaging.panel_captions import SplitCaption, panel_mismatch
 from qilin.imaging.panels import split_image
-from qilin.pipeline.execution.sharded_map import DONE, piece_file, read_pieces, read_step
+from qilin.pipeline.execution.sharded_map import DONE, shard_path, read_shards, read_step_record
 from qilin.pipeline.importers import llava
 from qilin.pipeline.importers.column_maps import SPLITS, Map, article_of, bases_of, files_of, lang_of, samples
 from qilin.pipeline.importers.config import ImportConfig
@@ -184,15 +184,15 @@ def caption_row(
 
 def figure_inputs(config: ImportConfig) -> list[Path]:
     """The pieces of `qilin data figures`."""
-    pieces = read_step(config.source)["made_by"]["pieces"]
-    return [config.source / DONE, *(piece_file(config.source, "rows", number) for number in range(pieces))]
+    pieces = read_step_record(config.source)["made_by"]["pieces"]
+    return [config.source / DONE, *(shard_path(config.source, "rows", number) for number in range(pieces))]
 
 
 def figures(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Rows of figures as captions, panels, mentions and contexts; unsure ones only where asked for."""
     if config.images is None:
         raise UserError("--images is needed: the folder of articles that the figures were read from")
-    for row in read_pieces(config.source):
+    for row in read_shards(config.source):
         if row["medical"] == "unsure" and not config.unsure:
             yield RejectedRow(row, f"unsure whether it is medical (--unsure takes it): {row['reason']}")
         else:

@@ -25,8 +25,8 @@ from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, Provenance, Sample
 from qilin.dataset.writer import DatasetWriter, file_hash, image_of
 from qilin.imaging.decode import MISSING_FILE
-from qilin.pipeline.execution.sharded_map import read_step
-from qilin.pipeline.execution.workers import workers_of
+from qilin.pipeline.execution.sharded_map import read_step_record
+from qilin.pipeline.execution.workers import make_workers
 from qilin.pipeline.importers import column_maps as maps
 from qilin.pipeline.importers import generic_table as folder
 from qilin.pipeline.importers import llava, slake
@@ -94,7 +94,7 @@ def look_at_images(survey: ImportIndex, config: ImportConfig, progress: Progress
     task = progress.add_task("decoding images" if survey.decode else "reading images", total=survey.files.count)
     survey.look(
         # a process takes a second to start: it wants a few pieces
-        lambda pieces: workers_of(config.workers, config.cluster, most=1 + pieces // PIECES_A_WORKER),
+        lambda pieces: make_workers(config.workers, config.cluster, most=1 + pieces // PIECES_A_WORKER),
         lambda files: progress.advance(task, files),
     )
 
@@ -129,7 +129,7 @@ def describe(config: ImportConfig, source: "Source", survey: ImportIndex) -> dic
         }
         | ({"encoding": encodings.pop()} if encodings else {})
         | ({"pictures": looked} if config.pmc else {})
-        | ({"made_from": read_step(config.source)["made_by"]} if config.name == "figures" else {})
+        | ({"made_from": read_step_record(config.source)["made_by"]} if config.name == "figures" else {})
     )
 
 

@@ -1,8 +1,8 @@
-# ruff: noqa: E501 - tables of words read best with one name a line
-"""Is a figure a medical image, of which kind and of what part of the body: plain rules over its caption.
+# ruff: noqa: E501 - vocabulary tables are easier to read with one entry a line
+"""Classifies figures as medical images by plain rules over their captions.
 
-In: a caption. Out: a Judgement: yes, no, or unsure, with the modality and body part it names and the reason. The rules
-see words, not images; what they are unsure of, a vision model behind an endpoint can look at (`qilin data look`).
+In: a caption. Out: a CaptionClass: yes, no or unsure, with the modality and body part the caption names, and the
+reason. The rules see text, not pixels; `qilin data filter-figures` shows the unsure figures to a vision model.
 """
 
 import re
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from qilin.pipeline.pubmed.jats_text import sentences
+from qilin.pipeline.pubmed.jats_text import split_sentences
 
-# the first that matches names the image, so the narrower ones stand first
+# modality -> pattern; the first match wins, so narrower modalities come first
 MODALITIES = {
     "PET": r"\bpet\b|pet[-/]ct|positron emission|scintigra|\bspect\b|scintiscan",
     "OCT": r"optical coherence tomogra|\boct\b|sd-oct",
@@ -66,8 +66,8 @@ BODY_PARTS = {
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What the words of a figure say it is."""
+class CaptionClass:
+    """What a figure shows according to its caption. The field names are columns of the figure rows."""
 
     medical: Literal["yes", "no", "unsure"]
     modality: str | None
@@ -75,40 +75,41 @@ class Judgement:
     reason: str
 
 
-def compiled(words: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
-    return {name: re.compile(pattern, re.IGNORECASE) for name, pattern in words.items()}
+def compile_patterns(patterns: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
+    return {name: re.compile(pattern, re.IGNORECASE) for name, pattern in patterns.items()}
 
 
-MODALITY_WORDS, BODY_WORDS = compiled(MODALITIES), compiled(BODY_PARTS)
+MODALITY_PATTERNS, BODY_PART_PATTERNS = compile_patterns(MODALITIES), compile_patterns(BODY_PARTS)
 
 
-def judge(caption: str) -> Judgement:
-    """A caption that speaks of a kind of image and of no chart is one; the first sentence decides between both."""
-    modality = first_named(MODALITY_WORDS, caption)
-    part = earliest(BODY_WORDS, caption)
+def classify_caption(caption: str) -> CaptionClass:
+    """A caption that names a modality and no chart is medical; if it names both, its first sentence decides."""
+    modality = first_listed(MODALITY_PATTERNS, caption)
+    body_part = first_in_text(BODY_PART_PATTERNS, caption)
     chart = CHARTS.search(caption)
     if not caption:
-        return Judgement("unsure", None, None, "no caption")
+        return CaptionClass("unsure", None, None, "no caption")
     if modality and not chart:
-        return Judgement("yes", modality, part, f"names {modality}")
+        return CaptionClass("yes", modality, body_part, f"names {modality}")
     if not modality:
         if chart:
-            return Judgement("no", None, part, "a chart or a drawing by its caption")
-        return Judgement("unsure", None, part, "names no kind of image")
-    opening = next(iter(sentences(caption)), caption)
-    modality_first, chart_first = first_named(MODALITY_WORDS, opening), CHARTS.search(opening)
-    if modality_first and not chart_first:
-        return Judgement("yes", modality_first, part, f"opens with {modality_first}")
-    if chart_first and not modality_first:
-        return Judgement("no", modality, part, "a chart or a drawing by its opening words")
-    return Judgement("unsure", modality, part, "names a kind of image and a chart")
+            return CaptionClass("no", None, body_part, "a chart or a drawing by its caption")
+        return CaptionClass("unsure", None, body_part, "names no kind of image")
+    opening = next(iter(split_sentences(caption)), caption)
+    opening_modality, opening_chart = first_listed(MODALITY_PATTERNS, opening), CHARTS.search(opening)
+    if opening_modality and not opening_chart:
+        return CaptionClass("yes", opening_modality, body_part, f"opens with {opening_modality}")
+    if opening_chart and not opening_modality:
+        return CaptionClass("no", modality, body_part, "a chart or a drawing by its opening words")
+    return CaptionClass("unsure", modality, body_part, "names a kind of image and a chart")
 
 
-def first_named(words: Mapping[str, re.Pattern[str]], text: str) -> str | None:
-    return next((name for name, pattern in words.items() if pattern.search(text)), None)
+def first_listed(patterns: Mapping[str, re.Pattern[str]], text: str) -> str | None:
+    """The first name in the table whose pattern occurs in the text."""
+    return next((name for name, pattern in patterns.items() if pattern.search(text)), None)
 
 
-def earliest(words: Mapping[str, re.Pattern[str]], text: str) -> str | None:
-    """The name whose words come first in the text."""
-    found = [(match.start(), name) for name, pattern in words.items() if (match := pattern.search(text))]
-    return min(found)[1] if found else None
+def first_in_text(patterns: Mapping[str, re.Pattern[str]], text: str) -> str | None:
+    """The name whose pattern occurs earliest in the text."""
+    matches = [(match.start(), name) for name, pattern in patterns.items() if (match := pattern.search(text))]
+    return min(matches)[1] if matches else None

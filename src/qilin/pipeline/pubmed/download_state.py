@@ -1,7 +1,7 @@
-"""What has been fetched from the article store, what was refused, what is missing: an sqlite file beside the articles.
+"""The download ledger: which articles were downloaded, rejected or missing, in an SQLite file beside the articles.
 
-In: outcomes, one article at a time. Out: what is still to be done, and counts. Every article is written whole, in one
-transaction: after a crash it is either done or not begun.
+In: outcomes, one article at a time. Out: the articles still to do, and counts. Each article is written in one
+transaction, so after a crash it is either recorded or not started.
 """
 
 import sqlite3
@@ -13,12 +13,12 @@ from typing import Literal
 
 from qilin.core.errors import UserError
 
-# have; refused: not wanted (licence, retracted, kind); missing: the store has not got it; moved: a newer version took
-# its place; failed: to be tried again
+# have: downloaded; refused: not wanted (license, retracted, article type); missing: not in the store; moved: replaced
+# by a newer version; failed: to be retried
 State = Literal["have", "refused", "missing", "moved", "failed"]
 TABLES = """
 create table if not exists articles (
-    number integer primary key, version integer, state text, detail text, licence text, kind text, rules text);
+    number integer primary key, version integer, state text, detail text, license text, article_type text, rules text);
 create table if not exists files (
     number integer, version integer, name text, state text, detail text, md5 text, bytes integer,
     primary key (number, version, name));
@@ -28,7 +28,7 @@ create table if not exists wanted (number integer primary key, version integer, 
 
 @dataclass(frozen=True)
 class FileOutcome:
-    """One file of an article."""
+    """One file of an article. `bytes` is its size."""
 
     name: str
     state: State
@@ -38,104 +38,102 @@ class FileOutcome:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One article: what became of it, and of its files."""
+class ArticleOutcome:
+    """The result of processing one article, with the outcomes of its files."""
 
-    number: int
+    number: int  # PMC id without its prefix
     version: int
     state: State
     detail: str = ""
-    licence: str = ""
-    kind: str = ""
+    license: str = ""
+    article_type: str = ""
     files: tuple[FileOutcome, ...] = ()
 
 
 class Ledger:
-    """An open ledger; close it when done. `rules`: what is wanted of articles; by others, they are judged again."""
+    """An open ledger; close it when done.
+
+    `rules` identifies the selection rules of this run: articles recorded under other rules are processed again.
+    """
 
     def __init__(self, path: Path, rules: str) -> None:
         self.rules = rules
-        self.base = sqlite3.connect(path)
+        self.connection = sqlite3.connect(path)
         try:
-            self.base.executescript(TABLES)
-        except sqlite3.OperationalError:  # the disk, not the file
-            self.base.close()
+            self.connection.executescript(TABLES)
+        except sqlite3.OperationalError:  # a fault of the disk, not of the file
+            self.connection.close()
             raise
         except sqlite3.DatabaseError as error:
-            self.base.close()
-            raise UserError(f"{path}: not a ledger ({error}); name another folder or remove the file") from None
+            self.connection.close()
+            raise UserError(
+                f"{path}: not a download ledger ({error}); choose another folder or remove the file"
+            ) from None
 
     def close(self) -> None:
-        self.base.close()
+        self.connection.close()
 
-    def want_nothing(self) -> None:
-        with self.base:
-            self.base.execute("delete from wanted")
+    def clear_wanted(self) -> None:
+        with self.connection:
+            self.connection.execute("delete from wanted")
 
-    def want(self, articles: Iterable[tuple[int, int]]) -> None:
-        """More articles that this run is about; version 0 is the newest. A later mention of a newer version counts."""
-        with self.base:
-            self.base.executemany(
+    def add_wanted(self, articles: Iterable[tuple[int, int]]) -> None:
+        """Add (number, version) of articles to process; version 0 means the newest. The higher of two versions wins."""
+        with self.connection:
+            self.connection.executemany(
                 "insert into wanted (number, version) values (?, ?) on conflict (number) do update set version = "
                 "max(version, excluded.version)",
                 articles,
             )
 
     def count_wanted(self) -> int:
-        return int(self.base.execute("select count(*) from wanted").fetchone()[0])
+        return int(self.connection.execute("select count(*) from wanted").fetchone()[0])
 
-    def left(self, refresh: bool, limit: int | None) -> Iterator[tuple[int, int]]:
-        """Wanted articles that are not settled: failed, here in another version, or judged by other rules."""
-        after = -1
-        given = 0
-        settled = "" if refresh else (
+    def pending(self, refresh: bool, limit: int | None) -> Iterator[tuple[int, int]]:
+        """Wanted articles to process: failed, recorded in another version or under other rules, or new; with
+        `refresh` all. At most `limit`."""
+        last_number = -1
+        yielded = 0
+        condition = "" if refresh else (
             "and not exists (select 1 from articles a where a.number = w.number and a.state != 'failed' "
             "and a.rules = :rules and (w.version = 0 or a.version = w.version))"
         )  # fmt: skip
-        while rows := self.base.execute(
-            f"select number, version from wanted w where number > :after {settled} order by number limit 1000",
-            {"after": after, "rules": self.rules},
+        while rows := self.connection.execute(
+            f"select number, version from wanted w where number > :after {condition} order by number limit 1000",
+            {"after": last_number, "rules": self.rules},
         ).fetchall():
             for number, version in rows:
-                if limit is not None and given >= limit:
+                if limit is not None and yielded >= limit:
                     return
-                given += 1
-                after = number
+                yielded += 1
+                last_number = number
                 yield number, version
 
-    def version(self, number: int) -> int | None:
-        """The version of an article that is here."""
-        row = self.base.execute("select version from articles where number = ? and state = 'have'", (number,))
-        found = row.fetchone()
-        return int(found[0]) if found else None
+    def downloaded_files(self, number: int, version: int) -> dict[str, str]:
+        """Name -> md5 of the downloaded files of an article version."""
+        query = "select name, md5 from files where number = ? and version = ? and state = 'have'"
+        return dict(self.connection.execute(query, (number, version)).fetchall())
 
-    def files(self, number: int, version: int) -> dict[str, str]:
-        """Name -> md5 of the files that were had of a version."""
-        asked = "select name, md5 from files where number = ? and version = ? and state = 'have'"
-        return dict(self.base.execute(asked, (number, version)).fetchall())
-
-    def write(self, outcome: Outcome) -> None:
-        """Keep an article's outcome; files of an older version are marked as moved."""
-        o = outcome
-        with self.base:
-            self.base.execute(
-                "insert or replace into articles values (?, ?, ?, ?, ?, ?, ?)",
-                (o.number, o.version, o.state, o.detail, o.licence, o.kind, self.rules),
-            )
-            if o.state == "have":
-                self.base.execute(
+    def record(self, outcome: ArticleOutcome) -> None:
+        """Store an article's outcome; files of its other versions become 'moved'."""
+        number, version = outcome.number, outcome.version
+        article = (number, version, outcome.state, outcome.detail, outcome.license, outcome.article_type, self.rules)
+        with self.connection:
+            self.connection.execute("insert or replace into articles values (?, ?, ?, ?, ?, ?, ?)", article)
+            if outcome.state == "have":
+                self.connection.execute(
                     "update files set state = 'moved', detail = ? where number = ? and version != ?",
-                    (f"PMC{o.number}.{o.version}", o.number, o.version),
+                    (f"PMC{number}.{version}", number, version),
                 )
-            self.base.executemany(
+            self.connection.executemany(
                 "insert or replace into files values (?, ?, ?, ?, ?, ?, ?)",
-                [(o.number, o.version, f.name, f.state, f.detail, f.md5, f.bytes) for f in o.files],
+                [(number, version, f.name, f.state, f.detail, f.md5, f.bytes) for f in outcome.files],
             )
 
     def counts(self) -> dict[str, list[tuple[str, str, int]]]:
-        """{"articles", "files"}: (state, detail, count) over everything the ledger knows."""
+        """{"articles" and "files": [(state, detail, count)]} over the entire ledger."""
         return {
-            table: self.base.execute(
+            table: self.connection.execute(
                 f"select state, case state when 'have' then '' when 'moved' then '' else detail end as d, count(*) "
                 f"from {table} group by state, d order by state, count(*) desc"
             ).fetchall()
@@ -143,10 +141,12 @@ class Ledger:
         }
 
     def count_articles(self, state: State) -> int:
-        return int(self.base.execute("select count(*) from articles where state = ?", (state,)).fetchone()[0])
+        return int(self.connection.execute("select count(*) from articles where state = ?", (state,)).fetchone()[0])
 
-    def bytes(self) -> int:
-        return int(self.base.execute("select coalesce(sum(bytes), 0) from files where state = 'have'").fetchone()[0])
+    def total_bytes(self) -> int:
+        """Size of all downloaded files."""
+        query = "select coalesce(sum(bytes), 0) from files where state = 'have'"
+        return int(self.connection.execute(query).fetchone()[0])
 
 
 @contextmanager
@@ -158,6 +158,6 @@ def open_ledger(path: Path, rules: str) -> Iterator[Ledger]:
         ledger.close()
 
 
-def as_text(rows: Sequence[tuple[str, str, int]]) -> list[str]:
-    """Counts in words: "refused 12: licence CC BY-NC-ND"."""
-    return [f"{state} {count:,}" + (f": {detail}" if detail else "") for state, detail, count in rows]
+def format_counts(rows: Sequence[tuple[str, str, int]]) -> str:
+    """Counts on one line: "have 3; refused 12: license CC BY-NC-ND"."""
+    return "; ".join(f"{state} {count:,}" + (f": {detail}" if detail else "") for state, detail, count in rows)

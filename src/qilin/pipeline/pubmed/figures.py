@@ -23,8 +23,8 @@ from qilin.core.progress import ProgressBars, refusals
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.licenses import tier
 from qilin.imaging.panel_captions import split_caption
-from qilin.pipeline.execution.sharded_map import read_pieces, run_sharded
-from qilin.pipeline.execution.workers import workers_of
+from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
+from qilin.pipeline.execution.workers import make_workers
 from qilin.pipeline.pubmed.caption_classifier import judge
 from qilin.pipeline.pubmed.jats import Article, BadArticle, Figure, read_article
 
@@ -59,7 +59,7 @@ def figures(given: FiguresConfig) -> None:
         "articles_a_piece": ARTICLES_A_PIECE,
     }
     work = partial(read_files, given.source.resolve(), given.every)
-    workers = workers_of(given.workers, given.cluster, most=len(pieces))
+    workers = make_workers(given.workers, given.cluster, most=len(pieces))
     with ProgressBars(transient=True) as progress:
         task = progress.add_task("reading articles", total=len(pieces))
         counts = run_sharded(work, pieces, given.out, made_by, workers, lambda number: progress.advance(task))
@@ -172,7 +172,7 @@ def tell(given: FiguresConfig, articles: int, counts: Mapping[str, Any]) -> None
     """What was found and what was refused, and the next command."""
     kinds: Counter[str] = Counter()
     whole = 0
-    for row in read_pieces(given.out):
+    for row in read_shards(given.out):
         kinds[row["medical"]] += 1
         whole += bool(row["panels"]["parts"])
     facts = {"articles": articles, "figures": counts["rows"], "medical": dict(kinds), "captions_divided": whole}

@@ -1,4 +1,4 @@
-"""`qilin data look`: a vision model looks at the figures whose captions leave unsure whether they are medical images.
+"""`qilin data filter-figures`: a vision model looks at the figures whose captions leave unsure whether they are medical images.
 
 In: rows of `qilin data figures`, the articles' folder, a service that sees images. Out: the same rows in a new
 folder: what it sees as medical with modality and body part, what it does not refused, the rest still unsure.
@@ -23,10 +23,10 @@ from qilin.core.errors import UserError
 from qilin.core.llm_client import KEY_HELP, ChatReply, ChatRequest, Endpoint, complete_all, read_json
 from qilin.core.progress import ProgressBars
 from qilin.dataset.import_rows import RejectedRow
-from qilin.imaging.archive_paths import read_through
-from qilin.imaging.decode import BadImage, to_rgb
+from qilin.imaging.archive_paths import read_path_or_member
+from qilin.imaging.decode import ImageError, to_rgb
 from qilin.pipeline.execution.llm_budget import TokenBudget
-from qilin.pipeline.execution.sharded_map import piece_file, read_pieces, read_step, run_sharded
+from qilin.pipeline.execution.sharded_map import shard_path, read_shards, read_step_record, run_sharded
 from qilin.pipeline.pubmed.caption_classifier import BODY_PARTS, MODALITIES
 from qilin.pipeline.pubmed.image_lookup import resolve
 
@@ -64,11 +64,11 @@ def look(given: LookConfig) -> None:
     """Make the rows, or say that they are there. Raises UserError where the folder of images is not."""
     if not given.images.is_dir():
         raise UserError(f"{given.images}: no such folder; expected the articles that {given.source} was made from")
-    step = read_step(given.source)
+    step = read_step_record(given.source)
     there = Endpoint(
         given.endpoint, given.model, concurrency=given.concurrency, timeout=given.timeout, cache=given.cache
     )
-    pieces = [str(piece_file(given.source.resolve(), "rows", n)) for n in range(step["made_by"]["pieces"])]
+    pieces = [str(shard_path(given.source.resolve(), "rows", n)) for n in range(step["made_by"]["pieces"])]
     made_by = {"step": "look", "model": given.model, "prompt": PROMPT, "made_from": step["made_by"]}
     with ProgressBars(transient=True) as progress:
         task = progress.add_task("looking at figures", total=len(pieces))
@@ -78,13 +78,13 @@ def look(given: LookConfig) -> None:
         counts = run_sharded(work, pieces, given.out, made_by, None, lambda number: progress.advance(task))
     kinds: Counter[str] = Counter()
     gone = 0
-    for row in read_pieces(given.out):
+    for row in read_shards(given.out):
         kinds[row["medical"]] += 1
         gone += row["medical"] == "unsure" and row["reason"].endswith(NOT_HERE)
     words = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{given.out}: medical: {words or 'none'}; {counts['dropped']:,} refused")
-    console.print(purse.bill())
+    console.print(purse.usage_summary())
     if gone:
         console.print(f"{gone:,} of the unsure were not seen: their images are not in {given.images}, or are damaged")
 
@@ -95,7 +95,7 @@ def looked_at(there: Endpoint, purse: TokenBudget, images: Path, piece: str) -> 
         while rows := [json.loads(line) for line in islice(lines, ROWS_AT_ONCE)]:
             shown = [image_of(row, images) if row["medical"] == "unsure" else None for row in rows]
             asks = [question(row, image) for row, image in zip(rows, shown, strict=True) if image]
-            replies = iter(complete_all(replace(there, budget=purse.left()), asks, purse.hear()) if asks else [])
+            replies = iter(complete_all(replace(there, budget=purse.remaining()), asks, purse.on_reply()) if asks else [])
             for row, image in zip(rows, shown, strict=True):
                 if image:
                     yield judged(row, next(replies))
@@ -108,8 +108,8 @@ def image_of(row: Mapping[str, Any], images: Path) -> bytes | None:
     folder = images / Path(row["file"]).parent
     for form in row["images"][0]:
         try:
-            image = to_rgb(read_through(resolve(form, (folder,)).path))
-        except BadImage:
+            image = to_rgb(read_path_or_member(resolve(form, (folder,)).path))
+        except ImageError:
             continue
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()

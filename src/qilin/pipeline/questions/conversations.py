@@ -1,4 +1,4 @@
-"""`qilin data chats`: what is told and asked about one image, put together as conversations.
+"""`qilin data make-conversations`: what is told and asked about one image, put together as conversations.
 
 In: a dataset folder with questions. Out: a dataset folder of chats: the caption first where there is one, then the
 questions, each once. Nothing is invented, so nothing has to be checked again; `qilin data merge` adds them to the rest.
@@ -20,9 +20,9 @@ from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.licenses import strictest
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, assistant, sample_from_row, sample_row, text_of, user
-from qilin.pipeline.execution.dataset_map import assemble, config_of, is_done
-from qilin.pipeline.execution.sharded_map import into_heaps, read_heap, run_sharded
-from qilin.pipeline.execution.workers import workers_of
+from qilin.pipeline.execution.dataset_map import write_dataset, step_settings, is_complete
+from qilin.pipeline.execution.sharded_map import write_buckets, read_bucket, run_sharded
+from qilin.pipeline.execution.workers import make_workers
 
 DESCRIBE = "请描述这张图像。"
 
@@ -49,19 +49,19 @@ class ChatsConfig:
 def chats(given: ChatsConfig) -> None:
     """Make the folder, or say that it is there."""
     data = open_dataset(given.source.resolve())
-    made_by = config_of([data], {"step": "chats", "least": given.least, "most": given.most})
-    fresh = not is_done(given.out, made_by)
+    made_by = step_settings([data], {"step": "chats", "least": given.least, "most": given.most})
+    fresh = not is_complete(given.out, made_by)
     if fresh:
         folder = given.out.resolve().with_name(f".{given.out.name}.heaps")
         shutil.rmtree(folder / "heaps", ignore_errors=True)  # laying them out anew costs one reading
         with ProgressBars(transient=True) as progress:
             task = progress.add_task("composing", total=None)
-            heaps = into_heaps(folder / "heaps", by_image(data), sum(map(data.count, data.splits())))
+            heaps = write_buckets(folder / "heaps", by_image(data), sum(map(data.count, data.splits())))
             progress.update(task, total=len(heaps))
             work = partial(composed, given.least, given.most)
-            workers = workers_of(given.workers, given.cluster, most=len(heaps))
+            workers = make_workers(given.workers, given.cluster, most=len(heaps))
             run_sharded(work, heaps, folder / "pieces", made_by, workers, lambda number: progress.advance(task))
-            assemble([data], folder / "pieces", given.out, made_by)
+            write_dataset([data], folder / "pieces", given.out, made_by)
         shutil.rmtree(folder)
     counts = open_dataset(given.out).manifest["counts"]
     if given.json:
@@ -86,7 +86,7 @@ def composed(least: int, most: int, heap: str) -> Iterator[dict[str, Any] | Reje
     """The step over a heap: conversations about each image, in the order in which images come."""
     about: dict[tuple[str, ...], list[Sample]] = {}
     splits: dict[tuple[str, ...], str] = {}
-    for split, row in read_heap(heap):
+    for split, row in read_bucket(heap):
         sample = sample_from_row(row)
         about.setdefault((sample.lang, *sample.image_ids), []).append(sample)
         splits[(sample.lang, *sample.image_ids)] = split  # one image's samples all have the same

@@ -1,4 +1,4 @@
-"""`qilin data ask`: questions about images from their Chinese captions, reports and case texts, by any service.
+"""`qilin data generate-vqa`: questions about images from their Chinese captions, reports and case texts, by any service.
 
 In: a dataset folder, an OpenAI-compatible service that writes questions, one that guesses without the image. Out: a
 dataset folder with the questions beside the texts. A question that fails the checks is asked for again with the reason,
@@ -21,8 +21,8 @@ from qilin.core.llm_client import KEY_HELP, ChatReply, ChatRequest, Endpoint, co
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
-from qilin.pipeline.execution.dataset_map import RejectedRow, ends_of, map_dataset, refuse
-from qilin.pipeline.execution.llm_budget import TokenBudget, tell
+from qilin.pipeline.execution.dataset_map import RejectedRow, cumulative_sizes, map_dataset, reject
+from qilin.pipeline.execution.llm_budget import TokenBudget, print_summary
 from qilin.pipeline.questions.checks import ABOUT, Question, check_question, read_question
 from qilin.pipeline.questions.text_only_filter import Guesses, guess_all, surplus, with_options
 from qilin.text.normalize import has_chinese, plain
@@ -140,12 +140,12 @@ def ask(given: AskConfig) -> None:
         total = sum(data.count(split) for split in data.splits())
         task = progress.add_task("asking", total=total)
         purse = TokenBudget("asking", given.budget, (given.price_in, given.price_out), given.cache, progress, task)
-        ends = ends_of(data, TEXTS_A_PIECE)
+        ends = cumulative_sizes(data, TEXTS_A_PIECE)
         made, fresh = map_dataset(
-            given.source, given.out, partial(asked, work, purse), made_by, None, lambda n: purse.reach(ends[n]),
+            given.source, given.out, partial(asked, work, purse), made_by, None, lambda n: purse.set_progress(ends[n]),
             TEXTS_A_PIECE,
         )  # fmt: skip
-    tell(given.out, made, fresh, purse, given.json)
+    print_summary(given.out, made, fresh, purse, given.json)
     if not given.json:
         number = sum(made.manifest["counts"]["samples"].values()) - (0 if given.only_questions else total)
         why = "" if number else f": asked about is {' and '.join(given.kinds)} in Chinese with an image"
@@ -167,14 +167,14 @@ def asked(work: Work, purse: TokenBudget, rows: list[tuple[str, Sample]]) -> Ite
     kept = [(draft, shuffled(question, work.seed)) for n, (draft, question) in enumerate(made) if n not in repeats]
     guesses = [Guesses()] * len(kept)
     if work.guesses:
-        guesses = guess_all(work.guesser, work.guesses, [row for _, row in kept], purse.left, purse.pay)
+        guesses = guess_all(work.guesser, work.guesses, [row for _, row in kept], purse.left, purse.record_usage)
     keys = [question_id(draft.sample, question) for draft, question in kept]
     gone = surplus(keys, [question for _, question in kept], guesses, work.mix, work.seed)
     for _, sample in rows:
         if not work.only_questions:
             yield split_of[sample.sample_id], sample
         if sample.kind in work.kinds and (reason := reason_against(sample)):
-            yield refuse(sample, reason)
+            yield reject(sample, reason)
     for draft in drafts.values():
         yield from refusals_of(draft)
     for n, reason in repeats.items():
@@ -214,8 +214,8 @@ def answer_all(work: Work, purse: TokenBudget, drafts: Sequence[Draft]) -> None:
     for _ in range(work.asks):
         if not left:
             return
-        there = replace(work.endpoint, budget=purse.left())
-        replies = complete_all(there, [ChatRequest(draft.history, room, json=True) for draft in left], purse.hear())
+        there = replace(work.endpoint, budget=purse.remaining())
+        replies = complete_all(there, [ChatRequest(draft.history, room, json=True) for draft in left], purse.on_reply())
         for draft, reply in zip(left, replies, strict=True):
             take(draft, reply, work.mix)
         left = [draft for draft in left if draft.doubt or draft.faulty]
@@ -263,9 +263,9 @@ def refusals_of(draft: Draft) -> Iterator[RejectedRow]:
         asked_for = row if isinstance(row, dict) else {"row": row}
         yield refused_question(draft.sample, asked_for | {"doubts": doubts}, f"question: {', '.join(sorted(doubts))}")
     if draft.doubt:
-        yield refuse(draft.sample, "questions: the reply is of no use", doubts={"form": draft.doubt})
+        yield reject(draft.sample, "questions: the reply is of no use", doubts={"form": draft.doubt})
     elif not draft.sound and not draft.refused and not draft.faulty:
-        yield refuse(draft.sample, "questions: none, the service found nothing to ask")
+        yield reject(draft.sample, "questions: none, the service found nothing to ask")
 
 
 def refused_question(sample: Sample, row: Mapping[str, Any], reason: str) -> RejectedRow:

@@ -39,13 +39,13 @@ class Guesses:
 
 def guess_all(
     guesser: Endpoint, tries: int, asked: Sequence[Question], budget: Callable[[], int | None],
-    pay: Callable[[ChatReply], None],
+    record_usage: Callable[[ChatReply], None],
 ) -> list[Guesses]:  # fmt: skip
     """Ask each question `tries` times without image or text, each try by a seed of its own."""
     said: list[list[str]] = [[] for _ in asked]
     for seed in range(tries):
         there = replace(guesser, seed=seed, temperature=WARMTH, budget=budget())
-        replies = complete_all(there, [guess_of(question) for question in asked], lambda place, reply: pay(reply))
+        replies = complete_all(there, [guess_of(question) for question in asked], lambda place, reply: record_usage(reply))
         for texts, reply in zip(said, replies, strict=True):
             texts.append(reply.text)
     return [counted(question, texts) for question, texts in zip(asked, said, strict=True)]

@@ -1,4 +1,4 @@
-"""`qilin data apply`: the decisions of a review applied to the dataset that was reviewed.
+"""`qilin data apply-review`: the decisions of a review applied to the dataset that was reviewed.
 
 In: a dataset folder and its decisions. Out: a dataset folder in which rejected samples are refused with the reviewer's
 reason, fixed ones have their new texts, and both fixed and accepted ones say who read them.
@@ -19,11 +19,11 @@ from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.sample_texts import parts_of, with_parts
+from qilin.dataset.sample_texts import text_fields, with_texts
 from qilin.dataset.schema import Sample
-from qilin.pipeline.execution.dataset_map import SAMPLES_A_PIECE, RejectedRow, map_dataset, pieces_of, refuse
-from qilin.pipeline.execution.workers import workers_of
-from qilin.pipeline.review.decisions import Latest, agreement, beside, hash_of, latest, read_decisions, verdict
+from qilin.pipeline.execution.dataset_map import SAMPLES_PER_SHARD, RejectedRow, map_dataset, shard_ranges, reject
+from qilin.pipeline.execution.workers import make_workers
+from qilin.pipeline.review.decisions import Latest, agreement, decisions_path, sample_hash, latest, read_decisions, verdict
 
 
 @config_class
@@ -47,7 +47,7 @@ class Work:
 
 def apply(given: ApplyConfig) -> None:
     """Make the folder, or say that it is there. Raises UserError where there is nothing to apply."""
-    path = given.decisions or beside(given.source)
+    path = given.decisions or decisions_path(given.source)
     held = latest(read_decisions(path))
     if not held:
         raise UserError(f"{path}: no decisions; make some with `qilin data review {given.source}`")
@@ -63,9 +63,9 @@ def apply(given: ApplyConfig) -> None:
         "only_read": given.only_read,
     }
     with ProgressBars(transient=True) as progress:
-        pieces = len(pieces_of(data, SAMPLES_A_PIECE))
+        pieces = len(shard_ranges(data, SAMPLES_PER_SHARD))
         task = progress.add_task("applying", total=pieces)
-        workers = workers_of(given.workers, given.cluster, most=pieces)
+        workers = make_workers(given.workers, given.cluster, most=pieces)
         made, fresh = map_dataset(
             given.source, given.out, step, made_by, workers, lambda number: progress.advance(task)
         )
@@ -76,7 +76,7 @@ def stale_rows(data: Dataset, held: Latest) -> int:
     """How many decided rows the dataset has no more, or not any more as they were seen."""
     wanted = {sample_id for sample_id, _ in held}
     seen = {
-        (sample.sample_id, hash_of(sample))
+        (sample.sample_id, sample_hash(sample))
         for split in data.splits()
         for sample in data.stream(split)
         if sample.sample_id in wanted
@@ -87,17 +87,17 @@ def stale_rows(data: Dataset, held: Latest) -> int:
 def applied(work: Work, rows: list[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | RejectedRow]:
     """The step: samples as the reviewers want them."""
     for split, sample in rows:
-        own = work.held.get((sample.sample_id, hash_of(sample)))
+        own = work.held.get((sample.sample_id, sample_hash(sample)))
         if own is None:
-            yield refuse(sample, "review: nobody read it") if work.only_read else (split, sample)
+            yield reject(sample, "review: nobody read it") if work.only_read else (split, sample)
             continue
         said = verdict(own)
         readers = ", ".join(sorted(own))
         if said.decision == "reject":
-            yield refuse(sample, f"review: {said.reason or 'rejected'}", reviewer=said.reviewer, when=said.when)
+            yield reject(sample, f"review: {said.reason or 'rejected'}", reviewer=said.reviewer, when=said.when)
         elif said.decision == "fix":
-            texts = {place: text for place, text in (said.texts or {}).items() if place in parts_of(sample)}
-            yield split, marked(with_parts(sample, texts), f"fixed by {said.reviewer}, read by {readers}")
+            texts = {place: text for place, text in (said.texts or {}).items() if place in text_fields(sample)}
+            yield split, marked(with_texts(sample, texts), f"fixed by {said.reviewer}, read by {readers}")
         else:
             yield split, marked(sample, f"accepted by {readers}")
 

@@ -34,12 +34,12 @@ class Decision:
     texts: Mapping[str, str] | None = None
 
 
-def hash_of(sample: Sample) -> str:
+def sample_hash(sample: Sample) -> str:
     """The identity of a row: of all its fields."""
     return hashlib.sha256(json.dumps(sample_row(sample), sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
 
 
-def beside(dataset: Path) -> Path:
+def decisions_path(dataset: Path) -> Path:
     """Where a dataset's decisions are kept: not in the folder, which never changes."""
     return dataset.with_name(f"{dataset.name}.decisions.jsonl")
 

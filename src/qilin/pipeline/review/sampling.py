@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.sample_texts import parts_of
+from qilin.dataset.sample_texts import text_fields
 from qilin.dataset.schema import MANIFEST, Sample, text_of
-from qilin.pipeline.review.decisions import hash_of
+from qilin.pipeline.review.decisions import sample_hash
 from qilin.pipeline.translation.checks import CHECKS, check_translation
 from qilin.text.facts import contradictions
 from qilin.text.normalize import language_of
@@ -137,12 +137,12 @@ def shown(review: Review, n: int) -> dict[str, Any]:
     """A sample as the page shows it."""
     sample = review.samples[n]
     before = review.original_of(sample)
-    now = parts_of(sample)
-    english = {place: text for place, text in parts_of(before).items() if text != now.get(place)} if before else {}
+    now = text_fields(sample)
+    english = {place: text for place, text in text_fields(before).items() if text != now.get(place)} if before else {}
     return {
         "n": n,
         "sample_id": sample.sample_id,
-        "row": hash_of(sample),
+        "row": sample_hash(sample),
         "facts": facts_of(review.places[n].split, sample),
         "pictures": list(sample.image_ids),
         "parts": [
@@ -193,8 +193,8 @@ def checks_of(review: Review, sample: Sample) -> list[dict[str, Any]]:
     before = review.original_of(sample)
     if before:
         found |= {name: [] for name in ("empty", *CHECKS)}
-        now = parts_of(sample)
-        for place, text in parts_of(before).items():
+        now = text_fields(sample)
+        for place, text in text_fields(before).items():
             if place in now and now[place] != text:
                 for name, said in check_translation(text, now[place]).items():
                     found[name].append(said)

@@ -18,10 +18,10 @@ from qilin.core.errors import UserError
 from qilin.core.llm_client import KEY_HELP, ChatReply, ChatRequest, Endpoint, complete_all, read_json
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
-from qilin.dataset.sample_texts import parts_of, with_parts
+from qilin.dataset.sample_texts import text_fields, with_texts
 from qilin.dataset.schema import Sample
-from qilin.pipeline.execution.dataset_map import SAMPLES_A_PIECE, RejectedRow, ends_of, map_dataset, refuse
-from qilin.pipeline.execution.llm_budget import TokenBudget, tell
+from qilin.pipeline.execution.dataset_map import SAMPLES_PER_SHARD, RejectedRow, cumulative_sizes, map_dataset, reject
+from qilin.pipeline.execution.llm_budget import TokenBudget, print_summary
 from qilin.pipeline.translation.checks import ABBREVIATION, check_translation
 from qilin.text.normalize import has_chinese
 
@@ -93,11 +93,11 @@ def translate(given: TranslateConfig) -> None:
         prices = (given.price_in, given.price_out)
         purse = TokenBudget("translating", given.budget, prices, given.cache, progress, task)
         step = partial(translated, Work(there, terms, given.asks, given.back), purse)
-        ends = ends_of(data, SAMPLES_A_PIECE)
+        ends = cumulative_sizes(data, SAMPLES_PER_SHARD)
         made, fresh = map_dataset(
-            given.source, given.out, step, made_by, None, lambda n: purse.reach(ends[n]), SAMPLES_A_PIECE
+            given.source, given.out, step, made_by, None, lambda n: purse.set_progress(ends[n]), SAMPLES_PER_SHARD
         )
-    tell(given.out, made, fresh, purse, given.json)
+    print_summary(given.out, made, fresh, purse, given.json)
 
 
 def read_glossary(path: Path) -> tuple[tuple[str, str], ...]:
@@ -139,9 +139,9 @@ def translated(
             made, doubts = next(answers)
             if made is None:
                 kinds = ", ".join(sorted({check for checks in doubts.values() for check in checks}))
-                yield refuse(sample, f"translation: {kinds}", doubts=doubts)
+                yield reject(sample, f"translation: {kinds}", doubts=doubts)
             else:
-                yield split, replace(with_parts(sample, made), lang="zh", translation=described(work))
+                yield split, replace(with_texts(sample, made), lang="zh", translation=described(work))
 
 
 def described(work: Work) -> dict[str, str]:
@@ -159,7 +159,7 @@ def described(work: Work) -> dict[str, str]:
 
 def texts_of(sample: Sample) -> dict[str, str]:
     """The English texts of a sample by their place. Beside Chinese, "MRI" is a Chinese answer and passes as it is."""
-    found = parts_of(sample)
+    found = text_fields(sample)
     english = {key: text for key, text in found.items() if not has_chinese(text) and re.search(r"[A-Za-z]{2}", text)}
     if len(english) == len(found):
         return english
@@ -181,9 +181,9 @@ def answer_all(
     for turn in range(work.asks):
         if not left:
             break
-        there = replace(work.endpoint, budget=purse.left())
+        there = replace(work.endpoint, budget=purse.remaining())
         asks = [ChatRequest(history[n], max_tokens=room_for(samples[n]), json=True) for n in left]
-        replies = complete_all(there, asks, purse.hear(0 if turn else 1))
+        replies = complete_all(there, asks, purse.on_reply(0 if turn else 1))
         for n, reply in zip(left, replies, strict=True):
             made[n] = judged(samples[n], reply, work.terms)
         if work.back:
@@ -254,7 +254,7 @@ def check_back(
         )
         for n, place in sound
     ]
-    replies = complete_all(replace(work.endpoint, budget=purse.left()), asks, purse.hear())
+    replies = complete_all(replace(work.endpoint, budget=purse.remaining()), asks, purse.on_reply())
     for (n, place), reply in zip(sound, replies, strict=True):
         score = chrf.sentence_score(reply.text, [samples[n][place]]).score
         if score < work.back:
