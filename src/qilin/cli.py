@@ -1,7 +1,7 @@
-"""The table of commands. Parses the words, calls one function a command, prints errors in one line; no logic.
+"""The table of commands. Parses arguments, calls one function per command, prints errors in one line; no logic.
 
-A command names its settings class and its function as "module:name", so that `--help` loads neither torch nor
-transformers: the settings modules are free of them and the function's module is imported only to run it.
+A command names its config class and its function as "module:name", so that `--help` loads neither torch nor
+transformers: the modules of config classes are free of both, and the function's module is imported only to run it.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from typing import Any
 
 from qilin import __version__
 from qilin.core.config import add_flags, from_flags
-from qilin.core.errors import QilinError
+from qilin.core.errors import QilinError, UserError, suggest
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it does, its settings class, its function, which settings are positional, an example."""
+    """One command: a line of help, its config class, its function, the positional keys of its config, examples."""
 
     help: str
     config: str
@@ -31,22 +31,23 @@ class Command:
 
 COMMANDS = {
     "demo": Command(
-        "the whole story on this machine: data, two small pre-trained parts, both stages, scores, a report",
+        "run the whole pipeline on this machine: data, two pre-trained parts, both stages, evaluation, report",
         "qilin.demo.config:DemoConfig",
         "qilin.demo.run:demo",
         example="qilin demo --out qilin-demo\nqilin demo --quick\nqilin demo --data slake --recipes small",
     ),
     "data import": Command(
-        "make a dataset folder from images and text that exist",
+        "convert images and text of a known layout into a dataset folder",
         "qilin.pipeline.importers.config:ImportConfig",
         "qilin.pipeline.importers.run:import_data",
         ("name", "source", "out"),
-        "qilin data import slake SLAKE_DIR slake\nqilin data import llava data.json llava --images DIR\n"
+        "qilin data import slake SLAKE_DIR slake\n"
+        "qilin data import llava data.json llava --images DIR\n"
         "qilin data import figures figures articles-en --images pmc/articles --workers 8\n"
-        "qilin data import folder table.csv mine --question question --answer answer",
+        "qilin data import folder table.csv my-data --question question --answer answer",
     ),
     "data pmc": Command(
-        "fetch articles of PubMed Central's open store with the images of their figures",
+        "download articles and their figure images from the PubMed Central open-access store",
         "qilin.pipeline.pubmed.download:PmcConfig",
         "qilin.pipeline.pubmed.download:pmc",
         ("out",),
@@ -55,21 +56,22 @@ COMMANDS = {
         "qilin data pmc pmc --inventory --article-types case-report",
     ),
     "data figures": Command(
-        "figures of JATS articles, with captions, mentions, context, licences and panels, as rows",
+        "extract figures from JATS articles: captions, mentions, context, licenses and panels",
         "qilin.pipeline.pubmed.figures:FiguresConfig",
         "qilin.pipeline.pubmed.figures:figures",
         ("source", "out"),
-        "qilin data figures articles figures\nqilin data figures articles figures --every --workers 8",
+        "qilin data figures pmc/articles figures\nqilin data figures articles figures --workers 8",
     ),
-    "data look": Command(
-        "a vision model looks at figures that captions leave unsure",
+    "data filter-figures": Command(
+        "classify the figures that captions leave undecided with a vision-language model",
         "qilin.pipeline.pubmed.vision_filter:LookConfig",
         "qilin.pipeline.pubmed.vision_filter:look",
         ("source", "out"),
-        "qilin data look figures seen --images pmc/articles --endpoint http://127.0.0.1:8000/v1 --model qwen3-vl-8b",
+        "qilin data filter-figures figures filtered --images pmc/articles --endpoint http://127.0.0.1:8000/v1 "
+        "--model qwen3-vl-8b",
     ),
     "data translate": Command(
-        "the English samples of a dataset folder into Chinese, checked, by any OpenAI-compatible service",
+        "translate the English samples of a dataset folder into Chinese and check every translation",
         "qilin.pipeline.translation.translate:TranslateConfig",
         "qilin.pipeline.translation.translate:translate",
         ("source", "out"),
@@ -77,54 +79,56 @@ COMMANDS = {
         "qilin data translate articles-en articles-zh --endpoint https://api.deepseek.com/v1 --model deepseek-chat "
         "--budget 20000000 --price-in 0.28 --price-out 0.42",
     ),
-    "data ask": Command(
-        "questions about images from their Chinese captions and reports, checked, none that is guessed without them",
+    "data generate-vqa": Command(
+        "generate questions from Chinese captions and reports, check them, and drop those answerable without the image",
         "qilin.pipeline.questions.generate:AskConfig",
         "qilin.pipeline.questions.generate:ask",
         ("source", "out"),
-        "qilin data ask articles-zh asked --endpoint http://127.0.0.1:8000/v1 --model qwen3-32b\n"
-        "qilin data ask articles-zh asked --endpoint https://api.deepseek.com/v1 --model deepseek-chat "
-        "--guess-endpoint http://127.0.0.1:8000/v1 --guess-model qwen3-8b --budget 20000000",
+        "qilin data generate-vqa articles-zh articles-vqa --endpoint http://127.0.0.1:8000/v1 --model qwen3-32b\n"
+        "qilin data generate-vqa articles-zh articles-vqa --endpoint https://api.deepseek.com/v1 --model "
+        "deepseek-chat --guess-endpoint http://127.0.0.1:8000/v1 --guess-model qwen3-8b --budget 20000000",
+    ),
+    "data make-conversations": Command(
+        "combine the texts and questions about one image into multi-turn conversations",
+        "qilin.pipeline.questions.conversations:ChatsConfig",
+        "qilin.pipeline.questions.conversations:chats",
+        ("source", "out"),
+        "qilin data make-conversations chinese chats\n"
+        "qilin data make-conversations chinese chats --min-turns 3 --max-turns 8",
     ),
     "data curate": Command(
-        "a dataset folder less repetitions, leaks, personal data, bad images and licences that do not fit",
+        "remove duplicates, test-set contamination, personal data, bad images and unsuitable licenses",
         "qilin.pipeline.curation.curate:CurateConfig",
         "qilin.pipeline.curation.curate:curate",
         ("source", "out"),
         "qilin data curate articles-zh chinese --benchmarks slake-test vqa-rad --resplit\n"
-        "qilin data curate articles-zh to-sell --license commercial",
-    ),
-    "data review": Command(
-        "samples for a person to accept, fix or reject, on a page of this machine",
-        "qilin.serve.config:ReviewConfig",
-        "qilin.serve.review:review",
-        ("source",),
-        "qilin data review articles-zh\nqilin data review articles-zh --rows 500 --reviewer 王敏\n"
-        "qilin data review articles-zh --report",
-    ),
-    "data apply": Command(
-        "a review's decisions applied to the dataset: fixed, rejected, marked as read",
-        "qilin.pipeline.review.apply:ApplyConfig",
-        "qilin.pipeline.review.apply:apply",
-        ("source", "out"),
-        "qilin data apply articles-zh reviewed\nqilin data apply articles-zh gold --only-read",
+        "qilin data curate articles-zh commercial --license commercial",
     ),
     "data merge": Command(
-        "several dataset folders as one, with contexts in a wanted share",
+        "merge dataset folders, optionally with a fixed share of context samples",
         "qilin.pipeline.merge:MergeConfig",
         "qilin.pipeline.merge:merge",
         ("out", "sources"),
-        "qilin data merge together articles-zh pmc-vqa-zh\nqilin data merge english articles vqa --context 0.726",
+        "qilin data merge together articles-zh pmc-vqa-zh\nqilin data merge english articles vqa --context-share 0.726",
     ),
-    "data chats": Command(
-        "conversations composed of what is told and asked about one image",
-        "qilin.pipeline.questions.conversations:ChatsConfig",
-        "qilin.pipeline.questions.conversations:chats",
+    "data review": Command(
+        "show samples on a local web page for a person to accept, fix or reject",
+        "qilin.serve.config:ReviewConfig",
+        "qilin.serve.review:review",
+        ("source",),
+        "qilin data review articles-zh\n"
+        "qilin data review articles-zh --rows 500 --reviewer 王敏\n"
+        "qilin data review articles-zh --report",
+    ),
+    "data apply-review": Command(
+        "apply the decisions of a review to the dataset",
+        "qilin.pipeline.review.apply:ApplyConfig",
+        "qilin.pipeline.review.apply:apply",
         ("source", "out"),
-        "qilin data chats chinese chats\nqilin data chats chinese chats --least 3 --most 8",
+        "qilin data apply-review articles-zh reviewed\nqilin data apply-review articles-zh gold --reviewed-only",
     ),
     "data build": Command(
-        "a whole dataset by a recipe: from PMC ids to one folder, each step done once",
+        "run a dataset recipe: every step from PMC ids to one dataset folder; finished steps are skipped",
         "qilin.pipeline.build:BuildConfig",
         "qilin.pipeline.build:build",
         ("recipe", "changes"),
@@ -132,43 +136,43 @@ COMMANDS = {
         "qilin data build miniature articles=DIR questions=slake_zh endpoint=URL model=any out=mini",
     ),
     "data stats": Command(
-        "a dataset's counts and lengths, beside those of the paper",
+        "print counts and text lengths of a dataset next to those of the paper",
         "qilin.pipeline.stats:StatsConfig",
         "qilin.pipeline.stats:stats",
         ("source",),
         "qilin data stats chinese\nqilin data stats chinese --tokenizer qwen3/tokenizer.json --json",
     ),
-    "data to": Command(
-        "a dataset folder as other trainers read it: LLaVA, ShareGPT, TRL, WebDataset",
+    "data export": Command(
+        "write a dataset folder in the layout of another trainer: LLaVA, ShareGPT, TRL or WebDataset",
         "qilin.pipeline.export:ExportConfig",
         "qilin.pipeline.export:export",
         ("form", "source", "out"),
-        "qilin data to llava chinese for-llava\nqilin data to webdataset chinese shards",
+        "qilin data export llava chinese for-llava\nqilin data export webdataset chinese shards",
     ),
     "data benchmarks": Command(
-        "test sets by name: where to get them, their licences, how to import them",
+        "list the known test sets: where to get them, their licenses, how to import them",
         "qilin.dataset.benchmarks:BenchmarksConfig",
         "qilin.dataset.benchmarks:show_benchmarks",
         example="qilin data benchmarks\nqilin data import cmmmu CMMMU_FOLDER cmmmu-health",
     ),
-    "train": Command(
-        "train one stage from a recipe, by name or path",
-        "qilin.train.config:TrainCommand",
-        "qilin.train.stage:train_command",
-        ("recipe", "changes"),
-        "qilin train small/align data=slake vision=DIR/parts/vision language=DIR/parts/language out=runs/align\n"
-        "qilin train small/instruct data=slake model=runs/align out=runs/instruct",
-    ),
     "estimate": Command(
-        "memory by cause, steps, hours and money of a recipe, before anything is downloaded",
+        "estimate memory, steps, hours and cost of a training recipe before anything is downloaded",
         "qilin.train.config:EstimateCommand",
         "qilin.train.estimate:estimate_command",
         ("recipe", "changes"),
         "qilin estimate qilin-med-vl-13b/align --gpu h200 --samples 580014 --text 500 --answers 420\n"
         "qilin estimate small/align data=slake vision=parts/vision language=parts/language",
     ),
+    "train": Command(
+        "train one stage from a recipe, with key=value overrides",
+        "qilin.train.config:TrainCommand",
+        "qilin.train.stage:train_command",
+        ("recipe", "changes"),
+        "qilin train small/align data=slake vision=DIR/parts/vision language=DIR/parts/language out=runs/align\n"
+        "qilin train small/instruct data=slake model=runs/align out=runs/instruct",
+    ),
     "evaluate": Command(
-        "answer a split's questions, score them with controls and intervals, write a report",
+        "answer the questions of a split, score the answers with controls and confidence intervals, write a report",
         "qilin.evaluate.config:EvaluateConfig",
         "qilin.evaluate.run:evaluate",
         ("model", "dataset"),
@@ -177,28 +181,30 @@ COMMANDS = {
         "qilin evaluate --reproduce runs/evaluation/scores.json --out runs/again",
     ),
     "score": Command(
-        "score predictions that any system made",
+        "score a predictions.jsonl of any system",
         "qilin.evaluate.config:ScoreConfig",
         "qilin.evaluate.score:score_command",
         ("file",),
-        "qilin score predictions.jsonl --rows judged.jsonl\nqilin score predictions.jsonl --compare",
+        "qilin score predictions.jsonl --rows judged.jsonl\n"
+        "qilin score predictions.jsonl --scorer vlmevalkit\n"
+        "qilin score predictions.jsonl --compare",
     ),
     "compare": Command(
-        "two systems on the same questions: which is better, and how sure that is",
+        "test which of two systems is better on the same questions",
         "qilin.evaluate.config:CompareConfig",
         "qilin.evaluate.compare:compare_command",
         ("a", "b"),
         "qilin compare evaluation-old evaluation-new --dataset slake --report compared.html",
     ),
     "chat": Command(
-        "talk with a model about images, in the terminal",
+        "chat with a model about images in the terminal",
         "qilin.serve.config:ChatConfig",
         "qilin.serve.terminal:chat",
         ("model", "images"),
         "qilin chat runs/instruct image.png",
     ),
     "convert": Command(
-        "LLaVA's layout to Hugging Face's and back; merge LoRA; llama.cpp's mmproj",
+        "convert checkpoints between the LLaVA, Hugging Face and llama.cpp layouts; merge LoRA adapters",
         "qilin.model.config:ConvertConfig",
         "qilin.convert.run:convert",
         ("source", "out"),
@@ -208,7 +214,7 @@ COMMANDS = {
         "qilin convert runs/instruct for-llama-cpp --to gguf",
     ),
     "template": Command(
-        "print a conversation as a model sees it, what it learns to say in colour",
+        "print a conversation as the model receives it, with the trained tokens in color",
         "qilin.model.config:TemplateConfig",
         "qilin.model.show_template:show_template",
         ("model",),
@@ -216,102 +222,129 @@ COMMANDS = {
     ),
 }
 
+# commands and flags that had another name before the first release: the error names the new one
+RENAMED = {
+    "data look": "data filter-figures",
+    "data ask": "data generate-vqa",
+    "data chats": "data make-conversations",
+    "data apply": "data apply-review",
+    "data to": "data export",
+    "--as": "--scorer",
+}
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0, 1 failure, 2 caller's mistake, 130 Ctrl-C)."""
-    arguments = list(sys.argv[1:] if words is None else words)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for the caller's mistake, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        name, rest = find_command(arguments)
+        name, flags = split_command(arguments)
         if name is None:
-            return show_commands(arguments)
+            return show_overview(arguments)
         command = COMMANDS[name]
-        config = load(command.config)
-        given = from_flags(config, make_parser(name, command, config).parse_intermixed_args(rest))
-        load(command.run)(given)
+        config = parse_config(name, command, flags)  # before the function's module is imported: --help stays fast
+        load(command.run)(config)
         return 0
     except QilinError as error:
-        print(f"{speaker()}: {error}", file=sys.stderr)
+        print(f"{log_prefix()}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nqilin: stopped; the same command continues where it can", file=sys.stderr)
+        print("\nqilin: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output went away (qilin … | head)
+    except BrokenPipeError:  # the reader of our output exited: qilin … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, sqlite3.OperationalError) as error:
-        print(f"{speaker()}: {explain_os_error(error)}", file=sys.stderr)
+        print(f"{log_prefix()}: {explain_os_error(error)}", file=sys.stderr)
         return 1
 
 
-def speaker() -> str:
-    """Who says it: of many processes that torchrun started, each but the first by its number."""
+def log_prefix() -> str:
+    """What every error starts with: "qilin", and the rank in the processes that torchrun started after the first."""
     rank = os.environ.get("RANK", "0")
-    return "qilin" if rank == "0" else f"qilin, process {rank}"
+    return "qilin" if rank == "0" else f"qilin, rank {rank}"
 
 
-def find_command(words: list[str]) -> tuple[str | None, list[str]]:
-    """The longest command that the words begin with, and the rest of the words."""
+def split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """(the longest command that the arguments start with, the arguments after it); None for no known command."""
     for length in (2, 1):
-        name = " ".join(words[:length])
-        if len(words) >= length and name in COMMANDS:
-            return name, words[length:]
-    return None, words
+        name = " ".join(arguments[:length])
+        if len(arguments) >= length and name in COMMANDS:
+            return name, arguments[length:]
+    return None, arguments
 
 
-def show_commands(words: list[str]) -> int:
-    """The overview, or the part of it that `qilin data` asks for; 2 where an unknown command was named."""
-    if words and words[0] in ("--version", "-V"):
+def show_overview(arguments: list[str]) -> int:
+    """Print all commands, or those of `qilin data`; returns 2 unless the arguments ask for help."""
+    if arguments and arguments[0] in ("--version", "-V"):
         print(f"qilin {__version__}")
         return 0
-    asked = [word for word in words if not word.startswith("-")]
-    listed = {name: c for name, c in COMMANDS.items() if not asked or name.split()[0] == asked[0]}
-    unknown = bool(asked) and (not listed or len(asked) > 1)
-    if unknown:
-        import difflib
-
-        near = difflib.get_close_matches(" ".join(asked[:2]), COMMANDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; qilin --help lists them"
-        print(f"qilin: unknown command {' '.join(asked[:2])!r}{hint}", file=sys.stderr)
-        return 2
-    width = max(map(len, listed))
+    names = [argument for argument in arguments if not argument.startswith("-")]
+    commands = {name: command for name, command in COMMANDS.items() if not names or name.split()[0] == names[0]}
+    if names and (not commands or len(names) > 1):
+        name = " ".join(names[:2])
+        new = RENAMED.get(name)
+        hint = f"it is now {new!r}" if new else suggest(name, COMMANDS, otherwise="qilin --help lists all commands")
+        raise UserError(f"unknown command {name!r}; {hint}")
+    width = max(map(len, commands))
     print(
         "Chinese medical vision-language models: data, two-stage training, evaluation, chat.\n\n"
         "usage: qilin COMMAND …\n"
     )
-    print("\n".join(f"  {name:{width}}  {command.help}" for name, command in listed.items()))
-    print("\nqilin COMMAND --help tells more. The models are for research, not for diagnosis.")
-    return 0 if not asked or words[-1] in ("-h", "--help") else 2
+    print("\n".join(f"  {name:{width}}  {command.help}" for name, command in commands.items()))
+    print("\nqilin COMMAND --help shows options and examples. The models are for research, not for diagnosis.")
+    return 0 if not names or arguments[-1] in ("-h", "--help") else 2
 
 
-def make_parser(name: str, command: Command, config: type) -> argparse.ArgumentParser:
+def parse_config(name: str, command: Command, arguments: Sequence[str]) -> Any:
+    """The arguments after a command's name -> its config. Raises UserError for an unknown flag, with the closest."""
+    config_class = load(command.config)
+    parser = make_parser(name, command, config_class)
+    namespace, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        if not flag.startswith("-"):
+            raise UserError(f"qilin {name} takes no argument {flag!r}; see qilin {name} --help")
+        known = [option for action in parser._actions for option in action.option_strings]
+        hint = (
+            f"it is now {RENAMED[flag]}"
+            if RENAMED.get(flag) in known
+            else suggest(flag, known, f"see qilin {name} --help")
+        )
+        raise UserError(f"qilin {name} has no option {flag}; {hint}")
+    return from_flags(config_class, namespace)
+
+
+def make_parser(name: str, command: Command, config_class: type) -> argparse.ArgumentParser:
+    """The argparse parser of one command, examples at the foot of its --help."""
     parser = argparse.ArgumentParser(
         prog=f"qilin {name}",
         description=command.help[0].upper() + command.help[1:] + ".",
-        epilog=f"example:\n  {command.example.replace(chr(10), chr(10) + '  ')}" + getattr(config, "EPILOG", ""),
+        epilog="example:\n  " + command.example.replace("\n", "\n  ") + getattr(config_class, "EPILOG", ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_flags(parser, config, command.positional)
+    add_flags(parser, config_class, command.positional)
     return parser
 
 
-def load(place: str) -> Any:
-    """'module:name' -> the thing itself."""
-    module, name = place.split(":")
+def load(reference: str) -> Any:
+    """'module:name' -> the object of that name."""
+    module, name = reference.split(":")
     return getattr(importlib.import_module(module), name)
 
 
 def explain_os_error(error: OSError | sqlite3.OperationalError) -> str:
-    """A failure of disk or network in one line, with what to do where that is known."""
+    """A disk or network error in one line, with the cure if it is a full disk."""
     import errno
 
-    named = isinstance(error, OSError) and error.filename
-    words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and named else str(error)
-    # what sqlite and Arrow raise has no number, only words
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or any(said in words for said in ("disk is full", "disk I/O error", "No space left", "File too large")):
-        return f"{words}; free some space and run the same command again"
-    return words
+    has_name = isinstance(error, OSError) and error.filename
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and has_name else str(error)
+    # errors of sqlite and Arrow have no errno, only a message
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    messages = ("disk is full", "disk I/O error", "No space left", "File too large")
+    if is_full or any(message in text for message in messages):
+        return f"{text}; free some space and run the same command again"
+    return text
 
 
 if __name__ == "__main__":

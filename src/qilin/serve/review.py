@@ -1,6 +1,6 @@
 """`qilin data review`: samples of a dataset on a page of this machine, accepted, fixed or rejected by a person.
 
-In: a dataset folder. Out: a file of decisions beside it, which `qilin data apply` applies and the next session goes on
+In: a dataset folder. Out: a file of decisions beside it, which `qilin data apply-review` applies and the next session goes on
 with. Nothing leaves the machine, and nobody without the token in the printed address sees anything.
 """
 
@@ -18,14 +18,14 @@ from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
 from qilin.pipeline.review.apply import in_words, stale_rows
-from qilin.pipeline.review.decisions import agreement, beside, hash_of, latest, read_decisions
+from qilin.pipeline.review.decisions import agreement, decisions_path, sample_hash, latest, read_decisions
 from qilin.pipeline.review.sampling import draw, find_original
 from qilin.serve.config import ReviewConfig
 
 
 def review(given: ReviewConfig) -> None:
     """Serve the page until Ctrl-C, or print what was decided. UserError where it cannot be served."""
-    decisions = given.decisions or beside(given.source)
+    decisions = given.decisions or decisions_path(given.source)
     if given.report:
         report(given, decisions)
         return
@@ -63,8 +63,8 @@ def review(given: ReviewConfig) -> None:
     finally:
         listening.close()
     held = latest(read_decisions(decisions))
-    done = sum(reviewer in held.get((sample.sample_id, hash_of(sample)), ()) for sample in drawn.samples)
-    console.print(f"\n{done:,} of {len(drawn.samples):,} samples decided; next: qilin data apply {given.source} OUT")
+    done = sum(reviewer in held.get((sample.sample_id, sample_hash(sample)), ()) for sample in drawn.samples)
+    console.print(f"\n{done:,} of {len(drawn.samples):,} samples decided; next: qilin data apply-review {given.source} OUT")
 
 
 def user_name() -> str:
