@@ -54,11 +54,11 @@ def run(name: str, arm: str, seed: int, data: Path, parts: Path, work: Path) -> 
     start = [f"vision={parts / 'vision'}", f"language={parts / 'language'}"]
     seconds = 0.0
     if first:
-        words = [f"data={data}", f"out={out / 'align'}", f"seed={seed}", f"epochs={first}", *start]
+        words = [f"data={data}", f"out={out / 'align'}", f"seed={seed}", f"num_epochs={first}", *start]
         seconds += command("train", f"{folder}/align", *words)
         start = [f"model={out / 'align'}"]
     whole = max(1, int(second))
-    again = [f"data=[{{path: {data}, weight: {second / whole}}}]", f"epochs={whole}"]
+    again = [f"data=[{{path: {data}, weight: {second / whole}}}]", f"num_epochs={whole}"]
     words = [*again, f"out={out / 'instruct'}", f"seed={seed}", *start]
     seconds += command("train", f"{folder}/instruct", *words)
     scores_folder = ["--split", "validation", "--out", str(out / "scores")]

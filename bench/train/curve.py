@@ -39,8 +39,17 @@ from qilin.train.stage import load_start
 from qilin.train.validation import hold, validation_loss
 
 RECIPE = [
-    *["batch=16", "epochs=1", "rate=1e-3", "warmup=0.05", "template=v1", "kinds=[]", "precision=fp32", "device=cpu"],
-    *["max_length=256", "pack_tokens=1024", "learn=[vision,projector,language]", "validate={samples: 400}"],
+    *[
+        "batch_size=16",
+        "num_epochs=1",
+        "learning_rate=1e-3",
+        "warmup_ratio=0.05",
+        "template=v1",
+        "kinds=[]",
+        "precision=fp32",
+        "device=cpu",
+    ],
+    *["max_length=256", "pack_tokens=1024", "trainable=[vision,projector,language]", "validate={samples: 400}"],
 ]
 IMAGES, STEPS, SIDE = 900, 300, 96
 TAIL = 30  # steps at the end over which a training loss is averaged
@@ -108,13 +117,18 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     )
     loaded = load_start(config)
     model = loaded.model.train()
-    set_trainable(model, config.learn)
+    set_trainable(model, config.trainable)
     feed, held = (
         PackedDataset(config, loaded.processor),
         hold(config, PackedDataset(config, loaded.processor, part="validation")),
     )
     plan = make_plan(
-        feed.lengths, [1.0], batch=config.batch, epochs=1, pack_tokens=config.pack_tokens, seed=config.seed
+        feed.lengths,
+        [1.0],
+        batch_size=config.batch_size,
+        num_epochs=1,
+        pack_tokens=config.pack_tokens,
+        seed=config.seed,
     )
     assert len(plan) >= STEPS, f"{len(plan)} steps of data; draw more images"
     optimizer = make_optimizer(learning_parts(model, config), "adamw", config.betas)
@@ -125,9 +139,9 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     for step in range(STEPS):
         packs = packs_of(feed, plan, step)
         tokens += sum(pack.ids.shape[1] for pack in packs)
-        set_rates(optimizer, rate_share("cosine", step, STEPS, int(config.warmup * STEPS)))
+        set_rates(optimizer, rate_share("cosine", step, STEPS, int(config.warmup_ratio * STEPS)))
         losses.append(learn_step(learner, packs, config, step)[0])
-        clip(model, config.clip, packs, step)
+        clip(model, config.max_grad_norm, packs, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     took = time.process_time() - begun

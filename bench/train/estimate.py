@@ -22,19 +22,19 @@ from made import make_data, make_parts
 
 SHAPES = {"small": (512, 6), "larger": (1024, 8)}  # width and depth of the language model
 # two steps of 12 samples: AdamW makes its averages at the end of the first
-USUAL = "batch=12 epochs=1 template=v1 kinds=[vqa] device=cpu save_every=0 trackers=[] max_length=1024 pack_tokens=4096"
+USUAL = "batch_size=12 num_epochs=1 template=v1 kinds=[vqa] device=cpu save_steps=0 trackers=[] max_length=1024 pack_tokens=4096"
 # glibc keeps freed blocks of up to 32 MB for later; this gives them back, so that what is left is what a run needs
 TIGHT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 CASES: dict[str, tuple[str, str]] = {
     "stage 1, fp32": ("small", "small/align precision=fp32"),
     "stage 1, bf16": ("small", "small/align precision=bf16"),
-    "stage 1, bf16, checkpointing": ("small", "small/align precision=bf16 checkpointing=true"),
-    "stage 2, bf16": ("small", "small/align precision=bf16 learn=[projector,language]"),
+    "stage 1, bf16, checkpointing": ("small", "small/align precision=bf16 gradient_checkpointing=true"),
+    "stage 2, bf16": ("small", "small/align precision=bf16 trainable=[projector,language]"),
     "adapters, bf16": ("small", "small/align precision=bf16 lora={rank:16}"),
     "larger, stage 1, bf16": ("larger", "small/align precision=bf16"),
     "larger, stage 2, bf16, checkpointing": (
         "larger",
-        "small/align precision=bf16 learn=[projector,language] checkpointing=true",
+        "small/align precision=bf16 trainable=[projector,language] gradient_checkpointing=true",
     ),
 }
 

@@ -28,8 +28,8 @@ from made import make_data, make_parts
 T = TypeVar("T")
 QUESTIONS = 3
 USUAL = (
-    "batch=64 epochs=1 template=v1 kinds=[vqa] precision=fp32 device=cpu save_every=0 trackers=[] "
-    "max_length=256 pack_tokens=4096 log_every=1"
+    "batch_size=64 num_epochs=1 template=v1 kinds=[vqa] precision=fp32 device=cpu save_steps=0 trackers=[] "
+    "max_length=256 pack_tokens=4096 logging_steps=1"
 )
 LOOKED = 200  # steps whose cutting is timed
 BATCHES = 50
@@ -131,7 +131,9 @@ def plan(words: list[str]) -> dict[str, Any]:
     zero, one = np.zeros(samples, dtype=np.int64), np.ones(samples, dtype=np.int64)
     lengths = Lengths(prefix + rest, prefix, rest // 2, index // QUESTIONS, zero, one)
     found: dict[str, Any] = {"the program": start["peak_gb"]}
-    found["made"], made = timed(lambda: make_plan(lengths, [1.0], batch=64, epochs=1, pack_tokens=4096, seed=0))
+    found["made"], made = timed(
+        lambda: make_plan(lengths, [1.0], batch_size=64, num_epochs=1, pack_tokens=4096, seed=0)
+    )
     found["its hash"], _ = timed(lambda: made.hash)
     found["its account"], _ = timed(made.counts)
     steps = range(min(len(made), LOOKED))
@@ -179,7 +181,12 @@ def again(words: list[str]) -> dict[str, Any]:
     found["dataset opened"], _ = timed(lambda: open_sources(config, "training"))
     found["opened, lengths from the cache"], feed = timed(lambda: PackedDataset(config, loaded.processor))
     plan = make_plan(
-        feed.lengths, [1.0], batch=config.batch, epochs=1, pack_tokens=config.pack_tokens, seed=config.seed
+        feed.lengths,
+        [1.0],
+        batch_size=config.batch_size,
+        num_epochs=1,
+        pack_tokens=config.pack_tokens,
+        seed=config.seed,
     )
 
     def batch(step: int) -> Any:
@@ -189,7 +196,7 @@ def again(words: list[str]) -> dict[str, Any]:
     later = range(1, min(len(plan), BATCHES))
     took, batches = timed(lambda: [batch(step) for step in later])
     found["a batch"] = took | {"seconds": round(took["seconds"] / len(later), 6)}
-    set_trainable(loaded.model, config.learn)
+    set_trainable(loaded.model, config.trainable)
     use_packed_attention(loaded.model.train())
     learner = Learner(loaded.model, pack_loss)
     optimizer = make_optimizer(learning_parts(loaded.model, config), "adamw", config.betas)

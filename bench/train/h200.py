@@ -26,7 +26,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from qilin.core.errors import UserError
 from qilin.model.llava import set_trainable
-from qilin.train.config import DataSource, Lora, TrainConfig
+from qilin.train.config import DataSource, LoraOptions, TrainConfig
 from qilin.train.data_loader import Pack
 from qilin.train.distributed import Learner
 from qilin.train.flops import cost_of, peak_of
@@ -61,8 +61,8 @@ CASES = (
     Case("stage 1, packed", "13B", 1, {}),
     Case("stage 1, packed, activations again", "13B", 1, AGAIN),
     Case("stage 1, packed, fp8", "13B", 1, {"frozen": "fp8"}),
-    Case("stage 2, adapters, LLaVA's batch", "13B", 2, {"lora": Lora(rank=64, alpha=128), **AGAIN}, padded=True),
-    Case("stage 2, adapters, packed, shared", "13B", 2, {"lora": Lora(rank=64, alpha=128), **AGAIN}),
+    Case("stage 2, adapters, LLaVA's batch", "13B", 2, {"lora": LoraOptions(rank=64, alpha=128), **AGAIN}, padded=True),
+    Case("stage 2, adapters, packed, shared", "13B", 2, {"lora": LoraOptions(rank=64, alpha=128), **AGAIN}),
     Case("stage 2, full, LLaVA's batch", "7B", 2, {"optimizer": "adamw8bit", **AGAIN}, padded=True),
     Case("stage 2, full, packed, not shared", "7B", 2, {"optimizer": "adamw8bit", "questions": "separate", **AGAIN}),
     Case("stage 2, full, packed, shared", "7B", 2, {"optimizer": "adamw8bit", **AGAIN}),
@@ -104,11 +104,11 @@ def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
         changes.pop("optimizer", None)
     learn = ("projector",) if case.stage == 1 or "lora" in case.changes else ("projector", "language")
     config = TrainConfig(
-        model="random", data=(DataSource(path=Path("none")),), learn=learn, pack_tokens=512 if small else 8192,
+        model="random", data=(DataSource(path=Path("none")),), trainable=learn, pack_tokens=512 if small else 8192,
         max_length=512 if small else 2048, precision="bf16", **changes,
     )  # fmt: skip
     model = make_model(SHAPES["miniature" if small else case.shape], small, config, device)
-    plan = make_lengths(case, config, 16 if small else 576, batch=8 if small else 32)
+    plan = make_lengths(case, config, 16 if small else 576, batch_size=8 if small else 32)
     optimizer = make_optimizer(learning_parts(model, config), config.optimizer, config.betas)
     cost = cost_of(model)
     step, needed = (padded_step if case.padded else packed_step)(model, plan, config, device)
@@ -150,7 +150,7 @@ def make_model(shape: dict[str, int], small: bool, config: TrainConfig, device: 
     model_config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_ID)
     with device:
         model: Any = LlavaForConditionalGeneration(model_config)
-    set_trainable(model, config.learn)
+    set_trainable(model, config.trainable)
     model = shrink_frozen(fit_out(model, config), config, device)
     return base_of(add_adapters(model, config)).train()
 
@@ -182,7 +182,7 @@ def make_lengths(case: Case, config: TrainConfig, image: int, batch: int) -> Pla
         source=np.zeros(batch, dtype=np.int64),
         images=np.ones(batch, dtype=np.int64),
     )
-    return make_plan(lengths, [1.0], batch=batch, epochs=1, pack_tokens=config.pack_tokens, seed=0)
+    return make_plan(lengths, [1.0], batch_size=batch, num_epochs=1, pack_tokens=config.pack_tokens, seed=0)
 
 
 def packed_step(model: Any, plan: Plan, config: TrainConfig, device: torch.device) -> tuple[Callable[[], None], Counts]:

@@ -159,15 +159,15 @@ COMMANDS = {
         "estimate memory, steps, hours and cost of a training recipe before anything is downloaded",
         "qilin.train.config:EstimateCommand",
         "qilin.train.estimate:estimate_command",
-        ("recipe", "changes"),
-        "qilin estimate qilin-med-vl-13b/align --gpu h200 --samples 580014 --text 500 --answers 420\n"
+        ("recipe", "overrides"),
+        "qilin estimate qilin-med-vl-13b/align --gpu h200 --samples 580014 --text-tokens 500 --answer-tokens 420\n"
         "qilin estimate small/align data=slake vision=parts/vision language=parts/language",
     ),
     "train": Command(
         "train one stage from a recipe, with key=value overrides",
         "qilin.train.config:TrainCommand",
         "qilin.train.stage:train_command",
-        ("recipe", "changes"),
+        ("recipe", "overrides"),
         "qilin train small/align data=slake vision=DIR/parts/vision language=DIR/parts/language out=runs/align\n"
         "qilin train small/instruct data=slake model=runs/align out=runs/instruct",
     ),
@@ -230,6 +230,9 @@ RENAMED = {
     "data apply": "data apply-review",
     "data to": "data export",
     "--as": "--scorer",
+    "--count": "--devices",
+    "--text": "--text-tokens",
+    "--answers": "--answer-tokens",
 }
 
 
@@ -301,6 +304,8 @@ def parse_config(name: str, command: Command, arguments: Sequence[str]) -> Any:
     parser = make_parser(name, command, config_class)
     namespace, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
+        if check_arguments := getattr(config_class, "check_arguments", None):
+            check_arguments(arguments)  # raises for flags that the config class can explain itself
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
             raise UserError(f"qilin {name} takes no argument {flag!r}; see qilin {name} --help")

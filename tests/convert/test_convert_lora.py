@@ -140,9 +140,9 @@ def test_kept_is_what_peft_loads(lora: tuple[Path, Path, dict[str, torch.Tensor]
     theirs = {weight.name: weight for weight in list_weights(merged)}
     for weight in list_weights(again):
         assert torch.equal(second.get(weight), first.get(theirs[weight.name])), weight.name
-    card = json.loads((again / "qilin.json").read_text())
-    assert card["template"] == "v1"
-    assert "adapter" not in card
+    metadata = json.loads((again / "qilin.json").read_text())
+    assert metadata["template"] == "v1"
+    assert "adapter" not in metadata
     # What answers is base and adapter together, not the base alone.
     with torch.inference_mode():
         asked = load_model(kept, "cpu", "fp32").model(ids, pixels).logits
@@ -184,9 +184,9 @@ def test_adapters_trained_here_go_out_and_come_back(tmp_path: Path, monkeypatch:
     tiny_dataset(tmp_path / "data")
     more = {
         "vision": str(clip), "language": str(language), "data": str(tmp_path / "data"), "out": tmp_path / "run",
-        "learn": ("projector",), "lora": {"rank": 4, "targets": ("q_proj", "down_proj")}, "rate": 1e-2, "rates": {},
-        "batch": 8, "template": "v1", "system": "", "device": "cpu", "max_length": 512, "pack_tokens": 512,
-        "trackers": (), "overlong": "cut",
+        "trainable": ("projector",), "lora": {"rank": 4, "targets": ("q_proj", "down_proj")}, "learning_rate": 1e-2, "learning_rates": {},
+        "batch_size": 8, "template": "v1", "system_prompt": "", "device": "cpu", "max_length": 512, "pack_tokens": 512,
+        "trackers": (), "on_overlength": "cut",
     }  # fmt: skip
     run_stage(read_recipe("small/instruct", ["vision=", "language="], more), "test")
     run = tmp_path / "run"

@@ -12,41 +12,41 @@ from PIL import Image
 from qilin.core.errors import UserError
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import text_of
-from qilin.demo.synthetic.captions import VOCABULARY, facts_of_text, facts_of_truth, write_caption
-from qilin.demo.synthetic.color import draw_image, draw_one
-from qilin.demo.synthetic.dataset import read_truths, write_drawn
+from qilin.demo.synthetic.captions import VOCABULARY, text_facts, scene_facts, write_caption
+from qilin.demo.synthetic.color import draw_image, draw_sample
+from qilin.demo.synthetic.dataset import read_scenes, write_synthetic
 from qilin.demo.synthetic.drawing import grid
-from qilin.demo.synthetic.question_templates import CHOICE, HELD_OUT, OPEN, YES_NO
+from qilin.demo.synthetic.question_templates import CHOICE, NUM_HELD_OUT, OPEN, YES_NO
 from qilin.demo.synthetic.questions import Question, write_questions
-from qilin.demo.synthetic.scene import KINDS, TURNS, Finding, Truth, sample_truth, truth_from_row, truth_row
+from qilin.demo.synthetic.scene import SCENE_KINDS, KIND_CYCLE, Finding, Scene, sample_scene, scene_from_row, scene_to_row
 from qilin.evaluate.scoring.captions import FactScore, FactSource, read_fact_source
 
 
-def truths_of(seed: int, number: int) -> list[Truth]:
-    return [sample_truth(np.random.default_rng([seed, i]), TURNS[i % len(TURNS)]) for i in range(number)]
+def scenes_of(seed: int, number: int) -> list[Scene]:
+    return [sample_scene(np.random.default_rng([seed, i]), KIND_CYCLE[i % len(KIND_CYCLE)]) for i in range(number)]
 
 
-def scores(truths: list[Truth], captions: list[str]) -> list[FactScore]:
+def scores(scenes: list[Scene], captions: list[str]) -> list[FactScore]:
     """Scored as evaluation scores them."""
-    source = FactSource(VOCABULARY, {str(i): facts_of_truth(truth) for i, truth in enumerate(truths)})
+    source = FactSource(VOCABULARY, {str(i): scene_facts(scene) for i, scene in enumerate(scenes)})
     return [source.compare([str(i)], "", caption) for i, caption in enumerate(captions)]
 
 
-def micro_f1(truths: list[Truth], captions: list[str]) -> float:
-    rows = scores(truths, captions)
+def micro_f1(scenes: list[Scene], captions: list[str]) -> float:
+    rows = scores(scenes, captions)
     return 2 * sum(row.shared for row in rows) / sum(row.stated + row.true for row in rows)
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("drawn") / "data"
-    write_drawn(folder, images=150, seed=5, validation=0.1, test=0.15)
+    write_synthetic(folder, images=150, seed=5, validation=0.1, test=0.15)
     return open_dataset(folder)
 
 
 def test_the_same_seed_draws_the_same_pixels() -> None:
     for index in range(6):
-        first, again, other = draw_one(1, index)[1], draw_one(1, index)[1], draw_one(2, index)[1]
+        first, again, other = draw_sample(1, index)[1], draw_sample(1, index)[1], draw_sample(2, index)[1]
         assert first.tobytes() == again.tobytes()
         assert first.tobytes() != other.tobytes()
         assert first.size == (224, 224)
@@ -55,7 +55,7 @@ def test_the_same_seed_draws_the_same_pixels() -> None:
 def test_the_mark_is_the_same_in_every_image() -> None:
     marks = {mode: set() for mode in ("L", "RGB")}
     for index in range(30):
-        image = draw_one(4, index)[1]
+        image = draw_sample(4, index)[1]
         marks[image.mode].add(image.crop((0, 212, 36, 224)).convert("L").tobytes())
     assert len(marks["L"] | marks["RGB"]) == 1
     (mark,) = marks["L"]
@@ -65,10 +65,10 @@ def test_the_mark_is_the_same_in_every_image() -> None:
 
 @pytest.mark.parametrize("kind", ["chest", "head"])
 def test_left_of_the_patient_is_right_in_the_image(kind: str) -> None:
-    name, place = ("结节", "上肺野") if kind == "chest" else ("脑出血", "额叶")
-    plain = Truth(kind, KINDS[kind].modality, KINDS[kind].organ, KINDS[kind].body_part)
+    name, location = ("结节", "上肺野") if kind == "chest" else ("脑出血", "额叶")
+    plain = Scene(kind, SCENE_KINDS[kind].modality, SCENE_KINDS[kind].organ, SCENE_KINDS[kind].body_part)
     for side, half in (("左侧", 1), ("右侧", -1)):
-        sick = replace(plain, findings=(Finding(name, side, place, "大", 1),), normal=False)
+        sick = replace(plain, findings=(Finding(name, side, location, "大", 1),), normal=False)
         for seed in range(4):
             pixels = [
                 np.asarray(draw_image(np.random.default_rng(seed), t), np.float32) for t in (sick, replace(plain))
@@ -80,28 +80,28 @@ def test_left_of_the_patient_is_right_in_the_image(kind: str) -> None:
 
 
 def test_truth_goes_through_json() -> None:
-    for truth in truths_of(0, 60):
-        assert truth_from_row(truth_row(truth)) == truth
+    for scene in scenes_of(0, 60):
+        assert scene_from_row(scene_to_row(scene)) == scene
 
 
 def test_about_half_are_normal_and_every_finding_occurs() -> None:
-    truths = truths_of(3, 1200)
-    assert 0.40 < np.mean([truth.normal for truth in truths]) < 0.55
-    seen = Counter(item.finding for truth in truths for item in truth.findings)
-    assert set(seen) == {name for kind in KINDS.values() for name in kind.findings}
+    scenes = scenes_of(3, 1200)
+    assert 0.40 < np.mean([scene.normal for scene in scenes]) < 0.55
+    seen = Counter(item.finding for scene in scenes for item in scene.findings)
+    assert set(seen) == {name for kind in SCENE_KINDS.values() for name in kind.findings}
     assert min(seen.values()) >= 15
-    assert all(truth.normal == (not truth.findings) for truth in truths)
+    assert all(scene.normal == (not scene.findings) for scene in scenes)
 
 
 def test_captions_say_the_truth_and_nothing_else() -> None:
-    for index, truth in enumerate(truths_of(1, 6000)):
-        caption = write_caption(np.random.default_rng(index), truth)
-        assert facts_of_text(caption) == facts_of_truth(truth), caption
+    for index, scene in enumerate(scenes_of(1, 6000)):
+        caption = write_caption(np.random.default_rng(index), scene)
+        assert text_facts(caption) == scene_facts(scene), caption
 
 
 def test_captions_vary() -> None:
-    truth = Truth("chest", "X光", "肺", "胸部", (Finding("结节", "左侧", "上肺野", "小", 2),), False)
-    assert len({write_caption(np.random.default_rng(i), truth) for i in range(200)}) >= 20
+    scene = Scene("chest", "X光", "肺", "胸部", (Finding("结节", "左侧", "上肺野", "小", 2),), False)
+    assert len({write_caption(np.random.default_rng(i), scene) for i in range(200)}) >= 20
 
 
 @pytest.mark.parametrize(
@@ -119,26 +119,26 @@ def test_captions_vary() -> None:
     ],
 )
 def test_a_wrong_caption_loses(before: str, after: str) -> None:
-    truth = Truth("chest", "X光", "肺", "胸部", (Finding("结节", "左侧", "上肺野", "小", 2),), False)
+    scene = Scene("chest", "X光", "肺", "胸部", (Finding("结节", "左侧", "上肺野", "小", 2),), False)
     caption = "X光图像显示，肺部所见：左侧上肺野可见2枚较小的结节。"
-    right, wrong = (scores([truth], [text])[0] for text in (caption, caption.replace(before, after)))
+    right, wrong = (scores([scene], [text])[0] for text in (caption, caption.replace(before, after)))
     assert right.shared == right.stated == right.true
     assert wrong.f1 < 1.0
 
 
 def test_captions_of_other_images_score_low() -> None:
-    truths = truths_of(8, 600)
-    captions = [write_caption(np.random.default_rng(i), truth) for i, truth in enumerate(truths)]
-    assert micro_f1(truths, captions) == 1.0
+    scenes = scenes_of(8, 600)
+    captions = [write_caption(np.random.default_rng(i), scene) for i, scene in enumerate(scenes)]
+    assert micro_f1(scenes, captions) == 1.0
     same_kind = captions[12:] + captions[:12]  # an image of the same kind: modality and organ stay right
     other_kind = captions[1:] + captions[:1]
-    assert micro_f1(truths, same_kind) < 0.75
-    assert micro_f1(truths, other_kind) < 0.1
-    assert micro_f1(truths, [""] * 600) == 0.0
+    assert micro_f1(scenes, same_kind) < 0.75
+    assert micro_f1(scenes, other_kind) < 0.1
+    assert micro_f1(scenes, [""] * 600) == 0.0
 
 
 def test_facts_belong_to_the_finding_named_nearest() -> None:
-    facts = facts_of_text("左侧胸腔积液，右肺上野可见2枚较小的结节，未见右侧气胸，余未见异常。")
+    facts = text_facts("左侧胸腔积液，右肺上野可见2枚较小的结节，未见右侧气胸，余未见异常。")
     assert facts == {
         "胸腔积液",
         "胸腔积液|side=左侧",
@@ -164,7 +164,7 @@ def blind(train: list[Question], asked: list[Question]) -> float:
 
 
 def test_closed_questions_tell_nothing_to_who_does_not_look() -> None:
-    train, test = truths_of(1, 1500), truths_of(2, 400)
+    train, test = scenes_of(1, 1500), scenes_of(2, 400)
     asked = write_questions(np.random.default_rng(0), test, test=True)
     learnt = write_questions(np.random.default_rng(1), train, test=False)
     closed = [item for item in asked if item.answer_type != "open"]
@@ -178,12 +178,12 @@ def test_closed_questions_tell_nothing_to_who_does_not_look() -> None:
 
 
 def test_closed_questions_about_a_finding_stay_within_its_kind() -> None:
-    truths = truths_of(1, 600)
-    for item in write_questions(np.random.default_rng(0), truths, test=True):
-        truth = truths[item.image]
+    scenes = scenes_of(1, 600)
+    for item in write_questions(np.random.default_rng(0), scenes, test=True):
+        scene = scenes[item.image]
         if item.question_type == "has":
-            (name,) = [name for name in KINDS[truth.kind].findings if name in item.question]
-            assert (item.answer == "是") == (name in {finding.finding for finding in truth.findings})
+            (name,) = [name for name in SCENE_KINDS[scene.kind].findings if name in item.question]
+            assert (item.answer == "是") == (name in {finding.finding for finding in scene.findings})
 
 
 def test_answers_have_one_form_and_wordings_are_held_out() -> None:
@@ -193,8 +193,8 @@ def test_answers_have_one_form_and_wordings_are_held_out() -> None:
         "eye": {"左眼", "右眼"},
         "number": set("12345"),
     }
-    train = write_questions(np.random.default_rng(1), truths_of(1, 900), test=False)
-    test = write_questions(np.random.default_rng(2), truths_of(2, 900), test=True)
+    train = write_questions(np.random.default_rng(1), scenes_of(1, 900), test=False)
+    test = write_questions(np.random.default_rng(2), scenes_of(2, 900), test=True)
     for item in train + test:
         if item.answer_type == "closed":
             assert item.answer in ("是", "否")
@@ -205,48 +205,48 @@ def test_answers_have_one_form_and_wordings_are_held_out() -> None:
     unseen = {item.question for item in test} - {item.question for item in train}
     assert {item.question for item in test if item.held_out} <= unseen
     assert {item.question_type for item in test if item.held_out} == {item.question_type for item in test}
-    for phrasings in (*OPEN.values(), *YES_NO.values(), *CHOICE.values()):
-        assert len(set(phrasings)) >= 8
-        assert len(phrasings) - HELD_OUT >= 6
+    for wordings in (*OPEN.values(), *YES_NO.values(), *CHOICE.values()):
+        assert len(set(wordings)) >= 8
+        assert len(wordings) - NUM_HELD_OUT >= 6
 
 
-def test_the_dataset_folder_is_whole(drawn: Dataset) -> None:
-    counts = drawn.manifest["counts"]
+def test_the_dataset_folder_is_whole(synthetic: Dataset) -> None:
+    counts = synthetic.manifest["counts"]
     assert counts["pictures"] == 150
     assert counts["dropped"] == 0
-    assert set(drawn.splits()) == {"train", "validation", "test"}
-    truths = read_truths(drawn.path)
-    assert "truth.jsonl" in drawn.manifest["files"]
-    assert set(truths) == set(drawn.image_table()["image_id"].to_pylist())
-    for split in drawn.splits():
-        rows = list(drawn.samples(split))
+    assert set(synthetic.splits()) == {"train", "validation", "test"}
+    scenes = read_scenes(synthetic.path)
+    assert "truth.jsonl" in synthetic.manifest["files"]
+    assert set(scenes) == set(synthetic.image_table()["image_id"].to_pylist())
+    for split in synthetic.splits():
+        rows = list(synthetic.samples(split))
         captions = [row for row in rows if row.kind == "caption"]
         assert 4 <= (len(rows) - len(captions)) / len(captions) <= 9
         for row in captions:
-            assert facts_of_text(text_of(row.messages[1])) == facts_of_truth(truths[row.image_ids[0]])
-        source = read_fact_source(drawn.path)
+            assert text_facts(text_of(row.messages[1])) == scene_facts(scenes[row.image_ids[0]])
+        source = read_fact_source(synthetic.path)
         for row in captions:
             assert source.compare(row.image_ids, "", text_of(row.messages[1])).f1 == 1.0
         assert {row.source for row in rows} == {"drawn"}
-    image = drawn.image(next(iter(truths)))
+    image = synthetic.image(next(iter(scenes)))
     assert Image.open(io.BytesIO(image.bytes)).size == (224, 224)
     assert image.provenance[0].license == "CC0-1.0"
     assert "not a patient" in str(image.provenance[0].attribution)
-    assert "not taken from any patient" in (drawn.path / "README.md").read_text(encoding="utf-8")
+    assert "not taken from any patient" in (synthetic.path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_same_arguments_write_the_same_folder(tmp_path: Path) -> None:
     hashes = []
     for name, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1)):
-        write_drawn(tmp_path / name, images=48, seed=seed, size=96, workers=workers)
+        write_synthetic(tmp_path / name, images=48, seed=seed, size=96, workers=workers)
         hashes.append(open_dataset(tmp_path / name).hash)
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_too_little_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images is 20"):
-        write_drawn(tmp_path / "data", images=20)
+        write_synthetic(tmp_path / "data", images=20)
     with pytest.raises(UserError, match="at least 96"):
-        write_drawn(tmp_path / "data", images=60, size=64)
+        write_synthetic(tmp_path / "data", images=60, size=64)
     with pytest.raises(UserError, match=r"truth\.jsonl"):
-        read_truths(tmp_path)
+        read_scenes(tmp_path)

@@ -13,14 +13,14 @@ from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import text_of
 from qilin.demo.config import LanguagePart, PartsConfig, VisionPart
-from qilin.demo.synthetic.question_templates import CHOICE, HELD_OUT, OPEN, YES_NO
+from qilin.demo.synthetic.question_templates import CHOICE, NUM_HELD_OUT, OPEN, YES_NO
 from qilin.demo.tiny_models.language_model import make_tokenizer, readings_of, text_pack, tokenized
-from qilin.demo.tiny_models.text_corpus import undrawn_texts
+from qilin.demo.tiny_models.text_corpus import unseen_texts
 from qilin.demo.tiny_models.train import make_parts, start_positions
 
 SMALL = PartsConfig(
-    vision=VisionPart(image_size=32, patch_size=8, width=32, layers=2, heads=2, epochs=2, batch=4),
-    language=LanguagePart(vocabulary=420, width=32, layers=2, heads=2, epochs=2),
+    vision=VisionPart(image_size=32, patch_size=8, width=32, layers=2, heads=2, num_epochs=2, batch_size=4),
+    language=LanguagePart(vocabulary=420, width=32, layers=2, heads=2, num_epochs=2),
 )
 
 
@@ -41,18 +41,18 @@ def test_any_text_round_trips_through_the_tokenizer() -> None:
 
 def test_an_image_is_read_as_its_caption_with_its_questions(data: Path) -> None:
     samples = list(open_dataset(data).samples("train"))
-    readings = readings_of(samples)
+    text_examples = readings_of(samples)
     caption = next(s for s in samples if s.kind == "caption")
-    mine = next(r for r in readings if text_of(caption.messages[-1]) in r.text)
+    mine = next(r for r in text_examples if text_of(caption.messages[-1]) in r.text)
     others = [s for s in samples if s.kind in ("vqa", "chat") and s.image_ids == caption.image_ids]
     said = [text_of(m) for s in others for m in s.messages if m["role"] == "assistant"]
     assert [answer for _, answer in mine.asked] == [f" {text}</s>" for text in said]
 
 
 def test_of_questions_only_the_answers_are_learnt(data: Path) -> None:
-    readings = readings_of(list(open_dataset(data).samples("train")))
-    tokenizer = make_tokenizer([r.text for r in readings], 400)
-    group = tokenized(next(r for r in readings if len(r.asked) > 1), tokenizer)
+    text_examples = readings_of(list(open_dataset(data).samples("train")))
+    tokenizer = make_tokenizer([r.text for r in text_examples], 400)
+    group = tokenized(next(r for r in text_examples if len(r.asked) > 1), tokenizer)
     ids, positions, layout, where, targets = text_pack([group])
     answers = [token for tokens, start in zip(group.asked, group.learnt, strict=True) for token in tokens[start:]]
     assert targets.tolist() == group.text[1:] + answers
@@ -86,21 +86,21 @@ def test_made_at_once_or_one_after_the_other_they_are_the_same(
 
 
 def test_texts_of_undrawn_images_teach_as_the_training_images_are_worded() -> None:
-    texts = undrawn_texts(0, 240)
+    texts = unseen_texts(0, 240)
     assert len(texts) == 240
-    assert texts == undrawn_texts(0, 240)
-    assert texts != undrawn_texts(1, 240)
-    held_out = {w.split("{")[0] for way in (OPEN, YES_NO, CHOICE) for ways in way.values() for w in ways[-HELD_OUT:]}
+    assert texts == unseen_texts(0, 240)
+    assert texts != unseen_texts(1, 240)
+    held_out = {w.split("{")[0] for way in (OPEN, YES_NO, CHOICE) for ways in way.values() for w in ways[-NUM_HELD_OUT:]}
     asked = [question.removeprefix("\n") for text in texts for question, _ in text.asked]
     assert len(asked) > 8 * 240
     assert not [q for q in asked for beginning in held_out if len(beginning) > 6 and q.startswith(beginning)]
     answers = Counter(answer for text in texts for _, answer in text.asked if answer in (" 是</s>", " 否</s>"))
     assert answers[" 是</s>"] == answers[" 否</s>"]
-    assert undrawn_texts(0, 0) == []
+    assert unseen_texts(0, 0) == []
 
 
 def test_label_supervision_is_called_so(data: Path, tmp_path: Path) -> None:
-    vision = VisionPart(image_size=32, patch_size=8, width=32, layers=2, heads=2, epochs=1, objectives=("answers",))
+    vision = VisionPart(image_size=32, patch_size=8, width=32, layers=2, heads=2, num_epochs=1, objectives=("answers",))
     make_parts(data, tmp_path, PartsConfig(vision=vision, language=SMALL.language))
     assert "label supervision" in json.loads((tmp_path / "vision" / "part.json").read_text())["trained_on"]
 

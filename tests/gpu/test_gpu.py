@@ -55,13 +55,13 @@ def test_flex_attention_is_the_cpus_attention_with_its_gradients() -> None:
 
 def test_a_step_gives_the_cpus_loss(home: Path, tmp_path: Path) -> None:
     words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={tmp_path}"]
-    config = read_recipe("small/align", [*words, "precision=fp32", "template=v1", "kinds=[]", "batch=100"])
+    config = read_recipe("small/align", [*words, "precision=fp32", "template=v1", "kinds=[]", "batch_size=100"])
     values = []
     for device in ("cpu", "cuda"):
         loaded = load_start(config)
         set_trainable(loaded.model, ("projector", "language"))
         feed = PackedDataset(config, loaded.processor)
-        plan = make_plan(feed.lengths, [1.0], batch=100, epochs=1, pack_tokens=8192, seed=0)
+        plan = make_plan(feed.lengths, [1.0], batch_size=100, num_epochs=1, pack_tokens=8192, seed=0)
         model: Any = loaded.model.to(device)
         use_packed_attention(model)
         pack = feed.pack(plan.packs(0)[0], torch.device(device), torch.float32)
@@ -72,19 +72,27 @@ def test_a_step_gives_the_cpus_loss(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        ("learn=[projector, language]",),
-        ("learn=[projector, language]", "checkpointing=true", "optimizer=adamw8bit"),
-        ("lora={rank: 4}", "frozen=nf4"),
-        ("frozen=fp8",),
-        ("checkpointing=auto", "background=true"),
+        ("trainable=[projector, language]",),
+        ("trainable=[projector, language]", "gradient_checkpointing=true", "optimizer=adamw8bit"),
+        ("lora={rank: 4}", "frozen_weights=nf4"),
+        ("frozen_weights=fp8",),
+        ("gradient_checkpointing=auto", "async_checkpoint=true"),
     ],
     ids=" ".join,
 )
 def test_runs_on_the_gpu(home: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     run = tmp_path / "run"
     words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={run}"]
-    usual = ["device=cuda", "precision=bf16", "template=v1", "kinds=[vqa]", "batch=6", "epochs=4", "log_every=1"]
-    run_stage(read_recipe("small/align", [*words, *usual, "trackers=[]", "rate=5e-3", *more]), "test")
+    usual = [
+        "device=cuda",
+        "precision=bf16",
+        "template=v1",
+        "kinds=[vqa]",
+        "batch_size=6",
+        "num_epochs=4",
+        "logging_steps=1",
+    ]
+    run_stage(read_recipe("small/align", [*words, *usual, "trackers=[]", "learning_rate=5e-3", *more]), "test")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert (run / "qilin.json").is_file()

@@ -61,7 +61,7 @@ def make_feed(parts: Path, loaded: LoadedModel, template: str, **options: Any) -
 def make_packs(feed: PackedDataset, dtype: torch.dtype) -> list[Pack]:
     """Every sample once, in one step of several packs."""
     pack_tokens = feed.config.pack_tokens
-    plan = make_plan(feed.lengths, [1.0], batch=1000, epochs=1, pack_tokens=pack_tokens, seed=0)
+    plan = make_plan(feed.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
     assert len(plan) == 1
     return [feed.pack(pieces, CPU, dtype) for pieces in plan.packs(0)]
 
@@ -92,7 +92,7 @@ def one_by_one(loaded: LoadedModel, feed: PackedDataset, dtype: torch.dtype) -> 
             pixel_values=torch.stack(images).to(dtype) if images else None,
             use_cache=False,
         ).logits[0]
-        said = [i for i, learnt in enumerate(encoded.learn) if learnt]
+        said = [i for i, learnt in enumerate(encoded.loss_mask) if learnt]
         chances = F.log_softmax(logits[[i - 1 for i in said]], dim=-1)
         return -chances[range(len(said)), [encoded.ids[i] for i in said]].sum()
 

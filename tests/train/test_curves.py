@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qilin.evaluate.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, loss_curve, stages_of
+from qilin.evaluate.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, loss_curve, training_stages
 
 LOSSES = [4.0, 3.0, 2.0, 1.5, 1.2, 1.0]
 VALIDATION = {2: 3.5, 4: 2.5, 6: 5.0}
@@ -38,7 +38,9 @@ def value_of(x: float, y: float, top: float = max(VALIDATION.values()) * 1.05) -
 
 
 def test_validation_is_a_second_line_on_the_same_scale(tmp_path: Path) -> None:
-    (stage,) = stages_of(model(tmp_path / "run", LOSSES, VALIDATION, {"model_of_step": 4, "validation_loss": 2.5}))
+    (stage,) = training_stages(
+        model(tmp_path / "run", LOSSES, VALIDATION, {"model_of_step": 4, "validation_loss": 2.5})
+    )
     curve = loss_curve(stage)
     assert drawn(curve, "raw") == [(float(step), loss) for step, loss in enumerate(LOSSES, 1)]
     assert drawn(curve, "validation") == [(float(step), loss) for step, loss in VALIDATION.items()]
@@ -55,7 +57,7 @@ def test_validation_is_a_second_line_on_the_same_scale(tmp_path: Path) -> None:
 
 
 def test_without_validation_nothing_is_said_of_it(tmp_path: Path) -> None:
-    (stage,) = stages_of(model(tmp_path / "run", LOSSES, {}, {}))
+    (stage,) = training_stages(model(tmp_path / "run", LOSSES, {}, {}))
     curve = loss_curve(stage)
     assert "validation" not in curve
     assert "loss-kept" not in curve
@@ -64,5 +66,5 @@ def test_without_validation_nothing_is_said_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("plan", [{}, {"model_of_step": 3}])
 def test_no_ring_where_no_look_was(tmp_path: Path, plan: dict[str, Any]) -> None:
-    (stage,) = stages_of(model(tmp_path / "run", LOSSES, VALIDATION, plan))
+    (stage,) = training_stages(model(tmp_path / "run", LOSSES, VALIDATION, plan))
     assert "loss-kept" not in loss_curve(stage)

@@ -24,8 +24,8 @@ from qilin.train.stage import run_stage
 # talk and text without an image among the samples, so that some packs have no image; a random change of images and
 # a running average, because each has a state that could differ from device to device
 USUAL = (
-    "precision=fp32 device=cpu template=v1 kinds=[vqa,chat] batch=7 epochs=3 rate=1e-2 save_every=2 log_every=1 "
-    "augment=0.5 average=0.9 trackers=[] pack_tokens=512 max_length=512"
+    "precision=fp32 device=cpu template=v1 kinds=[vqa,chat] batch_size=7 num_epochs=3 learning_rate=1e-2 save_steps=2 logging_steps=1 "
+    "augment=0.5 ema_decay=0.9 trackers=[] pack_tokens=512 max_length=512"
 )
 # Trains as `qilin train` does; PLACE=STEP=RANK ends one process by force, in a step or while a checkpoint is written
 PROGRAM = """
@@ -101,7 +101,7 @@ def far(one: Path, other: Path) -> float:
 
 @pytest.mark.story
 def test_two_processes_train_what_one_does_and_survive_kills(home: Path, tmp_path: Path) -> None:
-    more = ("learn=[projector,language]", "divide=all")
+    more = ("trainable=[projector,language]", "shard=all")
     one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
     go(home, one, 1, more)
     go(home, two, 2, more)
@@ -135,8 +135,8 @@ def test_two_processes_train_what_one_does_and_survive_kills(home: Path, tmp_pat
 
 @pytest.mark.story
 def test_two_processes_validate_as_one_does_and_train_on_unmoved(home: Path, tmp_path: Path) -> None:
-    more = ("learn=[projector,language]", "divide=all")
-    look = (*more, "validate={every: 2}", "save_every=3", "keep=1")
+    more = ("trainable=[projector,language]", "shard=all")
+    look = (*more, "validate={interval: 2}", "save_steps=3", "save_total_limit=1")
     plain, one, two, killed = (tmp_path / name for name in ("plain", "one", "two", "killed"))
     go(home, plain, 2, more)
     go(home, one, 1, look)
@@ -156,7 +156,7 @@ def test_two_processes_validate_as_one_does_and_train_on_unmoved(home: Path, tmp
 
 @pytest.mark.story
 def test_adapters_over_a_frozen_model_that_each_device_holds_whole(home: Path, tmp_path: Path) -> None:
-    more = ("lora={rank: 4}", "divide=learning", "checkpointing=true", "background=true")
+    more = ("lora={rank: 4}", "shard=trainable", "gradient_checkpointing=true", "async_checkpoint=true")
     go(home, tmp_path / "one", 1, more)
     go(home, tmp_path / "two", 2, more)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)

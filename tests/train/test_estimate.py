@@ -12,7 +12,7 @@ import torch
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin import cli
 from qilin.model.llava import set_trainable
-from qilin.model.meta_model import shape_of, skeleton
+from qilin.model.meta_model import load_llava_config, build_meta_model
 from qilin.train import memory_estimate as memory
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
@@ -49,16 +49,18 @@ def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def words(home: Path, *more: str) -> list[str]:
     given = {word.split("=")[0] for word in more}
     usual = ["vision=" + str(home / "vision"), "language=" + str(home / "language"), "data=" + str(home / "data")]
-    usual += ["kinds=[vqa]", "template=v1", "batch=24", "pack_tokens=2048", "max_length=512"]
+    usual += ["kinds=[vqa]", "template=v1", "batch_size=24", "pack_tokens=2048", "max_length=512"]
     return [word for word in usual if word.split("=")[0] not in given] + list(more)
 
 
 def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
     """Bytes that a real pack holds at most, its plan, the real model's shape."""
     loaded = load_start(config)
-    set_trainable(loaded.model, config.learn)
+    set_trainable(loaded.model, config.trainable)
     feed = PackedDataset(config, loaded.processor)
-    plan = make_plan(feed.lengths, [1.0], batch=config.batch, epochs=1, pack_tokens=config.pack_tokens, seed=0)
+    plan = make_plan(
+        feed.lengths, [1.0], batch_size=config.batch_size, num_epochs=1, pack_tokens=config.pack_tokens, seed=0
+    )
     model = base_of(add_adapters(fit_out(loaded.model, config), config)).train()
     use_packed_attention(model)
     pack = feed.pack(plan.packs(0)[0], CPU, image_dtype(config))
@@ -80,11 +82,11 @@ def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
     [
         ("precision=fp32",),
         ("precision=bf16",),
-        ("precision=bf16", "checkpointing=true"),
-        ("precision=bf16", "learn=[projector, language]"),
-        ("precision=fp32", "learn=[vision, projector, language]", "checkpointing=true"),
+        ("precision=bf16", "gradient_checkpointing=true"),
+        ("precision=bf16", "trainable=[projector, language]"),
+        ("precision=fp32", "trainable=[vision, projector, language]", "gradient_checkpointing=true"),
         ("precision=bf16", "lora={rank: 4}"),
-        ("precision=bf16", "learn=[projector, language]", "language=qwen3", "template=chatml"),
+        ("precision=bf16", "trainable=[projector, language]", "language=qwen3", "template=chatml"),
     ],
     ids=" ".join,
 )
@@ -93,11 +95,11 @@ def test_memory_is_what_pytorch_allocates(home: Path, more: Sequence[str]) -> No
     more = [f"language={home / 'qwen3'}" if word == "language=qwen3" else word for word in more]
     config = read_recipe("small/align", words(home, *more))
     real, plan, model = allocated(config)
-    model_config = shape_of(config.vision, config.language, None, "huggingface", None)
-    bones = skeleton(model_config)
+    model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
+    bones = build_meta_model(model_config)
     said = peak(model_config, config, largest_pack(plan), on_card=False)
     # with activations computed again, the largest moment may be another at another depth
-    assert said == pytest.approx(real, rel=0.12 if config.checkpointing else 0.05)
+    assert said == pytest.approx(real, rel=0.12 if config.gradient_checkpointing else 0.05)
     assert peak(model_config, config, largest_pack(plan), on_card=True) != said
     stays = standing(ready(bones, config), config, False)
     rows = model.get_input_embeddings().weight.shape[0] - model_config.get_text_config().vocab_size  # of <image>
@@ -115,8 +117,8 @@ def test_the_host_holds_the_whole_model_while_it_is_read_and_written(
     found, pack = {}, memory.Shape([(0, 64, -1)], 1, 0)
     for precision in ("bf16", "fp32"):
         config = read_recipe("small/align", words(home, f"precision={precision}"))
-        model_config = shape_of(config.vision, config.language, None, "huggingface", None)
-        model = ready(skeleton(model_config), config)
+        model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
+        model = ready(build_meta_model(model_config), config)
         causes = [memory.memory_by_cause(model_config, model, config, pack, on_card) for on_card in (False, True)]
         found[precision] = ["more, while it is read and written" in each for each in causes]
         if precision == "bf16":
@@ -127,8 +129,8 @@ def test_the_host_holds_the_whole_model_while_it_is_read_and_written(
 def test_a_skeleton_is_the_model_without_its_weights(home: Path) -> None:
     config = read_recipe("small/align", words(home))
     real = load_start(config).model
-    model_config = shape_of(config.vision, config.language, None, "huggingface", None)
-    bones = skeleton(model_config)
+    model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
+    bones = build_meta_model(model_config)
     assert all(p.is_meta for p in bones.parameters())
     assert model_config.image_seq_length == real.config.image_seq_length
     assert model_config.vision_feature_select_strategy == real.config.vision_feature_select_strategy
@@ -160,11 +162,11 @@ def test_config_json_alone_is_enough(home: Path, capsys: pytest.CaptureFixture[s
     assert more["steps"] == 20
     assert more["tokens"] < more["tokens_unshared"]
     assert more["money"] == pytest.approx(3 * more["device_hours"])
-    assert said(capsys, *usual, "--count", "2")["hours"] == pytest.approx(more["hours"] / 2)
+    assert said(capsys, *usual, "--devices", "2")["hours"] == pytest.approx(more["hours"] / 2)
 
 
 def test_with_data_and_tokenizer_at_hand_texts_are_measured(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = said(capsys, "small/align", *words(home, "epochs=2"), "--gpu", "cpu", "--json")
+    found = said(capsys, "small/align", *words(home, "num_epochs=2"), "--gpu", "cpu", "--json")
     config = read_recipe("small/align", words(home))
     lengths = PackedDataset(config, load_start(config).processor).lengths
     assert found["samples"] == 2 * len(lengths.total)
@@ -178,17 +180,17 @@ def test_what_does_not_fit_is_told_with_what_would(
     from qilin.train import estimate
     from qilin.train import memory_estimate as memory
 
-    command = ["small/align", *words(home, "learn=[projector, language]", "precision=bf16")]
+    command = ["small/align", *words(home, "trainable=[projector, language]", "precision=bf16")]
     needs = said(capsys, *command, "--gpu", "l20", "--json")["memory_total"]
     tight = estimate.Card(needs * 0.9, 1e12)
     monkeypatch.setattr(estimate, "card_named", lambda name: tight)
     found = said(capsys, *command, "--gpu", "l20", "--json")
     assert not found["fits"]
-    assert any("checkpointing=true" in line for line in found["would fit"])
+    assert any("gradient_checkpointing=true" in line for line in found["would fit"])
     looks = len(memory.LOOKED)
     assert cli.main(["estimate", *command, "--gpu", "l20"]) == 0
     assert len(memory.LOOKED) == looks, "nothing that was looked at is looked at again"
-    assert "would fit with checkpointing=true" in capsys.readouterr().out
+    assert "would fit with gradient_checkpointing=true" in capsys.readouterr().out
     monkeypatch.setattr(estimate, "card_named", lambda name: estimate.Card(1e3, 1e12))
     assert said(capsys, *command, "--gpu", "l20", "--json")["would fit"] == []
 
@@ -212,7 +214,7 @@ def test_auto_is_bf16_on_a_card_and_on_a_processor_what_it_is_fast_in(
     [
         (("--gpu", "potato"), "gpu is 'potato'; known are b200, h200"),
         (("--gpu", "h200", "precision=fp32"), "kept for bf16; precision is fp32"),
-        (("--answers", "500"), "answers is 500; expected at most text (120)"),
+        (("--answer-tokens", "500"), "answer_tokens is 500; expected at most text_tokens (120)"),
         (("--mfu", "40"), "mfu is 40.0; expected more than 0 and at most 1"),
         (("--samples", "0"), "samples is 0; expected at least 1"),
     ],

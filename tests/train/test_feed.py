@@ -61,7 +61,7 @@ def measured(config: TrainConfig, processor: Any) -> tuple[PackedDataset, bool]:
 
 
 def test_measured_once_and_read_again(home: Path, processor: Any) -> None:
-    config = stage(home / "data", max_length=60, overlong="drop")
+    config = stage(home / "data", max_length=60, on_overlength="drop")
     first, worked = measured(config, processor)
     again, worked_again = measured(config, processor)
     assert (worked, worked_again) == (True, False)
@@ -100,13 +100,15 @@ def test_key_covers_what_lengths_depend_on(home: Path, processor: Any) -> None:
         (stage(home / "data", source={"split": "test"}), processor),
         (stage(home / "data", home / "data"), processor),
         (stage(home / "data", max_length=1024), processor),
-        (stage(home / "data", overlong="cut"), processor),
-        (stage(home / "data", questions="separate"), processor),
+        (stage(home / "data", on_overlength="truncate"), processor),
+        (stage(home / "data", share_image_prefix=False), processor),
         (stage(home / "data", instructions=("描述这张图片。",)), processor),
     ]
     keys = [PackedDataset(config, made).cache_key() for config, made in variants]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == PackedDataset(stage(home / "data", seed=5, batch=3, rate=1.0), processor).cache_key()
+    assert (
+        keys[0] == PackedDataset(stage(home / "data", seed=5, batch_size=3, learning_rate=1.0), processor).cache_key()
+    )
 
 
 def test_key_covers_every_row(home: Path, processor: Any) -> None:
@@ -123,7 +125,8 @@ def test_key_covers_every_row(home: Path, processor: Any) -> None:
 def test_overlong_is_an_error_or_cut_or_dropped_and_counted(home: Path, processor: Any) -> None:
     """60 tokens: no room for two images, nor for the chat."""
     with pytest.raises(
-        UserError, match=r"sample train-\S+: \d+ tokens, max_length is 60; .*overlong=cut or overlong=drop"
+        UserError,
+        match=r"sample train-\S+: \d+ tokens, max_length is 60; .*on_overlength=truncate or on_overlength=drop",
     ):
         PackedDataset(stage(home / "data", max_length=60), processor)
 
@@ -133,14 +136,14 @@ def test_overlong_is_an_error_or_cut_or_dropped_and_counted(home: Path, processo
     everything = len(full.lengths.total)
     assert full.report == {"samples": everything, "cut": 0, "dropped": 0}
 
-    dropped = PackedDataset(stage(home / "data", max_length=60, overlong="drop"), processor)
+    dropped = PackedDataset(stage(home / "data", max_length=60, on_overlength="drop"), processor)
     assert dropped.report == {"samples": everything - len(over), "cut": 0, "dropped": len(over)}
     assert {row["sample_id"] for row in dropped.refused} == over
     assert all(row["reason"].endswith("tokens, max_length is 60") for row in dropped.refused)
     assert dropped.lengths.total.max() <= 60
     assert {dropped.sample(int(n)).sample_id for n in dropped.index}.isdisjoint(over)
 
-    cut = PackedDataset(stage(home / "data", max_length=60, overlong="cut"), processor)
+    cut = PackedDataset(stage(home / "data", max_length=60, on_overlength="truncate"), processor)
     assert cut.report["cut"] > 0
     assert cut.report["cut"] + cut.report["dropped"] == len(over)
     assert cut.report["samples"] == everything - cut.report["dropped"]
@@ -149,7 +152,7 @@ def test_overlong_is_an_error_or_cut_or_dropped_and_counted(home: Path, processo
 
 
 def test_cut_samples_are_counted_once_however_often_they_are_packed(home: Path, processor: Any) -> None:
-    config = stage(home / "data", max_length=60, overlong="cut")
+    config = stage(home / "data", max_length=60, on_overlength="truncate")
     PackedDataset(config, processor)
     feed = PackedDataset(config, processor)  # lengths from the cache, so that packing encodes for the first time
     before = dict(feed.report)
@@ -164,11 +167,13 @@ def test_cut_samples_are_counted_once_however_often_they_are_packed(home: Path, 
 def test_cut_never_takes_an_image_apart_nor_the_whole_answer(tmp_path: Path, processor: Any) -> None:
     long = "这张图片是什么模态？" * 40
     folder = write(tmp_path / "data", [("asks-long", long, "是"), ("says-long", "图？", long)])
-    feed = PackedDataset(stage(folder, max_length=64, overlong="cut"), processor)
+    feed = PackedDataset(stage(folder, max_length=64, on_overlength="truncate"), processor)
     assert feed.report == {"samples": 1, "cut": 1, "dropped": 1}
     assert [row["sample_id"] for row in feed.refused] == ["asks-long"]
     with pytest.raises(UserError, match=r"no sample is left for training; .*'dropped': 2"):
-        PackedDataset(stage(folder, max_length=PATCHES, overlong="cut"), processor)  # the image alone is longer
+        PackedDataset(
+            stage(folder, max_length=PATCHES, on_overlength="truncate"), processor
+        )  # the image alone is longer
 
 
 def write(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
@@ -214,7 +219,7 @@ def test_units_are_samples_that_begin_alike(home: Path, processor: Any) -> None:
     assert {"train-text"} in units.values()
     assert {"train-two"} in units.values()
     assert {"train-caption-1", "train-vqa-1-0", "train-vqa-1-1", "train-vqa-1-2"} in units.values()
-    separate = PackedDataset(stage(home / "data", questions="separate"), processor)
+    separate = PackedDataset(stage(home / "data", share_image_prefix=False), processor)
     assert len(set(separate.lengths.unit.tolist())) == len(separate.index)
     assert not separate.lengths.prefix.any()
 

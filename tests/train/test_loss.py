@@ -81,7 +81,7 @@ def test_shared_prefixes_and_small_packs_give_the_gradient_of_the_whole(stage: t
     model, feed = stage
     gradients, cut = [], []
     for pack_tokens in (4096, 400, 100):
-        plan = make_plan(feed.lengths, [1.0], batch=1000, epochs=1, pack_tokens=pack_tokens, seed=0)
+        plan = make_plan(feed.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
         packs = [feed.pack(pieces, CPU, torch.float64) for pieces in plan.packs(0)]
         cut.append(len(packs))
         learn_step(Learner(model, pack_loss), packs, feed.config, 0)

@@ -11,7 +11,7 @@ import torch
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin.core.errors import UserError
 from qilin.model.llava import set_trainable
-from qilin.model.meta_model import shape_of
+from qilin.model.meta_model import load_llava_config
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
 from qilin.train.loop import learning_parts, pack_loss
@@ -41,14 +41,14 @@ def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe(home: Path, *more: str) -> TrainConfig:
     words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", "template=v1"]
-    return read_recipe("small/align", [*words, "kinds=[vqa]", "batch=100", "precision=fp32", *more])
+    return read_recipe("small/align", [*words, "kinds=[vqa]", "batch_size=100", "precision=fp32", *more])
 
 
 def one_pack(config: TrainConfig) -> tuple[Any, Any, Plan]:
     loaded = load_start(config)
-    set_trainable(loaded.model, config.learn)
+    set_trainable(loaded.model, config.trainable)
     feed = PackedDataset(config, loaded.processor)
-    plan = make_plan(feed.lengths, [1.0], batch=100, epochs=1, pack_tokens=config.pack_tokens, seed=0)
+    plan = make_plan(feed.lengths, [1.0], batch_size=100, num_epochs=1, pack_tokens=config.pack_tokens, seed=0)
     model = fit_out(loaded.model, config).train()
     use_packed_attention(model)
     return model, feed.pack(plan.packs(0)[0], CPU, torch.float32), plan
@@ -74,7 +74,7 @@ def test_activations_of_some_layers_again_change_no_gradient(home: Path) -> None
     found = []
     for share, layers in ((0.0, 0), (0.5, 3), (1.0, 5)):
         torch.manual_seed(0)
-        config = recipe(home, f"checkpointing={share}", "learn=[projector, language]")
+        config = recipe(home, f"gradient_checkpointing={share}", "trainable=[projector, language]")
         model, pack, _ = one_pack(config)
         again = [layer.gradient_checkpointing for layer in model.model.language_model.layers]
         assert again == [True] * layers + [False] * (5 - layers)
@@ -84,30 +84,36 @@ def test_activations_of_some_layers_again_change_no_gradient(home: Path) -> None
 
 
 def test_auto_computes_again_only_as_much_as_memory_asks_for(home: Path) -> None:
-    config = recipe(home, "checkpointing=auto")
-    _, _, plan = one_pack(replace(config, checkpointing=False))
-    model_config = shape_of(config.vision, config.language, None, "huggingface", None)
+    config = recipe(home, "gradient_checkpointing=auto")
+    _, _, plan = one_pack(replace(config, gradient_checkpointing=False))
+    model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
     pack = largest_pack(plan)
-    most, least = (peak(model_config, replace(config, checkpointing=end), pack, True) for end in (False, True))
+    most, least = (peak(model_config, replace(config, gradient_checkpointing=end), pack, True) for end in (False, True))
     assert least < most
-    from qilin.model.meta_model import skeleton
+    from qilin.model.meta_model import build_meta_model
     from qilin.train.memory_estimate import SLACK, ready
 
-    stays = sum(standing(ready(skeleton(model_config), replace(config, checkpointing=False)), config, True).values())
+    stays = sum(
+        standing(
+            ready(build_meta_model(model_config), replace(config, gradient_checkpointing=False)), config, True
+        ).values()
+    )
     shares = []
     for part in (2.0, 1.0, 0.5, 0.0, -1.0):  # of what lies between computing all again and nothing
         memory = (stays + least + part * (most - least) + 1) / SLACK
         shares.append(settled(model_config, config, pack, True, 1, memory).checkpointing)
     assert shares == pytest.approx([0, 0, 0.6, 1, 1])
-    assert settled(model_config, replace(config, checkpointing=0.2), pack, True, 1, 1.0).checkpointing == 0.2
+    assert settled(model_config, replace(config, gradient_checkpointing=0.2), pack, True, 1, 1.0).checkpointing == 0.2
 
 
 def test_what_is_divided_takes_its_share_of_each_device(home: Path) -> None:
-    from qilin.model.meta_model import skeleton
+    from qilin.model.meta_model import build_meta_model
     from qilin.train.memory_estimate import ready
 
-    config = recipe(home, "learn=[projector, language]", "divide=all", "precision=bf16")
-    model = ready(skeleton(shape_of(config.vision, config.language, None, "huggingface", None)), config)
+    config = recipe(home, "trainable=[projector, language]", "shard=all", "precision=bf16")
+    model = ready(
+        build_meta_model(load_llava_config(config.vision, config.language, None, "huggingface", None)), config
+    )
     alone, eight = standing(model, config, True), standing(model, config, True, 8)
     assert eight["optimizer"] == alone["optimizer"] / 8
     assert eight["weights"] == pytest.approx(alone["weights"] / 8)
@@ -119,9 +125,9 @@ def test_what_is_divided_takes_its_share_of_each_device(home: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("checkpointing=1.5", "checkpointing is 1.5; expected true, false, auto or a share"),
-        ("checkpointing=often", "checkpointing"),
-        ("frozen=int4", "frozen is 'int4'"),
+        ("gradient_checkpointing=1.5", "checkpointing is 1.5; expected true, false, auto or a share"),
+        ("gradient_checkpointing=often", "checkpointing"),
+        ("frozen_weights=int4", "frozen is 'int4'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(home: Path, word: str, told: str) -> None:
@@ -131,14 +137,14 @@ def test_settings_that_mean_nothing_are_refused(home: Path, word: str, told: str
 
 def test_a_language_model_that_learns_cannot_be_frozen_in_few_bits(home: Path) -> None:
     with pytest.raises(UserError, match="frozen is nf4, but learn names language, which is then not frozen; use lora"):
-        recipe(home, "learn=[projector, language]", "frozen=nf4")
+        recipe(home, "trainable=[projector, language]", "frozen_weights=nf4")
 
 
 def test_what_is_missing_is_named(home: Path) -> None:
     model, _, _ = one_pack(recipe(home))
     for word, package in (
-        ("frozen=nf4", "bitsandbytes"),
-        ("frozen=fp8", "torchao"),
+        ("frozen_weights=nf4", "bitsandbytes"),
+        ("frozen_weights=fp8", "torchao"),
         ("optimizer=adamw8bit", "torchao"),
     ):
         if importlib.util.find_spec(package) is not None:
@@ -159,7 +165,7 @@ def shrink(model: Any, config: TrainConfig) -> Any:
 
 def test_fp8_asks_for_a_gpu_that_has_it(home: Path) -> None:
     pytest.importorskip("torchao")
-    config = recipe(home, "frozen=fp8")
+    config = recipe(home, "frozen_weights=fp8")
     model, _, _ = one_pack(config)
     with pytest.raises(UserError, match="needs a GPU of compute capability 8.9 or more .*; the device is cpu"):
         shrink_frozen(model, config, CPU)
@@ -169,9 +175,9 @@ def test_fp8_stays_near_the_plain_model(home: Path) -> None:
     """By ordinary arithmetic on rounded numbers; the products of a GPU were not run."""
     pytest.importorskip("torchao")
     plain, pack, _ = one_pack(recipe(home))
-    small, _, _ = one_pack(recipe(home, "frozen=fp8"))
+    small, _, _ = one_pack(recipe(home, "frozen_weights=fp8"))
     small.load_state_dict(plain.state_dict())
-    shrink_frozen(small, recipe(home, "frozen=fp8"), CPU, emulate=True)
+    shrink_frozen(small, recipe(home, "frozen_weights=fp8"), CPU, emulate=True)
     a, b = pack_loss(plain, pack, pack.pixels), pack_loss(small, pack, pack.pixels)
     assert float(b) != float(a)
     assert float(b) == pytest.approx(float(a), rel=0.02)
@@ -180,10 +186,10 @@ def test_fp8_stays_near_the_plain_model(home: Path) -> None:
 def test_four_bits_stay_near_the_plain_model_and_learn(home: Path) -> None:
     pytest.importorskip("bitsandbytes")
     plain, pack, _ = one_pack(recipe(home))
-    small, _, _ = one_pack(recipe(home, "frozen=nf4"))
+    small, _, _ = one_pack(recipe(home, "frozen_weights=nf4"))
     small.load_state_dict(plain.state_dict())
     before = sum(p.nbytes for p in small.model.language_model.layers.parameters())
-    shrink_frozen(small, recipe(home, "frozen=nf4"), CPU)
+    shrink_frozen(small, recipe(home, "frozen_weights=nf4"), CPU)
     assert sum(p.nbytes for p in small.model.language_model.layers.parameters()) < 0.2 * before
     a, b = pack_loss(plain, pack, pack.pixels), pack_loss(small, pack, pack.pixels)
     assert float(b) != float(a)

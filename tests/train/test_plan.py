@@ -55,7 +55,7 @@ def cost(piece: Piece, found: Lengths) -> int:
 @settings(max_examples=60, deadline=None)
 @given(found=lengths(), batch=sizes, epochs=st.integers(1, 3), seed=seeds)
 def test_each_epoch_takes_each_sample_once(found: Lengths, batch: int, epochs: int, seed: int) -> None:
-    plan = make_plan(found, [1.0], batch=batch, epochs=epochs, pack_tokens=BUDGET, seed=seed)
+    plan = make_plan(found, [1.0], batch_size=batch, num_epochs=epochs, pack_tokens=BUDGET, seed=seed)
     samples = len(found.total)
     assert len(plan) == epochs * math.ceil(samples / batch)
     steps = [plan.samples(step) for step in range(len(plan))]
@@ -69,7 +69,7 @@ def test_each_epoch_takes_each_sample_once(found: Lengths, batch: int, epochs: i
 @settings(max_examples=60, deadline=None)
 @given(found=lengths(), batch=sizes, seed=seeds)
 def test_packs_hold_their_step_and_keep_within_the_budget(found: Lengths, batch: int, seed: int) -> None:
-    plan = make_plan(found, [1.0], batch=batch, epochs=1, pack_tokens=BUDGET, seed=seed)
+    plan = make_plan(found, [1.0], batch_size=batch, num_epochs=1, pack_tokens=BUDGET, seed=seed)
     for step in range(len(plan)):
         packs = plan.packs(step)
         laid = [i for pieces in packs for piece in pieces for i in piece.samples]
@@ -88,7 +88,7 @@ def test_no_sample_is_lost_or_repeated_at_any_number_of_ranks(
     found: Lengths, batch: int, seed: int, ranks: list[int]
 ) -> None:
     """A run that goes on with another number of ranks at every step takes each sample once all the same."""
-    plan = make_plan(found, [1.0], batch=batch, epochs=1, pack_tokens=BUDGET, seed=seed)
+    plan = make_plan(found, [1.0], batch_size=batch, num_epochs=1, pack_tokens=BUDGET, seed=seed)
     taken: list[int] = []
     for step in range(len(plan)):
         size = ranks[step % len(ranks)]
@@ -103,7 +103,7 @@ def test_no_sample_is_lost_or_repeated_at_any_number_of_ranks(
 
 
 def test_ranks_take_even_shares_where_there_is_something_to_share() -> None:
-    plan = make_plan(some(240), [1.0], batch=120, epochs=1, pack_tokens=400, seed=0)
+    plan = make_plan(some(240), [1.0], batch_size=120, num_epochs=1, pack_tokens=400, seed=0)
     for ranks in (2, 4, 8):
         packs = [plan.packs(0, rank, ranks) for rank in range(ranks)]
         assert 1 <= imbalance(packs) < 1.15
@@ -115,7 +115,7 @@ def test_ranks_take_even_shares_where_there_is_something_to_share() -> None:
 @given(found=lengths(), batch=sizes, seed=seeds)
 def test_samples_of_an_image_stay_together(found: Lengths, batch: int, seed: int) -> None:
     """In the order they stand side by side, so only a step's end or a full pack divides them."""
-    plan = make_plan(found, [1.0], batch=batch, epochs=1, pack_tokens=10_000, seed=seed)
+    plan = make_plan(found, [1.0], batch_size=batch, num_epochs=1, pack_tokens=10_000, seed=seed)
     units = found.unit[plan.order].tolist()
     runs = 1 + sum(a != b for a, b in zip(units, units[1:], strict=False))
     assert runs == len(set(units))
@@ -129,7 +129,7 @@ def test_samples_of_an_image_stay_together(found: Lengths, batch: int, seed: int
 @given(found=lengths(), batch=sizes, seed=seeds)
 def test_same_in_same_out(found: Lengths, batch: int, seed: int) -> None:
     def plan() -> tuple[str, list[list[list[Piece]]]]:
-        made = make_plan(found, [1.0], batch=batch, epochs=2, pack_tokens=BUDGET, seed=seed)
+        made = make_plan(found, [1.0], batch_size=batch, num_epochs=2, pack_tokens=BUDGET, seed=seed)
         return made.hash, [made.packs(step) for step in range(len(made))]
 
     assert plan() == plan()
@@ -145,7 +145,7 @@ def test_weights_say_how_often_a_source_comes(found: Lengths, weights: tuple[flo
     expected = [round(w * np.count_nonzero(found.source == i)) for i, w in enumerate(weights)]
     if not any(expected):
         return
-    plan = make_plan(found, weights, batch=8, epochs=2, pack_tokens=BUDGET, seed=seed)
+    plan = make_plan(found, weights, batch_size=8, num_epochs=2, pack_tokens=BUDGET, seed=seed)
     for order in np.split(plan.order, 2):
         taken = Counter(order.tolist())
         for index, weight in enumerate(weights):
@@ -163,7 +163,7 @@ def some(samples: int = 60) -> Lengths:
 
 def test_another_seed_epoch_or_fact_gives_another_plan() -> None:
     def made(found: Lengths, **changes: int) -> str:
-        options = {"batch": 8, "epochs": 2, "pack_tokens": 200, "seed": 0} | changes
+        options = {"batch_size": 8, "num_epochs": 2, "pack_tokens": 200, "seed": 0} | changes
         return make_plan(found, [1.0], **options).hash  # type: ignore[arg-type]
 
     base = some()
@@ -177,7 +177,7 @@ def test_another_seed_epoch_or_fact_gives_another_plan() -> None:
         ),
     ]
     assert len(set(hashes)) == len(hashes)
-    plan = make_plan(base, [1.0], batch=8, epochs=2, pack_tokens=200, seed=0)
+    plan = make_plan(base, [1.0], batch_size=8, num_epochs=2, pack_tokens=200, seed=0)
     first, second = np.split(plan.order, 2)
     assert not np.array_equal(first, second)  # epochs are shuffled anew
     assert made(base) == made(some())
@@ -189,7 +189,7 @@ def test_separate_samples_pay_for_their_images_branches_once() -> None:
     separate = dataclasses.replace(branches, prefix=np.zeros_like(branches.prefix), unit=-1 - alone)
 
     def tokens(found: Lengths) -> tuple[int, set[int]]:
-        plan = make_plan(found, [1.0], batch=60, epochs=1, pack_tokens=4000, seed=0)
+        plan = make_plan(found, [1.0], batch_size=60, num_epochs=1, pack_tokens=4000, seed=0)
         pieces = [piece for pieces in plan.packs(0) for piece in pieces]
         return sum(piece.tokens for piece in pieces), {len(piece.samples) for piece in pieces}
 
@@ -217,7 +217,7 @@ def test_pieces_are_laid_where_they_leave_the_least_room() -> None:
 
 def test_weights_that_leave_nothing_are_refused() -> None:
     with pytest.raises(UserError, match=r"weights.*no sample of 3"):
-        make_plan(some(3), [0.1], batch=8, epochs=1, pack_tokens=200, seed=0)
+        make_plan(some(3), [0.1], batch_size=8, num_epochs=1, pack_tokens=200, seed=0)
 
 
 @pytest.mark.long
@@ -227,7 +227,7 @@ def test_a_million_samples_are_planned_within_a_minute_and_a_gigabyte() -> None:
     own, unit = random.integers(5, 60, count), random.integers(0, count // 3, count)
     found = Lengths(600 + own, np.full(count, 600), own, unit, *np.repeat([[0], [1]], count, axis=1))
     begun, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
-    plan = make_plan(found, [1.0], batch=32, epochs=1, pack_tokens=8192, seed=0)
+    plan = make_plan(found, [1.0], batch_size=32, num_epochs=1, pack_tokens=8192, seed=0)
     assert plan.hash
     seen = 0
     for step in range(len(plan)):

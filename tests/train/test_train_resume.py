@@ -17,8 +17,8 @@ from qilin.train.checkpoint import checkpoints, step_of
 
 # dropout, augmentation, a running average and two optimizers, because each of them has a state that could be forgotten
 WORDS = (
-    "precision=fp32 device=cpu template=v1 kinds=[vqa] batch=6 epochs=6 rate=1e-2 save_every=2 log_every=1 "
-    "augment=0.5 average=0.9 optimizer=muon lora={rank:4,dropout:0.1} trackers=[]"
+    "precision=fp32 device=cpu template=v1 kinds=[vqa] batch_size=6 num_epochs=6 learning_rate=1e-2 save_steps=2 logging_steps=1 "
+    "augment=0.5 ema_decay=0.9 optimizer=muon lora={rank:4,dropout:0.1} trackers=[]"
 ).replace(":", ": ")
 # Trains as `qilin train` does, and dies in the middle of the step that KILL names, or while it writes the checkpoint
 PROGRAM = """

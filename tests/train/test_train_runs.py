@@ -37,12 +37,12 @@ SMALL = (
     "device=cpu",
     "template=v1",
     "kinds=[vqa]",
-    "batch=4",
-    "epochs=2",
-    "save_every=0",
-    "log_every=1",
-    "rate=1e-2",
-    "warmup=0",
+    "batch_size=4",
+    "num_epochs=2",
+    "save_steps=0",
+    "logging_steps=1",
+    "learning_rate=1e-2",
+    "warmup_ratio=0",
     "trackers=[]",
 )
 
@@ -117,7 +117,7 @@ def test_stage_one_moves_the_projector_alone(home: Path, aligned: Path, tmp_path
 def test_what_is_frozen_is_written_as_it_was_read(home: Path, aligned: Path, tmp_path: Path) -> None:
     """While it trains it is rounded to bf16."""
     before = weights(aligned)
-    run = stage(home, tmp_path / "run", f"model={aligned}", "learn=[projector]", "precision=bf16", "epochs=1")
+    run = stage(home, tmp_path / "run", f"model={aligned}", "trainable=[projector]", "precision=bf16", "num_epochs=1")
     assert moved(before, weights(run)) == {"vision": {False}, "projector": {True}, "language": {False}}
     rounded = {name: tensor.bfloat16().float() for name, tensor in before.items()}
     assert moved(before, rounded)["language"] == {True, False}, "control: rounding would be seen"
@@ -134,29 +134,36 @@ def test_auto_takes_what_the_processor_computes_faster(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: float, kind: str
 ) -> None:
     multiplies(monkeypatch, bf16)
-    assert read_yaml(stage(home, tmp_path / "run", "precision=auto", "epochs=1") / "recipe.yaml")["precision"] == kind
+    assert (
+        read_yaml(stage(home, tmp_path / "run", "precision=auto", "num_epochs=1") / "recipe.yaml")["precision"] == kind
+    )
 
 
 def test_auto_goes_on_as_the_run_was_begun(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage(home, tmp_path / "run", "precision=bf16", "epochs=1")
+    stage(home, tmp_path / "run", "precision=bf16", "num_epochs=1")
     multiplies(monkeypatch, 0.5)
-    stage(home, tmp_path / "run", "precision=auto", "epochs=1")
+    stage(home, tmp_path / "run", "precision=auto", "num_epochs=1")
     assert "already done" in capsys.readouterr().err
     with pytest.raises(UserError, match="precision is 'bf16' there and 'fp32' here"):
-        stage(home, tmp_path / "run", "precision=fp32", "epochs=1")
+        stage(home, tmp_path / "run", "precision=fp32", "num_epochs=1")
 
 
 def test_a_rate_of_nothing_and_a_rate_of_its_own(home: Path, aligned: Path, tmp_path: Path) -> None:
     run = stage(
-        home, tmp_path / "run", f"model={aligned}", "learn=[vision, projector, language]", "rates.vision=0", "epochs=1"
+        home,
+        tmp_path / "run",
+        f"model={aligned}",
+        "trainable=[vision, projector, language]",
+        "learning_rates.vision=0",
+        "num_epochs=1",
     )
     assert moved(weights(aligned), weights(run)) == {"vision": {False}, "projector": {True}, "language": {True}}
 
 
 def test_stage_two_moves_projector_and_language(home: Path, aligned: Path, tmp_path: Path) -> None:
-    run = stage(home, tmp_path / "run", f"model={aligned}", "learn=[projector, language]")
+    run = stage(home, tmp_path / "run", f"model={aligned}", "trainable=[projector, language]")
     assert moved(weights(aligned), weights(run)) == {"vision": {False}, "projector": {True}, "language": {True}}
     assert rows(run)[-1]["loss"] < rows(aligned)[-1]["loss"]
 
@@ -168,11 +175,11 @@ def test_vision_moves_by_its_own_rate(home: Path, aligned: Path, tmp_path: Path)
             home,
             tmp_path / str(rate),
             f"model={aligned}",
-            "learn=[vision, projector]",
-            f"rates.vision={rate}",
-            "schedule=constant",
-            "batch=8",
-            "epochs=1",
+            "trainable=[vision, projector]",
+            f"learning_rates.vision={rate}",
+            "lr_scheduler_type=constant",
+            "batch_size=8",
+            "num_epochs=1",
         )
         before, after = weights(aligned), weights(run)
         found = moved(before, after)
@@ -197,7 +204,7 @@ def test_lora_moves_adapters_and_what_is_named(home: Path, aligned: Path, tmp_pa
     from peft import PeftModel
 
     run = stage(
-        home, tmp_path / "run", f"model={aligned}", "learn=[projector]", "lora={rank: 4}", f"precision={precision}"
+        home, tmp_path / "run", f"model={aligned}", "trainable=[projector]", "lora={rank: 4}", f"precision={precision}"
     )
     found = moved(weights(aligned), weights(run))
     assert found["vision"] == {False}
@@ -236,7 +243,7 @@ def test_a_finished_run_is_reused(home: Path, aligned: Path, monkeypatch: pytest
         patch.setattr("qilin.train.stage.load_start", no)
         stage(home, aligned)
         with pytest.raises(UserError, match=r"holds another run: rate is 0\.01 there and 0\.02 here"):
-            stage(home, aligned, "rate=0.02")
+            stage(home, aligned, "learning_rate=0.02")
     assert (aligned / "model.safetensors").stat().st_mtime_ns == stamp
     assert not (aligned / "checkpoints").exists()
 
@@ -256,11 +263,11 @@ def test_a_folder_of_something_else_is_left_alone(home: Path, tmp_path: Path) ->
     [
         ("small/aling", [], "no recipe 'small/aling'; did you mean small/align"),
         ("small/align", ["bacth=4"], "unknown key bacth; did you mean batch"),
-        ("small/align", ["rates.visoin=1"], r"rates\.visoin; did you mean rates\.vision"),
+        ("small/align", ["learning_rates.visoin=1"], r"rates\.visoin; did you mean rates\.vision"),
         ("small/align", ["lora={rnak: 4}"], r"unknown key lora\.rnak; did you mean lora\.rank"),
-        ("small/align", ["learn=[projector, language]", "lora={}"], "contradict"),
+        ("small/align", ["trainable=[projector, language]", "lora={}"], "contradict"),
         ("small/align", ["pack_tokens=100"], "pack_tokens is 100"),
-        ("small/align", ["batch=0"], "batch is 0"),
+        ("small/align", ["batch_size=0"], "batch is 0"),
         ("small/align", ["trackers=[tensorbord]"], "tensorboard"),
         ("small/align", ["data=nowhere"], "nowhere: no such dataset folder"),
         ("small/align", ["kinds=[report]"], "no samples of kind report in split train; it has caption, vqa"),
@@ -351,10 +358,10 @@ def test_a_full_disk_costs_no_checkpoint(
         patch.setattr(place, name, full)
         told = r"could not be written \(No space left on device\); the checkpoint of step 1 is whole; free space"
         with pytest.raises(RunError, match=told):
-            stage(home, run, f"model={aligned}", "save_every=1", f"background={str(background).lower()}")
+            stage(home, run, f"model={aligned}", "save_steps=1", f"async_checkpoint={str(background).lower()}")
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-0000001"]
-    stage(home, run, f"model={aligned}", "save_every=1")
-    whole = stage(home, tmp_path / "whole", f"model={aligned}", "save_every=1")
+    stage(home, run, f"model={aligned}", "save_steps=1")
+    whole = stage(home, tmp_path / "whole", f"model={aligned}", "save_steps=1")
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -365,7 +372,7 @@ def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
     assert checkpoint.latest_checkpoint(tmp_path) is None
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    saver = checkpoint.Saver(tmp_path, keep=2)
+    saver = checkpoint.Saver(tmp_path, save_total_limit=2)
     for step in (1, 2, 3):
         saver.save(step, model, optimizer, {})
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [2, 3]
@@ -408,7 +415,7 @@ def test_asked_to_stop_it_saves_first(
 def test_samples_dropped_for_their_length_are_listed(home: Path, aligned: Path, tmp_path: Path) -> None:
     lengths = measure(home, tmp_path)
     limit = max(lengths) - 1
-    run = stage(home, tmp_path / "run", f"model={aligned}", f"max_length={limit}", "overlong=drop")
+    run = stage(home, tmp_path / "run", f"model={aligned}", f"max_length={limit}", "on_overlength=drop")
     dropped = [json.loads(line) for line in (run / "dropped.jsonl").read_text().splitlines()]
     assert len(dropped) == sum(length > limit for length in lengths) > 0
     assert all(f"max_length is {limit}" in row["reason"] for row in dropped)
@@ -432,7 +439,7 @@ def test_the_average_is_the_result(home: Path, aligned: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(loop, "update_average", watch)
     decay = 0.3
-    run = stage(home, tmp_path / "run", f"model={aligned}", f"average={decay}")
+    run = stage(home, tmp_path / "run", f"model={aligned}", f"ema_decay={decay}")
     expected = {name: weights(aligned)[name].detach() for name in seen[0]}
     for step, now in enumerate(seen):
         share = min(decay, (step + 1) / (step + 10))
@@ -472,7 +479,7 @@ def test_schedules() -> None:
 
 def test_tensorboard_file(home: Path, aligned: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run = stage(home, tmp_path / "run", f"model={aligned}", "trackers=[tensorboard]", "epochs=1")
+    run = stage(home, tmp_path / "run", f"model={aligned}", "trackers=[tensorboard]", "num_epochs=1")
     files = list((run / "tensorboard").glob("events*"))
     assert len(files) == 1
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

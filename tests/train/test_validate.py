@@ -114,7 +114,13 @@ def test_it_is_of_the_average_where_the_average_is_the_result(home: Path, tmp_pa
 def test_some_of_the_samples_the_same_each_time(home: Path, tmp_path: Path) -> None:
     run = train(home, tmp_path / "run", num_epochs=1, validate={"interval": 1, "samples": 10, "keep_best": 0})
     assert json.loads((run / "plan.json").read_text())["validation"]["samples"] == 10
-    still = train(home, tmp_path / "still", num_epochs=1, learning_rate=1e-30, validate={"interval": 1, "samples": 10, "keep_best": 0})
+    still = train(
+        home,
+        tmp_path / "still",
+        num_epochs=1,
+        learning_rate=1e-30,
+        validate={"interval": 1, "samples": 10, "keep_best": 0},
+    )
     assert len(set(of(still, "validation_loss").values())) == 1
     assert len(set(of(run, "validation_loss").values())) == 3, "control: weights that move have other losses"
 
@@ -226,7 +232,13 @@ def crash(home: Path, run: Path, stop: int, **options: Any) -> None:
 
 
 def test_interrupted_at_every_step_in_turn_it_is_the_same_run(home: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**MOVING, "learning_rate": 0.3, "validate": {"interval": 2}, "save_steps": 3, "save_total_limit": 1}
+    options: dict[str, Any] = {
+        **MOVING,
+        "learning_rate": 0.3,
+        "validate": {"interval": 2},
+        "save_steps": 3,
+        "save_total_limit": 1,
+    }
     whole, run = train(home, tmp_path / "whole", **options), tmp_path / "run"
     for stop in range(6):
         crash(home, run, stop, **options)

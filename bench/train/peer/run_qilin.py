@@ -34,8 +34,8 @@ def main(path: str) -> None:
     watch = Watch(job)
     watch_loop(watch)
     config = TrainConfig(
-        model=job["model"], data=(DataSource(path=Path(job["data"])),), learn=tuple(job["learn"]), template="v1",
-        system="", out=Path(job["out"]), seed=job["seed"], save_every=0, device="cpu", **flags,
+        model=job["model"], data=(DataSource(path=Path(job["data"])),), trainable=tuple(job["learn"]), template="v1",
+        system="", out=Path(job["out"]), seed=job["seed"], save_steps=0, device="cpu", **flags,
     )  # fmt: skip
     run_stage(config, "bench")
     done = read_yaml(Path(job["out"]) / "recipe.yaml")
@@ -132,7 +132,7 @@ def everything_read() -> None:
 
 def no_kept_images() -> None:
     """An image is read and scaled each time it is asked for."""
-    inputs.Pixels.__init__.__defaults__ = (0,)
+    inputs.PixelCache.__init__.__defaults__ = (0,)
 
 
 def no_prefetch() -> None:

@@ -1,38 +1,39 @@
-"""What a training stage can be told. Both stages are two YAML files of this one class; free of torch.
+"""The recipe of a training stage, and the flags of `qilin train` and `qilin estimate`. Free of torch.
 
-A recipe is found by name in the package (`small/align`) or by path. Nothing is attached to a settings object later.
+In: a recipe's name in the package (`small/align`) or a YAML file, and `key=value` overrides. Out: a validated TrainConfig.
+Both stages are two YAML files of this one class.
 """
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from qilin.core.config import build_config, config_class, list_fields, option, parse_override, read_yaml, set_nested
 from qilin.core.errors import UserError
+from qilin.core.recipes import recipe_path, training_recipes
+from qilin.train.recipe_keys import other_name_hint
 
-Kind = Literal["caption", "context", "inline", "report", "vqa", "chat"]
-Part = Literal["vision", "projector", "language"]
+SampleKind = Literal["caption", "context", "inline", "report", "vqa", "chat"]
+ModelPart = Literal["vision", "projector", "language"]
 
 
 @config_class
 class DataSource:
-    """One dataset folder among those a stage learns from."""
+    """One of the dataset folders of a stage."""
 
     path: Path = option(help="the dataset folder")
-    split: str = option(default="train", help="which split")
-    weight: float = option(default=1.0, help="how often its samples come in an epoch: 2 is twice, 0.5 is half of them")
-    kinds: tuple[Kind, ...] = option(default=(), help="kinds of samples to take; empty: what the recipe's `kinds` says")
+    split: str = option(default="train", help="the split to train on")
+    weight: float = option(default=1.0, help="how often each sample occurs per epoch: 2 is twice, 0.5 is half of them")
+    kinds: tuple[SampleKind, ...] = option(default=(), help="kinds of samples to use; empty: the recipe's `kinds`")
 
 
 @config_class
-class Lora:
-    """Low-rank adapters on the language model, in place of learning all of it."""
+class LoraOptions:
+    """Low-rank adapters on the language model, in place of training all of its weights."""
 
     rank: int = option(default=16, help="rank of the adapters")
-    alpha: float = option(default=32.0, help="scale of the adapters: alpha / rank")
+    alpha: float = option(default=32.0, help="the adapters are scaled by alpha / rank")
     dropout: float = option(default=0.0, help="dropout before the adapters")
     targets: tuple[str, ...] = option(
         default=(), help="names of the linear layers to adapt; empty: all of the language model's"
@@ -46,37 +47,39 @@ class Lora:
 
 
 @config_class
-class Rates:
-    """Peak learning rates that differ from `rate`, by part."""
+class LearningRates:
+    """Peak learning rates of single parts, where they differ from `learning_rate`."""
 
-    vision: float | None = option(default=None, help="the vision encoder's")
-    projector: float | None = option(default=None, help="the projector's")
-    language: float | None = option(default=None, help="the language model's (or its adapters')")
+    vision: float | None = option(default=None, help="of the vision encoder")
+    projector: float | None = option(default=None, help="of the projector")
+    language: float | None = option(default=None, help="of the language model, or of its adapters")
 
 
 @config_class
-class Validation:
-    """A look, during training, at samples that are not learnt from."""
+class ValidationOptions:
+    """Validation during training, on samples that are not trained on."""
 
     split: str | float = option(
         default="validation",
-        help="which samples: a split of the datasets, or a share of the training data, such as 0.05, that is put aside "
-        "(whole images, articles, patients) and not learnt from",
+        help="a split of the datasets, or a share of the training data, such as 0.05, that is held out by whole images, "
+        "articles and patients",
     )
-    every: int = option(default=100, help="steps between validations; there is one after the last step too")
-    samples: int = option(default=0, help="take at most so many samples, the same ones each time; 0: all")
-    best: int = option(
+    interval: int = option(default=100, help="steps between validations; the last step is always followed by one")
+    samples: int = option(default=0, help="use at most this many samples, the same ones each time; 0: all")
+    keep_best: int = option(
         default=1,
-        help="how many of the best checkpoints to keep beside the last ones; the finished model is then the best one; "
-        "0: only tell the loss, the finished model is that of the last step",
+        help="keep this many of the checkpoints with the lowest validation loss; the final model is the best of them; "
+        "0: only report the loss, the final model is that of the last step",
     )
 
     def __post_init__(self) -> None:
         if isinstance(self.split, float) and not 0 < self.split < 1:
-            raise ValueError(f"validate.split is {self.split}; expected a split's name, or a share between 0 and 1")
-        for name, least in (("every", 1), ("samples", 0), ("best", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"validate.{name} is {getattr(self, name)}; expected at least {least}")
+            raise ValueError(
+                f"validate.split is {self.split}; expected the name of a split, or a share between 0 and 1"
+            )
+        for name, minimum in (("interval", 1), ("samples", 0), ("keep_best", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"validate.{name} is {getattr(self, name)}; expected at least {minimum}")
 
 
 @config_class
@@ -84,258 +87,292 @@ class TrainConfig:
     """One stage of training."""
 
     vision: str | None = option(
-        default=None, help="vision encoder: a folder or a hub id (with `language`, to begin a model)"
+        default=None, help="vision encoder, a folder or a hub id; with `language`, composes a new model"
     )
-    language: str | None = option(default=None, help="causal language model: a folder or a hub id")
-    model: str | None = option(default=None, help="an earlier stage's model folder, in place of vision and language")
-    hub: Literal["huggingface", "modelscope"] = option(default="huggingface", help="where ids are fetched from")
-    out: Path | None = option(default=None, help="folder of this run and of the finished model")
-    learn: tuple[Part, ...] = option(default=("projector",), help="the parts that learn; all others are frozen")
-    lora: Lora | None = option(default=None, help="adapters for the language model; give {} for the defaults")
+    language: str | None = option(default=None, help="causal language model, a folder or a hub id")
+    model: str | None = option(default=None, help="model folder of an earlier stage, in place of vision and language")
+    hub: Literal["huggingface", "modelscope"] = option(default="huggingface", help="where ids are downloaded from")
+    out: Path | None = option(default=None, help="folder of this run and of the final model")
+    trainable: tuple[ModelPart, ...] = option(
+        default=("projector",), help="parts that are trained; all others are frozen"
+    )
+    lora: LoraOptions | None = option(default=None, help="adapters on the language model; {} for the defaults")
     data: tuple[DataSource, ...] = option(
-        default=(), help="what to learn from: a folder, or a list of {path, weight, split, kinds}"
+        default=(), help="what to train on: a dataset folder, or a list of {path, weight, split, kinds}"
     )
-    kinds: tuple[Kind, ...] = option(default=(), help="kinds of samples this stage learns; empty: all")
-    template: Literal["plain", "v1", "llama_2", "mistral", "chatml"] = option(
-        default="v1", help="the conversation style"
-    )
-    system: str | None = option(
-        default=None, help="system prompt in place of the template's own; an empty text for none"
+    kinds: tuple[SampleKind, ...] = option(default=(), help="kinds of samples to train on; empty: all")
+    template: Literal["plain", "v1", "llama_2", "mistral", "chatml"] = option(default="v1", help="chat template")
+    system_prompt: str | None = option(
+        default=None, help="system prompt in place of the template's; an empty text for none"
     )
     instructions: tuple[str, ...] = option(
-        default=(), help="asked before captions that come without a question, one a sample"
+        default=(), help="instructions for captions that come without one; each sample gets one of them"
     )
-    questions: Literal["branches", "separate"] = option(
-        default="branches", help="branches: questions of one image share its tokens; separate: each sample on its own"
+    share_image_prefix: bool = option(
+        default=True, help="compute an image once for all of its samples in a pack; false: each sample on its own"
     )
-    pad_square: bool = option(
-        default=True, help="pad images to a square with the mean colour; otherwise crop the middle"
-    )
+    pad_square: bool = option(default=True, help="pad images to a square with the mean color; false: crop the center")
     feature_layer: int | None = option(
         default=None,
-        help="the vision encoder's layer whose features are used; default: -2, the one before the last, "
-        "for a new model, and the model's own for a later stage",
+        help="layer of the vision encoder whose features are used; default: -2, the last but one, for a new model, and "
+        "the model's own for a later stage",
     )
     augment: float = option(
-        default=0.0, help="random shift, zoom and brightness of images, 0 (none) to 1; never a mirror flip"
+        default=0.0, help="strength of random shift, zoom and brightness of images, 0 to 1; images are never mirrored"
     )
-    max_length: int = option(default=2048, help="tokens a sample may take, its images included")
-    overlong: Literal["error", "cut", "drop"] = option(
-        default="error", help="what to do with longer ones; cut and dropped are counted"
+    max_length: int = option(default=2048, help="maximum tokens of a sample, its images included")
+    on_overlength: Literal["error", "truncate", "drop"] = option(
+        default="error", help="what to do with longer samples; truncated and dropped ones are counted"
     )
-    batch: int = option(default=32, help="samples an optimizer step, over all devices")
+    batch_size: int = option(default=32, help="samples per optimizer step, over all devices")
     pack_tokens: int = option(
-        default=8192, help="tokens computed at once; a step is packed into as many of these as it needs"
+        default=8192, help="maximum tokens per forward pass; a step is split into as many packs as it needs"
     )
-    epochs: int = option(default=1, help="times through the data")
-    rate: float = option(default=1e-3, help="peak learning rate")
-    rates: Rates = option(default=Rates(), help="learning rates of single parts, where they differ")
-    schedule: Literal["cosine", "constant", "linear"] = option(
-        default="cosine", help="how the rate falls after the warm-up"
+    num_epochs: int = option(default=1, help="passes over the data")
+    max_steps: int | None = option(
+        default=None,
+        help="number of optimizer steps, in as many epochs as they take, in place of num_epochs; the schedule has this "
+        "length; default: whole epochs",
     )
-    warmup: float = option(default=0.03, help="share of the steps in which the rate rises from nothing")
-    weight_decay: float = option(default=0.0, help="decay of matrices (never of biases and norms)")
+    learning_rate: float = option(default=1e-3, help="peak learning rate")
+    learning_rates: LearningRates = option(
+        default=LearningRates(), help="peak learning rates of single parts, where they differ"
+    )
+    lr_scheduler_type: Literal["cosine", "constant", "linear"] = option(
+        default="cosine", help="decay of the learning rate after the warm-up"
+    )
+    warmup_ratio: float = option(default=0.03, help="share of the steps over which the learning rate rises from 0")
+    weight_decay: float = option(default=0.0, help="weight decay of matrices; biases and norms have none")
     optimizer: Literal["adamw", "muon", "adamw8bit"] = option(
         default="adamw",
-        help="muon: for the matrices inside the layers, with AdamW for all else; learns small models faster; "
-        "adamw8bit: its averages in 8 bits, 2 bytes a weight in place of 8 (torchao)",
+        help="muon: Muon for the matrices inside the layers and AdamW for the rest, faster on small models, one device "
+        "only; adamw8bit: moments in 8 bits, 2 bytes per weight in place of 8 (torchao)",
     )
-    betas: tuple[float, float] = option(default=(0.9, 0.999), help="AdamW's averages")
-    clip: float = option(default=1.0, help="largest norm of the gradient")
-    average: float = option(
-        default=0.0, help="decay of a running average of the weights that becomes the result; 0 for none"
+    betas: tuple[float, float] = option(default=(0.9, 0.999), help="AdamW's betas")
+    max_grad_norm: float = option(default=1.0, help="gradients are clipped to this norm")
+    ema_decay: float = option(
+        default=0.0, help="decay of an exponential moving average of the weights, which becomes the model; 0: none"
     )
     precision: Literal["auto", "fp32", "bf16"] = option(
         default="auto",
-        help="arithmetic; what learns keeps fp32 weights; auto: bf16 on GPUs, on a processor what "
-        "it multiplies faster, by a short measurement; an interrupted run goes on as it began",
+        help="precision of the computation; trained weights are kept in fp32; auto: bf16 on GPUs, on a CPU the faster one "
+        "by a short measurement; a resumed run keeps its precision",
     )
-    checkpointing: bool | float | Literal["auto"] = option(
+    gradient_checkpointing: bool | float | Literal["auto"] = option(
         default=False,
-        help="compute activations again in the backward pass: less memory, a third more arithmetic; true: of all "
-        "layers, a share such as 0.5: of so many of them, auto: of as few as memory asks for",
+        help="recompute activations in the backward pass: less memory, a third more computation; true: in all layers, a "
+        "share such as 0.5: in that share of them, auto: in as few as the memory requires",
     )
-    frozen: Literal["plain", "nf4", "fp8"] = option(
+    frozen_weights: Literal["plain", "nf4", "fp8"] = option(
         default="plain",
-        help="numbers of a frozen language model: plain (after precision), nf4 (4 bits; with lora this is QLoRA), "
-        "fp8 (products in 8 bits, on Ada, Hopper and later)",
+        help="format of a frozen language model: plain (as `precision`), nf4 (4 bits; with lora this is QLoRA), fp8 "
+        "(8-bit products, on Ada, Hopper and later)",
     )
     device: str = option(default="auto", help="auto, cpu, cuda, …")
-    divide: Literal["auto", "all", "learning"] = option(
+    shard: Literal["auto", "all", "trainable"] = option(
         default="auto",
-        help="on many devices: divide all weights over them, or only what learns and let each hold the frozen ones; "
-        "auto: all where the frozen ones take over 40 % of a device",
+        help="on many devices: shard all weights over them, or only the trainable ones and replicate the frozen ones; "
+        "auto: all where the frozen ones exceed 40 % of a device's memory",
     )
-    background: bool | None = option(
-        default=None, help="write checkpoints while training goes on; default: on an accelerator, not on a CPU"
+    async_checkpoint: bool | None = option(
+        default=None, help="write checkpoints in the background; default: on an accelerator, not on a CPU"
     )
-    seed: int = option(default=0, help="of the plan, the new weights and the augmentation")
-    save_every: int = option(default=500, help="steps between checkpoints; 0 for none")
-    keep: int = option(default=2, help="how many of the last checkpoints to keep")
-    validate: Validation | None = option(
-        default=None, help="tell the loss on other samples now and then, and keep the best; give {} for the defaults"
+    seed: int = option(default=0, help="seed of the data order, the new weights, the instructions and the augmentation")
+    save_steps: int = option(default=500, help="steps between checkpoints; 0: none")
+    save_total_limit: int = option(default=2, help="how many of the last checkpoints to keep")
+    validate: ValidationOptions | None = option(
+        default=None, help="report the loss on held-out samples and keep the best checkpoints; {} for the defaults"
     )
-    log_every: int = option(default=10, help="steps between rows of metrics.jsonl")
+    logging_steps: int = option(default=10, help="steps between rows of metrics.jsonl")
     trackers: tuple[Literal["tensorboard", "swanlab", "wandb", "trackio"], ...] = option(
-        default=("tensorboard",), help="where the figures go besides metrics.jsonl"
+        default=("tensorboard",), help="experiment trackers that get the metrics besides metrics.jsonl"
     )
-    label: str | None = option(default=None, help="a word that marks every result of this run, such as 'quick'")
+    label: str | None = option(default=None, help="a label on every result of this run, such as 'quick'")
 
     def __post_init__(self) -> None:
-        whole = self.model is not None
-        parts = self.vision is not None or self.language is not None
-        if whole == parts or (parts and not (self.vision and self.language)):
+        composed = self.vision is not None or self.language is not None
+        if (self.model is not None) == composed or (composed and not (self.vision and self.language)):
             raise ValueError("give either model (an earlier stage's folder) or both vision and language")
         if not self.data:
-            raise ValueError("data is required and was not given; name a dataset folder: data=FOLDER")
-        if not self.learn:
-            raise ValueError("learn is empty; name at least one of vision, projector, language")
-        if self.lora is not None and "language" in self.learn:
-            raise ValueError("lora and learn: [language] contradict each other; adapters stand in place of the weights")
-        if self.frozen != "plain" and "language" in self.learn:
-            raise ValueError(f"frozen is {self.frozen}, but learn names language, which is then not frozen; use lora")
-        if not isinstance(self.checkpointing, str) and not 0 <= self.checkpointing <= 1:
-            raise ValueError(f"checkpointing is {self.checkpointing}; expected true, false, auto or a share, 0 to 1")
+            raise ValueError("data is required; name a dataset folder: data=FOLDER")
+        if not self.trainable:
+            raise ValueError("trainable is empty; name at least one of vision, projector, language")
+        if self.lora is not None and "language" in self.trainable:
+            raise ValueError("lora and trainable: [language] exclude each other; adapters replace training the weights")
+        if self.frozen_weights != "plain" and "language" in self.trainable:
+            raise ValueError(
+                f"frozen_weights is {self.frozen_weights}, but trainable names language, which is then not frozen; use lora"
+            )
+        if not isinstance(self.gradient_checkpointing, str) and not 0 <= self.gradient_checkpointing <= 1:
+            raise ValueError(
+                f"gradient_checkpointing is {self.gradient_checkpointing}; expected true, false, auto or a share, 0 to 1"
+            )
         if self.pack_tokens < self.max_length:
             raise ValueError(f"pack_tokens is {self.pack_tokens}; expected at least max_length ({self.max_length})")
-        for name, least in (("batch", 1), ("epochs", 1), ("max_length", 1), ("keep", 1), ("log_every", 1),
-                            ("save_every", 0), ("seed", 0), ("weight_decay", 0)):  # fmt: skip
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        for name in ("rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name, low, high in (("warmup", 0, 1), ("augment", 0, 1), ("average", 0, 0.99999)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {low} to {high}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas are {self.betas}; expected two numbers from 0 to below 1")
+        self.check_ranges()
+        self.check_learning_rates()
         for source in self.data:
             if not 0 < source.weight < math.inf:
                 raise ValueError(f"data: weight of {source.path} is {source.weight}; expected more than 0")
             if self.validate is not None and self.validate.split == source.split:
                 raise ValueError(
-                    f"validate.split is {source.split!r}, which {source.path} is learnt from; name another"
+                    f"validate.split is {source.split!r}, which {source.path} is trained on; name another split"
                 )
-        self.check_rates()
 
-    def check_rates(self) -> None:
-        """A rate for a part that does not learn would be skipped in silence."""
-        learning = {*self.learn, *(["language"] if self.lora is not None else [])}
+    def check_ranges(self) -> None:
+        """Raise ValueError for the first number out of its range."""
+        for name, minimum in (("batch_size", 1), ("num_epochs", 1), ("max_length", 1), ("save_total_limit", 1),
+                              ("logging_steps", 1), ("save_steps", 0), ("seed", 0), ("weight_decay", 0)):  # fmt: skip
+            if not getattr(self, name) >= minimum:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {minimum}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}; expected at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        for name, low, high in (("warmup_ratio", 0, 1), ("augment", 0, 1), ("ema_decay", 0, 0.99999)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {low} to {high}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; expected two numbers from 0 to below 1")
+
+    def check_learning_rates(self) -> None:
+        """Raise ValueError for a learning rate of a frozen part: it would have no effect."""
+        trained = {*self.trainable, *(["language"] if self.lora is not None else [])}
         for part in ("vision", "projector", "language"):
-            rate = getattr(self.rates, part)
+            rate = getattr(self.learning_rates, part)
             if rate is None:
                 continue
-            if part not in learning:
+            if part not in trained:
                 raise ValueError(
-                    f"rates.{part} is {rate}, but learn does not name {part}; add it, or leave the rate out"
+                    f"learning_rates.{part} is {rate}, but trainable does not name {part}; add it, or remove the rate"
                 )
             if not 0 <= rate < math.inf:
-                raise ValueError(f"rates.{part} is {rate}; expected 0 or more")
+                raise ValueError(f"learning_rates.{part} is {rate}; expected 0 or more")
 
 
 @config_class
 class TrainCommand:
     """`qilin train RECIPE key=value …`"""
 
-    recipe: str = option(help="a recipe's name (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
-    changes: tuple[str, ...] = option(
-        default=(), help="key=value words that change the recipe, such as batch=16 data=FOLDER out=DIR"
+    recipe: str = option(help="name of a recipe (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
+    overrides: tuple[str, ...] = option(
+        default=(), help="key=value pairs that override the recipe, such as batch_size=16 data=FOLDER out=DIR"
     )
     check: bool = option(
-        default=False, help="read and check everything, every image too, say what would be done, train nothing"
+        default=False, help="read and check everything, decode every image, print the plan; train nothing"
     )
 
-    EPILOG = ""  # filled below: the keys that a recipe may have
+    EPILOG = ""  # set below: the keys of a recipe
+
+    @staticmethod
+    def check_arguments(arguments: Sequence[str]) -> None:
+        reject_flags_for_keys(TrainCommand, arguments)
 
 
 @config_class
 class EstimateCommand:
     """`qilin estimate RECIPE key=value …`"""
 
-    recipe: str = option(help="a recipe's name (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
-    changes: tuple[str, ...] = option(
+    recipe: str = option(help="name of a recipe (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
+    overrides: tuple[str, ...] = option(
         default=(),
-        help="key=value words that change the recipe; data=FOLDER measures your data, if its tokenizer is here",
+        help="key=value pairs that override the recipe; data=FOLDER measures your data if the tokenizer is a local folder",
     )
     gpu: str = option(
         default="auto",
-        help="auto (this machine's), cpu (this machine), or a card: h200, h100, a100, a100-40gb, l40s, …",
+        help="auto (the GPU of this machine), cpu (this machine), or a GPU model: h200, h100, a100, a100-40gb, l40s, …",
     )
-    count: int = option(default=1, help="how many of them")
-    samples: int | None = option(default=None, help="without data at hand: samples of the dataset")
-    text: int = option(default=120, help="without data at hand: tokens of a sample beside its image's")
-    answers: int = option(default=60, help="without data at hand: how many of those are learnt")
-    samples_per_image: float = option(default=1.0, help="without data at hand: samples on the same image")
+    devices: int = option(default=1, help="number of devices")
+    samples: int | None = option(default=None, help="without data: number of samples")
+    text_tokens: int = option(default=120, help="without data: text tokens per sample")
+    answer_tokens: int = option(default=60, help="without data: how many of the text tokens are trained on")
+    samples_per_image: float = option(default=1.0, help="without data: samples per image")
     mfu: float = option(
-        default=0.4, help="share of the arithmetic's peak that is reached; a run's own is in metrics.jsonl"
+        default=0.4,
+        help="model FLOPs utilization: the share of the peak that is reached; metrics.jsonl has a run's own",
     )
-    price: float | None = option(default=None, help="what an hour of one card costs, in your money")
-    json: bool = option(default=False, help="the figures as JSON on stdout")
+    price: float | None = option(default=None, help="price of one device per hour, in any currency")
+    json: bool = option(default=False, help="print the figures as JSON")
 
     def __post_init__(self) -> None:
-        for name in ("count", "text", "answers", "samples_per_image"):
+        for name in ("devices", "text_tokens", "answer_tokens", "samples_per_image"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples is {self.samples}; expected at least 1")
-        if self.answers > self.text:
-            raise ValueError(f"answers is {self.answers}; expected at most text ({self.text})")
+        if self.answer_tokens > self.text_tokens:
+            raise ValueError(
+                f"answer_tokens is {self.answer_tokens}; expected at most text_tokens ({self.text_tokens})"
+            )
         if not 0 < self.mfu <= 1:
             raise ValueError(f"mfu is {self.mfu}; expected more than 0 and at most 1")
 
-
-def recipe_names() -> list[str]:
-    """The recipes that come with Qilin."""
-    root = resources.files("qilin") / "recipes"
-    return sorted(
-        f"{folder.name}/{file.name.removesuffix('.yaml')}"
-        for folder in root.iterdir()
-        if folder.is_dir()
-        for file in folder.iterdir()
-        if file.name in ("align.yaml", "instruct.yaml")
-    )
+    @staticmethod
+    def check_arguments(arguments: Sequence[str]) -> None:
+        reject_flags_for_keys(EstimateCommand, arguments)
 
 
-def recipe_path(name: str) -> Path:
-    """The file of a recipe given by name or path. Raises UserError with the nearest name."""
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    if name in recipe_names():
-        return Path(str(resources.files("qilin") / "recipes" / f"{name}.yaml"))
-    near = difflib.get_close_matches(name, recipe_names(), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(recipe_names())}"
-    raise UserError(f"no recipe {name!r}; {hint} (or give a .yaml file)")
+def read_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A recipe by name or path, then `key=value` overrides, then `values`; later ones win.
+
+    Raises UserError for an unknown recipe, a key of another trainer (with the name to use) and values out of range.
+    """
+    merged = read_yaml(recipe_path(name, training_recipes()))
+    changes = [parse_override(override) for override in overrides]
+    overridden = {key.split(".")[0] for key, _ in changes}
+    # what the overrides start from replaces what the recipe starts from; both in the overrides is an error below
+    for key in (
+        ("vision", "language") if "model" in overridden else ("model",) if overridden & {"vision", "language"} else ()
+    ):
+        merged.pop(key, None)
+    for key, value in changes:
+        set_nested(merged, key.split("."), value)
+    merged |= values or {}
+    reject_other_names(merged, where=f"recipe {name}")
+    merged["data"] = normalize_data(merged.get("data"))
+    return build_config(TrainConfig, merged, where=f"recipe {name}")
 
 
-def read_recipe(name: str, changes: Sequence[str] = (), more: Mapping[str, Any] | None = None) -> TrainConfig:
-    """A recipe by name or path, with `key=value` words and values of a caller's own on top -> TrainConfig."""
-    path = recipe_path(name)
-    values = read_yaml(path)
-    words = [parse_override(word) for word in changes]
-    given = {key.split(".")[0] for key, _ in words}
-    # what the words begin with stands in place of what the recipe begins with; both at once is refused below
-    for key in ("vision", "language") if "model" in given else ("model",) if given & {"vision", "language"} else ():
-        values.pop(key, None)
-    for key, value in words:
-        set_nested(values, key.split("."), value)
-    values |= more or {}
-    values["data"] = data_list(values.get("data"))
-    return build_config(TrainConfig, values, where=f"recipe {name}")
+def reject_other_names(values: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for a key that has another name here."""
+    known = TrainConfig.__dataclass_fields__  # type: ignore[attr-defined]
+    validate = values.get("validate")
+    keys = [key for key in values if key not in known]
+    keys += [f"validate.{key}" for key in validate] if isinstance(validate, Mapping) else []
+    for key in keys:
+        if hint := other_name_hint(key):
+            raise UserError(f"{where}: unknown key {key}; {hint}")
 
 
-def data_list(value: Any) -> list[Any]:
-    """`data` may be one folder, one mapping, or a list of either."""
+def reject_flags_for_keys(command: type, arguments: Sequence[str]) -> None:
+    """Raise UserError for `--batch_size 16`: recipe keys are given as key=value."""
+    fields = TrainConfig.__dataclass_fields__  # type: ignore[attr-defined]
+    flags = command.__dataclass_fields__  # type: ignore[attr-defined]
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.removeprefix("--").partition("=")
+        key = flag.replace("-", "_")
+        if not argument.startswith("--") or key in flags:
+            continue
+        hint = other_name_hint(key)
+        if key in fields or hint:
+            following = arguments[index + 1] if index + 1 < len(arguments) else "VALUE"
+            example = f"{key}={value if equals else following}" if key in fields else f"key=value; for {key}, {hint}"
+            raise UserError(f"{argument}: keys of a recipe are given without dashes: {example}")
+
+
+def normalize_data(value: Any) -> list[Any]:
+    """`data` may be one folder, one mapping, or a list of either; returns a list of mappings."""
     rows = [] if value is None else value if isinstance(value, list | tuple) else [value]
     return [row if isinstance(row, Mapping) else {"path": str(row)} for row in rows]
 
 
-def keys_help() -> str:
+def format_keys() -> str:
     """The keys of a recipe with their help, for `qilin train --help`."""
     rows = list_fields(TrainConfig)
     width = max(len(key) for key, _, _ in rows)
-    lines = [f"  {key:{width}}  {text}" + (f" ({takes})" if takes else "") for key, takes, text in rows]
-    return "\n\nkeys of a recipe:\n" + "\n".join(lines) + f"\n\nrecipes: {', '.join(recipe_names())}\n"
+    lines = [f"  {key:{width}}  {text}" + (f" ({values})" if values else "") for key, values, text in rows]
+    return "\n\nkeys of a recipe:\n" + "\n".join(lines) + f"\n\nrecipes: {', '.join(training_recipes())}\n"
 
 
-TrainCommand.EPILOG = keys_help()
+TrainCommand.EPILOG = format_keys()

@@ -25,7 +25,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.reader import Dataset
 from qilin.dataset.schema import Sample
 from qilin.model.chat_template import IMAGE, Encoded
-from qilin.model.processing import Pixels, encode_sample, image_tokens
+from qilin.model.processing import PixelCache, encode_sample, image_tokens
 from qilin.train.config import TrainConfig
 from qilin.train.data_sources import Part, open_sources
 from qilin.train.distributed import World
@@ -67,7 +67,7 @@ class PackedDataset:
         self.processor = processor
         self.part = part
         self.sources = open_sources(config, part)
-        self.pixels = Pixels(processor.image_processor)
+        self.pixels = PixelCache(processor.image_processor)
         self.encoded: dict[int, Encoded] = {}
         self.room = KEEP_TOKENS  # left in `encoded`
         self.report = {"samples": 0, "cut": 0, "dropped": 0}
@@ -106,9 +106,9 @@ class PackedDataset:
             if encoded is None:
                 self.refused.append({"sample_id": sample.sample_id, "reason": excess})
                 continue
-            prefix = shared_prefix(encoded, image_id) if self.config.questions == "branches" else 0
+            prefix = shared_prefix(encoded, image_id) if self.config.share_image_prefix else 0
             unit = unit_of(sample, encoded.ids[:prefix], number, image_id)
-            rows.append((number, len(encoded.ids), prefix, sum(encoded.learn), unit, encoded.images))
+            rows.append((number, len(encoded.ids), prefix, sum(encoded.loss_mask), unit, encoded.num_images))
         self.report["samples"] = len(rows)
         return np.array(rows, dtype=np.int64).reshape(-1, 6), {"report": self.report, "refused": self.refused}
 
@@ -125,7 +125,7 @@ class PackedDataset:
             "special": self.processor.tokenizer.special_tokens_map,  # templates write some of them
             "template": self.processor.chat_template,
             "image_tokens": image_tokens(self.processor),
-            "limits": (s.max_length, s.overlong, s.questions, s.instructions),
+            "limits": (s.max_length, s.on_overlength, s.share_image_prefix, s.instructions),
             "version": 3,
         }
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:32]
@@ -148,11 +148,11 @@ class PackedDataset:
         excess = ""
         if len(encoded.ids) > limit:
             excess = f"{len(encoded.ids)} tokens, max_length is {limit}"
-            if self.config.overlong == "error":
+            if self.config.on_overlength == "error":
                 raise UserError(
                     f"sample {sample.sample_id}: {excess}; raise max_length, or say overlong=cut or overlong=drop"
                 )
-            cut = cut_to(encoded, limit, self.processor) if self.config.overlong == "cut" else None
+            cut = cut_to(encoded, limit, self.processor) if self.config.on_overlength == "truncate" else None
             if cut is None:
                 return None, excess
             encoded = cut
@@ -195,7 +195,7 @@ class PackedDataset:
                 start = len(ids)
                 before = documents[head][0] + prefix - 1 if prefix else -1  # the prefix's last token
                 rest = encoded.ids[prefix:]
-                for i, learnt in enumerate(encoded.learn[prefix:]):
+                for i, learnt in enumerate(encoded.loss_mask[prefix:]):
                     if learnt and prefix + i > 0:
                         where.append(start + i - 1 if i else before)
                         targets.append(rest[i])
@@ -267,10 +267,10 @@ def prefetch(
 
 def shared_prefix(encoded: Encoded, image_id: int) -> int:
     """Tokens up to and with the last image, if nothing in them is to be learnt; 0 for text alone."""
-    if not encoded.images:
+    if not encoded.num_images:
         return 0
     last = len(encoded.ids) - 1 - encoded.ids[::-1].index(image_id)
-    return 0 if any(encoded.learn[: last + 1]) else last + 1
+    return 0 if any(encoded.loss_mask[: last + 1]) else last + 1
 
 
 def unit_of(sample: Sample, prefix: Sequence[int], number: int, image_id: int) -> int:
@@ -285,9 +285,9 @@ def unit_of(sample: Sample, prefix: Sequence[int], number: int, image_id: int) -
 def cut_to(encoded: Encoded, limit: int, processor: Any) -> Encoded | None:
     """The first `limit` tokens, or None where an image or all of the answer would be lost."""
     image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE)
-    if image_id in encoded.ids[limit:] or not any(encoded.learn[:limit]):
+    if image_id in encoded.ids[limit:] or not any(encoded.loss_mask[:limit]):
         return None
-    return Encoded(encoded.ids[:limit], encoded.learn[:limit], encoded.images)
+    return Encoded(encoded.ids[:limit], encoded.loss_mask[:limit], encoded.num_images)
 
 
 def cache_folder() -> Path:

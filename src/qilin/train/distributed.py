@@ -151,7 +151,7 @@ def divides_frozen(config: TrainConfig, frozen: float, memory: float) -> bool:
 
     Where a device holds them easily they need not be sent around at every step.
     """
-    return config.divide == "all" or (config.divide == "auto" and frozen > 0.4 * memory)
+    return config.shard == "all" or (config.shard == "auto" and frozen > 0.4 * memory)
 
 
 def memory_of(world: World) -> float:

@@ -20,8 +20,8 @@ from qilin.core.config import parse_override
 from qilin.core.errors import UserError
 from qilin.model.chat_template import chat_template
 from qilin.model.llava import pick_device
-from qilin.model.meta_model import processor_of, shape_of, skeleton
-from qilin.train.config import EstimateCommand, Lora, TrainConfig, read_recipe
+from qilin.model.meta_model import load_processor, load_llava_config, build_meta_model
+from qilin.train.config import EstimateCommand, LoraOptions, TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
 from qilin.train.flops import CARDS, Card, card_named, cost_of, fast_precision, measure_peak
 from qilin.train.memory_estimate import SLACK, largest_pack, memory_by_cause, peak, read_bytes, ready, settled, standing
@@ -48,19 +48,19 @@ class Machine:
 
 def estimate_command(command: EstimateCommand) -> None:
     """`qilin estimate RECIPE key=value …`"""
-    config = read_recipe(command.recipe, [*stand_ins(command), *command.changes])
+    config = read_recipe(command.recipe, [*stand_ins(command), *command.overrides])
     if config.precision == "auto":
         here = command.gpu in ("auto", "cpu")
         config = replace(config, precision=fast_precision(pick_device(command.gpu)) if here else "bf16")
     machine = machine_of(command, config)
-    model_config = shape_of(config.vision, config.language, config.model, config.hub, config.feature_layer)
-    model = skeleton(model_config)
+    model_config = load_llava_config(config.vision, config.language, config.model, config.hub, config.feature_layer)
+    model = build_meta_model(model_config)
     lengths = measured(config, model_config) or imagined(command, config, model_config)
     plan = make_plan(
         lengths,
         [source.weight for source in config.data],
-        batch=config.batch,
-        epochs=config.epochs,
+        batch_size=config.batch_size,
+        num_epochs=config.num_epochs,
         pack_tokens=config.pack_tokens,
         seed=config.seed,
     )
@@ -74,7 +74,7 @@ def estimate_command(command: EstimateCommand) -> None:
 
 def stand_ins(command: EstimateCommand) -> list[str]:
     """What a recipe asks for and an estimate can do without."""
-    given = {parse_override(word)[0].split(".")[0] for word in command.changes}
+    given = {parse_override(word)[0].split(".")[0] for word in command.overrides}
     return [] if "data" in given else ["data=not-given"]
 
 
@@ -85,17 +85,17 @@ def machine_of(command: EstimateCommand, config: TrainConfig) -> Machine:
         if device.type == "cpu":
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             kind = torch.bfloat16 if config.precision == "bf16" else torch.float32
-            return Machine("this CPU", memory, measure_peak(device, kind), False, command.count)
+            return Machine("this CPU", memory, measure_peak(device, kind), False, command.devices)
         name = torch.cuda.get_device_name(device)
         memory = torch.cuda.get_device_properties(device).total_memory
         own = card_named(name) or Card(memory, measure_peak(device, torch.bfloat16))
-        return Machine(name, own.memory, own.bf16, True, command.count)
+        return Machine(name, own.memory, own.bf16, True, command.devices)
     card = card_named(command.gpu)
     if card is None:
         raise UserError(f"gpu is {command.gpu!r}; known are {', '.join(CARDS)}, and cpu for this machine")
     if config.precision != "bf16":
         raise UserError(f"the data sheets of cards are kept for bf16; precision is {config.precision}")
-    return Machine(command.gpu.upper(), card.memory, card.bf16, True, command.count)
+    return Machine(command.gpu.upper(), card.memory, card.bf16, True, command.devices)
 
 
 def data_here(config: TrainConfig) -> bool:
@@ -111,23 +111,23 @@ def measured(config: TrainConfig, model_config: LlavaConfig) -> Lengths | None:
     """The lengths of the data itself, where it is at hand."""
     if not data_here(config):
         return None
-    processor = processor_of(model_config, config.vision, config.language, config.model, config.hub)
-    processor.chat_template = chat_template(config.template, config.system)
+    processor = load_processor(model_config, config.vision, config.language, config.model, config.hub)
+    processor.chat_template = chat_template(config.template, config.system_prompt)
     return PackedDataset(config, processor).lengths
 
 
 def imagined(command: EstimateCommand, config: TrainConfig, model_config: LlavaConfig) -> Lengths:
     """Lengths of a dataset of which only counts are known; a hundred steps of it where not even those are."""
-    samples = command.samples or 100 * config.batch
+    samples = command.samples or 100 * config.batch_size
     index = np.arange(samples)
     ones = np.ones(samples, dtype=np.int64)
     image = int(model_config.image_seq_length) + TEMPLATE
-    total = min(image + command.text, config.max_length)
-    shared = image if config.questions == "branches" else 0
+    total = min(image + command.text_tokens, config.max_length)
+    shared = image if config.share_image_prefix else 0
     return Lengths(
         total=ones * total,
         prefix=ones * shared,
-        learnt=ones * command.answers,
+        learnt=ones * command.answer_tokens,
         unit=(index / command.samples_per_image).astype(np.int64) if shared else -1 - index,
         source=index % len(config.data),
         images=ones,
@@ -212,7 +212,7 @@ def size_of(config: TrainConfig, machine: Machine, model_config: LlavaConfig, pl
     """Bytes on each of `count` devices; what moves is left out where what stays is too much already."""
     pack = largest_pack(replace(plan, pack_tokens=config.pack_tokens))
     config = settled(model_config, config, pack, machine.on_card, count, machine.memory)
-    model = ready(skeleton(model_config), config)
+    model = ready(build_meta_model(model_config), config)
     size = sum(standing(model, config, machine.on_card, count).values())
     if size > machine.room:
         return size
@@ -222,19 +222,21 @@ def size_of(config: TrainConfig, machine: Machine, model_config: LlavaConfig, pl
 
 def with_adapters(config: TrainConfig) -> TrainConfig:
     """Adapters in place of the language model's weights."""
-    if "language" not in config.learn:
+    if "language" not in config.trainable:
         return config
-    others = tuple(part for part in config.learn if part != "language") or ("projector",)
-    return replace(config, learn=others, lora=Lora(rank=64, alpha=128))
+    others = tuple(part for part in config.trainable if part != "language") or ("projector",)
+    return replace(config, trainable=others, lora=LoraOptions(rank=64, alpha=128))
 
 
 # what takes less memory, in words for the command line; tried in this order
 CHANGES: dict[str, Callable[[TrainConfig], TrainConfig]] = {
-    "checkpointing=true": lambda config: replace(config, checkpointing=True),
+    "gradient_checkpointing=true": lambda config: replace(config, gradient_checkpointing=True),
     "pack_tokens=MAX_LENGTH": lambda config: replace(config, pack_tokens=config.max_length),
     "optimizer=adamw8bit": lambda config: replace(config, optimizer="adamw8bit"),
-    "'learn=[projector]' 'lora={rank: 64, alpha: 128}'": with_adapters,
-    "frozen=nf4": lambda config: config if "language" in config.learn else replace(config, frozen="nf4"),
+    "'trainable=[projector]' 'lora={rank: 64, alpha: 128}'": with_adapters,
+    "frozen_weights=nf4": lambda config: (
+        config if "language" in config.trainable else replace(config, frozen_weights="nf4")
+    ),
 }
 AGAIN, SMALL, EIGHT, ADAPTERS, FOUR = CHANGES
 LADDER = (

@@ -48,7 +48,7 @@ def train(
     """
     model = learner.model
     optimizer = make_optimizer(learning_parts(model, config), config.optimizer, config.betas)
-    average = {n: p.clone() for n, p in learning_weights(model).items()} if config.average else {}
+    average = {n: p.clone() for n, p in learning_weights(model).items()} if config.ema_decay else {}
     last = latest_checkpoint(run)
     done = load_checkpoint(last, model, optimizer, average) if last else 0
     model.train()
@@ -77,20 +77,20 @@ def learn(
 ) -> None:
     """The steps from `done` on."""
     model = learner.model
-    warmup = math.ceil(config.warmup * len(plan))
+    warmup = math.ceil(config.warmup_ratio * len(plan))
     meter = Meter(cost_of(model), world.size * peak_of(world.device, config.precision), world.device, len(plan), done)
-    best = config.validate.best if config.validate else 0
-    saver = Saver(run, config.keep, world, saves_in_background(config, world), best)
+    best = config.validate.keep_best if config.validate else 0
+    saver = Saver(run, config.save_total_limit, world, saves_in_background(config, world), best)
     with Log(run, title, len(plan), done, config, world.first) as log, Signals() as signals:
         for step, packs, waited in prefetch(feed, plan, done, config, world):
             started = time.perf_counter()
             torch.manual_seed(config.seed * 1_000_003 + step + world.rank * 500_009)
-            set_rates(optimizer, rate_share(config.schedule, step, len(plan), warmup))
+            set_rates(optimizer, rate_share(config.lr_scheduler_type, step, len(plan), warmup))
             loss, answer_tokens = learn_step(learner, packs, config, step, world)
-            norm = clip(model, config.clip, packs, step, world)
+            norm = clip(model, config.max_grad_norm, packs, step, world)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            update_average(average, model, config.average, step)
+            update_average(average, model, config.ema_decay, step)
             ends = step + 1 == len(plan)
             seconds = time.perf_counter() - started
             looked = {}
@@ -112,16 +112,16 @@ def learn(
             }
             if world.size > 1:
                 figures["imbalance"] = imbalance(plan.shares(step, world.size))
-            write = ends or bool(looked) or step % config.log_every == 0
+            write = ends or bool(looked) or step % config.logging_steps == 0
             log.step(figures, write)
             if write:
                 meter.reset()
             loss_held = looked.get("validation_loss")
-            due = config.save_every and (step + 1) % config.save_every == 0
+            due = config.save_steps and (step + 1) % config.save_steps == 0
             due = due or (best > 0 and loss_held is not None and saver.among_best(loss_held))
             if (due and not ends) or asked:
                 saver.save(step + 1, model, optimizer, average, loss_held)
-            elif ends and (config.save_every or best or not written_as_it_is(config, world)):
+            elif ends and (config.save_steps or best or not written_as_it_is(config, world)):
                 # if the model cannot be written (a full disk), no step is lost
                 saver.save(step + 1, model, None, average, loss_held)
             if asked or ends:
@@ -147,21 +147,21 @@ def look_at_held(
 
 
 def due_to_validate(config: TrainConfig, step: int, ends: bool) -> bool:
-    return config.validate is not None and (ends or (step + 1) % config.validate.every == 0)
+    return config.validate is not None and (ends or (step + 1) % config.validate.interval == 0)
 
 
 def keeps_best(config: TrainConfig) -> bool:
-    return config.validate is not None and config.validate.best > 0
+    return config.validate is not None and config.validate.keep_best > 0
 
 
 def written_as_it_is(config: TrainConfig, world: World) -> bool:
     """Whether the model that learnt can be written. One in pieces or in few bits is put together from a checkpoint."""
-    return world.size == 1 and config.frozen == "plain"
+    return world.size == 1 and config.frozen_weights == "plain"
 
 
 def saves_in_background(config: TrainConfig, world: World) -> bool:
     """By default on an accelerator; on a CPU writing would only take turns with computing, and a copy needs memory."""
-    return world.device.type != "cpu" if config.background is None else config.background
+    return world.device.type != "cpu" if config.async_checkpoint is None else config.async_checkpoint
 
 
 def agree(
@@ -272,8 +272,8 @@ def learning_parts(model: Any, config: TrainConfig) -> Iterator[Learning]:
 
 def rate_of(config: TrainConfig, part: str) -> float:
     """A part's peak rate; its own may be 0."""
-    own: float | None = getattr(config.rates, part)
-    return config.rate if own is None else own
+    own: float | None = getattr(config.learning_rates, part)
+    return config.learning_rate if own is None else own
 
 
 def plain_name(name: str) -> str:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, LlavaConfig
 
 from qilin.model.llava import set_trainable
-from qilin.model.meta_model import skeleton
+from qilin.model.meta_model import build_meta_model
 from qilin.train.config import TrainConfig
 from qilin.train.distributed import GATHERED, divides_frozen
 from qilin.train.loss import answer_loss
@@ -32,7 +32,7 @@ from qilin.train.plan import Lengths, Piece, Plan, counts_of
 SLACK = 0.94  # of a card's memory: what its context, fragments and libraries leave (not measured)
 LIKE_FLEX = "qilin_like_flex"
 DEPTHS = (3, 4)  # layers of the language model in the two trials
-UNSEEN: Mapping[str, Any] = {"optimizer": "adamw", "frozen": "plain", "divide": "auto"}
+UNSEEN: Mapping[str, Any] = {"optimizer": "adamw", "frozen_weights": "plain", "shard": "auto"}
 LOOKED: dict[str, int] = {}  # trials of this process, by all that they were given
 PROCESS = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)
 
@@ -87,12 +87,12 @@ def standing(model: Any, config: TrainConfig, on_card: bool, devices: int = 1) -
         kind = 2 if config.precision == "bf16" else 4
         gathered = kind * (2 * max(layers) + outside) + 4.0 * max(layers)  # two layers whole, and a gradient under way
         gathered += 4.0 * learn if 4 * learn <= GATHERED else 0.0
-    shared = frozen / devices if config.divide == "all" else frozen
+    shared = frozen / devices if config.shard == "all" else frozen
     found = {
         "weights": shared + 4.0 * learn / devices,
         "gradients": 4.0 * learn / devices,
         "optimizer": optimizer_bytes(model, config.optimizer) / devices,
-        "running average": 4.0 * learn / devices if config.average else 0.0,
+        "running average": 4.0 * learn / devices if config.ema_decay else 0.0,
         "weights and gradients gathered": gathered,
         "the program itself": 0.0 if on_card else PROCESS,
     }
@@ -112,7 +112,7 @@ def frozen_bytes(model: Any, config: TrainConfig) -> float:
     small = {
         p
         for module in model.model.language_model.modules()
-        if isinstance(module, torch.nn.Linear) and config.frozen == "nf4"
+        if isinstance(module, torch.nn.Linear) and config.frozen_weights == "nf4"
         for p in module.parameters()
     }
     sizes = (0.516 * p.numel() if p in small else p.numel() * p.element_size() for p in frozen_of(model))
@@ -125,10 +125,10 @@ def frozen_of(model: Any) -> list[torch.Tensor]:
 
 def peak(model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool = False) -> float:
     """Bytes that forward and backward of one pack hold at most, beside weights and their gradients."""
-    share = float(config.checkpointing)
+    share = float(config.gradient_checkpointing)
     ends = {False: 1 - share, True: share}  # what so many layers keep lies between what none and what all of them do
     return sum(
-        part * at_depth(model_config, replace(config, checkpointing=end), shape, on_card, divided)
+        part * at_depth(model_config, replace(config, gradient_checkpointing=end), shape, on_card, divided)
         for end, part in ends.items()
         if part
     )
@@ -169,19 +169,20 @@ def settled(
     Activations are computed again in as few layers as memory asks for: in all where even that seems too much, since
     this is an estimate.
     """
-    trial = config if config.checkpointing != "auto" else replace(config, checkpointing=False)
-    model = ready(skeleton(model_config), trial)
+    trial = config if config.gradient_checkpointing != "auto" else replace(config, gradient_checkpointing=False)
+    model = ready(build_meta_model(model_config), trial)
     whole = devices > 1 and divides_frozen(config, frozen_bytes(model, config), memory)
-    config = replace(config, divide="all" if whole else "learning")
-    if config.checkpointing != "auto":
+    config = replace(config, shard="all" if whole else "trainable")
+    if config.gradient_checkpointing != "auto":
         return config
     room = memory * (SLACK if on_card else 1) - sum(standing(model, config, on_card, devices).values())
     most, least = (
-        peak(model_config, replace(config, checkpointing=end), pack, on_card, devices > 1) for end in (False, True)
+        peak(model_config, replace(config, gradient_checkpointing=end), pack, on_card, devices > 1)
+        for end in (False, True)
     )
     layers: Any = model_config.text_config
     needed = math.ceil((most - room) / max(most - least, 1.0) * layers.num_hidden_layers)
-    return replace(config, checkpointing=min(max(needed / layers.num_hidden_layers, 0.0), 1.0))
+    return replace(config, gradient_checkpointing=min(max(needed / layers.num_hidden_layers, 0.0), 1.0))
 
 
 def trial(
@@ -199,10 +200,10 @@ def trial(
 def look(model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool, depth: int) -> int:
     """What a run on tensors without data holds at most."""
     model_config = copy.deepcopy(model_config)
-    shrink(model_config, depth, "vision" in config.learn)
+    shrink(model_config, depth, "vision" in config.trainable)
     cpu = torch.device("cpu")
     layout = make_layout(shape.documents, cpu, shape.where())
-    model = ready(skeleton(model_config), config)
+    model = ready(build_meta_model(model_config), config)
     use_packed_attention(model)
     if on_card:
         model.model.language_model.set_attn_implementation(LIKE_FLEX)
@@ -233,7 +234,7 @@ def look(model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: 
 
 def ready(model: Any, config: TrainConfig) -> Any:
     """The Llava that would learn, its adapters in place."""
-    set_trainable(model, config.learn)
+    set_trainable(model, config.trainable)
     return base_of(add_adapters(fit_out(model, config), config))
 
 

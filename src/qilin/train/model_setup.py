@@ -21,9 +21,9 @@ def fit_out(model: Any, config: TrainConfig) -> Any:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    assert config.checkpointing != "auto", "resolved before, when the plan is known"
-    if config.checkpointing:
-        compute_again(model, config.checkpointing)
+    assert config.gradient_checkpointing != "auto", "resolved before, when the plan is known"
+    if config.gradient_checkpointing:
+        compute_again(model, config.gradient_checkpointing)
     return model
 
 
@@ -44,14 +44,14 @@ def shrink_frozen(model: Any, config: TrainConfig, device: torch.device, emulate
 
     `emulate`: FP8 by ordinary arithmetic, for a test where no GPU is.
     """
-    if config.frozen == "plain":
+    if config.frozen_weights == "plain":
         return model
-    make = four_bits(config) if config.frozen == "nf4" else eight_bits(device, emulate)
+    make = four_bits(config) if config.frozen_weights == "nf4" else eight_bits(device, emulate)
     language = model.model.language_model
     for name, linear in [(n, m) for n, m in language.named_modules() if isinstance(m, torch.nn.Linear)]:
         parent, _, last = name.rpartition(".")
         setattr(language.get_submodule(parent), last, make(linear).to(device))
-    if config.frozen == "nf4":
+    if config.frozen_weights == "nf4":
         model.is_loaded_in_4bit = True  # peft asks this before it looks at a layer's class
     return model
 

@@ -94,18 +94,18 @@ class Plan:
 
 
 def make_plan(
-    lengths: Lengths, weights: Sequence[float], *, batch: int, epochs: int, pack_tokens: int, seed: int
+    lengths: Lengths, weights: Sequence[float], *, batch_size: int, num_epochs: int, pack_tokens: int, seed: int
 ) -> Plan:
     """Lay out a whole run. `weights` are by source: how often its samples come in an epoch.
 
     Raises UserError where the weights leave no sample at all.
     """
     orders, starts, done = [], [], 0
-    for epoch in range(epochs):
+    for epoch in range(num_epochs):
         random = np.random.default_rng([seed, epoch])
         order = shuffle_units(choose(lengths.source, weights, random), lengths.unit, random)
         orders.append(order)
-        starts.append(done + np.arange(0, len(order), batch))
+        starts.append(done + np.arange(0, len(order), batch_size))
         done += len(order)
     if not done:
         raise UserError(

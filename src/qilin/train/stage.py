@@ -22,7 +22,7 @@ from qilin.core.errors import RunError, UserError
 from qilin.core.files import write_atomic
 from qilin.core.progress import ProgressBars
 from qilin.core.provenance import commit, machine, versions
-from qilin.model.llava import CARD, LoadedModel, compose, load_model, pick_device, set_template, set_trainable
+from qilin.model.llava import QILIN_JSON, LoadedModel, compose, load_model, pick_device, set_template, set_trainable
 from qilin.model.saving import save_model
 from qilin.train.checkpoint import latest_checkpoint, step_of
 from qilin.train.config import TrainCommand, TrainConfig, read_recipe
@@ -46,7 +46,7 @@ console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0"
 
 def train_command(command: TrainCommand) -> None:
     """`qilin train RECIPE key=value …`"""
-    config = read_recipe(command.recipe, command.changes)
+    config = read_recipe(command.recipe, command.overrides)
     if config.out is None and not command.check:
         raise UserError("out is required: say where the run is to be kept, out=FOLDER")
     run_stage(config, command.recipe, check=command.check)
@@ -72,15 +72,15 @@ def run_stage(config: TrainConfig, title: str, check: bool = False) -> Path | No
         console.print(f"  arithmetic in {kind} (precision=auto)")
     with world.turns():
         loaded = load_start(config)
-        counts = set_trainable(loaded.model, config.learn)
+        counts = set_trainable(loaded.model, config.trainable)
         for part, (mine, total) in counts.items():
             console.print(f"  {part:10} {total:>14,} parameters, {f'{mine:,} learn' if mine else 'frozen'}")
         feed = make_feed(config, loaded)
         plan = make_plan(
             feed.lengths,
             [source.weight for source in config.data],
-            batch=config.batch,
-            epochs=config.epochs,
+            batch_size=config.batch_size,
+            num_epochs=config.num_epochs,
             pack_tokens=config.pack_tokens,
             seed=config.seed,
         )
@@ -108,8 +108,10 @@ def run_stage(config: TrainConfig, title: str, check: bool = False) -> Path | No
     if not written_as_it_is(config, world):
         # put what the last checkpoint holds into a whole model, on the host
         loaded = load_start(config)
-        set_trainable(loaded.model, config.learn)
-        plain = replace(config, frozen="plain", precision="fp32", optimizer="adamw", checkpointing=False)
+        set_trainable(loaded.model, config.trainable)
+        plain = replace(
+            config, frozen_weights="plain", precision="fp32", optimizer="adamw", gradient_checkpointing=False
+        )
         model = made_ready(loaded, plain, ALONE)
         step = train(Learner(base_of(model), pack_loss), feed, plan, plain, run, title)
     finish(run, config, loaded, model, feed, facts | validated(run, step))
@@ -145,14 +147,16 @@ def made_ready(loaded: LoadedModel, config: TrainConfig, world: World) -> Any:
 
 def decided(config: TrainConfig, model_config: Any, plan: Plan, world: World) -> TrainConfig:
     """The recipe with checkpointing=auto decided, by an estimate of this run's memory."""
-    if config.checkpointing != "auto":
+    if config.gradient_checkpointing != "auto":
         return config
     from qilin.train.memory_estimate import largest_pack, settled
 
     on_card = world.device.type != "cpu"
     found = settled(model_config, config, largest_pack(plan), on_card, world.size, memory_of(world))
-    console.print(f"  activations of {found.checkpointing:.0%} of the layers are computed again (checkpointing=auto)")
-    return replace(config, checkpointing=found.checkpointing)
+    console.print(
+        f"  activations of {found.gradient_checkpointing:.0%} of the layers are computed again (gradient_checkpointing=auto)"
+    )
+    return replace(config, gradient_checkpointing=found.gradient_checkpointing)
 
 
 def load_start(config: TrainConfig) -> LoadedModel:
@@ -168,13 +172,13 @@ def load_start(config: TrainConfig) -> LoadedModel:
             config.vision,
             config.language,
             template=config.template,
-            system=config.system,
+            system=config.system_prompt,
             pad_square=config.pad_square,
             hub=config.hub,
         )
     else:
         loaded = load_model(config.model, device="cpu", dtype="fp32", hub=config.hub)
-        set_template(loaded.model, loaded.processor, config.template, config.system)
+        set_template(loaded.model, loaded.processor, config.template, config.system_prompt)
         loaded.processor.image_processor.do_pad = config.pad_square
     if config.feature_layer is not None:
         loaded.model.config.vision_feature_layer = config.feature_layer
@@ -258,13 +262,13 @@ def check_images(feeds: Sequence[PackedDataset]) -> None:
 
 def check_text(config: TrainConfig, feed: PackedDataset) -> None:
     """Say where texts without an image teach nothing, since only what images pass through learns."""
-    if "language" in config.learn or config.lora is not None:
+    if "language" in config.trainable or config.lora is not None:
         return
     alone = feed.without_image()
     if alone == len(feed.index):
-        raise UserError(f"no sample has an image, so {' and '.join(config.learn)} cannot learn from them")
+        raise UserError(f"no sample has an image, so {' and '.join(config.trainable)} cannot learn from them")
     if alone:
-        what = " and ".join(config.learn)
+        what = " and ".join(config.trainable)
         console.print(f"  {alone:,} of the samples have no image and teach {what} nothing", style="yellow")
 
 
@@ -302,7 +306,7 @@ def already_done(run: Path, config: TrainConfig) -> bool:
             + (f" (and {len(different) - 1} more)" if len(different) > 1 else "")
             + "; name another out=FOLDER, or remove it"
         )
-    return (run / CARD).is_file()
+    return (run / QILIN_JSON).is_file()
 
 
 def begin(run: Path, config: TrainConfig, facts: Mapping[str, Any], dropped: Sequence[Mapping[str, str]] = ()) -> None:
@@ -376,7 +380,7 @@ def finish(
         kept = f"step {step_of(last)} of {facts['steps']} is kept" if last else "there is no checkpoint"
         raise RunError(f"{run}: the model could not be written ({error}); {kept}; free space and run again") from error
     card = {
-        "stage": "+".join(config.learn) + (" (adapters)" if config.lora else ""),
+        "stage": "+".join(config.trainable) + (" (adapters)" if config.lora else ""),
         "label": config.label,
         "recipe": to_dict(config),
         "data": [{"path": str(s.dataset.path.resolve()), "hash": s.dataset.hash} for s in feed.sources],
@@ -388,5 +392,5 @@ def finish(
         "metrics": METRICS,
         "versions": versions(PACKAGES),
     }
-    write_atomic(run / CARD, json.dumps(card, ensure_ascii=False, indent=2))  # it says that the run is finished
+    write_atomic(run / QILIN_JSON, json.dumps(card, ensure_ascii=False, indent=2))  # it says that the run is finished
     shutil.rmtree(run / "checkpoints", ignore_errors=True)

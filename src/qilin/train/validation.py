@@ -43,8 +43,8 @@ def hold(config: TrainConfig, feed: PackedDataset) -> Held:
     plan = make_plan(
         feed.lengths,
         [1.0] * len(feed.sources),
-        batch=config.batch,
-        epochs=1,
+        batch_size=config.batch_size,
+        num_epochs=1,
         pack_tokens=config.pack_tokens,
         seed=config.seed,
     )

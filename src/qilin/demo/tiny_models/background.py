@@ -1,7 +1,7 @@
-"""A second training at the same time, in a process of its own, for models too small to keep two cores busy.
+"""Runs a second training in a process of its own, for models too small to keep two cores busy.
 
-In: a function with its arguments, and who is told of its steps. Out: a block that ends when both are done. Its errors
-are raised here; it ends with the block that waits for it.
+In: a function, its arguments, a callback for its progress. Out: a context manager that waits for the process at its end
+and raises its errors in this process. If the block fails, the process is terminated.
 """
 
 import multiprocessing
@@ -14,24 +14,25 @@ from typing import Any
 
 from qilin.core.errors import RunError, UserError
 
-Tell = Callable[[int, int, float], None]  # steps done, steps in all, loss
+OnStep = Callable[[int, int, float], None]  # steps done, total steps, loss
 
 
 @contextmanager
-def beside(work: Callable[..., None], given: tuple[Any, ...], tell: Tell) -> Iterator[None]:
-    """While the block runs, `work(*given, tell)` does in another process; leaving the block waits for it.
+def run_in_background(function: Callable[..., None], arguments: tuple[Any, ...], on_step: OnStep) -> Iterator[None]:
+    """Run `function(*arguments, on_step)` in another process while the block runs; leaving the block waits for it.
 
-    Raises UserError or RunError with what went wrong there, RunError where it was killed.
+    Raises the function's UserError or RunError, and RunError for any other exception or where the process was killed.
     """
     import torch
 
-    context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=alone, args=(work, given, theirs, torch.get_num_threads()), daemon=True)
+    context = multiprocessing.get_context("spawn")  # forking a process that has threads can deadlock
+    receiver, sender = context.Pipe(duplex=False)
+    child_arguments = (function, arguments, sender, torch.get_num_threads())
+    process = context.Process(target=child_main, args=child_arguments, daemon=True)
     process.start()
-    theirs.close()  # so that reading ends when the other side does
-    end: list[Any] = []
-    listener = Thread(target=listen, args=(mine, tell, end), daemon=True)
+    sender.close()  # so that the receiver sees the end when the child exits
+    results: list[Exception | None] = []
+    listener = Thread(target=forward_messages, args=(receiver, on_step, results), daemon=True)
     listener.start()
     try:
         yield
@@ -40,38 +41,38 @@ def beside(work: Callable[..., None], given: tuple[Any, ...], tell: Tell) -> Ite
     finally:
         process.terminate()
         process.join()
-    if not end:
-        raise RunError(f"{work.__name__} was killed (exit code {process.exitcode}): out of memory?")
-    if end[0] is not None:
-        raise end[0]
+    if not results:
+        raise RunError(f"{function.__name__} was killed (exit code {process.exitcode}): out of memory?")
+    if results[0] is not None:
+        raise results[0]
 
 
-def alone(work: Callable[..., None], given: tuple[Any, ...], to: Connection, threads: int) -> None:
-    """The other process: does the work and sends its steps, in the end None or what went wrong."""
-    signal(SIGINT, SIG_IGN)  # Ctrl-C goes to the one that waits, and that one ends this
+def child_main(function: Callable[..., None], arguments: tuple[Any, ...], sender: Connection, threads: int) -> None:
+    """The other process: sends a tuple per step, and at the end None or an error."""
+    signal(SIGINT, SIG_IGN)  # Ctrl-C goes to the parent, which terminates this process
     import torch
     from transformers.utils import logging
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
     try:
-        work(*given, lambda *step: to.send(step))
+        function(*arguments, lambda *step: sender.send(step))
     except (UserError, RunError) as error:
-        to.send(error)
+        sender.send(error)
     except Exception as error:
-        to.send(RunError(f"{work.__name__}: {type(error).__name__}: {error}"))
+        sender.send(RunError(f"{function.__name__}: {type(error).__name__}: {error}"))
     else:
-        to.send(None)
+        sender.send(None)
 
 
-def listen(mine: Connection, tell: Tell, end: list[Any]) -> None:
-    """Pass steps on until the other side ends; its last word goes to `end`."""
+def forward_messages(receiver: Connection, on_step: OnStep, results: list[Exception | None]) -> None:
+    """Call `on_step` for each step until the child exits; its result goes to `results`."""
     while True:
         try:
-            said = mine.recv()
+            message = receiver.recv()
         except (EOFError, OSError):
             return
-        if isinstance(said, tuple):
-            tell(*said)
+        if isinstance(message, tuple):
+            on_step(*message)
         else:
-            end.append(said)
+            results.append(message)

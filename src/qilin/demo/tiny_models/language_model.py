@@ -22,7 +22,7 @@ from qilin.core.config import to_dict
 from qilin.dataset.schema import CAPTION_KINDS, Sample, text_of
 from qilin.demo.config import LanguagePart
 from qilin.demo.tiny_models.background import Tell
-from qilin.demo.tiny_models.text_corpus import Reading, as_read
+from qilin.demo.tiny_models.text_corpus import TextExample, as_read
 from qilin.train.loss import answer_loss
 from qilin.train.model_setup import arithmetic
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")  # where parts are made
 WARMUP = 0.05  # share of the steps in which a part's rate rises
 
 
-def readings_of(samples: Sequence[Sample]) -> list[Reading]:
+def readings_of(samples: Sequence[Sample]) -> list[TextExample]:
     """What the language model is to have read: each image's caption with its questions, as v1 writes them, so that it
     can answer about a text before it ever sees an image; questions without a captioned image stand alone."""
     captions: dict[tuple[str, ...], list[str]] = {}
@@ -51,14 +51,20 @@ def readings_of(samples: Sequence[Sample]) -> list[Reading]:
     return found
 
 
-def make_words(readings: Sequence[Reading], out: Path, part: LanguagePart) -> None:
+def make_words(text_examples: Sequence[TextExample], out: Path, part: LanguagePart) -> None:
     """The tokenizer of all texts, which the vision encoder's training may need before the language model is there."""
-    texts = [text for reading in readings for text in (reading.text, *sum(reading.asked, ()))]
+    texts = [text for reading in text_examples for text in (reading.text, *sum(reading.asked, ()))]
     make_tokenizer(texts, part.vocabulary).save_pretrained(out)
 
 
 def make_language(
-    readings: Sequence[Reading], undrawn: int, out: Path, part: LanguagePart, seed: int, precision: str, tell: Tell
+    text_examples: Sequence[TextExample],
+    undrawn: int,
+    out: Path,
+    part: LanguagePart,
+    seed: int,
+    precision: str,
+    tell: Tell,
 ) -> None:
     """A small Llama beside its tokenizer, trained to predict the next token of texts, `undrawn` of them not of the
     dataset."""
@@ -82,13 +88,13 @@ def make_language(
     # and sides stayed at chance for 2,000 steps; at 0.12 they were right after 500 (bench/results/drawn-trials.json).
     nn.init.normal_(model.model.embed_tokens.weight, std=0.12)
     model.set_attn_implementation(NAME)
-    documents = [tokenized(reading, tokenizer) for reading in readings]
+    documents = [tokenized(reading, tokenizer) for reading in text_examples]
     batches = [
         batch
-        for epoch in range(part.epochs)
+        for epoch in range(part.num_epochs)
         for batch in text_batches(documents, part.batch_tokens, np.random.default_rng([seed, epoch]))
     ]
-    learning = [Learning(name, p, part.rate, 0.01) for name, p in model.named_parameters()]
+    learning = [Learning(name, p, part.learning_rate, 0.01) for name, p in model.named_parameters()]
     optimizer = make_optimizer(learning, "muon", betas=(0.9, 0.95))
     for step, batch in enumerate(batches):
         set_rates(optimizer, rate_share("cosine", step, len(batches), math.ceil(WARMUP * len(batches))))
@@ -123,7 +129,7 @@ class TextGroup:
         return len(self.text) + sum(map(len, self.asked))
 
 
-def tokenized(reading: Reading, tokenizer: Any) -> TextGroup:
+def tokenized(reading: TextExample, tokenizer: Any) -> TextGroup:
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -34,17 +34,17 @@ from qilin.demo.tiny_models.language_model import (
     readings_of,
     write_note,
 )
-from qilin.demo.tiny_models.text_corpus import Reading
+from qilin.demo.tiny_models.text_corpus import TextExample
 from qilin.demo.tiny_models.vision_objectives import HEADS, TAUGHT_BY
 from qilin.imaging.augment import augment
-from qilin.model.processing import Pixels
+from qilin.model.processing import PixelCache
 from qilin.train.flops import fast_precision
 from qilin.train.model_setup import arithmetic
 from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
 from qilin.train.packed_attention import VISION
 
 
-def make_parts(data: Path, out: Path, config: PartsConfig, texts: Sequence[Reading] = ()) -> None:
+def make_parts(data: Path, out: Path, config: PartsConfig, texts: Sequence[TextExample] = ()) -> None:
     """Train both parts on the training split of `data`, the language model on `texts` too; each finished folder is
     left alone on a second run. On more than one core both are trained at once where the vision encoder needs no more
     than the tokenizer; the result is the same."""
@@ -54,13 +54,13 @@ def make_parts(data: Path, out: Path, config: PartsConfig, texts: Sequence[Readi
     with ExitStack() as stack:
         bar = stack.enter_context(ProgressBars())
         if language:
-            readings = [*readings_of(list(open_dataset(data).samples("train"))), *texts]
-            make_words(readings, out / "language", config.language)
+            text_examples = [*readings_of(list(open_dataset(data).samples("train"))), *texts]
+            make_words(text_examples, out / "language", config.language)
         if at_once:
             stack.enter_context(beside(make_vision, (data, out, config, precision), told_on(bar, "vision encoder")))
         if language:
             tell = told_on(bar, "language model")
-            make_language(readings, len(texts), out / "language", config.language, config.seed, precision, tell)
+            make_language(text_examples, len(texts), out / "language", config.language, config.seed, precision, tell)
         if vision and not at_once:
             make_vision(data, out, config, precision, told_on(bar, "vision encoder"))
 
@@ -102,13 +102,14 @@ def make_vision(data: Path, out: Path, config: PartsConfig, precision: str, tell
         raise UserError(
             f"{dataset.path}: no training image has a text that objectives {' + '.join(part.objectives)!r} can use"
         )
-    pixels = Pixels(processor)
+    pixels = PixelCache(processor)
     every = torch.stack([pixels.get(dataset, id) for id in images])
-    batches = math.ceil(len(every) / part.batch)
-    steps = part.epochs * batches
+    batches = math.ceil(len(every) / part.batch_size)
+    steps = part.num_epochs * batches
     both = nn.ModuleList([tower, *heads])
     learning = [
-        Learning(name, p, part.rate, part.weight_decay if p.ndim >= 2 else 0.0) for name, p in both.named_parameters()
+        Learning(name, p, part.learning_rate, part.weight_decay if p.ndim >= 2 else 0.0)
+        for name, p in both.named_parameters()
     ]
     optimizer = make_optimizer(learning, part.optimizer, betas=(0.9, 0.98))
     random = torch.Generator().manual_seed(seed)
@@ -134,8 +135,10 @@ def make_vision(data: Path, out: Path, config: PartsConfig, precision: str, tell
 def start_positions(tower: Any) -> None:
     """Let the position embeddings begin as sines and cosines of row and column (as ViTs trained on little data often
     do): without it, where a finding lies was hardly learnt in the minutes that a demo has."""
-    named = dict(tower.named_parameters())
-    table = next(p for name, p in named.items() if name.endswith("position_embedding.weight"))  # (1 + side², width)
+    get_finding = dict(tower.named_parameters())
+    table = next(
+        p for name, p in get_finding.items() if name.endswith("position_embedding.weight")
+    )  # (1 + side², width)
     side, width = round((len(table) - 1) ** 0.5), table.shape[1]
     waves = torch.exp(-math.log(100.0) * torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * waves  # (side, width / 4)

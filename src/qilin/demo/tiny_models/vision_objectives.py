@@ -37,11 +37,11 @@ class Matcher(nn.Module):
 
     def forward(self, features: torch.Tensor, ids: Sequence[str], random: torch.Generator) -> torch.Tensor:
         """features (P, patches, width) of the images `ids` -> the loss over those that have a caption."""
-        places = [place for place, id in enumerate(ids) if id in self.rows_of]
-        if not places:
+        locations = [location for location, id in enumerate(ids) if id in self.rows_of]
+        if not locations:
             return features.sum() * 0.0
-        chosen = torch.tensor([one_of(self.rows_of[ids[place]], random) for place in places])
-        images = F.normalize(self.to_image(features[places].mean(1)), dim=-1)
+        chosen = torch.tensor([one_of(self.rows_of[ids[location]], random) for location in locations])
+        images = F.normalize(self.to_image(features[locations].mean(1)), dim=-1)
         words = F.normalize(self.to_text(self.vectors[chosen]), dim=-1)
         scores = self.scale.exp().clamp(max=100) * images @ words.T  # (P, P)
         same = (self.of_text[chosen][:, None] == self.of_text[chosen][None]).float()  # equal texts are no opposites
@@ -59,7 +59,9 @@ class Words(nn.Module):
         tokens = {id: [set(reader.tokenizer(text)["input_ids"]) for text in mine] for id, mine in texts.items()}
         counts = Counter(token for mine in tokens.values() for said in mine for token in said)
         few, most = 0.01 * len(texts), 0.95 * sum(map(len, texts.values()))
-        common = {token: place for place, token in enumerate(t for t in sorted(counts) if few <= counts[t] <= most)}
+        common = {
+            token: location for location, token in enumerate(t for t in sorted(counts) if few <= counts[t] <= most)
+        }
         self.said: dict[str, torch.Tensor] = {}
         for id, mine in tokens.items():
             row = torch.zeros(len(common))
@@ -74,11 +76,11 @@ class Words(nn.Module):
 
     def forward(self, features: torch.Tensor, ids: Sequence[str], random: torch.Generator) -> torch.Tensor:
         """features (P, patches, width) of the images `ids` -> the loss over those that have a caption."""
-        places = [place for place, id in enumerate(ids) if id in self.said]
-        if not places:
+        locations = [location for location, id in enumerate(ids) if id in self.said]
+        if not locations:
             return features.sum() * 0.0
-        said = torch.stack([self.said[ids[place]] for place in places])  # (P, words)
-        seen = self.norm(features[places])
+        said = torch.stack([self.said[ids[location]] for location in locations])  # (P, words)
+        seen = self.norm(features[locations])
         looks = torch.einsum("wd,pnd->pwn", self.query, seen).softmax(-1)  # (P, words, patches)
         found = torch.einsum("pwn,pnd,wd->pw", looks, seen, self.answer)
         return F.binary_cross_entropy_with_logits(found + self.bias, said) * 10  # of the others' order of size
@@ -109,23 +111,23 @@ class Answerer(nn.Module):
         self.vectors = F.layer_norm(reader.read(questions.tolist()), (reader.width,)) if asked else torch.zeros(0, 1)
         self.query = nn.Linear(reader.width, width)
         self.norm = nn.LayerNorm(width)
-        self.mix = nn.Sequential(
+        self.blend = nn.Sequential(
             nn.Linear(width + reader.width, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, len(answers))
         )
 
     def forward(self, features: torch.Tensor, ids: Sequence[str], random: torch.Generator) -> torch.Tensor:
         """features (P, patches, width) of the images `ids` -> the loss over all their questions."""
         features = self.norm(features)
-        asked = [(place, row) for place, id in enumerate(ids) for row in self.rows_of.get(id, ())]
+        asked = [(location, row) for location, id in enumerate(ids) for row in self.rows_of.get(id, ())]
         if not asked:
             return features.sum() * 0.0
-        places = torch.tensor([place for place, _ in asked])
+        locations = torch.tensor([location for location, _ in asked])
         picked = torch.tensor([row for _, row in asked])
         question = self.vectors[torch.from_numpy(self.question)[picked]]  # (Q, reader width)
-        looked = features[places]  # (Q, patches, width)
+        looked = features[locations]  # (Q, patches, width)
         weights = torch.einsum("qd,qpd->qp", self.query(question), looked).div(looked.shape[-1] ** 0.5).softmax(-1)
         seen = torch.einsum("qp,qpd->qd", weights, looked)
-        return F.cross_entropy(self.mix(torch.cat([seen, question], -1)), self.labels[picked])
+        return F.cross_entropy(self.blend(torch.cat([seen, question], -1)), self.labels[picked])
 
 
 def one_of(candidates: Sequence[int], random: torch.Generator) -> int:
