@@ -141,7 +141,8 @@ def test_flattened_configs_share_the_keys_and_flags_of_the_outer_class(tmp_path:
     )
     assert config == expected
     flat = {
-        "source": "data", "endpoint": "http://x/v1", "cache": "replies.sqlite", "concurrency": 4, "workers": 2, "json": True,
+        "source": "data", "endpoint": "http://x/v1", "cache": "replies.sqlite", "concurrency": 4,
+        "workers": 2, "json": True,
     }  # fmt: skip
     assert to_dict(config) == flat
     assert list(to_dict(config)) == [key for key, _, _ in list_fields(Step)]

@@ -182,8 +182,8 @@ def test_an_account_without_money_is_named_and_what_was_answered_is_kept(
         service.failures = [402]
         assert run(tmp_path, service, "--concurrency", "1") == 1
         said = capsys.readouterr().err
-        assert "the account is out of money" in said
-        assert "goes on when it is filled" in said
+        assert "the account has no credit" in said
+        assert "run the same command again" in said
         assert not (tmp_path / "zh").exists()
         assert run(tmp_path, service) == 0
     assert len(results(tmp_path)[0]) == 4

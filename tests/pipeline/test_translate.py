@@ -15,7 +15,7 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 from builders.llm_server import Service, serving
 from qilin.cli import main
 from qilin.core.errors import UserError
-from qilin.core.llm_client import ChatReply, complete_all, wait_of
+from qilin.core.llm_client import ChatReply, complete_all, retry_delay
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Provenance, Sample, assistant, text_of, user
 from qilin.dataset.writer import DatasetWriter, make_image
@@ -294,10 +294,10 @@ def test_a_service_that_asks_to_wait_and_one_that_is_gone(
     waits: list[float] = []
 
     def noted(error: Any, attempt: int) -> float:
-        waits.append(wait_of(error, attempt))
+        waits.append(retry_delay(error, attempt))
         return 0.0
 
-    monkeypatch.setattr("qilin.core.llm_client.wait_of", noted)  # waited in earnest it takes a quarter of a minute
+    monkeypatch.setattr("qilin.core.llm_client.retry_delay", noted)  # waited in earnest it takes a quarter of a minute
     with serving(Service(good, failures=[429, 429, 503])) as service:
         assert run(tmp_path, service) == 0
         assert len(service.seen) == 6

@@ -1,8 +1,8 @@
 """Configs: YAML and `key=value` overrides, or command-line flags, become one frozen dataclass. Free of torch.
 
-`@config_class` makes a class a config and `option(default=..., help=...)` declares a field; pydantic checks the types and the
-help line is also the `--help` of the flag. Unknown keys are errors that suggest the closest known key. A field declared
-with `flatten=True` holds another config whose keys and flags appear at the outer level.
+`@config_class` makes a class a config and `option(default=..., help=...)` declares a field; pydantic checks the types and
+the help line is also the `--help` of the flag. Unknown keys are errors that suggest the closest known key. A field
+declared with `flatten=True` holds another config whose keys and flags appear at the outer level.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ T = TypeVar("T")
 def option(*, default: Any = MISSING, help: str = "", flatten: bool = False) -> Any:
     """Declare a field of a config class: its default and its line of help.
 
-    With `flatten=True` the field's type is a config class whose keys and flags belong to the outer class. `default` is then
-    an instance, or a mapping with defaults for some of the inner fields: {"cache": Path("translations.sqlite")}.
+    With `flatten=True` the field's type is a config class whose keys and flags belong to the outer class. `default` is
+    then an instance, or a mapping with defaults for some inner fields: {"cache": Path("translations.sqlite")}.
     """
     metadata: dict[str, Any] = {"help": help}
     if flatten:
@@ -78,8 +78,8 @@ def flat_values(config: Any) -> dict[str, Any]:
 def build_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Validate `values` (flat keys) and return a `cls`. Every error names `where`: a file, "the command line".
 
-    Raises UserError for unknown keys (with the closest known one), wrong types and missing values, and for a `ValueError`
-    that `__post_init__` raises because fields contradict each other.
+    Raises UserError for unknown keys (with the closest known one), wrong types and missing values, and for a
+    `ValueError` that `__post_init__` raises because fields contradict each other.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -268,7 +268,7 @@ def metavar(hint: Any) -> str:
 
 
 def from_flags(cls: type[T], namespace: Any) -> T:
-    """Build a validated `cls` from the namespace of a parser prepared by `add_flags`; absent flags keep their defaults."""
+    """Build a validated `cls` from the namespace of a parser with `add_flags`; absent flags keep their defaults."""
     values = {field.name: parse_literal(field.hint, getattr(namespace, field.name, None)) for field in flat_fields(cls)}
     return build_config(cls, {key: value for key, value in values.items() if value is not None}, "the command line")
 
@@ -281,7 +281,7 @@ def parse_literal(hint: Any, text: Any) -> Any:
 
 
 def list_fields(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Rows (key, accepted values and default, help) of every key for `--help` and docs; nested keys as `outer.inner`."""
+    """Rows (key, accepted values and default, help) of every key for --help and docs; nested keys as `outer.inner`."""
     rows = []
     for field in flat_fields(cls):
         key = prefix + field.name

@@ -1,7 +1,7 @@
-"""The errors Qilin raises for people, each with the exit code its command ends with.
+"""The errors that Qilin prints as one line, each with the exit code of its command.
 
-A caller's mistake (a wrong file, field, key or path) is a `UserError` and exits 2; a failure of the world
-(disk full, a broken download, a run that diverged) is a `RunError` and exits 1. Ctrl-C exits 130.
+A caller's mistake (a wrong file, field, key or path) is a `UserError` and exits with 2; a failure at run time
+(full disk, broken download, diverged training) is a `RunError` and exits with 1. Ctrl-C exits with 130.
 """
 
 import difflib
@@ -9,19 +9,19 @@ from collections.abc import Iterable
 
 
 class QilinError(Exception):
-    """Base of all errors that are shown as one line, without a traceback."""
+    """Base class of the errors that are printed as one line, without a traceback."""
 
     exit_code = 1
 
 
 class UserError(QilinError, ValueError):
-    """The caller asked for something that cannot be: says what was found, what was expected, what to do."""
+    """A caller's mistake: the message names what was found, what was expected and what to do."""
 
     exit_code = 2
 
 
 class RunError(QilinError, RuntimeError):
-    """The work itself failed although it was asked for correctly."""
+    """A failure at run time of a valid command."""
 
     exit_code = 1
 

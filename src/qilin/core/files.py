@@ -1,6 +1,6 @@
 """Files: atomic writes, JSON, hashes, data URIs, and Qilin's cache folder.
 
-In: paths and contents. Out: files that are either complete or absent, whatever kills the process or fills the disk.
+In: paths and contents. Out: files that are either complete or absent, even if the process is killed or the disk fills up.
 """
 
 import base64
@@ -16,7 +16,7 @@ from qilin.core.errors import UserError
 
 
 def write_atomic(path: Path, content: str | bytes | Iterable[str]) -> None:
-    """Write a file beside `path`, then rename it: readers see the old content or the new, never a part of it.
+    """Write a temporary file next to `path` and rename it: readers see the old content or the new, never a part of it.
 
     Two processes may write the same path at once; the last rename wins. Lone surrogates in a text are kept as they are.
     Raises OSError (a full disk, no permission) and leaves `path` as it was.

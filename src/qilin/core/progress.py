@@ -1,7 +1,7 @@
-"""Progress of long work: bars on a terminal, plain lines in a log file, and a table of what was refused.
+"""Progress bars on a terminal, plain lines in a log file, and a table of rejected rows.
 
-In: what is being done, how many units, how many are done. Out: on stderr, so that stdout stays for results. Where
-several processes work (torchrun), only the first one reports.
+In: a description, a total and the units completed. Out: text on stderr, so that stdout stays free for results. Under
+torchrun only rank 0 prints.
 """
 
 import os
@@ -29,7 +29,7 @@ LOG_INTERVAL = 10.0  # seconds between lines where stderr is not a terminal
 class ProgressBars:
     """One or more progress bars; a context manager. Without a terminal: a plain line per task every LOG_INTERVAL.
 
-    `transient` bars disappear when the work is done. `unit="bytes"` shows sizes and a speed.
+    `transient` bars disappear at the end. `unit="bytes"` shows sizes and a speed.
     """
 
     def __init__(self, transient: bool = False, unit: str = "items", console: Console | None = None) -> None:
@@ -60,7 +60,7 @@ class ProgressBars:
     def add_task(
         self, description: str, total: float | None = None, completed: int = 0, figure: str = "", visible: bool = True
     ) -> Any:
-        """A new bar; returns its id. `figure` is a short text beside it, such as a loss."""
+        """Add a bar and return its id. `figure` is a short text next to it, such as a loss."""
         return self.progress.add_task(description, total=total, completed=completed, figure=figure, visible=visible)
 
     def update(self, task: Any, **changes: Any) -> None:
@@ -69,16 +69,16 @@ class ProgressBars:
         self.log_line(task)
 
     def advance(self, task: Any, amount: float = 1) -> None:
-        """`amount` more units are done."""
+        """Add `amount` completed units."""
         self.progress.advance(task, amount)
         self.log_line(task)
 
     def reset(self, task: Any, total: float | None = None, visible: bool = True) -> None:
-        """Start a bar again from zero."""
+        """Reset a bar to zero."""
         self.progress.reset(task, total=total, visible=visible)
 
     def log_line(self, task_id: Any) -> None:
-        """Without a terminal, report a task every LOG_INTERVAL; quick work prints nothing."""
+        """Without a terminal, print a line every LOG_INTERVAL seconds; shorter work prints nothing."""
         now = time.monotonic()
         if self.on_terminal or now - self.last_line < LOG_INTERVAL:
             return
@@ -86,13 +86,12 @@ class ProgressBars:
         if not task.visible:
             return
         self.last_line = now
-        done = format_count(task.completed, self.unit)
-        text = f"{task.description}: {done}"
+        text = f"{task.description}: {format_count(task.completed, self.unit)}"
         if task.total:
             text += f" of {format_count(task.total, self.unit)} ({task.completed / task.total:.0%})"
             if 0 < task.completed < task.total:
-                left = (now - self.started) * (task.total - task.completed) / task.completed
-                text += f", {format_seconds(left)} left"
+                seconds = (now - self.started) * (task.total - task.completed) / task.completed
+                text += f", {format_seconds(seconds)} left"
         if task.fields["figure"]:
             text += f", {task.fields['figure']}"
         self.console.print(text, markup=False)
@@ -116,8 +115,8 @@ def format_seconds(seconds: float) -> str:
 
 
 def refusals(reasons: Mapping[str, int], what: str, where: str) -> Table:
-    """Reasons with their counts, and the file that keeps the rows."""
-    table = Table(what, "reason", title=f"kept in {where}", title_justify="left")
+    """A table of rejection reasons with their counts; the title names the file that lists the rows."""
+    table = Table(what, "reason", title=f"listed in {where}", title_justify="left")
     for reason, count in reasons.items():
         table.add_row(f"{count:,}", reason)
     return table

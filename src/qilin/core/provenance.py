@@ -1,6 +1,6 @@
-"""Where a result comes from: code, versions, machine. Free of torch.
+"""Provenance of a result: code hash, commit, package versions, machine. Free of torch.
 
-In: the running program. Out: plain words and numbers for the run folder of a training and the manifest of a score.
+In: the running program. Out: strings and numbers for a training run's folder and the manifest of scores.json.
 """
 
 import hashlib
@@ -14,22 +14,22 @@ from typing import Any
 
 from qilin import __version__
 
-ROOT = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[1]
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Qilin's, Python's and those of installed packages."""
-    found = {"qilin": __version__, "python": platform.python_version()}
+    """Versions of Qilin, Python and `packages`; "not installed" for a missing one."""
+    numbers = {"qilin": __version__, "python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            numbers[package] = "not installed"
+    return numbers
 
 
 def machine() -> dict[str, Any]:
-    """The machine in words: system, processor, cores."""
+    """Operating system, processor name and number of cores."""
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
@@ -38,17 +38,17 @@ def machine() -> dict[str, Any]:
 
 
 def code_hash() -> str:
-    """sha256 over Qilin's own source files: two runs with the same one ran the same code."""
+    """sha256 over Qilin's source files: runs with the same hash ran the same code."""
     digest = hashlib.sha256()
-    for file in sorted(ROOT.rglob("*.py")):
-        digest.update(file.relative_to(ROOT).as_posix().encode())
-        digest.update(file.read_bytes())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def commit() -> str | None:
-    """The commit of this code, with -dirty where it was changed since; None where it is not a checkout."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+    """The git commit of this code, with "-dirty" for uncommitted changes; None outside a checkout."""
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):

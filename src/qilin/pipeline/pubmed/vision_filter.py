@@ -20,13 +20,14 @@ from rich.console import Console
 
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.llm_client import KEY_HELP, ChatReply, ChatRequest, Endpoint, complete_all, read_json
+from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, complete_all, parse_json_reply
+from qilin.core.llm_client_config import KEY_HELP
 from qilin.core.progress import ProgressBars
 from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import read_path_or_member
 from qilin.imaging.decode import ImageError, to_rgb
 from qilin.pipeline.execution.llm_budget import TokenBudget
-from qilin.pipeline.execution.sharded_map import shard_path, read_shards, read_step_record, run_sharded
+from qilin.pipeline.execution.sharded_map import shard_paths, read_shards, read_step_record, run_sharded
 from qilin.pipeline.pubmed.caption_classifier import BODY_PARTS, MODALITIES
 from qilin.pipeline.pubmed.image_lookup import resolve
 
@@ -68,7 +69,7 @@ def look(given: LookConfig) -> None:
     there = Endpoint(
         given.endpoint, given.model, concurrency=given.concurrency, timeout=given.timeout, cache=given.cache
     )
-    pieces = [str(shard_path(given.source.resolve(), "rows", n)) for n in range(step["made_by"]["pieces"])]
+    pieces = list(map(str, shard_paths(given.source.resolve())))
     made_by = {"step": "look", "model": given.model, "prompt": PROMPT, "made_from": step["made_by"]}
     with ProgressBars(transient=True) as progress:
         task = progress.add_task("looking at figures", total=len(pieces))
@@ -127,7 +128,7 @@ def question(row: Mapping[str, Any], image: bytes) -> ChatRequest:
 def judged(row: dict[str, Any], said: ChatReply) -> dict[str, Any] | RejectedRow:
     """The row as the model sees it; as it was where the answer is of another form."""
     try:
-        found = read_json(said)
+        found = parse_json_reply(said)
         medical = found["medical"]
     except (ValueError, KeyError, TypeError):
         medical = None

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from rich.console import Console
 
 from qilin.core.config import config_class, option
-from qilin.core.llm_client import KEY_HELP, ChatReply, ChatRequest, Endpoint, complete_all, read_json
+from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, complete_all, parse_json_reply
+from qilin.core.llm_client_config import KEY_HELP
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
@@ -167,7 +168,7 @@ def asked(work: Work, purse: TokenBudget, rows: list[tuple[str, Sample]]) -> Ite
     kept = [(draft, shuffled(question, work.seed)) for n, (draft, question) in enumerate(made) if n not in repeats]
     guesses = [Guesses()] * len(kept)
     if work.guesses:
-        guesses = guess_all(work.guesser, work.guesses, [row for _, row in kept], purse.left, purse.record_usage)
+        guesses = guess_all(work.guesser, work.guesses, [row for _, row in kept], purse.remaining, purse.record_usage)
     keys = [question_id(draft.sample, question) for draft, question in kept]
     gone = surplus(keys, [question for _, question in kept], guesses, work.mix, work.seed)
     for _, sample in rows:
@@ -226,7 +227,7 @@ def take(draft: Draft, reply: ChatReply, mix: Mapping[str, int]) -> None:
     draft.doubt = None
     rows: list[Any] = []
     try:
-        found = read_json(reply)
+        found = parse_json_reply(reply)
         if not isinstance(found, dict) or not isinstance(found.get("questions"), list):
             raise ValueError('the reply is no object {"questions": [...]}')
         rows = found["questions"]

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.llm_client import KEY_HELP, ChatReply, ChatRequest, Endpoint, complete_all, read_json
+from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, complete_all, parse_json_reply
+from qilin.core.llm_client_config import KEY_HELP
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.sample_texts import text_fields, with_texts
@@ -220,7 +221,7 @@ def judged(
 ) -> tuple[dict[str, str] | None, Doubts]:
     """The reply's translations by their places, or what is wrong with them."""
     try:
-        found = read_json(reply)
+        found = parse_json_reply(reply)
     except ValueError as error:
         return None, {"": {"form": str(error)}}
     keys = [str(n) for n in range(1, len(texts) + 1)]
