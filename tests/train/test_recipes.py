@@ -15,8 +15,8 @@ from qilin import cli
 from qilin.core.config import list_fields, read_config, read_yaml
 from qilin.core.errors import UserError
 from qilin.core.recipes import recipe_root, training_recipes
-from qilin.demo.config import DemoConfig, PartsConfig
-from qilin.demo.run import demo, recipe_folder
+from qilin.demo.config import DemoConfig, TinyModelsConfig
+from qilin.demo.run import choose_recipes, demo
 from qilin.demo.run import recipe_file as demo_recipe_file
 from qilin.model.chat_template import TEMPLATES
 from qilin.train.config import TrainConfig, read_recipe
@@ -198,7 +198,7 @@ def test_flag_for_a_recipe_key_is_answered_with_key_equals_value(
 
 @pytest.mark.parametrize("folder", ["tiny", "small", "quick"])
 def test_small_recipes_define_their_parts(folder: str) -> None:
-    assert read_config(PartsConfig, recipe_root() / folder / "parts.yaml")
+    assert read_config(TinyModelsConfig, recipe_root() / folder / "parts.yaml")
 
 
 def test_every_recipe_is_packed_into_the_wheel() -> None:
@@ -226,8 +226,8 @@ def test_demo_takes_packaged_recipes_by_name_despite_a_local_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quick").mkdir()  # as `qilin demo --quick --out quick` creates it
-    assert recipe_folder(DemoConfig(quick=True)) == "quick"
-    assert read_config(PartsConfig, demo_recipe_file("quick", "parts"))
+    assert choose_recipes(DemoConfig(quick=True)) == "quick"
+    assert read_config(TinyModelsConfig, demo_recipe_file("quick", "parts"))
     assert demo_recipe_file("./quick", "parts") == Path("quick/parts.yaml")
 
 

@@ -1,15 +1,16 @@
-"""Chinese captions written from the truth, in the tone of reports: opening, findings, what is denied, impression.
+"""Writes Chinese captions of scenes in the style of reports: opening, findings, denied findings, impression.
 
-In: a Truth and a random generator. Out: a caption whose facts (words_facts) are exactly those of the truth.
+In: a Scene and a random generator. Out: a caption whose facts (`text_facts`) are exactly those of the scene
+(`scene_facts`).
 """
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from qilin.demo.synthetic.scene import KINDS, PLACES, Finding, Truth, pick
+from qilin.demo.synthetic.scene import LOCATIONS, SCENE_KINDS, Finding, Scene, choose
 from qilin.text.facts import Vocabulary
-from qilin.text.facts import facts_of_text as read_facts
+from qilin.text.facts import extract_facts as read_facts
 
 # Each opening names the modality and the organ. {e}: the eye.
 OPENINGS = {
@@ -30,8 +31,8 @@ OPENINGS = {
     ),
     "skin": ("皮肤镜示皮肤：", "皮肤镜图像显示，皮肤所见：", "皮肤镜检查，皮肤情况：", "根据皮肤镜图像，皮肤表现："),
 }
-# {s}: 左, 右 or 双; {p}: place; {z}: size; {n}: number
-SENTENCES = {
+# {s}: 左, 右 or 双; {p}: location; {z}: size; {n}: number
+FINDING_PHRASES = {
     "结节": (
         "{s}侧{p}可见{n}枚{z}的结节",
         "{s}侧{p}见结节{n}枚，{z}",
@@ -54,7 +55,7 @@ SENTENCES = {
     "色素痣": ("可见{n}个{z}的色素痣，边界清楚", "见色素痣{n}个，{z}，颜色均匀", "可见{n}个色素痣，{z}"),
     "黑色素瘤": ("可见{z}的黑色素瘤，边界不规则", "见黑色素瘤，{z}，颜色不均", "黑色素瘤，{z}，形态不对称"),
 }
-CALM = {
+NORMAL_SENTENCES = {
     "chest": ("双肺野清晰，心影大小正常，未见明显异常", "肺野透亮度良好，肋膈角锐利，未见异常"),
     "head": ("脑实质密度均匀，中线结构居中，未见明显异常", "脑沟脑室形态自然，未见异常"),
     "abdomen": ("肝实质回声均匀，胆囊壁光滑，未见明显异常", "肝脏形态自然，胆囊内透声好，未见异常"),
@@ -62,46 +63,46 @@ CALM = {
     "smear": ("红细胞形态规则，血小板散在，未见明显异常", "各类细胞形态良好，未见异常"),
     "skin": ("皮肤纹理清晰，色泽均匀，未见明显异常", "皮面光滑，未见异常"),
 }
-COUNTS = ("视野内白细胞{n}个", "可见白细胞{n}个", "计数白细胞{n}个")
+COUNT_PHRASES = ("视野内白细胞{n}个", "可见白细胞{n}个", "计数白细胞{n}个")
 SIZE_PHRASES = {"小": "较小", "中": "中等大小", "大": "较大"}
 
 
-def write_caption(rng: np.random.Generator, truth: Truth) -> str:
-    """One caption; the same truth has many."""
-    opening = pick(rng, OPENINGS[truth.kind]).format(e=truth.eye or "")
+def write_caption(rng: np.random.Generator, scene: Scene) -> str:
+    """A random caption of the scene."""
+    opening = choose(rng, OPENINGS[scene.kind]).format(e=scene.eye or "")
     parts: list[str] = []
-    if truth.white_cells is not None:
-        parts.append(pick(rng, COUNTS).format(n=truth.white_cells))
-    if truth.normal:
-        parts.append(pick(rng, CALM[truth.kind]))
+    if scene.white_cells is not None:
+        parts.append(choose(rng, COUNT_PHRASES).format(n=scene.white_cells))
+    if scene.normal:
+        parts.append(choose(rng, NORMAL_SENTENCES[scene.kind]))
     else:
-        sentences = [sentence_of(rng, item) for item in truth.findings]
+        sentences = [write_finding(rng, item) for item in scene.findings]
         parts += sentences if rng.random() < 0.5 else sentences[::-1]
-        denial = denial_of(truth)
+        denial = write_denial(scene)
         if denial and rng.random() < 0.4:
             parts.append(denial)
-    if truth.white_cells is not None and rng.random() < 0.5:
-        parts.append(parts.pop(0))  # the count may come last
+    if scene.white_cells is not None and rng.random() < 0.5:
+        parts.append(parts.pop(0))  # the count may also come last
     if rng.random() < 0.4:
-        names = "、".join(item.finding for item in truth.findings)
+        names = "、".join(item.finding for item in scene.findings)
         parts.append(f"印象：{names}" if names else "印象：未见异常")
     return opening + "。".join(parts) + "。"
 
 
-def sentence_of(rng: np.random.Generator, item: Finding) -> str:
-    """One finding with all that is known of it."""
-    place = item.place or ""
+def write_finding(rng: np.random.Generator, item: Finding) -> str:
+    """One finding with its side, location, size and count."""
+    location = item.location or ""
     if item.finding in ("视网膜出血", "硬性渗出"):
-        place = f"黄斑{place}"
+        location = f"黄斑{location}"
     size = SIZE_PHRASES.get(item.size or "", "")
-    sentence = pick(rng, SENTENCES[item.finding])
-    return sentence.format(s=(item.side or "")[:1], p=place, z=size, n=item.number)
+    sentence = choose(rng, FINDING_PHRASES[item.finding])
+    return sentence.format(s=(item.side or "")[:1], p=location, z=size, n=item.number)
 
 
-def denial_of(truth: Truth) -> str:
-    """未见…: the findings of this kind that are not there; a denied white cell rise would hide their count."""
-    has = {item.finding for item in truth.findings}
-    missing = [name for name in KINDS[truth.kind].findings if name not in has]
+def write_denial(scene: Scene) -> str:
+    """未见…: findings of this kind that the scene does not have; "" where it has all of them."""
+    has = {item.finding for item in scene.findings}
+    missing = [name for name in SCENE_KINDS[scene.kind].findings if name not in has]
     return (
         f"未见{'及'.join(['、'.join(missing[:-1]), missing[-1]]) if len(missing) > 1 else missing[0]}"
         if missing
@@ -109,7 +110,7 @@ def denial_of(truth: Truth) -> str:
     )
 
 
-OTHER_NAMES: dict[str, tuple[str, ...]] = {
+SYNONYMS: dict[str, tuple[str, ...]] = {
     "胸腔积液": ("胸水",),
     "心影增大": ("心脏增大", "心脏肿大", "心脏扩大"),
     "脑梗死": ("脑梗塞",),
@@ -127,18 +128,18 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def words_for(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    return {name: (name, *OTHER_NAMES.get(name, ())) for name in names}
+def with_synonyms(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    return {name: (name, *SYNONYMS.get(name, ())) for name in names}
 
 
 VOCABULARY: Vocabulary = {
-    "modality": words_for(kind.modality for kind in KINDS.values()),
-    "organ": words_for(kind.organ for kind in KINDS.values()),
-    "eye": words_for(("左眼", "右眼")),
-    "finding": words_for(name for kind in KINDS.values() for name in kind.findings),
-    "thing": words_for(("白细胞",)),
+    "modality": with_synonyms(kind.modality for kind in SCENE_KINDS.values()),
+    "organ": with_synonyms(kind.organ for kind in SCENE_KINDS.values()),
+    "eye": with_synonyms(("左眼", "右眼")),
+    "finding": with_synonyms(name for kind in SCENE_KINDS.values() for name in kind.findings),
+    "thing": with_synonyms(("白细胞",)),
     "side": {"双侧": ("双侧", "两侧"), "左侧": ("左",), "右侧": ("右",)},
-    "place": words_for(dict.fromkeys(place for places in PLACES.values() for place in places)),
+    "place": with_synonyms(dict.fromkeys(location for locations in LOCATIONS.values() for location in locations)),
     "size": {
         "小": ("较小", "体积小", "小型"),
         "中": ("中等大小", "大小中等", "中等大"),
@@ -147,23 +148,28 @@ VOCABULARY: Vocabulary = {
 }
 
 
-def facts_of_truth(truth: Truth) -> frozenset[str]:
-    """Every fact of a truth record."""
-    facts = {f"modality={truth.modality}", f"organ={truth.organ}"}
-    if truth.normal:
+def scene_facts(scene: Scene) -> frozenset[str]:
+    """Every fact of a scene."""
+    facts = {f"modality={scene.modality}", f"organ={scene.organ}"}
+    if scene.normal:
         facts.add("normal")
-    if truth.eye:
-        facts.add(f"eye={truth.eye}")
-    if truth.white_cells is not None:
-        facts.add(f"白细胞|number={truth.white_cells}")
-    for item in truth.findings:
+    if scene.eye:
+        facts.add(f"eye={scene.eye}")
+    if scene.white_cells is not None:
+        facts.add(f"白细胞|number={scene.white_cells}")
+    for item in scene.findings:
         facts.add(item.finding)
-        for name, value in (("side", item.side), ("place", item.place), ("size", item.size), ("number", item.number)):
+        for name, value in (
+            ("side", item.side),
+            ("place", item.location),
+            ("size", item.size),
+            ("number", item.number),
+        ):
             if value is not None:
                 facts.add(f"{item.finding}|{name}={value}")
     return frozenset(facts)
 
 
-def facts_of_text(text: str) -> frozenset[str]:
-    """Every fact a caption affirms. What it denies is left out: a truth record lists what is there, not what is not."""
+def text_facts(text: str) -> frozenset[str]:
+    """Every fact that a caption affirms. Denied findings are left out: a scene lists only what it has."""
     return frozenset(fact for fact in read_facts(text, VOCABULARY) if not fact.startswith("no "))

@@ -1,10 +1,10 @@
-"""How questions are worded: eight ways a question type, the last two of which are asked only in the test split.
+"""Wordings of the questions: eight per question type; the last two are used only in the test split.
 
-{f}: a finding, {v}: the value asked about (a modality, a body part, a side, a place, an eye). Each type has one form
-of answer, so exact match means something: 是/否, 左侧/右侧/双侧, 小/中/大, digits, 左眼/右眼, the names of truth.py.
+{f}: a finding, {v}: the value asked about (a modality, a body part, a side, a location, an eye). Each type has answers
+of one form, so that exact match is meaningful: 是/否, 左侧/右侧/双侧, 小/中/大, digits, 左眼/右眼, names from scene.py.
 """
 
-HELD_OUT = 2
+NUM_HELD_OUT = 2
 
 OPEN = {
     "modality": (
@@ -109,7 +109,7 @@ YES_NO = {
         "请问这张图像属于{v}吗？",
         "该图片检查的是否为{v}？",
     ),
-    "normal": (  # a question that holds 异常 or 病变 is answered the other way round
+    "normal": (  # questions with 异常 or 病变 ask for the opposite
         "这张图像正常吗？",
         "图像表现是否正常？",
         "图中所见是正常的吗？",
@@ -174,6 +174,6 @@ CHOICE = {
 }
 
 
-def turned_round(phrasing: str) -> bool:
-    """Whether a question of type `normal` asks for the opposite: 有异常吗."""
-    return "异常" in phrasing
+def is_negated(wording: str) -> bool:
+    """Whether a question of type `normal` asks for the opposite, as in 有异常吗."""
+    return "异常" in wording

@@ -1,9 +1,8 @@
-"""Two small pre-trained parts made from a dataset's own training split, where no hub can be reached.
+"""Trains two tiny models on a dataset's own training split, for machines that cannot reach a model hub.
 
-In: a dataset folder. Out: `parts/vision` (a ViT in CLIP's form) and `parts/language` (a Llama and its tokenizer),
-ordinary Hugging Face folders that are from then on loaded exactly as models of a hub are. The language model learns to
-say the training texts; the ViT learns from captions, or (label supervision, said so in part.json) from training
-answers.
+In: a dataset folder. Out: `parts/vision` (a ViT with CLIP's architecture) and `parts/language` (a Llama with its
+tokenizer), ordinary Hugging Face folders that are loaded exactly like hub models. The language model learns the
+training texts; the ViT learns from captions, or from training answers (label supervision, recorded in part.json).
 """
 
 import math
@@ -22,20 +21,19 @@ from qilin.core.config import to_dict
 from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import open_dataset
-from qilin.demo.config import PartsConfig
-from qilin.demo.tiny_models.background import Tell, beside
+from qilin.demo.config import TinyModelsConfig
+from qilin.demo.tiny_models.background import OnStep, run_in_background
 from qilin.demo.tiny_models.language_model import (
     CPU,
-    WARMUP,
-    Reader,
-    learn,
-    make_language,
-    make_words,
-    readings_of,
-    write_note,
+    WARMUP_RATIO,
+    TextEncoder,
+    optimizer_step,
+    train_language_model,
+    write_part_file,
+    write_tokenizer,
 )
-from qilin.demo.tiny_models.text_corpus import TextExample
-from qilin.demo.tiny_models.vision_objectives import HEADS, TAUGHT_BY
+from qilin.demo.tiny_models.text_corpus import TextExample, training_texts
+from qilin.demo.tiny_models.vision_objectives import HEADS, SUPERVISION
 from qilin.imaging.augment import augment
 from qilin.model.processing import PixelCache
 from qilin.train.flops import fast_precision
@@ -44,110 +42,120 @@ from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rate
 from qilin.train.packed_attention import VISION
 
 
-def make_parts(data: Path, out: Path, config: PartsConfig, texts: Sequence[TextExample] = ()) -> None:
-    """Train both parts on the training split of `data`, the language model on `texts` too; each finished folder is
-    left alone on a second run. On more than one core both are trained at once where the vision encoder needs no more
-    than the tokenizer; the result is the same."""
+def train_tiny_models(
+    data: Path, out: Path, config: TinyModelsConfig, extra_examples: Sequence[TextExample] = ()
+) -> None:
+    """Train both models on the training split of `data`, the language model on `extra_examples` too.
+
+    A finished model is reused. With several cores both are trained at once, where the vision encoder needs no more than
+    the tokenizer; the weights are the same either way.
+    """
     language, vision = (not (out / name / "part.json").is_file() for name in ("language", "vision"))
     at_once = language and vision and config.vision.objectives == ("words",) and (os.cpu_count() or 1) > 1
-    precision = fast_precision(CPU)  # for both, and before anything random: it is measured
+    precision = fast_precision(CPU)  # measured once, for both, before any random number is drawn
     with ExitStack() as stack:
-        bar = stack.enter_context(ProgressBars())
+        bars = stack.enter_context(ProgressBars())
         if language:
-            text_examples = [*readings_of(list(open_dataset(data).samples("train"))), *texts]
-            make_words(text_examples, out / "language", config.language)
+            examples = [*training_texts(list(open_dataset(data).samples("train"))), *extra_examples]
+            write_tokenizer(examples, out / "language", config.language)
         if at_once:
-            stack.enter_context(beside(make_vision, (data, out, config, precision), told_on(bar, "vision encoder")))
+            arguments = (data, out, config, precision)
+            on_step = progress_callback(bars, "vision encoder")
+            stack.enter_context(run_in_background(train_vision_encoder, arguments, on_step))
         if language:
-            tell = told_on(bar, "language model")
-            make_language(text_examples, len(texts), out / "language", config.language, config.seed, precision, tell)
+            on_step = progress_callback(bars, "language model")
+            folder, num_extra = out / "language", len(extra_examples)
+            train_language_model(examples, num_extra, folder, config.language, config.seed, precision, on_step)
         if vision and not at_once:
-            make_vision(data, out, config, precision, told_on(bar, "vision encoder"))
+            train_vision_encoder(data, out, config, precision, progress_callback(bars, "vision encoder"))
 
 
-def told_on(bar: ProgressBars, title: str) -> Tell:
-    """A line of the bar that says how far a part is."""
-    task = bar.add_task(title, total=None, figure="")
-    return lambda done, steps, loss: bar.update(task, completed=done, total=steps, figure=f"loss {loss:.3f}")
+def progress_callback(bars: ProgressBars, title: str) -> OnStep:
+    """A callback that shows a model's progress on a bar of its own."""
+    task = bars.add_task(title)
+    return lambda done, steps, loss: bars.update(task, completed=done, total=steps, figure=f"loss {loss:.3f}")
 
 
-def make_vision(data: Path, out: Path, config: PartsConfig, precision: str, tell: Tell) -> None:
-    """A small CLIP ViT trained on the training images, with the language model, or its tokenizer, as the reader of
-    texts."""
-    part, seed = config.vision, config.seed
+def train_vision_encoder(data: Path, out: Path, config: TinyModelsConfig, precision: str, on_step: OnStep) -> None:
+    """Train a small CLIP ViT on the training images; the language model, or its tokenizer, encodes the texts."""
+    vision, seed = config.vision, config.seed
     dataset = open_dataset(data)
     samples = list(dataset.samples("train"))
     torch.manual_seed(seed)
-    model_config = CLIPVisionConfig(
-        hidden_size=part.width,
-        intermediate_size=part.width * 4,
-        num_hidden_layers=part.layers,
-        num_attention_heads=part.heads,
-        image_size=part.image_size,
-        patch_size=part.patch_size,
-        initializer_range=0.02,
+    encoder = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=vision.hidden_size,
+            intermediate_size=vision.hidden_size * 4,
+            num_hidden_layers=vision.num_layers,
+            num_attention_heads=vision.num_heads,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            initializer_range=0.02,
+        )
     )
-    tower = CLIPVisionModel(model_config)
-    start_positions(tower)
-    tower.set_attn_implementation(VISION)
+    init_position_embeddings(encoder)
+    encoder.set_attn_implementation(VISION)
     processor = LlavaImageProcessorPil(
-        size={"shortest_edge": part.image_size},
-        crop_size={"height": part.image_size, "width": part.image_size},
+        size={"shortest_edge": vision.image_size},
+        crop_size={"height": vision.image_size, "width": vision.image_size},
         do_pad=True,
     )
-    reader = Reader(out / "language")
-    heads: list[Any] = [HEADS[name](samples, reader, part.width) for name in part.objectives]
-    images = list(dict.fromkeys(id for head in heads for id in head.images))
-    if not images:
+    text_encoder = TextEncoder(out / "language")
+    heads: list[Any] = [HEADS[name](samples, text_encoder, vision.hidden_size) for name in vision.objectives]
+    image_ids = list(dict.fromkeys(image_id for head in heads for image_id in head.image_ids))
+    if not image_ids:
         raise UserError(
-            f"{dataset.path}: no training image has a text that objectives {' + '.join(part.objectives)!r} can use"
+            f"{dataset.path}: no training image has a text for the objectives {' + '.join(vision.objectives)}"
         )
-    pixels = PixelCache(processor)
-    every = torch.stack([pixels.get(dataset, id) for id in images])
-    batches = math.ceil(len(every) / part.batch_size)
-    steps = part.num_epochs * batches
-    both = nn.ModuleList([tower, *heads])
-    learning = [
-        Learning(name, p, part.learning_rate, part.weight_decay if p.ndim >= 2 else 0.0)
-        for name, p in both.named_parameters()
-    ]
-    optimizer = make_optimizer(learning, part.optimizer, betas=(0.9, 0.98))
-    random = torch.Generator().manual_seed(seed)
+    cache = PixelCache(processor)
+    pixels = torch.stack([cache.get(dataset, image_id) for image_id in image_ids])
+    batches = math.ceil(len(pixels) / vision.batch_size)
+    steps = vision.num_epochs * batches
+    model = nn.ModuleList([encoder, *heads])
+    optimizer = make_optimizer(
+        [
+            Learning(name, p, vision.learning_rate, vision.weight_decay if p.ndim >= 2 else 0.0)
+            for name, p in model.named_parameters()
+        ],
+        vision.optimizer,
+        betas=(0.9, 0.98),
+    )
+    generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         if step % batches == 0:
-            order = torch.randperm(len(every), generator=random)
+            order = torch.randperm(len(pixels), generator=generator)
         rows = order[step % batches :: batches]
-        set_rates(optimizer, rate_share("cosine", step, steps, math.ceil(WARMUP * steps)))
-        changed = augment(every[rows], part.augment, random)
+        set_rates(optimizer, rate_share("cosine", step, steps, math.ceil(WARMUP_RATIO * steps)))
+        augmented = augment(pixels[rows], vision.augment, generator)
         with arithmetic(precision, CPU):
-            features = used_features(tower(pixel_values=changed, output_hidden_states=True))
-        chosen = [images[row] for row in rows.tolist()]
-        loss = torch.stack([head(features.float(), chosen, random) for head in heads]).sum()
-        learn(both, optimizer, loss)
-        tell(step + 1, steps, loss.item())
-    tower.save_pretrained(out / "vision")
+            features = llava_features(encoder(pixel_values=augmented, output_hidden_states=True))
+        batch_ids = [image_ids[row] for row in rows.tolist()]
+        loss = torch.stack([head(features.float(), batch_ids, generator) for head in heads]).sum()
+        optimizer_step(model, optimizer, loss)
+        on_step(step + 1, steps, loss.item())
+    encoder.save_pretrained(out / "vision")
     processor.save_pretrained(out / "vision")
-    taught = "; ".join(TAUGHT_BY[name] for name in part.objectives)
-    write_note(out / "vision", {"trained_on": taught, "settings": to_dict(part)})
+    trained_on = "; ".join(SUPERVISION[name] for name in vision.objectives)
+    write_part_file(out / "vision", {"trained_on": trained_on, "settings": to_dict(vision)})
 
 
 @torch.no_grad()
-def start_positions(tower: Any) -> None:
-    """Let the position embeddings begin as sines and cosines of row and column (as ViTs trained on little data often
-    do): without it, where a finding lies was hardly learnt in the minutes that a demo has."""
-    get_finding = dict(tower.named_parameters())
+def init_position_embeddings(encoder: Any) -> None:
+    """Initialize the position embeddings as sines and cosines of row and column, as is common for ViTs trained on
+    little data: without it, locations were hardly learned in the minutes that a demo takes."""
+    parameters = dict(encoder.named_parameters())
     table = next(
-        p for name, p in get_finding.items() if name.endswith("position_embedding.weight")
+        p for name, p in parameters.items() if name.endswith("position_embedding.weight")
     )  # (1 + side², width)
     side, width = round((len(table) - 1) ** 0.5), table.shape[1]
-    waves = torch.exp(-math.log(100.0) * torch.arange(width // 4) / (width // 4))
-    angles = torch.arange(side)[:, None] * waves  # (side, width / 4)
-    one = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
-    grid = torch.cat([one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)], dim=-1)
+    frequencies = torch.exp(-math.log(100.0) * torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
+    grid = torch.cat([axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)], dim=-1)
     table[1:].copy_(grid.reshape(side * side, -1) * 0.5)
 
 
-def used_features(seen: Any) -> torch.Tensor:
-    """The features a Llava will use, (P, patches, width): the layer before the last, without the class token; the
-    last layer's are added so that it learns too."""
-    return seen.hidden_states[-2][:, 1:] + 0.0 * seen.last_hidden_state.sum()
+def llava_features(output: Any) -> torch.Tensor:
+    """The features that Llava uses, (images, patches, width): the penultimate layer without the class token. The last
+    layer is added with weight zero, so that its parameters receive (zero) gradients."""
+    return output.hidden_states[-2][:, 1:] + 0.0 * output.last_hidden_state.sum()

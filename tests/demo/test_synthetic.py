@@ -1,4 +1,4 @@
-"""Drawn images: the same seed gives the same bytes, words say what the truth says, closed questions tell nothing."""
+"""Synthetic data: the same seed gives the same bytes, captions state the scene, closed questions are balanced."""
 
 import io
 from collections import Counter, defaultdict
@@ -12,13 +12,21 @@ from PIL import Image
 from qilin.core.errors import UserError
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import text_of
-from qilin.demo.synthetic.captions import VOCABULARY, text_facts, scene_facts, write_caption
+from qilin.demo.synthetic.captions import VOCABULARY, scene_facts, text_facts, write_caption
 from qilin.demo.synthetic.color import draw_image, draw_sample
 from qilin.demo.synthetic.dataset import read_scenes, write_synthetic
 from qilin.demo.synthetic.drawing import grid
 from qilin.demo.synthetic.question_templates import CHOICE, NUM_HELD_OUT, OPEN, YES_NO
 from qilin.demo.synthetic.questions import Question, write_questions
-from qilin.demo.synthetic.scene import SCENE_KINDS, KIND_CYCLE, Finding, Scene, sample_scene, scene_from_row, scene_to_row
+from qilin.demo.synthetic.scene import (
+    KIND_CYCLE,
+    SCENE_KINDS,
+    Finding,
+    Scene,
+    sample_scene,
+    scene_from_row,
+    scene_to_row,
+)
 from qilin.evaluate.scoring.captions import FactScore, FactSource, read_fact_source
 
 
@@ -52,7 +60,7 @@ def test_the_same_seed_draws_the_same_pixels() -> None:
         assert first.size == (224, 224)
 
 
-def test_the_mark_is_the_same_in_every_image() -> None:
+def test_the_watermark_is_the_same_in_every_image() -> None:
     marks = {mode: set() for mode in ("L", "RGB")}
     for index in range(30):
         image = draw_sample(4, index)[1]
@@ -68,10 +76,10 @@ def test_left_of_the_patient_is_right_in_the_image(kind: str) -> None:
     name, location = ("结节", "上肺野") if kind == "chest" else ("脑出血", "额叶")
     plain = Scene(kind, SCENE_KINDS[kind].modality, SCENE_KINDS[kind].organ, SCENE_KINDS[kind].body_part)
     for side, half in (("左侧", 1), ("右侧", -1)):
-        sick = replace(plain, findings=(Finding(name, side, location, "大", 1),), normal=False)
+        abnormal = replace(plain, findings=(Finding(name, side, location, "大", 1),), normal=False)
         for seed in range(4):
             pixels = [
-                np.asarray(draw_image(np.random.default_rng(seed), t), np.float32) for t in (sick, replace(plain))
+                np.asarray(draw_image(np.random.default_rng(seed), t), np.float32) for t in (abnormal, replace(plain))
             ]
             change = (np.abs(pixels[0] - pixels[1]) > 80)[:200]
             x = grid(224)[0][:200]
@@ -79,7 +87,7 @@ def test_left_of_the_patient_is_right_in_the_image(kind: str) -> None:
             assert np.sign((x * change).sum()) == half
 
 
-def test_truth_goes_through_json() -> None:
+def test_scenes_round_trip_through_json() -> None:
     for scene in scenes_of(0, 60):
         assert scene_from_row(scene_to_row(scene)) == scene
 
@@ -93,7 +101,7 @@ def test_about_half_are_normal_and_every_finding_occurs() -> None:
     assert all(scene.normal == (not scene.findings) for scene in scenes)
 
 
-def test_captions_say_the_truth_and_nothing_else() -> None:
+def test_captions_state_exactly_the_scene() -> None:
     for index, scene in enumerate(scenes_of(1, 6000)):
         caption = write_caption(np.random.default_rng(index), scene)
         assert text_facts(caption) == scene_facts(scene), caption
@@ -118,7 +126,7 @@ def test_captions_vary() -> None:
         ("。", "。左侧气胸。"),
     ],
 )
-def test_a_wrong_caption_loses(before: str, after: str) -> None:
+def test_a_wrong_caption_scores_lower(before: str, after: str) -> None:
     scene = Scene("chest", "X光", "肺", "胸部", (Finding("结节", "左侧", "上肺野", "小", 2),), False)
     caption = "X光图像显示，肺部所见：左侧上肺野可见2枚较小的结节。"
     right, wrong = (scores([scene], [text])[0] for text in (caption, caption.replace(before, after)))
@@ -151,7 +159,7 @@ def test_facts_belong_to_the_finding_named_nearest() -> None:
 
 
 def blind(train: list[Question], asked: list[Question]) -> float:
-    """Accuracy of the commonest training answer to the very same words, of the commonest of the type otherwise."""
+    """Accuracy of the most frequent training answer to the same question, else of the most frequent one of its type."""
     words: defaultdict[str, Counter[str]] = defaultdict(Counter)
     kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for item in train:
@@ -163,16 +171,16 @@ def blind(train: list[Question], asked: list[Question]) -> float:
     return float(np.mean(right))
 
 
-def test_closed_questions_tell_nothing_to_who_does_not_look() -> None:
+def test_closed_questions_are_at_chance_without_the_image() -> None:
     train, test = scenes_of(1, 1500), scenes_of(2, 400)
     asked = write_questions(np.random.default_rng(0), test, test=True)
-    learnt = write_questions(np.random.default_rng(1), train, test=False)
+    trained = write_questions(np.random.default_rng(1), train, test=False)
     closed = [item for item in asked if item.answer_type != "open"]
     assert len(closed) > 1000
-    # Even one who has read the test's own answers to each wording gets half of them.
+    # Even the most frequent answer of the test split itself, per wording, is right half of the time.
     assert blind(closed, closed) == pytest.approx(0.5, abs=0.001)
-    assert blind([item for item in learnt if item.answer_type != "open"], closed) <= 0.55
-    # Control: the measure does find a set that gives itself away.
+    assert blind([item for item in trained if item.answer_type != "open"], closed) <= 0.55
+    # Control: the measure detects an unbalanced set.
     lopsided = [item for item in closed if item.answer != "否" or item.image % 4 == 0]
     assert blind(lopsided, lopsided) > 0.65
 
@@ -186,7 +194,7 @@ def test_closed_questions_about_a_finding_stay_within_its_kind() -> None:
             assert (item.answer == "是") == (name in {finding.finding for finding in scene.findings})
 
 
-def test_answers_have_one_form_and_wordings_are_held_out() -> None:
+def test_answers_have_one_format_and_wordings_are_held_out() -> None:
     forms = {
         "size": {"小", "中", "大"},
         "side": {"左侧", "右侧", "双侧"},
@@ -210,7 +218,7 @@ def test_answers_have_one_form_and_wordings_are_held_out() -> None:
         assert len(wordings) - NUM_HELD_OUT >= 6
 
 
-def test_the_dataset_folder_is_whole(synthetic: Dataset) -> None:
+def test_the_dataset_folder_is_complete(synthetic: Dataset) -> None:
     counts = synthetic.manifest["counts"]
     assert counts["pictures"] == 150
     assert counts["dropped"] == 0
@@ -243,7 +251,7 @@ def test_the_same_arguments_write_the_same_folder(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_too_little_is_refused(tmp_path: Path) -> None:
+def test_too_few_or_too_small_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images is 20"):
         write_synthetic(tmp_path / "data", images=20)
     with pytest.raises(UserError, match="at least 96"):
