@@ -179,12 +179,12 @@ def test_gmai(tmp_path: Path) -> None:
 
 
 def test_choice_answers_are_judged(tmp_path: Path) -> None:
-    from qilin.evaluate.scoring.answers import judge
+    from qilin.evaluate.scoring.answers import judge_answer
 
     question = "What is shown?\nA. CT\nB. MRI"
-    assert judge(question, "B", "MRI", "choice", ["CT", "MRI"]).correct is True
-    assert judge(question, "MRI", "B", "choice", ["CT", "MRI"]).correct is True
-    assert judge("此图正常。", "错", "不正确", "closed").correct is True
+    assert judge_answer(question, "B", "MRI", "choice", ["CT", "MRI"]).correct is True
+    assert judge_answer(question, "MRI", "B", "choice", ["CT", "MRI"]).correct is True
+    assert judge_answer("此图正常。", "错", "不正确", "closed").correct is True
 
 
 def test_the_wrong_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qilin.evaluate.scoring.answers import exact, judge, token_f1
-from qilin.evaluate.scoring.multiple_choice import choices_in, picked
-from qilin.text.normalize import items, normalise
-from qilin.text.yes_no import asks_yes_no, polarity
+from qilin.evaluate.scoring.answers import exact_match, judge_answer, token_f1
+from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options
+from qilin.text.normalize import split_list_items, normalize_answer
+from qilin.text.yes_no import is_yes_no_question, polarity
 
 PAIRS = [
     json.loads(line)
@@ -24,7 +24,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p['reference']}|{p['prediction']}"[:60])
 def test_pair(pair: dict[str, Any]) -> None:
-    verdict = judge(
+    verdict = judge_answer(
         pair["question"], pair["reference"], pair["prediction"], pair.get("answer_type"), pair.get("choices")
     )
     assert verdict.correct is pair["correct"], f"{pair['why']}; rule {verdict.rule}"
@@ -46,14 +46,14 @@ def test_table_is_worth_its_name() -> None:
 
 
 def test_every_rule_has_pairs_and_stands_in_the_docs() -> None:
-    source = Path(inspect.getfile(judge)).read_text(encoding="utf-8")
+    source = Path(inspect.getfile(judge_answer)).read_text(encoding="utf-8")
     rules = {
         name for verdict in re.findall(r"Verdict\((.*)\)", source) for name in re.findall(r'"([a-z/ ]+)"', verdict)
     }
     assert {"equal", "yes/no", "side", "which side", "one of its kind"} <= rules
     by_rule: dict[str, int] = {}
     for pair in PAIRS:
-        verdict = judge(
+        verdict = judge_answer(
             pair["question"], pair["reference"], pair["prediction"], pair.get("answer_type"), pair.get("choices")
         )
         by_rule[verdict.rule] = by_rule.get(verdict.rule, 0) + 1
@@ -85,13 +85,13 @@ def test_every_rule_has_pairs_and_stands_in_the_docs() -> None:
     ],
 )
 def test_normalise(written: str, plain: str) -> None:
-    assert normalise(written) == plain
+    assert normalize_answer(written) == plain
 
 
 def test_exact_is_blind_to_meaning() -> None:
-    assert exact("ＣＴ。", "ct")
-    assert not exact("X光", "X-Ray")
-    assert not exact("是", "是的")
+    assert exact_match("ＣＴ。", "ct")
+    assert not exact_match("X光", "X-Ray")
+    assert not exact_match("是", "是的")
 
 
 WORDS = st.text(
@@ -102,7 +102,7 @@ WORDS = st.text(
 @settings(max_examples=300, deadline=None)
 @given(WORDS)
 def test_normalise_is_idempotent(text: str) -> None:
-    assert normalise(normalise(text)) == normalise(text)
+    assert normalize_answer(normalize_answer(text)) == normalize_answer(text)
 
 
 @settings(max_examples=300, deadline=None)
@@ -113,7 +113,7 @@ def test_normalise_is_idempotent(text: str) -> None:
     st.sampled_from(["open", "closed", "choice", None]),
 )
 def test_any_string_is_judged(question: str, reference: str, prediction: str, kind: str | None) -> None:
-    verdict = judge(question, reference, prediction, kind)
+    verdict = judge_answer(question, reference, prediction, kind)
     assert verdict.correct in (True, False, None)
     assert verdict.rule
 
@@ -130,16 +130,16 @@ SENTENCES = st.lists(st.sampled_from(PIECES), max_size=7).map("".join)
 @given(SENTENCES, SENTENCES, SENTENCES)
 def test_any_sentence_of_our_words_is_judged(question: str, reference: str, prediction: str) -> None:
     for kind, choices in ((None, None), ("closed", None), ("choice", ["左肺", "右肺", "气胸"])):
-        verdict = judge(question, reference, prediction, kind, choices)
+        verdict = judge_answer(question, reference, prediction, kind, choices)
         assert verdict.correct in (True, False, None)
-    assert normalise(normalise(prediction)) == normalise(prediction)
+    assert normalize_answer(normalize_answer(prediction)) == normalize_answer(prediction)
 
 
 @settings(max_examples=200, deadline=None)
 @given(WORDS)
 def test_an_answer_is_right_against_itself(text: str) -> None:
-    if normalise(text):
-        assert judge("图中是什么?", text, text).correct is True
+    if normalize_answer(text):
+        assert judge_answer("图中是什么?", text, text).correct is True
 
 
 # Both sides of a pair of plain answers may be swapped: what means the same means the same the other way round.
@@ -147,7 +147,7 @@ def test_an_answer_is_right_against_itself(text: str) -> None:
     "pair", [p for p in PAIRS if p.get("symmetric")], ids=lambda p: f"{p['reference']}|{p['prediction']}"
 )
 def test_symmetric(pair: dict[str, Any]) -> None:
-    assert judge(pair["question"], pair["prediction"], pair["reference"]).correct is pair["correct"]
+    assert judge_answer(pair["question"], pair["prediction"], pair["reference"]).correct is pair["correct"]
 
 
 @settings(max_examples=200, deadline=None)
@@ -158,7 +158,7 @@ def test_symmetric(pair: dict[str, Any]) -> None:
     st.sampled_from(["病变在哪?", "图中有什么异常?", "哪一侧的肺异常,左侧还是右侧?"]),
 )
 def test_a_wrong_side_is_never_right(side: str, other: str, what: str, question: str) -> None:
-    verdict = judge(question, side + what, other + what)
+    verdict = judge_answer(question, side + what, other + what)
     assert verdict.correct is (side == other)
 
 
@@ -182,15 +182,15 @@ def test_a_wrong_side_is_never_right(side: str, other: str, what: str, question:
     ],
 )
 def test_picked_letters(answer: str, choices: int, expected: set[int] | None) -> None:
-    assert picked(answer, [f"选择{i}号" for i in range(choices)]) == (frozenset(expected) if expected else None)
+    assert selected_options(answer, [f"选择{i}号" for i in range(choices)]) == (frozenset(expected) if expected else None)
 
 
 def test_picked_text() -> None:
     choices = ["肺炎", "气胸", "肺结节", "正常"]
-    assert picked("考虑为气胸", choices) == {1}
-    assert picked("不是肺炎，是气胸", choices) == {1}
-    assert picked("肺炎或气胸", choices) is None
-    assert picked("B. 气胸", ["A. 肺炎", "B. 气胸"]) == {1}
+    assert selected_options("考虑为气胸", choices) == {1}
+    assert selected_options("不是肺炎，是气胸", choices) == {1}
+    assert selected_options("肺炎或气胸", choices) is None
+    assert selected_options("B. 气胸", ["A. 肺炎", "B. 气胸"]) == {1}
 
 
 def test_choices_in_question() -> None:
@@ -211,7 +211,7 @@ def test_choices_in_question() -> None:
     ],
 )
 def test_asks_yes_no(question: str, yes_no: bool) -> None:
-    assert asks_yes_no(normalise(question)) is yes_no
+    assert is_yes_no_question(normalize_answer(question)) is yes_no
 
 
 def test_polarity_says_none_where_both_are_said() -> None:
@@ -220,7 +220,7 @@ def test_polarity_says_none_where_both_are_said() -> None:
 
 
 def test_items_and_token_f1() -> None:
-    assert items("左肺和右肺,心脏") == ("左肺", "右肺", "心脏")
+    assert split_list_items("左肺和右肺,心脏") == ("左肺", "右肺", "心脏")
     assert token_f1("左肺", "左肺") == 1.0
     assert token_f1("左肺", "心脏") == 0.0
     assert 0 < token_f1("左肺上叶结节", "左肺下叶结节", "char") < 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qilin.evaluate.scoring.answers import judge
+from qilin.evaluate.scoring.answers import judge_answer
 
 FROZEN = {
     "real_predictions.jsonl": "c01d6cbc48d2d43bf9427bc2b12ea7c92a4384e938fc985a5a072d43338a3f99",
@@ -28,7 +28,7 @@ def test_scorer_agrees_with_the_reader(name: str) -> None:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     unlike = []
     for row in rows:
-        said = judge(row["question"], row["reference"], row["prediction"], row["answer_type"]).correct is True
+        said = judge_answer(row["question"], row["reference"], row["prediction"], row["answer_type"]).correct is True
         if said is not row["correct"]:
             unlike.append((row["question"], row["reference"], row["prediction"]))
     assert len(rows) == 200

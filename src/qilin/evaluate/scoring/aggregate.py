@@ -1,13 +1,12 @@
-"""From prediction rows to scores: what `qilin score` prints and `qilin evaluate` writes, by the same function.
+"""Aggregates predictions into the blocks of scores.json; `qilin score` and `qilin evaluate` share this code.
 
-In: rows of predictions.jsonl from any system and, where known, what the controls answered. Out: the blocks of
-scores.json (DESIGN section 4), and each row's verdict. A missing value is null, with its reason beside it.
+Inputs: predictions of any system and, where known, the answers of the controls. Outputs: the blocks of scores.json and
+one verdict per row. A missing value is null, with its reason beside it. N question rows.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,308 +14,287 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qilin.core.files import write_atomic
-from qilin.evaluate.items import is_caption, is_closed
-from qilin.evaluate.scoring.answers import Verdict, exact, judge, token_f1
-from qilin.evaluate.scoring.bootstrap import bootstrap_interval, compare
-from qilin.evaluate.scoring.calibration import calibration, nothing_to_see
+from qilin.core.files import to_json, write_atomic
+from qilin.evaluate.results import CAPTION_VERDICT, Prediction, Score, SubsetScores, Verdict
+from qilin.evaluate.scoring.answers import exact_match, judge_prediction
+from qilin.evaluate.scoring.bootstrap import bootstrap_interval, compare_paired
+from qilin.evaluate.scoring.calibration import calibration, hallucination_probe
 from qilin.evaluate.scoring.captions import FactSource, score_captions
+from qilin.evaluate.scoring.text_metrics import token_f1
 from qilin.text.facts import DEFAULT_VOCABULARY
 
-Row = Mapping[str, Any]
-Answers = Mapping[str, str]  # row id -> prediction
-Marks = Mapping[str, NDArray[np.float64]]  # metric -> (N,)
+Answers = Mapping[str, str]  # row id -> answer text
+PerRowScores = Mapping[str, NDArray[np.float64]]  # metric -> (N,)
+
+METRICS = ("exact", "accuracy")
+# Reasons in scores.json, by which a reader knows why a value is null.
+NOT_GIVEN = "not given"
+NO_TRAINING_DATA = "no training data was named: give --train DATASET, and --dataset for the images"
 
 
 @dataclass(frozen=True)
 class Controls:
-    """What answers without looking, or from the wrong image, are; None or empty where unknown, with the reason."""
+    """Answers of the control conditions; None or empty where a control is missing, with the reason."""
 
     mean_image: Answers | None = None
     blank: Answers | None = None  # to a black image, of the rows whose reference affirms a finding
-    commonest: Answers | None = None
-    shuffled: Sequence[Answers] = ()
-    nearest: Mapping[str, Answers] = field(default_factory=dict)  # by what images were compared -> answers
+    commonest: Answers | None = None  # the most common training answer
+    shuffled: Sequence[Answers] = ()  # one per derangement of the images
+    nearest: Mapping[str, Answers] = field(default_factory=dict)  # image representation -> answers
     reasons: Mapping[str, str] = field(default_factory=dict)  # control -> why it is missing
 
 
 @dataclass(frozen=True)
-class Context:
-    """What scoring knows besides the rows: clusters, controls, images, and how to draw the intervals."""
+class ScoringContext:
+    """What scoring needs besides the predictions: clusters, controls, image metadata, bootstrap settings."""
 
-    cluster: NDArray[np.int64]  # (N,)
+    cluster: NDArray[np.int64]  # one number per row, captions included
     controls: Controls = Controls()
     facts: FactSource = FactSource(DEFAULT_VOCABULARY, {})
     near_duplicate: Mapping[str, bool] | None = None  # row id -> one of its images has a near-duplicate in training
-    known_question: Mapping[str, bool] | None = None  # row id -> its question was asked in training
+    known_question: Mapping[str, bool] | None = None  # row id -> its question occurs in training
     modality: Mapping[str, str | None] | None = None  # row id -> modality of its first image
     body_part: Mapping[str, str | None] | None = None  # row id -> body part of its first image
-    other_modality: Sequence[Mapping[str, bool]] = ()  # a shuffle: row id -> it was shown an image of another modality
+    other_modality: Sequence[Mapping[str, bool]] = ()  # per derangement: row id -> it got an image of another modality
     resamples: int = 2000
     seed: int = 0
 
 
-METRICS = ("exact", "accuracy")
-
-
-def verdict_of(row: Row, prediction: str) -> Verdict:
-    """The scorer's verdict on a prediction for a row."""
-    return judge(row["question"], row["reference"], prediction, row.get("answer_type"), row.get("choices") or ())
-
-
-def marks(rows: Sequence[Row], predictions: Sequence[str], verdicts: Sequence[Verdict]) -> Marks:
-    """1.0 for right, 0.0 for wrong or unparsable, a row: (N,) for each of exact and accuracy."""
-    return {
-        "exact": np.array([exact(p, row["reference"]) for row, p in zip(rows, predictions, strict=True)], dtype=float),
-        "accuracy": np.array([verdict.correct is True for verdict in verdicts], dtype=float),
-    }
-
-
 @dataclass(frozen=True)
-class Marked:
-    """Marks of the model and of every control on the same question rows, each (N,) a metric."""
+class QuestionScores:
+    """Per-row scores of the model and of every control on the same N question rows."""
 
-    rows: Sequence[Row]
+    predictions: Sequence[Prediction]
     verdicts: Sequence[Verdict]
-    model: Marks
-    blind: Mapping[str, Marks]  # control name -> marks
-    shuffled: Sequence[Marks]
-    nearest: Mapping[str, Marks]  # by what images were compared -> marks
+    model: PerRowScores
+    blind: Mapping[str, PerRowScores]  # control name -> scores
+    shuffled: Sequence[PerRowScores]
+    nearest: Mapping[str, PerRowScores]  # image representation -> scores
+    cluster: NDArray[np.int64]  # (N,)
+    context: ScoringContext
 
 
-def mark_all(rows: Sequence[Row], controls: Controls) -> Marked:
-    """Score the model and every control there is."""
+def score_predictions(
+    predictions: Sequence[Prediction], context: ScoringContext
+) -> tuple[dict[str, Any], list[Verdict]]:
+    """All blocks of scores.json except the manifest, and one verdict per row.
 
-    def judged(predictions: Sequence[str]) -> list[Verdict]:
-        return [verdict_of(row, said) for row, said in zip(rows, predictions, strict=True)]
-
-    def of(answers: Answers) -> Marks:
-        predictions = [answers[row["id"]] for row in rows]
-        return marks(rows, predictions, judged(predictions))
-
-    predictions = [row["prediction"] for row in rows]
-    verdicts = judged(predictions)
-    return Marked(
-        rows,
-        verdicts,
-        marks(rows, predictions, verdicts),
-        {name: of(answers) for name, answers in blind_answers(controls).items()},
-        [of(answers) for answers in controls.shuffled],
-        {name: of(answers) for name, answers in controls.nearest.items()},
-    )
-
-
-def blind_answers(controls: Controls) -> dict[str, Answers]:
-    """The controls that do not look, by name; the better of them is `blind`."""
-    both = {"mean image": controls.mean_image, "commonest training answer": controls.commonest}
-    return {name: answers for name, answers in both.items() if answers is not None}
-
-
-def best_of(values: Mapping[str, float]) -> str | None:
-    """The name of the highest value, the first of equal ones; None for none."""
-    return max(values, key=lambda name: values[name]) if values else None
-
-
-def block(marked: Marked, chosen: NDArray[np.bool_], cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
-    """{"n", "exact", "accuracy", "unparsable", "token_f1"} over the chosen rows."""
-    n = int(chosen.sum())
-    found: dict[str, Any] = {"n": n}
-    for metric in METRICS:
-        found[metric] = score_of(marked, metric, chosen, cluster, context)
-    if n:
-        picked: list[int] = np.flatnonzero(chosen).tolist()
-        found["unparsable"] = sum(marked.verdicts[i].correct is None for i in picked)
-        if any(not is_closed(marked.rows[i]) for i in picked):
-            for unit in ("word", "char"):
-                found[f"token_f1_{unit}"] = float(
-                    np.mean([token_f1(marked.rows[i]["prediction"], marked.rows[i]["reference"], unit) for i in picked])
-                )
-    return found
-
-
-def score_of(
-    marked: Marked, metric: str, chosen: NDArray[np.bool_], cluster: NDArray[np.int64], context: Context
-) -> dict[str, Any]:
-    """{"value", "interval", "blind", "shuffled", …} of one metric over the chosen rows."""
-    if not chosen.any():
-        missing = dict.fromkeys(("value", "interval", "blind", "shuffled", "nearest"))
-        return {**missing, "reason": "no such questions among the rows"}
-    reasons = dict(context.controls.reasons)
-    values = marked.model[metric][chosen]
-    interval = bootstrap_interval(values, cluster[chosen], context.resamples, context.seed)
-    blind = {name: float(by[metric][chosen].mean()) for name, by in marked.blind.items()}
-    best = best_of(blind)
-    shuffled = [float(by[metric][chosen].mean()) for by in marked.shuffled]
-    nearest = best_accuracy(marked.nearest)
-    found: dict[str, Any] = {
-        "value": float(values.mean()),
-        "interval": list(interval) if interval else None,
-        "blind": blind[best] if best else None,
-        "blind_from": best,
-        "blind_each": blind,
-        "shuffled": float(np.mean(shuffled)) if shuffled else None,
-        "shuffles": len(shuffled),
-        "nearest": float(marked.nearest[nearest][metric][chosen].mean()) if nearest else None,
-    }
-    why = {
-        name: reasons.get(name, "not given") for name, value in (("blind", best), ("shuffled", shuffled)) if not value
-    }
-    if not interval:
-        why["interval"] = "fewer than two independent clusters of images"
-    return {**found, "reasons": why} if why else found
-
-
-def score_rows(rows: Sequence[Row], context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """All blocks of scores.json but the manifest, and each row's {"id", "correct", "rule"}.
-
-    Captions stand outside `all`; their `correct` is null and their rule "caption".
+    Captions are not part of `all`; their verdict is CAPTION_VERDICT.
     """
-    caption = np.array([is_caption(row) for row in rows], dtype=bool)
-    questions = [row for row, no in zip(rows, caption, strict=True) if not no]
-    cluster = context.cluster[~caption]
-    marked = mark_all(questions, context.controls)
-    closed = np.array([is_closed(row) for row in questions], dtype=bool)
-    everything = np.ones(len(questions), dtype=bool)
-    scores: dict[str, Any] = {
-        "all": block(marked, everything, cluster, context),
-        "closed": block(marked, closed, cluster, context),
-        "open": block(marked, ~closed, cluster, context),
-        "captions": caption_block([row for row, yes in zip(rows, caption, strict=True) if yes], caption, context),
-        "gain": gains(marked, cluster, context),
-        "nearest_neighbour": nearest_block(marked, cluster, context),
-        "no_near_duplicate": part(marked, cluster, context, context.near_duplicate),
-        "unseen_wording": part(marked, cluster, context, context.known_question),
-        "by_question_type": by_label(marked, cluster, context, lambda row: row.get("question_type")),
-        "by_modality": by_label(marked, cluster, context, lambda row: (context.modality or {}).get(row["id"])),
-        "by_body_part": by_label(marked, cluster, context, lambda row: (context.body_part or {}).get(row["id"])),
-        "confidence": calibration([row.get("confidence") for row in questions], marked.model["accuracy"]),
-        "nothing_to_see": nothing_to_see(
-            rows,
-            {"mean_picture": context.controls.mean_image, "blank_picture": context.controls.blank},
-            context.controls.shuffled,
+    is_caption = np.array([p.is_caption for p in predictions], dtype=bool)
+    questions = [p for p in predictions if not p.is_caption]
+    captions = [p for p in predictions if p.is_caption]
+    scores = score_questions(questions, context.cluster[~is_caption], context)
+    closed = np.array([p.is_closed for p in questions], dtype=bool)
+    controls = context.controls
+    blocks: dict[str, Any] = {
+        "all": subset_scores(scores, np.ones(len(questions), dtype=bool)).to_json(),
+        "closed": subset_scores(scores, closed).to_json(),
+        "open": subset_scores(scores, ~closed).to_json(),
+        "captions": caption_scores(captions, context.cluster[is_caption], context),
+        "gain": gains(scores),
+        "nearest_neighbour": nearest_neighbor_scores(scores),
+        "no_near_duplicate": scores_without(scores, context.near_duplicate).to_json(),
+        "unseen_wording": scores_without(scores, context.known_question).to_json(),
+        "by_question_type": scores_by_label(scores, lambda p: p.question_type),
+        "by_modality": scores_by_label(scores, lambda p: (context.modality or {}).get(p.id)),
+        "by_body_part": scores_by_label(scores, lambda p: (context.body_part or {}).get(p.id)),
+        "confidence": calibration([p.confidence for p in questions], scores.model["accuracy"]),
+        "nothing_to_see": hallucination_probe(
+            predictions,
+            {"mean_picture": controls.mean_image, "blank_picture": controls.blank},
+            controls.shuffled,
             context.other_modality,
             context.facts.vocabulary,
         ),
-        "rules": count_rules(marked.verdicts),
+        "rules": count_rules(scores.verdicts),
     }
-    verdicts = iter(marked.verdicts)
-    judged = []
-    for row, is_one in zip(rows, caption, strict=True):
-        verdict = Verdict(None, "caption") if is_one else next(verdicts)
-        judged.append({"id": row["id"], "correct": verdict.correct, "rule": verdict.rule})
-    return scores, judged
+    question_verdicts = iter(scores.verdicts)
+    return blocks, [CAPTION_VERDICT if p.is_caption else next(question_verdicts) for p in predictions]
 
 
-def count_rules(verdicts: Sequence[Verdict]) -> dict[str, dict[str, int]]:
-    """How often each rule decided, and how: {"equal": {"right": 12}, …}."""
-    names = {True: "right", False: "wrong", None: "unparsable"}
-    found: dict[str, dict[str, int]] = {}
-    for verdict in verdicts:
-        by = found.setdefault(verdict.rule, {})
-        by[names[verdict.correct]] = by.get(names[verdict.correct], 0) + 1
-    return dict(sorted(found.items()))
+def score_questions(
+    questions: Sequence[Prediction], cluster: NDArray[np.int64], context: ScoringContext
+) -> QuestionScores:
+    """Scores the model and every available control, row by row."""
+
+    def score(answers: Answers) -> PerRowScores:
+        texts = [answers[p.id] for p in questions]
+        verdicts = [judge_prediction(p, text) for p, text in zip(questions, texts, strict=True)]
+        return per_row_scores(questions, texts, verdicts)
+
+    controls = context.controls
+    verdicts = [judge_prediction(p) for p in questions]
+    return QuestionScores(
+        questions,
+        verdicts,
+        per_row_scores(questions, [p.prediction for p in questions], verdicts),
+        {name: score(answers) for name, answers in blind_answers(controls).items()},
+        [score(answers) for answers in controls.shuffled],
+        {name: score(answers) for name, answers in controls.nearest.items()},
+        cluster,
+        context,
+    )
 
 
-def part(
-    marked: Marked, cluster: NDArray[np.int64], context: Context, excluded: Mapping[str, bool] | None
-) -> dict[str, Any]:
-    """The block over rows that are not excluded (by near-duplicate, by known wording); null where that is unknown."""
+def per_row_scores(
+    predictions: Sequence[Prediction], answers: Sequence[str], verdicts: Sequence[Verdict]
+) -> PerRowScores:
+    """1.0 for correct, 0.0 for wrong or unparsable: (N,) for each metric."""
+    exact = [exact_match(text, p.reference) for text, p in zip(answers, predictions, strict=True)]
+    correct = [verdict.correct is True for verdict in verdicts]
+    return {"exact": np.array(exact, dtype=float), "accuracy": np.array(correct, dtype=float)}
+
+
+def blind_answers(controls: Controls) -> dict[str, Answers]:
+    """The controls that do not use the image, by name; the better of them is `blind`."""
+    answers = {"mean image": controls.mean_image, "commonest training answer": controls.commonest}
+    return {name: by_id for name, by_id in answers.items() if by_id is not None}
+
+
+def argmax(values: Mapping[str, float]) -> str | None:
+    """The name of the highest value, the first of equal ones; None for an empty mapping."""
+    return max(values, key=lambda name: values[name]) if values else None
+
+
+def best_by_accuracy(controls: Mapping[str, PerRowScores]) -> str | None:
+    """The name of the control with the highest accuracy over all rows."""
+    return argmax({name: float(scores["accuracy"].mean()) for name, scores in controls.items()})
+
+
+def subset_scores(scores: QuestionScores, mask: NDArray[np.bool_]) -> SubsetScores:
+    """All metrics over the rows where `mask` (N,) is true."""
+    selected = [p for p, is_selected in zip(scores.predictions, mask, strict=True) if is_selected]
+    exact, accuracy = (metric_score(scores, metric, mask) for metric in METRICS)
+    if not selected:
+        return SubsetScores(0, exact, accuracy)
+    f1: dict[str, float | None] = {"word": None, "char": None}
+    if not all(p.is_closed for p in selected):
+        f1 = {unit: float(np.mean([token_f1(p.prediction, p.reference, unit) for p in selected])) for unit in f1}
+    unparsable = sum(scores.verdicts[i].correct is None for i in np.flatnonzero(mask))
+    return SubsetScores(len(selected), exact, accuracy, unparsable, f1["word"], f1["char"])
+
+
+def metric_score(scores: QuestionScores, metric: str, mask: NDArray[np.bool_]) -> Score:
+    """One metric over the selected rows, with its interval and controls."""
+    if not mask.any():
+        return Score(None, reason="no such questions among the rows")
+    context = scores.context
+    values = scores.model[metric][mask]
+    interval = bootstrap_interval(values, scores.cluster[mask], context.resamples, context.seed)
+    blind = {name: float(control[metric][mask].mean()) for name, control in scores.blind.items()}
+    best_blind = argmax(blind)
+    shuffled = [float(control[metric][mask].mean()) for control in scores.shuffled]
+    nearest = best_by_accuracy(scores.nearest)
+    missing = [name for name, value in (("blind", best_blind), ("shuffled", shuffled)) if not value]
+    reasons = {name: context.controls.reasons.get(name, NOT_GIVEN) for name in missing}
+    if not interval:
+        reasons["interval"] = "fewer than two independent clusters of images"
+    return Score(
+        value=float(values.mean()),
+        interval=interval,
+        blind=blind[best_blind] if best_blind else None,
+        blind_from=best_blind,
+        blind_each=blind,
+        shuffled=float(np.mean(shuffled)) if shuffled else None,
+        shuffles=len(shuffled),
+        nearest=float(scores.nearest[nearest][metric][mask].mean()) if nearest else None,
+        reasons=reasons,
+    )
+
+
+def scores_without(scores: QuestionScores, excluded: Mapping[str, bool] | None) -> SubsetScores:
+    """The scores over the rows that are not excluded; None stands for "unknown"."""
     if excluded is None:
-        return {
-            "n": None,
-            "exact": None,
-            "accuracy": None,
-            "reason": "no training data was named: give --train DATASET, and --dataset for the images",
-        }
-    chosen = np.array([not excluded[row["id"]] for row in marked.rows], dtype=bool)
-    return block(marked, chosen, cluster, context)
+        return SubsetScores(None, None, None, reason=NO_TRAINING_DATA)
+    return subset_scores(scores, np.array([not excluded[p.id] for p in scores.predictions], dtype=bool))
 
 
-def by_label(marked: Marked, cluster: NDArray[np.int64], context: Context, label: Any) -> dict[str, Any]:
-    """A block for each label that rows carry; rows without one are left out."""
-    labels = [label(row) for row in marked.rows]
+def scores_by_label(scores: QuestionScores, label: Callable[[Prediction], str | None]) -> dict[str, Any]:
+    """The scores for each label; rows without a label are left out."""
+    labels = [label(p) for p in scores.predictions]
     return {
-        name: block(marked, np.array([other == name for other in labels], dtype=bool), cluster, context)
+        name: subset_scores(scores, np.array([other == name for other in labels], dtype=bool)).to_json()
         for name in sorted({name for name in labels if name})
     }
 
 
-def nearest_block(marked: Marked, cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
-    """What the nearest training question and image would have answered: the better way of comparing images, named
-    in `from`, and each."""
-    best = best_accuracy(marked.nearest) if marked.rows else None
+def count_rules(verdicts: Sequence[Verdict]) -> dict[str, dict[str, int]]:
+    """How often each rule decided, by outcome: {"equal": {"right": 12}, …}."""
+    counts: dict[str, dict[str, int]] = {}
+    for verdict in verdicts:
+        by_outcome = counts.setdefault(verdict.rule, {})
+        by_outcome[verdict.outcome] = by_outcome.get(verdict.outcome, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def nearest_neighbor_scores(scores: QuestionScores) -> dict[str, Any]:
+    """The block "nearest_neighbour": the better image representation (named in `from`) and the means of each."""
+    context, n = scores.context, len(scores.predictions)
+    best = best_by_accuracy(scores.nearest) if n else None
     if best is None:
-        reason = context.controls.reasons.get("nearest", "not given" if marked.rows else "no questions among the rows")
-        return {"n": len(marked.rows), "exact": None, "accuracy": None, "reason": reason}
-    found: dict[str, Any] = {"n": len(marked.rows), "from": best}
+        reason = context.controls.reasons.get("nearest", NOT_GIVEN if n else "no questions among the rows")
+        return {"n": n, "exact": None, "accuracy": None, "reason": reason}
+    block: dict[str, Any] = {"n": n, "from": best}
     for metric in METRICS:
-        values = marked.nearest[best][metric]
-        interval = bootstrap_interval(values, cluster, context.resamples, context.seed)
-        found[metric] = {"value": float(values.mean()), "interval": list(interval) if interval else None}
-    found["each"] = {
-        name: {metric: float(by[metric].mean()) for metric in METRICS} for name, by in marked.nearest.items()
+        values = scores.nearest[best][metric]
+        interval = bootstrap_interval(values, scores.cluster, context.resamples, context.seed)
+        block[metric] = {"value": float(values.mean()), "interval": list(interval) if interval else None}
+    block["each"] = {
+        name: {metric: float(control[metric].mean()) for metric in METRICS} for name, control in scores.nearest.items()
     }
-    return found
+    return block
 
 
-def best_accuracy(controls: Mapping[str, Marks]) -> str | None:
-    """The name of the control with the highest accuracy over all rows; None for none."""
-    return best_of({name: float(by["accuracy"].mean()) for name, by in controls.items()})
-
-
-def gains(marked: Marked, cluster: NDArray[np.int64], context: Context) -> dict[str, Any]:
-    """Accuracy above the better blind control and above the nearest neighbour, paired, with interval and p-value."""
-    found: dict[str, Any] = {}
-    for name, rivals in (("over_blind", marked.blind), ("over_nearest_neighbour", marked.nearest)):
-        best = best_accuracy(rivals) if marked.rows else None
+def gains(scores: QuestionScores) -> dict[str, Any]:
+    """Paired differences in accuracy to the better blind control and to the nearest neighbor."""
+    context = scores.context
+    blocks: dict[str, Any] = {}
+    for name, controls in (("over_blind", scores.blind), ("over_nearest_neighbour", scores.nearest)):
+        best = best_by_accuracy(controls) if scores.predictions else None
         if best is None:
-            found[name] = {"value": None, "reason": "that control is missing"}
+            blocks[name] = {"value": None, "reason": "that control is missing"}
             continue
-        result = compare(marked.model["accuracy"], rivals[best]["accuracy"], cluster, context.resamples, context.seed)
-        found[name] = {
-            "value": result.difference,
-            "interval": list(result.interval) if result.interval else None,
-            "p_value": result.p_value,
-            "clusters": result.clusters,
-            "from": best,
-        }
-    return found
+        model, control = scores.model["accuracy"], controls[best]["accuracy"]
+        result = compare_paired(model, control, scores.cluster, context.resamples, context.seed)
+        blocks[name] = {"value": result.difference, **result.to_json(), "from": best}
+    return blocks
 
 
-def caption_block(rows: Sequence[Row], caption: NDArray[np.bool_], context: Context) -> dict[str, Any]:
+def caption_scores(
+    captions: Sequence[Prediction], cluster: NDArray[np.int64], context: ScoringContext
+) -> dict[str, Any]:
     """{"n", "fact_f1", …} of the captions, with the fact F1 of every control; null where there are none."""
-    if not rows:
+    if not captions:
         return {"n": 0, "fact_f1": None, "reason": "no captions among the rows"}
-    scores, facts = score_captions(rows, context.facts)
+    scores, facts = score_captions(captions, context.facts)
     per_caption = np.array([fact.f1 for fact in facts])
-    cluster = context.cluster[caption]
     interval = bootstrap_interval(per_caption, cluster, context.resamples, context.seed)
 
     def fact_f1(answers: Answers) -> float:
-        swapped = [{**row, "prediction": answers[row["id"]]} for row in rows]
-        return score_captions(swapped, context.facts, only_facts=True)[0]["fact_f1"]
+        return score_captions(captions, context.facts, answers)[0]["fact_f1"]
 
     controls = context.controls
     blind = {name: fact_f1(answers) for name, answers in blind_answers(controls).items()}
     nearest = {name: fact_f1(answers) for name, answers in controls.nearest.items()}
     shuffled = [fact_f1(answers) for answers in controls.shuffled]
     return {
-        "n": len(rows),
+        "n": len(captions),
         **scores,
         "fact_f1_mean": float(per_caption.mean()),
         "fact_f1_mean_interval": list(interval) if interval else None,
-        "blind": max(blind.values()) if blind else None,
+        "blind": max(blind.values(), default=None),
         "blind_each": blind,
         "shuffled": float(np.mean(shuffled)) if shuffled else None,
         "shuffles": len(shuffled),
-        "nearest": max(nearest.values()) if nearest else None,
+        "nearest": max(nearest.values(), default=None),
         "nearest_each": nearest,
         "facts_from": "truth record" if context.facts.truth else "reference text",
     }
 
 
 def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
-    """scores.json, whole or not at all. Raises ValueError for scores that do not say where they come from."""
+    """Writes scores.json atomically. Raises ValueError for scores without a manifest, whose origin is unknown."""
     if not scores.get("manifest"):
         raise ValueError(f"{path}: scores without a manifest are not written")
-    write_atomic(path, json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
+    write_atomic(path, to_json(scores))

@@ -1,8 +1,9 @@
-"""The scorer: is a Chinese medical answer right? One versioned function, `judge`, and the plain `exact`.
+"""The answer scorer: decides by rules whether a Chinese medical answer agrees with its reference.
 
-In: question, reference, prediction, and where known the answer type and choices. Out: a Verdict with the rule that
-decided. What cannot be read stays unparsable (correct is None): counted as wrong in accuracy, reported beside it, never
-guessed. The rules are tried in the order of `judge`; tests/answer_pairs.jsonl shows each with examples.
+Inputs: question, reference, prediction, and where known the answer type and choices. Output: a Verdict with the rule
+that decided. An answer that cannot be parsed has correct = None: it counts as wrong in accuracy, is reported separately
+and never guessed. Rules are tried in the order of `judge_answer`; tests/evaluate/answer_pairs.jsonl has examples of
+each. Below, q, r and p are the normalized question, reference and prediction.
 """
 
 from __future__ import annotations
@@ -10,72 +11,71 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import permutations
 
-from qilin.evaluate.scoring.anatomy import Named, Place, meaning, same_meaning
-from qilin.evaluate.scoring.multiple_choice import choices_in, picked
-from qilin.text.laterality import sides, sides_conflict
-from qilin.text.negation import negations
-from qilin.text.normalize import declines, items, normalise, plain
-from qilin.text.numbers import counts_as_digits, measures, parse_count, parse_number, without_measures
-from qilin.text.synonyms import KINDS, kind_and_name
+from qilin.evaluate.results import Prediction, Verdict
+from qilin.evaluate.scoring.anatomy import Location, Meaning, Term, parse_meaning, same_meaning
+from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options
+from qilin.text.laterality import find_sides, sides_conflict
+from qilin.text.negation import count_negations
+from qilin.text.normalize import is_abstention, normalize_answer, normalize_text, split_list_items
+from qilin.text.numbers import counts_to_digits, find_measurements, parse_count, parse_number, remove_measurements
+from qilin.text.synonyms import CATEGORIES, lookup_term
 from qilin.text.yes_no import (
-    asked_normality,
-    asks_openly,
-    asks_yes_no,
-    named,
+    is_open_question,
+    is_yes_no_question,
+    named_terms,
     normality,
     polarity,
+    question_normality,
     word_polarity,
 )
 
 # 1.1: a caption that contradicts itself is wrong. 1.2: which side, shared ends of lists, both sides as a list; in
-# questions of yes or no opposites, comparisons, and what a thing is.
+# yes/no questions opposites, comparisons, and statements of what a thing is.
 SCORER_VERSION = "1.2"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """`correct` is None where the prediction could not be read; `rule` names what decided."""
-
-    correct: bool | None
-    rule: str
+def exact_match(prediction: str, reference: str) -> bool:
+    """Whether the two texts are equal after normalization: the strict score, without any notion of meaning."""
+    return normalize_answer(prediction) == normalize_answer(reference)
 
 
-def exact(prediction: str, reference: str) -> bool:
-    """Whether the two are equal once `normalise`d: the strict score, no meaning involved."""
-    return normalise(prediction) == normalise(reference)
+def judge_prediction(prediction: Prediction, answer: str | None = None) -> Verdict:
+    """The verdict on a prediction, or on a control's `answer` to the same question."""
+    text = prediction.prediction if answer is None else answer
+    return judge_answer(prediction.question, prediction.reference, text, prediction.answer_type, prediction.choices)
 
 
-def judge(
+def judge_answer(
     question: str,
     reference: str,
     prediction: str,
     answer_type: str | None = None,
     choices: Sequence[str] | None = None,
 ) -> Verdict:
-    """Whether `prediction` says the same as `reference` in answer to `question`.
+    """Whether `prediction` means the same as `reference` in answer to `question`.
 
     `answer_type` is open, closed, choice or None; `choices` are the options of a choice question, in order.
     """
     return _judge(question, reference, prediction, answer_type, tuple(choices or ()))
 
 
-@lru_cache(maxsize=20_000)  # the controls say much the same of many rows
+@lru_cache(maxsize=20_000)  # controls give the same answer to many rows
 def _judge(
     question: str, reference: str, prediction: str, answer_type: str | None, choices: tuple[str, ...]
 ) -> Verdict:
-    q, r, p = plain(question), normalise(reference), normalise(prediction)
+    q, r, p = normalize_text(question), normalize_answer(reference), normalize_answer(prediction)
     if not p:
         return Verdict(None, "empty")
     if answer_type == "choice" or choices:
         return _by_option(question, reference, prediction, choices)
     if p == r:
         return Verdict(True, "equal")
-    if declines(p, q):
+    if is_abstention(p, q):
         return Verdict(None, "no answer")
     for rule in (
         _by_yes_no,
@@ -87,7 +87,7 @@ def _judge(
         _by_which_side,
         _by_items,
         _by_sentence,
-        _by_kind,
+        _by_category,
     ):
         verdict = rule(q, r, p)
         if verdict is not None:
@@ -97,63 +97,47 @@ def _judge(
 
 def _by_option(question: str, reference: str, prediction: str, choices: tuple[str, ...]) -> Verdict:
     choices = choices or choices_in(question)
-    if not choices:  # nothing to choose from was handed over: letters can still be compared
+    if not choices:  # without any choices the letters can still be compared
         choices = tuple("ABCDEFGH")
-    right, said = picked(reference, choices), picked(prediction, choices)
-    if right is None:
-        return Verdict(exact(prediction, reference), "equal" if exact(prediction, reference) else "different")
-    if said is None:
+    expected, selected = selected_options(reference, choices), selected_options(prediction, choices)
+    if expected is None:
+        is_equal = exact_match(prediction, reference)
+        return Verdict(is_equal, "equal" if is_equal else "different")
+    if selected is None:
         return Verdict(None, "unparsable")
-    return Verdict(right == said, "option")
+    return Verdict(expected == selected, "option")
 
 
 def _by_yes_no(q: str, r: str, p: str) -> Verdict | None:
-    if asks_openly(q):
+    if is_open_question(q):
         return None
-    truth = word_polarity(r)
-    if truth is None and asks_yes_no(q) and normality(r) is None:
-        truth = polarity(r, q)
-    if truth is None:
+    expected = word_polarity(r)
+    if expected is None and is_yes_no_question(q) and normality(r) is None:
+        expected = polarity(r, q)
+    if expected is None:
         return None
-    said = polarity(p, q)
-    return Verdict(None, "unparsable") if said is None else Verdict(said is truth, "yes/no")
+    answer = polarity(p, q)
+    return Verdict(None, "unparsable") if answer is None else Verdict(answer is expected, "yes/no")
 
 
 def _by_normality(q: str, r: str, p: str) -> Verdict | None:
-    """正常 or 不正常 as the reference: compared with what the prediction says, 是 and 否 read by the question."""
-    if r not in _NORMALITY_WORDS or (asks_openly(q) and normality(r)):
-        return None  # 未见异常 in answer to what or which means nothing: the rule after this
-    truth = normality(r)
-    said = normality(p)
-    asked = asked_normality(q) if asks_yes_no(q) else None
-    if said is None and asked is not None:
+    """正常 or 不正常 as the reference; 是 and 否 in the prediction are interpreted by the question."""
+    if r not in _NORMALITY_WORDS or (is_open_question(q) and normality(r)):
+        return None  # 未见异常 in answer to what or which means "nothing": see the next rule
+    expected = normality(r)
+    answer = normality(p)
+    proposed = question_normality(q) if is_yes_no_question(q) else None
+    if answer is None and proposed is not None:
         yes = polarity(p, q)
-        said = None if yes is None else (asked if yes else not asked)
-    return Verdict(None, "unparsable") if said is None else Verdict(said is truth, "normal or not")
+        answer = None if yes is None else (proposed if yes else not proposed)
+    return Verdict(None, "unparsable") if answer is None else Verdict(answer is expected, "normal or not")
 
 
 _NORMALITY_WORDS = frozenset(
-    [
-        "正常",
-        "正常的",
-        "健康",
-        "健康的",
-        "未见异常",
-        "无异常",
-        "没有异常",
-        "未见明显异常",
-        "无明显异常",
-        "不正常",
-        "不正常的",
-        "异常",
-        "异常的",
-        "不健康",
-        "不健康的",
-        "有异常",
-        "存在异常",
-        "normal",
-        "abnormal",
-    ]
+    (
+        *("正常", "正常的", "健康", "健康的", "未见异常", "无异常", "没有异常", "未见明显异常", "无明显异常", "normal"),
+        *("不正常", "不正常的", "异常", "异常的", "不健康", "不健康的", "有异常", "存在异常", "abnormal"),
+    )
 )
 _NOTHING = re.compile(
     r"(?:图中|图片中|图像中|该图中)?(?:无|没有|未见|未发现|不存在|不包含|均无|未见明显|无明显|没有任何|没有发现|没)"
@@ -163,30 +147,30 @@ _NOTHING = re.compile(
 
 def _by_nothing(q: str, r: str, p: str) -> Verdict | None:
     """无, 没有疾病, 未见异常 as answers to what or which."""
-    none_true = _NOTHING.fullmatch(r) is not None
-    none_said = _NOTHING.fullmatch(p) is not None
-    if none_true and none_said:
+    reference_is_nothing = _NOTHING.fullmatch(r) is not None
+    prediction_is_nothing = _NOTHING.fullmatch(p) is not None
+    if reference_is_nothing and prediction_is_nothing:
         return Verdict(True, "nothing")
-    if none_said or none_true:
-        # "0" against "2" is for the counting rule; a sentence that denies something is still "nothing".
+    if prediction_is_nothing or reference_is_nothing:
+        # "0" against "2" belongs to the counting rule; a sentence that denies something still means "nothing".
         if parse_number(r) is not None or parse_number(p) is not None:
             return None
-        if none_true and negations(p) and not items(p)[1:]:
+        if reference_is_nothing and count_negations(p) and not split_list_items(p)[1:]:
             return Verdict(True, "nothing")
         return Verdict(False, "nothing")
     return None
 
 
 def _by_measure(q: str, r: str, p: str) -> Verdict | None:
-    truth = measures(r)
-    if not truth:
+    expected = find_measurements(r)
+    if not expected:
         return None
-    said = measures(p)
-    if not said:
+    answer = find_measurements(p)
+    if not answer:
         return Verdict(None, "unparsable") if not re.search(r"\d", p) else Verdict(False, "measure")
     if sides_conflict(r, p):
         return Verdict(False, "side")
-    return Verdict(Counter(truth) == Counter(said), "measure")
+    return Verdict(Counter(expected) == Counter(answer), "measure")
 
 
 _NUMBER = re.compile(r"(?<![a-z0-9.])\d+(?:\.\d+)?(?![a-z0-9]|\.\d)")
@@ -196,10 +180,10 @@ _SINGLE = re.compile(r"单个|单发|单枚|单处|单只|孤立")
 
 
 def _numbers(text: str) -> set[Fraction]:
-    """Every number a normalised text counts with, Chinese numerals before measure words included."""
-    whole = parse_number(text)
-    if whole is not None:
-        return {whole}
+    """Every number that a normalized text counts with, Chinese numerals before measure words included."""
+    number = parse_number(text)
+    if number is not None:
+        return {number}
     if _PAIR.match(text):
         return {Fraction(2)}
     if _SINGLE.match(text):
@@ -207,21 +191,21 @@ def _numbers(text: str) -> set[Fraction]:
     counted = parse_count(text)
     if counted is not None:
         return {counted[0]}
-    digits = _ENGLISH_NUMBER.sub(lambda m: str(parse_number(m.group())), counts_as_digits(without_measures(text)))
-    found = {Fraction(number) for number in _NUMBER.findall(digits)}
-    return found or ({Fraction(2)} if _PAIR.search(text) else set())
+    digits = _ENGLISH_NUMBER.sub(lambda m: str(parse_number(m.group())), counts_to_digits(remove_measurements(text)))
+    numbers = {Fraction(digit) for digit in _NUMBER.findall(digits)}
+    return numbers or ({Fraction(2)} if _PAIR.search(text) else set())
 
 
 def _by_count(q: str, r: str, p: str) -> Verdict | None:
     counted = parse_count(r)
     if counted is None or (counted[1] and counted[1] not in q):
         return None
-    said = _numbers(p)
-    if not said and (_NOTHING.fullmatch(p) or (negations(p) and polarity(p, q) is not True)):
-        said = {Fraction(0)}
-    if len(said) != 1:
+    numbers = _numbers(p)
+    if not numbers and (_NOTHING.fullmatch(p) or (count_negations(p) and polarity(p, q) is not True)):
+        numbers = {Fraction(0)}
+    if len(numbers) != 1:
         return Verdict(None, "unparsable")
-    return Verdict(said == {counted[0]}, "count")
+    return Verdict(numbers == {counted[0]}, "count")
 
 
 def _by_side(q: str, r: str, p: str) -> Verdict | None:
@@ -232,134 +216,116 @@ _WHICH_SIDE = re.compile(r"哪一?[侧边]|左[侧边]?还是右|右[侧边]?还
 
 
 def _by_which_side(q: str, r: str, p: str) -> Verdict | None:
-    """哪一侧 answered with the side and more: 左侧第5肋骨骨折 says 左侧."""
-    bare = meaning(r)
-    if not (isinstance(bare, Place) and bare == Place(bare.side) and _WHICH_SIDE.search(q)):
+    """哪一侧 answered with the side and more: 左侧第5肋骨骨折 states 左侧."""
+    expected = parse_meaning(r)
+    if not (isinstance(expected, Location) and expected == Location(expected.side) and _WHICH_SIDE.search(q)):
         return None
-    return Verdict(True, "which side") if sides(p) == sides(r) and not negations(p) else None
+    return Verdict(True, "which side") if find_sides(p) == find_sides(r) and not count_negations(p) else None
 
 
 _MARKS = re.compile(r"[,;和与及的\s]")
 
 
-def _runs_together(whole: str, parts: str) -> bool:
-    """Whether the list items of one answer, in some order, make up the other: 气胸,右侧 and 右侧气胸."""
-    pieces = [_MARKS.sub("", item) for item in items(parts)]
-    orders = permutations(pieces) if len(pieces) <= 3 else (pieces,)
-    return any("".join(order) == _MARKS.sub("", whole) for order in orders)
+def _is_concatenation(text: str, item_list: str) -> bool:
+    """Whether the items of the list, joined in some order, are the text: 气胸,右侧 and 右侧气胸."""
+    parts = [_MARKS.sub("", item) for item in split_list_items(item_list)]
+    orders = permutations(parts) if len(parts) <= 3 else (parts,)
+    return any("".join(order) == _MARKS.sub("", text) for order in orders)
 
 
 def _by_items(q: str, r: str, p: str) -> Verdict | None:
-    """Both as sets of meanings, the order of a list without weight; a single item by the synonym table."""
-    if _runs_together(r, p) or _runs_together(p, r):
+    """Both as sets of meanings, regardless of the order of a list; a single item by the synonym table."""
+    if _is_concatenation(r, p) or _is_concatenation(p, r):
         return Verdict(True, "punctuation")
-    truth, said = [meaning(item) for item in items(r)], [meaning(item) for item in items(p)]
-    covers = all(any(same_meaning(a, b, q) for b in said) for a in truth)
-    covered = all(any(same_meaning(a, b, q) for a in truth) for b in said)
-    many = len(truth) > 1 or len(said) > 1
-    if covers and covered:
-        return Verdict(True, "list" if many else "synonym")
-    if _both_sides(truth) == _both_sides(said) and many:
+    expected, answer = ([parse_meaning(item) for item in split_list_items(text)] for text in (r, p))
+    is_complete = all(any(same_meaning(a, b, q) for b in answer) for a in expected)
+    is_correct = all(any(same_meaning(a, b, q) for a in expected) for b in answer)
+    is_list = len(expected) > 1 or len(answer) > 1
+    if is_complete and is_correct:
+        return Verdict(True, "list" if is_list else "synonym")
+    if _merge_sides(expected) == _merge_sides(answer) and is_list:
         return Verdict(True, "list")
-    for a, b in ((r, p), (p, r)):
-        whole = _ends_shared(a)
-        if whole != items(a) and {meaning(item) for item in whole} == {meaning(item) for item in items(b)}:
+    for text, other in ((r, p), (p, r)):
+        item_list = split_list_items(text)
+        distributed = _distribute_ending(item_list)
+        other_meanings = {parse_meaning(item) for item in split_list_items(other)}
+        if distributed != item_list and {parse_meaning(item) for item in distributed} == other_meanings:
             return Verdict(True, "list")
     return None
 
 
-def _both_sides(meanings: Sequence[Place | Named]) -> frozenset[Place | Named]:
-    """The set of meanings, left and right of the same thing as both: 左肺,右肺 is 双肺."""
-    found = set(meanings)
-    for one in meanings:
-        if isinstance(one, Place) and one.side == "left":
-            pair = {one, replace(one, side="right")}
-            if pair <= found:
-                found = (found - pair) | {replace(one, side="both")}
-    return frozenset(found)
+def _merge_sides(meanings: Sequence[Meaning]) -> frozenset[Meaning]:
+    """The set of meanings, with left and right of the same location merged into both: 左肺,右肺 is 双肺."""
+    merged = set(meanings)
+    for meaning in meanings:
+        if isinstance(meaning, Location) and meaning.side == "left":
+            pair: set[Meaning] = {meaning, replace(meaning, side="right")}
+            if pair <= merged:
+                merged = (merged - pair) | {replace(meaning, side="both")}
+    return frozenset(merged)
 
 
-def _ends_shared(text: str) -> tuple[str, ...]:
-    """The list's items, the last two letters put to those without them: 手术和药物治疗 is 手术治疗,药物治疗."""
-    found = items(text)
-    end = found[-1][-2:] if found else ""
-    return tuple(item if item.endswith(end) else item + end for item in found)
+def _distribute_ending(item_list: tuple[str, ...]) -> tuple[str, ...]:
+    """The items, with the last two characters of the last one appended: 手术和药物治疗 is 手术治疗,药物治疗."""
+    ending = item_list[-1][-2:] if item_list else ""
+    return tuple(item if item.endswith(ending) else item + ending for item in item_list)
 
 
-_FRAME_LETTERS = set(
+_FRAME_CHARACTERS = set(
     "这张幅个该此本图像片中影照医学里上内的了是为在位于属显示有可见看到呈现主要最应该可能考虑诊断提示符合倾向一种位置部分所以因此即也其它们,。:()"
 )
 
 
 def _by_sentence(q: str, r: str, p: str) -> Verdict | None:
-    """The reference stands in a sentence whose other letters only repeat the question: 图中最大的器官是肺, 肺最大."""
-    truth = meaning(r)
-    if isinstance(truth, Place) or len(items(r)) > 1:
-        words = [r]
+    """The reference inside a sentence that otherwise only repeats the question: 图中最大的器官是肺, 肺最大."""
+    expected = parse_meaning(r)
+    if isinstance(expected, Term) and expected.category and len(split_list_items(r)) <= 1:
+        words = list(CATEGORIES[expected.category][expected.name])
     else:
-        words = list(KINDS[truth.kind][truth.name]) if truth.kind else [r]
+        words = [r]
     compared = re.match(r"(?:.*,)?(.+?)比(.+?)(?:更|要|还)?([大小高低多少长短亮暗])", p)
     if compared and compared.group(3) in q:
-        return Verdict(same_meaning(meaning(compared.group(1)), truth, q), "comparison")
+        return Verdict(same_meaning(parse_meaning(compared.group(1)), expected, q), "comparison")
     for word in sorted(words, key=len, reverse=True):
-        at = p.rfind(word)
-        if at < 0:
+        start = p.rfind(word)
+        if start < 0:
             continue
-        around = p[:at] + "," + p[at + len(word) :]
-        if _new_denial(around, q) or not set(around) <= _FRAME_LETTERS | set(q):
+        around = p[:start] + "," + p[start + len(word) :]
+        if _adds_denial(around, q) or not set(around) <= _FRAME_CHARACTERS | set(q):
             continue
-        if sides(around) - sides(q) or (isinstance(truth, Named) and truth.kind and named(around, truth.kind)):
+        names_another = isinstance(expected, Term) and expected.category and named_terms(around, expected.category)
+        if find_sides(around) - find_sides(q) or names_another:
             continue
         return Verdict(True, "sentence")
     return None
 
 
-def _new_denial(text: str, q: str) -> bool:
-    """Whether a text denies in words that do not only repeat the question: 不正常 repeats 不正常 and 异常."""
-    asked = q + ("不正常不健康" if "异常" in q else "")
-    rest = re.sub(r"[不无未没非].{1,2}", lambda m: "" if m.group() in asked else m.group(), text)
-    return negations(rest) > 0
+def _adds_denial(text: str, q: str) -> bool:
+    """Whether a text denies something beyond repeating the question: 不正常 repeats 不正常 and 异常."""
+    repeatable = q + ("不正常不健康" if "异常" in q else "")
+    rest = re.sub(r"[不无未没非].{1,2}", lambda m: "" if m.group() in repeatable else m.group(), text)
+    return count_negations(rest) > 0
 
 
-def _by_kind(q: str, r: str, p: str) -> Verdict | None:
-    """One modality, plane, look, or one of the things the question offers, named in a longer answer."""
-    truth = kind_and_name(r)
-    if truth is None:
+def _by_category(q: str, r: str, p: str) -> Verdict | None:
+    """One modality, plane, appearance, or one of the options in the question, named in a longer answer."""
+    category_and_name = lookup_term(r)
+    if category_and_name is None:
         return None
-    kind, name = truth
-    offered = name in named(q, kind) and not asks_yes_no(q)
-    if kind not in ("modality", "plane", "look") and not offered:
+    category, name = category_and_name
+    is_offered = name in named_terms(q, category) and not is_yes_no_question(q)
+    if category not in ("modality", "plane", "appearance") and not is_offered:
         return None
-    said = named(p, kind)
-    if offered:
-        said = said & (named(q, kind) | {name})
-        asked = asked_normality(q)
-        if len(said) > 1 and asked is not None:  # 心脏异常,肺正常: which one is in the state that was asked for
-            said = frozenset().union(*(named(c, kind) for c in p.split(",") if normality(c) is asked))
-    if len(said) == 1:
-        return Verdict(name in said, "one of its kind")
-    if r in p and not said:
+    names = named_terms(p, category)
+    if is_offered:
+        names = names & (named_terms(q, category) | {name})
+        state = question_normality(q)
+        if len(names) > 1 and state is not None:  # 心脏异常,肺正常: keep those in the state that the question asks for
+            names = frozenset().union(*(named_terms(c, category) for c in p.split(",") if normality(c) is state))
+    if len(names) == 1:
+        return Verdict(name in names, "one of its kind")
+    if r in p and not names:
         return Verdict(False, "one of its kind")
-    if offered and p != r and not said and kind_and_name(p) is None:
+    if is_offered and p != r and not names and lookup_term(p) is None:
         return Verdict(None, "unparsable")
     return None
-
-
-def token_f1(prediction: str, reference: str, unit: str = "word") -> float:
-    """F1 of shared tokens after `normalise`: jieba words (unit "word") or characters (unit "char"); 0 to 1."""
-    p, r = tokens(normalise(prediction), unit), tokens(normalise(reference), unit)
-    shared = sum((Counter(p) & Counter(r)).values())
-    return 2 * shared / (len(p) + len(r)) if shared else float(p == r)
-
-
-@lru_cache(maxsize=20_000)
-def tokens(text: str, unit: str) -> tuple[str, ...]:
-    """A normalised text as characters (unit "char") or jieba words, marks and spaces left out."""
-    if unit == "char":
-        pieces: list[str] = list(text)
-    else:
-        import jieba
-
-        jieba.setLogLevel(60)  # it prints how it loads its dictionary
-        pieces = jieba.lcut(text)
-    return tuple(piece for piece in pieces if piece.strip() and not re.fullmatch(r"[\W_]+", piece))

@@ -1,114 +1,115 @@
-"""Does a model know when it is wrong? Confidence against being right, and what it says where there is nothing to see.
+"""Calibration of the model's confidence, and a probe for findings that the image cannot show.
 
-In: each answer's confidence (0 to 1: the geometric mean of its tokens' probabilities) and whether it was right; the
-answers given to the mean image, to a black one, and to images of another modality. Out: the blocks "confidence"
-and "nothing_to_see" of scores.json.
+Inputs: each answer's confidence (0 to 1: the geometric mean of its token probabilities) and whether it was correct;
+the answers to the mean image, to a black image and to images of another modality. Outputs: the blocks "confidence" and
+"nothing_to_see" of scores.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qilin.text.facts import Vocabulary, facts_of_text, is_finding
+from qilin.evaluate.results import Prediction
+from qilin.text.facts import Vocabulary, extract_facts, is_finding
 
-BINS = 10
+NUM_BINS = 10
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
-def calibration(confidence: Sequence[float | None], right: ArrayLike) -> dict[str, Any]:
+def calibration(confidences: Sequence[float | None], correct: ArrayLike) -> dict[str, Any]:
     """{"n", "ece", "mean_confidence", "accuracy", "bins", "coverage", "area"} of the answers that have a confidence.
 
-    ece: expected calibration error, ten bins of equal width weighed by their answers (Guo et al. 2017). coverage:
-    accuracy over the surest answers only; area: the mean error over all coverages (the error rate is chance).
+    ece: expected calibration error over ten bins of equal width, weighted by their size (Guo et al. 2017). coverage:
+    accuracy over the most confident answers only. area: the mean error over all coverages; an uninformative confidence
+    gives the error rate.
     """
-    marks = np.asarray(right, dtype=np.float64)
-    known = np.array([value is not None for value in confidence], dtype=bool)
-    if not known.any():
+    has_confidence = np.array([value is not None for value in confidences], dtype=bool)
+    if not has_confidence.any():
         return {"n": 0, "ece": None, "reason": "the predictions carry no confidence"}
-    sure = np.array([value for value in confidence if value is not None], dtype=np.float64)
-    marks = marks[known]
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
+    confidence = np.array([value for value in confidences if value is not None], dtype=np.float64)
+    is_correct = np.asarray(correct, dtype=np.float64)[has_confidence]
+    bin_index = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     bins = []
-    for number in range(BINS):
-        here = place == number
-        if here.any():
+    for index in range(NUM_BINS):
+        in_bin = bin_index == index
+        if in_bin.any():
             bins.append({
-                "from": number / BINS, "to": (number + 1) / BINS, "n": int(here.sum()),
-                "confidence": float(sure[here].mean()), "accuracy": float(marks[here].mean()),
+                "from": index / NUM_BINS, "to": (index + 1) / NUM_BINS, "n": int(in_bin.sum()),
+                "confidence": float(confidence[in_bin].mean()), "accuracy": float(is_correct[in_bin].mean()),
             })  # fmt: skip
-    ece = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(sure)
+    ece = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(confidence)
     return {
-        "n": len(sure),
+        "n": len(confidence),
         "ece": float(ece),
-        "mean_confidence": float(sure.mean()),
-        "accuracy": float(marks.mean()),
+        "mean_confidence": float(confidence.mean()),
+        "accuracy": float(is_correct.mean()),
         "bins": bins,
-        **selective(sure, marks),
+        **accuracy_by_coverage(confidence, is_correct),
     }
 
 
-def selective(sure: NDArray[np.float64], marks: NDArray[np.float64]) -> dict[str, Any]:
-    """Accuracy over the surest share of the answers. Answers of equal confidence share their mean."""
-    order = np.argsort(-sure, kind="stable")
-    _, group = np.unique(-sure[order], return_inverse=True)
-    means = np.bincount(group, weights=marks[order]) / np.bincount(group)
-    running = np.cumsum(means[group]) / np.arange(1, len(sure) + 1)  # (N,): accuracy of the k surest
+def accuracy_by_coverage(confidence: NDArray[np.float64], is_correct: NDArray[np.float64]) -> dict[str, Any]:
+    """Accuracy over the most confident share of the answers; answers of equal confidence count with their mean."""
+    order = np.argsort(-confidence, kind="stable")
+    _, tie = np.unique(-confidence[order], return_inverse=True)
+    tie_means = np.bincount(tie, weights=is_correct[order]) / np.bincount(tie)
+    accuracies = np.cumsum(tie_means[tie]) / np.arange(1, len(confidence) + 1)  # (N,): of the k most confident
     rows = []
     for share in COVERAGES:
-        kept = max(1, round(share * len(sure)))
+        n = max(1, round(share * len(confidence)))
         rows.append(
-            {"coverage": share, "n": kept, "accuracy": float(running[kept - 1]), "from": float(sure[order[kept - 1]])}
+            {"coverage": share, "n": n, "accuracy": float(accuracies[n - 1]), "from": float(confidence[order[n - 1]])}
         )
-    return {"coverage": rows, "area": float(1 - running.mean())}
+    return {"coverage": rows, "area": float(1 - accuracies.mean())}
 
 
-def affirms(text: str, vocabulary: Vocabulary) -> bool:
+def affirms_finding(text: str, vocabulary: Vocabulary) -> bool:
     """Whether a text affirms any finding."""
-    return any(is_finding(fact) for fact in facts_of_text(text, vocabulary))
+    return any(is_finding(fact) for fact in extract_facts(text, vocabulary))
 
 
-def nothing_to_see(
-    rows: Sequence[Mapping[str, Any]],
-    unseen: Mapping[str, Mapping[str, str] | None],
+def hallucination_probe(
+    predictions: Sequence[Prediction],
+    uninformative: Mapping[str, Mapping[str, str] | None],
     shuffled: Sequence[Mapping[str, str]],
     other_modality: Sequence[Mapping[str, bool]],
     vocabulary: Vocabulary,
 ) -> dict[str, Any]:
-    """Of the rows whose reference affirms a finding: how many answers affirm one, and how many are word for word the
-    same, with the own image, with each of `unseen` (name -> answers to an image on which nothing is to be seen),
-    and with an image of another modality.
+    """How often a finding is affirmed although the image shown cannot show it.
+
+    Counts, over the rows whose reference affirms a finding, the answers that affirm one and the answers that equal the
+    answer to the row's own image: for that image, for each uninformative image (name -> answers by row id), and for
+    the shuffled images of another modality (`other_modality`: row id -> true, one mapping per shuffle).
     """
-    asked = [row for row in rows if row.get("image_ids") and affirms(row["reference"], vocabulary)]
-    if not asked:
+    probed = [p for p in predictions if p.image_ids and affirms_finding(p.reference, vocabulary)]
+    if not probed:
         return {"n": 0, "reason": "no reference affirms a finding"}
 
-    def block(pairs: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, Any] | None:
+    def summarize(pairs: Iterable[tuple[Prediction, str]]) -> dict[str, Any] | None:
+        pairs = list(pairs)
         if not pairs:
             return None
         return {
             "n": len(pairs),
-            "affirm_a_finding": sum(affirms(text, vocabulary) for _, text in pairs) / len(pairs),
-            "same_answer": sum(text == row["prediction"] for row, text in pairs) / len(pairs),
+            "affirm_a_finding": sum(affirms_finding(answer, vocabulary) for _, answer in pairs) / len(pairs),
+            "same_answer": sum(answer == prediction.prediction for prediction, answer in pairs) / len(pairs),
         }
 
-    strange = [
-        (row, answers[row["id"]])
-        for answers, strange_there in zip(shuffled, other_modality, strict=False)
-        for row in asked
-        if strange_there.get(row["id"])
-    ]
     return {
-        "n": len(asked),
-        "own_picture": block([(row, row["prediction"]) for row in asked]),
+        "n": len(probed),
+        "own_picture": summarize((p, p.prediction) for p in probed),
         **{
-            name: block([(row, answers[row["id"]]) for row in asked if row["id"] in answers])
-            if answers is not None
-            else None
-            for name, answers in unseen.items()
+            name: None if answers is None else summarize((p, answers[p.id]) for p in probed if p.id in answers)
+            for name, answers in uninformative.items()
         },
-        "other_modality": block(strange),
+        "other_modality": summarize(
+            (p, answers[p.id])
+            for answers, is_other_modality in zip(shuffled, other_modality, strict=False)
+            for p in probed
+            if is_other_modality.get(p.id)
+        ),
     }

@@ -1,32 +1,38 @@
-"""Scores of Chinese captions: the facts they state, BLEU, chrF, CIDEr, ROUGE-L on characters and words.
+"""Scores of Chinese captions: the facts they state (findings, sides, organs, modality) and the surface metrics.
 
-In: references and predictions, and for facts either the truth beside the dataset or a vocabulary to read both texts
-with. Out: one row of scores a caption and their means.
+Inputs: caption predictions, and as true facts either the truth record of the dataset or the facts that a vocabulary
+extracts from the reference. Outputs: one fact score per caption and the means.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
 from pathlib import Path
-from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.evaluate.scoring.answers import tokens
-from qilin.text.facts import DEFAULT_VOCABULARY, Vocabulary, contradictions, facts_of_text, is_finding, read_vocabulary
-from qilin.text.normalize import normalise
+from qilin.evaluate.results import Prediction
+from qilin.evaluate.scoring.text_metrics import bleu, chrf, cider, mean_rouge_l, tokens
+from qilin.text.facts import (
+    DEFAULT_VOCABULARY,
+    Vocabulary,
+    extract_facts,
+    find_contradictions,
+    is_finding,
+    read_vocabulary,
+)
+from qilin.text.normalize import normalize_answer
 
 VOCABULARY_FILE = "facts.json"
 TRUTH_FILE = "truth.jsonl"
+DENIAL = "no "  # prefix of a denied finding
 
 
 @dataclass(frozen=True)
 class FactScore:
-    """Shared, stated and true facts of one caption; `invented` are findings stated that are not true, `contradicted`
-    those that the caption both affirms and denies (each counts as one wrong statement)."""
+    """Counts of one caption: shared, stated and true facts; `invented`: affirmed findings that are not true;
+    `contradicted`: findings that the caption both affirms and denies (each counts as one wrong statement)."""
 
     shared: int
     stated: int
@@ -36,46 +42,46 @@ class FactScore:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; 1.0 where nothing was to be said and nothing was."""
+        """Harmonic mean of precision and recall; 1.0 where there is no true fact and none is stated."""
         return 2 * self.shared / (self.stated + self.true) if self.stated + self.true else 1.0
 
 
-def fact_score(said: frozenset[str], true: frozenset[str], both: frozenset[str] = frozenset()) -> FactScore:
-    """Compare stated with true facts. An invented finding is one affirmed that the truth does not affirm.
-
-    Findings in `both` were affirmed and denied at once: neither statement is right, and together they are one wrong.
-    """
-    findings = {fact for fact in said if is_finding(fact)}
-    said = frozenset(fact for fact in said if not _is_about(fact, both))
-    return FactScore(len(said & true), len(said) + len(both), len(true), len(findings - true), len(both))
+def fact_score(stated: frozenset[str], true: frozenset[str], contradicted: frozenset[str] = frozenset()) -> FactScore:
+    """Compares stated with true facts. A contradicted finding counts as one wrong statement instead of two facts."""
+    affirmed = {fact for fact in stated if is_finding(fact)}
+    stated = frozenset(fact for fact in stated if not _concerns(fact, contradicted))
+    num_stated = len(stated) + len(contradicted)
+    return FactScore(len(stated & true), num_stated, len(true), len(affirmed - true), len(contradicted))
 
 
-def _is_about(fact: str, findings: frozenset[str]) -> bool:
-    """Whether a fact affirms, denies or describes one of the findings; 结节 is also meant by a denial of 肺结节."""
-    name = fact.removeprefix("no ").split("|")[0]
-    return name in findings or (fact.startswith("no ") and any(f.endswith(name) or name.endswith(f) for f in findings))
+def _concerns(fact: str, findings: frozenset[str]) -> bool:
+    """Whether a fact affirms, denies or describes one of the findings; a denial of 肺结节 also concerns 结节."""
+    name = fact.removeprefix(DENIAL).split("|")[0]
+    if name in findings:
+        return True
+    return fact.startswith(DENIAL) and any(f.endswith(name) or name.endswith(f) for f in findings)
 
 
 @dataclass(frozen=True)
 class FactSource:
-    """Where true facts come from: a truth record by image, else the reference caption read with the vocabulary."""
+    """Origin of the true facts: a truth record by image, else the reference caption read with the vocabulary."""
 
     vocabulary: Vocabulary
     truth: Mapping[str, frozenset[str]]  # image_id -> facts
 
     def compare(self, image_ids: Sequence[str], reference: str, prediction: str) -> FactScore:
-        """The facts that a caption states against those that it should state."""
-        said = facts_of_text(prediction, self.vocabulary)
-        both = contradictions(prediction, self.vocabulary)
+        """The facts that a caption states against the true ones."""
+        stated = extract_facts(prediction, self.vocabulary)
+        contradicted = find_contradictions(prediction, self.vocabulary)
         if image_ids and all(image_id in self.truth for image_id in image_ids):
             true = frozenset().union(*(self.truth[image_id] for image_id in image_ids))
-            # A truth record lists what is there; what is not there need not be denied one by one.
-            return fact_score(frozenset(fact for fact in said if not fact.startswith("no ")), true, both)
-        return fact_score(said, facts_of_text(reference, self.vocabulary), both)
+            # A truth record lists only what is present, so denials are neither rewarded nor punished.
+            return fact_score(frozenset(fact for fact in stated if not fact.startswith(DENIAL)), true, contradicted)
+        return fact_score(stated, extract_facts(reference, self.vocabulary), contradicted)
 
 
 def read_fact_source(dataset: Path | None) -> FactSource:
-    """facts.json (a vocabulary) and truth.jsonl (rows {"image_id", "facts": [...]}) of a dataset folder, if there."""
+    """facts.json (a vocabulary) and truth.jsonl (rows {"image_id", "facts": [...]}) of a dataset folder, if present."""
     vocabulary: Vocabulary = DEFAULT_VOCABULARY
     truth: dict[str, frozenset[str]] = {}
     if dataset is not None and (dataset / VOCABULARY_FILE).is_file():
@@ -85,8 +91,7 @@ def read_fact_source(dataset: Path | None) -> FactSource:
             for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
-                    # A truth record may say more than facts, or other things: rows without facts say nothing here.
-                    if "facts" in row:
+                    if "facts" in row:  # a truth record may hold rows without facts
                         truth[row["image_id"]] = frozenset(row["facts"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(
@@ -96,13 +101,15 @@ def read_fact_source(dataset: Path | None) -> FactSource:
 
 
 def score_captions(
-    rows: Sequence[Mapping[str, Any]], source: FactSource, only_facts: bool = False
+    captions: Sequence[Prediction], source: FactSource, control_answers: Mapping[str, str] | None = None
 ) -> tuple[dict[str, float], list[FactScore]]:
-    """Means over caption rows (fields reference, prediction, image_ids) and each row's fact score.
+    """Means over the captions, and each caption's fact score. For `control_answers` (by row id) only the facts.
 
     fact_f1 is over all facts of all captions together (micro), so a caption with many facts weighs more.
     """
-    facts = [source.compare(row.get("image_ids") or (), row["reference"], row["prediction"]) for row in rows]
+    predictions = [p.prediction if control_answers is None else control_answers[p.id] for p in captions]
+    references = [p.reference for p in captions]
+    facts = [source.compare(p.image_ids, p.reference, text) for p, text in zip(captions, predictions, strict=True)]
     shared, stated, true = (sum(getattr(fact, name) for fact in facts) for name in ("shared", "stated", "true"))
     scores = {
         "fact_f1": 2 * shared / (stated + true) if stated + true else 1.0,
@@ -112,95 +119,13 @@ def score_captions(
         "captions_that_invent": sum(fact.invented > 0 for fact in facts) / len(facts),
         "contradictions": sum(fact.contradicted for fact in facts) / len(facts),
     }
-    if not only_facts:
-        predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
-        scores["bleu4"] = bleu(predictions, references)
-        scores["chrf"] = chrf(predictions, references)
-        words = [[tokens(normalise(text), "word") for text in texts] for texts in (predictions, references)]
-        scores["cider"] = sum(cider(*words)) / len(rows)
-        scores["rouge_l_char"] = mean_rouge(predictions, references, "char")
-        scores["rouge_l_word"] = mean_rouge(predictions, references, "word")
+    if control_answers is None:
+        words = [[tokens(normalize_answer(text), "word") for text in texts] for texts in (predictions, references)]
+        scores |= {
+            "bleu4": bleu(predictions, references),
+            "chrf": chrf(predictions, references),
+            "cider": sum(cider(*words)) / len(captions),
+            "rouge_l_char": mean_rouge_l(predictions, references, "char"),
+            "rouge_l_word": mean_rouge_l(predictions, references, "word"),
+        }
     return scores, facts
-
-
-def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU-4 by sacrebleu with its Chinese tokenizer, 0 to 1, on the texts as they are."""
-    from sacrebleu.metrics import BLEU
-
-    return float(BLEU(tokenize="zh").corpus_score(list(predictions), [list(references)]).score / 100)
-
-
-def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus chrF (characters, n-grams up to six, recall weighed double) by sacrebleu, 0 to 1."""
-    from sacrebleu.metrics import CHRF
-
-    return float(CHRF().corpus_score(list(predictions), [list(references)]).score / 100)
-
-
-def mean_rouge(predictions: Sequence[str], references: Sequence[str], unit: str) -> float:
-    """Mean ROUGE-L F1 over characters or jieba words, 0 to 1."""
-    return sum(rouge_l(p, r, unit) for p, r in zip(predictions, references, strict=True)) / max(1, len(predictions))
-
-
-def rouge_l(prediction: str, reference: str, unit: str = "char") -> float:
-    """F1 of the longest common subsequence of tokens (unit "char" or "word") after `normalise`."""
-    said, true = tokens(normalise(prediction), unit), tokens(normalise(reference), unit)
-    if not said or not true:
-        return float(said == true)
-    return 2 * longest_common(said, true) / (len(said) + len(true))
-
-
-def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, by bit-parallel rows (Hyyrö 2004)."""
-    where: dict[str, int] = {}
-    for position, token in enumerate(a):
-        where[token] = where.get(token, 0) | 1 << position
-    full = (1 << len(a)) - 1
-    row = full
-    for token in b:
-        match = row & where.get(token, 0)
-        row = ((row + match) | (row - match)) & full
-    return len(a) - row.bit_count()
-
-
-NGRAMS = 4
-SIGMA = 6.0  # of the damping by length, in bigrams, as published
-
-Vector = tuple[list[dict[tuple[str, ...], float]], list[float], int]  # weights a size, norms a size, bigrams
-
-
-def cider(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[float]:
-    """A score a caption. With a single caption every n-gram is in every reference and weighs nothing: 0."""
-    assert len(predictions) == len(references), f"{len(predictions)} predictions, {len(references)} references"
-    grams = [ngrams(reference) for reference in references]
-    seen: Counter[tuple[str, ...]] = Counter(gram for counts in grams for gram in counts)
-    total = log(max(1, len(references)))
-    return [
-        10 * similarity(weigh(ngrams(said), seen, total), weigh(true, seen, total))
-        for said, true in zip(predictions, grams, strict=True)
-    ]
-
-
-def ngrams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
-    """How often each n-gram of one to four tokens stands in the text."""
-    return Counter(tuple(tokens[i : i + size]) for size in range(1, NGRAMS + 1) for i in range(len(tokens) - size + 1))
-
-
-def weigh(counts: Counter[tuple[str, ...]], seen: Counter[tuple[str, ...]], total: float) -> Vector:
-    """tf-idf of each n-gram by size, the norms, and the number of bigrams."""
-    weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(NGRAMS)]
-    for gram, count in counts.items():
-        weights[len(gram) - 1][gram] = count * (total - log(max(1, seen[gram])))
-    norms = [sqrt(sum(weight * weight for weight in of.values())) for of in weights]
-    return weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
-
-
-def similarity(said: Vector, true: Vector) -> float:
-    """Clipped cosine, mean over the sizes, damped by the difference of the lengths."""
-    damping = exp(-((said[2] - true[2]) ** 2) / (2 * SIGMA**2))
-    cosines = 0.0
-    for mine, theirs, a, b in zip(said[0], true[0], said[1], true[1], strict=True):
-        if a and b:
-            shared = sum(min(weight, theirs.get(gram, 0.0)) * theirs.get(gram, 0.0) for gram, weight in mine.items())
-            cosines += damping * shared / (a * b)
-    return cosines / NGRAMS

@@ -1,7 +1,7 @@
-"""`qilin score --scorer KIT` and `--compare`: the same answers as Qilin and as four kits would score them.
+"""`qilin score --scorer KIT` and `--compare`: the same answers scored by Qilin's rules and by those of four kits.
 
-In: a file of predictions. Out: the scores on screen or as JSON, and with `--rows` each row's verdict. Captions are left
-out, and counted: the kits' readings here are those of their question scorers.
+Input: a file of predictions. Outputs: the scores as JSON or a table, and one row of verdicts per question. Captions are
+excluded and counted: only the kits' question scorers are reimplemented.
 """
 
 from __future__ import annotations
@@ -11,103 +11,103 @@ from typing import Any
 
 from qilin.core.errors import UserError
 from qilin.evaluate.config import ScoreConfig
-from qilin.evaluate.items import is_caption, read_rows
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.scoring.aggregate import judge_prediction
-from qilin.evaluate.scoring.answers import SCORER_VERSION
-from qilin.evaluate.scoring.other_scorers import KITS, KitScore, count_points, count_rules
+from qilin.evaluate.results import Prediction, read_predictions
+from qilin.evaluate.scoring.answers import SCORER_VERSION, judge_prediction
+from qilin.evaluate.scoring.other_scorers import KITS, KitScore, count_rules, total_points
 
-Row = Mapping[str, Any]
-# Rows on which qilin and a kit disagree that are shown: enough to see why, few enough to read.
-EXAMPLES = 12
+MAX_EXAMPLES = 12  # rows on which Qilin and a kit disagree, in the output
 
 
 def score_with_kits(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One kit's scores (`scorer`) or all beside Qilin's (`compare`), and each row's verdict."""
-    rows = read_rows(config.file)
-    questions = [row for row in rows if not is_caption(row)]
+    """The scores of one kit (`scorer`), or of all next to Qilin's (`compare`); and one row per question.
+
+    Raises UserError for a file without questions.
+    """
+    predictions = read_predictions(config.file)
+    questions = [p for p in predictions if not p.is_caption]
     if not questions:
         raise UserError(f"{config.file}: holds captions only; --scorer and --compare score questions")
     if config.scorer:
-        marks = [KITS[config.scorer].mark(row) for row in questions]
-        found = kit_scores(config.scorer, questions, marks)
-        judged = [
-            {"id": row["id"], "correct": mark.correct, "rule": mark.rule, "points": mark.points}
-            for row, mark in zip(questions, marks, strict=True)
+        scores = [KITS[config.scorer].score(p) for p in questions]
+        result: dict[str, Any] = {"columns": {config.scorer: kit_column(config.scorer, questions, scores)}}
+        rows = [
+            {"id": p.id, "correct": score.correct, "rule": score.rule, "points": score.points}
+            for p, score in zip(questions, scores, strict=True)
         ]
     else:
-        found, judged = compare_kits(questions)
-    found |= {"captions_left_out": len(rows) - len(questions)}
-    found["manifest"] = {"predictions": str(config.file), **scoring_manifest()}
-    return found, judged
+        result, rows = compare_kits(questions)
+    result["captions_left_out"] = len(predictions) - len(questions)
+    result["manifest"] = {"predictions": str(config.file), **scoring_manifest()}
+    return result, rows
 
 
-def kit_scores(name: str, rows: Sequence[Row], marks: Sequence[KitScore]) -> dict[str, Any]:
-    """One kit's scores, with its version and how the reading was checked."""
+def kit_column(name: str, predictions: Sequence[Prediction], scores: Sequence[KitScore]) -> dict[str, Any]:
+    """One kit's accuracies, its version, how it was checked, and how often each of its rules decided."""
     about = {"version": KITS[name].version, "checked": KITS[name].checked}
-    return {"columns": {name: count_points(rows, marks) | {"about": about, "rules": count_rules(marks)}}}
+    return total_points(predictions, scores) | {"about": about, "rules": count_rules(scores)}
 
 
-def own_marks(rows: Sequence[Row]) -> list[KitScore]:
-    """Qilin's verdicts as marks; what it cannot read counts nothing and is no guess."""
-    verdicts = [judge_prediction(row, row["prediction"]) for row in rows]
-    return [KitScore(float(v.correct is True), v.rule if v.correct is not None else "unread") for v in verdicts]
+def qilin_score(p: Prediction) -> KitScore:
+    """Qilin's verdict as a KitScore; an unparsable answer gives no points and is not a guess."""
+    verdict = judge_prediction(p)
+    return KitScore(float(verdict.correct is True), verdict.rule if verdict.correct is not None else "unread")
 
 
-def compare_kits(rows: Sequence[Row]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """All columns, how often each kit decides otherwise than Qilin with examples, and every row's verdicts."""
-    by_name = {"qilin": own_marks(rows)} | {name: [kit.mark(row) for row in rows] for name, kit in KITS.items()}
-    own = {"version": f"scorer {SCORER_VERSION}", "checked": "by its own tests"}
-    columns: dict[str, Any] = {"qilin": count_points(rows, by_name["qilin"]) | {"about": own}}
-    for name in KITS:
-        columns |= kit_scores(name, rows, by_name[name])["columns"]
-    judged = [
-        {"id": row["id"], **{name: marks[i].points for name, marks in by_name.items()}} for i, row in enumerate(rows)
+def compare_kits(predictions: Sequence[Prediction]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One column per scorer, the disagreements with examples, and every row's points."""
+    scores = {"qilin": [qilin_score(p) for p in predictions]}
+    scores |= {name: [kit.score(p) for p in predictions] for name, kit in KITS.items()}
+    about = {"version": f"scorer {SCORER_VERSION}", "checked": "by its own tests"}
+    columns: dict[str, Any] = {"qilin": total_points(predictions, scores["qilin"]) | {"about": about}}
+    rows: list[dict[str, Any]] = [
+        {"id": p.id, **{name: column[i].points for name, column in scores.items()}} for i, p in enumerate(predictions)
     ]
-    unlike = [i for i, line in enumerate(judged) if len({line[name] for name in by_name}) > 1]
     for name in KITS:
-        columns[name]["unlike_qilin"] = sum(line[name] != line["qilin"] for line in judged)
-    seen: dict[tuple[str, ...], int] = {}
-    for i in unlike:  # one example of each kind of pair
-        seen.setdefault((rows[i]["reference"], rows[i]["prediction"]), i)
+        columns[name] = kit_column(name, predictions, scores[name])
+        columns[name]["unlike_qilin"] = sum(row[name] != row["qilin"] for row in rows)
+    disagreements = [i for i, row in enumerate(rows) if len({row[name] for name in scores}) > 1]
+    first_index: dict[tuple[str, str], int] = {}
+    for i in disagreements:  # one example of each pair of texts
+        first_index.setdefault((predictions[i].reference, predictions[i].prediction), i)
     examples = [
-        {name: rows[i][name] for name in ("question", "reference", "prediction")} | judged[i]
-        for i in list(seen.values())[:EXAMPLES]
+        {name: getattr(predictions[i], name) for name in ("question", "reference", "prediction")} | rows[i]
+        for i in list(first_index.values())[:MAX_EXAMPLES]
     ]
-    return {"columns": columns, "unlike": len(unlike), "rows": len(rows), "examples": examples}, judged
+    return {"columns": columns, "unlike": len(disagreements), "rows": len(predictions), "examples": examples}, rows
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """The columns as a table, then examples of rows that are scored unlike."""
+def print_columns(result: Mapping[str, Any]) -> None:
+    """Prints the columns as a table, then examples of disagreements."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    columns = found["columns"]
-    table = Table(title="accuracy, as each would score it", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    columns = result["columns"]
+    table = Table(title="accuracy by scorer", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("", "n", *columns):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     first = next(iter(columns.values()))
-    for part in ("all", "closed", "open", "choice"):
-        if first[part]["n"]:
-            table.add_row(part, str(first[part]["n"]), *(f"{c[part]['accuracy']:.3f}" for c in columns.values()))
-    table.add_row("of these by lot", "", *(str(c["all"]["guessed"]) for c in columns.values()), style="dim")
+    for subset in ("all", "closed", "open", "choice"):
+        if first[subset]["n"]:
+            accuracies = (f"{column[subset]['accuracy']:.3f}" for column in columns.values())
+            table.add_row(subset, str(first[subset]["n"]), *accuracies)
+    table.add_row("random guesses", "", *(str(column["all"]["guessed"]) for column in columns.values()), style="dim")
     if "qilin" in columns:
-        counts = (str(c.get("unlike_qilin", "")) for c in columns.values())
-        table.add_row("unlike qilin", "", *counts, style="dim")
+        counts = (str(column.get("unlike_qilin", "")) for column in columns.values())
+        table.add_row("differs from qilin", "", *counts, style="dim")
     console.print(table)
     for name, column in columns.items():
         console.print(f"{name}: {column['about']['version']}; checked {column['about']['checked']}", style="dim")
-    if found["captions_left_out"]:
-        console.print(f"{found['captions_left_out']} captions left out", style="dim")
-    examples = found.get("examples")
+    if result["captions_left_out"]:
+        console.print(f"{result['captions_left_out']} captions excluded", style="dim")
+    examples = result.get("examples")
     if examples:
-        console.print(f"\n{found['unlike']} of {found['rows']} rows are scored unlike, such as")
-        names = list(columns)
+        console.print(f"\nthe scorers disagree on {result['unlike']} of {result['rows']} rows, for example:")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        for name in ("reference", "prediction", *names):
+        for name in ("reference", "prediction", *columns):
             table.add_column(name, justify="right" if name in columns else "left")
         for row in examples:
-            table.add_row(row["reference"][:24], row["prediction"][:32], *(f"{row[name]:g}" for name in names))
+            table.add_row(row["reference"][:24], row["prediction"][:32], *(f"{row[name]:g}" for name in columns))
         console.print(table)

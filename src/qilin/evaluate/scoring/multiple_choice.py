@@ -1,6 +1,6 @@
-"""Multiple choice: which option an answer picks, by letter or by text, and None where it picks none or several.
+"""Multiple choice: which options an answer selects, by letter or by text; None where that is unclear.
 
-In: an answer and the choices. Out: indices. CT, MRI, B超 and "A lesion" hold letters that pick nothing.
+Input: an answer and the choices. Output: indices. The letters in CT, MRI, B超 and "A lesion" select nothing.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from qilin.text.negation import is_denied
-from qilin.text.normalize import narrow, normalise
+from qilin.text.negation import is_negated
+from qilin.text.normalize import normalize_answer, to_halfwidth
 
 _LETTER = r"[A-Ha-h]"
 _STEMS = "甲乙丙丁戊己庚辛"
@@ -30,71 +30,72 @@ _IN_QUESTION = re.compile(
 
 def choices_in(question: str) -> tuple[str, ...]:
     """The choices in a question's own text: "…? A.肺炎 B.气胸" -> (肺炎, 气胸); () if they do not run A, B, …"""
-    found = _IN_QUESTION.findall(narrow(question).replace("\n", " "))
-    letters = "".join(letter.upper() for letter, _ in found)
-    if len(found) < 2 or not "ABCDEFGH".startswith(letters):
+    pairs = _IN_QUESTION.findall(to_halfwidth(question).replace("\n", " "))
+    letters = "".join(letter.upper() for letter, _ in pairs)
+    if len(pairs) < 2 or not "ABCDEFGH".startswith(letters):
         return ()
-    return tuple(text.strip(" ,;。") for _, text in found)
+    return tuple(text.strip(" ,;。") for _, text in pairs)
 
 
-def bare_choice(choice: str) -> str:
-    """A choice without the letter that may lead it: "A. 肺炎" -> 肺炎."""
-    return _PREFIX.sub("", narrow(choice)).strip()
+def strip_choice_letter(choice: str) -> str:
+    """A choice without its leading letter: "A. 肺炎" -> 肺炎."""
+    return _PREFIX.sub("", to_halfwidth(choice)).strip()
 
 
-def picked(answer: str, choices: Sequence[str]) -> frozenset[int] | None:
-    """The indices of the options that an answer picks; None if it picks none, or more than it can mean.
+def selected_options(answer: str, choices: Sequence[str]) -> frozenset[int] | None:
+    """The indices of the options that an answer selects; None if it selects none, or contradicts itself.
 
-    A declared letter wins (答案是B, 选乙), then a leading one (B. 气胸), then the text of exactly one choice, then the
-    only letter that stands alone.
+    In this order: a declared letter (答案是B, 选乙), a leading one (B. 气胸), the text of exactly one choice, the only
+    letter that stands alone.
     """
-    text = narrow(answer).strip().strip("。!*")
+    text = to_halfwidth(answer).strip().strip("。!*")
     count = len(choices)
     bare = _BARE.match(text)
     if bare:
         return _indices(bare.group(1), count)
     if _MANY.match(text) and 1 < len(re.findall(_LETTER, text)) <= count:
         return _indices(text, count)
-    plain = [normalise(bare_choice(choice)) for choice in choices]
-    whole = normalise(text)
-    if plain.count(whole) == 1:
-        return frozenset((plain.index(whole),))
-    declared = [m.group(1) for m in (*_CHOSEN.finditer(text), *_RIGHT.finditer(text)) if not _denied(text, m)]
+    choice_texts = [normalize_answer(strip_choice_letter(choice)) for choice in choices]
+    normalized = normalize_answer(text)
+    if choice_texts.count(normalized) == 1:
+        return frozenset((choice_texts.index(normalized),))
+    declared = [m.group(1) for m in (*_CHOSEN.finditer(text), *_RIGHT.finditer(text)) if not _is_denied(text, m)]
     if declared:
-        sets = {_indices(letters, count) for letters in declared}
-        return sets.pop() if len(sets) == 1 else None
+        selections = {_indices(letters, count) for letters in declared}
+        return selections.pop() if len(selections) == 1 else None
     lead = _PREFIX.match(text)
     if lead and not re.match(r"[Aa]\s+[a-z]", text):
         return _indices(lead.group(1), count)
-    mentioned = _mentioned(whole, plain)
+    mentioned = _mentioned_choices(normalized, choice_texts)
     if len(mentioned) == 1:
         return frozenset(mentioned)
-    letters = {m.group(1) for m in _LONE.finditer(text) if not _denied(text, m)}
+    letters = {m.group(1) for m in _LONE.finditer(text) if not _is_denied(text, m)}
     if len(letters) == 1 and not mentioned:
         return _indices(letters.pop(), count)
     return None
 
 
 def _indices(letters: str, count: int) -> frozenset[int] | None:
-    found = {
+    indices = {
         _STEMS.index(c) if c in _STEMS else "ABCDEFGH".index(c.upper())
         for c in re.findall(rf"{_LETTER}|[{_STEMS}]", letters)
     }
-    return frozenset(found) if found and max(found) < count else None
+    return frozenset(indices) if indices and max(indices) < count else None
 
 
-def _denied(text: str, match: re.Match[str]) -> bool:
+def _is_denied(text: str, match: re.Match[str]) -> bool:
     start = match.start()
-    return text[max(0, start - 1) : start] in ("不", "非") or is_denied(text, *match.span(1))
+    return text[max(0, start - 1) : start] in ("不", "非") or is_negated(text, *match.span(1))
 
 
-def _mentioned(text: str, plain: Sequence[str]) -> set[int]:
-    """Choices whose text stands, not denied, in the answer; a longer choice hides a shorter one inside it."""
-    found: set[int] = set()
-    for index in sorted(range(len(plain)), key=lambda i: -len(plain[i])):
-        at = text.find(plain[index]) if plain[index] else -1
-        if at >= 0:
-            if not is_denied(text, at, at + len(plain[index])):
-                found.add(index)
-            text = text.replace(plain[index], "\x00" * len(plain[index]))
-    return found
+def _mentioned_choices(text: str, choice_texts: Sequence[str]) -> set[int]:
+    """Choices whose text occurs in the answer without being denied; a longer choice hides a shorter one inside it."""
+    mentioned: set[int] = set()
+    for index in sorted(range(len(choice_texts)), key=lambda i: -len(choice_texts[i])):
+        choice = choice_texts[index]
+        start = text.find(choice) if choice else -1
+        if start >= 0:
+            if not is_negated(text, start, start + len(choice)):
+                mentioned.add(index)
+            text = text.replace(choice, "\x00" * len(choice))
+    return mentioned

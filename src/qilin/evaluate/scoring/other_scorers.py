@@ -1,9 +1,8 @@
-"""How four published kits would judge the same answers, described and written anew, for `qilin score --as` and
-`--compare`.
+"""The scoring rules of four published evaluation kits, reimplemented for `qilin score --scorer KIT` and `--compare`.
 
-In: a row of predictions.jsonl. Out: a Mark: what the kit adds to its count of right answers (0, 1, a share where it
-would guess by lot, 2 where it counts one answer twice) and why. Nothing here is better than the kit: its mistakes are
-the point. Where the kits come from and how far each reading was checked stands in KITS at the foot.
+Input: a prediction. Output: a KitScore: what the kit adds to its count of correct answers (0 or 1; a fraction where it
+would guess at random; 2 where it counts one answer twice) and the rule that decided. The kits' errors are reproduced
+on purpose. KITS at the foot names the version of each kit and how the reimplementation was checked.
 """
 
 from __future__ import annotations
@@ -12,40 +11,47 @@ import difflib
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qilin.evaluate.items import is_closed
-from qilin.evaluate.scoring.multiple_choice import bare_choice, picked
+from qilin.evaluate.results import Prediction
+from qilin.evaluate.scoring.multiple_choice import selected_options, strip_choice_letter
 
-Row = Mapping[str, Any]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+QUESTION_TYPES = ("closed", "open", "choice")
+GUESS = "guess"
 
 
 @dataclass(frozen=True)
-class Mark:
-    """`points` that a kit counts for one answer, and the reading that gave them."""
+class KitScore:
+    """The points that a kit counts for one answer, and the rule that gave them."""
 
     points: float
     rule: str
 
     @property
     def correct(self) -> bool | None:
-        """True or False as the kit decides; None where it would have thrown a coin."""
-        return None if self.rule == "guess" else self.points > 0
+        """The kit's decision; None where it would guess at random."""
+        return None if self.rule == GUESS else self.points > 0
 
 
 @dataclass(frozen=True)
 class Kit:
-    """One kit: its reading, which version was read, and how the reading was checked against it."""
+    """One kit: its rules, the version they were taken from, and how they were checked against it."""
 
-    mark: Callable[[Row], Mark]
+    score: Callable[[Prediction], KitScore]
     version: str
     checked: str
 
 
-# --- CMMMU's reading, which VLMEvalKit, EvalScope and lmms-eval all carry ---------------------------------------------
+def option_letters(answer: str, choices: Sequence[str]) -> str | None:
+    """The letters of the options that a reference selects, such as "B" or "AC"; None if it selects none."""
+    options = selected_options(answer, choices)
+    return "".join(LETTERS[i] for i in sorted(options)) if options else None
+
+
+# --- CMMMU's rules, which VLMEvalKit, EvalScope and lmms-eval share ---------------------------------------------------
 
 _AGREES = ("正确", "对", "准确", "肯定", "对的")
 _DISAGREES = ("不对", "错误", "不正确", "不准确", "不合适", "否定", "错的", "错")
@@ -55,100 +61,100 @@ _BLANK = ("是", "为", "所以", "等于", "方案", "选择", "正确答案", 
 
 
 def cmmmu_letters(text: str, choices: Sequence[str]) -> str:
-    """The letters CMMMU reads: the commonest of "(A)", else of any A, B, … at all, else of the choices' texts.
+    """The letters that CMMMU reads: the most frequent "(A)", else any letter A, B, …, else the choices' texts.
 
-    Any capital counts, inside CT and MRI too; equal counts give several letters at once; "" is settled by lot.
+    Any capital letter counts, also inside CT and MRI; ties give several letters; "" is resolved by a random guess.
     """
-    for sign in ",.!?;:'":
-        text = text.strip(sign)
+    for mark in ",.!?;:'":
+        text = text.strip(mark)
     text = f" {text} "
     letters = LETTERS[: len(choices)]
-    ways = [
+    candidates = [
         {letter: text.count(f"({letter})") for letter in letters},
         {letter: text.count(letter) for letter in letters},
         {letter: text.count(choice) if text.strip() else 0 for letter, choice in zip(letters, choices, strict=True)},
     ]
-    counts = next((way for way in ways if any(way.values())), {})
+    counts = next((count for count in candidates if any(count.values())), {})
     return "".join(letter for letter in counts if counts[letter] == max(counts.values()))
 
 
-def cmmmu_tails(text: str, signals: Sequence[str], last: Sequence[str] = ()) -> list[str]:
-    """What follows the last signal word of each sentence, the shortest of its kind; the whole text where none does."""
+def cmmmu_tails(text: str, signals: Sequence[str], last_signals: Sequence[str] = ()) -> list[str]:
+    """The shortest text after a signal word, for each sentence; the entire text where no sentence has one.
+
+    `last_signals` count in the last sentence only.
+    """
     text = text.strip("。").strip()
     sentences = re.split(r"。|\n", text)
-    found = []
+    tails = []
     for number, sentence in enumerate(sentences):
         shortest = ""
-        for signal in (*signals, *(last if number == len(sentences) - 1 else ())):
+        for signal in (*signals, *(last_signals if number == len(sentences) - 1 else ())):
             if signal in sentence:
                 tail = sentence.rsplit(signal, 1)[-1].strip()
                 shortest = tail if not shortest or len(tail) < len(shortest) else shortest
         if shortest and shortest not in (":", ",", ".", "!", "?", ";", "'"):
-            found.append(shortest)
-    return found or [text]
+            tails.append(shortest)
+    return tails or [text]
 
 
-def cmmmu_statement(text: str, reference: str) -> Mark:
-    """对 or 错: words of agreement are looked for first, so 不正确 agrees; a tie is settled by lot."""
+def cmmmu_statement(text: str, reference: str) -> KitScore:
+    """对 or 错: words of agreement are searched first, so 不正确 agrees; ties are resolved by a random guess."""
     tails = {t for t in cmmmu_tails(text, _STATEMENT) if not any(word in t for word in _UNDECIDED)}
     yes = sum(any(word in tail for word in _AGREES) for tail in tails)
     no = sum(not any(word in tail for word in _AGREES) and any(word in tail for word in _DISAGREES) for tail in tails)
     if yes == no:
-        return Mark(0.5, "guess")
-    return Mark(float(("对" if yes > no else "错") == reference), "statement")
+        return KitScore(0.5, GUESS)
+    return KitScore(float(("对" if yes > no else "错") == reference), "statement")
 
 
 def cmmmu_value(text: str, reference: str) -> list[str | float]:
-    """A text as CMMMU compares it: a number to two decimals, else itself; [] where far longer than the reference."""
+    """A text as CMMMU compares it: a number to two decimals, else itself; [] if much longer than the reference."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
     except ValueError:
-        letters, wanted = (sum(c.isascii() and c.isalpha() for c in t) for t in (text, reference))
-        return [] if len(text) > len(reference) + 20 or letters > wanted + 2 else [text]
+        letters, reference_letters = (sum(c.isascii() and c.isalpha() for c in t) for t in (text, reference))
+        return [] if len(text) > len(reference) + 20 or letters > reference_letters + 2 else [text]
 
 
 def cmmmu_numbers(text: str) -> list[str]:
     """Numbers in a text: 1，234 with Chinese commas, 1e3, and plain ones."""
-    found = re.findall(r"-?\d{1,3}(?:，\d{3})+", text) + re.findall(r"-?\d+(?:\.\d+)?[eE][+-]?\d+", text)
-    return found + re.findall(r"-?(?:\d+\.\d+|\.\d+|\d+)(?![eE][+-]?\d+)(?!，\d)", text)
+    numbers = re.findall(r"-?\d{1,3}(?:，\d{3})+", text) + re.findall(r"-?\d+(?:\.\d+)?[eE][+-]?\d+", text)
+    return numbers + re.findall(r"-?(?:\d+\.\d+|\.\d+|\d+)(?![eE][+-]?\d+)(?!，\d)", text)
 
 
-def cmmmu_blank(text: str, reference: str, once: bool) -> Mark:
-    """A blank filled in: the reference inside any tail of the answer, or equal to any number; counted each time it is
-    found, unless `once`."""
-    tails = cmmmu_tails(text, _BLANK, last=("=",))
+def cmmmu_blank(text: str, reference: str, count_once: bool) -> KitScore:
+    """Fill-in-the-blank: counts every tail that contains the reference and every equal number, or one of them."""
+    tails = cmmmu_tails(text, _BLANK, last_signals=("=",))
     numbers = [number for tail in tails for number in cmmmu_numbers(tail)]
-    said = {value for part in (*tails, *numbers) for value in cmmmu_value(part, reference)}
-    wanted = cmmmu_value(reference, reference)
+    values = {value for part in (*tails, *numbers) for value in cmmmu_value(part, reference)}
+    expected = cmmmu_value(reference, reference)
     hits = sum(
-        any(isinstance(want, str) and want in value for want in wanted) if isinstance(value, str) else value in wanted
-        for value in said
+        any(isinstance(e, str) and e in value for e in expected) if isinstance(value, str) else value in expected
+        for value in values
     )
-    return Mark(float(min(hits, 1) if once else hits), "blank")
+    return KitScore(float(min(hits, 1) if count_once else hits), "blank")
 
 
-def cmmmu(row: Row, once: bool = True) -> Mark | None:
-    """A choice question, or a reference of 对 or 错, in CMMMU's way; None for any other row."""
-    if row.get("choices"):
-        choices = [bare_choice(choice) for choice in row["choices"]]
-        wanted = picked(row["reference"], row["choices"])
-        letters = "".join(LETTERS[i] for i in sorted(wanted)) if wanted else row["reference"]
-        read = cmmmu_letters(row["prediction"], choices)
-        if not read:
-            return Mark(1 / len(choices) if len(letters) == 1 else 0.0, "guess")
-        return Mark(float(read == letters), "choice")
-    if row["reference"] in ("对", "错"):
-        return cmmmu_statement(row["prediction"], row["reference"])
+def cmmmu(p: Prediction) -> KitScore | None:
+    """CMMMU's rules for a choice question or a reference of 对 or 错; None for any other row."""
+    if p.choices:
+        letters = option_letters(p.reference, p.choices) or p.reference
+        answer = cmmmu_letters(p.prediction, [strip_choice_letter(choice) for choice in p.choices])
+        if not answer:
+            return KitScore(1 / len(p.choices) if len(letters) == 1 else 0.0, GUESS)
+        return KitScore(float(answer == letters), "choice")
+    if p.reference in ("对", "错"):
+        return cmmmu_statement(p.prediction, p.reference)
     return None
 
 
 # --- the four kits ------------------------------------------------------------------------------------------------
 
 
-def vlmevalkit(row: Row) -> Mark:
-    """Its CMMMU reading; what is neither choice nor 对/错 is read as a blank, each hit counted."""
-    return cmmmu(row) or cmmmu_blank(row["prediction"], row["reference"], once=False)
+def vlmevalkit(p: Prediction) -> KitScore:
+    """CMMMU's rules; everything that is neither choice nor 对/错 is scored as a blank, with every hit counted."""
+    return cmmmu(p) or cmmmu_blank(p.prediction, p.reference, count_once=False)
 
 
 _WIDE_MARKS = "".join(map(chr, (*range(0xFF01, 0xFF0E), 0xFF0F, *range(0xFF1A, 0xFF21), *range(0xFF3B, 0xFF41))))
@@ -163,48 +169,49 @@ _YES_BOTH = {"是", "是的", "有", "包含", "可以", "能", "会"} | _YES_EN
 _NO_BOTH = {"否", "不是", "没有", "无", "不包含", "不可以", "不能", "不会", "不正常"} | _NO_EN
 
 
-def evalscope_plain(text: str) -> str:
-    """EvalScope's SLAKE form: brackets and marks gone, number words as digits (两个 too), X光 and yes/no united."""
-    text = without_marks(text, "")
+def evalscope_normalize(text: str) -> str:
+    """EvalScope's normalization for SLAKE: no brackets or punctuation, number words as digits (两个 too), X光 and
+    yes/no unified."""
     words = []
-    for word in text.split():
+    for word in _strip_marks(text, "").split():
         bare = word[:-1] if word.endswith("个") and (word[:-1].isdigit() or word[:-1] in _DIGITS) else word
         words.append(_DIGITS.get(bare, bare))
     text = " ".join(word for word in words if word not in ("a", "an", "the"))
     if text in ("x ray", "xray", "x光", "x 光", "x射线", "x 射线"):
         return "xray"
-    return one_polarity(text, _YES_BOTH | {"存在"}, _NO_BOTH | {"不存在"})
+    return _unify_polarity(text, _YES_BOTH | {"存在"}, _NO_BOTH | {"不存在"})
 
 
-def evalscope(row: Row) -> Mark:
-    """CMMMU's reading for choices and 对/错, else equality in its SLAKE form of what follows the last "ANSWER:"."""
-    by_cmmmu = cmmmu(row)
-    if by_cmmmu:
-        return by_cmmmu
-    declared = re.findall(r"ANSWER:\s*(.*)", row["prediction"], flags=re.IGNORECASE)
-    said = declared[-1].strip().strip("\"'") if declared else row["prediction"].strip()
-    return Mark(float(evalscope_plain(said) == evalscope_plain(row["reference"])), "equal")
+def evalscope(p: Prediction) -> KitScore:
+    """CMMMU's rules for choices and 对/错, else equality after SLAKE's normalization of the text after "ANSWER:"."""
+    score = cmmmu(p)
+    if score:
+        return score
+    declared = re.findall(r"ANSWER:\s*(.*)", p.prediction, flags=re.IGNORECASE)
+    answer = declared[-1].strip().strip("\"'") if declared else p.prediction.strip()
+    return KitScore(float(evalscope_normalize(answer) == evalscope_normalize(p.reference)), "equal")
 
 
-def lmms_plain(text: str) -> str:
-    """lmms-eval's SLAKE form: brackets and marks gone, x-ray united, 正常 a yes and 异常 a no."""
-    text = without_marks(text, "｡")
+def lmms_eval_normalize(text: str) -> str:
+    """lmms-eval's normalization for SLAKE: no brackets or punctuation, x-ray unified, 正常 is yes and 异常 is no."""
+    text = _strip_marks(text, "｡")
     text = "xray" if text in ("x ray", "xray") else text
-    return one_polarity(text, _YES_BOTH | {"正常"}, _NO_BOTH | {"异常"})
+    return _unify_polarity(text, _YES_BOTH | {"正常"}, _NO_BOTH | {"异常"})
 
 
-def lmms_eval(row: Row) -> Mark:
-    """CMMMU's reading for choices and 对/错, else equality in its SLAKE form."""
-    return cmmmu(row) or Mark(float(lmms_plain(row["prediction"]) == lmms_plain(row["reference"])), "equal")
+def lmms_eval(p: Prediction) -> KitScore:
+    """CMMMU's rules for choices and 对/错, else equality after SLAKE's normalization."""
+    is_equal = lmms_eval_normalize(p.prediction) == lmms_eval_normalize(p.reference)
+    return cmmmu(p) or KitScore(float(is_equal), "equal")
 
 
-def without_marks(text: str, more: str) -> str:
-    """Lower case, what stands in brackets left out, marks as spaces, single spaces."""
+def _strip_marks(text: str, extra_marks: str) -> str:
+    """Lower case without bracketed text; punctuation becomes single spaces."""
     text = re.sub(r"（[^）]*）", " ", re.sub(r"\([^)]*\)", " ", text.strip().lower()))
-    return " ".join(text.translate(_TO_SPACE | str.maketrans(dict.fromkeys(more, " "))).split())
+    return " ".join(text.translate(_TO_SPACE | str.maketrans(dict.fromkeys(extra_marks, " "))).split())
 
 
-def one_polarity(text: str, yes: set[str], no: set[str]) -> str:
+def _unify_polarity(text: str, yes: set[str], no: set[str]) -> str:
     return "yes" if text in yes else "no" if text in no else text
 
 
@@ -214,75 +221,76 @@ _MEDEVALKIT_SIGNALS = (
 )  # fmt: skip
 
 
-def medevalkit(row: Row) -> Mark:
-    """Letter for letter in lower case: "." is taken off closed answers, 。 never; yes and no as letters."""
-    reference, said = row["reference"], row["prediction"]
-    if row.get("choices"):
-        return medevalkit_choice(row["choices"], reference, said)
-    boxed = in_box(said)
-    said = boxed if boxed != "None" else in_tags(said) if "<answer>" in said else said
-    said = after_signal(said)
-    if not is_closed(row):
-        return Mark(float(said == reference.lower()), "equal")
-    said = said.replace("\n", "").replace(".", "")
-    if reference in ("yes", "no"):
-        return Mark(float((("yes" in said) != ("no" in said)) and reference in said), "yes/no")
-    return Mark(float(said == reference.lower()), "equal")
+def medevalkit(p: Prediction) -> KitScore:
+    """String comparison in lower case; closed answers lose "." but not 。; yes and no are searched as substrings."""
+    if p.choices:
+        return _medevalkit_choice(p.choices, p.reference, p.prediction)
+    answer = p.prediction
+    boxed = _boxed_text(answer)
+    answer = boxed if boxed != "None" else _tagged_text(answer) if "<answer>" in answer else answer
+    answer = _after_signal(answer)
+    if not p.is_closed:
+        return KitScore(float(answer == p.reference.lower()), "equal")
+    answer = answer.replace("\n", "").replace(".", "")
+    if p.reference in ("yes", "no"):
+        return KitScore(float((("yes" in answer) != ("no" in answer)) and p.reference in answer), "yes/no")
+    return KitScore(float(answer == p.reference.lower()), "equal")
 
 
-def medevalkit_choice(choices: Sequence[str], reference: str, said: str) -> Mark:
-    """A letter, else a choice's text, else the choice whose letters are most alike (difflib)."""
-    texts = [bare_choice(choice).lower() for choice in choices]
+def _medevalkit_choice(choices: Sequence[str], reference: str, prediction: str) -> KitScore:
+    """A letter, else a choice's text, else the choice that is most similar as a string (difflib)."""
+    texts = [strip_choice_letter(choice).lower() for choice in choices]
     letters = LETTERS[: len(texts)].lower()
-    said, wanted = said.lower(), bare_choice(reference).strip().lower()
-    paragraphs = said.split("\n\n")
+    answer, expected = prediction.lower(), strip_choice_letter(reference).strip().lower()
+    paragraphs = answer.split("\n\n")
     if paragraphs[0] and paragraphs[0] in list(letters):
-        said = paragraphs[0]
+        answer = paragraphs[0]
     elif paragraphs[-1].split(".")[0] in list(letters):
-        said = paragraphs[-1].split(".")[0]
-    said = after_signal(said).strip().replace("\n", "")
-    first = said.split(".")[0].split(":")[-1]
-    if first == wanted:
-        return Mark(1.0, "equal")
+        answer = paragraphs[-1].split(".")[0]
+    answer = _after_signal(answer).strip().replace("\n", "")
+    first = answer.split(".")[0].split(":")[-1]
+    if first == expected:
+        return KitScore(1.0, "equal")
     if first in list(letters):
-        return Mark(float(texts[letters.index(first)] == wanted), "letter")
+        return KitScore(float(texts[letters.index(first)] == expected), "letter")
     if first in texts:
-        return Mark(float(wanted in list(letters) and first == texts[letters.index(wanted)]), "text")
-    alike = [difflib.SequenceMatcher(None, text, said).ratio() for text in texts]
-    best = alike.index(max(alike))
-    return Mark(float(wanted in (letters[best], texts[best])), "most alike")
+        return KitScore(float(expected in list(letters) and first == texts[letters.index(expected)]), "text")
+    similarities = [difflib.SequenceMatcher(None, text, answer).ratio() for text in texts]
+    best = similarities.index(max(similarities))
+    return KitScore(float(expected in (letters[best], texts[best])), "most alike")
 
 
-def after_signal(text: str) -> str:
-    """What MedEvalKit takes for the answer: the last box, else the answer tags, then what follows each signal word."""
+def _after_signal(text: str) -> str:
+    """What MedEvalKit takes as the answer: the last box, else the answer tags, then what follows each signal word."""
     text = text.lower()
     if "boxed" in text:
-        text = in_box(text)
+        text = _boxed_text(text)
     elif "<answer>" in text:
-        text = in_tags(text)
+        text = _tagged_text(text)
     for signal in _MEDEVALKIT_SIGNALS:
         text = text.split(signal)[-1]
     return text
 
 
-def in_box(text: str) -> str:
-    r"""The content of the last \boxed{…}, braces balanced; "None" without one."""
+def _boxed_text(text: str) -> str:
+    r"""The content of the last \boxed{…} with balanced braces; "None" without one."""
     start = text.rfind("\\boxed{")
     depth = 0
-    for at in range(start + 7, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
+    for index in range(start + 7, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth < 0:
-            return text[start + 7 : at].strip()
+            return text[start + 7 : index].strip()
     return "None"
 
 
-def in_tags(text: str) -> str:
-    """All that stands between <answer> and </answer>, joined by spaces; the text itself where that is nothing."""
+def _tagged_text(text: str) -> str:
+    """Everything between <answer> and </answer>, joined by spaces; the text itself where that is empty."""
     return " ".join(re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)).strip() or text
 
 
-# Each reading was run beside the kit's own functions on some 4,000 answers (tests/answer_pairs.jsonl, others to SLAKE's
-# questions, their noised forms, and answers to choices, blanks and 对/错): all agreed, see bench/results/kits.json.
+# Each reimplementation was compared with the kit's own functions on about 4,000 answers (tests/evaluate/
+# answer_pairs.jsonl, answers to SLAKE's questions, noised forms of both, choices, blanks and 对/错): all agreed, see
+# bench/results/kits.json.
 KITS: dict[str, Kit] = {
     "medevalkit": Kit(
         medevalkit, "utils/utils.py of its public repository, 2025", "against its stored source; it is on no index"
@@ -293,22 +301,22 @@ KITS: dict[str, Kit] = {
 }
 
 
-def count_points(rows: Sequence[Row], marks: Sequence[Mark]) -> dict[str, dict[str, Any]]:
-    """{"all"|"closed"|"open"|"choice": {"n", "accuracy", "guessed"}} as the kit sums up (guesses at their mean)."""
-    found = {}
-    for name in ("all", "closed", "open", "choice"):
-        mine = [mark for row, mark in zip(rows, marks, strict=True) if name in ("all", kind_of(row))]
-        points = sum(mark.points for mark in mine)
-        guessed = sum(mark.rule == "guess" for mark in mine)
-        found[name] = {"n": len(mine), "accuracy": points / len(mine) if mine else None, "guessed": guessed}
-    return found
+def total_points(predictions: Sequence[Prediction], scores: Sequence[KitScore]) -> dict[str, dict[str, Any]]:
+    """{"all"|"closed"|"open"|"choice": {"n", "accuracy", "guessed"}} as the kit computes it (guesses at their mean)."""
+    totals = {}
+    for name in ("all", *QUESTION_TYPES):
+        subset = [s for p, s in zip(predictions, scores, strict=True) if name in ("all", question_type(p))]
+        points = sum(score.points for score in subset)
+        guessed = sum(score.rule == GUESS for score in subset)
+        totals[name] = {"n": len(subset), "accuracy": points / len(subset) if subset else None, "guessed": guessed}
+    return totals
 
 
-def kind_of(row: Row) -> str:
-    """choice, closed or open: each row in one of them."""
-    return "choice" if row.get("choices") else "closed" if is_closed(row) else "open"
+def question_type(p: Prediction) -> str:
+    """choice, closed or open: each row is in exactly one of them."""
+    return "choice" if p.choices else "closed" if p.is_closed else "open"
 
 
-def count_rules(marks: Sequence[Mark]) -> dict[str, int]:
-    """How often each reading decided."""
-    return dict(Counter(mark.rule for mark in marks))
+def count_rules(scores: Sequence[KitScore]) -> dict[str, int]:
+    """How often each rule decided."""
+    return dict(Counter(score.rule for score in scores))
