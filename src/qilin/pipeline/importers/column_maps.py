@@ -1,7 +1,7 @@
-"""Published data sets that are tables, each as one declarative map from its columns to samples.
+"""Published data sets that are tables, each described by one declarative map from its columns to samples.
 
-In: the folder or table as it is downloaded. Out: rows. A text with {columns} is filled from the row and is empty where
-one of its cells is. `layout` says whose reading of the files this follows.
+In: the folder or table as downloaded. Out: import rows. A template with {columns} is filled from the row and is empty
+if one of its cells is; {a|b} takes the first of these columns that is not empty.
 """
 
 import ast
@@ -11,212 +11,192 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qilin.core.errors import UserError
-from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, ImportRow, RejectedRow, guess_answer_type
+from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportConfig
-from qilin.pipeline.importers.table_files import KINDS, read_rows
-from qilin.pipeline.pubmed.image_lookup import resolve
-from qilin.text.normalize import has_chinese
-
-LETTERS = "ABCDEFGH"
-HOLE = re.compile(r"\{([^{}]+)\}")
-ARTICLE = re.compile(r"(PMC\d+)_")
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+from qilin.pipeline.importers.rows import (
+    LETTERS,
+    SPLIT_NAMES,
+    add_choices,
+    article_id,
+    caption_row,
+    detect_lang,
+    find_image,
+    find_tables,
+    image_folders,
+)
+from qilin.pipeline.importers.table_files import PLACEHOLDER, cell_text, fill_template, read_rows
 
 
 @dataclass(frozen=True)
-class Map:
-    """Where the parts of a sample stand in one layout."""
+class ColumnMap:
+    """Where one layout keeps the parts of a sample. Values are templates, except where the comment names columns."""
 
-    layout: str
-    files: tuple[str, ...]  # patterns below the source folder
+    layout: str  # the public reader or page that it follows
+    file_patterns: tuple[str, ...]  # in or below the source folder
     images: str  # a column that holds a list makes several names
-    folders: tuple[str, ...] = ("", "images", "figures")  # where images lie, from the table
+    image_folders: tuple[str, ...] = ("", "images", "figures")  # relative to the table
     id: str = ""
-    group: str = ""  # default: the article in an image's name
+    group: str = ""  # default: the article in the image's name
     texts: Mapping[str, str] = field(default_factory=dict)  # kind (caption, context, inline, report) -> its text
     question: str = ""
     answer: str = ""
-    choices: tuple[str, ...] = ()  # columns; `answer` is then one of them, or its letter
+    choices: tuple[str, ...] = ()  # columns; `answer` is then one of the choices, or its letter
     answer_type: str = ""
     question_type: str = ""
     modality: str = ""
     body_part: str = ""
     split: str = ""  # default: train, val or test at the beginning of the table's name
-    only: tuple[str, str] | None = None  # (column, pattern): rows of another kind are not this data set's
-    lead: str = r""  # a pattern taken off the beginning of questions, answers and choices
+    row_filter: tuple[str, str] | None = None  # (column, pattern): other rows do not belong to this data set
+    strip_prefix: str = ""  # a pattern removed from the beginning of questions, answers and choices
     license: str | None = None
 
 
 COLUMN_MAPS = {
-    "pmc-oa": Map(
+    "pmc-oa": ColumnMap(
         "the page of axiong/pmc_oa and its loader (2023), which quote rows", ("pmc_oa*.jsonl",), "{image}",
-        folders=("", "images", "caption_T060_filtered_top4_sep_v0_subfigures"), id="{image}",
+        image_folders=("", "images", "caption_T060_filtered_top4_sep_v0_subfigures"), id="{image}",
         texts={"caption": "{caption}"},
     ),
-    "pmc-case-report": Map(
+    "pmc-case-report": ColumnMap(
         "chaoyi-wu/RadFM, src/Dataset/dataset/case_report.py (PMC_id, img_ref, context, question, answer), and "
         "the fields that the page of the hub's filtered version lists (the same and inline; parquet)",
         ("*.csv", "train*.parquet", "test*.parquet"),
         "{PMC_id}_{img_ref}.jpg", group="{PMC_id}", texts={"context": "{context}", "inline": "{inline}"},
-        question="{question}", answer="{answer}", lead=r"[QA]\s*:\s*",
+        question="{question}", answer="{answer}", strip_prefix=r"[QA]\s*:\s*",
     ),
-    "pmc-vqa": Map(
+    "pmc-vqa": ColumnMap(
         "xiaoman-zhang/PMC-VQA, src/MedVInT_TD/Dataset/PMC_QA_Dataset.py, and readers of its second version",
         ("train*.csv", "test*.csv"), "{Figure_path}", texts={"caption": "{Caption}"}, question="{Question}",
         answer="{Answer_label|Answer|Anwser}", choices=("Choice A", "Choice B", "Choice C", "Choice D"),
-        lead=r"[A-D]\s*:\s*", license="CC BY-SA 4.0",
+        strip_prefix=r"[A-D]\s*:\s*", license="CC BY-SA 4.0",
     ),
-    "vqa-rad-train": Map(
+    "vqa-rad-train": ColumnMap(
         "readers of 'VQA_RAD Dataset Public.json' in public repositories; all but its test questions",
-        ("VQA_RAD Dataset Public.json",), "{image_name}", folders=("VQA_RAD Image Folder", "images", ""), id="{qid}",
-        question="{question}", answer="{answer}", answer_type="{answer_type}", question_type="{question_type}",
-        body_part="{image_organ}", split="train", only=("phrase_type", r"(?!test_)"), license="CC0 1.0",
+        ("VQA_RAD Dataset Public.json",), "{image_name}", image_folders=("VQA_RAD Image Folder", "images", ""),
+        id="{qid}", question="{question}", answer="{answer}", answer_type="{answer_type}",
+        question_type="{question_type}", body_part="{image_organ}", split="train",
+        row_filter=("phrase_type", r"(?!test_)"), license="CC0 1.0",
     ),
-    "roco-v2": Map(
-        "unverified: ID and Caption columns beside a folder of images, as its page describes",
-        ("*captions.csv",), "{ID}", folders=("", "train", "valid", "test", "images"), id="{ID}",
+    "roco-v2": ColumnMap(
+        "unverified: ID and Caption columns next to a folder of images, as its page describes",
+        ("*captions.csv",), "{ID}", image_folders=("", "train", "valid", "test", "images"), id="{ID}",
         texts={"caption": "{Caption}"}, license="CC BY 4.0",
     ),
 }  # fmt: skip
 
 
-def files_of(config: ImportConfig, patterns: tuple[str, ...], what: str) -> list[Path]:
-    """The tables: the source itself, or those of these patterns in or below it. Raises UserError for none."""
-    if config.source.is_file():
-        if config.source.suffix.lower() not in (*KINDS, ".parquet"):
-            raise UserError(f"{config.source}: cannot tell what it is by its name; expected {what}")
-        return [config.source]
-    found = sorted({path for pattern in patterns for path in config.source.rglob(pattern) if path.is_file()})
-    if not found:
-        raise UserError(f"{config.source}: no {' or '.join(patterns)} there; expected {what}")
-    return found
-
-
 def inputs(config: ImportConfig) -> list[Path]:
-    return files_of(config, COLUMN_MAPS[config.name].files, f"the tables of {config.name}, or their folder")
+    patterns = COLUMN_MAPS[config.name].file_patterns
+    return find_tables(config, patterns, f"the tables of {config.name}, or their folder")
 
 
 def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
-    """Every row of every table; a caption or context that several rows repeat about the same image comes once."""
-    made = COLUMN_MAPS[config.name]
-    told: set[tuple[str, ...]] = set()
+    """Every row of every table. A text that several rows repeat about the same images is read once."""
+    column_map = COLUMN_MAPS[config.name]
+    seen_texts: set[tuple[str, ...]] = set()
     for path in inputs(config):
-        for number, found in read_rows(path):
-            if isinstance(found, RejectedRow):
-                yield found
-            elif not made.only or re.match(made.only[1], str(found.get(made.only[0], ""))):
-                yield from samples(found, f"{path.stem}-{number}", path, made, config, told)
+        for number, row in read_rows(path):
+            if isinstance(row, RejectedRow):
+                yield row
+                continue
+            if column_map.row_filter:
+                column, pattern = column_map.row_filter
+                if not re.match(pattern, str(row.get(column, ""))):
+                    continue
+            yield from map_row(row, f"{path.stem}-{number}", path, column_map, config, seen_texts)
 
 
-def samples(
-    found: Mapping[str, Any], name: str, path: Path, made: Map, config: ImportConfig, told: set[tuple[str, ...]]
-) -> Iterator[ImportRow | RejectedRow]:
-    """The samples of one row, or why there are none."""
-    names = image_names(found, made.images)
+def map_row(
+    row: Mapping[str, Any], default_id: str, path: Path, column_map: ColumnMap, config: ImportConfig,
+    seen_texts: set[tuple[str, ...]],
+) -> Iterator[ImportRow | RejectedRow]:  # fmt: skip
+    """The samples of one row of a table, or the reason why there are none. Adds to `seen_texts`."""
+    names = image_names(row, column_map.images)
     if not names:
-        yield RejectedRow(found, "row without an image")
+        yield RejectedRow(row, "row without an image")
         return
-    own = fill(found, made.id)
-    name = f"{path.stem}-{own}" if own else name
-    images = tuple(image(found, n, path, made, config) for n in names)
-    split = SPLITS.get((fill(found, made.split) or made.split or re.split(r"[-_.]", path.stem)[0]).lower())
-    common = {
-        "images": images, "group": fill(found, made.group) or article_of(names[0]), "split": split,
-        "license": config.license or made.license,
-    }  # fmt: skip
-    question, answer = (re.sub(rf"^\s*{made.lead}", "", fill(found, part)) for part in (made.question, made.answer))
-    texts = {kind: text for kind, part in made.texts.items() if (text := fill(found, part))}
+    row_id = fill_template(row, column_map.id)
+    sample_id = f"{path.stem}-{row_id}" if row_id else default_id
+    images = map_images(row, names, path, column_map, config)
+    split_name = fill_template(row, column_map.split) or re.split(r"[-_.]", path.stem)[0]
+    split = SPLIT_NAMES.get(split_name.lower())
+    group = fill_template(row, column_map.group) or article_id(names[0])
+    license = config.license or column_map.license
+    question = without_prefix(fill_template(row, column_map.question), column_map)
+    answer = without_prefix(fill_template(row, column_map.answer), column_map)
+    texts = {kind: text for kind, template in column_map.texts.items() if (text := fill_template(row, template))}
     if not texts and not (question and answer):
-        yield RejectedRow(found, "neither a text nor a question with its answer")
-    elif made.question and not (question and answer):
-        yield RejectedRow(found, "empty answer" if question else "empty question")
+        yield RejectedRow(row, "neither a text nor a question with its answer")
+    elif column_map.question and not (question and answer):
+        yield RejectedRow(row, "empty answer" if question else "empty question")
     for kind, text in texts.items():
         key = (kind, text, *names)
-        if key not in told:
-            told.add(key)
-            row_name = name if not made.question and kind == "caption" else f"{name}-{kind}"
-            messages = (user(CAPTION_INSTRUCTION, images=len(images)), assistant(text))
-            yield ImportRow(row_name, kind, messages=messages, lang=lang_of(text), **common)  # type: ignore[arg-type]
+        if key not in seen_texts:
+            seen_texts.add(key)
+            text_id = sample_id if not column_map.question and kind == "caption" else f"{sample_id}-{kind}"
+            yield caption_row(kind, text_id, images, text, group=group, license=license, split=split)  # type: ignore[arg-type]
     if question and answer:
-        yield exchange(found, name, question, answer, made, common)
+        yield map_question(row, sample_id, question, answer, column_map, images, group, split, license)
 
 
-def exchange(
-    found: Mapping[str, Any], name: str, question: str, answer: str, made: Map, common: dict[str, Any]
-) -> ImportRow | RejectedRow:
-    """A question with its answer; choices are written under the question, a letter becomes the choice it names."""
-    choices = tuple(re.sub(rf"^\s*{made.lead}", "", cell(found, column)) for column in made.choices)
+def map_question(
+    row: Mapping[str, Any], sample_id: str, question: str, answer: str, column_map: ColumnMap,
+    images: tuple[ImageFile, ...], group: str, split: str | None, license: str | None,
+) -> ImportRow | RejectedRow:  # fmt: skip
+    """A question with its answer. Choices are appended to the question; a letter is replaced by the choice it names."""
+    choices = tuple(without_prefix(cell_text(row.get(column)), column_map) for column in column_map.choices)
     if choices and not all(choices):
-        return RejectedRow(found, "a choice is empty")
+        return RejectedRow(row, "a choice is empty")
     if choices:
         answer = choices[LETTERS.index(answer)] if answer in LETTERS[: len(choices)] else answer
         if answer not in choices:
-            return RejectedRow(found, "the answer is none of the choices")
-    said = fill(found, made.answer_type).lower()
-    asked = question + "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-    known = said if said in ("open", "closed") else guess_answer_type(answer)
+            return RejectedRow(row, "the answer is none of the choices")
+    stated_type = fill_template(row, column_map.answer_type).lower()
+    answer_type = stated_type if stated_type in ("open", "closed") else guess_answer_type(answer)
+    text = add_choices(question, choices)
     return ImportRow(
-        sample_id=name,
+        sample_id=sample_id,
         kind="vqa",
-        messages=(user(asked, images=len(common["images"])), assistant(answer)),
-        answer_type="choice" if choices else known,  # type: ignore[arg-type]
+        images=images,
+        messages=(user(text, len(images)), assistant(answer)),
+        answer_type="choice" if choices else answer_type,  # type: ignore[arg-type]
         choices=choices,
-        question_type=fill(found, made.question_type) or None,
-        lang=lang_of(asked),
-        **common,
+        question_type=fill_template(row, column_map.question_type) or None,
+        lang=detect_lang(text),
+        group=group,
+        split=split,
+        license=license,
     )
 
 
-def image(found: Mapping[str, Any], name: str, path: Path, made: Map, config: ImportConfig) -> ImageFile:
-    where = resolve(name, bases_of(config, path.parent, made.folders), config.pmc)
-    return ImageFile(
-        where.path,
-        name,
-        modality=fill(found, made.modality) or None,
-        body_part=fill(found, made.body_part) or None,
-        license=config.license or made.license,
-        whole=where.whole,
-    )
+def map_images(
+    row: Mapping[str, Any], names: list[str], path: Path, column_map: ColumnMap, config: ImportConfig
+) -> tuple[ImageFile, ...]:
+    folders = image_folders(config, path.parent, column_map.image_folders)
+    modality, body_part = fill_template(row, column_map.modality), fill_template(row, column_map.body_part)
+    return tuple(
+        find_image(
+            name, folders, config,
+            modality=modality or None, body_part=body_part or None, license=config.license or column_map.license,
+        )
+        for name in names
+    )  # fmt: skip
 
 
-def bases_of(config: ImportConfig, folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
-    """Folders that images are looked for in: the one that was said, else the usual ones beside the table."""
-    return (config.images,) if config.images else tuple(folder / name for name in names)
+def without_prefix(text: str, column_map: ColumnMap) -> str:
+    return re.sub(rf"^\s*{column_map.strip_prefix}", "", text)
 
 
-def article_of(name: str) -> str:
-    match = ARTICLE.match(name.rpartition("/")[2])
-    return match.group(1) if match else ""
-
-
-def lang_of(text: str) -> str:
-    return "zh" if has_chinese(text) else "en"
-
-
-def cell(found: Mapping[str, Any], column: str) -> str:
-    value = found.get(column)
-    return "" if value is None or isinstance(value, list | dict) else str(value).strip()
-
-
-def fill(found: Mapping[str, Any], text: str) -> str:
-    """A text with its {columns} filled; "" where one is empty. {a|b} is the first of these columns that is not."""
-    if "{" not in text:
-        return ""
-    parts = {hole: next(filter(None, (cell(found, c) for c in hole.split("|"))), "") for hole in HOLE.findall(text)}
-    return HOLE.sub(lambda hole: parts[hole[1]], text) if all(parts.values()) else ""
-
-
-def image_names(found: Mapping[str, Any], text: str) -> list[str]:
-    """The names of a row's images: one for each item where a column holds a list ("['F1', 'F2']" in a CSV)."""
-    for hole in HOLE.findall(text):
-        value = found.get(hole)
+def image_names(row: Mapping[str, Any], template: str) -> list[str]:
+    """The names of a row's images: one per item if a column holds a list, also one written as text (['F1', 'F2'])."""
+    for column in PLACEHOLDER.findall(template):
+        value = row.get(column)
         if isinstance(value, str) and value.startswith("["):
             try:
                 value = ast.literal_eval(value)
             except (ValueError, SyntaxError):
                 return []
         if isinstance(value, list):
-            return [name for item in value if (name := fill({**found, hole: item}, text))]
-    return [name] if (name := fill(found, text)) else []
+            return [name for item in value if (name := fill_template({**row, column: item}, template))]
+    return [name] if (name := fill_template(row, template)) else []

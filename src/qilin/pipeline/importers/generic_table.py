@@ -1,24 +1,31 @@
-"""Any table of images and text: CSV, TSV, JSON or JSONL, its columns named by flags.
+"""Any table of images and text (CSV, TSV, JSON or JSONL), its columns named by flags.
 
-In: a table with a column of image paths and questions with answers, captions, or both. Out: a `vqa` row for each
-question, a `caption` row for each caption. A flag that holds {column} is a text filled from the row, so that a table of
+In: a table with a column of image paths, and questions with answers, captions, or both. Out: a `vqa` row per question
+and a `caption` row per caption. A flag that contains {column} is a template filled from the row, so that a table of
 labels needs no rewriting: --ask '投照体位是什么？' --answer '{projection}位'.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qilin.core.errors import UserError
+from qilin.core.errors import UserError, suggest
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportConfig
-from qilin.pipeline.importers.table_files import check_file, columns, read_rows
+from qilin.pipeline.importers.rows import SPLIT_NAMES
+from qilin.pipeline.importers.table_files import (
+    PLACEHOLDER,
+    cell_text,
+    check_file,
+    column_names,
+    fill_template,
+    read_rows,
+)
 
-# field of ImportConfig -> the column it is looked for in where no flag names one
-COLUMNS = {
+# field of ImportConfig -> the column used if no flag names one
+DEFAULT_COLUMNS = {
     "image": "image",
     "question": "question",
     "answer": "answer",
@@ -32,166 +39,152 @@ COLUMNS = {
     "modality": "modality",
     "body_part": "body_part",
 }
-SPLIT_NAMES = {"val": "validation", "valid": "validation", "validate": "validation", "dev": "validation"}
-SPLIT_NAMES |= {name: name for name in ("train", "validation", "test")}
 ANSWER_TYPES = ("open", "closed", "choice")
-ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
-LETTER = re.compile(r"[(（]?[A-Ha-h甲乙丙丁戊己庚辛](?![a-z\u4e00-\u9fff])")
-HOLE = re.compile(r"\{([^{}]+)\}")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+CHOICE_LETTER = re.compile(r"[(（]?[A-Ha-h甲乙丙丁戊己庚辛](?![a-z\u4e00-\u9fff])")
 
 
-class RowFault(Exception):
-    """Why one row cannot be used, short and the same for the same fault."""
+class RowError(Exception):
+    """Why one row cannot be used: short, and constant per problem, so that it can be counted."""
 
 
 def inputs(config: ImportConfig) -> list[Path]:
-    """The one table. Raises UserError where it is not there."""
+    """The table. Raises UserError if it does not exist."""
     return [check_file(config.source, "a CSV, TSV, JSON or JSONL table")]
 
 
 def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
-    """Every row as a question, a caption, or both. Raises UserError where the columns do not make sense."""
+    """Every row as a question, a caption, or both. Raises UserError if the named columns do not fit the table."""
     (path,) = inputs(config)
-    where = find_columns(config, columns(path))
-    for number, found in read_rows(path):
-        if isinstance(found, RejectedRow):
-            yield found
+    columns = resolve_columns(config, column_names(path))
+    for number, row in read_rows(path):
+        if isinstance(row, RejectedRow):
+            yield row
             continue
         try:
-            yield from make_rows(found, number, where, config)
-        except RowFault as fault:
-            yield RejectedRow(found, str(fault))
+            yield from parse_row(row, number, columns, config)
+        except RowError as error:
+            yield RejectedRow(row, str(error))
 
 
-def find_columns(config: ImportConfig, names: list[str]) -> dict[str, str]:
-    """field -> its column or its text with {columns}; a field no flag names is looked for under its usual name.
+def resolve_columns(config: ImportConfig, names: list[str]) -> dict[str, str]:
+    """field -> its column or template, from the flags or from DEFAULT_COLUMNS.
 
-    Raises UserError for a column that is not there (with the nearest), and where nothing could be learnt.
+    Raises UserError for a column that does not exist (with the closest one), and if there is nothing to train on.
     """
-    where = {}
-    for field, usual in {**COLUMNS, "ask": ""}.items():
-        given = getattr(config, field)
-        wanted = HOLE.findall(given) if given and ("{" in given or field == "ask") else [given] if given else []
-        for name in wanted:
+    columns = {}
+    for field, default in {**DEFAULT_COLUMNS, "ask": ""}.items():
+        value = getattr(config, field)
+        is_template = value and ("{" in value or field == "ask")
+        for name in PLACEHOLDER.findall(value) if is_template else [value] if value else []:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"its columns are {', '.join(names) or 'none'}"
+                hint = suggest(name, names, otherwise=f"its columns are {', '.join(names) or 'none'}")
                 raise UserError(f"{config.source}: no column {name!r} (--{field.replace('_', '-')}); {hint}")
-        if given or usual in names:
-            where[field] = given or usual
+        if value or default in names:
+            columns[field] = value or default
     if config.ask:
-        where["question"] = config.ask
-    here = f"{config.source}: its columns are {', '.join(names) or 'none'}"
-    if "question" in where and "answer" not in where:
-        raise UserError(f"{here}: there are questions but no answers; name their column with --answer")
-    if "answer" in where and "question" not in where:
-        raise UserError(f"{here}: there are answers but no questions; name their column with --question, or use --ask")
-    if not {"answer", "caption"} & set(where):
-        raise UserError(f"{here}: name what is to be learnt with --question and --answer, or with --caption")
-    if "image" not in where and not config.text_only:
-        raise UserError(f"{here}: name the images' with --image, or say --text-only")
-    return where
+        columns["question"] = config.ask
+    prefix = f"{config.source}: its columns are {', '.join(names) or 'none'}"
+    if "question" in columns and "answer" not in columns:
+        raise UserError(f"{prefix}: there are questions but no answers; name their column with --answer")
+    if "answer" in columns and "question" not in columns:
+        raise UserError(f"{prefix}: there are answers but no questions; name a column with --question, or use --ask")
+    if not {"answer", "caption"} & set(columns):
+        raise UserError(f"{prefix}: name the texts to train on with --question and --answer, or with --caption")
+    if "image" not in columns and not config.text_only:
+        raise UserError(f"{prefix}: name the image column with --image, or use --text-only")
+    return columns
 
 
-def make_rows(
-    found: Mapping[str, Any], number: int, where: Mapping[str, str], config: ImportConfig
+def parse_row(
+    row: Mapping[str, Any], number: int, columns: Mapping[str, str], config: ImportConfig
 ) -> Iterator[ImportRow]:
-    """The samples one row of the table holds. Raises RowFault."""
-    cells = {field: cell(found, column, field in ("ask", "question")) for field, column in where.items()}
-    images = image_files(found, cells, where, config)
-    name = f"{config.source.stem}-{cells.get('id') or number}"
+    """The samples in one row of the table. Raises RowError."""
+    cells = {field: read_cell(row, column, field in ("ask", "question")) for field, column in columns.items()}
+    images = image_files(row, cells, columns, config)
+    sample_id = f"{config.source.stem}-{cells.get('id') or number}"
     question, answer, caption = (cells.get(field, "") for field in ("question", "answer", "caption"))
     if config.ask and not answer and caption:
-        question = ""  # a table of captions where only some rows have the label that --ask asks for
+        question = ""  # a table of captions in which only some rows have the label that --ask asks for
     if bool(question) != bool(answer):
-        raise RowFault("empty answer" if question else "empty question")
+        raise RowError("empty answer" if question else "empty question")
     if not (answer or caption):
-        raise RowFault("neither question and answer nor caption")
+        raise RowError("neither question and answer nor caption")
     split = SPLIT_NAMES.get(cells.get("split_column", "").lower())
     if cells.get("split_column") and not split:
-        raise RowFault("split is none of train, validation, test")
-    licence = str(found.get("license") or "") or config.license
-    common = {"images": images, "lang": config.lang, "group": cells.get("group", ""), "split": split}
-    common |= {"license": licence}
+        raise RowError("split is none of train, validation, test")
+    common: dict[str, Any] = {
+        "images": images, "lang": config.lang, "group": cells.get("group", ""), "split": split,
+        "license": str(row.get("license") or "") or config.license,
+    }  # fmt: skip
     if answer:
-        choices = listed(found.get(where["choices"])) if "choices" in where else ()
-        if choices and not names_a_choice(answer, choices):
-            raise RowFault("the answer is none of the choices")
+        choices = split_list(row.get(columns["choices"])) if "choices" in columns else ()
+        if choices and not matches_a_choice(answer, choices):
+            raise RowError("the answer is none of the choices")
         yield ImportRow(
-            sample_id=name,
+            sample_id=sample_id,
             kind="vqa",
-            messages=(user(question, images=len(images)), assistant(answer)),
-            answer_type=answer_type(cells.get("answer_type", ""), choices, answer),  # type: ignore[arg-type]
+            messages=(user(question, len(images)), assistant(answer)),
+            answer_type=parse_answer_type(cells.get("answer_type", ""), choices, answer),  # type: ignore[arg-type]
             choices=choices,
             question_type=cells.get("question_type") or None,
-            **common,  # type: ignore[arg-type]
+            **common,
         )
     if caption:
-        yield ImportRow(
-            sample_id=f"{name}-caption",
-            kind="caption",
-            messages=(user(CAPTION_INSTRUCTION, images=len(images)), assistant(caption)),
-            **common,  # type: ignore[arg-type]
-        )
+        messages = (user(CAPTION_INSTRUCTION, len(images)), assistant(caption))
+        yield ImportRow(sample_id=f"{sample_id}-caption", kind="caption", messages=messages, **common)
 
 
-def cell(found: Mapping[str, Any], column: str, may_be_text: bool) -> str:
-    """A cell's text; a column with {holes} is filled from the row and is empty where one of its cells is."""
-    if column not in found and (may_be_text or HOLE.search(column)):
-        parts = {name: plain(found.get(name)) for name in HOLE.findall(column)}
-        return HOLE.sub(lambda hole: parts[hole[1]], column) if all(parts.values()) else ""
-    return plain(found.get(column))
+def read_cell(row: Mapping[str, Any], column: str, may_be_text: bool) -> str:
+    """A cell's text. A column with {placeholders} is a template; `may_be_text`: it may also be a text without any."""
+    is_template = column not in row and (may_be_text or PLACEHOLDER.search(column))
+    return fill_template(row, column) if is_template else cell_text(row.get(column))
 
 
-def plain(value: Any) -> str:
-    """A JSON value as text; lists and objects are left to the fields that expect them."""
-    return "" if value is None or isinstance(value, list | dict) else str(value).strip()
-
-
-def listed(value: Any) -> tuple[str, ...]:
-    """A JSON list, or a text divided by ';'."""
-    parts = value if isinstance(value, list) else plain(value).replace("；", ";").split(";")
-    return tuple(text for part in parts if (text := plain(part)))
+def split_list(value: Any) -> tuple[str, ...]:
+    """The items of a JSON list, or of a text separated by ';'."""
+    items = value if isinstance(value, list) else cell_text(value).replace("；", ";").split(";")
+    return tuple(text for item in items if (text := cell_text(item)))
 
 
 def image_files(
-    found: Mapping[str, Any], cells: Mapping[str, str], where: Mapping[str, str], config: ImportConfig
+    row: Mapping[str, Any], cells: Mapping[str, str], columns: Mapping[str, str], config: ImportConfig
 ) -> tuple[ImageFile, ...]:
-    """The row's images, each with what the row says about it. Raises RowFault for a row that should have one."""
-    column = where.get("image", "")
-    names = (cells["image"],) if "{" in column and cells["image"] else listed(found.get(column))
+    """The row's images with what the row states about them. Raises RowError for a row without an image."""
+    column = columns.get("image", "")
+    names = (cells["image"],) if "{" in column and cells["image"] else split_list(row.get(column))
     if not names and not config.text_only:
-        raise RowFault("row without image (--text-only keeps such rows)")
-    base = config.images or config.source.parent
+        raise RowError("row without image (--text-only keeps such rows)")
+    folder = config.images or config.source.parent
     return tuple(
         ImageFile(
-            path=find_file(base, name),
+            path=find_file(folder, name),
             name=name,
             modality=cells.get("modality") or None,
             body_part=cells.get("body_part") or None,
-            license=str(found.get("license") or "") or config.license,
-            url=plain(found.get("url")) or None,
-            attribution=plain(found.get("attribution")) or None,
+            license=str(row.get("license") or "") or config.license,
+            url=cell_text(row.get("url")) or None,
+            attribution=cell_text(row.get("attribution")) or None,
         )
         for name in names
     )
 
 
-def find_file(base: Path, name: str) -> Path:
-    """The image's path; tables often leave the ending off, so the usual ones are tried."""
-    path = base / name
-    if path.suffix.lower() in ENDINGS or path.is_file():
+def find_file(folder: Path, name: str) -> Path:
+    """The image's path. Tables often omit the suffix, so the usual ones are tried."""
+    path = folder / name
+    if path.suffix.lower() in IMAGE_SUFFIXES or path.is_file():
         return path
-    return next((full for ending in ENDINGS if (full := base / f"{name}{ending}").is_file()), path)
+    return next((full for suffix in IMAGE_SUFFIXES if (full := folder / f"{name}{suffix}").is_file()), path)
 
 
-def names_a_choice(answer: str, choices: tuple[str, ...]) -> bool:
-    """Whether an answer has the words of a choice, or begins with a letter that may stand for one (B, AC, 乙)."""
-    return any(choice in answer or answer in choice for choice in choices) or bool(LETTER.match(answer))
+def matches_a_choice(answer: str, choices: tuple[str, ...]) -> bool:
+    """Whether an answer shares its text with a choice, or begins with a letter that may name one (B, AC, 乙)."""
+    return any(choice in answer or answer in choice for choice in choices) or bool(CHOICE_LETTER.match(answer))
 
 
-def answer_type(said: str, choices: tuple[str, ...], answer: str) -> str:
-    """What the row says, or what its choices and answer show. Raises RowFault for a word of another kind."""
-    if said and said.lower() not in ANSWER_TYPES:
-        raise RowFault(f"answer_type is none of {', '.join(ANSWER_TYPES)}")
-    return said.lower() or ("choice" if choices else guess_answer_type(answer))
+def parse_answer_type(stated: str, choices: tuple[str, ...], answer: str) -> str:
+    """The stated type, else the one that choices and answer imply. Raises RowError for an unknown stated type."""
+    if stated and stated.lower() not in ANSWER_TYPES:
+        raise RowError(f"answer_type is none of {', '.join(ANSWER_TYPES)}")
+    return stated.lower() or ("choice" if choices else guess_answer_type(answer))

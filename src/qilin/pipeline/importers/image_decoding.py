@@ -18,7 +18,7 @@ from qilin.core.errors import RunError
 from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import BOX, read_path_or_member
 from qilin.imaging.decode import EncodedImage, ImageError, read_image
-from qilin.pipeline.execution.sharded_map import line
+from qilin.pipeline.execution.sharded_map import json_line
 
 FILES_PER_SHARD = 256  # one or two seconds of work for one core
 FILE_LIST = "files.jsonl"
@@ -38,7 +38,7 @@ class FileList:
 
     def add(self, path: Path) -> None:
         # absolute, because workers may run in another folder; not resolved: inside a zip, `..` must not lead anywhere
-        written = line([str(path.absolute()), file_signature(path)])
+        written = json_line([str(path.absolute()), file_signature(path)])
         self.file.write(written)
         self.digest.update(written)
         self.count += 1

@@ -1,195 +1,194 @@
-"""`qilin data import`: a source on disk -> a dataset folder, with nothing lost in silence.
+"""`qilin data import`: turns a source on disk into a dataset folder and records every row that it rejects.
 
-In: ImportConfig. Out: the folder, its refused rows in dropped.jsonl, and a summary on screen. A source is read twice,
-first for its images and links, then for its rows, so that rows never stand in memory all at once; its images are
-decoded between, in numbered pieces.
+In: ImportConfig. Out: the dataset folder, its rejected rows in dropped.jsonl, and a summary on the screen. The source
+is read twice, first for its images and groups, then for its samples, so that rows are never all in memory; images are
+decoded in between, in shards. A source whose rows differ between the two passes is an error.
 """
 
-import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from qilin.core.config import to_dict
-from qilin.core.errors import UserError
+from qilin.core.config import flat_fields, to_dict
+from qilin.core.errors import RunError, UserError, suggest
+from qilin.core.files import sha256_file
 from qilin.core.progress import ProgressBars, refusals
 from qilin.dataset.import_rows import ImportRow, RejectedRow
-from qilin.dataset.licenses import strictest, tier
+from qilin.dataset.licenses import license_tier, strictest
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, Provenance, Sample
-from qilin.dataset.writer import DatasetWriter, file_hash, image_of
+from qilin.dataset.writer import DatasetWriter, image_from_encoded
 from qilin.imaging.decode import MISSING_FILE
 from qilin.pipeline.execution.sharded_map import read_step_record
 from qilin.pipeline.execution.workers import make_workers
-from qilin.pipeline.importers import column_maps as maps
-from qilin.pipeline.importers import generic_table as folder
-from qilin.pipeline.importers import llava, slake
-from qilin.pipeline.importers import published as odd
-from qilin.pipeline.importers import test_sets as exams
+from qilin.pipeline.importers import (
+    column_maps,
+    conversations,
+    generic_table,
+    pmc_figures,
+    reports,
+    slake,
+    test_sets,
+)
 from qilin.pipeline.importers.config import ImportConfig
-from qilin.pipeline.importers.image_index import ImportIndex
-from qilin.pipeline.importers.table_files import KINDS, encoding_of
+from qilin.pipeline.importers.image_index import ImportIndex, row_digest
+from qilin.pipeline.importers.table_files import TEXT_SUFFIXES, detect_encoding
 
-# settings that say where things lie or who does the work, not what is made
-APART = ("name", "source", "out", "images", "pmc", "workers", "cluster", "json")
-
-PIECES_A_WORKER = 4
+# options that name paths or control execution; they do not change the dataset
+NOT_IN_MANIFEST = ("name", "source", "out", "images", "pmc", "workers", "cluster", "json")
+SHARDS_PER_WORKER = 4  # a process takes a second to start, so it should have several shards to decode
 
 
 def import_data(config: ImportConfig) -> None:
-    """Make the dataset folder `settings.out`, or say that it is already there.
+    """Create the dataset folder `config.out`, or report that the same one already exists.
 
-    Raises UserError for an unknown name, an unreadable source, an occupied folder, or a source with no usable sample.
+    Raises UserError for an unknown name, an unreadable source, an occupied folder, or a source without a usable sample,
+    and RunError for a source that changes while it is read.
     """
-    source = find_source(config.name)
-    for flag, place in (("--images", config.images), ("--pmc", config.pmc)):
-        if place and not place.exists():
-            raise UserError(f"{flag} {place}: no such folder")
-    console = Console(stderr=config.json, highlight=False, soft_wrap=True)
-    there = (config.out / MANIFEST).is_file()
-    if not there:
-        DatasetWriter(config.out, {})  # refuses an occupied folder now rather than after an hour
-    folder = config.out.with_name(f".{config.out.name}.import")
-    with ImportIndex(folder, decode=not there) as survey, ProgressBars(transient=True) as progress:
-        read_rows(source, config, survey, progress)
-        look_at_images(survey, config, progress)
-        made_by = describe(config, source, survey)
-        if is_there(config.out, made_by):
-            progress.stop()
-            return tell(open_dataset(config.out), config, console, fresh=False)
-        with DatasetWriter(config.out, made_by, title=config.out.name) as writer:
-            store_images(writer, survey, config, progress)
-            store_samples(writer, source.read(config), survey, config, progress)
-            refuse_nothing(writer, survey, config)
-    return tell(open_dataset(config.out), config, console, fresh=True)
+    if config.name not in SOURCES:
+        raise UserError(f"cannot import {config.name!r}; {suggest(config.name, SOURCES)}")
+    source = SOURCES[config.name]
+    for flag, folder in (("--images", config.images), ("--pmc", config.pmc)):
+        if folder and not folder.exists():
+            raise UserError(f"{flag} {folder}: no such folder")
+    console = Console(stderr=config.execution.json, highlight=False, soft_wrap=True)
+    exists = (config.out / MANIFEST).is_file()
+    if not exists:
+        DatasetWriter(config.out, {})  # rejects an occupied folder now rather than after an hour
+    index_folder = config.out.with_name(f".{config.out.name}.import")
+    with ImportIndex(index_folder, decode=not exists) as index, ProgressBars(transient=True) as progress:
+        index_rows(source, config, index, progress)
+        decode_images(index, config, progress)
+        settings = describe(config, source, index)
+        if exists:
+            check_same_import(config.out, settings)
+        else:
+            with DatasetWriter(config.out, settings, title=config.out.name) as writer:
+                store_images(writer, index, config, progress)
+                store_samples(writer, source.read(config), index, config, progress)
+                require_samples(writer, index, config)
+    print_summary(open_dataset(config.out), config, console, created=not exists)
 
 
-def find_source(name: str) -> "Source":
-    if name in SOURCES:
-        return SOURCES[name]
-    near = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(SOURCES)}"
-    raise UserError(f"cannot import {name!r}; {hint}")
-
-
-def read_rows(source: "Source", config: ImportConfig, survey: ImportIndex, progress: ProgressBars) -> None:
-    """The first reading: every image file listed once, every link between images, groups and splits noted."""
+def index_rows(source: "Source", config: ImportConfig, index: ImportIndex, progress: ProgressBars) -> None:
+    """The first pass: every row's digest, image files, group and split go into the index."""
     task = progress.add_task("reading rows", total=None)
     for row in source.read(config):
-        survey.rows += 1
+        index.add_row(row, config.split or (row.split if isinstance(row, ImportRow) else None))
         progress.advance(task)
-        if isinstance(row, ImportRow):
-            survey.note(row, config.split or row.split)
-    progress.update(task, total=survey.rows)
+    progress.update(task, total=index.row_count)
 
 
-def look_at_images(survey: ImportIndex, config: ImportConfig, progress: ProgressBars) -> None:
-    """Every image file hashed, and decoded where the dataset is not there yet: by many processes, resumable."""
-    task = progress.add_task("decoding images" if survey.decode else "reading images", total=survey.files.count)
-    survey.look(
-        # a process takes a second to start: it wants a few pieces
-        lambda pieces: make_workers(config.workers, config.cluster, most=1 + pieces // PIECES_A_WORKER),
+def decode_images(index: ImportIndex, config: ImportConfig, progress: ProgressBars) -> None:
+    """Hash every image file, and decode it unless the dataset already exists: in parallel, resumable."""
+    task = progress.add_task("decoding images" if index.decode else "reading images", total=index.files.count)
+    workers, cluster = config.execution.workers, config.execution.cluster
+    index.decode_images(
+        lambda shards: make_workers(workers, cluster, max_workers=1 + shards // SHARDS_PER_WORKER),
         lambda files: progress.advance(task, files),
     )
 
 
-def describe(config: ImportConfig, source: "Source", survey: ImportIndex) -> dict[str, Any]:
-    """What the manifest says of the making: no absolute paths, and a hash of all that was read."""
+def describe(config: ImportConfig, source: "Source", index: ImportIndex) -> dict[str, Any]:
+    """The settings in the manifest: options without absolute paths, licenses, and a hash of all that was read."""
     inputs = source.inputs(config)
-    seen = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in inputs:
-        seen.update(f"{path.name} {file_hash(path)}\n".encode())
-    for line in survey.lines():
-        seen.update(line.encode())
-    default = {item.name: item.default for item in dataclasses.fields(ImportConfig)}
-    arguments = {k: v for k, v in to_dict(config).items() if k not in APART and v != default[k]}
-    if config.images and config.name != "figures":  # those always have one
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    for content_line in index.content_lines():
+        digest.update(content_line.encode())
+    defaults = {field.name: field.default for field in flat_fields(ImportConfig)}
+    arguments = {k: v for k, v in to_dict(config).items() if k not in NOT_IN_MANIFEST and v != defaults[k]}
+    if config.images and config.name != "figures":  # figures always need it
         arguments["images"] = "DIR"
-    encodings = {encoding_of(path) for path in inputs if path.suffix in KINDS} - {"utf-8-sig"}
-    licences = survey.licences() | ({config.license} if config.license else set())
-    counts = survey.counts()
-    looked = {
-        "found": counts["files"] - survey.whole,
-        "whole_figure": survey.whole,
-        "missing": counts["faults"],
+    settings: dict[str, Any] = {
+        "importer": config.name,
+        "source": config.source.resolve().name if config.source.is_dir() else source_name(config),
+        "arguments": arguments,
+        "license": "; ".join(sorted(index.licenses() | ({config.license} if config.license else set()))) or "unknown",
+        "input": digest.hexdigest(),
     }
-    return (
-        {
-            "importer": config.name,
-            "source": config.source.resolve().name if config.source.is_dir() else source_name(config),
-            "arguments": arguments,
-            "license": "; ".join(sorted(licences)) or "unknown",
-            "input": seen.hexdigest(),
+    encodings = {detect_encoding(path) for path in inputs if path.suffix in TEXT_SUFFIXES} - {"utf-8-sig"}
+    if encodings:
+        settings["encoding"] = encodings.pop()
+    if config.pmc:
+        counts = index.counts()
+        settings["pictures"] = {
+            "found": counts["readable"] - index.whole_figure_count,
+            "whole_figure": index.whole_figure_count,
+            "missing": counts["unreadable"],
         }
-        | ({"encoding": encodings.pop()} if encodings else {})
-        | ({"pictures": looked} if config.pmc else {})
-        | ({"made_from": read_step_record(config.source)["made_by"]} if config.name == "figures" else {})
-    )
+    if config.name == "figures":
+        settings["made_from"] = read_step_record(config.source)["made_by"]
+    return settings
 
 
 def source_name(config: ImportConfig) -> str:
-    """What rows say of where they come from: the layout where it is one data set, else the file and its folder."""
+    """The source in samples and provenance: the layout for a folder, else the file with its folder's name."""
     if config.source.is_dir():
         return config.name
     path = config.source.resolve()
     return f"{path.parent.name}/{path.name}"
 
 
-def is_there(out: Path, made_by: dict[str, Any]) -> bool:
-    """Whether `out` already holds exactly this import. Raises UserError if it holds another one."""
-    if not (out / MANIFEST).is_file():
-        return False
-    found, wanted = open_dataset(out).manifest["settings"], json.loads(json.dumps(made_by))
-    for made in (found, wanted):  # flags beside the rest, so that the one that differs is named
-        flags = made.pop("arguments", None) or {}
-        made |= {f"--{key.replace('_', '-')}": value for key, value in flags.items() if key != "images"}
-    if found == wanted:
-        return True
-    keys = [key for key in dict.fromkeys([*wanted, *found]) if wanted.get(key) != found.get(key)]
-    raise UserError(
-        f"{out}: already holds another dataset ({', '.join(keys)} differ); name a new folder, or remove this one"
-    )
+def check_same_import(out: Path, settings: dict[str, Any]) -> None:
+    """Raise UserError, naming the settings that differ, unless `out` holds the result of exactly this import."""
+    existing, requested = open_dataset(out).manifest["settings"], json.loads(json.dumps(settings))
+    for values in (existing, requested):  # arguments as flags next to the other settings, so that one can be named
+        flags = values.pop("arguments", None) or {}
+        values |= {f"--{key.replace('_', '-')}": value for key, value in flags.items() if key != "images"}
+    keys = [key for key in dict.fromkeys([*requested, *existing]) if requested.get(key) != existing.get(key)]
+    if keys:
+        raise UserError(
+            f"{out}: already holds another dataset ({', '.join(keys)} differ); name a new folder, or remove this one"
+        )
 
 
-def store_images(writer: DatasetWriter, survey: ImportIndex, config: ImportConfig, progress: ProgressBars) -> None:
-    """Store every content once, with all the places it was found in."""
-    task = progress.add_task("storing images", total=survey.counts()["images"])
-    for encoded, files in survey.images():
-        where = [Provenance(source_name(config), f.name, f.url, f.license, f.attribution) for f in files]
-        writer.add_image(image_of(encoded, where, files[0].modality, files[0].body_part))
+def store_images(writer: DatasetWriter, index: ImportIndex, config: ImportConfig, progress: ProgressBars) -> None:
+    """Store each unique image once, with the provenance of all files that hold it."""
+    task = progress.add_task("storing images", total=index.counts()["images"])
+    for encoded, files in index.images():
+        provenance = [Provenance(source_name(config), f.name, f.url, f.license, f.attribution) for f in files]
+        writer.add_image(image_from_encoded(encoded, provenance, files[0].modality, files[0].body_part))
         progress.advance(task)
 
 
 def store_samples(
     writer: DatasetWriter,
     rows: Iterator[ImportRow | RejectedRow],
-    survey: ImportIndex,
+    index: ImportIndex,
     config: ImportConfig,
     progress: ProgressBars,
 ) -> None:
-    """The second reading: every row becomes a sample in its split, or is kept with the reason it could not."""
-    splits = iter(survey.links().assign(config.validation, config.test, config.seed))
-    task = progress.add_task("writing samples", total=survey.rows)
-    for row in rows:
+    """The second pass: every row becomes a sample in its split, or is recorded with the reason for its rejection.
+
+    Raises RunError if a row is not the one that the first pass read at this position.
+    """
+    splits = iter(index.split_groups().assign(config.validation, config.test, config.seed))
+    task = progress.add_task("writing samples", total=index.row_count)
+    for row, digest in zip_longest(rows, index.row_digests):
+        if row is None or row_digest(row) != digest:
+            raise RunError(f"{config.source}: changed while it was being imported; run the same command again")
         progress.advance(task)
         if isinstance(row, RejectedRow):
             writer.drop(row.row, row.reason)
             continue
-        drawn = next(splits)
-        image_ids, fault = survey.image_ids(row)
-        if fault:
-            writer.drop(drop_row(row), fault)
-            continue
-        writer.add_sample(config.split or row.split or drawn, make_sample(row, image_ids, config))
+        assigned_split = next(splits)
+        image_ids, problem = index.image_ids(row)
+        if problem:
+            writer.drop(summarize_row(row), problem)
+        else:
+            writer.add_sample(config.split or row.split or assigned_split, make_sample(row, image_ids, config))
 
 
-def drop_row(row: ImportRow) -> dict[str, Any]:
+def summarize_row(row: ImportRow) -> dict[str, Any]:
+    """A row whose image cannot be used, as dropped.jsonl records it."""
     return {
         "sample_id": row.sample_id,
         "images": [file.name for file in row.images],
@@ -198,7 +197,7 @@ def drop_row(row: ImportRow) -> dict[str, Any]:
 
 
 def make_sample(row: ImportRow, image_ids: tuple[str, ...], config: ImportConfig) -> Sample:
-    licences = [row.license or config.license, *(file.license or config.license for file in row.images)]
+    licenses = [row.license or config.license, *(file.license or config.license for file in row.images)]
     return Sample(
         sample_id=row.sample_id,
         kind=row.kind,
@@ -210,84 +209,109 @@ def make_sample(row: ImportRow, image_ids: tuple[str, ...], config: ImportConfig
         lang=row.lang,
         source=source_name(config),
         group=row.group,
-        license_tier=strictest(tier(licence) for licence in licences),
+        license_tier=strictest(license_tier(license) for license in licenses),
     )
 
 
-def refuse_nothing(writer: DatasetWriter, survey: ImportIndex, config: ImportConfig) -> None:
-    """Stop before an empty dataset is finished, saying what the rows were refused for."""
+def require_samples(writer: DatasetWriter, index: ImportIndex, config: ImportConfig) -> None:
+    """Raise UserError with the most frequent reasons before an empty dataset is completed."""
     if sum(writer.counts.values()):
         return
-    if not survey.rows:
-        raise UserError(f"{config.source}: holds no rows")
+    if not index.row_count:
+        raise UserError(f"{config.source}: contains no rows")
     reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
-    missing = survey.a_missing_file() if MISSING_FILE in writer.dropped else None
-    where = f"; the first was looked for at {missing}: name its folder with --images" if missing else ""
-    raise UserError(f"{config.source}: not one usable sample; refused: {reasons}{where}")
+    missing = index.first_missing_file() if MISSING_FILE in writer.dropped else None
+    hint = f"; the first one was expected at {missing}: name its folder with --images" if missing else ""
+    raise UserError(f"{config.source}: no usable sample; rejected: {reasons}{hint}")
 
 
-def tell(data: Dataset, config: ImportConfig, console: Console, fresh: bool) -> None:
-    """What was made, what was refused and why, and the next command; or all of it as JSON."""
-    counts = data.manifest["counts"]
-    if config.json:
-        print(json.dumps({"out": str(config.out), "made": fresh, "hash": data.hash} | counts, ensure_ascii=False))
+def print_summary(dataset: Dataset, config: ImportConfig, console: Console, created: bool) -> None:
+    """Print counts, rejections with reasons, notes on licenses and splits, and the next command; or JSON."""
+    counts, settings = dataset.manifest["counts"], dataset.manifest["settings"]
+    if config.execution.json:
+        summary = {"out": str(config.out), "made": created, "hash": dataset.hash} | counts
+        print(json.dumps(summary, ensure_ascii=False))
         return
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
-    words = "made" if fresh else "already there, from the same input and settings:"
-    console.print(f"{words} {config.out}: {counts['pictures']:,} images; samples: {samples}")
+    action = "wrote" if created else "already exists, from the same input and settings:"
+    console.print(f"{action} {config.out}: {counts['pictures']:,} images; samples: {samples}")
     if counts["dropped"]:
-        console.print(refusals(counts["dropped_reasons"], "rows refused", str(config.out / "dropped.jsonl")))
-    looked = data.manifest["settings"].get("pictures")
-    if looked:
+        console.print(refusals(counts["dropped_reasons"], "rows rejected", str(config.out / "dropped.jsonl")))
+    if images := settings.get("pictures"):
         console.print(
-            f"images: {looked['found']:,} found, {looked['whole_figure']:,} only as the whole figure, "
-            f"{looked['missing']:,} missing"
+            f"images: {images['found']:,} found, {images['whole_figure']:,} only as the whole figure, "
+            f"{images['missing']:,} missing"
         )
-    unread = [said for said in data.manifest["settings"]["license"].split("; ") if tier(said) == "unknown"]
-    if unread:
-        words = f"licence {', '.join(map(repr, unread))} is not known"
-        said = "no licence was said" if unread == ["unknown"] else words
-        console.print(f"{said}: `curate --license` will leave it out; say one with --license, such as 'CC BY 4.0'")
-    encoding = data.manifest["settings"].get("encoding")
-    if encoding:
+    unknown_licenses = [license for license in settings["license"].split("; ") if license_tier(license) == "unknown"]
+    if unknown_licenses:
+        names = ", ".join(map(repr, unknown_licenses))
+        problem = "the source names no license" if unknown_licenses == ["unknown"] else f"unknown license {names}"
+        console.print(f"{problem}: `curate --license` will exclude it; set one with --license, such as 'CC BY 4.0'")
+    if encoding := settings.get("encoding"):
         console.print(f"the table was read as {encoding.upper()}")
-    asked = {"validation": config.validation, "test": config.test}
     if config.name != "slake" and not config.split:
-        for split in (split for split, share in asked.items() if share and split not in counts["samples"]):
-            console.print(f"no sample fell to {split}: too few images for a share of {asked[split]:g}")
+        for split, share in (("validation", config.validation), ("test", config.test)):
+            if share and split not in counts["samples"]:
+                console.print(f"the {split} split is empty: too few images for a share of {share:g}")
     if counts["pictures"] and "train" in counts["samples"]:
         console.print(f"next: qilin demo --data {config.out} --recipes small")
     elif "train" in counts["samples"]:
-        console.print("next: name it beside a dataset with images, under data: in a recipe (docs/training.md)")
+        console.print("next: list it with a dataset that has images, under data: in a recipe (docs/training.md)")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A reader of one layout: the files it reads besides images, and its rows."""
+    """A reader of one layout. `layout`: the public reader or page that it follows, for published data sets."""
 
-    inputs: Callable[[ImportConfig], list[Path]]
+    inputs: Callable[[ImportConfig], list[Path]]  # the files it reads besides images
     read: Callable[[ImportConfig], Iterator[ImportRow | RejectedRow]]
+    layout: str = ""
 
 
 SOURCES = {
     "slake": Source(slake.inputs, slake.read),
-    "llava": Source(llava.inputs, llava.read),
-    "folder": Source(folder.inputs, folder.read),
-    "figures": Source(odd.figure_inputs, odd.figures),
-    **{name: Source(maps.inputs, maps.read) for name in maps.COLUMN_MAPS},
-    "chimed-vl": Source(odd.talk_inputs, odd.chimed_vl),
-    "pubmedvision": Source(odd.talk_inputs, odd.pubmedvision),
-    "llava-med": Source(odd.talk_inputs, odd.llava_med),
-    "pmc-inline": Source(odd.pmc_inline_inputs, odd.pmc_inline),
-    "iu-xray": Source(odd.iu_inputs, odd.iu_xray),
-    "mimic-cxr-jpg": Source(odd.mimic_inputs, odd.mimic_cxr),
-    "roco": Source(odd.roco_inputs, odd.roco),
-    # test sets, named in qilin.dataset.benchmarks
-    "vqa-rad": Source(exams.vqa_rad_inputs, exams.vqa_rad),
-    "pmc-vqa-test": Source(exams.pmc_vqa_inputs, exams.pmc_vqa),
-    "omnimedvqa": Source(exams.omnimedvqa_inputs, exams.omnimedvqa),
-    "parquet-vqa": Source(exams.parquet_inputs, exams.parquet_vqa),
-    "cmmmu": Source(exams.parquet_inputs, exams.cmmmu),
-    "mmmu": Source(exams.parquet_inputs, exams.mmmu),
-    "gmai-mmbench": Source(exams.gmai_inputs, exams.gmai),
-}
+    "llava": Source(conversations.inputs, conversations.read_llava),
+    "folder": Source(generic_table.inputs, generic_table.read),
+    "figures": Source(pmc_figures.figures_inputs, pmc_figures.read_figures),
+    **{
+        name: Source(column_maps.inputs, column_maps.read, column_map.layout)
+        for name, column_map in column_maps.COLUMN_MAPS.items()
+    },
+    "chimed-vl": Source(
+        conversations.inputs, conversations.read_chimed_vl,
+        "unverified: no public reader of the released files was found, so both usual forms are recognized",
+    ),
+    "pubmedvision": Source(
+        conversations.inputs, conversations.read_pubmedvision,
+        "unverified: LLaVA conversations with a list of images and no marks, as its users read it; the page of a "
+        "re-export names its fields (id, image, conversations, modality, body_part)",
+    ),
+    "llava-med": Source(
+        conversations.inputs, conversations.read_llava_med,
+        "microsoft/LLaVA-Med, llava/data/download_images.py (pair_id.jpg), and readers of its conversations",
+    ),
+    "pmc-inline": Source(
+        pmc_figures.pmc_inline_inputs, pmc_figures.read_pmc_inline,
+        "chaoyi-wu/RadFM, src/Dataset/dataset/paper_inline.py (sentences with text and img_ref)",
+    ),
+    "iu-xray": Source(
+        reports.iu_xray_inputs, reports.read_iu_xray,
+        "public readers of R2Gen's annotation.json (id, report, image_path, split)",
+    ),
+    "mimic-cxr-jpg": Source(
+        reports.mimic_cxr_inputs, reports.read_mimic_cxr,
+        "unverified: folders and tables as the project's own page describes them",
+    ),
+    "roco": Source(
+        reports.roco_inputs, reports.read_roco,
+        "razorx89/roco-dataset: data/*/radiology with captions.txt, licences.txt, and scripts/fetch.py",
+    ),
+    # test sets; `qilin.dataset.benchmarks` names their layouts
+    "vqa-rad": Source(test_sets.vqa_rad_inputs, test_sets.read_vqa_rad),
+    "pmc-vqa-test": Source(test_sets.pmc_vqa_inputs, test_sets.read_pmc_vqa),
+    "omnimedvqa": Source(test_sets.omnimedvqa_inputs, test_sets.read_omnimedvqa),
+    "parquet-vqa": Source(test_sets.parquet_inputs, test_sets.read_parquet_vqa),
+    "cmmmu": Source(test_sets.parquet_inputs, test_sets.read_cmmmu),
+    "mmmu": Source(test_sets.parquet_inputs, test_sets.read_mmmu),
+    "gmai-mmbench": Source(test_sets.gmai_inputs, test_sets.read_gmai_mmbench),
+}  # fmt: skip

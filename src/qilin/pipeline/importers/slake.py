@@ -1,8 +1,8 @@
-"""SLAKE (Liu et al., ISBI 2021): radiology images with questions, from its own folder layout.
+"""SLAKE (Liu et al., ISBI 2021): radiology images with questions, in the layout of its own folder.
 
-In: a folder with whichever of train.json, validate.json and test.json are there, and imgs/. Out: rows of questions in
-one language, and captions composed of each image's own answers. One language an import: the English half puts other
-images into its splits, so mixing the two would let test images into training.
+In: a folder with any of train.json, validate.json and test.json, and imgs/. Out: questions in one language, and
+captions composed from each image's own answers. An import reads one language: the English half assigns images to other
+splits, so a mixture would put test images into training.
 """
 
 import json
@@ -16,50 +16,50 @@ from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.slake_captions import compose_captions
 
-FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
-LICENCE = "CC BY 4.0"  # as the dataset's own page states
-ATTRIBUTION = "SLAKE (Liu et al., ISBI 2021); images derive from MSD, CHAOS and NIH ChestX-ray8"
+SPLIT_FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
+LICENSE = "CC BY 4.0"  # stated on the data set's page
+# stored with every image, so another wording would change the hash of every SLAKE dataset
+ATTRIBUTION = "SLAKE (Liu et al., ISBI 2021); pictures derive from MSD, CHAOS and NIH ChestX-ray8"
 ANSWER_TYPES = {"OPEN": "open", "CLOSED": "closed"}
-NEEDED = ("question", "answer", "q_lang")
+REQUIRED_FIELDS = ("question", "answer", "q_lang")
 
 
 def inputs(config: ImportConfig) -> list[Path]:
-    """The annotation files that are there. Raises UserError where there is none."""
+    """The annotation files that exist. Raises UserError if there is none."""
     if not config.source.is_dir():
-        raise UserError(f"{config.source}: no such folder; expected SLAKE's, with train.json and imgs/ in it")
-    found = [config.source / name for name in FILES.values() if (config.source / name).is_file()]
-    if not found:
-        raise UserError(f"{config.source}: none of {', '.join(FILES.values())} is there; name SLAKE's own folder")
-    return found
+        raise UserError(f"{config.source}: no such folder; expected SLAKE's folder with train.json and imgs/")
+    paths = [config.source / name for name in SPLIT_FILES.values() if (config.source / name).is_file()]
+    if not paths:
+        raise UserError(f"{config.source}: contains none of {', '.join(SPLIT_FILES.values())}; name SLAKE's folder")
+    return paths
 
 
 def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
-    """Every question of the chosen language as a `vqa` row, then the captions of its split.
+    """Per split: every question of the chosen language as a `vqa` row, then the captions.
 
-    Raises UserError for a file that is not a JSON list, and where no row is in the chosen language.
+    Raises UserError for a file that is not a JSON list, and if no question is in the chosen language.
     """
-    spoken = 0
+    question_count = 0
     for path in inputs(config):
-        split = next(split for split, name in FILES.items() if name == path.name)
-        by_image: dict[str, list[dict[str, Any]]] = {}
-        for found in load(path):
-            if isinstance(found, dict) and found.get("q_lang") not in (config.lang, None):
-                continue  # the other language is another dataset, not a refused row
-            reason = fault(found)
-            if reason:
-                yield RejectedRow(found if isinstance(found, dict) else {"row": found}, reason)
+        split = next(split for split, name in SPLIT_FILES.items() if name == path.name)
+        rows_by_image: dict[str, list[dict[str, Any]]] = {}
+        for row in read_questions(path):
+            if isinstance(row, dict) and row.get("q_lang") not in (config.lang, None):
+                continue  # the other language is another data set, not a rejected row
+            if problem := row_problem(row):
+                yield RejectedRow(row if isinstance(row, dict) else {"row": row}, problem)
                 continue
-            spoken += 1
-            yield question(found, split, config)
-            by_image.setdefault(image_name(found), []).append(found)
+            question_count += 1
+            yield question_row(row, split, config)
+            rows_by_image.setdefault(image_name(row), []).append(row)
         if config.captions and config.lang == "zh":
-            for name, rows in by_image.items():
-                yield from captions(name, rows, split, config)
-    if not spoken:
+            for name, rows in rows_by_image.items():
+                yield from caption_rows(name, rows, split, config)
+    if not question_count:
         raise UserError(f"{config.source}: no question with q_lang {config.lang!r}; try --lang zh or --lang en")
 
 
-def load(path: Path) -> list[Any]:
+def read_questions(path: Path) -> list[Any]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
@@ -69,13 +69,13 @@ def load(path: Path) -> list[Any]:
     return rows
 
 
-def fault(row: Any) -> str | None:
+def row_problem(row: Any) -> str | None:
     """Why a row cannot be read as a question; None if it can."""
     if not isinstance(row, dict):
         return "row is not an object"
-    missing = [field for field in NEEDED if not isinstance(row.get(field), str)]
+    missing = [field for field in REQUIRED_FIELDS if not isinstance(row.get(field), str)]
     if missing:
-        return f"{missing[0]} is missing or no text"
+        return f"{missing[0]} is missing or not a text"
     if not image_name(row):
         return "row without image"
     if not row["question"].strip():
@@ -84,7 +84,7 @@ def fault(row: Any) -> str | None:
 
 
 def image_name(row: Mapping[str, Any]) -> str:
-    """The image's path below the folder: `image` here, `img_name` (below imgs/) as SLAKE is published."""
+    """The image's path below the folder, from `image`, or from `img_name` (below imgs/) as SLAKE was published."""
     if row.get("image"):
         return str(row["image"])
     return f"imgs/{row['img_name']}" if row.get("img_name") else ""
@@ -97,12 +97,12 @@ def image_file(row: Mapping[str, Any], config: ImportConfig) -> ImageFile:
         name=name,
         modality=row.get("modality"),
         body_part=row.get("location"),
-        license=config.license or LICENCE,
+        license=config.license or LICENSE,
         attribution=ATTRIBUTION,
     )
 
 
-def question(row: Mapping[str, Any], split: str, config: ImportConfig) -> ImportRow:
+def question_row(row: Mapping[str, Any], split: str, config: ImportConfig) -> ImportRow:
     return ImportRow(
         sample_id=f"slake-{config.lang}-{row.get('qid', row['question'])}",
         kind="vqa",
@@ -112,12 +112,12 @@ def question(row: Mapping[str, Any], split: str, config: ImportConfig) -> Import
         question_type=row.get("content_type"),
         lang=config.lang,
         split=split,
-        license=config.license or LICENCE,
+        license=config.license or LICENSE,
     )
 
 
-def captions(name: str, rows: list[dict[str, Any]], split: str, config: ImportConfig) -> Iterator[ImportRow]:
-    """The captions that one image's own rows of one split make."""
+def caption_rows(name: str, rows: list[dict[str, Any]], split: str, config: ImportConfig) -> Iterator[ImportRow]:
+    """The captions composed from one image's own rows of one split."""
     for variant, instruction, text in compose_captions(rows):
         yield ImportRow(
             sample_id=f"slake-{config.lang}-caption-{variant}-{name}",
@@ -126,5 +126,5 @@ def captions(name: str, rows: list[dict[str, Any]], split: str, config: ImportCo
             messages=(user(instruction, images=1), assistant(text)),
             lang=config.lang,
             split=split,
-            license=config.license or LICENCE,
+            license=config.license or LICENSE,
         )

@@ -1,7 +1,7 @@
-"""Chinese captions for SLAKE's images, composed of each image's own questions and answers.
+"""Chinese captions for SLAKE's images, composed from each image's own questions and answers.
 
-In: the rows of one image in one split. Out: up to three captions (full, findings, brief), each asked for by its own
-instruction. A question that no pattern here turns into a statement is left out; nothing is taken from another image.
+In: the rows of one image in one split. Out: up to three captions (full, findings, brief), each with its own
+instruction. A question that matches no pattern is skipped; nothing is taken from another image.
 """
 
 import re
@@ -10,27 +10,29 @@ from typing import Any
 
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 
-YES = {"是", "是的", "有", "包含", "包括", "存在", "可以"}
-NO = {"不是", "否", "没有", "无", "不包含", "不包括", "不存在", "不可以"}
-NOTHING = {"无", "没有", "不存在", "0"}
+YES_ANSWERS = {"是", "是的", "有", "包含", "包括", "存在", "可以"}
+NO_ANSWERS = {"不是", "否", "没有", "无", "不包含", "不包括", "不存在", "不可以"}
+NONE_ANSWERS = {"无", "没有", "不存在", "0"}
 
 INSTRUCTIONS = {
     "full": CAPTION_INSTRUCTION,
     "findings": "请描述这张影像中的所见。",
     "brief": "请用一句话概括这张图像。",
 }
-# how a report would say what the answers say; anything else stays as it is
-WORDS = {"X-Ray": "X光", "MRI": "核磁共振", "t1": "T1", "t2": "T2", "肺脏": "肺", "肺部": "肺", "中间": "中部"}
+# terms of the answers -> terms of a report; anything else is unchanged
+REPORT_TERMS = {"X-Ray": "X光", "MRI": "核磁共振", "t1": "T1", "t2": "T2", "肺脏": "肺", "肺部": "肺", "中间": "中部"}
 REGIONS = {name: name for name in ("头部", "颈部", "腹部", "盆腔")} | {"胸腔": "胸部", "大脑": "脑部"}
 LESION = re.compile(r"瘤|癌|水肿|积液|结节|肿块|气胸|不张|浸润|炎|肥大|积水")
-PLACE_ON_IMAGE = re.compile(r"[左右上下顶底中部心角侧方和]+")
+IMAGE_POSITION = re.compile(r"[左右上下顶底中部心角侧方和]+")
 
-# Statements are (slot, subject, words): a slot's statements stand together in the text, a (slot, subject) is said once.
+# (slot, subject, clause). The caption groups clauses by slot; each (slot, subject) contributes its first clause only.
 Statement = tuple[str, str, str]
+# what is known of one image: slot -> subject -> clause
+Facts = Mapping[str, Mapping[str, str]]
 
-# (slot, pattern of the question, words for a yes or for any open answer {a}, words for a no). A group named o is the
-# subject. Patterns are tried in this order and the first that fits decides, so the narrow ones stand first.
-PATTERNS: tuple[tuple[str, str, str, str], ...] = (
+# (slot, pattern of the question, clause for a yes or for any open answer {a}, clause for a no). The group o is the
+# subject, d a detail. The first pattern that matches decides, so narrow ones come first.
+QUESTION_PATTERNS: tuple[tuple[str, str, str, str], ...] = (
     ("weighting", r"这是(?P<o>T[12])加权的核磁", "{o}", ""),
     ("modality", r"这是(?P<o>CT|X光|核磁共振)(图像|扫描|成像)?$", "{o}", ""),
     ("modality", r"拍摄是通过(?P<o>CT|X光|核磁共振)$", "{o}", ""),
@@ -51,8 +53,8 @@ PATTERNS: tuple[tuple[str, str, str, str], ...] = (
     ("paired", r"成对出现", "{a}成对出现", ""),
     ("finding", r"(可以在)?(?P<o>\w*?)(处|可以)?观察到(?P<d>\w+)$", "{o}可见{d}", "{o}未见{d}"),
     ("finding", r"(病人|患者)(是否有|患有)(?P<d>\w+)$", "可见{d}", "未见{d}征象"),
-    ("where", r"异常(病变|位置)在哪", "病变位于{a}", ""),
-    ("where", r"(?P<o>[^图哪]\w*?)位于.*(哪个部位|哪里)$", "{o}位于{a}", ""),
+    ("lesion_location", r"异常(病变|位置)在哪", "病变位于{a}", ""),
+    ("lesion_location", r"(?P<o>[^图哪]\w*?)位于.*(哪个部位|哪里)$", "{o}位于{a}", ""),
     ("disease", r"(包含|包括)哪些(疾病|异常)|(病人|心脏)有什么病", "{a}", ""),
     ("finding", r"^(?P<o>肺|胸腔|脑)部?的?(?P<d>\w+?)(显示什么疾病|是什么病)$", "{o}{d}可见{a}", ""),
     ("side", r"(?P<o>肺|胸腔|脑)哪一?[侧个部](叶|半球|分)?是(?P<d>异常|正常)的", "{o}{a}{d}", ""),
@@ -60,7 +62,7 @@ PATTERNS: tuple[tuple[str, str, str, str], ...] = (
     ("status", r"哪个是异常的|哪个器官是不正常的", "{a}异常", ""),
     ("density", r"(?P<o>\w+)是(什么密度|高密度还是低密度)", "{o}呈{a}", ""),
     ("density", r"^肿瘤是增强性的$", "肿瘤为增强性", "肿瘤为非增强性"),
-    ("colour", r"(?P<o>\w+?)(在[图照]片中)?(显示什么颜色|是什么颜色的?|的颜色是什么)$", "{o}呈{a}", ""),
+    ("color", r"(?P<o>\w+?)(在[图照]片中)?(显示什么颜色|是什么颜色的?|的颜色是什么)$", "{o}呈{a}", ""),
     ("shape", r"(?P<o>\w+?)(的形状是什么|是什么形状的?)$", "{o}形态呈{a}", ""),
     (
         "part",
@@ -76,114 +78,119 @@ PATTERNS: tuple[tuple[str, str, str, str], ...] = (
         "",
     ),
     ("part", r"身体(?P<o>顶部)的器官是什么", "图像{o}区域为{a}", ""),
-    ("place", r"哪一?个是(?P<o>\w+)$", "{a}", ""),
-    ("place", r"(?P<o>[^图异病]\w*?)(在哪|在哪里|在哪个位置|位于哪个位置)$", "{a}", ""),
+    ("location", r"哪一?个是(?P<o>\w+)$", "{a}", ""),
+    ("location", r"(?P<o>[^图异病]\w*?)(在哪|在哪里|在哪个位置|位于哪个位置)$", "{a}", ""),
 )
-COMPILED = tuple((slot, re.compile(pattern), yes, no) for slot, pattern, yes, no in PATTERNS)
-LEAD = re.compile(
+COMPILED_PATTERNS = tuple((slot, re.compile(pattern), yes, no) for slot, pattern, yes, no in QUESTION_PATTERNS)
+QUESTION_PREFIX = re.compile(
     r"^(在?(这张|这幅|这个|该|此)?(图片|图像|照片|图)(中(?!心(?!脏)|[部间])|里|上(?![部方侧]))?的?,?|这个病人的|病人的|患者的)"
 )
-STATUS = re.compile(
+STATUS_QUESTION = re.compile(
     r"^(?P<o>[^哪多]*?)(看起来)?(是否|是不是|是)?(存在|有|有什么|有任何的)?(?P<word>不正常|不健康|正常|健康|异常)的?$"
 )
-COMPARED = re.compile(r"(?P<list>\w[\w、和与]+?)(哪一?个)?(体积)?(更|最)(?P<word>大|小)$")
+COMPARISON_QUESTION = re.compile(r"(?P<list>\w[\w、和与]+?)(哪一?个)?(体积)?(更|最)(?P<word>大|小)$")
 
 
 def compose_captions(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """One image's rows -> [(variant, instruction, caption)]; empty where too little is known of the image."""
+    """One image's rows -> [(variant, instruction, caption)]; empty if too little is known of the image."""
     rows = list(rows)
-    said: dict[str, dict[str, str]] = {}
+    facts: dict[str, dict[str, str]] = {}
     for row in rows:
         if row.get("base_type", "vqa") != "vqa":
-            continue  # knowledge about the world, not about this image
-        for slot, subject, words in extract_statements(str(row["question"]), str(row["answer"])):
-            said.setdefault(slot, {}).setdefault(subject, words)
-    opening = open_with(said, str(rows[0].get("modality") or "") if rows else "")
+            continue  # general knowledge, not about this image
+        for slot, subject, clause in extract_statements(str(row["question"]), str(row["answer"])):
+            facts.setdefault(slot, {}).setdefault(subject, clause)
+    opening = opening_sentence(facts, str(rows[0].get("modality") or "") if rows else "")
     if not opening:
         return []
-    seen, lesions = describe_anatomy(said), describe_lesions(said)
-    impression = summary(said)
+    anatomy, lesions, impression = anatomy_sentences(facts), lesion_sentences(facts), summarize(facts)
     texts = {
-        "full": "".join(f"{sentence}。" for sentence in [opening, *seen, *lesions]),
-        "findings": "".join(f"{sentence}。" for sentence in [*lesions, *seen]) if lesions and seen else "",
+        "full": "".join(f"{sentence}。" for sentence in [opening, *anatomy, *lesions]),
+        "findings": "".join(f"{sentence}。" for sentence in [*lesions, *anatomy]) if lesions and anatomy else "",
         "brief": f"{opening}，{impression}。" if impression else "",
     }
-    return [(name, INSTRUCTIONS[name], text) for name, text in texts.items() if text]
+    return [(variant, INSTRUCTIONS[variant], text) for variant, text in texts.items() if text]
+
+
+# --- statements of one question --------------------------------------------------------------------------------------
 
 
 def extract_statements(question: str, answer: str) -> list[Statement]:
-    """What one question and its answer state about the image; empty where no pattern fits."""
-    asked = LEAD.sub("", re.sub(r"[?？\s]+$", "", question).replace("吗", "").split(",哪")[0])
-    asked = re.sub(r",(左侧|右侧|顶部|横断面|冠状面|核磁共振|t1|CT|X光|T1)[^,]*$", "", asked)
-    answer = listed(answer)
-    if match := COMPARED.search(asked):
-        return compare(match, answer)
-    if match := STATUS.match(asked):
-        return judge(match, answer)
-    for slot, pattern, yes, no in COMPILED:
-        if match := pattern.search(asked):
-            return state(slot, match.groupdict(""), yes, no, answer)
+    """What a question and its answer state about the image; empty if no pattern matches."""
+    stem = QUESTION_PREFIX.sub("", re.sub(r"[?？\s]+$", "", question).replace("吗", "").split(",哪")[0])
+    stem = re.sub(r",(左侧|右侧|顶部|横断面|冠状面|核磁共振|t1|CT|X光|T1)[^,]*$", "", stem)
+    answer = format_answer(answer)
+    if match := COMPARISON_QUESTION.search(stem):
+        return comparison_statement(match, answer)
+    if match := STATUS_QUESTION.match(stem):
+        return status_statement(match, answer)
+    for slot, pattern, yes, no in COMPILED_PATTERNS:
+        if match := pattern.search(stem):
+            return pattern_statement(slot, match.groupdict(""), yes, no, answer)
     return []
 
 
-def listed(answer: str) -> str:
-    """`肝癌,肾癌` -> 肝癌、肾癌; `左肺, 右侧` -> 左肺（图像右侧）, as the left lung stands on the right."""
-    parts = [WORDS.get(part, part) for part in re.split(r"\s*[,，]\s*", answer.strip()) if part]
-    if len(parts) == 2 and re.fullmatch(r"[左右双]肺", parts[0]) and PLACE_ON_IMAGE.fullmatch(parts[1]):
+def format_answer(answer: str) -> str:
+    """`肝癌,肾癌` -> 肝癌、肾癌; `左肺, 右侧` -> 左肺（图像右侧）, as the left lung is on the image's right."""
+    parts = [REPORT_TERMS.get(part, part) for part in re.split(r"\s*[,，]\s*", answer.strip()) if part]
+    if len(parts) == 2 and re.fullmatch(r"[左右双]肺", parts[0]) and IMAGE_POSITION.fullmatch(parts[1]):
         return f"{parts[0]}（图像{parts[1]}）"
     return "、".join(parts)
 
 
-def state(slot: str, groups: dict[str, str], yes: str, no: str, answer: str) -> list[Statement]:
-    """Fill the words of a pattern, and sort organs into those that are there and those that are not."""
+def pattern_statement(slot: str, groups: dict[str, str], yes: str, no: str, answer: str) -> list[Statement]:
+    """Fill the clause of a pattern, and separate organs that are present from those that are absent."""
     subject = groups.get("o", "")
-    subject = WORDS.get(subject, subject)
-    open_answer = "{a}" in yes
-    if open_answer and answer in YES | NO and answer not in NOTHING:
-        return []  # a yes to an open question says nothing
-    if not open_answer and answer not in YES | NO:
+    subject = REPORT_TERMS.get(subject, subject)
+    is_open = "{a}" in yes
+    if is_open and answer in YES_ANSWERS | NO_ANSWERS and answer not in NONE_ANSWERS:
+        return []  # a yes to an open question states nothing
+    if not is_open and answer not in YES_ANSWERS | NO_ANSWERS:
         return []
     if slot == "organ":
-        return [("present" if answer in YES else "absent", subject, subject)]
+        return [("present" if answer in YES_ANSWERS else "absent", subject, subject)]
     if slot == "count":
-        return count(subject, answer)
-    if open_answer and answer in NOTHING:
-        return [("absent", subject, subject)] if slot == "place" else [("disease", "", "")] if slot == "disease" else []
-    words = yes if open_answer or answer in YES else no
-    if not words:
+        return count_statement(subject, answer)
+    if is_open and answer in NONE_ANSWERS:
+        if slot == "location":
+            return [("absent", subject, subject)]
+        return [("disease", "", "")] if slot == "disease" else []
+    template = yes if is_open or answer in YES_ANSWERS else no
+    if not template:
         return []
-    if slot == "place":
-        return [("where" if LESION.search(subject) else "place", subject, put(subject, answer))]
+    if slot == "location":
+        is_lesion = LESION.search(subject)
+        return [("lesion_location" if is_lesion else "location", subject, location_clause(subject, answer))]
     if slot in ("region", "system"):
         name = subject or answer
         return [(slot, "", REGIONS[name])] if name in REGIONS else []
-    if slot == "where" and answer in subject:
+    if slot == "lesion_location" and answer in subject:
         return []  # 心脏肥大位于心脏
     if answer == "都是":
         answer = "双侧"
         if slot == "status":
             return []
-    text = words.format(a=answer, o=subject, d=groups.get("d", ""))
-    if slot == "part" and not text.startswith("图像"):
-        text = f"图像{text}"
-    if slot == "shape" and not text.endswith(("形", "不规则")):
-        text += "形"
-    if slot == "colour" and "色" not in text:
+    clause = template.format(a=answer, o=subject, d=groups.get("d", ""))
+    if slot == "part" and not clause.startswith("图像"):
+        clause = f"图像{clause}"
+    if slot == "shape" and not clause.endswith(("形", "不规则")):
+        clause += "形"
+    if slot == "color" and "色" not in clause:
         return []
-    return [(slot, subject + groups.get("d", ""), text)]
+    return [(slot, subject + groups.get("d", ""), clause)]
 
 
-def put(subject: str, answer: str) -> str:
-    """Where something lies: on the image, beside something else, or as what it is to be recognised."""
-    if PLACE_ON_IMAGE.fullmatch(answer):
+def location_clause(subject: str, answer: str) -> str:
+    """Where something is: on the image, relative to something else, or described by its appearance."""
+    if IMAGE_POSITION.fullmatch(answer):
         return f"{subject}位于图像{answer}"
     if answer.startswith(("环绕", "相对", "对称")):
         return f"{subject}{answer}"
     return f"{subject}为{answer}" if re.search(r"[状体色洞]", answer) else f"{subject}位于{answer}"
 
 
-def count(subject: str, answer: str) -> list[Statement]:
-    """`0` kidneys: not seen. Otherwise so many, with the measure word of the thing."""
+def count_statement(subject: str, answer: str) -> list[Statement]:
+    """The number of a thing, with its measure word; 0 means that it is absent."""
     if not answer.isdigit():
         return []
     if answer == "0":
@@ -191,79 +198,84 @@ def count(subject: str, answer: str) -> list[Statement]:
     return [("count", subject, "双肺" if (subject, answer) == ("肺", "2") else f"{answer}个{subject}")]
 
 
-def compare(match: re.Match[str], answer: str) -> list[Statement]:
-    names = [WORDS.get(name, name) for name in re.split(r"[、和与]", match["list"]) if name]
+def comparison_statement(match: re.Match[str], answer: str) -> list[Statement]:
+    """`肺、心脏哪个更大` with one of its organs as the answer."""
+    names = [REPORT_TERMS.get(name, name) for name in re.split(r"[、和与]", match["list"]) if name]
     if answer not in names or len(names) < 2:
         return []
     others = "和".join(name for name in names if name != answer)
     return [("compare", answer + others, f"{answer}的体积{match['word']}于{others}")]
 
 
-def judge(match: re.Match[str], answer: str) -> list[Statement]:
-    """`肝脏是健康的吗` with a yes or no -> whether the organ, or the whole image, is normal."""
-    good = match["word"] in ("正常", "健康")
+def status_statement(match: re.Match[str], answer: str) -> list[Statement]:
+    """`肝脏是健康的吗` with a yes or no: whether the organ, or the whole image, is normal."""
     if answer in ("正常", "健康"):
-        normal = True
+        is_normal = True
     elif answer in ("不正常", "异常"):
-        normal = False
-    elif answer in YES | NO:
-        normal = (answer in YES) == good
+        is_normal = False
+    elif answer in YES_ANSWERS | NO_ANSWERS:
+        is_normal = (answer in YES_ANSWERS) == (match["word"] in ("正常", "健康"))
     else:
         return []
     subject = re.sub(r"^(病人|患者)", "", match["o"])
-    subject = WORDS.get(subject, subject)
+    subject = REPORT_TERMS.get(subject, subject)
     if not subject:
-        return [("overall", "", "未见明显异常" if normal else "可见异常")]
-    return [("status", subject, f"{subject}未见异常" if normal else f"{subject}异常")]
+        return [("overall", "", "未见明显异常" if is_normal else "可见异常")]
+    return [("status", subject, f"{subject}未见异常" if is_normal else f"{subject}异常")]
 
 
-def open_with(said: Mapping[str, Mapping[str, str]], modality: str) -> str:
-    """`这是一张腹部T2加权核磁共振图像，扫描平面为横断面`; the row's own modality where no question asks for it."""
-    kind = first(said, "modality") or WORDS.get(modality, modality)
-    if not kind:
+# --- sentences from all statements -----------------------------------------------------------------------------------
+
+
+def opening_sentence(facts: Facts, modality: str) -> str:
+    """`这是一张腹部T2加权核磁共振图像，扫描平面为横断面`. `modality`: the fallback if no question asks for it."""
+    modality = first_clause(facts, "modality") or REPORT_TERMS.get(modality, modality)
+    if not modality:
         return ""
-    region = first(said, "region") or first(said, "system")
-    weighting = f"{first(said, 'weighting')}加权" if first(said, "weighting") and kind == "核磁共振" else ""
-    plane = first(said, "plane")
-    noun = "片" if kind == "X光" else "图像"
-    return f"这是一张{region}{weighting}{kind}{noun}" + (f"，扫描平面为{plane}" if plane else "")
+    region = first_clause(facts, "region") or first_clause(facts, "system")
+    weighting = first_clause(facts, "weighting")
+    weighting = f"{weighting}加权" if weighting and modality == "核磁共振" else ""
+    plane = first_clause(facts, "plane")
+    noun = "片" if modality == "X光" else "图像"
+    return f"这是一张{region}{weighting}{modality}{noun}" + (f"，扫描平面为{plane}" if plane else "")
 
 
-def first(said: Mapping[str, Mapping[str, str]], slot: str) -> str:
-    words = next(iter(said.get(slot, {}).values()), "")
-    return WORDS.get(words, words)
+def first_clause(facts: Facts, slot: str) -> str:
+    clause = next(iter(facts.get(slot, {}).values()), "")
+    return REPORT_TERMS.get(clause, clause)
 
 
-def describe_anatomy(said: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What is there and what is not, how many, where, how big, of what shade and shape: one sentence a slot."""
-    there = dict(said.get("present", {})) | dict(said.get("count", {}))  # a number says more than that there are some
-    missing = [name for name in said.get("absent", {}) if name and name not in there]
-    clauses = [f"图中可见{'、'.join(there.values())}"] if there else []
-    clauses += [f"未见{'、'.join(missing)}"] if missing else []
+def anatomy_sentences(facts: Facts) -> list[str]:
+    """What is present and absent, how many, where, how large, of what color and shape: one sentence per slot."""
+    present = dict(facts.get("present", {})) | dict(facts.get("count", {}))  # a number replaces mere presence
+    absent = [name for name in facts.get("absent", {}) if name and name not in present]
+    clauses = [f"图中可见{'、'.join(present.values())}"] if present else []
+    clauses += [f"未见{'、'.join(absent)}"] if absent else []
     sentences = ["，".join(clauses)] if clauses else []
-    for slot in ("organs", "main", "largest", "compare", "paired", "part", "place", "colour", "shape"):
-        clauses = list(said.get(slot, {}).values())
+    for slot in ("organs", "main", "largest", "compare", "paired", "part", "location", "color", "shape"):
+        clauses = list(facts.get(slot, {}).values())
         if clauses:
             sentences.append("，".join(clauses))
     return sentences
 
 
-def describe_lesions(said: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What is ill and where; what was looked for and not seen."""
-    sentences = [summary(said)] if summary(said) else []
-    clauses = [words for slot in ("where", "side", "density", "number") for words in said.get(slot, {}).values()]
+def lesion_sentences(facts: Facts) -> list[str]:
+    """What is abnormal and where, then positive and negative findings."""
+    sentences = [summarize(facts)] if summarize(facts) else []
+    slots = ("lesion_location", "side", "density", "number")
+    clauses = [clause for slot in slots for clause in facts.get(slot, {}).values()]
     sentences += ["，".join(dict.fromkeys(clauses))] if clauses else []
-    findings = list(dict.fromkeys(said.get("finding", {}).values()))
-    positive = [words for words in findings if "未见" not in words]
-    negative = [words for words in findings if "未见" in words]
-    sentences += ["，".join(part) for part in (positive, negative) if part]
+    findings = list(dict.fromkeys(facts.get("finding", {}).values()))
+    positive = [clause for clause in findings if "未见" not in clause]
+    negative = [clause for clause in findings if "未见" in clause]
+    sentences += ["，".join(clauses) for clauses in (positive, negative) if clauses]
     return sentences
 
 
-def summary(said: Mapping[str, Mapping[str, str]]) -> str:
-    """The impression in a clause: the diseases, or that there are none, and which organs are or are not well."""
-    diseases = [words for words in said.get("disease", {}).values() if words]
-    clauses = [f"提示{'、'.join(diseases)}"] if diseases else ["未见明显病变"] if "disease" in said else []
-    if not clauses and "overall" in said:
-        clauses = [first(said, "overall")]
-    return "，".join(dict.fromkeys([*clauses, *said.get("status", {}).values()]))
+def summarize(facts: Facts) -> str:
+    """The impression in one clause: the diseases or their absence, and which organs are normal or abnormal."""
+    diseases = [clause for clause in facts.get("disease", {}).values() if clause]
+    clauses = [f"提示{'、'.join(diseases)}"] if diseases else ["未见明显病变"] if "disease" in facts else []
+    if not clauses and "overall" in facts:
+        clauses = [first_clause(facts, "overall")]
+    return "，".join(dict.fromkeys([*clauses, *facts.get("status", {}).values()]))

@@ -1,13 +1,14 @@
-"""Rows of CSV, TSV, JSON, JSONL and parquet files as dictionaries, one at a time, in whichever Chinese encoding.
+"""Rows of CSV, TSV, JSON, JSONL and Parquet files as dictionaries, one at a time, in UTF-8 or a Chinese encoding.
 
-In: a path. Out: (number, row) pairs counted from 1, a `Refused` in place of a row that cannot be read. UTF-8 is tried
-first, then GB18030, which holds GBK and GB2312; `encoding_of` says which one it was.
+In: a path. Out: (number, row) pairs counted from 1, with a RejectedRow for each row that cannot be read. UTF-8 is tried
+first, then GB18030, which includes GBK and GB2312; `detect_encoding` returns which one it is.
 """
 
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,34 +16,38 @@ from typing import Any
 from qilin.core.errors import UserError
 from qilin.dataset.import_rows import RejectedRow
 
+NumberedRows = Iterator[tuple[int, dict[str, Any] | RejectedRow]]
+
 ENCODINGS = ("utf-8-sig", "gb18030")
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-KINDS = (".csv", ".tsv", ".txt", ".json", ".jsonl")
-LONGEST_CELL = 64 << 20  # characters; the csv module stops at 131,072, which a long report may pass
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl")
+MAX_CELL_LENGTH = 64 << 20  # characters; the csv module stops at 131,072, which a long report may exceed
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+ROWS_PER_BATCH = 64  # of a Parquet file: a cell may be an image
 
 
 def check_file(path: Path, expected: str) -> Path:
-    """The path, if it is a file of rows. Raises UserError, naming the tables of a folder where a folder was given."""
+    """The path, if it is a text file of rows. Raises UserError, listing the tables inside if it is a folder."""
     if path.is_dir():
-        inside = sorted(item.name for item in path.iterdir() if item.suffix.lower() in KINDS)
-        hint = f"; there are {', '.join(inside[:5])} in it" if inside else ""
+        tables = sorted(item.name for item in path.iterdir() if item.suffix.lower() in TEXT_SUFFIXES)
+        hint = f"; it contains {', '.join(tables[:5])}" if tables else ""
         raise UserError(f"{path}: is a folder; name {expected}{hint}")
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected {expected}")
-    if path.suffix.lower() not in KINDS:
-        raise UserError(f"{path}: cannot tell what it is by its name; expected one of {', '.join(KINDS)}")
+    if path.suffix.lower() not in TEXT_SUFFIXES:
+        raise UserError(f"{path}: unknown file type; expected one of {', '.join(TEXT_SUFFIXES)}")
     return path
 
 
-def encoding_of(path: Path) -> str:
-    """The first encoding in which the whole file makes sense. Raises UserError where none does."""
-    facts = path.stat()
-    return tried_encoding(path, facts.st_mtime_ns, facts.st_size)
+def detect_encoding(path: Path) -> str:
+    """The first of ENCODINGS in which the complete file decodes. Raises UserError if none does."""
+    status = path.stat()
+    return _detect_encoding(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=8)
-def tried_encoding(path: Path, changed: int, size: int) -> str:
-    """`encoding_of`, remembered until the file changes: a table is opened several times."""
+def _detect_encoding(path: Path, modified_ns: int, size: int) -> str:
+    """`detect_encoding`, cached until the file changes, because a table is opened several times."""
     for encoding in ENCODINGS:
         decoder = codecs.getincrementaldecoder(encoding)()
         try:
@@ -56,82 +61,95 @@ def tried_encoding(path: Path, changed: int, size: int) -> str:
     raise UserError(f"{path}: is neither UTF-8 nor GB18030 text; save it as UTF-8")
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedRow]]:
-    """Every row of a table. Raises UserError where the file as a whole cannot be read."""
-    if path.suffix.lower() == ".parquet":
-        yield from enumerate(parquet_rows(path), start=1)
-        return
-    readers = {".json": json_rows, ".jsonl": jsonl_rows}
-    yield from readers.get(path.suffix.lower(), csv_rows)(path)
+def read_rows(path: Path) -> NumberedRows:
+    """Every row of a table. Raises UserError if the file as a whole cannot be read."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        yield from enumerate(read_parquet(path), start=1)
+    elif suffix == ".json":
+        yield from read_json_list(path)
+    else:
+        yield from (read_jsonl if suffix == ".jsonl" else read_csv)(path)
 
 
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, some at a time: a cell may be an image."""
+def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, read in small batches."""
     import pyarrow.parquet as pq
 
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64):
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_PER_BATCH):
             yield from batch.to_pylist()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a parquet file: {error}") from None
 
 
-def columns(path: Path) -> list[str]:
-    """The names of all columns, in the order they are met."""
+def column_names(path: Path) -> list[str]:
+    """The names of all columns, in the order of their first appearance."""
     if path.suffix.lower() in DELIMITERS:
-        with path.open(encoding=encoding_of(path), newline="") as file:
-            return [name.strip() for name in next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])]
+        with path.open(encoding=detect_encoding(path), newline="") as file:
+            header = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
+            return [name.strip() for name in header]
     rows = (row for _, row in read_rows(path) if not isinstance(row, RejectedRow))
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedRow]]:
-    """CSV with a line of names; a row with too many or too few cells is refused, as its columns have slipped."""
-    csv.field_size_limit(LONGEST_CELL)
-    names = columns(path)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}: column {twice[0]!r} stands there twice; rename one")
-    with path.open(encoding=encoding_of(path), newline="") as file:
+def read_csv(path: Path) -> NumberedRows:
+    """CSV with a header; a row with more or fewer cells is rejected, because its columns have shifted."""
+    csv.field_size_limit(MAX_CELL_LENGTH)
+    names = column_names(path)
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{path}: column {repeated[0]!r} appears twice; rename one")
+    with path.open(encoding=detect_encoding(path), newline="") as file:
         reader = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()])
         next(reader, None)
         try:
             for number, cells in enumerate((cells for cells in reader if cells), start=1):
                 if len(cells) != len(names):
-                    found = {"row": number, "cells": cells}
-                    yield number, RejectedRow(found, "number of cells differs from the number of columns")
+                    row = {"row": number, "cells": cells}
+                    yield number, RejectedRow(row, "number of cells differs from the number of columns")
                 else:
                     yield number, dict(zip(names, (cell.strip() for cell in cells), strict=True))
         except csv.Error as error:
             raise UserError(f"{path}: line {reader.line_num}: not valid CSV: {error}") from None
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedRow]]:
+def read_json_list(path: Path) -> NumberedRows:
     """A JSON list of objects."""
     try:
-        rows = json.loads(path.read_text(encoding=encoding_of(path)))
+        rows = json.loads(path.read_text(encoding=detect_encoding(path)))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(rows, list):
-        found = f"an object of {', '.join(map(repr, list(rows)[:5]))}" if isinstance(rows, dict) else repr(rows)[:60]
-        raise UserError(f"{path}: expected a list of rows, found {found}")
+        content = f"an object of {', '.join(map(repr, list(rows)[:5]))}" if isinstance(rows, dict) else repr(rows)[:60]
+        raise UserError(f"{path}: expected a list of rows, found {content}")
     for number, row in enumerate(rows, start=1):
-        yield (
-            number,
-            row if isinstance(row, dict) else RejectedRow({"row": number, "found": row}, "row is not an object"),
-        )
+        yield number, check_object(row, number)
 
 
-def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedRow]]:
-    """One JSON object a line; a broken line is refused alone. Empty lines are no rows."""
-    with path.open(encoding=encoding_of(path)) as file:
+def read_jsonl(path: Path) -> NumberedRows:
+    """One JSON object per line; a broken line is rejected alone, an empty line is skipped."""
+    with path.open(encoding=detect_encoding(path)) as file:
         for number, line in enumerate((line for line in file if line.strip()), start=1):
             try:
-                row = json.loads(line)
+                yield number, check_object(json.loads(line), number)
             except (ValueError, RecursionError):
                 yield number, RejectedRow({"row": number, "text": line[:500]}, "line is not valid JSON")
-                continue
-            yield (
-                number,
-                row if isinstance(row, dict) else RejectedRow({"row": number, "found": row}, "row is not an object"),
-            )
+
+
+def check_object(row: Any, number: int) -> dict[str, Any] | RejectedRow:
+    return row if isinstance(row, dict) else RejectedRow({"row": number, "found": row}, "row is not an object")
+
+
+def cell_text(value: Any) -> str:
+    """A cell as stripped text; "" for null, lists and objects."""
+    return "" if value is None or isinstance(value, list | dict) else str(value).strip()
+
+
+def fill_template(row: Mapping[str, Any], template: str) -> str:
+    """A text with its {columns} filled; "" if one of the cells is empty. {a|b}: the first column that is not empty."""
+    texts = {}
+    for placeholder in PLACEHOLDER.findall(template):
+        columns = [placeholder, *placeholder.split("|")]
+        texts[placeholder] = next(filter(None, (cell_text(row.get(column)) for column in columns)), "")
+    return PLACEHOLDER.sub(lambda match: texts[match[1]], template) if all(texts.values()) else ""
