@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from qilin.dataset.reader import open_dataset
-from qilin.evaluate.items import items_of
-from qilin.evaluate.predict import image_of
+from qilin.evaluate.items import iter_items
+from qilin.evaluate.predict import image_loader
 from qilin.model.generate import Request, answer_all, prepare
 from qilin.model.llava import load_model
 
@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     asked = parser.parse_args()
     data = open_dataset(asked.dataset)
-    items = [i for i in items_of(data.samples(asked.split), "描述") if i.kind == "vqa"][: asked.questions]
+    items = [i for i in iter_items(data.samples(asked.split), "描述") if i.kind == "vqa"][: asked.questions]
     items.sort(key=lambda item: -len(item.question))
-    show, loaded = image_of(data), load_model(asked.model)
+    show, loaded = image_loader(data), load_model(asked.model)
     requests = [Request(list(item.messages), [show(i) for i in item.image_ids]) for item in items]
 
     def plain() -> int:

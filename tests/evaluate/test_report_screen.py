@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_evaluate import config_for, dataset, table_model  # noqa: F401
 
+from builders.evaluation import config_for
 from qilin.evaluate.compare import compare_command
 from qilin.evaluate.config import CompareConfig
 from qilin.evaluate.run import evaluate
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.story
 
 
 @pytest.fixture
-def pages(table_model: dict[str, Any], dataset: Path, tmp_path: Path) -> dict[str, Path]:  # noqa: F811
+def pages(lookup_model: dict[str, Any], dataset: Path, tmp_path: Path) -> dict[str, Path]:
     """An evaluation's report, and a comparison with the same answers made worse."""
-    evaluate(config_for(table_model, dataset, tmp_path / "a"))
+    evaluate(config_for(lookup_model, dataset, tmp_path / "a"))
     lines = (tmp_path / "a" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     worse = [json.loads(line) | ({"prediction": "右侧"} if i % 3 == 0 else {}) for i, line in enumerate(lines)]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in worse), encoding="utf-8")

@@ -1,12 +1,12 @@
-"""`qilin compare A B`: two systems on the same questions, by a paired test that flips and draws images.
+"""`qilin compare A B`: a paired comparison of two systems on the same questions.
 
-In: two evaluation folders or prediction files with the same ids. Out: differences with intervals and p-values, on
-screen, as JSON, and with `--report` a page with both answers beside each image.
+In: two evaluation folders or prediction files with the same ids. Out: differences with bootstrap intervals and p-values
+by sign flips, both over independent images, as a table or JSON, and with `--report` as a page with the answers of both
+systems beside each image. N rows.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,177 +16,196 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qilin.core.errors import UserError
+from qilin.core.files import to_json
+from qilin.core.llm_client import Endpoint
 from qilin.dataset.reader import open_dataset
 from qilin.evaluate.config import CompareConfig
-from qilin.evaluate.items import is_caption, is_closed, read_rows
+from qilin.evaluate.controls.controls_file import CONTROLS_FILE, read_controls
+from qilin.evaluate.controls.training_set import read_hashes
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.score import CONTROLS_FILE, read_controls
-from qilin.evaluate.scoring.aggregate import exact, verdict_of
-from qilin.evaluate.scoring.bootstrap import clusters, compare
-from qilin.evaluate.scoring.captions import read_fact_source
+from qilin.evaluate.results import CAPTION_VERDICT, Prediction, Verdict, read_predictions
+from qilin.evaluate.score import clusters_and_facts
+from qilin.evaluate.scoring.answers import exact_match, judge_prediction
+from qilin.evaluate.scoring.bootstrap import compare_paired
+from qilin.evaluate.scoring.captions import FactSource
+from qilin.evaluate.scoring.llm_judge import judge_pairs
 from qilin.text.facts import DEFAULT_VOCABULARY
 
-Row = Mapping[str, Any]
+# A row's verdict and score (1 or 0, or the fact F1 of a caption)
+RowScore = tuple[Verdict, float]
 
 
 def compare_command(config: CompareConfig) -> dict[str, Any]:
-    """Print (or write as JSON) how two systems differ; returns the result."""
-    from qilin.evaluate.controls.training_set import phashes
-
+    """Prints how two systems differ, as a table or JSON; returns the result."""
     files = [path / "predictions.jsonl" if path.is_dir() else path for path in (config.a, config.b)]
-    rows_a = read_rows(files[0])
-    rows_b = matched(rows_a, read_rows(files[1]), files)
-    data = open_dataset(config.dataset) if config.dataset else None
-    kept = read_controls(files[0].parent / CONTROLS_FILE, rows_a)
-    phash = phashes(data) if data else kept["phash"]
-    cluster = clusters(
-        [row.get("image_ids") or () for row in rows_a], [row.get("group") or "" for row in rows_a], phash
+    predictions_a = read_predictions(files[0])
+    predictions_b = align(predictions_a, read_predictions(files[1]), files)
+    dataset = open_dataset(config.dataset) if config.dataset else None
+    stored = read_controls(files[0].parent / CONTROLS_FILE, predictions_a)
+    hashes = read_hashes(dataset) if dataset else stored.hashes
+    cluster, facts = clusters_and_facts(predictions_a, stored, dataset, hashes)
+    result, scores_a, scores_b = compare_predictions(
+        predictions_a, predictions_b, cluster, facts, config.resamples, config.seed
     )
-    facts = kept["facts"] if data is None and kept["facts"] else read_fact_source(data.path if data else None)
-    found, marks = compare_rows(rows_a, rows_b, cluster, facts, config.resamples, config.seed)
     if config.judge is not None and config.endpoint is not None:
-        from qilin.core.llm_client import Endpoint
-        from qilin.evaluate.scoring.llm_judge import judge_pairs
-
         cache = (config.a if config.a.is_dir() else config.a.parent) / "judge.sqlite"
         judge = Endpoint(config.endpoint, config.judge, cache=cache, budget=config.budget, seed=config.seed)
-        found["judge"] = judge_pairs(rows_a, rows_b, cluster, judge, config.resamples, config.seed)
-    found["names"] = {"a": name_of(config.a), "b": name_of(config.b)}
-    judge_manifest = found["judge"]["judge"] if "judge" in found else None
-    found["manifest"] = {"a": str(files[0]), "b": str(files[1]), "seed": config.seed, "judge": judge_manifest}
-    found["manifest"] |= scoring_manifest()
-    if config.report is not None and data is not None:
-        from qilin.evaluate.report.comparison import write_comparison
+        result["judge"] = judge_pairs(predictions_a, predictions_b, cluster, judge, config.resamples, config.seed)
+    result["names"] = {"a": system_name(config.a), "b": system_name(config.b)}
+    result["manifest"] = {
+        "a": str(files[0]),
+        "b": str(files[1]),
+        "seed": config.seed,
+        "judge": result["judge"]["judge"] if "judge" in result else None,
+        **scoring_manifest(),
+    }
+    if config.report is not None and dataset is not None:
+        from qilin.evaluate.report.comparison import write_comparison_report
 
-        write_comparison(config.report, found, rows_a, rows_b, marks, data)
+        write_comparison_report(config.report, result, predictions_a, predictions_b, scores_a, scores_b, dataset)
     if config.json:
-        json.dump(found, sys.stdout, ensure_ascii=False, indent=2)
-        print()
+        sys.stdout.write(to_json(result))
     else:
-        show(found)
+        print_comparison(result)
         if config.report:
             print(f"report: {config.report}")
-    return found
+    return result
 
 
-def name_of(path: Path) -> str:
-    """What a person calls a system: its folder, or the folder of its file."""
+def system_name(path: Path) -> str:
+    """The display name of a system: its folder, or its file unless that is predictions.jsonl."""
     if path.is_dir():
         return path.name
     return path.stem if path.stem != "predictions" else path.resolve().parent.name
 
 
-def matched(rows_a: Sequence[Row], rows_b: Sequence[Row], files: Sequence[Path]) -> list[Row]:
-    """B's rows in A's order. Raises UserError where the two are not about the same questions."""
-    by_id = {row["id"]: row for row in rows_b}
-    ids_a = {row["id"] for row in rows_a}
-    for own, other, there in ((ids_a, by_id.keys(), files[1]), (by_id.keys(), ids_a, files[0])):
-        missing = [row_id for row_id in own if row_id not in other]
+def align(
+    predictions_a: Sequence[Prediction], predictions_b: Sequence[Prediction], files: Sequence[Path]
+) -> list[Prediction]:
+    """B's predictions in A's order. Raises UserError unless both have the same ids, questions and references."""
+    by_id = {b.id: b for b in predictions_b}
+    ids_a = {a.id for a in predictions_a}
+    for ids, other_ids, other_file in ((ids_a, by_id.keys(), files[1]), (by_id.keys(), ids_a, files[0])):
+        missing = [row_id for row_id in ids if row_id not in other_ids]
         if missing:
             raise UserError(
-                f"{there}: {len(missing)} ids of the other file are missing, such as {missing[0]}; a paired test needs "
-                "both systems' answers to every question"
+                f"{other_file}: {len(missing)} ids of the other file are missing, such as {missing[0]}; a paired test "
+                "needs the answers of both systems to every question"
             )
-    for row in rows_a:
-        for field in ("question", "reference"):
-            if row[field] != by_id[row["id"]][field]:
+    for a in predictions_a:
+        for name in ("question", "reference"):
+            value_a, value_b = getattr(a, name), getattr(by_id[a.id], name)
+            if value_a != value_b:
                 raise UserError(
-                    f"{files[1]}: {field} of {row['id']} is {by_id[row['id']][field]!r}, in {files[0]} it is "
-                    f"{row[field]!r}; expected the same questions"
+                    f"{files[1]}: {name} of {a.id} is {value_b!r}, in {files[0]} it is {value_a!r}; expected the same "
+                    "questions"
                 )
-    return [by_id[row["id"]] for row in rows_a]
+    return [by_id[a.id] for a in predictions_a]
 
 
-def compare_rows(
-    rows_a: Sequence[Row], rows_b: Sequence[Row], cluster: NDArray[np.int64], facts: Any, resamples: int, seed: int
-) -> tuple[dict[str, Any], list[tuple[str, str, float, float]]]:
-    """{part: {"n", "a", "b", "difference", "interval", "p_value", …}}, and each row's (rule, rule, mark, mark)."""
-    caption = np.array([is_caption(row) for row in rows_a], dtype=bool)
-    marks: list[tuple[str, str, float, float]] = []
-    strict: list[tuple[float, float]] = []
-    for row, other, one in zip(rows_a, rows_b, caption, strict=True):
-        if one:
-            scores = [
-                facts.compare(row.get("image_ids") or (), row["reference"], r["prediction"]) for r in (row, other)
-            ]
-            marks.append(("caption", "caption", scores[0].f1, scores[1].f1))
-            strict.append((0.0, 0.0))
-        else:
-            said = [verdict_of(row, r["prediction"]) for r in (row, other)]
-            marks.append((said[0].rule, said[1].rule, float(said[0].correct is True), float(said[1].correct is True)))
-            strict.append(
-                (float(exact(row["prediction"], row["reference"])), float(exact(other["prediction"], row["reference"])))
-            )
-    a, b = np.array([m[2] for m in marks]), np.array([m[3] for m in marks])
+def compare_predictions(
+    predictions_a: Sequence[Prediction],
+    predictions_b: Sequence[Prediction],
+    cluster: NDArray[np.int64],
+    facts: FactSource,
+    resamples: int,
+    seed: int,
+) -> tuple[dict[str, Any], list[RowScore], list[RowScore]]:
+    """{subset: {"n", "a", "b", "difference", "interval", "p_value", …}}, and the score of each row of A and of B.
 
-    def part(
-        chosen: NDArray[np.bool_], first: NDArray[np.float64] = a, second: NDArray[np.float64] = b
-    ) -> dict[str, Any]:
-        if not chosen.any():
+    `predictions_b` are aligned with `predictions_a`, whose answer types and choices count for both; `cluster` is (N,).
+    """
+    answers = [[p.prediction for p in rows] for rows in (predictions_a, predictions_b)]
+    scores_a, scores_b = (
+        [score_answer(p, text, facts) for p, text in zip(predictions_a, texts, strict=True)] for texts in answers
+    )
+    values = [np.array([value for _, value in scores]) for scores in (scores_a, scores_b)]
+    exact = [
+        np.array([float(exact_match(text, p.reference)) for p, text in zip(predictions_a, texts, strict=True)])
+        for texts in answers
+    ]
+
+    def compare_subset(mask: NDArray[np.bool_], pair: Sequence[NDArray[np.float64]] = values) -> dict[str, Any]:
+        if not mask.any():
             return {"n": 0, "reason": "no such rows"}
-        result = compare(first[chosen], second[chosen], cluster[chosen], resamples, seed)
+        a, b = (row_values[mask] for row_values in pair)
+        paired = compare_paired(a, b, cluster[mask], resamples, seed)
         return {
-            "n": int(chosen.sum()),
-            "a": float(first[chosen].mean()),
-            "b": float(second[chosen].mean()),
-            "difference": result.difference,
-            "interval": list(result.interval) if result.interval else None,
-            "p_value": result.p_value,
-            "clusters": result.clusters,
-            "only_a": int((first[chosen] > second[chosen]).sum()),
-            "only_b": int((first[chosen] < second[chosen]).sum()),
+            "n": int(mask.sum()),
+            "a": float(a.mean()),
+            "b": float(b.mean()),
+            "difference": paired.difference,
+            "interval": list(paired.interval) if paired.interval else None,
+            "p_value": paired.p_value,
+            "clusters": paired.clusters,
+            "only_a": int((a > b).sum()),
+            "only_b": int((a < b).sum()),
         }
 
-    closed = np.array([not one and is_closed(row) for row, one in zip(rows_a, caption, strict=True)], dtype=bool)
-    types = [None if one else row.get("question_type") for row, one in zip(rows_a, caption, strict=True)]
-    found: dict[str, Any] = {
-        "all": part(~caption),
-        "exact": part(~caption, np.array([s[0] for s in strict]), np.array([s[1] for s in strict])),
-        "closed": part(closed),
-        "open": part(~caption & ~closed),
-        "captions": part(caption),
+    caption = np.array([p.is_caption for p in predictions_a], dtype=bool)
+    closed = np.array([not p.is_caption and p.is_closed for p in predictions_a], dtype=bool)
+    types = [None if p.is_caption else p.question_type for p in predictions_a]
+    result: dict[str, Any] = {
+        "all": compare_subset(~caption),
+        "exact": compare_subset(~caption, exact),
+        "closed": compare_subset(closed),
+        "open": compare_subset(~caption & ~closed),
+        "captions": compare_subset(caption),
         "by_question_type": {
-            str(name): part(np.array([other == name for other in types], dtype=bool))
+            name: compare_subset(np.array([other == name for other in types], dtype=bool))
             for name in sorted({name for name in types if name})
         },
+        "vocabulary": "default" if facts.vocabulary is DEFAULT_VOCABULARY else "of the dataset",
     }
-    found["vocabulary"] = "default" if facts.vocabulary is DEFAULT_VOCABULARY else "of the dataset"
-    return found, marks
+    return result, scores_a, scores_b
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """The differences as a table."""
+def score_answer(prediction: Prediction, answer: str, facts: FactSource) -> RowScore:
+    """Scores an answer to the question of `prediction`: 1 if correct, else 0; a caption by its fact F1."""
+    if prediction.is_caption:
+        return CAPTION_VERDICT, facts.compare(prediction.image_ids, prediction.reference, answer).f1
+    verdict = judge_prediction(prediction, answer)
+    return verdict, float(verdict.correct is True)
+
+
+def print_comparison(result: Mapping[str, Any]) -> None:
+    """Prints the differences as a table."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    names = found["names"]
+    names = result["names"]
     table = Table(title=f"A {names['a']}  B {names['b']}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("", "n", "A", "B", "A - B", "interval", "p", "A:B"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    parts = [(name, found[name]) for name in ("all", "exact", "closed", "open", "captions")]
-    for name, part in [*parts, *found["by_question_type"].items()]:
-        if part["n"]:
-            span = part["interval"]
+    subsets = [(name, result[name]) for name in ("all", "exact", "closed", "open")]
+    subsets += [("captions (facts)", result["captions"]), *result["by_question_type"].items()]
+    for name, block in subsets:
+        if block["n"]:
+            interval = block["interval"]
             table.add_row(
-                {"captions": "captions (facts)"}.get(name, name), str(part["n"]), f"{part['a']:.3f}",
-                f"{part['b']:.3f}", f"{part['difference']:+.3f}",
-                f"{span[0]:+.3f} {span[1]:+.3f}" if span else "–", f"{part['p_value']:.4f}",
-                f"{part['only_a']}:{part['only_b']}",
-            )  # fmt: skip
+                name,
+                str(block["n"]),
+                f"{block['a']:.3f}",
+                f"{block['b']:.3f}",
+                f"{block['difference']:+.3f}",
+                f"{interval[0]:+.3f} {interval[1]:+.3f}" if interval else "–",
+                f"{block['p_value']:.4f}",
+                f"{block['only_a']}:{block['only_b']}",
+            )
     console.print(table)
-    if "judge" in found:
-        j = found["judge"]
+    if "judge" in result:
+        judge = result["judge"]
         console.print(
-            f"judge {j['judge']['model']}, both orders: A wins {j['a']}, B wins {j['b']}, ties {j['tie']}, "
-            f"contradicted itself {j['contradicted']}, unreadable {j['unreadable']}, alike {j['alike']}; A - B "
-            f"{j['difference']:+.3f}, p {j['p_value']:.4f}"
+            f"judge {judge['judge']['model']}, both orders: A wins {judge['a']}, B wins {judge['b']}, "
+            f"ties {judge['tie']}, contradicted itself {judge['contradicted']}, unreadable {judge['unreadable']}, "
+            f"identical answers {judge['alike']}; A - B {judge['difference']:+.3f}, p {judge['p_value']:.4f}"
         )
-    independent = max(found[name].get("clusters", 0) for name in ("all", "captions"))
+    clusters = max(result[name].get("clusters", 0) for name in ("all", "captions"))
     console.print(
-        f"paired; 95 % interval by bootstrap, p by sign flips, both over {independent} independent images or groups; "
-        "A:B rows that only one has right. "
-        "The rows by question type are many looks at one thing: read their p with care.",
+        f"paired test over {clusters} independent images or groups: 95 % bootstrap interval, p by sign flips; "
+        "A:B counts the rows that only A or only B has right. "
+        "p-values by question type are not corrected for multiple comparisons.",
         style="dim",
     )

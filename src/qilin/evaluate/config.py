@@ -1,123 +1,133 @@
-"""What `qilin evaluate` and `qilin score` can be told; free of torch."""
+"""The options of `qilin evaluate`, `qilin score` and `qilin compare`; free of torch."""
 
 from pathlib import Path
 from typing import Literal
 
 from qilin.core.config import config_class, option
 
-# What the published figure of Qilin-Med-VL asks before a caption.
+# The instruction before a caption in the published figure of Qilin-Med-VL.
 CAPTION_PROMPT = "根据图中的信息，撰写一段描述性文本。"
 
 
 @config_class
 class EvaluateConfig:
-    """Answer a split's questions with a model, score the answers with controls, write a report."""
+    """Answer the questions of a split with a model, score the answers against controls, and write a report."""
 
-    model: str | None = option(default=None, help="model folder, hub id, or the model's name at --endpoint")
+    model: str | None = option(default=None, help="model folder or hub id; with --endpoint, the model's name there")
     dataset: Path | None = option(default=None, help="dataset folder")
-    split: str = option(default="test", help="which split to answer")
+    split: str = option(default="test", help="split to evaluate")
     endpoint: str | None = option(
-        default=None, help="ask MODEL at this OpenAI-compatible address, such as http://127.0.0.1:8000/v1"
+        default=None, help="base URL of an OpenAI-compatible service that runs MODEL, such as http://127.0.0.1:8000/v1"
     )
-    concurrency: int = option(default=8, help="endpoint: questions asked at once")
-    budget: int | None = option(default=None, help="endpoint: tokens that may be spent in each pass over the questions")
+    concurrency: int = option(default=8, help="maximum number of concurrent requests to the endpoint")
+    budget: int | None = option(
+        default=None, help="maximum number of tokens per pass over the questions at the endpoint"
+    )
     reproduce: Path | None = option(
-        default=None, help="run the evaluation of this scores.json again, from nothing, and compare"
+        default=None, help="repeat the evaluation of this scores.json and compare the scores"
     )
     out: Path = option(default=Path("evaluation"), help="folder for predictions.jsonl, scores.json and report.html")
     train: Path | None = option(
-        default=None, help="dataset folder the model learnt from; default: the one its qilin.json names"
+        default=None, help="dataset folder of the training data; default: the one that the model's qilin.json names"
     )
-    batch: int = option(default=16, help="questions answered at once")
+    batch_size: int = option(default=16, help="questions per batch")
     protocol: str = option(
-        default="plain", help="ask as for this test set (slake-zh, …); plain: the questions as the dataset has them"
+        default="plain", help="prompt protocol of a test set (slake-zh, …); plain: the questions as in the dataset"
     )
-    max_new_tokens: int | None = option(default=None, help="longest answer, in tokens; default: the protocol's (64)")
-    caption_tokens: int = option(default=256, help="longest caption, in tokens")
+    max_new_tokens: int | None = option(
+        default=None, help="maximum answer length in tokens; default: the protocol's (64 for plain)"
+    )
+    caption_tokens: int = option(default=256, help="maximum caption length in tokens")
     caption_prompt: str | None = option(
-        default=None, help="what is asked for a caption; default: as in training, else the paper's words"
+        default=None, help="prompt for captions; default: the first training instruction, else the paper's"
     )
-    shuffles: int = option(default=5, help="derangements of the images for the shuffled control; 0 leaves it out")
-    controls: bool = option(default=True, help="also answer from the mean image and from shuffled images")
+    shuffles: int = option(default=5, help="image derangements for the shuffled control; 0 disables it")
+    controls: bool = option(default=True, help="also answer with mean, blank and shuffled images")
     resamples: int = option(default=2000, help="bootstrap resamples for the intervals")
-    limit: int | None = option(default=None, help="only the first N samples of the split; the report says so")
-    seed: int = option(default=0, help="of derangements and bootstrap")
+    limit: int | None = option(default=None, help="evaluate only the first N samples; the report states the limit")
+    seed: int = option(default=0, help="random seed of derangements and bootstrap")
     device: str = option(default="auto", help="auto, cpu, cuda, …")
     dtype: str = option(default="auto", help="auto, fp32, bf16")
     label: str | None = option(
-        default=None, help="words for a banner over the report, such as 'quick run'; default: the model's own label"
+        default=None, help="text of a banner at the top of the report, such as 'quick run'; default: the model's own"
     )
     json: bool = option(default=False, help="print scores.json instead of a table")
 
     def __post_init__(self) -> None:
         if self.reproduce is None and (self.model is None or self.dataset is None):
-            raise ValueError("name a model and a dataset folder: qilin evaluate MODEL DATASET")
+            raise ValueError("model and dataset are required: qilin evaluate MODEL DATASET")
         if self.reproduce is not None and self.endpoint is not None:
-            raise ValueError("--reproduce takes the endpoint from scores.json; leave --endpoint out")
+            raise ValueError("--reproduce takes the endpoint from scores.json; remove --endpoint")
         if self.endpoint is None and self.budget is not None:
-            raise ValueError("--budget is for --endpoint")
-        for name in ("batch", "max_new_tokens", "caption_tokens", "resamples", "concurrency"):
-            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.shuffles < 0 or (self.limit is not None and self.limit < 1):
-            raise ValueError("shuffles and limit count something: expected shuffles >= 0 and limit >= 1")
+            raise ValueError("--budget applies only with --endpoint")
+        for name in ("batch_size", "max_new_tokens", "caption_tokens", "resamples", "concurrency", "limit"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("shuffles", self.shuffles, 0)
 
 
 @config_class
 class ScoreConfig:
-    """Score predictions that any system made."""
+    """Score the predictions of any system."""
 
-    file: Path = option(help="JSONL rows with id, question, reference, prediction and, where known, the other fields")
+    file: Path = option(help="JSONL file with id, question, reference, prediction and optional fields per row")
     train: Path | None = option(
         default=None,
-        help="dataset folder the system learnt from, for the controls and parts that need training answers",
+        help="dataset folder of the system's training data, for the controls and subsets that need training answers",
     )
     dataset: Path | None = option(
-        default=None, help="dataset folder of the questions: near-duplicate clusters, caption facts, nearest neighbour"
+        default=None,
+        help="dataset folder of the questions, for near-duplicate clusters, caption facts and the nearest neighbour",
     )
     rows: Path | None = option(
-        default=None, help="write each row's id, correct (true, false, null for unparsable) and rule here"
+        default=None, help="write the id, correct (true, false, null for unparsable) and rule of every row to this file"
     )
     scorer: Literal["medevalkit", "vlmevalkit", "evalscope", "lmms-eval"] | None = option(
-        default=None, help="score as this kit would, its mistakes included; where it guesses, its mean guess counts"
+        default=None,
+        help="score as this toolkit would, including its mistakes; a random guess counts as its expected score",
     )
-    compare: bool = option(default=False, help="print Qilin's score beside those of four kits")
+    compare: bool = option(default=False, help="print Qilin's score beside those of four toolkits")
     resamples: int = option(default=2000, help="bootstrap resamples for the intervals")
-    seed: int = option(default=0, help="of the bootstrap")
+    seed: int = option(default=0, help="random seed of the bootstrap")
     json: bool = option(default=False, help="print the scores as JSON")
 
     def __post_init__(self) -> None:
         if self.scorer and self.compare:
-            raise ValueError("--scorer prints one kit's score and --compare all of them: give one of the two")
+            raise ValueError("--scorer prints one toolkit's score and --compare all of them: choose one of the two")
         if self.scorer and (self.train or self.dataset):
-            raise ValueError("--scorer scores as that kit would, which knows no --train and no --dataset")
-        if self.resamples < 1:
-            raise ValueError(f"resamples is {self.resamples}; expected at least 1")
+            raise ValueError(
+                "--scorer scores as that toolkit would, without training data: remove --train and --dataset"
+            )
+        check_at_least("resamples", self.resamples, 1)
 
 
 @config_class
 class CompareConfig:
-    """Two systems' answers to the same questions: which is better, and how sure that is."""
+    """Compare the answers of two systems to the same questions, with intervals and p-values."""
 
-    a: Path = option(help="an evaluation's folder, or a JSONL file of predictions")
-    b: Path = option(help="the other one: the same ids, questions and references")
+    a: Path = option(help="evaluation folder, or JSONL file of predictions")
+    b: Path = option(help="the other one, with the same ids, questions and references")
     dataset: Path | None = option(
         default=None, help="dataset folder of the questions, for near-duplicate clusters, caption facts and images"
     )
-    report: Path | None = option(default=None, help="write a page here with both answers beside each image")
+    report: Path | None = option(default=None, help="write a page with the answers of both systems beside each image")
     judge: str | None = option(
-        default=None, help="a language model at --endpoint that also judges the pairs, in both orders"
+        default=None, help="language model at --endpoint that also judges each pair of answers, in both orders"
     )
-    endpoint: str | None = option(default=None, help="OpenAI-compatible address of the judge")
-    budget: int | None = option(default=None, help="tokens that the judge may cost")
+    endpoint: str | None = option(default=None, help="base URL of the judge's OpenAI-compatible service")
+    budget: int | None = option(default=None, help="maximum number of tokens for the judge")
     resamples: int = option(default=10_000, help="bootstrap resamples and sign flips")
-    seed: int = option(default=0, help="of bootstrap and sign flips")
+    seed: int = option(default=0, help="random seed of bootstrap and sign flips")
     json: bool = option(default=False, help="print the result as JSON")
 
     def __post_init__(self) -> None:
         if self.report is not None and self.dataset is None:
-            raise ValueError("--report shows the images: give --dataset too")
+            raise ValueError("--report shows the images: add --dataset")
         if (self.judge is None) != (self.endpoint is None):
-            raise ValueError("--judge and --endpoint go together: which model judges, and where it is served")
-        if self.resamples < 1:
-            raise ValueError(f"resamples is {self.resamples}; expected at least 1")
+            raise ValueError("--judge (model name) and --endpoint (its URL) go together: give both or neither")
+        check_at_least("resamples", self.resamples, 1)
+
+
+def check_at_least(name: str, value: int | None, minimum: int) -> None:
+    """Raises ValueError with the option's name where a value is below the minimum; None is allowed."""
+    if value is not None and value < minimum:
+        raise ValueError(f"{name} is {value}; expected at least {minimum}")

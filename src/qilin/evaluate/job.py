@@ -1,143 +1,152 @@
-"""What one evaluation is about: its settings opened and checked, and the folder that is kept for it alone.
+"""One evaluation, opened and checked, and the output folder that belongs to it.
 
-In: EvaluateConfig. Out: Work, and the identity by which a second call knows its own folder.
+In: EvaluateConfig. Out: EvaluationJob, and the identity by which a second run recognizes its own output folder.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.benchmarks import benchmark_of
+from qilin.core.files import read_json, to_json, write_atomic
+from qilin.dataset.benchmarks import find_benchmark
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.evaluate.config import CAPTION_PROMPT, EvaluateConfig
-from qilin.evaluate.controls.training_set import Training, read_training
-from qilin.evaluate.items import Item, items_of
+from qilin.evaluate.controls.training_set import TrainingSet, read_training_set
+from qilin.evaluate.items import Item, iter_items
 from qilin.evaluate.manifest import config_hash, model_hash
-from qilin.evaluate.prompts import Protocol, protocol_of, put
+from qilin.evaluate.prompts import Protocol, apply_prompt, get_protocol
 
-STATE = "evaluation.json"
+STATE_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one evaluation is about, opened and checked."""
+class EvaluationJob:
+    """The inputs of one evaluation."""
 
     config: EvaluateConfig
     model: str
-    data: Dataset
+    dataset: Dataset
     items: Sequence[Item]
-    training: Training | None
-    no_training: str  # why there is none; "" where there is
-    card: Mapping[str, Any]
-    prompt: str  # what asks for a caption
+    training: TrainingSet | None
+    no_training_reason: str  # "" with training data
+    qilin_json: Mapping[str, Any]  # of the model; empty for a remote or foreign one
+    caption_prompt: str
     protocol: Protocol
 
     @property
     def max_new_tokens(self) -> int:
-        """The longest answer: as the settings say, else as the protocol does."""
+        """The maximum answer length in tokens: the config's, else the protocol's."""
         return self.config.max_new_tokens or self.protocol.max_new_tokens
 
-
-def prepare(config: EvaluateConfig) -> Work:
-    """Open everything that the settings name."""
-    assert config.model is not None, "the settings' own check sees to the model"
-    assert config.dataset is not None, "the settings' own check sees to the dataset"
-    data = open_dataset(config.dataset)
-    samples = data.samples(config.split)
-    card_file = Path(config.model) / "qilin.json"
-    ours = config.endpoint is None and card_file.is_file()
-    card = json.loads(card_file.read_text(encoding="utf-8")) if ours else {}
-    prompt = config.caption_prompt or next(iter(card.get("instructions") or []), CAPTION_PROMPT)
-    chosen = samples if config.limit is None else samples[: config.limit]
-    protocol = protocol_of(config.protocol)
-    items = [put(item, protocol) for item in items_of(chosen, prompt)]
-    training, why = training_of(config, card, data, prompt)
-    return Work(config, config.model, data, items, training, why, card, prompt, protocol)
+    @property
+    def label(self) -> str | None:
+        """The banner of the report: the config's, else the model's."""
+        return self.config.label or self.qilin_json.get("label")
 
 
-def training_of(
-    config: EvaluateConfig, card: Mapping[str, Any], data: Dataset, prompt: str
-) -> tuple[Training | None, str]:
-    """The training data: what --train names, else the first folder of qilin.json that is still what it was."""
+def open_job(config: EvaluateConfig) -> EvaluationJob:
+    """Opens everything that the config names. Raises UserError for what cannot be used."""
+    assert config.model is not None, "EvaluateConfig checks this"
+    assert config.dataset is not None, "EvaluateConfig checks this"
+    dataset = open_dataset(config.dataset)
+    path = Path(config.model) / "qilin.json"
+    qilin_json = read_json(path) if config.endpoint is None and path.is_file() else {}
+    caption_prompt = config.caption_prompt or next(iter(qilin_json.get("instructions") or []), CAPTION_PROMPT)
+    protocol = get_protocol(config.protocol)
+    samples = dataset.samples(config.split)
+    samples = samples if config.limit is None else samples[: config.limit]
+    items = [apply_prompt(item, protocol) for item in iter_items(samples, caption_prompt)]
+    training, reason = find_training_set(config, qilin_json, dataset, caption_prompt)
+    return EvaluationJob(config, config.model, dataset, items, training, reason, qilin_json, caption_prompt, protocol)
+
+
+def find_training_set(
+    config: EvaluateConfig, qilin_json: Mapping[str, Any], dataset: Dataset, caption_prompt: str
+) -> tuple[TrainingSet | None, str]:
+    """The training data, or None with the reason: --train, else the first folder of qilin.json with the same hash."""
     if config.train is not None:
-        found = read_training(open_dataset(config.train), prompt)
-        if found is None:
-            raise UserError(f"{config.train}: has no train split; --train names the dataset the model learnt from")
-        return found, ""
-    named = card.get("data") or []
-    if not named:
-        return None, "the model does not say what it learnt from; give --train DATASET"
-    for source in named:
-        # The folder may have moved; the dataset that is evaluated is often the very one.
-        if source["hash"] == data.hash:
-            return read_training(data, prompt), ""
+        training = read_training_set(open_dataset(config.train), caption_prompt)
+        if training is None:
+            raise UserError(
+                f"{config.train}: has no train split; --train expects the dataset folder of the training data"
+            )
+        return training, ""
+    sources = qilin_json.get("data") or []
+    if not sources:
+        return None, "the model does not name its training data; add --train DATASET"
+    for source in sources:
+        # The evaluated dataset often is the training dataset, even where its folder has moved.
+        if source["hash"] == dataset.hash:
+            return read_training_set(dataset, caption_prompt), ""
         path = Path(source["path"])
         if (path / "manifest.json").is_file():
-            there = open_dataset(path)
-            if there.hash == source["hash"]:
-                return read_training(there, prompt), ""
-    return None, f"the training data {named[0]['path']} is not there, or has changed; give --train DATASET"
+            candidate = open_dataset(path)
+            if candidate.hash == source["hash"]:
+                return read_training_set(candidate, caption_prompt), ""
+    return None, f"the training data {sources[0]['path']} is missing or has changed; add --train DATASET"
 
 
-def identity_of(work: Work) -> dict[str, Any]:
-    """What decides the answers: two evaluations with the same identity have the same predictions."""
-    s = work.config
-    split = work.data.split_hash(s.split)
+def job_identity(job: EvaluationJob) -> dict[str, Any]:
+    """Everything that determines the answers: evaluations with the same identity have the same predictions."""
+    config = job.config
+    split_sha256 = job.dataset.split_hash(config.split)
+    if config.endpoint is None:
+        model = {"path": job.model, "sha256": model_hash(job.model)}
+    else:
+        model = {"path": job.model, "sha256": None, "endpoint": config.endpoint}
     return {
-        "model": (
-            {"path": s.model, "sha256": model_hash(work.model)}
-            if s.endpoint is None
-            else {"path": s.model, "sha256": None, "endpoint": s.endpoint}
-        ),
+        "model": model,
         "dataset": {
-            "path": str(s.dataset),
-            "hash": work.data.hash,
-            "split": s.split,
-            "split_sha256": split,
-            "benchmark": benchmark_of(split),
-            "limit": s.limit,
+            "path": str(config.dataset),
+            "hash": job.dataset.hash,
+            "split": config.split,
+            "split_sha256": split_sha256,
+            "benchmark": find_benchmark(split_sha256),
+            "limit": config.limit,
         },
-        "train": {"hash": work.training.data.hash} if work.training else None,
+        "train": {"hash": job.training.dataset.hash} if job.training else None,
         "decoding": {
             "method": "greedy",
-            "max_new_tokens": work.max_new_tokens,
-            "caption_tokens": s.caption_tokens,
-            "dtype": s.dtype,
+            "max_new_tokens": job.max_new_tokens,
+            "caption_tokens": config.caption_tokens,
+            "dtype": config.dtype,
         },
         "prompt": {
-            "protocol": s.protocol,
-            "caption": work.prompt,
-            "template": work.card.get("template"),
-            **{f"under {kind} questions": getattr(work.protocol, kind) for kind in ("open", "closed", "choice")},
+            "protocol": config.protocol,
+            "caption": job.caption_prompt,
+            "template": job.qilin_json.get("template"),
+            **{f"under {name} questions": getattr(job.protocol, name) for name in ("open", "closed", "choice")},
         },
-        "seed": s.seed,
+        "seed": config.seed,
     }
 
 
-def claim(out: Path, identity: Mapping[str, Any]) -> None:
-    """Make `out` ours, or go on where the same evaluation stopped. Raises UserError if it holds another one."""
-    state = out / STATE
-    named = identity["model"]
-    plain = {**identity, "model": named["sha256"] or " at ".join(filter(None, (named["path"], named.get("endpoint"))))}
-    # Where the data lies, and whether this version knows its name, decide no answer.
-    plain["dataset"] = {k: v for k, v in identity["dataset"].items() if k not in ("path", "benchmark")}
-    if state.is_file():
-        before = json.loads(state.read_text(encoding="utf-8"))
-        if config_hash(before) != config_hash(plain):
-            other = ", ".join(key for key in plain if before.get(key) != plain[key])
-            raise UserError(f"{out}: holds another evaluation (different: {other}); name another --out, or remove it")
+def bind_output_dir(out: Path, identity: Mapping[str, Any]) -> None:
+    """Creates `out` for this evaluation, or accepts the folder of an interrupted or finished run of the same one.
+
+    Raises UserError if the folder belongs to another evaluation or has other contents.
+    """
+    model = identity["model"]
+    state = {
+        **identity,
+        "model": model["sha256"] or " at ".join(filter(None, (model["path"], model.get("endpoint")))),
+        # The dataset's path and benchmark name do not change the answers.
+        "dataset": {k: v for k, v in identity["dataset"].items() if k not in ("path", "benchmark")},
+    }
+    path = out / STATE_FILE
+    if path.is_file():
+        previous = read_json(path)
+        if config_hash(previous) != config_hash(state):
+            different = ", ".join(name for name in state if previous.get(name) != state[name])
+            raise UserError(
+                f"{out}: belongs to another evaluation (different: {different}); choose another --out, or remove it"
+            )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: already holds something that is no evaluation; name an empty or new folder")
+        raise UserError(f"{out}: is not empty and not an evaluation folder; choose an empty or new folder for --out")
     out.mkdir(parents=True, exist_ok=True)
-    state.write_text(json.dumps(plain, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def label_of(work: Work) -> str | None:
-    """The words over the report: those of the settings, else those of the model."""
-    return work.config.label or work.card.get("label")
+    write_atomic(path, to_json(state))

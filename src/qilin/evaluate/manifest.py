@@ -1,6 +1,6 @@
-"""Where a score comes from: model, data, prompt, decoding, scorer, code, versions, machine, time.
+"""The provenance of a score: scorer, code, versions, machine, time; and the hashes that identify model and settings.
 
-In: folders and settings. Out: the manifest of scores.json, and the hashes by which a second run knows the first.
+In: folders and settings. Out: parts of the manifest in scores.json.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import qilin
+from qilin.core.files import sha256_file
 from qilin.core.provenance import code_hash, machine, versions
 from qilin.evaluate.scoring.answers import SCORER_VERSION
 
@@ -26,31 +27,31 @@ PACKAGES = (  # whose versions can change a score
     "opencc-python-reimplemented",
     "pillow",
 )
-# What decides a model's answers: weights, configuration, tokenizer, chat template.
+# Files that determine a model's answers: weights, configuration, tokenizer, chat template.
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
 def model_hash(folder: str | Path) -> str | None:
-    """sha256 over the names and contents of a model folder's own files; None for a hub id."""
+    """sha256 over the names and contents of the files in a model folder; None for a hub id."""
     path = Path(folder)
     if not path.is_dir():
         return None
-    lines = []
-    for file in sorted(path.iterdir()):
-        # qilin.json names paths and the time of the run; it does not change an answer.
-        if file.is_file() and file.suffix in MODEL_SUFFIXES and file.name != "qilin.json":
-            with file.open("rb") as opened:
-                lines.append(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}")
+    lines = [
+        f"{file.name} {sha256_file(file)}"
+        for file in sorted(path.iterdir())
+        # qilin.json holds paths and the time of the run, which do not change an answer.
+        if file.is_file() and file.suffix in MODEL_SUFFIXES and file.name != "qilin.json"
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def config_hash(values: Mapping[str, Any]) -> str:
-    """sha256 of settings that decide the answers."""
+    """sha256 of settings, independent of their order."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def scoring_manifest() -> dict[str, Any]:
-    """The part that every score has, whoever made the predictions."""
+    """The part of the manifest that does not depend on the origin of the predictions."""
     return {
         "scorer": SCORER_VERSION,
         "code": {"version": qilin.__version__, "sha256": code_hash()},

@@ -1,178 +1,174 @@
-"""A model's answers to a split, in resumable passes: as it is, from the mean image, from shuffled images.
+"""Runs a model over a split in resumable passes: with each item's own images, mean images or shuffled images.
 
-In: a model folder, items, and a way to get images. Out: passes/NAME.jsonl rows {id, prediction, confidence} as they
-are made, and predictions.jsonl in the order of the dataset. A pass that was interrupted goes on where it stopped.
+In: items, a function that loads their images, and a local or remote model. Out: passes/NAME.jsonl with rows {id,
+prediction, confidence} as the model generates them. An interrupted pass continues where it stopped.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from qilin.core import llm_client as endpoint
+from qilin.core.files import data_uri
+from qilin.core.llm_client import ChatRequest, Endpoint, complete_all
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import Dataset
-from qilin.dataset.schema import CAPTION_KINDS
-from qilin.evaluate.items import Item, prediction_row, write_jsonl
+from qilin.evaluate.items import Item
 from qilin.imaging.decode import to_rgb
 
-PASSES = "passes"
-# Requests handed over at once: images of these are decoded together, so this bounds memory.
-BATCHES_A_CHUNK = 8
+if TYPE_CHECKING:
+    from qilin.model.generate import Request
+
+PASSES_DIR = "passes"
+# The images of one chunk are decoded together, so this bounds memory.
+BATCHES_PER_CHUNK = 8
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a model said to one item."""
+class ModelAnswer:
+    """A model's answer to one item; confidence is the geometric mean of its token probabilities, 0 to 1."""
 
     prediction: str
     confidence: float | None
 
 
-# Requests and the longest answer in tokens -> what was said to each.
-Ask = Callable[[Sequence[Any], int], Sequence[Said]]
+# (requests, maximum answer length in tokens) -> one answer per request
+AnswerFunction = Callable[[Sequence["Request"], int], Iterable[ModelAnswer]]
+ImageLoader = Callable[[str], Image.Image]  # image_id -> RGB
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One walk over the items: its name, and which image the model is shown in place of an item's own."""
+class InferencePass:
+    """One pass over the items: its name, and the image to show for each of an item's image ids."""
 
     name: str
-    image: Callable[[str], Image.Image]  # image_id -> RGB
+    load_image: ImageLoader
 
 
-def write_predictions(items: Sequence[Item], said: Mapping[str, Said], out: Path) -> list[dict[str, Any]]:
-    """predictions.jsonl in the order of the items; returns its rows."""
-    rows = [prediction_row(item, said[item.id].prediction, said[item.id].confidence) for item in items]
-    write_jsonl(out / "predictions.jsonl", rows)
-    return rows
+def image_loader(dataset: Dataset, cache_size: int = 128) -> ImageLoader:
+    """image_id -> the dataset's image as RGB; caches decoded images, as an image has several questions."""
+    return lru_cache(maxsize=cache_size)(lambda image_id: to_rgb(dataset.image(image_id).bytes))
 
 
-def image_of(data: Dataset, keep: int = 128) -> Callable[[str], Image.Image]:
-    """image_id -> the dataset's image as RGB; the last `keep` stay decoded, as an image has several questions."""
-    return lru_cache(maxsize=keep)(lambda image_id: to_rgb(data.image(image_id).bytes))
-
-
-def answer_pass(
-    load: Callable[[], Any],
+def run_pass(
+    answer: AnswerFunction,
     items: Sequence[Item],
-    this: Pass,
+    inference_pass: InferencePass,
     out: Path,
     *,
-    batch: int,
+    batch_size: int,
     max_new_tokens: int,
     caption_tokens: int,
-    ask: Ask | None = None,
-) -> dict[str, Said]:
-    """Answers to all items, those of an earlier call included. `load` is called only if something is left to answer.
+) -> dict[str, ModelAnswer]:
+    """Item id -> answer. Reads finished answers from the pass file and calls `answer` only for the others."""
+    from qilin.model.generate import Request
 
-    With `ask` (requests, longest answer in tokens -> what was said to each) a service is asked in place of the model.
-    """
-    path = out / PASSES / f"{this.name}.jsonl"
+    path = out / PASSES_DIR / f"{inference_pass.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    said = read_pass(path, {item.id for item in items})
-    left = [item for item in items if item.id not in said]
-    if not left:
-        return said
-    from qilin.model.generate import Request, answer_all
-
-    loaded: Any = load() if ask is None else None
-    with path.open("a", encoding="utf-8") as file, progress(this.name, len(items), len(said)) as advance:
+    answers = read_pass(path, {item.id for item in items})
+    pending = [item for item in items if item.id not in answers]
+    if not pending:
+        return answers
+    title = f"answers, {inference_pass.name.replace('_', ' ')}"
+    with path.open("a", encoding="utf-8") as file, progress_bar(title, len(items), len(answers)) as advance:
         for captions in (False, True):
-            # Long questions first: what does not fit into memory fails at once, and batches hold equal lengths.
-            todo = sorted(
-                (item for item in left if (item.kind in CAPTION_KINDS) == captions), key=_length, reverse=True
-            )
-            for start in range(0, len(todo), batch * BATCHES_A_CHUNK):
-                chunk = todo[start : start + batch * BATCHES_A_CHUNK]
+            # Longest questions first: an out-of-memory error comes at once, and batches have similar lengths.
+            queue = sorted((item for item in pending if item.is_caption == captions), key=_length, reverse=True)
+            chunk_size = batch_size * BATCHES_PER_CHUNK
+            for start in range(0, len(queue), chunk_size):
+                chunk = queue[start : start + chunk_size]
                 requests = [
-                    Request(list(item.messages), [this.image(image_id) for image_id in item.image_ids])
+                    Request(list(item.messages), [inference_pass.load_image(i) for i in item.image_ids])
                     for item in chunk
                 ]
-                longest = caption_tokens if captions else max_new_tokens
-                answers = (
-                    (Said(a.text, a.confidence) for a in answer_all(loaded, requests, batch, longest))
-                    if ask is None
-                    else ask(requests, longest)
-                )
-                for item, answer in zip(chunk, answers, strict=True):
-                    said[item.id] = answer
-                    row = {"id": item.id, "prediction": answer.prediction, "confidence": answer.confidence}
+                max_length = caption_tokens if captions else max_new_tokens
+                for item, model_answer in zip(chunk, answer(requests, max_length), strict=True):
+                    answers[item.id] = model_answer
+                    row = {"id": item.id, "prediction": model_answer.prediction, "confidence": model_answer.confidence}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     file.flush()
                     advance()
-    return said
+    return answers
 
 
 def _length(item: Item) -> tuple[int, int]:
     return len(item.image_ids), sum(len(str(message["content"])) for message in item.messages)
 
 
-def read_pass(path: Path, ids: set[str]) -> dict[str, Said]:
-    """The answers that a pass file holds already; a last line cut short by an interruption is taken off the file."""
-    said: dict[str, Said] = {}
+def read_pass(path: Path, item_ids: set[str]) -> dict[str, ModelAnswer]:
+    """The answers in a pass file; truncates the file after its last complete line."""
+    answers: dict[str, ModelAnswer] = {}
     if not path.is_file():
-        return said
+        return answers
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        path.write_bytes(whole)
-    for line in whole.decode("utf-8").split("\n")[:-1]:  # splitlines would also cut at U+2028
+    complete = content[: content.rfind(b"\n") + 1]
+    if complete != content:
+        path.write_bytes(complete)
+    for line in complete.decode("utf-8").split("\n")[:-1]:  # splitlines would also cut at U+2028
         row = json.loads(line)
-        if row["id"] in ids:
-            said[row["id"]] = Said(row["prediction"], row["confidence"])
-    return said
+        if row["id"] in item_ids:
+            answers[row["id"]] = ModelAnswer(row["prediction"], row["confidence"])
+    return answers
 
 
 @contextmanager
-def progress(name: str, total: int, done: int, of: str = "answers") -> Iterator[Callable[[], None]]:
+def progress_bar(title: str, total: int, completed: int = 0) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr; yields the function that advances it by one."""
     with ProgressBars() as bars:
-        task = bars.add_task(f"{of}, {name.replace('_', ' ')}", total=total, completed=done)
+        task = bars.add_task(title, total=total, completed=completed)
         yield lambda: bars.advance(task)
 
 
-def asker(
-    url: str, model: str, cache: Path | None, concurrency: int = 8, budget: int | None = None, seed: int = 0
-) -> Ask:
-    """A function that asks the service a list of requests and waits for all of them."""
-    there = endpoint.Endpoint(url, model, concurrency=concurrency, cache=cache, budget=budget, seed=seed)
+def local_model(load: Callable[[], Any], batch_size: int) -> AnswerFunction:
+    """Answers with the model that `load` returns; calls `load` for the first requests, not before."""
 
-    def ask(requests: Sequence[Any], longest: int) -> list[Said]:
-        asks = [endpoint.ChatRequest(open_form(request.messages, request.images), longest) for request in requests]
-        return [Said(reply.text, reply.confidence) for reply in endpoint.complete_all(there, asks)]
+    def answer(requests: Sequence[Request], max_new_tokens: int) -> Iterator[ModelAnswer]:
+        from qilin.model.generate import answer_all
 
-    return ask
+        for result in answer_all(load(), requests, batch_size, max_new_tokens):
+            yield ModelAnswer(result.text, result.confidence)
+
+    return answer
 
 
-def open_form(messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
-    """Hugging Face messages with their images in order -> OpenAI's form; text alone stays a plain string."""
-    left = iter(images)
-    made = []
+def remote_model(endpoint: Endpoint) -> AnswerFunction:
+    """Answers by an OpenAI-compatible service."""
+
+    def answer(requests: Sequence[Request], max_new_tokens: int) -> Iterator[ModelAnswer]:
+        chat_requests = [ChatRequest(to_openai(r.messages, r.images), max_new_tokens) for r in requests]
+        for reply in complete_all(endpoint, chat_requests):
+            yield ModelAnswer(reply.text, reply.confidence)
+
+    return answer
+
+
+def to_openai(messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """Converts Hugging Face messages and their images in order to OpenAI's form; text-only content becomes a string."""
+    remaining = iter(images)
+    converted = []
     for message in messages:
         parts: list[dict[str, Any]] = []
         for part in message["content"]:
             if part["type"] == "image":
-                parts.append({"type": "image_url", "image_url": {"url": data_uri(next(left))}})
+                parts.append({"type": "image_url", "image_url": {"url": to_png_uri(next(remaining))}})
             else:
                 parts.append({"type": "text", "text": part["text"]})
-        texts = "".join(part["text"] for part in parts if part["type"] == "text")
-        plain = all(part["type"] == "text" for part in parts)
-        made.append({"role": message["role"], "content": texts if plain else parts})
-    return made
+        text_only = all(part["type"] == "text" for part in parts)
+        content = "".join(part["text"] for part in parts) if text_only else parts
+        converted.append({"role": message["role"], "content": content})
+    return converted
 
 
-def data_uri(image: Image.Image) -> str:
-    """An image as PNG in a data: address."""
+def to_png_uri(image: Image.Image) -> str:
+    """An image as PNG in a `data:` URI."""
     file = io.BytesIO()
     image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(file.getvalue(), "image/png")

@@ -1,24 +1,21 @@
-"""How a test set's questions are put: the words after each kind of question, and how long an answer may be.
+"""The protocol of each test set: the instruction under each type of question, and the maximum answer length.
 
-In: a benchmark's name (qilin.dataset.benchmarks says where to get it) and items. Out: items whose last turn carries the
-words. Decoding is greedy in all of them. The words are ours: published numbers of other systems were made with other
-prompts, and a score is comparable only with scores of the same protocol, which the manifest holds.
+In: the name of a benchmark (qilin.dataset.benchmarks lists their sources) and items. Out: items with the instruction
+in their last turn. Decoding is greedy in all protocols. The instructions are Qilin's own: published numbers of other
+systems used other prompts, so compare scores only under the same protocol, which the manifest records.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from qilin.core.errors import UserError
-from qilin.evaluate.items import Item, is_caption
+from qilin.core.errors import UserError, suggest
+from qilin.evaluate.items import Item, append_text
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Words put under an open, a closed and a choice question ("" for none), and the longest answer in tokens."""
+    """Instructions for open, closed and choice questions ("" for none), and the maximum answer length in tokens."""
 
     open: str = ""
     closed: str = ""
@@ -31,9 +28,9 @@ SHORT_EN = Protocol(
     "Answer in one word or a short phrase.", "Answer in one word or a short phrase.",
     "Answer with the letter of the option only.", 32,
 )  # fmt: skip
-# The exams' readers write 对 and 错 for statements.
+# CMMMU's own answer parser expects 对 or 错 for statements.
 CMMMU = replace(SHORT_ZH, closed="请只回答对或错。")
-# Questions as the dataset has them: a model trained on such questions needs no more.
+# Questions as in the dataset: a model trained on such questions needs no instruction.
 PLAIN = Protocol()
 PROTOCOLS: dict[str, Protocol] = {
     "plain": PLAIN,
@@ -51,22 +48,16 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def protocol_of(name: str) -> Protocol:
-    """The protocol of that name. Raises UserError with the nearest known name."""
+def get_protocol(name: str) -> Protocol:
+    """The protocol of that name. Raises UserError with the closest known name."""
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"protocol {name!r} is not known{meant} There are {', '.join(PROTOCOLS)}")
+        raise UserError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
-def put(item: Item, protocol: Protocol) -> Item:
-    """The item with the protocol's words under its last turn; captions, and `question` (which is scored), stay."""
-    if is_caption({"kind": item.kind}):
+def apply_prompt(item: Item, protocol: Protocol) -> Item:
+    """The item with the protocol's instruction in its last turn; captions, and `question` (which is scored), stay."""
+    if item.is_caption:
         return item
-    words = {"closed": protocol.closed, "choice": protocol.choice}.get(item.answer_type or "", protocol.open)
-    if not words:
-        return item
-    last: Mapping[str, Any] = item.messages[-1]
-    asked = {**last, "content": [*last["content"], {"type": "text", "text": f"\n{words}"}]}
-    return replace(item, messages=(*item.messages[:-1], asked))
+    instruction = {"closed": protocol.closed, "choice": protocol.choice}.get(item.answer_type or "", protocol.open)
+    return replace(item, messages=append_text(item.messages, f"\n{instruction}")) if instruction else item

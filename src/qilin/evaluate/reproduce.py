@@ -1,104 +1,120 @@
-"""`qilin evaluate --reproduce scores.json`: the same evaluation again, from nothing, and what came out otherwise.
+"""Repeats the evaluation of a scores.json in a new folder and lists what differs.
 
-In: the manifest of a scores.json. Out: a new evaluation beside it, and a list of differences: in what went in (model,
-data, code, versions) and in what came out (scores, and answers where the old ones are still there).
+In: the manifest of a scores.json. Out: a new evaluation, and reproduced.json with the differences in inputs (model,
+data, code, versions), in scores, and in answers where the old predictions still exist.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qilin.core.config import build_config
-from qilin.core.errors import RunError, UserError
+from qilin.core.errors import UserError
+from qilin.core.files import read_json, to_json, write_atomic
 from qilin.evaluate.config import EvaluateConfig
-from qilin.evaluate.items import read_rows
+from qilin.evaluate.results import read_predictions
+from qilin.evaluate.run import evaluate
 
-# What a run may change without being another evaluation.
-OURS = ("out", "reproduce", "json", "batch", "concurrency", "device")
 INPUTS = ("model", "dataset", "train", "decoding", "prompt", "seed", "scorer", "code", "versions", "machine")
-# One answer more or less moves a figure by more, up to a million rows. The last bit of a confidence in single precision
-# moves it by less (3e-8 was seen), and another batch, device or number of threads may turn that bit.
-CLOSE = 1e-6
+# A changed answer moves a score by more than this in up to a million rows. The last bit of a single-precision
+# confidence moves it by less (3e-8 was measured), and a different batch size, device or thread count can flip that bit.
+TOLERANCE = 1e-6
 
 
-def reproduce(config: EvaluateConfig) -> dict[str, Any]:
-    """Run again and print the differences. Raises RunError (exit 1) where a score differs, UserError for a file that is
-    no scores.json. `--out` names the new folder; where model or dataset have moved, name them again.
+@dataclass(frozen=True)
+class Reproduction:
+    """The new scores, and one line per difference in inputs and scores; `answers_changed` is None if unknown."""
+
+    scores: Mapping[str, Any]
+    inputs: list[str]
+    differences: list[str]
+    answers_changed: int | None
+
+
+def reproduce(config: EvaluateConfig) -> Reproduction:
+    """Repeats the evaluation of `config.reproduce` in `config.out`.
+
+    Batch size, concurrency and device come from `config`, and model, dataset and training data where it names them
+    (they may have moved); everything else from the manifest. Raises UserError for a file that is not a scores.json.
     """
-    from qilin.evaluate.run import evaluate
-
-    assert config.reproduce is not None
-    old = read_scores(config.reproduce)
-    then = build_config(EvaluateConfig, {**old["manifest"]["settings"], "reproduce": None}, str(config.reproduce))
-    out = config.out
-    if out.resolve() == config.reproduce.resolve().parent:
-        raise UserError(f"{out}: holds the evaluation that is to be made again; name another --out")
-    again = replace(
-        then, out=out, batch=config.batch, device=config.device, concurrency=config.concurrency,
-        model=config.model or then.model, dataset=config.dataset or then.dataset,
-    )  # fmt: skip
-    if again.train is None and config.train is not None:
-        again = replace(again, train=config.train)
-    new = evaluate(again)
+    assert config.reproduce is not None, "the caller checks this"
+    old_scores = read_scores(config.reproduce)
+    old = build_config(EvaluateConfig, {**old_scores["manifest"]["settings"], "reproduce": None}, str(config.reproduce))
+    if config.out.resolve() == config.reproduce.resolve().parent:
+        raise UserError(f"{config.out}: holds the evaluation to reproduce; choose another --out")
+    scores = evaluate(
+        replace(
+            old,
+            out=config.out,
+            batch_size=config.batch_size,
+            device=config.device,
+            concurrency=config.concurrency,
+            model=config.model or old.model,
+            dataset=config.dataset or old.dataset,
+            train=old.train or config.train,
+        )
+    )
+    new_scores = json.loads(json.dumps(scores))
     inputs = [
-        line for name in INPUTS for line in differences(old["manifest"].get(name), new["manifest"].get(name), name)
+        line
+        for name in INPUTS
+        for line in find_differences(old_scores["manifest"].get(name), new_scores["manifest"].get(name), name)
     ]
-    outputs = list(differences(without(old), without(json.loads(json.dumps(without(new)))), ""))
-    answers = changed_answers(config.reproduce.parent / "predictions.jsonl", out / "predictions.jsonl")
-    found = {"inputs": inputs, "scores": outputs, "answers_changed": answers, "same": not outputs}
-    (out / "reproduced.json").write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    told = sys.stderr if config.json else sys.stdout
-    for title, lines in (("what went in differs", inputs), ("what came out differs", outputs)):
-        print(f"{title}: {'nothing' if not lines else ''}", *lines[:20], sep="\n  ", file=told)
-    if answers is not None:
-        print(f"answers that changed: {answers}", file=told)
-    if outputs:
-        raise RunError(f"{config.reproduce}: not reproduced, {len(outputs)} figures differ; see {out}/reproduced.json")
-    print(f"{config.reproduce}: reproduced, every figure is the same", file=told)
-    return new
+    differences = list(find_differences(without_manifest(old_scores), without_manifest(new_scores), ""))
+    old_predictions = config.reproduce.parent / "predictions.jsonl"
+    result = Reproduction(
+        scores, inputs, differences, count_changed_answers(old_predictions, config.out / "predictions.jsonl")
+    )
+    report = {
+        "inputs": inputs,
+        "scores": differences,
+        "answers_changed": result.answers_changed,
+        "same": not differences,
+    }
+    write_atomic(config.out / "reproduced.json", to_json(report))
+    return result
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """A scores.json that `qilin evaluate` wrote, with its manifest."""
+    """Reads a scores.json of `qilin evaluate`. Raises UserError for any other file."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a scores.json that qilin evaluate wrote")
+        raise UserError(f"{path}: no such file; expected a scores.json of qilin evaluate")
+    scores = read_json(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(found["manifest"]["settings"], dict)
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise UserError(f"{path}: not a scores.json of qilin evaluate: its manifest holds no settings") from None
-    return dict(found)
+        assert isinstance(scores["manifest"]["settings"], dict)
+    except (KeyError, TypeError, AssertionError):
+        raise UserError(f"{path}: not a scores.json of qilin evaluate: manifest.settings is missing") from None
+    return dict(scores)
 
 
-def without(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores without the manifest."""
-    return {name: part for name, part in scores.items() if name != "manifest"}
+def without_manifest(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores alone."""
+    return {name: block for name, block in scores.items() if name != "manifest"}
 
 
-def differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    """A line for every value that is not the same; numbers are the same within CLOSE. Paths of folders do not count."""
+def find_differences(old: Any, new: Any, name: str) -> Iterator[str]:
+    """Yields a line per value that differs, numbers by more than TOLERANCE; ignores fields called "path"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in dict.fromkeys((*old, *new)):
-            if name != "path":
-                yield from differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
+        for key in dict.fromkeys((*old, *new)):
+            if key != "path":
+                yield from find_differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for number, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from differences(a, b, f"{where}[{number}]")
+        for index, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from find_differences(a, b, f"{name}[{index}]")
     elif isinstance(old, float) and isinstance(new, int | float):
-        if abs(old - new) > CLOSE:
-            yield f"{where}: {old} then, {new} now"
+        if abs(old - new) > TOLERANCE:
+            yield f"{name}: {old} before, {new} now"
     elif old != new:
-        yield f"{where}: {old} then, {new} now"
+        yield f"{name}: {old} before, {new} now"
 
 
-def changed_answers(old: Path, new: Path) -> int | None:
-    """How many answers differ; None where the old ones are not there."""
+def count_changed_answers(old: Path, new: Path) -> int | None:
+    """How many predictions differ between two files; None if the old one does not exist."""
     if not old.is_file():
         return None
-    before = {row["id"]: row["prediction"] for row in read_rows(old)}
-    return sum(row["prediction"] != before.get(row["id"]) for row in read_rows(new))
+    old_answers = {p.id: p.prediction for p in read_predictions(old)}
+    return sum(p.prediction != old_answers.get(p.id) for p in read_predictions(new))

@@ -16,8 +16,8 @@ from typing import Any
 from qilin.core.errors import UserError
 from qilin.core.files import write_atomic
 from qilin.dataset.schema import CAPTION_KINDS
-from qilin.text.normalize import normalise, plain
-from qilin.text.yes_no import asks_yes_no, word_polarity
+from qilin.text.normalize import normalize_answer, normalize_text
+from qilin.text.yes_no import is_yes_no_question, word_polarity
 
 ANSWER_TYPES = ("open", "closed", "choice")
 REQUIRED_FIELDS = ("id", "question", "reference", "prediction")
@@ -49,8 +49,10 @@ class Prediction:
         """Whether the question counts as closed (choice does); without an answer_type, by question and reference."""
         if self.answer_type is not None:
             return self.answer_type in ("closed", "choice")
-        yes_no = asks_yes_no(plain(self.question)) and word_polarity(normalise(self.reference)) is not None
-        return bool(self.choices) or yes_no
+        if self.choices:
+            return True
+        is_yes_no = is_yes_no_question(normalize_text(self.question))
+        return is_yes_no and word_polarity(normalize_answer(self.reference)) is not None
 
     def to_row(self) -> dict[str, Any]:
         """The row of predictions.jsonl."""

@@ -1,212 +1,259 @@
-"""`qilin evaluate MODEL DATASET`: answers, controls, scores, report, in one folder that a second call goes on with.
+"""One evaluation: answers, controls, scores and report in one folder, which a second run resumes.
 
-In: EvaluateConfig. Out: predictions.jsonl, controls.jsonl, verdicts.jsonl, scores.json and report.html. What is
-finished is not done twice; a folder that holds another evaluation is refused.
+In: EvaluateConfig. Out: predictions.jsonl, controls.jsonl, verdicts.jsonl, scores.json and report.html. Finished passes
+are not repeated; a folder of another evaluation is refused.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from PIL import Image
-
 from qilin.core.config import to_dict
+from qilin.core.llm_client import Endpoint
 from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.controls.blind import blank_image, derangements
-from qilin.evaluate.controls.contamination import find_leaks, in_words
-from qilin.evaluate.controls.nearest_neighbor import Look, nearest_pass, thumbnails
-from qilin.evaluate.controls.training_set import Training, average_image, commonest_answers, near_training, phashes
-from qilin.evaluate.items import Item, write_jsonl
-from qilin.evaluate.job import Work, claim, identity_of, label_of, prepare
+from qilin.evaluate.controls.contamination import find_contamination, format_contamination
+from qilin.evaluate.controls.controls_file import CONTROLS_FILE, write_controls
+from qilin.evaluate.controls.nearest_neighbor import EmbedFunction, embed_thumbnails, nearest_neighbor_pass
+from qilin.evaluate.controls.training_set import (
+    TrainingSet,
+    has_training_image,
+    match_training_images,
+    mean_training_image,
+    most_frequent_answers,
+    read_hashes,
+)
+from qilin.evaluate.items import Item
+from qilin.evaluate.job import EvaluationJob, bind_output_dir, job_identity, open_job
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.predict import PASSES, Ask, Pass, Said, answer_pass, image_of, write_predictions
-from qilin.evaluate.report.html import is_drawn
+from qilin.evaluate.predict import (
+    PASSES_DIR,
+    AnswerFunction,
+    ImageLoader,
+    InferencePass,
+    ModelAnswer,
+    image_loader,
+    local_model,
+    remote_model,
+    run_pass,
+)
 from qilin.evaluate.report.report import write_report
-from qilin.evaluate.score import CONTROLS_FILE, print_scores, write_controls
-from qilin.evaluate.scoring.aggregate import Context, Controls, score_rows, write_scores
-from qilin.evaluate.scoring.bootstrap import clusters
-from qilin.evaluate.scoring.calibration import affirms
+from qilin.evaluate.results import Prediction, write_jsonl
+from qilin.evaluate.scoring.aggregate import Controls, ScoringContext, score_predictions, write_scores
+from qilin.evaluate.scoring.bootstrap import assign_clusters
+from qilin.evaluate.scoring.calibration import affirms_finding
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
+
+DRAWN_IMAGES = "drawn by a program, no patients"
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Run the evaluation and return its scores; prints them as a table, or as JSON where the settings say so.
+    """Runs the evaluation and returns the content of scores.json.
 
-    Raises UserError where model, dataset, split or training data cannot be used, or `out` holds another evaluation.
+    Raises UserError if model, dataset, split or training data cannot be used, or `out` belongs to another evaluation.
     """
-    if config.reproduce is not None:
-        from qilin.evaluate.reproduce import reproduce
-
-        return reproduce(config)
-    work = prepare(config)
-    identity = identity_of(work)
-    claim(config.out, identity)
-    leaks = None
-    if work.training is not None:
-        leaks = find_leaks(work.training, work.items, phashes(work.data))
-        print(in_words(leaks), file=sys.stderr)
-    predictions, context = answer(work)
-    scores, judged = score_rows(predictions, context)
-    scores["manifest"] = {**manifest_of(work, identity), "leaks": leaks}
-    write_controls(config.out / CONTROLS_FILE, predictions, context, phashes(work.data))
-    write_jsonl(config.out / "verdicts.jsonl", judged)
+    job = open_job(config)
+    identity = job_identity(job)
+    bind_output_dir(config.out, identity)
+    hashes = read_hashes(job.dataset)
+    matches: Mapping[str, str] = {}
+    contamination = None
+    if job.training is not None:
+        matches = match_training_images(job.training, job.items, hashes)
+        contamination = find_contamination(job.training, job.items, matches)
+        print(format_contamination(contamination), file=sys.stderr)
+    predictions, context = predict_with_controls(job, hashes, matches)
+    scores, verdicts = score_predictions(predictions, context)
+    scores["manifest"] = {**evaluation_manifest(job, identity), "leaks": contamination}
+    write_controls(config.out / CONTROLS_FILE, predictions, context, hashes)
+    write_jsonl(config.out / "verdicts.jsonl", (v.to_row(p.id) for p, v in zip(predictions, verdicts, strict=True)))
     write_scores(config.out / "scores.json", scores)
-    write_report(config.out, scores, predictions, judged, work.data, work.model, label_of(work))
-    if config.json:
-        json.dump(scores, sys.stdout, ensure_ascii=False, indent=2)
-        print()
-    else:
-        print_scores(scores)
-        if label_of(work):
-            print(label_of(work))
-        if is_drawn(work.data):
-            print("The images are drawn by a program: these scores say nothing about medicine.")
-        print(f"report: {config.out / 'report.html'}")
+    write_report(config.out, scores, predictions, verdicts, job.dataset, job.model, job.label)
     return scores
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How this evaluation's model is asked: loaded once and only if needed, or a service in its place."""
+class ModelUnderTest:
+    """The evaluated model: a local one, loaded once and only if needed, or a remote one."""
 
-    work: Work
-    load: Callable[[], Any]
-    ask: Ask | None
+    job: EvaluationJob
+    answer_function: AnswerFunction
+    load: Callable[[], Any]  # the local model
 
-    def walk(self, name: str, image: Callable[[str], Image.Image], items: Sequence[Item]) -> dict[str, str]:
-        """Item id -> answer, each item shown `image(image_id)` in place of its own."""
-        return {item_id: said.prediction for item_id, said in self.said(name, image, items).items()}
+    def answer(self, pass_name: str, load_image: ImageLoader, items: Sequence[Item]) -> dict[str, str]:
+        """Item id -> answer; the model sees `load_image(image_id)` in place of each image."""
+        answers = self.answer_with_confidence(pass_name, load_image, items)
+        return {item_id: answer.prediction for item_id, answer in answers.items()}
 
-    def said(self, name: str, image: Callable[[str], Image.Image], items: Sequence[Item]) -> dict[str, Said]:
-        """As `walk`, with each answer's confidence."""
-        s = self.work.config
-        limits = {"batch": s.batch, "max_new_tokens": self.work.max_new_tokens, "caption_tokens": s.caption_tokens}
-        return answer_pass(self.load, items, Pass(name, image), s.out, **limits, ask=self.ask)
+    def answer_with_confidence(
+        self, pass_name: str, load_image: ImageLoader, items: Sequence[Item]
+    ) -> dict[str, ModelAnswer]:
+        """As `answer`, with the confidences."""
+        config = self.job.config
+        return run_pass(
+            self.answer_function,
+            items,
+            InferencePass(pass_name, load_image),
+            config.out,
+            batch_size=config.batch_size,
+            max_new_tokens=self.job.max_new_tokens,
+            caption_tokens=config.caption_tokens,
+        )
 
 
-def asking(work: Work) -> Asking:
-    """The model of the settings, or the service at their endpoint."""
-    s = work.config
+def model_under_test(job: EvaluationJob) -> ModelUnderTest:
+    """The local model of the config, or the one at its endpoint."""
+    config = job.config
 
     @cache
     def load() -> Any:
+        from qilin.convert.cache import ensure_hf_layout
         from qilin.model.llava import load_model
 
-        return load_model(work.model, s.device, s.dtype)
+        return load_model(ensure_hf_layout(job.model, hub="huggingface"), config.device, config.dtype)
 
-    if s.endpoint is None:
-        return Asking(work, load, None)
-    from qilin.evaluate.predict import asker
+    if config.endpoint is None:
+        return ModelUnderTest(job, local_model(load, config.batch_size), load)
+    endpoint = Endpoint(
+        config.endpoint,
+        job.model,
+        concurrency=config.concurrency,
+        cache=config.out / "replies.sqlite",
+        budget=config.budget,
+        seed=config.seed,
+    )
+    return ModelUnderTest(job, remote_model(endpoint), load)
 
-    return Asking(work, load, asker(s.endpoint, work.model, s.out / "replies.sqlite", s.concurrency, s.budget, s.seed))
 
+def predict_with_controls(
+    job: EvaluationJob, hashes: Mapping[str, str], matches: Mapping[str, str]
+) -> tuple[list[Prediction], ScoringContext]:
+    """Runs every pass over the items; writes predictions.jsonl. Returns the predictions and the scoring context.
 
-def answer(work: Work) -> tuple[list[dict[str, Any]], Context]:
-    """Every pass over the items, and all that scoring needs to know."""
-    s, items = work.config, work.items
-    model, show, ours = asking(work), image_of(work.data), phashes(work.data)
-    predictions = write_predictions(items, model.said("as_it_is", show, items), s.out)
-    facts = read_fact_source(work.data.path)
-    seeing = [item for item in items if item.image_ids]
-    # A question without an image has the same answer whatever the image.
-    own = {row["id"]: row["prediction"] for row in predictions}
-    maps = derangements([i for item in seeing for i in item.image_ids], s.shuffles if s.controls else 0, s.seed)
-    shuffled = [
-        own | model.walk(f"shuffled_{number}", lambda image_id, swap=swap: show(swap[image_id]), seeing)  # type: ignore[misc]
-        for number, swap in enumerate(maps)
+    `hashes` and `matches` map image ids to perceptual hashes and to matching training images.
+    """
+    config, items = job.config, job.items
+    model, load_image = model_under_test(job), image_loader(job.dataset)
+    model_answers = model.answer_with_confidence("as_it_is", load_image, items)
+    predictions = [
+        item.to_prediction(model_answers[item.id].prediction, model_answers[item.id].confidence) for item in items
     ]
-    mean, blank = unseeing(model, seeing, facts) if s.controls and seeing else (None, None)
+    write_jsonl(config.out / "predictions.jsonl", (prediction.to_row() for prediction in predictions))
+    # A question without an image has the same answer under every image control.
+    own_answers = {prediction.id: prediction.prediction for prediction in predictions}
+    with_image = [item for item in items if item.image_ids]
+    shuffles = derangements(
+        [image_id for item in with_image for image_id in item.image_ids],
+        config.shuffles if config.controls else 0,
+        config.seed,
+    )
+    shuffled = [
+        own_answers | model.answer(f"shuffled_{k}", lambda i, shuffle=shuffle: load_image(shuffle[i]), with_image)  # type: ignore[misc]
+        for k, shuffle in enumerate(shuffles)
+    ]
+    facts = read_fact_source(job.dataset.path)
+    mean = blank = None
+    if config.controls and with_image:
+        mean, blank = image_free_answers(model, with_image, facts)
     reasons: dict[str, str] = {}
     if not shuffled:
-        reasons["shuffled"] = "left out by the settings" if len(seeing) > 1 else "fewer than two images in the split"
-    commonest = known = near = None
+        reasons["shuffled"] = "disabled by the options" if len(with_image) > 1 else "fewer than two images in the split"
+    most_frequent = known_question = near_duplicate = None
     nearest: Mapping[str, Mapping[str, str]] = {}
-    if work.training is not None:
-        commonest, known = commonest_answers(work.training, items)
-        nearest = neighbours(model, work.training)
-        near = near_training(work.training, items, ours)
+    if job.training is not None:
+        most_frequent, known_question = most_frequent_answers(job.training, items)
+        nearest = nearest_neighbor_controls(model, job.training)
+        near_duplicate = has_training_image(items, matches)
     else:
-        reasons |= {"nearest": work.no_training, "blind": work.no_training}
-    table = work.data.image_table(("image_id", "modality", "body_part"))
-    about = {row["image_id"]: row for row in table.to_pylist()}
-    return predictions, Context(
-        cluster=clusters([item.image_ids for item in items], [item.group for item in items], ours),
-        controls=Controls(own | mean if mean is not None else None, blank, commonest, shuffled, nearest, reasons),
+        reasons |= {"nearest": job.no_training_reason, "blind": job.no_training_reason}
+    metadata = {
+        row["image_id"]: row for row in job.dataset.image_table(("image_id", "modality", "body_part")).to_pylist()
+    }
+    return predictions, ScoringContext(
+        cluster=assign_clusters([item.image_ids for item in items], [item.group for item in items], hashes),
+        controls=Controls(
+            own_answers | mean if mean is not None else None, blank, most_frequent, shuffled, nearest, reasons
+        ),
         facts=facts,
-        near_duplicate=near,
-        known_question=known,
-        modality={item.id: of_first(item, about, "modality") for item in items},
-        body_part={item.id: of_first(item, about, "body_part") for item in items},
+        near_duplicate=near_duplicate,
+        known_question=known_question,
+        modality={item.id: first_image_field(item, metadata, "modality") for item in items},
+        body_part={item.id: first_image_field(item, metadata, "body_part") for item in items},
         other_modality=[
-            {item.id: any(unlike(about, i, swap[i]) for i in item.image_ids) for item in items} for swap in maps
+            {item.id: any(different_modality(metadata, i, shuffle[i]) for i in item.image_ids) for item in items}
+            for shuffle in shuffles
         ],
-        resamples=s.resamples,
-        seed=s.seed,
+        resamples=config.resamples,
+        seed=config.seed,
     )
 
 
-def of_first(item: Item, about: Mapping[str, Mapping[str, Any]], name: str) -> str | None:
-    """What the image table says of an item's first image."""
-    return about.get(item.image_ids[0], {}).get(name) if item.image_ids else None
+def first_image_field(item: Item, metadata: Mapping[str, Mapping[str, Any]], name: str) -> str | None:
+    """A field of the image table for an item's first image."""
+    return metadata.get(item.image_ids[0], {}).get(name) if item.image_ids else None
 
 
-def unlike(about: Mapping[str, Mapping[str, Any]], a: str, b: str) -> bool:
-    """Whether two images' modalities are known and not the same."""
-    one, other = (about.get(image_id, {}).get("modality") for image_id in (a, b))
-    return one is not None and other is not None and one != other
+def different_modality(metadata: Mapping[str, Mapping[str, Any]], image_a: str, image_b: str) -> bool:
+    """Whether the modalities of two images are both known and different."""
+    a, b = (metadata.get(image_id, {}).get("modality") for image_id in (image_a, image_b))
+    return a is not None and b is not None and a != b
 
 
-def unseeing(
-    model: Asking, seeing: Sequence[Item], facts: FactSource
-) -> tuple[dict[str, str] | None, dict[str, str] | None]:
-    """Answers from the mean image to everything, and from a black one to what affirms a finding."""
-    work = model.work
-    # The mean image stays inside what the training images are; without them the split's own must serve.
-    average = average_image(work.training or own_images(work), work.config.seed)
-    mean = model.walk("mean_picture", lambda image_id: average, seeing) if average is not None else None
-    affirmed = [item for item in seeing if affirms(item.reference, facts.vocabulary)]
-    return mean, model.walk("blank_picture", lambda image_id: blank_image(), affirmed)
+def image_free_answers(
+    model: ModelUnderTest, items: Sequence[Item], facts: FactSource
+) -> tuple[dict[str, str] | None, dict[str, str]]:
+    """Answers with the mean image to all items (None without one), and with a black image where a finding is expected.
+
+    Without training data the mean is over the images of the evaluated split.
+    """
+    job = model.job
+    split_images = list(dict.fromkeys(image_id for item in job.items for image_id in item.image_ids))
+    training = job.training or TrainingSet(job.dataset, (), split_images)
+    average = mean_training_image(training, job.config.seed)
+    mean = model.answer("mean_picture", lambda image_id: average, items) if average is not None else None
+    with_finding = [item for item in items if affirms_finding(item.reference, facts.vocabulary)]
+    return mean, model.answer("blank_picture", lambda image_id: blank_image(), with_finding)
 
 
-def neighbours(model: Asking, training: Training) -> dict[str, dict[str, str]]:
-    """The nearest-neighbour control by the model's own features, where it is at hand, and by thumbnails."""
-    work, s = model.work, model.work.config
+def nearest_neighbor_controls(model: ModelUnderTest, training: TrainingSet) -> dict[str, dict[str, str]]:
+    """Image representation -> answers: thumbnails, and for a local model its own features."""
+    job, config = model.job, model.job.config
 
-    def features() -> Look:
+    def embed_features(images: Sequence[Any]) -> Any:
         from qilin.model.generate import image_features
 
-        return lambda images: image_features(model.load(), images)
+        return image_features(model.load(), images)
 
-    looks: dict[str, Callable[[], Look]] = {"thumbnails": lambda: thumbnails}
-    if s.endpoint is None and s.controls:
-        looks["model features"] = features
-    found = {}
-    for name, look in looks.items():
-        path = s.out / PASSES / f"nearest_by_{name.replace(' ', '_')}.jsonl"
-        found[name] = nearest_pass(path, look, training, work.items, work.data, s.seed)
-    return found
+    embed_functions: dict[str, EmbedFunction] = {"thumbnails": embed_thumbnails}
+    if config.endpoint is None and config.controls:
+        embed_functions["model features"] = embed_features
+    return {
+        name: nearest_neighbor_pass(
+            config.out / PASSES_DIR / f"nearest_by_{name.replace(' ', '_')}.jsonl",
+            embed,
+            training,
+            job.items,
+            job.dataset,
+            config.seed,
+        )
+        for name, embed in embed_functions.items()
+    }
 
 
-def own_images(work: Work) -> Training:
-    """The evaluated split's images in the place of the training images, for a mean image where none are known."""
-    return Training(work.data, (), list(dict.fromkeys(i for item in work.items for i in item.image_ids)))
-
-
-def manifest_of(work: Work, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything needed to make these scores again."""
+def evaluation_manifest(job: EvaluationJob, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of scores.json: everything needed to repeat the evaluation."""
     return {
         **identity,
-        "label": label_of(work),
-        "pictures": "drawn by a program, no patients" if is_drawn(work.data) else "as the dataset has them",
-        "training_data": str(work.training.data.path) if work.training else None,
-        "training_reason": work.no_training or None,
-        "settings": {key: value for key, value in to_dict(work.config).items() if key != "json"},
-        "stage": work.card.get("stage"),
-        "judge": None,  # rules decide; `qilin compare --judge` names one
+        "label": job.label,
+        "pictures": DRAWN_IMAGES if is_synthetic(job.dataset) else "as the dataset has them",
+        "training_data": str(job.training.dataset.path) if job.training else None,
+        "training_reason": job.no_training_reason or None,
+        "settings": {key: value for key, value in to_dict(job.config).items() if key != "json"},
+        "stage": job.qilin_json.get("stage"),
+        "judge": None,  # rules decide; `qilin compare --judge` names a language model
         **scoring_manifest(),
     }

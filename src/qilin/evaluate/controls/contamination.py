@@ -1,63 +1,71 @@
-"""What of an evaluated split stands in the training data already: images, questions with their answers, long texts.
+"""How much of an evaluated split is in the training data: images, questions with their answers, long texts.
 
-In: the items, the training data, perceptual hashes. Out: counts, printed before scoring and kept in the manifest. A
-leak is told, never taken out in silence: `no_near_duplicate` is the score without the images.
+In: the items, the training data, matching images. Out: counts, printed before scoring and stored in the manifest.
+Contaminated rows stay in the score; the subset `no_near_duplicate` excludes those whose images match.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qilin.dataset.contamination import CONTAMINATED_SHARE, match_images, passages
-from qilin.evaluate.controls.training_set import Training, phashes
-from qilin.evaluate.items import Item
+from qilin.dataset.contamination import CONTAMINATED_SHARE, passages
+from qilin.evaluate.controls.training_set import TrainingSet
+from qilin.evaluate.items import ItemLike
 from qilin.imaging.near_duplicates import NEAR_BITS
-from qilin.text.normalize import plain
+from qilin.text.normalize import normalize_text
 
 
-def find_leaks(training: Training, items: Sequence[Item], ours: Mapping[str, str]) -> dict[str, Any]:
-    """{"images": {"n", "same", "near"}, "questions": {"n", "same_on_the_same_picture"}, "texts": {"n", "shared"}}.
+def find_contamination(training: TrainingSet, items: Sequence[ItemLike], matches: Mapping[str, str]) -> dict[str, Any]:
+    """The block "leaks" of the manifest: {"pictures": {…}, "questions": {…}, "texts": {…}}.
 
-    same: the very file. near: at most 8 of 64 bits of the perceptual hash differ, the same file included. texts:
-    references of 16 characters or more, half of whose 16-character pieces stand in training references.
+    pictures: `same` are identical files, `near` also near-duplicates, as in `matches` (match_training_images).
+    questions: those with an image whose question and answer occur in the training data for a matching image.
+    texts: references long enough to compare, of whose passages at least half occur in training answers.
     """
-    ids = sorted({image_id for item in items for image_id in item.image_ids})
-    theirs = phashes(training.data)
-    seen = set(training.image_ids)
-    near = match_images({i: ours[i] for i in ids}, {i: theirs[i] for i in training.image_ids})
-    known = {(plain(row.question), plain(row.answer), row.image_id) for row in training.known}
-    asked = [item for item in items if item.image_ids]
-    same = [i for i in asked if (plain(i.question), plain(i.reference), near.get(i.image_ids[0], "")) in known]
-    shared, looked = shared_texts(items, [row.answer for row in training.known])
+    image_ids = {image_id for item in items for image_id in item.image_ids}
+    training_ids = set(training.image_ids)
+    known = {(normalize_text(row.question), normalize_text(row.answer), row.image_id) for row in training.answers}
+    with_image = [item for item in items if item.image_ids]
+    repeated = [
+        item
+        for item in with_image
+        if (normalize_text(item.question), normalize_text(item.reference), matches.get(item.image_ids[0], "")) in known
+    ]
+    shared_ids, long_texts = find_shared_texts(items, (row.answer for row in training.answers))
     return {
-        "pictures": {"n": len(ids), "same": sum(i in seen for i in ids), "near": len(near), "bits": NEAR_BITS},
-        "questions": {"n": len(asked), "same_on_the_same_picture": len(same)},
-        "texts": {"n": looked, "shared": len(shared), "example": shared[0] if shared else None},
+        "pictures": {
+            "n": len(image_ids),
+            "same": len(image_ids & training_ids),
+            "near": len(matches),
+            "bits": NEAR_BITS,
+        },
+        "questions": {"n": len(with_image), "same_on_the_same_picture": len(repeated)},
+        "texts": {"n": long_texts, "shared": len(shared_ids), "example": shared_ids[0] if shared_ids else None},
     }
 
 
-def shared_texts(items: Sequence[Item], known: Sequence[str]) -> tuple[list[str], int]:
-    """Ids of the items whose reference stands largely in the known texts, and how many references were long enough.
+def find_shared_texts(items: Sequence[ItemLike], training_texts: Iterable[str]) -> tuple[list[str], int]:
+    """Ids of the items whose references are mostly in the training texts, and how many references are long enough.
 
-    Only the grams of the references are held, so memory does not grow with the training data.
+    Only the passages of the references are in memory, whatever the size of the training data.
     """
-    mine = {item.id: passages(plain(item.reference)) for item in items}
-    wanted = set().union(*mine.values()) if mine else set()
-    found: set[str] = set()
+    by_id = {item.id: passages(normalize_text(item.reference)) for item in items}
+    wanted = set().union(*by_id.values())
+    shared: set[str] = set()
     if wanted:
-        for text in dict.fromkeys(known):
-            found |= wanted & passages(plain(text))
-    long = {row_id: own for row_id, own in mine.items() if own}
-    return [row_id for row_id, own in long.items() if len(own & found) >= CONTAMINATED_SHARE * len(own)], len(long)
+        for text in dict.fromkeys(training_texts):
+            shared |= wanted & passages(normalize_text(text))
+    long_texts = {item_id: texts for item_id, texts in by_id.items() if texts}
+    shared_ids = [i for i, texts in long_texts.items() if len(texts & shared) >= CONTAMINATED_SHARE * len(texts)]
+    return shared_ids, len(long_texts)
 
 
-def in_words(found: Mapping[str, Any]) -> str:
-    """The findings in one line."""
-    images, questions, texts = found["pictures"], found["questions"], found["texts"]
+def format_contamination(counts: Mapping[str, Any]) -> str:
+    """The counts in one line."""
+    images, questions, texts = counts["pictures"], counts["questions"], counts["texts"]
     return (
-        f"against training: {images['near']} of {images['n']} images have a near-duplicate there "
-        f"({images['same']} the very file); {questions['same_on_the_same_picture']} of {questions['n']} questions "
-        f"stand there with the same answer about such an image; {texts['shared']} of {texts['n']} long texts are "
-        "largely there"
+        f"overlap with the training data: {images['near']} of {images['n']} images have a near-duplicate "
+        f"({images['same']} identical files), {questions['same_on_the_same_picture']} of {questions['n']} questions "
+        f"have the same answer for such an image, {texts['shared']} of {texts['n']} long texts are mostly contained"
     )

@@ -1,15 +1,14 @@
-"""The nearest-neighbour control: answer as the training question most alike did, about the image most alike.
+"""The nearest-neighbor control: the answer of the most similar training question about the most similar image.
 
-In: training rows, items, and a way to make a vector of an image: the model's own features, or 16 x 16 grey values.
-Out: item id -> answer. Questions are alike by the Jaccard index of their character pairs, images by the Euclidean
-distance of their vectors.
+In: training answers, items, and a function that embeds images: the model's own features, or 16 x 16 gray thumbnails.
+Out: item id -> answer. Question similarity is the Jaccard index of character bigrams; image distance is Euclidean.
+M training vectors, N images, D features.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,138 +18,141 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qilin.dataset.reader import Dataset
-from qilin.evaluate.controls.blind import Known
-from qilin.evaluate.controls.training_set import Training
-from qilin.evaluate.items import Item, write_jsonl
-from qilin.evaluate.predict import progress, read_pass
+from qilin.evaluate.controls.blind import TrainingAnswer
+from qilin.evaluate.controls.training_set import TrainingSet
+from qilin.evaluate.items import ItemLike
+from qilin.evaluate.predict import progress_bar, read_pass
+from qilin.evaluate.results import write_jsonl
 from qilin.imaging.decode import to_rgb
-from qilin.text.normalize import plain
+from qilin.text.normalize import normalize_text
 
-THUMBNAIL = 16  # pixels a side
-# Training images that are compared: more are drawn by lot. Half a GB of vectors at a width of 5,120.
-MOST_IMAGES = 50_000
-AT_ONCE = 32
+THUMBNAIL_SIDE = 16  # pixels
+# A random subset of the training images above this number: 0.5 GB of vectors at a width of 5,120.
+MAX_TRAINING_IMAGES = 50_000
+IMAGES_PER_BATCH = 32
+VECTORS_PER_BLOCK = 4096
 
 Vector = NDArray[np.floating[Any]]
-Look = Callable[[Sequence[Image.Image]], Vector]  # N images -> (N, D)
+EmbedFunction = Callable[[Sequence[Image.Image]], Vector]  # N images -> (N, D)
 
 
-@dataclass
-class Questions:
-    """Training rows by their question; `alike` gives those of the most similar one."""
+class QuestionIndex:
+    """Training answers by normalized question, with a search for the most similar question."""
 
-    rows: dict[str, list[Known]] = field(default_factory=lambda: defaultdict(list))
-    pairs: dict[str, frozenset[str]] = field(default_factory=dict)
-    found: dict[str, str] = field(default_factory=dict)
-
-    def learn(self, rows: Iterable[Known]) -> Questions:
-        """Keep the training rows; returns itself."""
+    def __init__(self, rows: Iterable[TrainingAnswer] = ()) -> None:
+        self.rows: dict[str, list[TrainingAnswer]] = defaultdict(list)
         for row in rows:
-            self.rows[plain(row.question)].append(row)
-        self.pairs = {question: _letter_pairs(question) for question in self.rows}
-        return self
+            self.rows[normalize_text(row.question)].append(row)
+        self._bigrams = {question: _bigrams(question) for question in self.rows}
+        self._closest: dict[str, str] = {}
 
     def closest(self, question: str) -> str:
-        """The training question most alike, in plain form; "" if nothing was learnt."""
-        question = plain(question)
-        if question in self.pairs or not self.pairs:
-            return question if self.pairs else ""
-        if question not in self.found:
-            mine = _letter_pairs(question)
-            self.found[question] = max(
-                self.pairs, key=lambda q: len(mine & self.pairs[q]) / max(1, len(mine | self.pairs[q]))
+        """The most similar training question, normalized; "" without training answers."""
+        question = normalize_text(question)
+        if question in self._bigrams or not self._bigrams:
+            return question if self._bigrams else ""
+        if question not in self._closest:
+            query = _bigrams(question)
+            self._closest[question] = max(
+                self._bigrams, key=lambda q: len(query & self._bigrams[q]) / max(1, len(query | self._bigrams[q]))
             )
-        return self.found[question]
+        return self._closest[question]
 
 
-def _letter_pairs(text: str) -> frozenset[str]:
+def _bigrams(text: str) -> frozenset[str]:
     return frozenset(text[i : i + 2] for i in range(len(text) - 1)) or frozenset((text,))
 
 
 def nearest_answers(
-    questions: Questions, items: Sequence[Item], theirs: Mapping[str, Vector], ours: Mapping[str, Vector]
+    index: QuestionIndex,
+    items: Sequence[ItemLike],
+    training_vectors: Mapping[str, Vector],
+    item_vectors: Mapping[str, Vector],
 ) -> dict[str, str]:
-    """Item id -> the answer of the nearest training row. An item without an image, or whose question was asked of no
-    image with a vector, takes the commonest answer to the question; "" if nothing was learnt."""
-    place = {image_id: number for number, image_id in enumerate(theirs)}
-    matrix = np.stack(list(theirs.values())) if theirs else np.zeros((0, 1), dtype=np.float16)  # (M, D)
-    asked: dict[str, tuple[list[Known], NDArray[np.intp]]] = {}
+    """Item id -> the answer of the nearest training row; both vector arguments map image ids to (D,).
+
+    Without an image, or without a training image for the question: the most frequent answer to the question, or "".
+    """
+    row_of_image = {image_id: row for row, image_id in enumerate(training_vectors)}
+    matrix = np.stack(list(training_vectors.values())) if training_vectors else np.zeros((0, 1), np.float16)  # (M, D)
+    candidates: dict[str, tuple[list[TrainingAnswer], NDArray[np.intp]]] = {}  # question -> answers, matrix rows
 
     @lru_cache(maxsize=64)
     def distances(image_id: str) -> NDArray[np.float64]:
-        return np.concatenate(
-            [
-                ((matrix[i : i + 4096].astype(np.float32) - ours[image_id].astype(np.float32)) ** 2).sum(axis=1)
-                for i in range(0, len(matrix), 4096)
-            ]
-        )  # (M,)
+        query = item_vectors[image_id].astype(np.float32)
+        blocks = (matrix[i : i + VECTORS_PER_BLOCK] for i in range(0, len(matrix), VECTORS_PER_BLOCK))
+        return np.concatenate([((block.astype(np.float32) - query) ** 2).sum(axis=1) for block in blocks])  # (M,)
 
-    found = {}
+    answers = {}
     for item in items:
-        question = questions.closest(item.question)
-        rows = questions.rows.get(question, [])
-        if question not in asked:
-            seen = [row for row in rows if row.image_id in place]
-            asked[question] = (seen, np.array([place[row.image_id] for row in seen], dtype=np.intp))
-        seen, at = asked[question]
-        if item.image_ids and seen:
-            found[item.id] = seen[int(np.argmin(distances(item.image_ids[0])[at]))].answer
+        question = index.closest(item.question)
+        rows = index.rows.get(question, [])
+        if question not in candidates:
+            with_vector = [row for row in rows if row.image_id in row_of_image]
+            matrix_rows = np.array([row_of_image[row.image_id] for row in with_vector], dtype=np.intp)
+            candidates[question] = (with_vector, matrix_rows)
+        with_vector, matrix_rows = candidates[question]
+        if item.image_ids and with_vector:
+            answers[item.id] = with_vector[int(np.argmin(distances(item.image_ids[0])[matrix_rows]))].answer
         else:
-            found[item.id] = Counter(row.answer for row in rows).most_common(1)[0][0] if rows else ""
-    return found
+            answers[item.id] = Counter(row.answer for row in rows).most_common(1)[0][0] if rows else ""
+    return answers
 
 
-def images_to_compare(questions: Questions, items: Sequence[Item], seed: int) -> tuple[list[str], int]:
-    """The training images that the closest questions are about, at most MOST_IMAGES by lot, and how many there
-    were."""
-    wanted = dict.fromkeys(questions.closest(item.question) for item in items if item.image_ids)
-    ids = list(dict.fromkeys(row.image_id for q in wanted for row in questions.rows.get(q, ()) if row.image_id))
-    if len(ids) <= MOST_IMAGES:
-        return ids, len(ids)
-    chosen = np.random.default_rng(seed).choice(len(ids), MOST_IMAGES, replace=False)
-    return [ids[i] for i in sorted(chosen)], len(ids)
+def images_to_compare(index: QuestionIndex, items: Sequence[ItemLike], seed: int) -> list[str]:
+    """The training images of the closest questions; a random MAX_TRAINING_IMAGES of them if there are more."""
+    questions = dict.fromkeys(index.closest(item.question) for item in items if item.image_ids)
+    image_ids = list(
+        dict.fromkeys(row.image_id for question in questions for row in index.rows.get(question, ()) if row.image_id)
+    )
+    if len(image_ids) <= MAX_TRAINING_IMAGES:
+        return image_ids
+    sample = np.random.default_rng(seed).choice(len(image_ids), MAX_TRAINING_IMAGES, replace=False)
+    return [image_ids[i] for i in sorted(sample)]
 
 
-def vectors(data: Dataset, image_ids: Sequence[str], look: Look, tick: Callable[[], None]) -> dict[str, Vector]:
-    """image_id -> its vector; `tick` is called for each image done."""
-    found: dict[str, Vector] = {}
-    for start in range(0, len(image_ids), AT_ONCE):
-        some = image_ids[start : start + AT_ONCE]
-        for image_id, vector in zip(some, look([to_rgb(data.image(i).bytes) for i in some]), strict=True):
-            found[image_id] = vector
-            tick()
-    return found
+def embed_images(
+    dataset: Dataset, image_ids: Sequence[str], embed: EmbedFunction, advance: Callable[[], None]
+) -> dict[str, Vector]:
+    """image_id -> its vector (D,); calls `advance` after each image."""
+    vectors: dict[str, Vector] = {}
+    for start in range(0, len(image_ids), IMAGES_PER_BATCH):
+        batch = image_ids[start : start + IMAGES_PER_BATCH]
+        for image_id, vector in zip(batch, embed([to_rgb(dataset.image(i).bytes) for i in batch]), strict=True):
+            vectors[image_id] = vector
+            advance()
+    return vectors
 
 
-def nearest_pass(
-    path: Path, look: Callable[[], Look], training: Training, items: Sequence[Item], data: Dataset, seed: int
+def nearest_neighbor_pass(
+    path: Path, embed: EmbedFunction, training: TrainingSet, items: Sequence[ItemLike], dataset: Dataset, seed: int
 ) -> dict[str, str]:
-    """The control's answers, kept at `path`: a finished one is read again, and `look` is not called for."""
-    kept = read_pass(path, {item.id for item in items})
-    if len(kept) == len(items):
-        return {item_id: said.prediction for item_id, said in kept.items()}
-    answers = nearest_in(training, items, data, look, seed, path.stem)
+    """The control's answers, stored at `path`; a complete file is read instead of computing them again."""
+    stored = read_pass(path, {item.id for item in items})
+    if len(stored) == len(items):
+        return {item_id: answer.prediction for item_id, answer in stored.items()}
+    answers = nearest_neighbor_answers(training, items, dataset, embed, seed, path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(path, [{"id": i, "prediction": text, "confidence": None} for i, text in answers.items()])
     return answers
 
 
-def nearest_in(
-    training: Training, items: Sequence[Item], data: Dataset, look: Callable[[], Look], seed: int, name: str
+def nearest_neighbor_answers(
+    training: TrainingSet, items: Sequence[ItemLike], dataset: Dataset, embed: EmbedFunction, seed: int, name: str
 ) -> dict[str, str]:
-    """Item id -> the answer of the nearest training row; `look` is called for where there are images to compare."""
-    questions = Questions().learn(training.known)
-    theirs, _ = images_to_compare(questions, items, seed)
-    ours = list(dict.fromkeys(item.image_ids[0] for item in items if item.image_ids))
-    if not (theirs and ours):
-        return nearest_answers(questions, items, {}, {})
-    made = look()
-    with progress(name, len(theirs) + len(ours), 0, "pictures") as tick:
-        seen = [vectors(training.data, theirs, made, tick), vectors(data, ours, made, tick)]
-    return nearest_answers(questions, items, *seen)
+    """Item id -> the answer of the nearest training row; `name` is the title of the progress bar."""
+    index = QuestionIndex(training.answers)
+    training_ids = images_to_compare(index, items, seed)
+    item_ids = list(dict.fromkeys(item.image_ids[0] for item in items if item.image_ids))
+    if not (training_ids and item_ids):
+        return nearest_answers(index, items, {}, {})
+    with progress_bar(f"images, {name.replace('_', ' ')}", len(training_ids) + len(item_ids)) as advance:
+        training_vectors = embed_images(training.dataset, training_ids, embed, advance)
+        return nearest_answers(index, items, training_vectors, embed_images(dataset, item_ids, embed, advance))
 
 
-def thumbnails(images: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """(N, 256): images as grey values, 0 to 1."""
-    small = [p.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR) for p in images]
-    return np.stack([np.asarray(p, dtype=np.float32).ravel() / np.float32(255) for p in small])
+def embed_thumbnails(images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """(N, 256): gray thumbnails, values 0 to 1."""
+    size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    small = [image.convert("L").resize(size, Image.Resampling.BILINEAR) for image in images]
+    return np.stack([np.asarray(image, dtype=np.float32).ravel() / np.float32(255) for image in small])

@@ -1,7 +1,7 @@
-"""What a model could have seen: training questions, answers and images, for controls and for honest subsets.
+"""The training data of a model, for the controls and for the subsets without overlap.
 
-In: the dataset folder a model learnt from. Out: a Training row, the commonest answers, the mean image,
-and what of a split is near a training image.
+In: the dataset folder that the model was trained on. Out: its questions, answers and image ids; the most frequent
+answers, the mean image, and the evaluated images that are also in the training data.
 """
 
 from __future__ import annotations
@@ -14,63 +14,70 @@ from PIL import Image
 
 from qilin.dataset.contamination import match_images
 from qilin.dataset.reader import Dataset
-from qilin.evaluate.controls.blind import CommonestAnswer, Known, mean_image
-from qilin.evaluate.items import Item, items_of
-from qilin.evaluate.predict import image_of
+from qilin.evaluate.controls.blind import MostFrequentAnswer, TrainingAnswer, mean_image
+from qilin.evaluate.items import ItemLike, iter_items
+from qilin.evaluate.predict import image_loader
 
-# The mean image is an average: more images than this change it by less than a grey level.
+# More images than this change the mean image by less than one gray level.
 IMAGES_IN_MEAN = 512
 
 
 @dataclass(frozen=True)
-class Training:
-    """The training split of a dataset: questions with answers, and the images they are about."""
+class TrainingSet:
+    """The training split of a dataset: questions with answers, and the images they refer to."""
 
-    data: Dataset
-    known: Sequence[Known]
+    dataset: Dataset
+    answers: Sequence[TrainingAnswer]
     image_ids: Sequence[str]  # in order of first use
 
 
-def read_training(data: Dataset, caption_prompt: str) -> Training | None:
-    """The `train` split of a dataset folder; None where it has none."""
-    if "train" not in data.splits():
+def read_training_set(dataset: Dataset, caption_prompt: str) -> TrainingSet | None:
+    """The `train` split of a dataset folder; None without one."""
+    if "train" not in dataset.splits():
         return None
-    known: list[Known] = []
+    answers: list[TrainingAnswer] = []
     image_ids: dict[str, None] = {}
-    for item in items_of(data.samples("train"), caption_prompt):
-        known.append(
-            Known(item.question, item.reference, item.question_type, item.image_ids[0] if item.image_ids else "")
-        )
+    for item in iter_items(dataset.samples("train"), caption_prompt):
+        first_image = item.image_ids[0] if item.image_ids else ""
+        answers.append(TrainingAnswer(item.question, item.reference, item.question_type, first_image))
         image_ids.update(dict.fromkeys(item.image_ids))
-    return Training(data, known, list(image_ids))
+    return TrainingSet(dataset, answers, list(image_ids))
 
 
-def commonest_answers(training: Training, items: Sequence[Item]) -> tuple[dict[str, str], dict[str, bool]]:
-    """Item id -> the commonest training answer, and item id -> whether its question was asked in training."""
-    control = CommonestAnswer().learn(training.known)
+def most_frequent_answers(training: TrainingSet, items: Sequence[ItemLike]) -> tuple[dict[str, str], dict[str, bool]]:
+    """Item id -> most frequent training answer, and item id -> whether its question occurs in the training data."""
+    control = MostFrequentAnswer().fit(training.answers)
     answers = {item.id: control.answer(item.question, item.question_type) for item in items}
-    return answers, {item.id: control.knows(item.question) for item in items}
+    return answers, {item.id: control.contains(item.question) for item in items}
 
 
-def average_image(training: Training, seed: int) -> Image.Image | None:
-    """The mean of the training images, or of 512 of them drawn by seed; None if there are none."""
-    ids = list(training.image_ids)
-    if len(ids) > IMAGES_IN_MEAN:
-        chosen = np.random.default_rng(seed).choice(len(ids), IMAGES_IN_MEAN, replace=False)
-        ids = [ids[i] for i in sorted(chosen)]
-    image = image_of(training.data)
-    return mean_image(image(image_id) for image_id in ids)
+def mean_training_image(training: TrainingSet, seed: int) -> Image.Image | None:
+    """The mean of the training images, or of a random IMAGES_IN_MEAN of them; None without images."""
+    image_ids = list(training.image_ids)
+    if len(image_ids) > IMAGES_IN_MEAN:
+        sample = np.random.default_rng(seed).choice(len(image_ids), IMAGES_IN_MEAN, replace=False)
+        image_ids = [image_ids[i] for i in sorted(sample)]
+    return mean_image(map(image_loader(training.dataset), image_ids))
 
 
-def phashes(data: Dataset) -> dict[str, str]:
+def read_hashes(dataset: Dataset) -> dict[str, str]:
     """image_id -> perceptual hash of every image in a dataset folder."""
-    table = data.image_table(("image_id", "phash"))
+    table = dataset.image_table(("image_id", "phash"))
     return dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
 
 
-def near_training(training: Training, items: Sequence[Item], ours: Mapping[str, str]) -> dict[str, bool]:
-    """Item id -> whether one of its images, or a near-duplicate of one, was in training."""
-    theirs = phashes(training.data)
-    ids = {image_id for item in items for image_id in item.image_ids}
-    near = match_images({i: ours[i] for i in ids}, {i: theirs[i] for i in training.image_ids})
-    return {item.id: any(image_id in near for image_id in item.image_ids) for item in items}
+def match_training_images(
+    training: TrainingSet, items: Sequence[ItemLike], hashes: Mapping[str, str]
+) -> dict[str, str]:
+    """Image id -> the same or a near-duplicate training image, for those of the items' images that have one.
+
+    `hashes` maps the items' image ids to their perceptual hashes.
+    """
+    image_ids = sorted({image_id for item in items for image_id in item.image_ids})
+    training_hashes = read_hashes(training.dataset)
+    return match_images({i: hashes[i] for i in image_ids}, {i: training_hashes[i] for i in training.image_ids})
+
+
+def has_training_image(items: Sequence[ItemLike], matches: Mapping[str, str]) -> dict[str, bool]:
+    """Item id -> whether one of its images is in `matches`, the result of match_training_images."""
+    return {item.id: any(image_id in matches for image_id in item.image_ids) for item in items}
