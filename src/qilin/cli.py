@@ -49,7 +49,7 @@ COMMANDS = {
     "data pmc": Command(
         "download articles and their figure images from the PubMed Central open-access store",
         "qilin.pipeline.pubmed.download:PmcConfig",
-        "qilin.pipeline.pubmed.download:pmc",
+        "qilin.pipeline.pubmed.download:download_articles",
         ("out",),
         "qilin data pmc pmc --ids ids.txt\n"
         "qilin data pmc pmc --query 'case report[filter] AND chest CT' --license commercial --limit 1000\n"
@@ -58,14 +58,14 @@ COMMANDS = {
     "data figures": Command(
         "extract figures from JATS articles: captions, mentions, context, licenses and panels",
         "qilin.pipeline.pubmed.figures:FiguresConfig",
-        "qilin.pipeline.pubmed.figures:figures",
+        "qilin.pipeline.pubmed.figures:extract_figures",
         ("source", "out"),
         "qilin data figures pmc/articles figures\nqilin data figures articles figures --workers 8",
     ),
     "data filter-figures": Command(
         "classify the figures that captions leave undecided with a vision-language model",
-        "qilin.pipeline.pubmed.vision_filter:LookConfig",
-        "qilin.pipeline.pubmed.vision_filter:look",
+        "qilin.pipeline.pubmed.vision_filter:FilterFiguresConfig",
+        "qilin.pipeline.pubmed.vision_filter:filter_figures",
         ("source", "out"),
         "qilin data filter-figures figures filtered --images pmc/articles --endpoint http://127.0.0.1:8000/v1 "
         "--model qwen3-vl-8b",
@@ -81,8 +81,8 @@ COMMANDS = {
     ),
     "data generate-vqa": Command(
         "generate questions from Chinese captions and reports, check them, and drop those answerable without the image",
-        "qilin.pipeline.questions.generate:AskConfig",
-        "qilin.pipeline.questions.generate:ask",
+        "qilin.pipeline.questions.generate:GenerateVqaConfig",
+        "qilin.pipeline.questions.generate:generate_vqa",
         ("source", "out"),
         "qilin data generate-vqa articles-zh articles-vqa --endpoint http://127.0.0.1:8000/v1 --model qwen3-32b\n"
         "qilin data generate-vqa articles-zh articles-vqa --endpoint https://api.deepseek.com/v1 --model "
@@ -90,8 +90,8 @@ COMMANDS = {
     ),
     "data make-conversations": Command(
         "combine the texts and questions about one image into multi-turn conversations",
-        "qilin.pipeline.questions.conversations:ChatsConfig",
-        "qilin.pipeline.questions.conversations:chats",
+        "qilin.pipeline.questions.conversations:MakeConversationsConfig",
+        "qilin.pipeline.questions.conversations:make_conversations",
         ("source", "out"),
         "qilin data make-conversations chinese chats\n"
         "qilin data make-conversations chinese chats --min-turns 3 --max-turns 8",
@@ -174,7 +174,7 @@ COMMANDS = {
     "evaluate": Command(
         "answer the questions of a split, score the answers with controls and confidence intervals, write a report",
         "qilin.evaluate.config:EvaluateConfig",
-        "qilin.evaluate.run:evaluate",
+        "qilin.evaluate.commands:evaluate_command",
         ("model", "dataset"),
         "qilin evaluate runs/instruct slake --split validation --out runs/evaluation\n"
         "qilin evaluate NAME slake --endpoint http://127.0.0.1:8000/v1 --out runs/served\n"
@@ -183,7 +183,7 @@ COMMANDS = {
     "score": Command(
         "score a predictions.jsonl of any system",
         "qilin.evaluate.config:ScoreConfig",
-        "qilin.evaluate.score:score_command",
+        "qilin.evaluate.commands:score_command",
         ("file",),
         "qilin score predictions.jsonl --rows judged.jsonl\n"
         "qilin score predictions.jsonl --scorer vlmevalkit\n"
@@ -205,7 +205,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert checkpoints between the LLaVA, Hugging Face and llama.cpp layouts; merge LoRA adapters",
-        "qilin.model.config:ConvertConfig",
+        "qilin.convert.config:ConvertConfig",
         "qilin.convert.run:convert",
         ("source", "out"),
         "qilin convert williamliu/Qilin-Med-VL-Chat qilin-chat --check\n"
@@ -215,7 +215,7 @@ COMMANDS = {
     ),
     "template": Command(
         "print a conversation as the model receives it, with the trained tokens in color",
-        "qilin.model.config:TemplateConfig",
+        "qilin.model.show_template:TemplateConfig",
         "qilin.model.show_template:show_template",
         ("model",),
         "qilin template runs/instruct\nqilin template runs/instruct --template llama_2 --tokens",
