@@ -21,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kept import keep
-from qilin.pipeline.importers.slake_captions import compose
+from qilin.pipeline.importers.slake_captions import compose_captions
 from qilin.pipeline.questions.checks import CHECKS, NO, YES, Question, check_question, tidy
-from qilin.text.normalize import plain
-from qilin.text.yes_no import asks_yes_no, word_polarity
+from qilin.text.normalize import normalize_text
+from qilin.text.yes_no import is_yes_no_question, word_polarity
 
 TURNED = str.maketrans("左右", "右左")
 
@@ -36,16 +36,16 @@ def pairs_of(folder: Path) -> list[tuple[str, Question]]:
     for row in rows:
         if row.get("q_lang", "zh") != "zh":
             continue
-        texts = [text for name, _, text in compose([row]) if name == "full"]
+        texts = [text for name, _, text in compose_captions([row]) if name == "full"]
         question, answer = tidy(row["question"]), tidy(row["answer"])
         if not texts or not answer:
             continue
         text = texts[0]
         nothing = len(re.findall("[^。]+。", text)) == 1 and row.get("content_type") not in ("Modality", "Plane")
-        if nothing or plain(answer) in plain(question):  # no statement of it was made; A还是B is refused by design
+        if nothing or normalize_text(answer) in normalize_text(question):  # no statement of it was made; A还是B is refused by design
             continue
-        if asks_yes_no(plain(question)):
-            said = word_polarity(plain(answer))
+        if is_yes_no_question(normalize_text(question)):
+            said = word_polarity(normalize_text(answer))
             if said is not None:
                 made = Question("yes_no", question, YES if said else NO, text)
                 found.setdefault((question, made.answer), (text, made))
@@ -61,7 +61,7 @@ def planted(text: str, asked: Question, other: Question) -> dict[str, tuple[str,
         made["是 for 否, 否 for 是"] = (text, replace(asked, answer=NO if asked.answer == YES else YES))
         return made
     made["answer in the question"] = (text, replace(asked, question=f"{asked.answer}，{asked.question}"))
-    if other.kind == "open" and plain(other.answer) not in plain(text):
+    if other.kind == "open" and normalize_text(other.answer) not in normalize_text(text):
         made["another question's answer"] = (text, replace(asked, answer=other.answer))
     if ("左" in asked.answer) != ("右" in asked.answer):
         made["side turned round"] = (text, replace(asked, answer=asked.answer.translate(TURNED)))

@@ -19,7 +19,7 @@ from qilin.evaluate.scoring.captions import (
     rouge_l,
     score_captions,
 )
-from qilin.text.facts import DEFAULT_VOCABULARY, contradictions
+from qilin.text.facts import DEFAULT_VOCABULARY, find_contradictions
 
 RIGHT = "胸部X光片，左侧气胸，未见胸腔积液。"
 
@@ -71,7 +71,7 @@ def test_a_contradiction_is_one_wrong_statement() -> None:
     ],
 )
 def test_contradictions(text: str, found: set[str]) -> None:
-    assert contradictions(text) == found
+    assert find_contradictions(text) == found
 
 
 def test_cider_by_hand_and_in_general() -> None:

@@ -17,8 +17,8 @@ from qilin.dataset.schema import ImageRecord, Provenance, Sample, assistant, tex
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.imaging.near_duplicates import parse_hashes, near_pairs_among, near_pairs
 from qilin.imaging.quality import quality_problem
-from qilin.text.normalize import language_of
-from qilin.text.phi import personal
+from qilin.text.normalize import detect_language
+from qilin.text.phi import find_personal_data
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -70,7 +70,7 @@ def curated(source: Path, out: Path, *words: str) -> tuple[Dataset, dict[str, Sa
     ],
 )  # fmt: skip
 def test_languages(text: str, language: str) -> None:
-    assert language_of(text) == language
+    assert detect_language(text) == language
 
 
 PERSONAL = [
@@ -86,7 +86,7 @@ PERSONAL = [
 
 @pytest.mark.parametrize(("text", "kind"), PERSONAL)
 def test_personal_data_is_found(text: str, kind: str) -> None:
-    assert kind in personal(text)
+    assert kind in find_personal_data(text)
 
 
 def test_what_is_not_personal() -> None:
@@ -94,7 +94,7 @@ def test_what_is_not_personal() -> None:
                  "L5-S1 in 2010.",
                  "Barium swallow, 120 kV, 3.5 mm.", "黄色瘤", "于右肺见结节，江西的医生", "T2 123-456",
                  "请问怎么治？谢谢医生。", "谢谢您大夫", "尽快就诊，向医生说明。", "许多医生认为"):  # fmt: skip
-        assert personal(text) == [], text
+        assert find_personal_data(text) == [], text
 
 
 def test_images_with_faults() -> None:
@@ -248,7 +248,7 @@ def test_nothing_left_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_many_small_images_make_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qilin.dataset.writer.IMAGES_PER_PART", 32)
+    monkeypatch.setattr("qilin.dataset.writer.IMAGES_PER_FILE", 32)
     base = image(1)
     shown = []
     for n in range(100):

@@ -1,6 +1,6 @@
 """Configs: YAML and `key=value` overrides, or command-line flags, become one frozen dataclass. Free of torch.
 
-`@config_class` makes a class a config and `option(default=..., help=...)` declares a field; pydantic checks the types and
+`@config_class` makes a class a config and `option(default=..., help=...)` declares a field; pydantic checks types and
 the help line is also the `--help` of the flag. Unknown keys are errors that suggest the closest known key. A field
 declared with `flatten=True` holds another config whose keys and flags appear at the outer level.
 """

@@ -1,6 +1,6 @@
 """Files: atomic writes, JSON, hashes, data URIs, and Qilin's cache folder.
 
-In: paths and contents. Out: files that are either complete or absent, even if the process is killed or the disk fills up.
+In: paths and contents. Out: files that are complete or absent, even if the process is killed or the disk fills up.
 """
 
 import base64

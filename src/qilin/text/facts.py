@@ -1,18 +1,16 @@
-"""The facts a Chinese caption or report states, read by plain rules from a vocabulary that is data.
+"""Facts in a Chinese caption or report: findings, organs, modality and attributes, extracted by a vocabulary and rules.
 
-In: a text and a vocabulary: kind -> name -> the words for it. Out: a set of short strings:
-`modality=CT`, `organ=肺` (any kind but the four below), `结节` (a finding affirmed), `no 结节` (denied),
-`结节|side=左侧`, `结节|place=上`, `结节|size=大` (what is said of it), `结节|number=2`, `结节|mm=12`, and `normal`.
+In: a text and a vocabulary: category -> name -> terms. Out: a set of short strings: `modality=CT`, `organ=肺` (any
+category but the special ones below), `结节` (an affirmed finding), `no 结节` (a negated one), attributes of a finding
+(`结节|side=左侧`, `结节|place=上`, `结节|size=大`, `结节|number=2`, `结节|mm=12`), and `normal`.
 
-Kinds with a meaning of their own: `finding`; `thing` (白细胞: no fact itself, but it can be counted); `side`, `place`,
-`size` (said of the finding nearest in the sentence). The longest word wins across
-all kinds: 皮肤镜 hides 皮肤, 左眼 hides 左.
-The rules see what is written, not what is meant.
+Special categories: `finding`; `thing` (白细胞: not a fact itself, but it can be counted); `side`, `place`, `size`
+(attributes of the nearest finding in the sentence). The longest term wins across all categories: 皮肤镜 hides 皮肤,
+左眼 hides 左.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,15 +18,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from qilin.core.errors import UserError
-from qilin.text.negation import is_denied
-from qilin.text.normalize import narrow, simplified
-from qilin.text.numbers import counts_as_digits, measures
-from qilin.text.synonyms import FINDINGS, MODALITIES, ORGANS, REGIONS
+from qilin.core.files import read_json
+from qilin.text.negation import is_negated
+from qilin.text.normalize import to_halfwidth, to_simplified
+from qilin.text.numbers import counts_to_digits, find_measurements
+from qilin.text.synonyms import FINDINGS, MODALITIES, ORGANS, REGIONS, term_pattern
 
 Vocabulary = Mapping[str, Mapping[str, tuple[str, ...]]]
 
 ATTRIBUTES = ("side", "place", "size")
-OWNERS = ("finding", "thing")
+ATTRIBUTE_OWNERS = ("finding", "thing")
 
 _MORE_FINDINGS: dict[str, tuple[str, ...]] = {
     "实变": ("实变", "实变影", "consolidation"),
@@ -54,8 +53,8 @@ _MORE_FINDINGS: dict[str, tuple[str, ...]] = {
     "侧弯": ("侧弯", "脊柱侧弯", "scoliosis"),
 }
 
-# Names that are an organ and a finding in one word: 肺结节 states 结节 and organ=肺, as 肺内见结节 does.
-_TWO_IN_ONE: dict[str, tuple[str, str]] = {
+# Compounds of an organ and a finding: 肺结节 states 结节 and organ=肺, as 肺内见结节 does.
+_COMPOUNDS: dict[str, tuple[str, str]] = {
     "肺结节": ("肺", "结节"),
     "肺肿块": ("肺", "肿块"),
     "肺浸润": ("肺", "浸润"),
@@ -66,21 +65,22 @@ _TWO_IN_ONE: dict[str, tuple[str, str]] = {
 }
 
 
-def _taken_apart(
+def _split_compounds(
     organs: Mapping[str, tuple[str, ...]], findings: Mapping[str, tuple[str, ...]]
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Both tables with each name of _TWO_IN_ONE as a word of its organ and of its finding."""
-    made = {"organ": dict(organs), "finding": {n: words for n, words in findings.items() if n not in _TWO_IN_ONE}}
-    for name, (organ, finding) in _TWO_IN_ONE.items():
-        for kind, part in (("organ", organ), ("finding", finding)):
-            made[kind][part] = (*made[kind][part], *findings[name])
-    return made
+    """Both tables, with the terms of each compound added to its organ and to its finding."""
+    organ_terms = dict(organs)
+    finding_terms = {name: terms for name, terms in findings.items() if name not in _COMPOUNDS}
+    for compound, (organ, finding) in _COMPOUNDS.items():
+        organ_terms[organ] += findings[compound]
+        finding_terms[finding] += findings[compound]
+    return {"organ": organ_terms, "finding": finding_terms}
 
 
 DEFAULT_VOCABULARY: Vocabulary = {
     "modality": MODALITIES,
     "region": REGIONS,
-    **_taken_apart(ORGANS, {**FINDINGS, **_MORE_FINDINGS}),
+    **_split_compounds(ORGANS, {**FINDINGS, **_MORE_FINDINGS}),
     "side": {
         "双侧": ("双侧", "两侧", "双边", "双肺", "两肺", "双肾", "两肾", "双眼", "左右两", "bilateral"),
         "左侧": ("左", "left"),
@@ -106,165 +106,180 @@ _COUNTED = re.compile(
 )
 _NORMAL = re.compile(r"正常|健康|\bnormal\b")
 _ABNORMAL = re.compile(r"(?:明显|显著|任何)?(?:异常|病变|病灶)|\babnormalit\w+")
-# 余未见异常 and 其他部位正常 speak of the rest, not of the whole image.
+# 余未见异常 and 其他部位正常 describe the rest of the image, not all of it.
 _REST = re.compile(r"余|其他|其它|另")
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A word of the vocabulary in a text: text[start:end], and whether it is denied there."""
+    """A term of the vocabulary at text[start:end], and whether it is negated there."""
 
-    kind: str
+    category: str
     name: str
     start: int
     end: int
-    denied: bool
+    negated: bool
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """A vocabulary from JSON: {"finding": {"结节": ["结节", "结节影"]}, …}. Raises UserError if it is not one."""
+    """A vocabulary from JSON: {"finding": {"结节": ["结节", "结节影"]}, …}. Raises UserError for any other content."""
+    content = read_json(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    try:
-        return {kind: {name: tuple(words) for name, words in table.items()} for kind, table in found.items()}
+        return {category: {name: tuple(terms) for name, terms in table.items()} for category, table in content.items()}
     except (AttributeError, TypeError):
-        raise UserError(f"{path}: expected kind -> name -> list of words, found something else") from None
+        raise UserError(f"{path}: expected category -> name -> list of terms, found another structure") from None
 
 
-def facts_of_text(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> frozenset[str]:
-    """Every fact that the text states, denials included; see the head of this file for how they are written."""
-    plain = counts_as_digits(simplified(narrow(text)).lower())
+def extract_facts(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> frozenset[str]:
+    """Every fact that the text states, negated findings included; the module docstring lists their forms."""
     facts: set[str] = set()
-    says_normal = False
-    for sentence in _SENTENCE.split(plain):
-        if sentence:
-            facts |= facts_of_sentence(sentence, vocabulary)
-            says_normal = says_normal or _says_normal(sentence)
-    if says_normal and not any(is_finding(fact) for fact in facts):
+    states_normal = False
+    for sentence in _sentences(text):
+        facts |= extract_sentence_facts(sentence, vocabulary)
+        states_normal = states_normal or _states_normal(sentence)
+    if states_normal and not any(is_finding(fact) for fact in facts):
         facts.add("normal")
     return frozenset(facts)
 
 
-def contradictions(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> frozenset[str]:
-    """Findings that a text both affirms and denies of the same spot: 左肺结节。左肺未见结节。
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text: half-width, simplified, lower case, counts as digits."""
+    normalized = counts_to_digits(to_simplified(to_halfwidth(text)).lower())
+    return [sentence for sentence in _SENTENCE.split(normalized) if sentence]
 
-    左肺结节,右肺未见结节 is none: the clauses name different sides (or places, or organs). Nor is 余未见结节.
+
+def find_contradictions(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> frozenset[str]:
+    """Findings that a text both affirms and negates at the same location: 左肺结节。左肺未见结节。
+
+    左肺结节,右肺未见结节 is no contradiction: the clauses name different sides (or locations, or organs). Nor is
+    余未见结节.
     """
-    plain = counts_as_digits(simplified(narrow(text)).lower())
-    said: list[tuple[str, bool, Mapping[str, frozenset[str]]]] = []
-    for sentence in filter(None, _SENTENCE.split(plain)):
-        mentions = mentions_in(sentence, vocabulary)
-        for m in (m for m in mentions if m.kind == "finding"):
-            low, high = sentence.rfind(",", 0, m.start) + 1, sentence.find(",", m.end)
-            high = len(sentence) if high < 0 else high
-            if not (m.denied and _REST.search(sentence[low:high])):
-                near = [other for other in mentions if low <= other.start < high]
-                spot = {kind: {o.name for o in near if o.kind == kind} for kind in ("side", "place", "organ")}
-                # 肺结节 names its organ too
-                organs = vocabulary.get("organ", {}).items()
-                spot["organ"] |= {o for o, words in organs if m.name.startswith(tuple(words)) and o != m.name}
-                said.append((m.name, m.denied, {kind: frozenset(names) for kind, names in spot.items()}))
+    statements: list[tuple[str, bool, Mapping[str, set[str]]]] = []
+    for sentence in _sentences(text):
+        mentions = find_mentions(sentence, vocabulary)
+        for mention in mentions:
+            if mention.category != "finding":
+                continue
+            start, end = _clause_span(sentence, mention.start, mention.end)
+            if mention.negated and _REST.search(sentence[start:end]):
+                continue
+            in_clause = [other for other in mentions if start <= other.start < end]
+            location = {
+                category: {other.name for other in in_clause if other.category == category}
+                for category in ("side", "place", "organ")
+            }
+            # 肺结节 names its organ too
+            organs = vocabulary.get("organ", {}).items()
+            location["organ"] |= {
+                organ for organ, terms in organs if mention.name.startswith(tuple(terms)) and organ != mention.name
+            }
+            statements.append((mention.name, mention.negated, location))
 
-    def apart(a: Mapping[str, frozenset[str]], b: Mapping[str, frozenset[str]]) -> bool:
-        return any(a[kind] and b[kind] and not a[kind] & b[kind] for kind in a)
+    def are_apart(a: Mapping[str, set[str]], b: Mapping[str, set[str]]) -> bool:
+        return any(a[category] and b[category] and not a[category] & b[category] for category in a)
 
     return frozenset(
         name
-        for name, denied, spot in said
-        for other, other_denied, there in said
-        if not denied and other_denied and (name.endswith(other) or other.endswith(name)) and not apart(spot, there)
+        for name, negated, location in statements
+        for other, other_negated, other_location in statements
+        if not negated
+        and other_negated
+        and (name.endswith(other) or other.endswith(name))
+        and not are_apart(location, other_location)
     )
 
 
+def _clause_span(sentence: str, start: int, end: int) -> tuple[int, int]:
+    """(start, end) of the comma-separated clause around sentence[start:end]."""
+    clause_end = sentence.find(",", end)
+    return sentence.rfind(",", 0, start) + 1, len(sentence) if clause_end < 0 else clause_end
+
+
 def is_finding(fact: str) -> bool:
-    """Whether a fact affirms a finding, rather than denying one, describing one, or naming organ or modality."""
+    """Whether a fact affirms a finding, rather than negating or describing one, or naming an organ or modality."""
     return not fact.startswith("no ") and "|" not in fact and "=" not in fact and fact != "normal"
 
 
-def facts_of_sentence(sentence: str, vocabulary: Vocabulary) -> set[str]:
-    """The facts of one narrow, simplified, lower-case sentence."""
+def extract_sentence_facts(sentence: str, vocabulary: Vocabulary) -> set[str]:
+    """The facts of one half-width, simplified, lower-case sentence."""
     facts: set[str] = set()
-    mentions = mentions_in(sentence, vocabulary)
-    owners = [m for m in mentions if m.kind in OWNERS]
-    for m in mentions:
-        if m.kind == "finding":
-            facts.add(f"no {m.name}" if m.denied else m.name)
-        elif m.kind in ATTRIBUTES:
-            facts |= _said_of(f"{m.kind}={m.name}", m.start, m.end, owners, sentence)
-        elif m.kind not in OWNERS and not m.denied:
-            facts.add(f"{m.kind}={m.name}")
+    mentions = find_mentions(sentence, vocabulary)
+    owners = [mention for mention in mentions if mention.category in ATTRIBUTE_OWNERS]
+    for mention in mentions:
+        fact = f"{mention.category}={mention.name}"
+        if mention.category == "finding":
+            facts.add(f"no {mention.name}" if mention.negated else mention.name)
+        elif mention.category in ATTRIBUTES:
+            facts |= _attach_attribute(fact, mention.start, mention.end, owners, sentence)
+        elif mention.category not in ATTRIBUTE_OWNERS and not mention.negated:
+            facts.add(fact)
     for match in _COUNTED.finditer(sentence):
         number = match.group(1) or ("many" if match.group(2) else "1")
-        facts |= _said_of(f"number={number}", *match.span(), owners, sentence, counted=True)
-    at = 0
+        facts |= _attach_attribute(f"number={number}", *match.span(), owners, sentence, is_count=True)
+    start = 0
     for clause in sentence.split(","):
-        for measure in measures(clause):
-            if measure.kind == "length":
-                facts |= _said_of(f"mm={float(measure.value):g}", at, at + len(clause), owners, sentence)
-        at += len(clause) + 1
+        end = start + len(clause)
+        for measurement in find_measurements(clause):
+            if measurement.quantity == "length":
+                facts |= _attach_attribute(f"mm={float(measurement.value):g}", start, end, owners, sentence)
+        start = end + 1
     return facts
 
 
-def _said_of(
-    attribute: str, start: int, end: int, owners: list[Mention], sentence: str, counted: bool = False
+def _attach_attribute(
+    attribute: str, start: int, end: int, owners: list[Mention], sentence: str, is_count: bool = False
 ) -> set[str]:
-    """The attribute with the finding it belongs to: the nearest in its clause, else in the sentence; {} for none."""
-    low, high = sentence.rfind(",", 0, start) + 1, sentence.find(",", end)
-    high = len(sentence) if high < 0 else high
-    here = [m for m in owners if low <= m.start < high]
-    if not here and _says_normal(sentence[low:high]):
+    """{"finding|attribute"} for the nearest finding in the clause, else in the sentence; {} if there is none."""
+    clause_start, clause_end = _clause_span(sentence, start, end)
+    in_clause = [owner for owner in owners if clause_start <= owner.start < clause_end]
+    candidates = in_clause or owners
+    if not candidates or (not in_clause and _states_normal(sentence[clause_start:clause_end])):
         return set()
-    gaps = [(max(m.start - end, start - m.end), m.start, m) for m in here or owners]
-    if not gaps:
-        return set()
-    owner = min(gaps, key=lambda gap: gap[:2])[2]
-    if owner.denied or (owner.kind == "thing" and not counted):
+    owner = min(candidates, key=lambda owner: (max(owner.start - end, start - owner.end), owner.start))
+    if owner.negated or (owner.category == "thing" and not is_count):
         return set()
     return {f"{owner.name}|{attribute}"}
 
 
-def _says_normal(sentence: str) -> bool:
+def _states_normal(sentence: str) -> bool:
     if _REST.search(sentence):
         return False
-    normal = any(not is_denied(sentence, *m.span()) for m in _NORMAL.finditer(sentence))
-    return normal or any(is_denied(sentence, *m.span()) for m in _ABNORMAL.finditer(sentence))
+    is_normal = any(not is_negated(sentence, *match.span()) for match in _NORMAL.finditer(sentence))
+    return is_normal or any(is_negated(sentence, *match.span()) for match in _ABNORMAL.finditer(sentence))
 
 
-def mentions_in(sentence: str, vocabulary: Vocabulary) -> list[Mention]:
-    """Every word of the vocabulary in a sentence, in order; at each place the longest word of any kind."""
-    pattern, meanings = _compiled(_frozen(vocabulary))
+def find_mentions(sentence: str, vocabulary: Vocabulary) -> list[Mention]:
+    """Every term of the vocabulary in a sentence, in order; at each position the longest term of any category."""
+    pattern, meanings = _compile(_as_rows(vocabulary))
     return [
-        Mention(kind, name, *match.span(), is_denied(sentence, *match.span()))
+        Mention(category, name, *match.span(), is_negated(sentence, *match.span()))
         for match in pattern.finditer(sentence)
-        for kind, name in meanings[match.group()]
+        for category, name in meanings[match.group()]
     ]
 
 
-_Table = tuple[tuple[str, str, tuple[str, ...]], ...]
+_Rows = tuple[tuple[str, str, tuple[str, ...]], ...]
+_ROWS: dict[int, tuple[Vocabulary, _Rows]] = {}
 
 
-def _frozen(vocabulary: Vocabulary) -> _Table:
-    # Kept by identity: turning the vocabulary into a hashable table for every sentence cost more than matching it.
-    kept = _FROZEN.get(id(vocabulary))
-    if kept is None or kept[0] is not vocabulary:
-        rows = tuple((kind, name, tuple(words)) for kind, table in vocabulary.items() for name, words in table.items())
-        if len(_FROZEN) >= 16:  # somebody makes a new vocabulary for each call: slow, but it must not fill the memory
-            _FROZEN.clear()
-        kept = _FROZEN[id(vocabulary)] = (vocabulary, rows)
-    return kept[1]
-
-
-_FROZEN: dict[int, tuple[Vocabulary, _Table]] = {}
+def _as_rows(vocabulary: Vocabulary) -> _Rows:
+    """A vocabulary as hashable rows, cached by identity: converting it for every sentence cost more than matching."""
+    cached = _ROWS.get(id(vocabulary))
+    if cached is None or cached[0] is not vocabulary:
+        rows = tuple(
+            (category, name, tuple(terms)) for category, table in vocabulary.items() for name, terms in table.items()
+        )
+        if len(_ROWS) >= 16:  # a caller that builds a new vocabulary for each call must not fill the memory
+            _ROWS.clear()
+        cached = _ROWS[id(vocabulary)] = (vocabulary, rows)
+    return cached[1]
 
 
 @lru_cache(maxsize=16)
-def _compiled(table: _Table) -> tuple[re.Pattern[str], dict[str, list[tuple[str, str]]]]:
+def _compile(rows: _Rows) -> tuple[re.Pattern[str], dict[str, list[tuple[str, str]]]]:
+    """(a pattern of all terms, longest first; term -> its (category, name) meanings)."""
     meanings: dict[str, list[tuple[str, str]]] = {}
-    for kind, name, words in table:
-        for word in words:
-            meanings.setdefault(word.lower(), []).append((kind, name))
-    longest_first = sorted(meanings, key=len, reverse=True)
-    parts = [rf"(?<![a-z]){re.escape(w)}(?![a-z])" if w.isascii() else re.escape(w) for w in longest_first]
-    return re.compile("|".join(parts) or r"(?!)"), meanings
+    for category, name, terms in rows:
+        for term in terms:
+            meanings.setdefault(term.lower(), []).append((category, name))
+    return re.compile(term_pattern(meanings)), meanings

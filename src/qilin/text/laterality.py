@@ -1,6 +1,6 @@
-"""Left, right, both: which sides a text names, and whether two texts contradict each other.
+"""Laterality: the sides that a text names (left, right, both), and whether two texts name different sides.
 
-In: a text. Out: a set of sides. A side said wrong is an error in medicine, never a matter of wording.
+In: a Chinese or English text. Out: a set of sides. A wrong side is a medical error, never a matter of wording.
 """
 
 from __future__ import annotations
@@ -16,35 +16,28 @@ _BOTH = re.compile(
     re.IGNORECASE,
 )
 # 左右 after a quantity means "about": 3cm左右.
-_ABOUT = re.compile(r"(?<=[\dm米分升克%岁天周月年个枚])左右(?![侧肺肾眼两上下])")
+_APPROXIMATELY = re.compile(r"(?<=[\dm米分升克%岁天周月年个枚])左右(?![侧肺肾眼两上下])")
 _LEFT = re.compile(r"左|\bleft\b|\bl(?=\s*(?:lung|kidney|side|lobe))\b", re.IGNORECASE)
 _RIGHT = re.compile(r"右|\bright\b|\br(?=\s*(?:lung|kidney|side|lobe))\b", re.IGNORECASE)
 
 
 @lru_cache(maxsize=20_000)
-def sides(text: str) -> frozenset[str]:
-    """The sides named: {}, {left}, {right} or {left, right}; 双侧 and 两肺 name both, 3cm左右 names none."""
-    text = _ABOUT.sub("", text)
+def find_sides(text: str) -> frozenset[str]:
+    """The sides a text names: {}, {left}, {right} or {left, right}. 双侧 and 两肺 name both, 3cm左右 names none."""
+    text = _APPROXIMATELY.sub("", text)
     if _BOTH.search(text):
         return frozenset((LEFT, RIGHT))
-    found = set()
-    if _LEFT.search(text):
-        found.add(LEFT)
-    if _RIGHT.search(text):
-        found.add(RIGHT)
-    return frozenset(found)
+    return frozenset(side for side, pattern in ((LEFT, _LEFT), (RIGHT, _RIGHT)) if pattern.search(text))
 
 
 def sides_conflict(a: str, b: str) -> bool:
-    """Both texts name sides, and not the same ones: 左肺 against 右肺, 双侧 against 左侧."""
-    sides_a, sides_b = sides(a), sides(b)
+    """Whether both texts name sides, and different ones: 左肺 and 右肺, 双侧 and 左侧."""
+    sides_a, sides_b = find_sides(a), find_sides(b)
     return bool(sides_a) and bool(sides_b) and sides_a != sides_b
 
 
-_BOTH_WORDS = re.compile(
-    r"双|两侧|两肺|两眼|两肾|两边|两叶|两下|两上|\bboth\b(?![^.,;]{0,80}\band\b)|\bbilateral", re.I
-)
-# Words with the letters of a side that name none: left the hospital, right away; 右 and 左 are always sides.
+_BILATERAL = re.compile(r"双|两侧|两肺|两眼|两肾|两边|两叶|两下|两上|\bboth\b(?![^.,;]{0,80}\band\b)|\bbilateral", re.I)
+# English phrases with "left" or "right" that name no side: left the hospital, right away. 右 and 左 always name a side.
 _NO_SIDE = re.compile(
     r"\bleft (?:the (?:hospital|clinic|study|country)|untreated|in place|behind|over|in situ|against)"
     r"|\b(?:was|were|is) left\b|\bright(?:-hand(?:ed)?| away| now| after| before| angle)|\ball right|\bcopyright",
@@ -53,10 +46,10 @@ _NO_SIDE = re.compile(
 
 
 def named_sides(text: str) -> frozenset[str]:
-    """Every side a text names, each for itself: "left", "right", "both". 双肺，左侧为著 names left and both."""
-    text = _NO_SIDE.sub("", _ABOUT.sub("", text))
-    found = {"both"} if _BOTH_WORDS.search(text) or re.search(r"左右(?!径)", text) else set()
+    """Every side a text names, "both" kept separate: 双肺，左侧为著 names "left" and "both"."""
+    text = _NO_SIDE.sub("", _APPROXIMATELY.sub("", text))
+    sides = {"both"} if _BILATERAL.search(text) or re.search(r"左右(?!径)", text) else set()
     text = re.sub(r"左右", "", text)
-    found |= {LEFT} if re.search(r"左|\bleft\b|\bleftward|\blevo", text, re.IGNORECASE) else set()
-    found |= {RIGHT} if re.search(r"右|\bright\b|\brightward|\bdextro", text, re.IGNORECASE) else set()
-    return frozenset(found)
+    sides |= {LEFT} if re.search(r"左|\bleft\b|\bleftward|\blevo", text, re.IGNORECASE) else set()
+    sides |= {RIGHT} if re.search(r"右|\bright\b|\brightward|\bdextro", text, re.IGNORECASE) else set()
+    return frozenset(sides)

@@ -1,7 +1,7 @@
-"""What a Chinese medical sentence denies: 未见结节, 无明显积液, 并非肺炎, 气胸已排除.
+"""Negation in Chinese medical text: 未见结节, 无明显积液, 并非肺炎, 气胸已排除.
 
-In: a text and the place of a word in it. Out: whether that word is denied. A cue reaches to the end of its clause,
-along a list (未见积液、气胸及结节), and stops at a word that affirms again (未见骨折，可见积液).
+In: a text and the span of a word in it. Out: whether that word is negated. The scope of a cue extends to the end of its
+clause, along a list (未见积液、气胸及结节), and ends at a word that affirms again (未见骨折，可见积液).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-# Words that look like a negation and are none: they shield their letters.
+# Words that contain a cue but negate nothing; mask_false_cues blanks them out.
 _FALSE_CUES = (
     "不能排除", "无法排除", "不可排除", "不排除", "不除外", "未能排除", "不能除外", "未除外", "未排除",
     "肺不张", "膨胀不全", "关闭不全", "发育不全", "不全", "不张", "不规则", "不均匀", "不均", "不清", "不齐", "不典型",
@@ -34,7 +34,7 @@ _BEFORE = re.compile(
     "|".join(rf"\b{cue}\b" if cue.isascii() else cue for cue in sorted(_BEFORE_CUES, key=len, reverse=True)),
     re.IGNORECASE,
 )
-# Cues that stand after what they deny, within the same clause.
+# Cues after the negated word, within its clause.
 _AFTER = re.compile(
     r"^(?:征象|表现|影|病变|的?迹象|的证据|情况)*(?:的可能性?)?(?:均|都|也|已经?|被|可|可以|基本|暂)*"
     r"(?:不存在|未见|未发现|没有|排除(?!可能)|阴性|除外|消失|已?吸收|\(-\)|:\s*(?:无|否|阴性))"
@@ -45,41 +45,41 @@ _CLAUSE_END = re.compile(
 _SENTENCE_END = re.compile(r"[。;；!?！？\n,，]")
 
 
-def shielded(text: str) -> str:
-    """The text, same length, with words that only look like negations (肺不张, 不规则, 非增强) blanked out."""
+def mask_false_cues(text: str) -> str:
+    """The text at the same length, words that only look like negations (肺不张, 不规则, 非增强) blanked out."""
     return _FALSE.sub(lambda match: "\x01" * len(match.group()), text)
 
 
 @lru_cache(maxsize=20_000)
-def denied_spans(text: str) -> tuple[tuple[int, int], ...]:
-    """Spans (start, end) of the text that a cue before them denies. Two cues in one clause cancel: 并非没有积液."""
-    plain = shielded(text)
+def negated_spans(text: str) -> tuple[tuple[int, int], ...]:
+    """Spans (start, end) negated by a cue before them. Two adjacent cues cancel each other: 并非没有积液."""
+    masked = mask_false_cues(text)
     spans: list[tuple[int, int]] = []
-    cues = list(_BEFORE.finditer(plain))
-    used = 0
+    cues = list(_BEFORE.finditer(masked))
+    scope_start = 0
     for index, cue in enumerate(cues):
-        if cue.start() < used:
+        if cue.start() < scope_start:
             continue
-        clause_end = _CLAUSE_END.search(plain, cue.end())
-        end = clause_end.start() if clause_end else len(plain)
+        clause_end = _CLAUSE_END.search(masked, cue.end())
+        end = clause_end.start() if clause_end else len(masked)
         double = index + 1 < len(cues) and cues[index + 1].start() - cue.end() <= 1
         if double and cues[index + 1].start() < end:
-            used = end
+            scope_start = end
             continue
         spans.append((cue.start(), end))
-        used = cue.end()
+        scope_start = cue.end()
     return tuple(spans)
 
 
-def is_denied(text: str, start: int, end: int) -> bool:
-    """Whether the word at text[start:end] is denied, by a cue before it or right after it in its clause."""
-    if any(low <= start and end <= high for low, high in denied_spans(text)):
+def is_negated(text: str, start: int, end: int) -> bool:
+    """Whether the word at text[start:end] is negated by a cue before it, or right after it in its clause."""
+    if any(low <= start and end <= high for low, high in negated_spans(text)):
         return True
     stop = _SENTENCE_END.search(text, end)
     return _AFTER.match(text[end : stop.start() if stop else len(text)]) is not None
 
 
 @lru_cache(maxsize=20_000)
-def negations(text: str) -> int:
-    """How many negation cues stand in the text, words that only look like one left out."""
-    return len(_BEFORE.findall(shielded(text)))
+def count_negations(text: str) -> int:
+    """The number of negation cues in the text, false cues excluded."""
+    return len(_BEFORE.findall(mask_false_cues(text)))

@@ -1,6 +1,7 @@
-"""How an answer is written, taken off before it is compared: width, script, case, spaces, frames, list marks.
+"""Text normalization before comparison: script, character width, spaces, answer frames, list items; language detection.
 
-In: an answer as a person or a model wrote it. Out: `normalise`d text, its list items, and whether it answers at all.
+In: Chinese or English text as a person or a model wrote it. Out: the same text in one script, width and case; a
+normalized answer, its list items, whether it abstains; the language of a text.
 """
 
 from __future__ import annotations
@@ -10,58 +11,65 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+# --- script: traditional to simplified -----------------------------------------------------------------------------
+
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 @lru_cache(maxsize=1)
 def _converter() -> Any:
-    # Reading the opencc tables takes some 50 ms, so they are read when first needed.
+    # reading the opencc tables takes about 50 ms, so they are loaded on first use
     from opencc import OpenCC
 
     return OpenCC("t2s")
 
 
 @lru_cache(maxsize=1)
-def _changing() -> re.Pattern[str]:
-    """The characters that t2s may change, from its own tables. Asking for them first takes a text without any from 80
-    to 1 microsecond: opencc looks for phrases at every character."""
+def _convertible() -> re.Pattern[str]:
+    """The characters that t2s may change, from opencc's tables.
+
+    Checking for them first takes a text without any from 80 to 1 microsecond: opencc searches phrases at every
+    character.
+    """
     tables = resources.files("opencc") / "dictionary"
-    found: set[str] = set()
+    characters: set[str] = set()
     for name in ("TSCharacters.txt", "TSPhrases.txt"):
         for line in (tables / name).read_text(encoding="utf-8").splitlines():
             before, _, after = line.partition("\t")
             after = after.split(" ")[0]
             pairs = zip(before, after, strict=True) if len(before) == len(after) else ((c, "") for c in before)
-            found.update(a for a, b in pairs if a != b)
-    return re.compile(f"[{re.escape(''.join(sorted(found)))}]")
+            characters.update(a for a, b in pairs if a != b)
+    return re.compile(f"[{re.escape(''.join(sorted(characters)))}]")
 
 
-def simplified(text: str) -> str:
-    """Traditional characters become simplified ones (opencc t2s); everything else stays."""
-    return _converted(text) if _changing().search(text) else text
+def to_simplified(text: str) -> str:
+    """Convert traditional characters to simplified ones (opencc t2s); everything else stays."""
+    return _convert(text) if _convertible().search(text) else text
 
 
 @lru_cache(maxsize=20_000)
-def _converted(text: str) -> str:
-    """Kept only where there was something to do: 20,000 long texts kept for nothing take 20 MB."""
+def _convert(text: str) -> str:
+    # cached apart from to_simplified: 20,000 cached long texts that need no conversion take 20 MB
     return str(_converter().convert(text))
 
 
 def has_chinese(text: str) -> bool:
-    """Whether at least one Han character stands in the text."""
+    """Whether the text contains a Han character."""
     return _HAN.search(text) is not None
 
 
 def chinese_share(text: str) -> float:
-    """Han characters as a share of all characters that are not spaces; 0.0 for an empty text."""
+    """Han characters as a share of all non-space characters; 0.0 for an empty text."""
     visible = [c for c in text if not c.isspace()]
     return len(_HAN.findall(text)) / len(visible) if visible else 0.0
 
 
+# --- width: full-width to half-width --------------------------------------------------------------------------------
+
 _LETTERS: dict[int, str | int | None] = {ord("０") + i: ord("0") + i for i in range(10)}
 _LETTERS |= {ord("Ａ") + i: ord("A") + i for i in range(26)}
 _LETTERS |= {ord("ａ") + i: ord("a") + i for i in range(26)}
-# Signs that stand inside numbers, units and names: one code point each.
+# Signs inside numbers, units and names, one code point each.
 _SIGNS: dict[str, str | None] = {
     "％": "%",
     "＋": "+",
@@ -91,7 +99,7 @@ _SIGNS: dict[str, str | None] = {
     "\ufeff": None,
     "\u00ad": None,
 }
-_LETTERS |= {ord(sign): plain for sign, plain in _SIGNS.items()}
+_LETTERS |= {ord(sign): replacement for sign, replacement in _SIGNS.items()}
 
 _PUNCTUATION = str.maketrans(
     {
@@ -128,19 +136,21 @@ _PUNCTUATION = str.maketrans(
 )
 
 
-def narrow_letters(text: str) -> str:
-    """Fullwidth letters, digits and number signs become ASCII; Chinese punctuation stays as it is."""
+def to_halfwidth_letters(text: str) -> str:
+    """Convert full-width letters, digits and number signs to ASCII; Chinese punctuation stays."""
     return text.translate(_LETTERS)
 
 
-def narrow(text: str) -> str:
-    """`narrow_letters`, and fullwidth punctuation becomes ASCII too; 。 and 、 have no ASCII twin and stay."""
+def to_halfwidth(text: str) -> str:
+    """Like to_halfwidth_letters, punctuation included; 。 and 、 have no ASCII equivalent and stay."""
     return text.translate(_LETTERS).translate(_PUNCTUATION)
 
 
+# --- answers: frames, list items, abstentions -----------------------------------------------------------------------
+
 _SPACE = re.compile(r"\s+")
-# A space says nothing beside a Han character or a mark; between two Latin words it parts them.
-_IDLE_SPACE = re.compile(r"(?<![a-z0-9]) | (?![a-z0-9])")
+# Spaces next to a Han character or a mark carry no meaning; between two Latin words they do.
+_MEANINGLESS_SPACE = re.compile(r"(?<![a-z0-9]) | (?![a-z0-9])")
 _TAIL = re.compile(r"[。.!?;,:~…\s]+$")
 _HEAD = re.compile(r"^[。,;:\s]+")
 _WRAPPED = re.compile(r"^(?:\"(.+)\"|'(.+)'|\((.+)\)|\[(.+)\]|\*\*(.+)\*\*|《(.+)》)$")
@@ -168,52 +178,54 @@ _NO_ANSWER = re.compile(
 )  # fmt: skip
 
 
-def plain(text: str) -> str:
-    """One script, one width, lower case, no idle spaces, no marks at the ends; the words are all still there."""
-    text = _SPACE.sub(" ", simplified(narrow(text)).lower()).strip()
-    text = _IDLE_SPACE.sub("", text).replace("、", ",")
+def normalize_text(text: str) -> str:
+    """Simplified, half-width, lower case, no meaningless spaces, no punctuation at the ends; every word stays."""
+    text = _SPACE.sub(" ", to_simplified(to_halfwidth(text)).lower()).strip()
+    text = _MEANINGLESS_SPACE.sub("", text).replace("、", ",")
     return _HEAD.sub("", _TAIL.sub("", text))
 
 
 @lru_cache(maxsize=20_000)
-def normalise(text: str) -> str:
-    """The answer without what carries no meaning: script, width, case, idle spaces, quotes, courtesy frames, 。！
+def normalize_answer(text: str) -> str:
+    """normalize_text without quotes, brackets, answer frames (答案是, 图中显示) and courtesies around the answer.
 
-    Idempotent. 10⁻³ and ① survive; digits, units, sides and negations are never touched. May end empty. Questions
-    go through `plain` instead: their frames say what is asked.
+    Idempotent; may return an empty string. 10⁻³ and ① survive; digits, units, sides and negations never change.
+    For questions use normalize_text: there the frame is part of what is asked.
     """
-    text = plain(text)
+    text = normalize_text(text)
     while True:
         shorter = text
         wrapped = _WRAPPED.match(shorter)
         if wrapped:
             inner = next(group for group in wrapped.groups() if group is not None)
-            # (a) and (b): the outer marks belong to two different words
+            # (a) and (b): the outer brackets belong to two different words
             shorter = shorter if re.search(r"[()\[\]\"']", inner) else inner
         for strip in (_FRAME, _COURTESY_TAIL):
             rest = strip.sub("", shorter, count=1)
             shorter = rest if _TAIL.sub("", rest) else shorter
-        shorter = plain(shorter)
+        shorter = normalize_text(shorter)
         if shorter == text:
             return text
         text = shorter
 
 
 @lru_cache(maxsize=20_000)
-def items(text: str) -> tuple[str, ...]:
-    """A normalised answer as its list items: 左肺,右肺 and 左肺和右肺 both give (左肺, 右肺)."""
+def split_list_items(text: str) -> tuple[str, ...]:
+    """The list items of a normalized answer: 左肺,右肺 and 左肺和右肺 both give (左肺, 右肺)."""
     return tuple(item for item in (part.strip() for part in _LIST_MARK.split(text)) if item)
 
 
-def declines(text: str, question: str = "") -> bool:
-    """Whether a normalised answer says that it cannot answer. 不清楚 does not where the question asks what is 清楚."""
-    found = _NO_ANSWER.search(text)
-    return found is not None and not (question and found.group().lstrip("不无没") in question)
+def is_abstention(text: str, question: str = "") -> bool:
+    """Whether a normalized answer declines to answer. 不清楚 does not if the question asks what is 清楚."""
+    match = _NO_ANSWER.search(text)
+    return match is not None and not (question and match.group().lstrip("不无没") in question)
 
 
-# Japanese kana, Hangul, Cyrillic, Arabic, Hebrew, Thai, Devanagari; Greek letters are signs in medicine
-_OTHER = re.compile(r"[\u3041-\u30ff\uac00-\ud7af\u0400-\u04ff\u0590-\u06ff\u0900-\u097f\u0e00-\u0e7f]")
-_SMALL = {
+# --- language -------------------------------------------------------------------------------------------------------
+
+# Japanese kana, Hangul, Cyrillic, Arabic, Hebrew, Thai, Devanagari; Greek letters are symbols in medicine
+_OTHER_SCRIPTS = re.compile(r"[\u3041-\u30ff\uac00-\ud7af\u0400-\u04ff\u0590-\u06ff\u0900-\u097f\u0e00-\u0e7f]")
+_FUNCTION_WORDS = {
     "en": "the of and in is are with to a for was were on by no at from this that an it as be has shows seen not",
     "de": "der die das und ist mit ein eine des dem den von im zu auf nicht sich bei wurde einer",
     "fr": "le la les des et est une un du dans avec pour au aux sur par qui ne pas cette",
@@ -221,17 +233,17 @@ _SMALL = {
     "it": "il lo gli della di e un una con per che nel del sono alla dei delle",
     "pt": "o os as do da dos das e em um uma com por para que no na ao",
 }  # fmt: skip
-_WORDS = {language: frozenset(words.split()) for language, words in _SMALL.items()}
+_STOP_WORDS = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
 
 
-def language_of(text: str) -> str:
-    """ "zh" where Chinese stands in it (with English words among it), "en", or "other"."""
+def detect_language(text: str) -> str:
+    """ "zh" for a text with Chinese (English words among it allowed), "en", or "other"."""
     letters = sum(c.isalpha() for c in text)
-    if letters and len(_OTHER.findall(text)) > 0.1 * letters:
+    if letters and len(_OTHER_SCRIPTS.findall(text)) > 0.1 * letters:
         return "other"
     if has_chinese(text):
         return "zh" if chinese_share(text) > 0.1 else "other"
     words = re.findall(r"[^\W\d_]+", text.lower())
-    counts = {language: sum(word in small for word in words) for language, small in _WORDS.items()}
+    counts = {name: sum(word in stop_words for word in words) for name, stop_words in _STOP_WORDS.items()}
     best = max(counts, key=lambda language: counts[language])
     return "other" if len(words) >= 6 and best != "en" and counts[best] > counts["en"] else "en"

@@ -1,6 +1,6 @@
-"""Numbers as Chinese medical text writes them: 2, ２, 二, 两, 十二, 半, 1/2, 2.5.
+"""Numbers, counts and measurements in Chinese medical text: 2, ２, 二, 两, 十二, 半, 1/2, 两个结节, 3×2cm.
 
-In: a short text. Out: an exact Fraction, or None where the text is no number (never a guess).
+In: a text. Out: exact Fractions and quantities in base units, or None where the text is not a number (never a guess).
 """
 
 from __future__ import annotations
@@ -10,37 +10,39 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from qilin.text.normalize import narrow_letters
+from qilin.text.normalize import to_halfwidth_letters
+
+# --- numbers and counts --------------------------------------------------------------------------------------------
 
 _CHINESE = "零〇一二两俩三四五六七八九十百千万亿壹贰叁肆伍陆柒捌玖拾"
 _CHINESE_NUMBER = re.compile(rf"[{_CHINESE}]+(?:点[{_CHINESE}]+)?")
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
-_WORDS = {"zero": 0, "none": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
+_ENGLISH = {"zero": 0, "none": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
           "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12}  # fmt: skip
 
-# Words that follow a number when things are counted. Longest first where one begins another.
+# Measure words (classifiers) that follow a count.
 MEASURE_WORDS = ("个", "枚", "处", "颗", "只", "块", "条", "片", "根", "种", "例", "支", "类", "张", "次", "粒",
                  "名", "位", "项", "节", "叶", "层", "段", "侧", "团", "簇", "灶", "点", "人", "级", "期", "度",
                  "分", "岁", "年", "月", "周", "天", "日")  # fmt: skip
 
-# Compounds in which a numeral letter counts nothing.
+# Compounds in which a numeral character is not a count.
 _NOT_COUNTS = ("十二指肠", "三尖瓣", "二尖瓣", "四肢", "三叉", "一些", "一般", "一致", "一样", "一侧", "一定", "统一",
                "单一", "之一", "一起", "一旦", "一直", "一过性", "第一", "第二", "第三", "百分", "四周", "三角", "千金",
                "万一", "七窍", "一点", "一部分")  # fmt: skip
 _COUNT_IN_TEXT = re.compile(rf"([{_CHINESE}]+)(?=(?:{'|'.join(MEASURE_WORDS)}))")
-_SHIELD = re.compile("|".join(_NOT_COUNTS))
+_NOT_COUNT = re.compile("|".join(_NOT_COUNTS))
 
 
 @lru_cache(maxsize=20_000)
 def parse_number(text: str) -> Fraction | None:
-    """The number that the whole text is, else None: "12", "1,024", "2.5", "1/2", "十二", "两", "半", "一点五"."""
-    word = narrow_letters(text).strip()
+    """The value of a text that is one number, else None: "12", "1,024", "2.5", "1/2", "十二", "两", "半", "一点五"."""
+    word = to_halfwidth_letters(text).strip()
     if _PLAIN_NUMBER.fullmatch(word):
         return Fraction(word.replace(",", ""))
     if re.fullmatch(r"\d+/[1-9]\d*", word):
         return Fraction(word)
-    if word.lower() in _WORDS:
-        return Fraction(_WORDS[word.lower()])
+    if word.lower() in _ENGLISH:
+        return Fraction(_ENGLISH[word.lower()])
     if word == "半":
         return Fraction(1, 2)
     if not _CHINESE_NUMBER.fullmatch(word):
@@ -49,28 +51,24 @@ def parse_number(text: str) -> Fraction | None:
 
     try:
         value = cn2an.cn2an(word.replace("俩", "两").replace("〇", "零"), "smart")
-    except ValueError:  # such as 十百: numeral letters in an order that is no number
+    except ValueError:  # numeral characters in an invalid order: 十百
         return None
     return Fraction(str(value))
 
 
 @lru_cache(maxsize=20_000)
-def counts_as_digits(text: str) -> str:
-    """Chinese numerals before a measure word become digits: 两个结节 -> 2个结节. 十二指肠, 三尖瓣, 一侧 stay."""
-    shielded: list[str] = []
+def counts_to_digits(text: str) -> str:
+    """Replace Chinese numerals before a measure word by digits: 两个结节 -> 2个结节. 十二指肠, 三尖瓣, 一侧 stay."""
+    compounds = _NOT_COUNT.findall(text)
 
-    def shield(match: re.Match[str]) -> str:
-        shielded.append(match.group())
-        return "\x00"
-
-    def digits(match: re.Match[str]) -> str:
+    def to_digits(match: re.Match[str]) -> str:
         number = parse_number(match.group(1))
         return match.group(1) if number is None else str(number)
 
-    changed = _COUNT_IN_TEXT.sub(digits, _SHIELD.sub(shield, text))
-    for word in shielded:
-        changed = changed.replace("\x00", word, 1)
-    return changed
+    converted = _COUNT_IN_TEXT.sub(to_digits, _NOT_COUNT.sub("\x00", text))
+    for compound in compounds:
+        converted = converted.replace("\x00", compound, 1)
+    return converted
 
 
 _COUNT = re.compile(
@@ -82,9 +80,9 @@ _COUNT = re.compile(
 
 @lru_cache(maxsize=20_000)
 def parse_count(text: str) -> tuple[Fraction, str] | None:
-    """A count and the noun after it: "两个" -> (2, ""), "共3枚结节" -> (3, "结节"), "2" -> (2, ""); else None."""
-    word = narrow_letters(text).strip().lower()
-    if _SHIELD.match(word):
+    """(count, noun after it), else None: "两个" -> (2, ""), "共3枚结节" -> (3, "结节"), "2" -> (2, "")."""
+    word = to_halfwidth_letters(text).strip().lower()
+    if _NOT_COUNT.match(word):
         return None
     match = _COUNT.fullmatch(word)
     if match is None:
@@ -95,15 +93,21 @@ def parse_count(text: str) -> tuple[Fraction, str] | None:
     return number, match.group(2).strip()
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A quantity in its base unit: length in mm, area in mm2, volume in ml, weight in g, density in hu, share in %."""
+# --- measurements ---------------------------------------------------------------------------------------------------
 
-    kind: str
+
+@dataclass(frozen=True)
+class Measurement:
+    """A value in the base unit of its quantity.
+
+    The base units: length mm, area mm2, volume ml, weight g, density HU, share %, rate per minute, pressure mmHg.
+    """
+
+    quantity: str
     value: Fraction
 
 
-# unit as written (lower case) -> (kind, factor to the base unit)
+# unit in lower case -> (quantity, factor to the base unit)
 _UNITS: dict[str, tuple[str, Fraction]] = {
     "mm": ("length", Fraction(1)),
     "毫米": ("length", Fraction(1)),
@@ -158,21 +162,18 @@ _PART = re.compile(rf"({_NUMBER})\s*({_UNIT})?", re.IGNORECASE)
 
 
 @lru_cache(maxsize=20_000)
-def measures(text: str) -> tuple[Measure, ...]:
-    """Every quantity with a unit, in the order of the text; 3×2cm gives both sides, each in mm.
-
-    A number without a unit is no measure: what it counts is unknown.
-    """
-    found: list[Measure] = []
-    for match in _QUANTITY.finditer(narrow_letters(text).lower()):
+def find_measurements(text: str) -> tuple[Measurement, ...]:
+    """Every number with a unit, in the order of the text; 3×2cm gives two lengths in mm."""
+    measurements: list[Measurement] = []
+    for match in _QUANTITY.finditer(to_halfwidth_letters(text).lower()):
         for number, unit in _PART.findall(match.group(1)):
-            kind, factor = _UNITS[unit or match.group(2)]
+            quantity, factor = _UNITS[unit or match.group(2)]
             value = parse_number(number)
             if value is not None:
-                found.append(Measure(kind, value * factor))
-    return tuple(found)
+                measurements.append(Measurement(quantity, value * factor))
+    return tuple(measurements)
 
 
-def without_measures(text: str) -> str:
-    """The text with its quantities taken out, to see what else it says."""
-    return _QUANTITY.sub("", narrow_letters(text))
+def remove_measurements(text: str) -> str:
+    """The text without its measurements."""
+    return _QUANTITY.sub("", to_halfwidth_letters(text))

@@ -1,7 +1,7 @@
-"""Patterns of personal health information in Chinese and English: who a patient is, and how to reach or look them up.
+"""Patterns of protected health information (PHI) in Chinese and English: names, numbers, dates, addresses.
 
-In: a text. Out: the kinds found. Plain patterns find what is written in the usual ways; they do not replace a person
-who reads, nor a de-identification that was done where the data come from.
+In: a text. Out: the types of PHI in it. The patterns match the usual notations only; they do not replace human review
+or de-identification at the source of the data.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ _SURNAMES = (
     "夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤"
 )
 _TITLE = r"(?:先生|女士|小姐|医生|医师|大夫|主任|教授|护士|某某?)"
-# words that begin with a surname: thank you, doctor; ask the doctor; any doctor
-_NO_NAME = r"(?!谢谢|许多|任何|高级|高年资|马上|向(?:医|大夫|主任|教授|护士))"
+# words that start with the character of a surname: 谢谢, 任何, 向医生
+_NOT_A_NAME = r"(?!谢谢|许多|任何|高级|高年资|马上|向(?:医|大夫|主任|教授|护士))"
 _DATE_ZH = r"(?:19|20)\d{2}\s*年\s*\d{1,2}\s*月\s*\d{1,2}\s*[日号]"
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 PATTERNS: dict[str, re.Pattern[str]] = {
     "name": re.compile(
         rf"(?:姓名|患者姓名|病人姓名|联系人)\s*[:：]\s*[\u4e00-\u9fff·]{{2,}}"
         rf"|(?:患者|病人|患儿|病员)\s*[{_SURNAMES}]某"
-        rf"|(?<![\u4e00-\u9fff]){_NO_NAME}[{_SURNAMES}](?:(?!的)[\u4e00-\u9fff]){{0,2}}{_TITLE}"
+        rf"|(?<![\u4e00-\u9fff]){_NOT_A_NAME}[{_SURNAMES}](?:(?!的)[\u4e00-\u9fff]){{0,2}}{_TITLE}"
         r"|\b(?i:patient(?:'s)? name|name of patient)\s*:\s*\w+|\b(?:Mr|Mrs|Ms|Miss)\.?\s+[A-Z][a-z]+"
         r"|\bDr\.?\s+[A-Z][a-z]+"
     ),
@@ -41,11 +41,11 @@ PATTERNS: dict[str, re.Pattern[str]] = {
         r"|hospital (?:number|no\.?))\s*[:#]?\s*\w*\d+",
         re.IGNORECASE,
     ),
-    # looked for from the beginning of a word only: a run of Chinese letters would be tried again from each of them
+    # anchored at the start of a word: otherwise a run of Chinese characters is retried from each of them
     "address": re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.]+|(?:家庭住址|住址|地址)\s*[:：]\s*\S{4,}"),
 }  # fmt: skip
 
 
-def personal(text: str) -> list[str]:
-    """The kinds of personal information that a text seems to hold."""
-    return [kind for kind, pattern in PATTERNS.items() if pattern.search(text)]
+def find_personal_data(text: str) -> list[str]:
+    """The types of PHI that a text seems to contain, in the order of PATTERNS."""
+    return [name for name, pattern in PATTERNS.items() if pattern.search(text)]

@@ -1,13 +1,15 @@
-# ruff: noqa: E501 - a table of words reads best with one name a line
-"""A small, reviewed table of words that mean the same in an answer about a medical image.
+# ruff: noqa: E501 - one term per line is easier to review
+"""Reviewed synonyms of medical terms: modality, plane, organ, region, finding and appearance.
 
-Each row: the name we use, then other ways to write it, all already narrow, simplified and lower case. Only words that a
-radiologist would accept for one another stand in a row: CTA is not CT, PET-CT is not CT, 结肠 is not 大肠, 积液 alone
-is not 胸腔积液. In: a word. Out: its name, or None.
+In: a term. Out: its canonical name, or None. Each row maps a canonical name to its synonyms in half-width, simplified,
+lower-case form. A row holds only terms that a radiologist accepts as interchangeable: CTA and PET-CT are not CT, 结肠
+is not 大肠, 积液 alone is not 胸腔积液.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 MODALITIES: dict[str, tuple[str, ...]] = {
@@ -101,7 +103,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     "结节": ("结节", "结节影", "nodule"),
 }  # fmt: skip
 
-LOOKS: dict[str, tuple[str, ...]] = {
+APPEARANCES: dict[str, tuple[str, ...]] = {
     "黑色": ("黑色", "黑", "black"),
     "白色": ("白色", "白", "white"),
     "灰色": ("灰色", "灰", "gray", "grey"),
@@ -125,27 +127,33 @@ LOOKS: dict[str, tuple[str, ...]] = {
     "小": ("小", "较小的", "小的", "small"),
 }  # fmt: skip
 
-# Every kind of word under one name, for whoever asks "what kind of thing is this?".
-KINDS: dict[str, dict[str, tuple[str, ...]]] = {
+CATEGORIES: dict[str, dict[str, tuple[str, ...]]] = {
     "modality": MODALITIES,
     "plane": PLANES,
     "organ": ORGANS,
     "region": REGIONS,
     "finding": FINDINGS,
-    "look": LOOKS,
+    "appearance": APPEARANCES,
 }
 
 _NAMES: dict[str, tuple[str, str]] = {
-    word: (kind, name) for kind, table in KINDS.items() for name, words in table.items() for word in words
+    term: (category, name) for category, table in CATEGORIES.items() for name, terms in table.items() for term in terms
 }
 
 
-def kind_and_name(word: str) -> tuple[str, str] | None:
-    """(kind, name) of a narrow, simplified, lower-case word: "胸腔" -> ("region", "胸部"); None if not in the table."""
-    return _NAMES.get(word)
+def lookup_term(term: str) -> tuple[str, str] | None:
+    """(category, canonical name) of a half-width, simplified, lower-case term: "胸腔" -> ("region", "胸部"); or None."""
+    return _NAMES.get(term)
 
 
 @lru_cache(maxsize=16)
-def words_of(kind: str) -> dict[str, str]:
-    """Every way to write a word of one kind -> its name."""
-    return {word: name for word, (its_kind, name) in _NAMES.items() if its_kind == kind}
+def synonyms_of(category: str) -> dict[str, str]:
+    """Every term of one category -> its canonical name."""
+    return {term: name for term, (term_category, name) in _NAMES.items() if term_category == category}
+
+
+def term_pattern(terms: Iterable[str]) -> str:
+    """A regular expression that matches any of the terms, the longest first; ASCII terms only at letter boundaries."""
+    longest_first = sorted(terms, key=len, reverse=True)
+    parts = [rf"(?<![a-z]){re.escape(term)}(?![a-z])" if term.isascii() else re.escape(term) for term in longest_first]
+    return "|".join(parts) or r"(?!)"

@@ -1,6 +1,6 @@
-"""Yes or no: what a question of that kind asks, and which of the two an answer says.
+"""Yes-no questions: whether a question asks for yes or no, and which of the two an answer gives.
 
-In: normalised question and answer. Out: True, False, or None where the answer says neither or both; never a guess.
+In: a normalized question and answer. Out: True, False, or None where the answer gives neither or both (never a guess).
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from qilin.text.laterality import sides, sides_conflict
-from qilin.text.negation import denied_spans, is_denied
-from qilin.text.synonyms import kind_and_name, words_of
+from qilin.text.laterality import find_sides, sides_conflict
+from qilin.text.negation import is_negated, negated_spans
+from qilin.text.synonyms import lookup_term, synonyms_of, term_pattern
 
 YES = frozenset((
     "是", "是的", "有", "有的", "存在", "存在的", "包含", "包括", "含有", "包含有", "可以", "可以的", "能",
@@ -28,18 +28,18 @@ NO = frozenset((
     "观察不到", "看不出", "找不到", "n", "nope", "incorrect", "wrong", "×", "✗",
 ))  # fmt: skip
 
-_ASKS = re.compile(
+_YES_NO_MARKERS = re.compile(
     r"(?:吗|么|嘛|吧|不)\??$|(?:吗|么|嘛)\?|是否|有没有|有无|是不是|能否|可否|能不能|可不可以|会不会|对不对|属不属于|存不存在|包不包含"
     r"|^(?:is|are|was|were|does|do|did|can|has|have|could)\b"
 )
-_WH = re.compile(
+_OPEN_MARKERS = re.compile(
     r"什么|哪|多少|几(?!乎)|多大|多长|如何|怎么|怎样|为何|谁|还是|\bor\b|^(?:what|which|where|how|why|who|when)\b"
 )
 _A_NOT_A = re.compile(r"有没有|有无|是不是|是否|能不能|可不可以|能否|可否|会不会|对不对|属不属于|存不存在|包不包含")
-_STRIP = re.compile(r"^(?:嗯|确实|的确|当然|肯定|应该|似乎|好像|我认为|可能)?(.*?)(?:的|了|啊|呢|哦|哈)?$")
-_DENIED_WORD = re.compile(r"^(?:并非|并不是|不是)(.+)$")
-_LEAD = re.compile(r"^(.+?)(?:[,.。;:!?(]|\s(?=[^a-z])|$)(.*)$", re.DOTALL)
-_ENGLISH_LEAD = re.compile(r"^(yes|no)\b[,.\s]*(.*)$", re.DOTALL)
+_HEDGES = re.compile(r"^(?:嗯|确实|的确|当然|肯定|应该|似乎|好像|我认为|可能)?(.*?)(?:的|了|啊|呢|哦|哈)?$")
+_NEGATED_WORD = re.compile(r"^(?:并非|并不是|不是)(.+)$")
+_LEADING_WORD = re.compile(r"^(.+?)(?:[,.。;:!?(]|\s(?=[^a-z])|$)(.*)$", re.DOTALL)
+_ENGLISH_LEADING_WORD = re.compile(r"^(yes|no)\b[,.\s]*(.*)$", re.DOTALL)
 _CLAUSE = re.compile(r"[,。;!?\n]")
 _AFFIRMS = re.compile(
     r"是|有|存在|包含|包括|含|可见|见|显示|可以|能|属于|出现|看到|观察到|发现|\bis\b|\bare\b|\bthere\b|为"
@@ -47,214 +47,226 @@ _AFFIRMS = re.compile(
 
 _NORMAL = re.compile(r"正常|健康|\bnormal\b|\bhealthy\b")
 _ABNORMAL = re.compile(r"异常|病变|病灶|\babnormal\w*|\bunhealthy\b|问题")
-_STATE = re.compile(r"正常|健康|异常|\b(?:ab)?normal|\b(?:un)?healthy")
-_OF_A_LESION = re.compile(r"(?<![有在见现何])(?:病变|病灶|问题)")
-_STOP = re.compile(
+_NORMALITY = re.compile(r"正常|健康|异常|\b(?:ab)?normal|\b(?:un)?healthy")
+_LESION = re.compile(r"(?<![有在见现何])(?:病变|病灶|问题)")
+_FUNCTION_WORDS = re.compile(
     r"这张|这幅|这个|该|此|本|医学|图像|图片|影像|照片|图|中|里|上|内|的|了|是|有|存在|包含|包括|含有|含|可以|能|看起来|看到|观察到"
     r"|显示|出现|属于|一个|一张|任何|病人|患者|关于|器官|吗|么|嘛|\?|被|用于|通过|拍摄"
 )
-# Kinds of which one image has one: naming another one answers no.
+# Categories of which an image has exactly one: naming another one answers no.
 _EXCLUSIVE = ("modality", "plane", "region")
 
 
 @lru_cache(maxsize=20_000)
-def asks_yes_no(question: str) -> bool:
-    """Whether a normalised question can be answered by yes or no: …吗, 是否…, 有没有…; not 哪个…, A还是B."""
-    return _ASKS.search(question) is not None and _WH.search(_A_NOT_A.sub("", question)) is None
+def is_yes_no_question(question: str) -> bool:
+    """Whether yes or no answers a normalized question: …吗, 是否…, 有没有…; not 哪个…, A还是B."""
+    return _YES_NO_MARKERS.search(question) is not None and not is_open_question(question)
 
 
-def asks_openly(question: str) -> bool:
-    """Whether it asks what, which, where, how many."""
-    return _WH.search(_A_NOT_A.sub("", question)) is not None
+def is_open_question(question: str) -> bool:
+    """Whether a question asks what, which, where or how many."""
+    return _OPEN_MARKERS.search(_A_NOT_A.sub("", question)) is not None
 
 
 def word_polarity(text: str) -> bool | None:
     """The polarity of a bare yes or no word; None for any other text."""
-    for word in (text, _STRIP.sub(r"\1", text)):
+    for word in (text, _HEDGES.sub(r"\1", text)):
         if word in YES:
             return True
         if word in NO:
             return False
-    double = _DENIED_WORD.match(text)
-    inner = word_polarity(double.group(1)) if double else None
+    negated = _NEGATED_WORD.match(text)
+    inner = word_polarity(negated.group(1)) if negated else None
     return None if inner is None else not inner
 
 
 @lru_cache(maxsize=20_000)
 def normality(text: str) -> bool | None:
-    """True where a text says normal (正常, 未见异常), False where abnormal (异常, 不正常), None for neither or both."""
-    said: set[bool] = set()
-    for pattern, meaning in ((_NORMAL, True), (_ABNORMAL, False)):
-        for match in pattern.finditer(text):
-            denied = is_denied(text, match.start(), match.end())
-            said.add(meaning is not denied)
-    return said.pop() if len(said) == 1 else None
+    """True if a text states normal (正常, 未见异常), False if abnormal (异常, 不正常), None for neither or both."""
+    states = {
+        is_normal is not is_negated(text, *match.span())
+        for pattern, is_normal in ((_NORMAL, True), (_ABNORMAL, False))
+        for match in pattern.finditer(text)
+    }
+    return states.pop() if len(states) == 1 else None
 
 
 @lru_cache(maxsize=20_000)
-def asked_normality(question: str) -> bool | None:
+def question_normality(question: str) -> bool | None:
     """True if a question asks whether something is normal, False if whether it is abnormal, None if it asks neither."""
-    stated = _A_NOT_A.sub("", question)
-    if _OF_A_LESION.search(stated) and not _STATE.search(_OF_A_LESION.sub("", stated)):
-        return None  # 该病灶边界清楚吗 takes the lesion for granted and asks for something else
-    return normality(stated)
+    statement = _A_NOT_A.sub("", question)
+    if _LESION.search(statement) and not _NORMALITY.search(_LESION.sub("", statement)):
+        return None  # 该病灶边界清楚吗 presupposes the lesion and asks for something else
+    return normality(statement)
 
 
 @lru_cache(maxsize=20_000)
-def named(text: str, kind: str) -> frozenset[str]:
-    """The names of one kind that a text uses and does not deny: named("胸部ct图像", "modality") = {CT}."""
-    found: set[str] = set()
-    for match in _names_of(kind).finditer(text):
-        if not is_denied(text, match.start(), match.end()):
-            found.add(words_of(kind)[match.group()])
-    return frozenset(found)
+def named_terms(text: str, category: str) -> frozenset[str]:
+    """Canonical names of one category that a text uses without negating: ("胸部ct图像", "modality") -> {CT}."""
+    return frozenset(
+        synonyms_of(category)[match.group()]
+        for match in _category_pattern(category).finditer(text)
+        if not is_negated(text, *match.span())
+    )
 
 
 @lru_cache(maxsize=16)
-def _names_of(kind: str) -> re.Pattern[str]:
-    words = sorted(words_of(kind), key=len, reverse=True)
-    return re.compile("|".join(rf"(?<![a-z]){re.escape(w)}(?![a-z])" if w.isascii() else re.escape(w) for w in words))
+def _category_pattern(category: str) -> re.Pattern[str]:
+    return re.compile(term_pattern(synonyms_of(category)))
 
 
-def _content(text: str) -> set[str]:
-    """Two-letter pieces of what a text is about, its frame words left out."""
-    return {piece[i : i + 2] for piece in _STOP.split(text) for i in range(max(len(piece) - 1, min(len(piece), 1)))}
+def _content_bigrams(text: str) -> set[str]:
+    """Character bigrams of the text without its function words."""
+    pieces = _FUNCTION_WORDS.split(text)
+    return {piece[i : i + 2] for piece in pieces for i in range(max(len(piece) - 1, min(len(piece), 1)))}
+
+
+def _is_negative_statement(statement: str) -> bool:
+    """Whether the statement in a question is negated: 没有结节吗."""
+    return bool(negated_spans(statement.rstrip("吗么嘛?")))
 
 
 def _sentence_polarity(text: str, question: str) -> bool | None:
-    """What a sentence says about the question's statement: the first way of reading it that reads anything."""
-    stated = _A_NOT_A.sub("", question)
-    asked, said = asked_normality(question), normality(text)
-    if asked is not None and said is not None and not sides_conflict(text, stated):
-        return said is asked
-    for kind in _EXCLUSIVE:
-        of_question, of_text = named(stated, kind), named(text, kind)
-        asks_which = kind != "region" or re.search(r"关于|属于|位于|部位|在", question)
-        if len(of_question) == 1 and len(of_text) == 1 and asks_which:
-            return of_question == of_text
-    looks = named(stated, "look"), named(text, "look")
-    if any(len(pair & looks[0]) == len(pair & looks[1]) == 1 for pair in _OPPOSITES):
-        return bool(looks[0] & looks[1])
-    if _ASKS_SIDE.search(stated) and sides(stated) and sides(text):
-        return (sides(text) == sides(stated)) is not bool(denied_spans(text))
-    compared = _comparison(text, stated)
+    """What a sentence answers to the statement in a question: the result of the first rule that applies."""
+    statement = _A_NOT_A.sub("", question)
+    asked_state, stated = question_normality(question), normality(text)
+    if asked_state is not None and stated is not None and not sides_conflict(text, statement):
+        return stated is asked_state
+    for category in _EXCLUSIVE:
+        in_question, in_text = named_terms(statement, category), named_terms(text, category)
+        is_asked = category != "region" or re.search(r"关于|属于|位于|部位|在", question)
+        if len(in_question) == 1 and len(in_text) == 1 and is_asked:
+            return in_question == in_text
+    appearances = named_terms(statement, "appearance"), named_terms(text, "appearance")
+    if any(len(pair & appearances[0]) == len(pair & appearances[1]) == 1 for pair in _OPPOSITES):
+        return bool(appearances[0] & appearances[1])
+    if _ASKS_SIDE.search(statement) and find_sides(statement) and find_sides(text):
+        return (find_sides(text) == find_sides(statement)) is not bool(negated_spans(text))
+    compared = _comparison(text, statement)
     if compared is not None:
         return compared
-    if sides_conflict(text, stated):
-        return None  # speaks of another side than was asked about
-    for reading in (_opposite, _what_it_is):
-        read = reading(text, stated)
-        if read is not None:
-            return read
-    if asked is None:
-        echoed = _echo(text, stated)
+    if sides_conflict(text, statement):
+        return None  # about another side than the question
+    for rule in (_opposite, _identity):
+        polarity_by_rule = rule(text, statement)
+        if polarity_by_rule is not None:
+            return polarity_by_rule
+    if asked_state is None:
+        echoed = _echo(text, statement)
         if echoed is not None:
             return echoed
-        if _ASKS_PRESENCE.search(stated):
-            present = _presence(text, stated)
+        if _ASKS_PRESENCE.search(statement):
+            present = _presence(text, statement)
             if present is not None:
-                return present is not bool(denied_spans(stated.rstrip("吗么嘛?")))
-    return _first_clause(text, stated)
+                return present is not _is_negative_statement(statement)
+    return _first_clause(text, statement)
 
 
-# Of these one excludes the other: 良性 answers no to 恶性的吗.
+# Pairs that exclude each other: 良性 answers no to 恶性的吗.
 _OPPOSITES = ({"良性", "恶性"}, {"男性", "女性"}, {"T1", "T2"}, {"高密度", "低密度"})
 _ASKS_SIDE = re.compile(r"(?:在|位于|是)(?:图像?|身体)?的?(?:左|右|双|两)侧?[^,]{0,3}(?:吗|么|嘛)?\??$")
 _ASKS_PRESENCE = re.compile(r"有|存在|包含|包括|含|见|看到|观察|出现|显示|发现|\bthere\b")
-_DENIAL = re.compile(r"^(?:并不|不是|没有|未见|未|不|非|无)")
+_NEGATION = re.compile(r"^(?:并不|不是|没有|未见|未|不|非|无)")
 
-
-# Words that exclude one another: 锐利 answers no to 变钝吗. Of complements one must be so: 不模糊 is 清楚.
+# Words that exclude each other: 锐利 answers no to 变钝吗. One of two complements is always true: 不模糊 means 清楚.
 _COMPLEMENTS = ((r"变钝|圆钝", r"锐利"), (r"清楚|清晰", r"模糊|不清"))
 _CONTRARIES = (
     (r"增大|扩大|肿大", r"缩小|变小|萎缩"),
     (r"增宽|扩张", r"变窄|狭窄"),
     (r"增高|升高", r"减低|降低"),
 )
-# What a normal thing is not: 心影大小正常 answers no to 增大吗.
+# What a normal structure is not: 心影大小正常 answers no to 增大吗.
 _CHANGED = re.compile(r"增大|扩大|肿大|增宽|扩张|变钝|移位|狭窄|增厚|增粗|增高|减低")
 
 
-def _opposite(text: str, stated: str) -> bool | None:
-    """No where the text affirms the opposite of the word that the question asks about, or calls the thing normal."""
-    no = bool(denied_spans(stated.rstrip("吗么嘛?")))
+def _opposite(text: str, statement: str) -> bool | None:
+    """No if the text affirms the opposite of the word that the question asks about, or states normal."""
+    no = _is_negative_statement(statement)
     for pair in (*_COMPLEMENTS, *_CONTRARIES):
-        for asked, said in (pair, pair[::-1]):
-            if re.search(asked, stated) and not re.search(said, stated) and not re.search(asked, text):
-                denied = {is_denied(text, *m.span()) for m in re.finditer(said, text)}
-                if denied == {False}:
+        for asked_word, opposite in (pair, pair[::-1]):
+            if (
+                re.search(asked_word, statement)
+                and not re.search(opposite, statement)
+                and not re.search(asked_word, text)
+            ):
+                negated = {is_negated(text, *match.span()) for match in re.finditer(opposite, text)}
+                if negated == {False}:
                     return no
-                if denied == {True} and pair in _COMPLEMENTS:
+                if negated == {True} and pair in _COMPLEMENTS:
                     return not no
-    return no if _CHANGED.search(stated) and not _CHANGED.search(text) and normality(text) else None
+    return no if _CHANGED.search(statement) and not _CHANGED.search(text) and normality(text) else None
 
 
 _COMPARES = re.compile(r"(?:.*[,中])?(.+?)比(.+?)(?:更|要|还)?([大小高低多少长短亮暗粗细])")
 
 
-def _comparison(text: str, stated: str) -> bool | None:
-    """A比B大吗 answered A更大 or B更大, B比A大, 一样大."""
-    asked = _COMPARES.match(stated)
+def _comparison(text: str, statement: str) -> bool | None:
+    """A比B大吗 answered by A更大 or B更大, B比A大, 一样大."""
+    asked = _COMPARES.match(statement)
     if asked is None:
         return None
-    first, second, how = asked.groups()
-    if re.search(rf"(?:一样|同样|同等){how}", text):
+    first, second, quality = asked.groups()
+    if re.search(rf"(?:一样|同样|同等){quality}", text):
         return False
-    said = _COMPARES.match(text)
-    more = re.fullmatch(rf"(?:.*[,中])?(.+?)(?:更|最|较){how}", text)
-    winner = said.group(1) if said and said.group(3) == how else more.group(1) if more else None
-    return {first: True, second: False}.get(winner) if winner and not denied_spans(text) else None
+    stated = _COMPARES.match(text)
+    superlative = re.fullmatch(rf"(?:.*[,中])?(.+?)(?:更|最|较){quality}", text)
+    winner = stated.group(1) if stated and stated.group(3) == quality else superlative.group(1) if superlative else None
+    return {first: True, second: False}.get(winner) if winner and not negated_spans(text) else None
 
 
 _IS = re.compile(r"(?:.*[^不])?(?:是|为)([^,是为]+?)(?:吗|么|嘛)?\??$")
 
 
-def _what_it_is(text: str, stated: str) -> bool | None:
-    """…是肝脏吗 answered 是脾脏 or 脾脏: an organ or finding, the one asked about or another."""
-    asked, said = _IS.match(stated), _IS.fullmatch(text)
-    one = kind_and_name(asked.group(1)) if asked else None
-    other = kind_and_name(said.group(1) if said else text)
-    same_kind = one and other and one[0] == other[0] and one[0] in ("organ", "finding")
-    return one == other if same_kind else None
-
-
-def _echo(text: str, stated: str) -> bool | None:
-    """A bare piece of the question said back (对称), or said back denied (不对称)."""
-    denial = _DENIAL.match(text)
-    for piece, affirms in ((text, True), (text[denial.end() :] if denial else "", False)):
-        at = stated.find(piece) if len(piece) > 1 else -1
-        if at >= 0:
-            asked_denied = at > 0 and stated[at - 1] in "不未没无非"
-            return affirms is not asked_denied
+def _identity(text: str, statement: str) -> bool | None:
+    """…是肝脏吗 answered by 是脾脏 or 脾脏: an organ or finding, the same one or another."""
+    asked, stated = _IS.match(statement), _IS.fullmatch(text)
+    asked_term = lookup_term(asked.group(1)) if asked else None
+    stated_term = lookup_term(stated.group(1) if stated else text)
+    if asked_term and stated_term and asked_term[0] == stated_term[0] and asked_term[0] in ("organ", "finding"):
+        return asked_term == stated_term
     return None
 
 
-def _presence(text: str, stated: str) -> bool | None:
-    """Whether the text affirms or denies the finding, organ or region that the question names; else None."""
-    said: set[bool] = set()
-    for kind in ("finding", "organ", "region"):
-        asked = {words_of(kind)[m.group()] for m in _names_of(kind).finditer(stated)}
-        for m in _names_of(kind).finditer(text):
-            if words_of(kind)[m.group()] in asked:
-                said.add(not is_denied(text, *m.span()))
-    return said.pop() if len(said) == 1 else None
+def _echo(text: str, statement: str) -> bool | None:
+    """A bare part of the question repeated (对称), or repeated and negated (不对称)."""
+    negation = _NEGATION.match(text)
+    for part, affirms in ((text, True), (text[negation.end() :] if negation else "", False)):
+        position = statement.find(part) if len(part) > 1 else -1
+        if position >= 0:
+            is_negated_in_question = position > 0 and statement[position - 1] in "不未没无非"
+            return affirms is not is_negated_in_question
+    return None
 
 
-def _first_clause(text: str, stated: str) -> bool | None:
+def _presence(text: str, statement: str) -> bool | None:
+    """Whether the text affirms or negates the finding, organ or region that the question names; else None."""
+    states: set[bool] = set()
+    for category in ("finding", "organ", "region"):
+        names, pattern = synonyms_of(category), _category_pattern(category)
+        asked_names = {names[match.group()] for match in pattern.finditer(statement)}
+        states |= {
+            not is_negated(text, *match.span())
+            for match in pattern.finditer(text)
+            if names[match.group()] in asked_names
+        }
+    return states.pop() if len(states) == 1 else None
+
+
+def _first_clause(text: str, statement: str) -> bool | None:
     """The first clause that shares content with the question, by its negation."""
-    about = _content(stated)
-    clause = next((clause for clause in _CLAUSE.split(text) if clause and _content(clause) & about), None)
+    bigrams = _content_bigrams(statement)
+    clause = next((clause for clause in _CLAUSE.split(text) if clause and _content_bigrams(clause) & bigrams), None)
     if clause is None:
         return None
-    says_no = bool(denied_spans(clause)) or clause.endswith(("不存在", "没有", "未见"))
-    if not says_no and not _AFFIRMS.search(clause):
+    negates = bool(negated_spans(clause)) or clause.endswith(("不存在", "没有", "未见"))
+    if not negates and not _AFFIRMS.search(clause):
         return None
-    return says_no is bool(denied_spans(stated.rstrip("吗么嘛?")))
+    return negates is _is_negative_statement(statement)
 
 
 @lru_cache(maxsize=20_000)
 def polarity(text: str, question: str = "") -> bool | None:
-    """Whether a normalised answer says yes (True) or no (False) to a normalised question.
+    """Whether a normalized answer says yes (True) or no (False) to a normalized question.
 
     A leading word decides (是的,…); a sentence is read by its negation and by what it shares with the question. An
     answer that says both, or neither, is None.
@@ -262,10 +274,10 @@ def polarity(text: str, question: str = "") -> bool | None:
     word = word_polarity(text)
     if word is not None:
         return word
-    lead = _ENGLISH_LEAD.match(text) or _LEAD.match(text)
-    first = word_polarity(lead.group(1)) if lead else None
-    if first is None:
+    leading = _ENGLISH_LEADING_WORD.match(text) or _LEADING_WORD.match(text)
+    first = word_polarity(leading.group(1)) if leading else None
+    if leading is None or first is None:
         return _sentence_polarity(text, question) if question else None
-    rest = lead.group(2).strip() if lead else ""
-    then = polarity(rest, question) if rest else None
-    return first if then is None or then is first else None
+    rest = leading.group(2).strip()
+    second = polarity(rest, question) if rest else None
+    return first if second is None or second is first else None

@@ -1,9 +1,9 @@
-"""Samples that say the same thing about the same image, exactly or nearly; images that look the same.
+"""Samples that repeat the text of another sample about the same image, exactly or nearly; near-duplicate images.
 
-In: opened datasets. Out: the samples that must not stay, with the reason. Two images are one here if their perceptual
-hashes differ in at most 4 of 64 bits; two texts if most of their five-character pieces are shared. Texts lie on disk
-meanwhile: those about images in heaps small enough to be compared in memory, the others in one file in which MinHash
-says whom to compare.
+In: opened datasets. Out: the samples to remove, with the reason. Images are near-duplicates if their perceptual hashes
+differ in at most 4 of 64 bits, texts if the Jaccard similarity of their five-character shingles is at least 0.9. Texts
+are on disk meanwhile: those about images in buckets that are compared in memory, the others in one file, where MinHash
+bands select the pairs to compare.
 """
 
 import json
@@ -15,172 +15,192 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from qilin.core.files import write_atomic
 from qilin.dataset.hash_tables import FingerprintMapBuilder, fingerprint, fingerprints
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import Dataset
-from qilin.dataset.splits import connected_components
-from qilin.imaging.near_duplicates import parse_hashes, near_pairs_among
-from qilin.pipeline.execution.sharded_map import ROWS_PER_BUCKET, write_buckets, line, read_bucket, read_shards, run_sharded
+from qilin.dataset.splits import label_components
+from qilin.imaging.near_duplicates import hashes, near_pairs_among
+from qilin.pipeline.execution.sharded_map import (
+    ROWS_PER_BUCKET,
+    json_line,
+    read_bucket,
+    read_shards,
+    run_sharded,
+    write_buckets,
+)
 from qilin.pipeline.execution.workers import Workers
-from qilin.text.normalize import narrow, simplified
+from qilin.text.normalize import to_halfwidth, to_simplified
 
-SAME_BITS = 4
-ALIKE = 0.9  # Jaccard of five-character pieces
-GRAM = 5
+DUPLICATE_BITS = 4
+MIN_SIMILARITY = 0.9  # Jaccard
+SHINGLE_LENGTH = 5  # characters
 PERMUTATIONS, BANDS = 128, 16
-FIRSTS = 4  # of the texts that share a band, how many of the first each is compared with
-REPEATS, NEARLY = "repeats another sample", "nearly repeats another sample"
+COMPARED_PER_BAND = 4  # of the texts that share a band, each is compared with the first few
+EXACT_DUPLICATE, NEAR_DUPLICATE = "repeats another sample", "nearly repeats another sample"
 
 
-def plain(text: str) -> str:
-    return "".join(simplified(narrow(text)).lower().split())
+def normalize_for_comparison(text: str) -> str:
+    """Simplified characters, halfwidth, lower case, without whitespace."""
+    return "".join(to_simplified(to_halfwidth(text)).lower().split())
 
 
-def grams(text: str, size: int = GRAM) -> set[str]:
-    return {text[i : i + size] for i in range(max(1, len(text) - size + 1))}
+def shingles(text: str) -> set[str]:
+    """Every run of SHINGLE_LENGTH characters; a shorter text is its own shingle."""
+    return {text[i : i + SHINGLE_LENGTH] for i in range(max(1, len(text) - SHINGLE_LENGTH + 1))}
 
 
-def alike(text: str, pieces: set[str], other: str) -> bool:
-    """Whether most pieces of two texts are shared."""
-    # most pairs are told apart by their lengths alone: a text of n letters has at most n pieces, few of them twice
-    if min(len(text), len(other)) < 0.5 * ALIKE * max(len(text), len(other)):
+def is_near_duplicate(text: str, text_shingles: set[str], other: str) -> bool:
+    """Whether the Jaccard similarity of the shingles of two texts is at least MIN_SIMILARITY."""
+    # lengths alone exclude most pairs: a text of n characters has at most n shingles, few of them repeated
+    if min(len(text), len(other)) < 0.5 * MIN_SIMILARITY * max(len(text), len(other)):
         return False
-    theirs = grams(other)
-    shared = len(pieces & theirs)
-    return shared >= ALIKE * (len(pieces) + len(theirs) - shared)
+    other_shingles = shingles(other)
+    shared = len(text_shingles & other_shingles)
+    return shared >= MIN_SIMILARITY * (len(text_shingles) + len(other_shingles) - shared)
 
 
-# --- images that look the same ------------------------------------------------------------------------------------
+# --- near-duplicate images ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class NearDuplicateGroups:
-    """For each image the one that stands for it and all that look the same."""
+    """For each image the representative of its group of near-duplicates."""
 
-    keys: np.ndarray  # fingerprints of image ids, sorted
-    heads: np.ndarray
+    keys: np.ndarray  # (N,) uint64, sorted fingerprints of the image ids
+    representatives: np.ndarray  # (N,) uint64, the smallest fingerprint of the group
 
-    def head(self, image_id: str) -> int:
-        """The fingerprint of the image that stands for it: its own where it is alone."""
+    def representative(self, image_id: str) -> int:
+        """The fingerprint that stands for the image's group: its own if it has no near-duplicates."""
         key = fingerprint(image_id)
-        place = int(np.searchsorted(self.keys, np.uint64(key)))
-        known = place < len(self.keys) and self.keys[place] == key
-        return int(self.heads[place]) if known else key
+        index = int(np.searchsorted(self.keys, np.uint64(key)))
+        is_known = index < len(self.keys) and self.keys[index] == key
+        return int(self.representatives[index]) if is_known else key
 
 
 def image_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """(fingerprints of the ids, perceptual hashes) of all images."""
-    ids, looks = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    """(fingerprints of the ids, perceptual hashes) of all images, each (N,) uint64."""
+    ids, phashes = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     for batch in data.image_batches(("image_id", "phash")):
         ids.append(fingerprints(batch.column(0).to_pylist()))
-        looks.append(parse_hashes(batch.column(1).to_pylist()))
-    return np.concatenate(ids), np.concatenate(looks)
+        phashes.append(hashes(batch.column(1).to_pylist()))
+    return np.concatenate(ids), np.concatenate(phashes)
 
 
-def group_near_duplicates(data: Dataset, bits: int = SAME_BITS) -> NearDuplicateGroups:
-    """Images that look the same, through chains of such pairs too."""
-    ids, looks = image_hashes(data)
+def group_near_duplicates(data: Dataset, bits: int = DUPLICATE_BITS) -> NearDuplicateGroups:
+    """Images connected by pairs, or chains of pairs, that differ in at most `bits` bits."""
+    ids, phashes = image_hashes(data)
     pairs = array("q")
-    for pair in near_pairs_among(looks, bits) if len(looks) else ():
+    for pair in near_pairs_among(phashes, bits) if len(phashes) else ():
         pairs.extend(pair)
-    ends = np.frombuffer(pairs, dtype=np.int64).reshape(-1, 2)
-    # each pair is a row that ties two images
-    labels = connected_components(np.repeat(np.arange(len(ends)), 2), ends.reshape(-1), len(ends), len(ids))[len(ends) :]
-    heads = np.full(int(labels.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
-    np.minimum.at(heads, labels, ids)
+    ends = np.frombuffer(pairs, dtype=np.int64)
+    # a row for each image with its own key, then a row for each pair with the keys of both
+    rows = np.concatenate([np.arange(len(ids)), len(ids) + np.arange(len(ends)) // 2])
+    components, names = label_components(rows, np.concatenate([ids, ids[ends]]), len(ids) + len(ends) // 2)
     order = np.argsort(ids, kind="stable")
-    return NearDuplicateGroups(ids[order], heads[labels[order]])
+    return NearDuplicateGroups(ids[order], names[components[: len(ids)][order]])
 
 
-# --- texts that say the same ----------------------------------------------------------------------------------------
+# --- duplicate texts ------------------------------------------------------------------------------------------------
 
 
 def find_duplicates(
-    data: Dataset, same: NearDuplicateGroups, folder: Path, found: FingerprintMapBuilder, workers: Workers | None = None,
+    data: Dataset,
+    groups: NearDuplicateGroups,
+    folder: Path,
+    duplicates: FingerprintMapBuilder,
+    workers: Workers | None = None,
     on_shard: Callable[[int], None] = lambda number: None,
-) -> None:  # fmt: skip
-    """Add to `found` each sample that repeats an earlier one, over all splits; the first of them stays. `folder` holds
-    texts and finished pieces meanwhile."""
+) -> None:
+    """Add to `duplicates` each sample that repeats an earlier one, over all splits; the first of them stays.
+
+    `folder` holds texts and finished shards meanwhile.
+    """
     if not (folder / "texts.json").is_file():
-        partition_texts(data, same, folder)
-    heaps, starts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
-    facts = {"step": "repeats", "input": data.hash}
-    run_sharded(repeats_in_heap, heaps, folder / "heaps-done", facts, workers, on_shard)
-    for row in read_shards(folder / "heaps-done"):
-        found.add(row["sample_id"], row["reason"])
-    spans = [(str(folder), first, last) for first, last in zip(starts, starts[1:], strict=False)]
-    run_sharded(compute_minhash, spans, folder / "texts-done", facts, workers, lambda number: on_shard(len(heaps) + number))
-    for sample_id, reason in repeats_of_texts(folder, len(spans)):
-        found.add(sample_id, reason)
+        partition_texts(data, groups, folder)
+    buckets, offsets = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    settings = {"step": "find duplicates", "input": data.hash}
+    run_sharded(duplicates_in_bucket, buckets, folder / "buckets-done", settings, workers, on_shard)
+    for row in read_shards(folder / "buckets-done"):
+        duplicates.add(row["sample_id"], row["reason"])
+    spans = [(str(folder), start, stop) for start, stop in zip(offsets, offsets[1:], strict=False)]
+    run_sharded(
+        compute_minhash, spans, folder / "texts-done", settings, workers, lambda n: on_shard(len(buckets) + n)
+    )
+    for sample_id, reason in duplicates_without_image(folder, len(spans)):
+        duplicates.add(sample_id, reason)
 
 
-def partition_texts(data: Dataset, same: NearDuplicateGroups, folder: Path) -> None:
-    """Every sample's text on disk: in a heap with its images', or, without an image, in one file for all.
+def partition_texts(data: Dataset, groups: NearDuplicateGroups, folder: Path) -> None:
+    """Write every sample's text to disk: to a bucket by its images, or, without an image, to texts.jsonl.
 
-    texts.json, written last: the heaps' files, and the places in the one file at which a piece begins.
+    texts.json, written last, holds the bucket files and the offsets (bytes) in texts.jsonl at which a shard starts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    starts = [0]
-    with (folder / "texts.jsonl").open("wb") as texts:
+    offsets = [0]
+    with (folder / "texts.jsonl").open("wb") as file:
 
-        def about_images() -> Iterator[tuple[int, Any]]:
-            alone = 0
+        def rows_with_images() -> Iterator[tuple[int, Any]]:
+            without_image = 0
             for split in data.splits():
                 for row in data.stream_rows(split, columns=("sample_id", "image_ids", "messages")):
-                    said = [part["text"] for m in row["messages"] for part in m["content"] if part["text"]]
+                    texts = [part["text"] for m in row["messages"] for part in m["content"] if part["text"]]
                     if row["image_ids"]:
-                        key = fingerprint(" ".join(str(same.head(image_id)) for image_id in row["image_ids"]))
-                        yield key, [row["sample_id"], key, said]
+                        representatives = (str(groups.representative(image_id)) for image_id in row["image_ids"])
+                        key = fingerprint(" ".join(representatives))
+                        yield key, [row["sample_id"], key, texts]
                     else:
-                        texts.write(line([row["sample_id"], said]))
-                        alone += 1
-                        if alone % ROWS_PER_BUCKET == 0:
-                            starts.append(texts.tell())
+                        file.write(json_line([row["sample_id"], texts]))
+                        without_image += 1
+                        if without_image % ROWS_PER_BUCKET == 0:
+                            offsets.append(file.tell())
 
-        heaps = write_buckets(folder, about_images(), sum(map(data.count, data.splits())))
-        starts += [texts.tell()] if starts[-1] != texts.print_summary() else []
-    (folder / "texts.json").write_text(json.dumps([heaps, starts]), encoding="utf-8")
+        buckets = write_buckets(folder, rows_with_images(), sum(map(data.count, data.splits())))
+        if offsets[-1] != file.tell():
+            offsets.append(file.tell())
+    write_atomic(folder / "texts.json", json.dumps([buckets, offsets]))
 
 
-def repeats_in_heap(heap: str) -> Iterator[dict[str, Any] | RejectedRow]:
-    """The step over a heap: samples that repeat an earlier one about the same images."""
-    exact: set[tuple[int, int]] = set()
-    about: dict[int, list[str]] = {}  # images -> the texts about them that stay
-    for sample_id, key, said in read_bucket(heap):
-        text = plain("\n".join(said))
-        if (key, fingerprint(text)) in exact:
-            yield {"sample_id": sample_id, "reason": REPEATS}
+def duplicates_in_bucket(bucket: str) -> Iterator[dict[str, Any] | RejectedRow]:
+    """The samples of a bucket that repeat an earlier one about the same images."""
+    exact_keys: set[tuple[int, int]] = set()
+    distinct_texts: dict[int, list[str]] = {}  # image key -> the texts that stay
+    for sample_id, key, texts in read_bucket(bucket):
+        text = normalize_for_comparison("\n".join(texts))
+        if (key, fingerprint(text)) in exact_keys:
+            yield {"sample_id": sample_id, "reason": EXACT_DUPLICATE}
             continue
-        exact.add((key, fingerprint(text)))
-        pieces = grams(text)
-        others = about.setdefault(key, [])
-        if any(alike(text, pieces, other) for other in others):
-            yield {"sample_id": sample_id, "reason": NEARLY}
+        exact_keys.add((key, fingerprint(text)))
+        text_shingles = shingles(text)
+        others = distinct_texts.setdefault(key, [])
+        if any(is_near_duplicate(text, text_shingles, other) for other in others):
+            yield {"sample_id": sample_id, "reason": NEAR_DUPLICATE}
         else:
             others.append(text)
 
 
 def compute_minhash(span: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
-    """The step over texts without images: for each its place in the file, the text's fingerprint, and those of its
-    bands, kept as an array beside the rows (a row in JSON would be three times as long). Yields where that is."""
+    """Hash the texts between two offsets of texts.jsonl. Yields the name of an array (2 + BANDS, texts) of uint64 with
+    the offset of each text, its fingerprint and its bands; as JSON rows it would be three times as large."""
     import rensa
 
-    folder, first, last = span
-    marks: list[tuple[int, int]] = []
+    folder, start, stop = span
+    offsets_and_prints: list[tuple[int, int]] = []
     digests: list[np.ndarray] = []
     with open(Path(folder) / "texts.jsonl", "rb") as file:
-        file.seek(first)
-        while (place := file.tell()) < last:
-            _, said = json.loads(file.readline())
-            text = plain("\n".join(said))
-            mark = rensa.RMinHash(num_perm=PERMUTATIONS, seed=0)
-            mark.update(sorted(grams(text)))
-            marks.append((place, fingerprint(text)))
-            digests.append(np.array(mark.digest(), dtype=np.uint32))  # a list of them would be 70 MB a piece
+        file.seek(start)
+        while (offset := file.tell()) < stop:
+            _, texts = json.loads(file.readline())
+            text = normalize_for_comparison("\n".join(texts))
+            minhash = rensa.RMinHash(num_perm=PERMUTATIONS, seed=0)
+            minhash.update(sorted(shingles(text)))
+            offsets_and_prints.append((offset, fingerprint(text)))
+            digests.append(np.array(minhash.digest(), dtype=np.uint32))  # as lists, 70 MB per shard
     bands = lsh_bands(np.array(digests, dtype=np.uint64).reshape(-1, PERMUTATIONS))
-    name = f"marks-{first:015d}.npy"
-    np.save(Path(folder) / name, np.vstack([np.array(marks, dtype=np.uint64).reshape(-1, 2).T, bands]))
-    yield {"marks": name}
+    name = f"bands-{start:015d}.npy"
+    head = np.array(offsets_and_prints, dtype=np.uint64).reshape(-1, 2).T
+    np.save(Path(folder) / name, np.vstack([head, bands]))
+    yield {"bands": name}
 
 
 def lsh_bands(digests: np.ndarray) -> np.ndarray:
@@ -189,51 +209,54 @@ def lsh_bands(digests: np.ndarray) -> np.ndarray:
     return np.asarray((digests.reshape(len(digests), BANDS, -1) * factors).sum(axis=2, dtype=np.uint64).T)
 
 
-def repeats_of_texts(folder: Path, spans: int) -> Iterator[tuple[str, str]]:
-    """(sample id, reason) of the texts without images that repeat an earlier one."""
-    names = [row["marks"] for row in read_shards(folder / "texts-done")] if spans else []
+def duplicates_without_image(folder: Path, num_shards: int) -> Iterator[tuple[str, str]]:
+    """(sample id, reason) of the texts in texts.jsonl that repeat an earlier one."""
+    names = [row["bands"] for row in read_shards(folder / "texts-done")] if num_shards else []
     if not names:
         return
-    marks = [np.load(folder / name, mmap_mode="r") for name in names]  # each (2 + BANDS, texts of the piece)
+    shards = [np.load(folder / name, mmap_mode="r") for name in names]  # each (2 + BANDS, texts of the shard)
 
-    def column(n: int) -> np.ndarray:
-        return np.concatenate([part[n] for part in marks])
+    def column(index: int) -> np.ndarray:
+        return np.concatenate([shard[index] for shard in shards])
 
-    places = column(0)
-    gone = np.zeros(len(places), dtype=bool)
-    _, firsts, which = np.unique(column(1), return_index=True, return_inverse=True)
-    exact = firsts[which] != np.arange(len(places))
-    gone |= exact
+    offsets = column(0)
+    _, first_indices, inverse = np.unique(column(1), return_index=True, return_inverse=True)
+    is_exact = first_indices[inverse] != np.arange(len(offsets))
+    is_duplicate = is_exact.copy()
     pairs = np.empty(0, dtype=np.uint64)
     for band in range(BANDS):
-        pairs = np.union1d(pairs, candidate_pairs(column(2 + band), exact))
+        pairs = np.union1d(pairs, candidate_pairs(column(2 + band), is_exact))
     with open(folder / "texts.jsonl", "rb") as file:
-        for pair in pairs:  # in the order of the later text, so that the earlier one is decided
+        for pair in pairs:  # ordered by the later text, so the earlier one is decided already
             later, earlier = int(pair >> np.uint64(32)), int(pair & np.uint64(2**32 - 1))
-            if not gone[later] and not gone[earlier]:
-                (_, text), (_, other) = (read_at(file, int(places[n])) for n in (later, earlier))
-                gone[later] = alike(text, grams(text), other)
-        for n in np.flatnonzero(gone):
-            yield read_at(file, int(places[n]))[0], REPEATS if exact[n] else NEARLY
+            if not is_duplicate[later] and not is_duplicate[earlier]:
+                (_, text), (_, other) = (read_text_at(file, int(offsets[n])) for n in (later, earlier))
+                is_duplicate[later] = is_near_duplicate(text, shingles(text), other)
+        for n in np.flatnonzero(is_duplicate):
+            yield read_text_at(file, int(offsets[n]))[0], EXACT_DUPLICATE if is_exact[n] else NEAR_DUPLICATE
 
 
-def candidate_pairs(band: np.ndarray, but: np.ndarray) -> np.ndarray:
-    """Pairs of texts with the same band, as later << 32 | earlier; those of `but` left out. Of many that share one,
-    each is compared with the first few: one of them stays, and stands for what is like it."""
-    places = np.flatnonzero(~but)
-    order = places[np.argsort(band[places], kind="stable")]
+def candidate_pairs(band: np.ndarray, excluded: np.ndarray) -> np.ndarray:
+    """Pairs of texts with the same band as later << 32 | earlier, without those in `excluded` (a mask).
+
+    Of many texts that share a band, each is compared with the first COMPARED_PER_BAND: one of these stays and represents
+    its near-duplicates.
+    """
+    included = np.flatnonzero(~excluded)
+    order = included[np.argsort(band[included], kind="stable")]
     values = band[order]
-    begins = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, int)
-    begin = np.repeat(begins, np.diff(np.append(begins, len(values))))  # of each place: where its run begins
-    found = []
-    for nth in range(FIRSTS):
-        has = begin + nth < np.arange(len(values))
-        found.append(order[has].astype(np.uint64) << np.uint64(32) | order[(begin + nth)[has]].astype(np.uint64))
-    return np.unique(np.concatenate(found))
+    run_starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, int)
+    run_start = np.repeat(run_starts, np.diff(np.append(run_starts, len(values))))  # for each element of `order`
+    pairs = []
+    for nth in range(COMPARED_PER_BAND):
+        is_later = run_start + nth < np.arange(len(values))
+        earlier = order[(run_start + nth)[is_later]]
+        pairs.append(order[is_later].astype(np.uint64) << np.uint64(32) | earlier.astype(np.uint64))
+    return np.unique(np.concatenate(pairs))
 
 
-def read_at(file: BinaryIO, place: int) -> tuple[str, str]:
-    """(sample id, its text made plain) at a place of the file."""
-    file.seek(place)
-    sample_id, said = json.loads(file.readline())
-    return sample_id, plain("\n".join(said))
+def read_text_at(file: BinaryIO, offset: int) -> tuple[str, str]:
+    """(sample id, normalized text) at an offset of texts.jsonl."""
+    file.seek(offset)
+    sample_id, texts = json.loads(file.readline())
+    return sample_id, normalize_for_comparison("\n".join(texts))

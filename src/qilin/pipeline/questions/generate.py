@@ -1,8 +1,8 @@
-"""`qilin data generate-vqa`: questions about images from their Chinese captions, reports and case texts, by any service.
+"""`qilin data generate-vqa`: questions about images from their Chinese captions, reports and case texts.
 
-In: a dataset folder, an OpenAI-compatible service that writes questions, one that guesses without the image. Out: a
-dataset folder with the questions beside the texts. A question that fails the checks is asked for again with the reason,
-then refused; so is one that is guessed. Each says how it was made. A second run asks nothing.
+In: a dataset folder, an OpenAI-compatible service that writes questions, and one that guesses their answers without the
+image. Out: a dataset folder with the texts and the questions. A question that fails the checks is requested again with
+the reason, then rejected; a guessable one is rejected. Each question records how it was made. Replies are cached.
 """
 
 import hashlib
@@ -14,21 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from qilin.core.config import config_class, option
-from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, complete_all, parse_json_reply
-from qilin.core.llm_client_config import KEY_HELP
-from qilin.core.progress import ProgressBars
+from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, make_endpoint, parse_json_reply
+from qilin.core.llm_client_config import KEY_HELP, ServiceConfig
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
-from qilin.pipeline.execution.dataset_map import RejectedRow, cumulative_sizes, map_dataset, reject
-from qilin.pipeline.execution.llm_budget import TokenBudget, print_summary
+from qilin.pipeline.execution.dataset_map import RejectedRow, reject
+from qilin.pipeline.execution.llm_budget import TokenBudget, map_with_budget
+from qilin.pipeline.execution.step_output import print_summary
 from qilin.pipeline.questions.checks import ABOUT, Question, check_question, read_question
-from qilin.pipeline.questions.text_only_filter import Guesses, guess_all, surplus, with_options
-from qilin.text.normalize import has_chinese, plain
+from qilin.pipeline.questions.text_only_filter import Guesses, guess_answers, rejections_for_balance, with_options
+from qilin.text.normalize import has_chinese, normalize_text
 
-VERSION = "1"  # of the prompt: a change of its words is a new version, and a test holds its hash
+PROMPT_VERSION = "1"  # a changed prompt needs a new version; a test compares the prompt's hash
 PROMPT = """你为医学影像数据集出题。下面给你与图像配套的一段文字，
 请只根据其中能从图像上直接看到的内容，给只看图、不看这段文字的人出题。
 要求：
@@ -46,38 +44,31 @@ PROMPT = """你为医学影像数据集出题。下面给你与图像配套的�
   {{"type": "open", "about": "Position", "question": "……", "options": [], "answer": "……", "evidence": "……"}}
 ]}}
 about 从 {about} 中选一个。"""
-TEXTS_A_PIECE = 256  # among which answers are balanced; the same whatever the concurrency
-Kind = Literal["caption", "context", "inline", "report"]
+TEXTS_PER_SHARD = 256  # answers are balanced within a shard, so the result does not depend on the concurrency
+TextKind = Literal["caption", "context", "inline", "report"]
 
 
 @config_class
-class AskConfig:
-    """Which texts to ask about, how many questions of each kind, and who asks and guesses."""
+class GenerateVqaConfig:
+    """Which texts to make questions from, how many of each kind, and the models that write and guess."""
 
-    source: Path = option(help="a dataset folder with Chinese captions, reports or case texts")
-    out: Path = option(help="the dataset folder to make; must be new or empty, or this work interrupted")
-    endpoint: str = option(help="the address of the service that writes questions, up to and including /v1")
-    model: str = option(help="the model's name there")
+    source: Path = option(help="dataset folder with Chinese captions, reports or case texts")
+    out: Path = option(help="dataset folder to write; new, empty, or an interrupted run of the same command")
+    service: ServiceConfig = option(default={"cache": Path("questions.sqlite")}, flatten=True)
     guess_endpoint: str | None = option(
-        default=None, help="a service that guesses without the image; the key goes there too (default: the same)"
+        default=None, help="endpoint of the model that guesses without the image, with the same key (default: the same)"
     )
-    guess_model: str | None = option(default=None, help="the guesser's name there (default: the same model)")
-    guesses: int = option(default=3, help="tries without the image for each question; 0: do not let it guess")
-    kinds: tuple[Kind, ...] = option(
-        default=("caption", "context", "inline", "report"), help="kinds of texts to ask about"
+    guess_model: str | None = option(default=None, help="name of the model that guesses (default: the one that writes)")
+    guesses: int = option(default=3, help="tries to guess each question without the image; 0: skip this filter")
+    kinds: tuple[TextKind, ...] = option(
+        default=("caption", "context", "inline", "report"), help="kinds of texts to make questions from"
     )
-    open: int = option(default=3, help="open questions of a text, at most")
-    choice: int = option(default=1, help="choices of a text, at most")
-    yes_no: int = option(default=2, help="questions of a text answered by 是 or 否, at most")
-    only_questions: bool = option(default=False, help="leave the source's own samples out")
-    asks: int = option(default=2, help="times a faulty question is asked for before it is refused")
+    open: int = option(default=3, help="maximum number of open questions per text")
+    choice: int = option(default=1, help="maximum number of multiple-choice questions per text")
+    yes_no: int = option(default=2, help="maximum number of yes/no questions per text")
+    only_questions: bool = option(default=False, help="omit the source's own samples")
+    max_attempts: int = option(default=2, help="times a faulty question is requested before it is rejected")
     seed: int = option(default=0, help="decides the order of options, and which of too many questions stay")
-    cache: Path = option(default=Path("questions.sqlite"), help="the file of replies: what is in it costs nothing")
-    concurrency: int = option(default=16, help="requests at once, at most; fewer where the service asks to wait")
-    budget: int | None = option(default=None, help="tokens, read and written, after which it stops; goes on later")
-    price_in: float = option(default=0.0, help="price of a million tokens read, for the cost on the bar")
-    price_out: float = option(default=0.0, help="price of a million tokens written")
-    timeout: float = option(default=120.0, help="seconds for one reply")
     json: bool = option(default=False, help="print the summary as JSON")
 
     EPILOG = KEY_HELP
@@ -87,228 +78,229 @@ class AskConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not self.open + self.choice + self.yes_no:
-            raise ValueError("open, choice and yes_no are all 0; there is nothing to ask")
-        if self.asks < 1:
-            raise ValueError(f"asks is {self.asks}; expected at least 1")
+            raise ValueError("open, choice and yes_no are all 0; expected at least one of them above 0")
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts is {self.max_attempts}; expected at least 1")
+
+    @property
+    def mix(self) -> dict[str, int]:
+        """Question kind -> maximum number per text."""
+        return {"open": self.open, "choice": self.choice, "yes_no": self.yes_no}
 
 
 @dataclass(frozen=True)
-class Work:
-    """All that decides a question, and where replies are kept."""
+class Generator:
+    """What decides the questions: the options, the endpoints that write and guess."""
 
-    endpoint: Endpoint
+    config: GenerateVqaConfig
+    writer: Endpoint
     guesser: Endpoint
-    guesses: int
-    kinds: tuple[str, ...]
-    mix: Mapping[str, int]  # kind -> how many of a text
-    only_questions: bool
-    asks: int
-    seed: int
+
+
+Faulty = tuple[Any, dict[str, str]]  # a row of a reply, and check -> what it found
 
 
 @dataclass
 class Draft:
-    """What came of one text: sound questions, faulty ones with their doubts, or why the reply is of no use."""
+    """The state of one text: accepted questions, faulty ones to request again, rejected ones; `form_error` if the last
+    reply could not be read."""
 
     sample: Sample
     text: str
-    history: list[dict[str, str]]
-    sound: list[Question] = field(default_factory=list)
-    faulty: list[tuple[Any, dict[str, str]]] = field(default_factory=list)
-    refused: list[tuple[Any, dict[str, str]]] = field(default_factory=list)
-    doubt: str | None = None
+    messages: list[dict[str, str]]
+    accepted: list[Question] = field(default_factory=list)
+    faulty: list[Faulty] = field(default_factory=list)
+    rejected: list[Faulty] = field(default_factory=list)
+    form_error: str | None = None
 
 
-def ask(given: AskConfig) -> None:
-    """Make the folder with questions, or say that it is there. RunError where the budget is spent or no one answers."""
-    there = Endpoint(
-        given.endpoint, given.model, concurrency=given.concurrency, timeout=given.timeout, cache=given.cache
-    )
-    guesser = replace(there, url=given.guess_endpoint or there.url, model=given.guess_model or there.model)
-    mix = {"open": given.open, "choice": given.choice, "yes_no": given.yes_no}
-    work = Work(
-        there, guesser, given.guesses, given.kinds, mix, given.only_questions, given.asks, given.seed,
-    )  # fmt: skip
-    made_by = {
+def generate_vqa(config: GenerateVqaConfig) -> None:
+    """Write the dataset, unless it exists. Raises RunError if the budget is spent or the service fails."""
+    writer = make_endpoint(config.service)
+    guesser = replace(writer, url=config.guess_endpoint or writer.url, model=config.guess_model or writer.model)
+    settings = {
         "step": "ask",
-        "model": given.model,
-        "guesser": guesser.model if given.guesses else None,
+        "model": writer.model,
+        "guesser": guesser.model if config.guesses else None,
         "prompt": prompt_name(),
+        **{name: getattr(config, name) for name in ("guesses", "kinds", "only_questions", "max_attempts", "seed")},
+        **config.mix,
     }
-    made_by |= {name: getattr(given, name) for name in ("guesses", "kinds", "only_questions", "asks", "seed")} | mix
-    data = open_dataset(given.source)
-    with ProgressBars(transient=True) as progress:
-        total = sum(data.count(split) for split in data.splits())
-        task = progress.add_task("asking", total=total)
-        purse = TokenBudget("asking", given.budget, (given.price_in, given.price_out), given.cache, progress, task)
-        ends = cumulative_sizes(data, TEXTS_A_PIECE)
-        made, fresh = map_dataset(
-            given.source, given.out, partial(asked, work, purse), made_by, None, lambda n: purse.set_progress(ends[n]),
-            TEXTS_A_PIECE,
-        )  # fmt: skip
-    print_summary(given.out, made, fresh, purse, given.json)
-    if not given.json:
-        number = sum(made.manifest["counts"]["samples"].values()) - (0 if given.only_questions else total)
-        why = "" if number else f": asked about is {' and '.join(given.kinds)} in Chinese with an image"
-        Console(highlight=False, soft_wrap=True).print(f"questions in it: {number:,}{why}")
+    step = partial(generate_shard, Generator(config, writer, guesser))
+    is_new, budget = map_with_budget(
+        config.source, config.out, step, settings, config.service, "generating questions", TEXTS_PER_SHARD
+    )
+    source, dataset = open_dataset(config.source), open_dataset(config.out)
+    count = sum(map(dataset.count, dataset.splits()))
+    count -= 0 if config.only_questions else sum(map(source.count, source.splits()))
+    needed = "" if count else f" (questions need a Chinese text with an image, of kind {' or '.join(config.kinds)})"
+    lines = [*([budget.usage_summary()] if is_new else []), f"questions: {count:,}{needed}"]
+    print_summary(config.out, is_new, config.json, budget.usage_json(), lines)
 
 
 def prompt_name() -> str:
-    return f"questions-{VERSION}-{hashlib.sha256(PROMPT.encode()).hexdigest()[:12]}"
+    return f"questions-{PROMPT_VERSION}-{hashlib.sha256(PROMPT.encode()).hexdigest()[:12]}"
 
 
-def asked(work: Work, purse: TokenBudget, rows: list[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | RejectedRow]:
-    """The step: the samples of a piece, and behind each text its questions, or why it has none."""
+def generate_shard(
+    generator: Generator, budget: TokenBudget, rows: list[tuple[str, Sample]]
+) -> Iterator[tuple[str, Sample] | RejectedRow]:
+    """The samples of a shard, then the questions made from its texts, and the rejected texts and questions."""
+    config = generator.config
     split_of = {sample.sample_id: split for split, sample in rows}
-    texts = [sample for _, sample in rows if sample.kind in work.kinds]
-    drafts = {sample.sample_id: draft_of(work, sample) for sample in texts if not reason_against(sample)}
-    answer_all(work, purse, list(drafts.values()))
-    made = [(draft, question) for draft in drafts.values() for question in draft.sound]
-    repeats = repeated(made)
-    kept = [(draft, shuffled(question, work.seed)) for n, (draft, question) in enumerate(made) if n not in repeats]
-    guesses = [Guesses()] * len(kept)
-    if work.guesses:
-        guesses = guess_all(work.guesser, work.guesses, [row for _, row in kept], purse.remaining, purse.record_usage)
-    keys = [question_id(draft.sample, question) for draft, question in kept]
-    gone = surplus(keys, [question for _, question in kept], guesses, work.mix, work.seed)
+    texts = [sample for _, sample in rows if sample.kind in config.kinds]
+    drafts = [make_draft(config, sample) for sample in texts if not text_problem(sample)]
+    request_questions(generator, budget, drafts)
+    accepted = [(draft, question) for draft in drafts for question in draft.accepted]
+    repeats = find_repeats(accepted)
+    unique = [
+        (d, shuffle_options(question, config.seed)) for n, (d, question) in enumerate(accepted) if n not in repeats
+    ]
+    questions = [question for _, question in unique]
+    guesses = guess_answers(budget, generator.guesser, config.guesses, questions)
+    ids = [question_id(draft.sample, question) for draft, question in unique]
+    unbalanced = rejections_for_balance(ids, questions, guesses, config.mix, config.seed)
     for _, sample in rows:
-        if not work.only_questions:
+        if not config.only_questions:
             yield split_of[sample.sample_id], sample
-        if sample.kind in work.kinds and (reason := reason_against(sample)):
+        if sample.kind in config.kinds and (reason := text_problem(sample)):
             yield reject(sample, reason)
-    for draft in drafts.values():
-        yield from refusals_of(draft)
+    for draft in drafts:
+        yield from rejected_rows(draft)
     for n, reason in repeats.items():
-        yield refused_question(made[n][0].sample, vars(made[n][1]), reason)
-    for n, (draft, question) in enumerate(kept):
-        marked = guesses[n]
-        if n in gone:
-            yield refused_question(draft.sample, vars(question) | {"guesses": vars(marked)}, gone[n])
+        draft, question = accepted[n]
+        yield reject_question(draft.sample, vars(question), reason)
+    for n, (draft, question) in enumerate(unique):
+        if n in unbalanced:
+            scores = {"right": guesses[n].right, "tries": guesses[n].tries, "leaning": guesses[n].majority_answer}
+            yield reject_question(draft.sample, vars(question) | {"guesses": scores}, unbalanced[n])
         else:
-            yield split_of[draft.sample.sample_id], sample_of(work, draft.sample, keys[n], question, marked)
+            sample = question_sample(generator, draft.sample, ids[n], question, guesses[n])
+            yield split_of[draft.sample.sample_id], sample
 
 
-def reason_against(sample: Sample) -> str | None:
-    """Why nothing is asked about a text."""
+def text_problem(sample: Sample) -> str | None:
+    """Why no questions are made from a text; None if they are."""
     if not sample.image_ids:
         return "questions: the text has no image"
-    return None if has_chinese(spoken(sample)) else "questions: the text is not Chinese, translate it first"
+    return None if has_chinese(assistant_text(sample)) else "questions: the text is not Chinese, translate it first"
 
 
-def spoken(sample: Sample) -> str:
+def assistant_text(sample: Sample) -> str:
     return "\n".join(text_of(message) for message in sample.messages if message["role"] == "assistant")
 
 
-# --- asking and checking --------------------------------------------------------------------------------------------
+# --- requests and replies -------------------------------------------------------------------------------------------
 
 
-def draft_of(work: Work, sample: Sample) -> Draft:
-    prompt = PROMPT.format(**work.mix, about=", ".join(ABOUT))
-    text = spoken(sample)
+def make_draft(config: GenerateVqaConfig, sample: Sample) -> Draft:
+    prompt = PROMPT.format(**config.mix, about=", ".join(ABOUT))
+    text = assistant_text(sample)
     return Draft(sample, text, [{"role": "system", "content": prompt}, {"role": "user", "content": text}])
 
 
-def answer_all(work: Work, purse: TokenBudget, drafts: Sequence[Draft]) -> None:
-    """Ask about each text, again with the reasons where questions are faulty; what came of it stands in the drafts."""
-    left = list(drafts)
-    room = 200 + 150 * sum(work.mix.values())  # tokens of the reply: question, answer, evidence, options
-    for _ in range(work.asks):
-        if not left:
-            return
-        there = replace(work.endpoint, budget=purse.remaining())
-        replies = complete_all(there, [ChatRequest(draft.history, room, json=True) for draft in left], purse.on_reply())
-        for draft, reply in zip(left, replies, strict=True):
-            take(draft, reply, work.mix)
-        left = [draft for draft in left if draft.doubt or draft.faulty]
+def request_questions(generator: Generator, budget: TokenBudget, drafts: Sequence[Draft]) -> None:
+    """Request questions for each text and again, with the reasons, while some are faulty; fills in the drafts."""
+    mix = generator.config.mix
+    max_tokens = 200 + 150 * sum(mix.values())  # per question: its text, answer, evidence and options
+    pending = list(drafts)
+    for _ in range(generator.config.max_attempts):
+        requests = [ChatRequest(draft.messages, max_tokens, json=True) for draft in pending]
+        for draft, reply in zip(pending, budget.complete(generator.writer, requests), strict=True):
+            sort_reply(draft, reply, mix)
+        pending = [draft for draft in pending if draft.form_error or draft.faulty]
 
 
-def take(draft: Draft, reply: ChatReply, mix: Mapping[str, int]) -> None:
-    """Sort the questions of a reply into sound and faulty ones, and prepare to ask again about those."""
-    draft.doubt = None
+def sort_reply(draft: Draft, reply: ChatReply, mix: Mapping[str, int]) -> None:
+    """Sort the questions of a reply into accepted, faulty and rejected ones, and append the retry message."""
+    draft.form_error = None
     rows: list[Any] = []
     try:
-        found = parse_json_reply(reply)
-        if not isinstance(found, dict) or not isinstance(found.get("questions"), list):
+        value = parse_json_reply(reply)
+        if not isinstance(value, dict) or not isinstance(value.get("questions"), list):
             raise ValueError('the reply is no object {"questions": [...]}')
-        rows = found["questions"]
+        rows = value["questions"]
     except ValueError as error:
-        draft.doubt = str(error)
-    draft.refused += draft.faulty[len(rows) :]  # what a second reply leaves out is not asked for any more
+        draft.form_error = str(error)
+    draft.rejected += draft.faulty[len(rows) :]  # a second reply may omit questions: those are not requested again
     draft.faulty = []
     for row in rows:
-        made = read_question(row)
-        if isinstance(made, str):
-            draft.faulty.append((row, {"form": made}))
-        elif doubts := check_question(draft.text, made):
+        question = read_question(row)
+        if isinstance(question, str):
+            draft.faulty.append((row, {"form": question}))
+        elif doubts := check_question(draft.text, question):
             draft.faulty.append((row, doubts))
-        elif sum(other.kind == made.kind for other in draft.sound) >= mix[made.kind]:
-            draft.refused.append((row, {"surplus": "more than were asked for"}))
+        elif sum(other.kind == question.kind for other in draft.accepted) >= mix[question.kind]:
+            draft.rejected.append((row, {"surplus": "more than were asked for"}))
         else:
-            draft.sound.append(made)
-    draft.history = [*draft.history[:2], {"role": "assistant", "content": reply.text}, again(draft)]
+            draft.accepted.append(question)
+    draft.messages = [*draft.messages[:2], {"role": "assistant", "content": reply.text}, retry_message(draft)]
 
 
-def again(draft: Draft) -> dict[str, str]:
-    if draft.doubt:
-        return {"role": "user", "content": f"格式有误（{draft.doubt}）。请重新只输出规定的 JSON 对象。"}
-    said = "\n".join(
-        f"- {json.dumps(row, ensure_ascii=False)}：{'; '.join(f'{check}: {what}' for check, what in doubts.items())}"
+def retry_message(draft: Draft) -> dict[str, str]:
+    if draft.form_error:
+        return {"role": "user", "content": f"格式有误（{draft.form_error}）。请重新只输出规定的 JSON 对象。"}
+    faults = "\n".join(
+        f"- {json.dumps(row, ensure_ascii=False)}：{'; '.join(f'{check}: {doubt}' for check, doubt in doubts.items())}"
         for row, doubts in draft.faulty
     )
-    content = f"以下题目有误：\n{said}\n请只输出改正后的这些题目，格式同上；改不好的删去。"
+    content = f"以下题目有误：\n{faults}\n请只输出改正后的这些题目，格式同上；改不好的删去。"
     return {"role": "user", "content": content}
 
 
-def refusals_of(draft: Draft) -> Iterator[RejectedRow]:
-    for row, doubts in [*draft.refused, *draft.faulty]:
-        asked_for = row if isinstance(row, dict) else {"row": row}
-        yield refused_question(draft.sample, asked_for | {"doubts": doubts}, f"question: {', '.join(sorted(doubts))}")
-    if draft.doubt:
-        yield reject(draft.sample, "questions: the reply is of no use", doubts={"form": draft.doubt})
-    elif not draft.sound and not draft.refused and not draft.faulty:
+def rejected_rows(draft: Draft) -> Iterator[RejectedRow]:
+    for row, doubts in [*draft.rejected, *draft.faulty]:
+        question = row if isinstance(row, dict) else {"row": row}
+        yield reject_question(draft.sample, question | {"doubts": doubts}, f"question: {', '.join(sorted(doubts))}")
+    if draft.form_error:
+        yield reject(draft.sample, "questions: the reply is of no use", doubts={"form": draft.form_error})
+    elif not draft.accepted and not draft.rejected and not draft.faulty:
         yield reject(draft.sample, "questions: none, the service found nothing to ask")
 
 
-def refused_question(sample: Sample, row: Mapping[str, Any], reason: str) -> RejectedRow:
+def reject_question(sample: Sample, row: Mapping[str, Any], reason: str) -> RejectedRow:
     return RejectedRow({"text_of": sample.sample_id, "image_ids": list(sample.image_ids), **row}, reason)
 
 
 # --- questions as samples -------------------------------------------------------------------------------------------
 
 
-def repeated(made: Sequence[tuple[Draft, Question]]) -> dict[int, str]:
-    """Place -> why: asked before about the same images; where the answers differ, none of them stays."""
-    first: dict[tuple[Any, str], list[int]] = {}
-    for n, (draft, question) in enumerate(made):
-        first.setdefault((draft.sample.image_ids, plain(question.question)), []).append(n)
-    gone: dict[int, str] = {}
-    for places in first.values():
-        if len({plain(made[n][1].answer) for n in places}) > 1:
-            gone |= dict.fromkeys(places, "repeated: with another answer")
+def find_repeats(accepted: Sequence[tuple[Draft, Question]]) -> dict[int, str]:
+    """Index -> reason of each repeated question about the same images; if the answers differ, all are rejected."""
+    indices: dict[tuple[Any, str], list[int]] = {}
+    for n, (draft, question) in enumerate(accepted):
+        indices.setdefault((draft.sample.image_ids, normalize_text(question.question)), []).append(n)
+    repeats: dict[int, str] = {}
+    for same in indices.values():
+        if len({normalize_text(accepted[n][1].answer) for n in same}) > 1:
+            repeats |= dict.fromkeys(same, "repeated: with another answer")
         else:
-            gone |= dict.fromkeys(places[1:], "repeated: the same question about the same image")
-    return gone
+            repeats |= dict.fromkeys(same[1:], "repeated: the same question about the same image")
+    return repeats
 
 
-def shuffled(question: Question, seed: int) -> Question:
-    """The question with its options in an order that the seed draws."""
+def shuffle_options(question: Question, seed: int) -> Question:
+    """The question with its options in a seeded random order, independent of the order in the reply."""
     if not question.options:
         return question
-    mixed = sorted(question.options)  # the service's order, right one first or not, does not matter
-    random.Random(f"{seed} {question.question} {'|'.join(mixed)}").shuffle(mixed)
-    return replace(question, options=tuple(mixed))
+    options = sorted(question.options)
+    random.Random(f"{seed} {question.question} {'|'.join(options)}").shuffle(options)
+    return replace(question, options=tuple(options))
 
 
 def question_id(sample: Sample, question: Question) -> str:
-    """The same for the same question about the same images, so that the writer refuses it a second time."""
-    what = json.dumps([sample.image_ids, plain(question.question), sorted(question.options)], ensure_ascii=False)
-    return f"ask-{hashlib.sha256(what.encode()).hexdigest()[:20]}"
+    """The same id for the same question about the same images, so that the dataset writer rejects a repetition."""
+    content = [sample.image_ids, normalize_text(question.question), sorted(question.options)]
+    return f"ask-{hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:20]}"
 
 
-def sample_of(work: Work, source: Sample, name: str, question: Question, guesses: Guesses) -> Sample:
-    tried = f"guessed {guesses.right} of {guesses.tries}" if guesses.tries else "not guessed"
+def question_sample(
+    generator: Generator, source: Sample, sample_id: str, question: Question, guesses: Guesses
+) -> Sample:
+    """A question as a sample; `translation` records the model, the prompt, the guesses and the evidence."""
+    guessed = f"guessed {guesses.right} of {guesses.tries}" if guesses.tries else "not guessed"
     return Sample(
-        name,
+        sample_id,
         "vqa",
         source.image_ids,
         (user(with_options(question), len(source.image_ids)), assistant(question.answer)),
@@ -320,8 +312,8 @@ def sample_of(work: Work, source: Sample, name: str, question: Question, guesses
         source.group,
         source.license_tier,
         {
-            "model": work.endpoint.model,
+            "model": generator.writer.model,
             "prompt": prompt_name(),
-            "checks": f"passed; {tried}; of {source.sample_id}: {question.evidence}",
+            "checks": f"passed; {guessed}; of {source.sample_id}: {question.evidence}",
         },
     )

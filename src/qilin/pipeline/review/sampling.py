@@ -17,9 +17,9 @@ from qilin.dataset.sample_texts import text_fields
 from qilin.dataset.schema import MANIFEST, Sample, text_of
 from qilin.pipeline.review.decisions import sample_hash
 from qilin.pipeline.translation.checks import CHECKS, check_translation
-from qilin.text.facts import contradictions
-from qilin.text.normalize import language_of
-from qilin.text.phi import personal
+from qilin.text.facts import find_contradictions
+from qilin.text.normalize import detect_language
+from qilin.text.phi import find_personal_data
 
 POOL = 10  # times the rows to show: as many are looked at for failed checks, so a million rows are not checked for 200
 
@@ -199,7 +199,7 @@ def checks_of(review: Review, sample: Sample) -> list[dict[str, Any]]:
                 for name, said in check_translation(text, now[place]).items():
                     found[name].append(said)
     texts = [text_of(message) for message in sample.messages]
-    found["personal data"] = personal("\n".join(texts))
-    found["one language"] = [text[:40] for text in texts if language_of(text) == "other"]
-    found["agrees with itself"] = sorted(contradictions("\n".join(texts[1::2])))
+    found["personal data"] = find_personal_data("\n".join(texts))
+    found["one language"] = [text[:40] for text in texts if detect_language(text) == "other"]
+    found["agrees with itself"] = sorted(find_contradictions("\n".join(texts[1::2])))
     return [{"name": name, "passed": not said, "said": "; ".join(said)} for name, said in found.items()]

@@ -1,19 +1,20 @@
-# ruff: noqa: E501 - tables of words read best with one name a line
-"""Is a Chinese text a sound translation of an English one: checks that need no model, each with its reason in words.
+# ruff: noqa: E501 - vocabulary tables are easier to read with one entry a line
+"""Checks of a Chinese translation against its English original that need no model.
 
-In: English, Chinese, the glossary's terms in it. Out: the names of the checks that fail, with what they found. A failed
-check is a doubt, not a proof: how often sound pairs fail and planted faults pass is in bench/results/translation.json.
+In: English, Chinese, the glossary terms in the English. Out: the failed checks with what each one found. A failed check
+raises a doubt, it is not proof: bench/results/translation.json has the rates of false alarms and of missed faults.
+What a check reports is part of the retry prompt, and so of cache keys: rewording it repeats paid requests.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from qilin.text.facts import DEFAULT_VOCABULARY, mentions_in
+from qilin.text.facts import DEFAULT_VOCABULARY, find_mentions
 from qilin.text.laterality import named_sides
-from qilin.text.negation import negations
-from qilin.text.normalize import chinese_share, has_chinese, narrow, simplified
-from qilin.text.numbers import measures, parse_number
+from qilin.text.negation import count_negations
+from qilin.text.normalize import chinese_share, has_chinese, to_halfwidth, to_simplified
+from qilin.text.numbers import find_measurements, parse_number
 
 NUMBER_WORDS = {
     "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -24,17 +25,17 @@ NUMBER_WORDS = {
     "january": 1, "february": 2, "march": 3, "april": 4, "may": 5, "june": 6, "july": 7, "august": 8, "september": 9,
     "october": 10, "november": 11, "december": 12, "i": 1, "ii": 2, "iii": 3, "iv": 4,
 }  # fmt: skip
-FINDINGS = {"finding": DEFAULT_VOCABULARY["finding"]}  # one object: its compiled form is kept by identity
+FINDINGS = {"finding": DEFAULT_VOCABULARY["finding"]}  # a constant, because its compiled form is cached by identity
 NUMBER = re.compile(r"(?<![\d.])\d+(?:,\d{3})*(?:\.\d+)?")
 CHINESE_NUMBER = re.compile(r"[零〇一二两三四五六七八九十百千万亿]+(?:点[零一二三四五六七八九]+)?")
-UNIT_WORDS = (
+UNIT_NAMES = (
     (r"millimet(?:er|re)s?", "mm"), (r"centimet(?:er|re)s?", "cm"), (r"micromet(?:er|re)s?|microns?", "μm"),
     (r"milligrams?", "mg"), (r"kilograms?", "kg"), (r"grams?", "g"), (r"millilit(?:er|re)s?", "ml"),
     (r"lit(?:er|re)s?", "l"), (r"per ?cent", "%"), (r"hounsfield units?", "hu"), (r"beats per minute", "bpm"),
 )  # fmt: skip
 
-# abbreviation -> Chinese that may stand for it; any other must stay as it is
-KNOWN = {
+# abbreviation -> Chinese that may replace it; any other must stay unchanged
+ABBREVIATION_TRANSLATIONS = {
     "CT": "计算机断层|断层|ＣＴ", "MRI": "磁共振|核磁", "MR": "磁共振|核磁", "ECG": "心电", "EKG": "心电", "EEG": "脑电", "EMG": "肌电",
     "US": "超声|美国", "USA": "美国", "UK": "英国", "PA": "后前|正位|肺动脉", "AP": "前后|正位", "ICU": "重症|监护", "COPD": "慢阻肺|慢性阻塞",
     "TB": "结核", "HIV": "艾滋|人类免疫", "AIDS": "艾滋", "PET": "正电子", "DNA": "脱氧核糖", "RNA": "核糖核酸", "WHO": "世界卫生|世卫",
@@ -47,216 +48,227 @@ KNOWN = {
 ABBREVIATION = re.compile(
     r"(?<![A-Za-z0-9])(?=[A-Za-z0-9/-]*[A-Z0-9])(?:[A-Z][A-Z0-9]+(?:[-/][A-Z0-9]+)*s?|[A-Z]+-\d+[A-Za-z]?|[a-z]{1,3}[A-Z][A-Z0-9]+|[A-Z][a-z]?\d+[A-Za-z]?(?:-[A-Z]\d+)?)(?![A-Za-z0-9])"
 )
-# stems of drug names -> their usual Chinese; the Latin name may also stay
-DRUGS = {
+# drug name ending -> its usual Chinese; the Latin name may also stay
+DRUG_ENDINGS = {
     "mab": "单抗|单克隆", "nib": "替尼", "cillin": "西林", "statin": "他汀|制霉|抑素", "prazole": "拉唑", "sartan": "沙坦",
     "dipine": "地平", "olol": "洛尔", "mycin": "霉素", "micin": "霉素|米星", "floxacin": "沙星", "caine": "卡因", "platin": "铂",
     "taxel": "他赛|紫杉", "parin": "肝素", "navir": "那韦", "ciclovir": "昔洛韦|洛韦", "conazole": "康唑", "nidazole": "硝唑",
     "solone": "泼尼松龙|松龙|尼龙", "asone": "米松|替卡松|松", "tidine": "替丁", "setron": "司琼", "gliptin": "列汀", "gliflozin": "列净",
 }  # fmt: skip
-DRUG = re.compile(rf"\b([A-Za-z]{{2,}}({'|'.join(DRUGS)}))\b", re.IGNORECASE)
+DRUG = re.compile(rf"\b([A-Za-z]{{2,}}({'|'.join(DRUG_ENDINGS)}))\b", re.IGNORECASE)
 
-DENIES = re.compile(
+NEGATION_CUE = re.compile(
     r"\b(?:no|not|without|none|never|neither|nor|cannot|absence|absent|negative for|free of|free from|denie[sd]|lack(?:s|ing)?|ruled out|excluded|excludes)\b|n't\b",
     re.IGNORECASE,
 )  # fmt: skip
-# words that a Chinese text may render by a negation although they are none
-MAY_DENY = re.compile(
-    DENIES.pattern + r"|unremarkable|normal|clear|\bfree\b|negative|rule|exclu|resol|unable|fail|unlikely|less|avoid|\b(?:un|in|im|ir|non|dis|ab|a)[a-z-]{3,}|stable|intact|only|rather|other than|except|minor|poor|limit|insuffic|loss|painless|\w+less\b|different|differ|irregular|few|little|rare|hard|difficult|despite|although|both",
+# words that are not negations but may be translated as one
+POSSIBLE_NEGATION = re.compile(
+    NEGATION_CUE.pattern + r"|unremarkable|normal|clear|\bfree\b|negative|rule|exclu|resol|unable|fail|unlikely|less|avoid|\b(?:un|in|im|ir|non|dis|ab|a)[a-z-]{3,}|stable|intact|only|rather|other than|except|minor|poor|limit|insuffic|loss|painless|\w+less\b|different|differ|irregular|few|little|rare|hard|difficult|despite|although|both",
     re.IGNORECASE,
 )  # fmt: skip
-CHINESE_DENIES = re.compile(r"[未无不没非否阴缺]|排除|除外|消失|避免|清晰|正常|免")
+CHINESE_NEGATION = re.compile(r"[未无不没非否阴缺]|排除|除外|消失|避免|清晰|正常|免")
 REFUSALS = re.compile(
     r"作为(?:一[个名])?(?:AI|人工智能|语言模型)|我(?:无法|不能)(?:提供|翻译|回答|完成)|(?:抱歉|对不起)，|I(?:'m| am) sorry|As an AI|I cannot|以下是(?:翻译|译文)|(?:译文|翻译)[:：]|```",
     re.IGNORECASE,
 )
-ASKING = re.compile(r"[吗呢?]|什么|哪|几|多少|是否|有无|能否|如何|怎[么样]|为何|谁|请")
+CHINESE_QUESTION = re.compile(r"[吗呢?]|什么|哪|几|多少|是否|有无|能否|如何|怎[么样]|为何|谁|请")
 ENGLISH_RUN = re.compile(r"\b[a-z]{2,}(?:[\s,;]+[a-z]{2,}){3,}\b")
-REPEATED = re.compile(r"(.{6,40}?)\1{3,}", re.DOTALL)
-# Chinese characters for one English word, in texts of ten words or more
-LEAST, MOST, SHORT = 1.0, 3.5, 10
+REPETITION = re.compile(r"(.{6,40}?)\1{3,}", re.DOTALL)
+MIN_RATIO, MAX_RATIO = 1.0, 3.5  # Chinese characters per English word
+MIN_WORDS = 10  # English words from which on the ratio is checked
 
 
 def check_translation(english: str, chinese: str, terms: Mapping[str, str] | None = None) -> dict[str, str]:
-    """{check: what it found} for each that fails; {} for a translation that none doubts."""
+    """{check: what it found} for each failed check; {} if all pass. `terms`: glossary terms that must be used."""
     if not chinese.strip():
         return {"empty": "nothing was answered"}
-    plain = simplified(narrow(chinese))
-    found = {name: said for name, check in CHECKS.items() if (said := check(narrow(english), plain))}
-    missing = [f"{source} → {target}" for source, target in (terms or {}).items() if simplified(target) not in plain]
-    return found | ({"glossary": "not used: " + "; ".join(missing)} if missing else {})
+    halfwidth_english, simplified = to_halfwidth(english), to_simplified(to_halfwidth(chinese))
+    doubts = {name: doubt for name, check in CHECKS.items() if (doubt := check(halfwidth_english, simplified))}
+    missing = [
+        f"{source} → {target}" for source, target in (terms or {}).items() if to_simplified(target) not in simplified
+    ]
+    return doubts | ({"glossary": "not used: " + "; ".join(missing)} if missing else {})
 
 
-def language(english: str, chinese: str) -> str | None:
-    """Chinese letters are there, but where the English has no words either (a name, an abbreviation)."""
+def check_language(english: str, chinese: str) -> str | None:
+    """The translation is Chinese, unless the English has no words either (a name, an abbreviation)."""
     words = re.findall(r"[a-z]{3,}", english)
     if not has_chinese(chinese):
         return "no Chinese in it" if words else None
     return f"only {chinese_share(chinese):.0%} Chinese" if len(words) > 3 and chinese_share(chinese) < 0.3 else None
 
 
-def refused(english: str, chinese: str) -> str | None:
-    found = REFUSALS.search(chinese)
-    return f"speaks of itself: {found.group()}" if found and not REFUSALS.search(english) else None
+def check_refused(english: str, chinese: str) -> str | None:
+    """The reply is a translation, not a remark of the model about itself or the task."""
+    match = REFUSALS.search(chinese)
+    return f"speaks of itself: {match.group()}" if match and not REFUSALS.search(english) else None
 
 
-def question(english: str, chinese: str) -> str | None:
-    """A question stays one, and what is none does not become one: answers that were swapped with their questions."""
-    asked, asks = english.rstrip().endswith("?"), chinese.rstrip().endswith("?")  # narrow: both have one width
-    if asked and not asks and not ASKING.search(chinese):
+def check_question_form(english: str, chinese: str) -> str | None:
+    """Questions stay questions and statements stay statements: finds answers swapped with their questions."""
+    english_asks, chinese_asks = english.rstrip().endswith("?"), chinese.rstrip().endswith("?")
+    if english_asks and not chinese_asks and not CHINESE_QUESTION.search(chinese):
         return "the question is none any more"
-    return "it has become a question" if asks and "?" not in english else None
+    return "it has become a question" if chinese_asks and "?" not in english else None
 
 
-def numbers(english: str, chinese: str) -> str | None:
-    """Every number of the English stands in the Chinese, and none that the English has not, in digits or words."""
-    theirs, said = values(NUMBER, english), values(NUMBER, chinese)
-    in_words = values(CHINESE_NUMBER, chinese)
-    words = {Fraction(NUMBER_WORDS[w]) for w in re.findall(r"[a-z]+", english.lower()) if w in NUMBER_WORDS}
-    lost = theirs - said - in_words - scaled(said)
-    added = said - theirs - words - scaled(theirs | words)
-    if lost or added:
-        parts = [("lost", lost), ("added", added)]
-        return ", ".join(f"{name} {', '.join(f'{float(n):g}' for n in sorted(ns))}" for name, ns in parts if ns)
-    return None
+# --- numbers and units ----------------------------------------------------------------------------------------------
 
 
-def values(pattern: re.Pattern[str], text: str) -> set[Fraction]:
-    return {value for found in pattern.findall(text) if (value := parse_number(found)) is not None}
+def check_numbers(english: str, chinese: str) -> str | None:
+    """Every number of the English is in the Chinese, in digits or words, and no other."""
+    source, target = parse_numbers(NUMBER, english), parse_numbers(NUMBER, chinese)
+    source_words = {Fraction(NUMBER_WORDS[w]) for w in re.findall(r"[a-z]+", english.lower()) if w in NUMBER_WORDS}
+    lost = source - target - parse_numbers(CHINESE_NUMBER, chinese) - rescaled(target)
+    added = target - source - source_words - rescaled(source | source_words)
+    parts = [("lost", lost), ("added", added)]
+    return ", ".join(f"{name} {', '.join(f'{float(n):g}' for n in sorted(ns))}" for name, ns in parts if ns) or None
 
 
-def scaled(known: set[Fraction]) -> set[Fraction]:
-    """3,000 may be 3千, 1.2 million 120万; 3 cm may be 30 mm."""
+def parse_numbers(pattern: re.Pattern[str], text: str) -> set[Fraction]:
+    return {value for match in pattern.findall(text) if (value := parse_number(match)) is not None}
+
+
+def rescaled(values: set[Fraction]) -> set[Fraction]:
+    """The values in other units: 3,000 may become 3千, 1.2 million 120万, and 3 cm 30 mm."""
     factors = (10, 100, 1000, 10_000, 1_000_000)
-    return {v * f for v in known for f in factors} | {v / f for v in known for f in factors}
+    return {v * f for v in values for f in factors} | {v / f for v in values for f in factors}
 
 
-def units(english: str, chinese: str) -> str | None:
-    """Every quantity with its unit, converted: 1.2 cm may be 12 毫米 but not 1.2 毫米."""
-    for pattern, short in UNIT_WORDS:
-        english = re.sub(rf"(?<=\d)[\s-]*{pattern}\b", f" {short}", english, flags=re.IGNORECASE)
+def check_units(english: str, chinese: str) -> str | None:
+    """Every measurement is in the Chinese, in any unit: 1.2 cm may become 12 毫米 but not 1.2 毫米."""
+    for pattern, symbol in UNIT_NAMES:
+        english = re.sub(rf"(?<=\d)[\s-]*{pattern}\b", f" {symbol}", english, flags=re.IGNORECASE)
     english = re.sub(r"(\d)-(?=(?:mm|cm|mg|ml|kg|g)\b)", r"\1 ", english)
-    theirs, ours = ({(m.kind, m.value) for m in measures(text)} for text in (english, chinese))
-    lost = theirs - ours
-    return "lost " + ", ".join(f"{kind} {float(value):g}" for kind, value in sorted(lost)) if lost else None
+    source, target = ({(m.quantity, m.value) for m in find_measurements(text)} for text in (english, chinese))
+    lost = ", ".join(f"{quantity} {float(value):g}" for quantity, value in sorted(source - target))
+    return f"lost {lost}" if lost else None
 
 
-def laterality(english: str, chinese: str) -> str | None:
-    """Left stays left; both may stand for two, and 双侧 for both or for a plural, but no single side may come or go."""
-    theirs, ours = named_sides(english), named_sides(chinese)
-    single_theirs, single_ours = theirs - {"both"}, ours - {"both"}
+# --- sides and negation ---------------------------------------------------------------------------------------------
+
+
+def check_laterality(english: str, chinese: str) -> str | None:
+    """No single side is lost or added; left and right together equal both, and 双侧 may render a plural."""
+    source, target = named_sides(english), named_sides(chinese)
+    single_source, single_target = source - {"both"}, target - {"both"}
     pair = {"left", "right"}
-    lost = set() if "both" in ours and single_theirs == pair else single_theirs - single_ours
-    added = set() if "both" in theirs and single_ours == pair else single_ours - single_theirs
-    if "both" in theirs and not ours & {"both"} and single_ours != pair and not re.search("两|二", chinese):
+    lost = set() if "both" in target and single_source == pair else single_source - single_target
+    added = set() if "both" in source and single_target == pair else single_target - single_source
+    if "both" in source and "both" not in target and single_target != pair and not re.search("两|二", chinese):
         lost = lost | {"both"}
-    if lost or added:
-        return ", ".join(f"{name} {' and '.join(sorted(s))}" for name, s in (("lost", lost), ("added", added)) if s)
-    return None
+    parts = [("lost", lost), ("added", added)]
+    return ", ".join(f"{name} {' and '.join(sorted(sides))}" for name, sides in parts if sides) or None
 
 
-def negation(english: str, chinese: str) -> str | None:
-    """A denial is not lost, none is added, and no finding changes from denied to affirmed."""
-    if DENIES.search(english) and not CHINESE_DENIES.search(chinese):
+def check_negation(english: str, chinese: str) -> str | None:
+    """No negation is lost or added, and no finding changes between present and absent."""
+    if NEGATION_CUE.search(english) and not CHINESE_NEGATION.search(chinese):
         return "denial lost"
-    if negations(chinese) and not MAY_DENY.search(english):
+    if count_negations(chinese) and not POSSIBLE_NEGATION.search(english):
         return "denial added"
-    theirs, ours = polarity(reaching(english)), polarity(reaching_chinese(chinese))
-    turned = [name for name in theirs if name in ours and not theirs[name] & ours[name]]
-    return "turned round: " + ", ".join(sorted(turned)) if turned else None
+    source = negation_by_finding(extend_negation_scope(english))
+    target = negation_by_finding(extend_chinese_negation_scope(chinese))
+    flipped = [name for name in source if name in target and not source[name] & target[name]]
+    return "turned round: " + ", ".join(sorted(flipped)) if flipped else None
 
 
-# what a denial reaches over in English: to the end of its sentence or to a word that begins anew
-ANEW = re.compile(
+# an English negation reaches to the end of its sentence or to one of these
+SCOPE_END = re.compile(
     r"\b(?:but|however|there (?:is|are)|although|which|and (?:the|there|a)|that|while|with(?! no\b))\b|;|\.(?!\d)",
     re.IGNORECASE,
 )
 EXAMPLE = r",?\s*\b(?:such as|including|like|e\.g\.)\s*"
 
 
-def reaching(english: str) -> str:
-    """ "free of effusion, edema, or mass" denies all three: the commas of such a list become 、, which a denial reaches over."""
+def extend_negation_scope(english: str) -> str:
+    """Make a negation cover its list: "free of effusion, edema, or mass" negates all three. The list's commas become
+    、, which a negation reaches across in `find_mentions`."""
     text = re.sub(r"\b(?:clear|free) (?:of|from)\b", "no", english, flags=re.IGNORECASE)
-    made, at = [], 0
-    for cue in DENIES.finditer(text):
-        if cue.start() >= at:
-            end = stop.start() if (stop := ANEW.search(text, cue.end())) else len(text)
-            listed = re.sub(rf"{EXAMPLE}|,\s*(?:or|and|nor)?\s*", "、", text[cue.end() : end])
-            made += [
-                text[at : cue.end()],
-                re.sub(r"suggest(?:ive of|ing)|indicat(?:ive of|ing)|to suggest", "、", listed),
-            ]
-            at = end
-    return "".join(made) + text[at:]
+    parts, position = [], 0
+    for cue in NEGATION_CUE.finditer(text):
+        if cue.start() >= position:
+            end = stop.start() if (stop := SCOPE_END.search(text, cue.end())) else len(text)
+            items = re.sub(rf"{EXAMPLE}|,\s*(?:or|and|nor)?\s*", "、", text[cue.end() : end])
+            items = re.sub(r"suggest(?:ive of|ing)|indicat(?:ive of|ing)|to suggest", "、", items)
+            parts += [text[position : cue.end()], items]
+            position = end
+    return "".join(parts) + text[position:]
 
 
-def reaching_chinese(chinese: str) -> str:
-    """没有提示肺炎的阴影 denies 肺炎, and 未见异常,如气胸 denies 气胸."""
+def extend_chinese_negation_scope(chinese: str) -> str:
+    """The same for Chinese: 没有提示肺炎的阴影 negates 肺炎, and 未见异常,如气胸 negates 气胸."""
     text = re.sub(r"(没有|未|无)(明显|明确|任何)?(?:提示|显示|表明|考虑|可见)", r"\1见\2", chinese)
     return re.sub(r",(?=(?:比如|例如|诸如|如|包括|也没有|或))", "、", text)
 
 
-def polarity(text: str) -> dict[str, set[bool]]:
-    """Finding -> whether it is denied, each way it is spoken of."""
-    found: dict[str, set[bool]] = {}
+def negation_by_finding(text: str) -> dict[str, set[bool]]:
+    """Finding -> whether it is negated, over all its mentions; {True, False} if the mentions differ."""
+    negated: dict[str, set[bool]] = {}
     for sentence in re.split(r"[。;:!?\n]+|\.(?!\d)", text.lower()):
-        for mention in mentions_in(sentence, FINDINGS):
-            found.setdefault(mention.name, set()).add(mention.denied)
-    return found
+        for mention in find_mentions(sentence, FINDINGS):
+            negated.setdefault(mention.name, set()).add(mention.negated)
+    return negated
 
 
-def abbreviations(english: str, chinese: str) -> str | None:
-    """Abbreviations, genes and the like stay as they are, or as the Chinese that is usual for them."""
-    if english.isupper():  # a heading: nothing tells an abbreviation from a word
+# --- names and form -------------------------------------------------------------------------------------------------
+
+
+def check_abbreviations(english: str, chinese: str) -> str | None:
+    """Abbreviations, gene names and the like stay unchanged or become their usual Chinese."""
+    if english.isupper():  # a heading: abbreviations cannot be told from words
         return None
-    upper = re.sub(r"[\s-]", "", chinese.upper())
+    chinese_upper = re.sub(r"[\s-]", "", chinese.upper())
     lost = []
-    for word in dict.fromkeys(ABBREVIATION.findall(english)):
-        bare = word.removesuffix("s") if word[:-1].isupper() else word
-        kept = re.sub(r"[\s-]", "", bare.upper()) in upper
-        if not kept and not (bare in KNOWN and re.search(KNOWN[bare], chinese)):
-            lost.append(word)
+    for abbreviation in dict.fromkeys(ABBREVIATION.findall(english)):
+        singular = abbreviation.removesuffix("s") if abbreviation[:-1].isupper() else abbreviation
+        translations = ABBREVIATION_TRANSLATIONS.get(singular)
+        is_unchanged = re.sub(r"[\s-]", "", singular.upper()) in chinese_upper
+        if not is_unchanged and not (translations and re.search(translations, chinese)):
+            lost.append(abbreviation)
     return "lost " + ", ".join(lost) if lost else None
 
 
-def drugs(english: str, chinese: str) -> str | None:
-    """A drug keeps its Latin name or the usual Chinese ending of its kind."""
+def check_drugs(english: str, chinese: str) -> str | None:
+    """A drug keeps its Latin name or has the usual Chinese ending of its class."""
     lost = [
-        word
-        for word, stem in DRUG.findall(english)
-        if word.lower() not in chinese.lower() and not re.search(DRUGS[stem.lower()], chinese)
+        name
+        for name, ending in DRUG.findall(english)
+        if name.lower() not in chinese.lower() and not re.search(DRUG_ENDINGS[ending.lower()], chinese)
     ]
     return "lost " + ", ".join(dict.fromkeys(lost)) if lost else None
 
 
-def length(english: str, chinese: str) -> str | None:
-    words = len(english.split())
-    ratio = len(re.sub(r"\s", "", chinese)) / max(1, words)
-    outside = not LEAST <= ratio <= MOST
-    return f"{ratio:.1f} characters a word, expected {LEAST} to {MOST}" if words >= SHORT and outside else None
+def check_length(english: str, chinese: str) -> str | None:
+    word_count = len(english.split())
+    ratio = len(re.sub(r"\s", "", chinese)) / max(1, word_count)
+    if word_count < MIN_WORDS or MIN_RATIO <= ratio <= MAX_RATIO:
+        return None
+    return f"{ratio:.1f} characters a word, expected {MIN_RATIO} to {MAX_RATIO}"
 
 
-def leftover(english: str, chinese: str) -> str | None:
-    found = ENGLISH_RUN.search(chinese)
-    return f"left in English: {found.group()[:60]}" if found else None
+def check_untranslated(english: str, chinese: str) -> str | None:
+    match = ENGLISH_RUN.search(chinese)
+    return f"left in English: {match.group()[:60]}" if match else None
 
 
-def repetition(english: str, chinese: str) -> str | None:
-    found = REPEATED.search(chinese)
-    return f"repeats {found.group(1)[:20]!r}" if found and not REPEATED.search(english) else None
+def check_repetition(english: str, chinese: str) -> str | None:
+    match = REPETITION.search(chinese)
+    return f"repeats {match.group(1)[:20]!r}" if match and not REPETITION.search(english) else None
 
 
+# the names are recorded in dropped.jsonl
 CHECKS: dict[str, Callable[[str, str], str | None]] = {
-    "language": language,
-    "refused": refused,
-    "question": question,
-    "numbers": numbers,
-    "units": units,
-    "laterality": laterality,
-    "negation": negation,
-    "abbreviations": abbreviations,
-    "drugs": drugs,
-    "length": length,
-    "leftover": leftover,
-    "repetition": repetition,
+    "language": check_language,
+    "refused": check_refused,
+    "question": check_question_form,
+    "numbers": check_numbers,
+    "units": check_units,
+    "laterality": check_laterality,
+    "negation": check_negation,
+    "abbreviations": check_abbreviations,
+    "drugs": check_drugs,
+    "length": check_length,
+    "leftover": check_untranslated,
+    "repetition": check_repetition,
 }

@@ -1,4 +1,4 @@
-"""Facts read from Chinese captions: what is affirmed, denied, and said of what."""
+"""Facts extracted from Chinese captions: affirmed and negated findings and their attributes."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qilin.core.errors import UserError
-from qilin.text.facts import facts_of_text, is_finding, read_vocabulary
+from qilin.text.facts import extract_facts, is_finding, read_vocabulary
 
 
 @pytest.mark.parametrize(
@@ -27,33 +27,33 @@ from qilin.text.facts import facts_of_text, is_finding, read_vocabulary
         ("", set()),
     ],
 )  # fmt: skip
-def test_facts(text: str, facts: set[str]) -> None:
-    assert facts_of_text(text) == facts
+def test_extract_facts(text: str, facts: set[str]) -> None:
+    assert extract_facts(text) == facts
 
 
-def test_a_wrong_side_is_another_fact() -> None:
-    assert facts_of_text("左侧气胸。") != facts_of_text("右侧气胸。")
+def test_different_sides_are_different_facts() -> None:
+    assert extract_facts("左侧气胸。") != extract_facts("右侧气胸。")
 
 
-def test_own_vocabulary(tmp_path: Path) -> None:
-    words = {
+def test_custom_vocabulary(tmp_path: Path) -> None:
+    table = {
         "finding": {"白细胞增多": ["白细胞增多"]},
         "thing": {"白细胞": ["白细胞"]},
         "eye": {"左眼": ["左眼"]},
         "side": {"左侧": ["左"]},
     }
-    (tmp_path / "facts.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "facts.json").write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
     vocabulary = read_vocabulary(tmp_path / "facts.json")
-    assert facts_of_text("左眼。视野内白细胞4个，白细胞增多。", vocabulary) == {
+    assert extract_facts("左眼。视野内白细胞4个，白细胞增多。", vocabulary) == {
         "eye=左眼",
         "白细胞|number=4",
         "白细胞增多",
     }
 
 
-def test_bad_vocabulary_is_named(tmp_path: Path) -> None:
+def test_an_invalid_vocabulary_is_reported_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text("[1]", encoding="utf-8")
-    with pytest.raises(UserError, match=r"facts\.json: expected kind"):
+    with pytest.raises(UserError, match=r"facts\.json: expected category"):
         read_vocabulary(tmp_path / "facts.json")
 
 
