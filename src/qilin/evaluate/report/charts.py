@@ -1,133 +1,120 @@
-"""Drawings of the report, as inline SVG: loss curves of the training stages, and scores with intervals and controls.
+"""The charts of the report as inline SVG: training loss, scores with controls, calibration.
 
-In: rows of metrics.jsonl, or blocks of scores.json. Out: SVG text that takes its colours from the page's style.
+Inputs: rows of metrics.jsonl or blocks of scores.json. Outputs: SVG that takes its colors from the page's style sheet.
+Lengths are in units of the SVG's view box; the page scales it.
 """
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
 
-WIDTH, HEIGHT = 460, 210  # units of the SVG; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 30
+from markupsafe import Markup
 
+from qilin.core.files import read_json
+from qilin.evaluate.report.html import render
+
+WIDTH, HEIGHT = 460, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 30  # margins
+MAX_LINE_POINTS, MAX_DOTS = 400, 60
+TENTHS = tuple(tick / 5 for tick in range(6))  # ticks of an axis from 0 to 1
+
+SCORE_WIDTH, SCORE_LEFT, SCORE_RIGHT, SCORE_TOP, SCORE_BOTTOM, ROW_HEIGHT = 760, 190, 60, 26, 22, 34
+CONTROLS = ("blind", "shuffled", "nearest")
 
 Point = tuple[float, float]  # (step, loss)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One training stage: its name, its losses in order, those on samples that it did not learn from, and the step
-    whose weights the model has, where the run looked for the best."""
+class TrainingStage:
+    """One training stage: its losses in order, its validation losses, and the step of the selected checkpoint."""
 
     name: str
     points: Sequence[Point]
     validation: Sequence[Point] = ()
-    model_of_step: int | None = None
+    selected_step: int | None = None
 
 
-def stages_of(model: str | Path) -> list[Stage]:
-    """The stages behind a model folder, the first one first, as far as their qilin.json and metrics are still there."""
-    stages: list[Stage] = []
+def training_stages(model: str | Path) -> list[TrainingStage]:
+    """The stages that led to a model folder, first stage first, as far as their qilin.json and metrics exist."""
+    stages: list[TrainingStage] = []
     folder: Path | None = Path(model)
-    seen: set[Path] = set()
-    while folder is not None and (folder / "qilin.json").is_file() and folder.resolve() not in seen:
-        seen.add(folder.resolve())
-        card = json.loads((folder / "qilin.json").read_text(encoding="utf-8"))
-        metrics = folder / (card.get("metrics") or "metrics.jsonl")
+    visited: set[Path] = set()
+    while folder is not None and (folder / "qilin.json").is_file() and folder.resolve() not in visited:
+        visited.add(folder.resolve())
+        metadata = read_json(folder / "qilin.json")
+        metrics = folder / (metadata.get("metrics") or "metrics.jsonl")
         points = read_points(metrics, "loss")
         if points:
-            name, best = f"{folder.name}: {card.get('stage', '')}", (card.get("plan") or {}).get("model_of_step")
-            stages.append(Stage(name, points, read_points(metrics, "validation_loss"), best))
-        parent = card.get("parent")
-        # A moved run keeps its stages side by side: the parent's name beside this folder is tried too.
-        places = [Path(parent), folder.parent / Path(parent).name] if parent else []
-        folder = next((place for place in places if place.is_dir()), None)
+            name, step = (
+                f"{folder.name}: {metadata.get('stage', '')}",
+                (metadata.get("plan") or {}).get("model_of_step"),
+            )
+            stages.append(TrainingStage(name, points, read_points(metrics, "validation_loss"), step))
+        parent = metadata.get("parent")
+        # The runs may have been moved together: the parent's name next to this folder is tried too.
+        candidates = [Path(parent), folder.parent / Path(parent).name] if parent else []
+        folder = next((path for path in candidates if path.is_dir()), None)
     return stages[::-1]
 
 
-def read_points(path: Path, figure: str) -> list[Point]:
-    """(step, figure) of every row of metrics.jsonl that has both; [] where there is no such file."""
+def read_points(path: Path, metric: str) -> list[Point]:
+    """(step, value) of every row of metrics.jsonl that has the metric; [] if the file does not exist."""
     if not path.is_file():
         return []
     points = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        if isinstance(row.get("step"), int | float) and isinstance(row.get(figure), int | float):
-            points.append((float(row["step"]), float(row[figure])))
+        if isinstance(row.get("step"), int | float) and isinstance(row.get(metric), int | float):
+            points.append((float(row["step"]), float(row[metric])))
     return points
 
 
-def loss_curve(stage: Stage) -> str:
-    """One stage's loss over its steps: each logged step faint, a running mean strong, the validation loss as dots."""
-    steps, losses = [p[0] for p in stage.points], [p[1] for p in stage.points]
-    low_x, high_x = min(steps), max(max(steps), min(steps) + 1)
-    low_y, high_y = 0.0, max([*losses, *(loss for _, loss in stage.validation)]) * 1.05 or 1.0
+def loss_curve(stage: TrainingStage) -> Markup:
+    """One stage's loss over its steps: each logged step, a running mean, and the validation loss with dots."""
+    steps, losses = [step for step, _ in stage.points], [loss for _, loss in stage.points]
+    min_step, max_step = min(steps), max(max(steps), min(steps) + 1)
+    max_loss = max([*losses, *(loss for _, loss in stage.validation)]) * 1.05 or 1.0
 
-    def x(step: float) -> float:
-        return LEFT + (step - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
-
-    def y(loss: float) -> float:
-        return TOP + (high_y - loss) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
-
-    def line(kind: str, points: Sequence[Point]) -> str:
-        places = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in thin(list(points), 400))
-        return f'<polyline class="loss-{kind}" points="{places}"/>'
+    def to_xy(point: Point) -> Point:
+        step, loss = point
+        x = LEFT + (step - min_step) / (max_step - min_step) * (WIDTH - LEFT - RIGHT)
+        return x, TOP + (max_loss - loss) / max_loss * (HEIGHT - TOP - BOTTOM)
 
     means = running_mean(losses)
-    parts = [grid([(y(v), f"{v:.2g}") for v in ticks(low_y, high_y, 4)])]
-    for step in ticks(low_x, high_x, 5):
-        parts.append(f'<text class="axis" x="{x(step):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{step:g}</text>')
-    parts += [line("raw", stage.points), line("mean", list(zip(steps, means, strict=True)))]
-    title = f"{html.escape(stage.name)}: loss {losses[0]:.3f} → {means[-1]:.3f} in {max(steps):g} steps"
-    kinds = ["raw", "mean"]
+    lines = {"raw": stage.points, "mean": list(zip(steps, means, strict=True)), "validation": stage.validation}
+    title = f"{stage.name}: loss {losses[0]:.3f} → {means[-1]:.3f} in {max(steps):g} steps"
+    selected = next((point for point in stage.validation if point[0] == stage.selected_step), None)
     if stage.validation:
-        kinds.append("validation")
-        parts.append(line("validation", stage.validation))
-        parts += [dot(x(step), y(loss)) for step, loss in thin(list(stage.validation), 60)]
-        title += f"; validation {stage.validation[0][1]:.3f} → {stage.validation[-1][1]:.3f}"
-        kept = next((point for point in stage.validation if point[0] == stage.model_of_step), None)
-        if kept is not None:
-            kinds.append("kept")
-            parts.append(ring(x(kept[0]), y(kept[1])))
-            if kept != stage.validation[-1]:
-                title += f" (the model: {kept[1]:.3f} at step {kept[0]:g})"
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}'
-        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">step</text></svg>'
-        f"<figcaption>{title}</figcaption>{legend([KEYS[kind] for kind in kinds])}</figure>"
+        title += f"; validation loss {stage.validation[0][1]:.3f} → {stage.validation[-1][1]:.3f}"
+        if selected and selected != stage.validation[-1]:
+            title += f" (selected checkpoint: {selected[1]:.3f} at step {selected[0]:g})"
+    return render(
+        "loss_curve.svg.jinja",
+        title=title,
+        **FRAME,
+        y_ticks=[(to_xy((min_step, loss))[1], f"{loss:.2g}") for loss in axis_ticks(0.0, max_loss, 4)],
+        x_ticks=[(to_xy((step, 0.0))[0], f"{step:g}") for step in axis_ticks(min_step, max_step, 5)],
+        lines={name: polyline(map(to_xy, subsample(line, MAX_LINE_POINTS))) for name, line in lines.items() if line},
+        dots=[to_xy(point) for point in subsample(stage.validation, MAX_DOTS)],
+        selected=to_xy(selected) if selected else None,
     )
 
 
-def dot(x: float, y: float) -> str:
-    return f'<circle class="loss-dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>'
+FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT}
 
 
-def ring(x: float, y: float) -> str:
-    return f'<circle class="loss-kept" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
-
-
-# what stands for a kind in the legend of a loss curve, and what it is called there
-KEYS = {
-    "raw": ('<path class="loss-raw" d="M0 12H20"/>', "each step"),
-    "mean": ('<path class="loss-mean" d="M0 12H20"/>', "running mean"),
-    "validation": (f'<path class="loss-validation" d="M0 12H20"/>{dot(10, 12)}', "validation: samples not learnt from"),
-    "kept": (ring(10, 12), "the step whose weights the model has"),
-}
-
-
-def legend(keys: Sequence[tuple[str, str]]) -> str:
-    """A line of (drawing in 20 x 24 units, what it stands for)."""
-    spans = (f'<span><svg viewBox="0 0 20 24" class="key">{drawing}</svg>{name}</span>' for drawing, name in keys)
-    return f'<p class="legend">{"".join(spans)}</p>'
+def polyline(points: Any) -> str:
+    """The `points` attribute of an SVG polyline."""
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Mean over a window of a twentieth of the run, at each point as far as it reaches back."""
+    """Trailing mean over a window of a twentieth of the run; the first values average what there is."""
     window = max(1, len(values) // 20)
     sums = [0.0]
     for value in values:
@@ -135,115 +122,85 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))]
 
 
-def thin(points: list[Point], most: int) -> list[Point]:
-    """At most `most` points, the first and last among them."""
-    if len(points) <= most:
+def subsample(points: Sequence[Point], max_points: int) -> Sequence[Point]:
+    """At most `max_points` evenly spaced points, including the first and the last."""
+    if len(points) <= max_points:
         return points
-    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+    return [points[round(i * (len(points) - 1) / (max_points - 1))] for i in range(max_points)]
 
 
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from low to high, about so many."""
-    from math import ceil, floor, log10
-
-    raw = (high - low) / max(1, about)
-    unit = 10 ** floor(log10(raw)) if raw > 0 else 1.0
-    step = next(unit * f for f in (1, 2, 5, 10) if unit * f >= raw)
+def axis_ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers from low to high."""
+    raw_step = (high - low) / max(1, count)
+    unit = 10 ** floor(log10(raw_step)) if raw_step > 0 else 1.0
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw_step)
     return [round(step * i, 10) for i in range(ceil(low / step), floor(high / step) + 1)]
 
 
-def grid(lines: Sequence[tuple[float, str]]) -> str:
-    """Horizontal lines with their values on the left."""
-    return "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="axis" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
-        for y, text in lines
-    )
+def score_plot(rows: Sequence[tuple[str, Mapping[str, Any]]], metric: str) -> Markup:
+    """One row per (name, block of scores.json): a bar with its interval, and the controls as markers."""
 
+    def to_x(value: float) -> float:
+        return SCORE_LEFT + value * (SCORE_WIDTH - SCORE_LEFT - SCORE_RIGHT)
 
-MARKERS = {"blind": "blind", "shuffled": "shuffled images", "nearest": "nearest neighbour"}
-
-
-def score_plot(rows: Sequence[tuple[str, Mapping[str, Any]]], metric: str) -> str:
-    """A row for each (name, block): value with its interval, and the controls as marks."""
-    left, right, line = 190, 60, 34
-    width = 760
-    height = 26 + line * len(rows) + 22
-
-    def x(value: float) -> float:
-        return left + value * (width - left - right)
-
-    parts = [
-        f'<line class="grid" x1="{x(v / 5):.1f}" x2="{x(v / 5):.1f}" y1="18" y2="{height - 22}"/>'
-        f'<text class="axis" x="{x(v / 5):.1f}" y="{height - 6}" text-anchor="middle">{v / 5:.1f}</text>'
-        for v in range(6)
-    ]
+    bars = []
     for number, (name, block) in enumerate(rows):
         score = block[metric]
-        y = 26 + line * number + line / 2
         if score["value"] is None:
             continue
-        label = f"{html.escape(name)} <tspan class='quiet'>n {block['n']}</tspan>"
-        parts.append(f'<text class="name" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-        parts.append(
-            f'<rect class="bar" x="{x(0)}" y="{y - 6:.1f}" width="{x(score["value"]) - x(0):.1f}" height="12" rx="3"/>'
-        )
-        if score["interval"]:
-            low, high = (x(v) for v in score["interval"])
-            ends = f"M{low:.1f} {y - 5:.1f}v10M{high:.1f} {y - 5:.1f}v10"
-            parts.append(f'<path class="interval" d="M{low:.1f} {y:.1f}H{high:.1f}{ends}"/>')
-        parts += [mark(kind, x(score[kind]), y) for kind in MARKERS if score[kind] is not None]
-        parts.append(f'<text class="value" x="{width - right + 12}" y="{y + 4:.1f}">{score["value"]:.3f}</text>')
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{metric} with controls">{"".join(parts)}</svg>'
-
-
-def mark(kind: str, x: float, y: float) -> str:
-    """A control's mark: a line for blind, a diamond for shuffled, a ring for the nearest neighbour."""
-    if kind == "blind":
-        return f'<line class="mark blind" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 11:.1f}" y2="{y + 11:.1f}"/>'
-    if kind == "shuffled":
-        return f'<path class="mark shuffled" d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z"/>'
-    return f'<circle class="mark nearest" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
-
-
-def unit_frame(title: str, down: str, across: str, inside: str) -> str:
-    """A square of 0 to 1 both ways with its axes named, and a drawing inside."""
-    marks = "".join(
-        f'<text class="axis" x="{unit_x(v / 5):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{v / 5:.1f}</text>'
-        for v in range(6)
-    )
-    lines = grid([(unit_y(v / 5), f"{v / 5:.1f}") for v in range(6)])
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{lines}{marks}{inside}'
-        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{across}</text>'
-        f'<text class="axis" x="{LEFT}" y="9">{down}</text></svg><figcaption>{title}</figcaption></figure>'
+        controls = [(control, to_x(score[control])) for control in CONTROLS if score[control] is not None]
+        interval = [to_x(end) for end in score["interval"] or ()]
+        bars.append({
+            "name": name, "n": block["n"], "y": SCORE_TOP + ROW_HEIGHT * (number + 0.5), "value": score["value"],
+            "end": to_x(score["value"]), "interval": interval, "controls": controls,
+        })  # fmt: skip
+    return render(
+        "score_plot.svg.jinja",
+        metric=metric,
+        bars=bars,
+        x_ticks=[(to_x(value), f"{value:.1f}") for value in TENTHS],
+        width=SCORE_WIDTH,
+        height=SCORE_TOP + ROW_HEIGHT * len(rows) + SCORE_BOTTOM,
+        left=SCORE_LEFT,
+        right=SCORE_WIDTH - SCORE_RIGHT,
     )
 
 
-def unit_x(value: float) -> float:
+def reliability_diagram(calibration: Mapping[str, Any]) -> Markup:
+    """Accuracy in each bin of confidence, as bars, and the diagonal of perfect calibration."""
+    bars = [
+        {"x": _unit_x(b["from"]) + 1, "width": _unit_x(b["to"]) - _unit_x(b["from"]) - 2, "y": _unit_y(b["accuracy"]),
+         "height": _unit_y(0) - _unit_y(b["accuracy"]), **{name: b[name] for name in ("n", "confidence", "accuracy")}}
+        for b in calibration["bins"]
+    ]  # fmt: skip
+    diagonal = [(_unit_x(end), _unit_y(end)) for end in (0, 1)]
+    return _unit_chart("Reliability diagram: the line is perfect calibration", "accuracy", "confidence", diagonal, bars)
+
+
+def coverage_curve(calibration: Mapping[str, Any]) -> Markup:
+    """Accuracy if only the most confident share of the questions is answered."""
+    curve = [(_unit_x(row["coverage"]), _unit_y(row["accuracy"])) for row in calibration["coverage"]]
+    return _unit_chart("Accuracy over the most confident answers only", "accuracy", "share answered", curve)
+
+
+def _unit_chart(title: str, y_label: str, x_label: str, line: Sequence[Point], bars: Sequence[Any] = ()) -> Markup:
+    """A chart whose axes both run from 0 to 1."""
+    return render(
+        "unit_chart.svg.jinja",
+        title=title,
+        **FRAME,
+        y_label=y_label,
+        x_label=x_label,
+        line=polyline(line),
+        bars=bars,
+        x_ticks=[(_unit_x(value), f"{value:.1f}") for value in TENTHS],
+        y_ticks=[(_unit_y(value), f"{value:.1f}") for value in TENTHS],
+    )
+
+
+def _unit_x(value: float) -> float:
     return LEFT + value * (WIDTH - LEFT - RIGHT)
 
 
-def unit_y(value: float) -> float:
+def _unit_y(value: float) -> float:
     return TOP + (1 - value) * (HEIGHT - TOP - BOTTOM)
-
-
-def reliability(sure: Mapping[str, Any]) -> str:
-    """Accuracy in each bin of confidence, as bars, beside the line where both are equal."""
-    bars = "".join(
-        f'<rect class="bar" x="{unit_x(b["from"]) + 1:.1f}" width="{unit_x(b["to"]) - unit_x(b["from"]) - 2:.1f}" '
-        f'y="{unit_y(b["accuracy"]):.1f}" height="{unit_y(0) - unit_y(b["accuracy"]):.1f}" rx="2">'
-        f"<title>{b['n']} answers: confidence {b['confidence']:.2f}, accuracy {b['accuracy']:.2f}</title></rect>"
-        for b in sure["bins"]
-    )
-    line = f'<path class="interval" d="M{unit_x(0):.1f} {unit_y(0):.1f}L{unit_x(1):.1f} {unit_y(1):.1f}"/>'
-    return unit_frame(
-        "Reliability: bars on the line mean that confidence can be believed", "accuracy", "confidence", bars + line
-    )
-
-
-def coverage(sure: Mapping[str, Any]) -> str:
-    """Accuracy where only the surest share of the questions is answered."""
-    points = " ".join(f"{unit_x(r['coverage']):.1f},{unit_y(r['accuracy']):.1f}" for r in sure["coverage"])
-    line = f'<polyline class="loss-mean" points="{points}"/>'
-    return unit_frame("Accuracy where only the surest answers are given", "accuracy", "share answered", line)

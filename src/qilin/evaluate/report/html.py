@@ -1,134 +1,108 @@
-"""What both pages share, the report and the comparison: banners, sections, tiles, cards of images with answers.
+"""Building blocks of both pages, the report and the comparison: Jinja templates, image cards, thumbnails.
 
-In: rows, a function that writes one of them, the dataset for its images. Out: HTML for report.html's frame.
+Inputs: predictions and the dataset for their images. Outputs: self-contained HTML; every template is autoescaped.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import io
-from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 
-from qilin.core.files import write_atomic
+from qilin.core.files import data_uri, write_atomic
 from qilin.dataset.reader import Dataset
+from qilin.evaluate.results import Prediction
 from qilin.imaging.decode import to_rgb
 
-# Some 5 kB a thumbnail: this many images keep the page near 3 MB, which a browser opens at once.
-MOST_IMAGES = 400
-THUMBNAIL_SIDE = 192
-DRAWN = "drawn"
-
-Row = Mapping[str, Any]
+# About 5 kB per thumbnail: this many images keep the page near 3 MB, which a browser opens at once.
+MAX_IMAGES = 400
+THUMBNAIL_SIDE = 192  # pixels
 
 
-def write_page(path: Path, body: Sequence[str]) -> None:
-    """The parts in the frame of report.html, whole or not at all."""
-    page = (resources.files("qilin") / "evaluate" / "report" / "report.html").read_text(encoding="utf-8")
-    write_atomic(path, page.replace("{{body}}", "\n".join(body)))
+@cache
+def environment() -> jinja2.Environment:
+    """The templates beside this file. An undefined name is an error."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("qilin.evaluate.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["score"] = format_score
+    templates.filters["interval"] = format_interval
+    return templates
 
 
-def is_drawn(data: Dataset) -> bool:
-    """Whether the dataset's images were drawn, by what their import recorded."""
-    return (data.manifest.get("settings") or {}).get("importer") == DRAWN
+def render(template: str, **context: Any) -> Markup:
+    """A template as HTML or SVG that other templates include without escaping."""
+    return Markup(environment().get_template(template).render(context))
 
 
-def escape(text: Any) -> str:
-    return html.escape(str(text))
+def write_page(path: Path, template: str, **context: Any) -> None:
+    """Renders a page and writes it atomically."""
+    write_atomic(path, render(template, **context))
 
 
-def section(title: str, content: str) -> str:
-    """A titled part of the page; nothing where there is no content."""
-    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+def format_score(value: float | None, signed: bool = False) -> str:
+    """Three decimals, or a dash for a missing value."""
+    return "–" if value is None else f"{value:{'+' if signed else ''}.3f}"
 
 
-def banners(label: str | None, drawn: bool, scores: Mapping[str, Any]) -> str:
-    """What must not be overlooked: a quick run, drawn images, a part of the split, not for diagnosis."""
-    found = []
-    if label:
-        found.append(f'<div class="banner loud"><b>{escape(label)}</b></div>')
-    if drawn:
-        found.append(
-            '<div class="banner loud"><b>Drawn images.</b> The images were drawn by a program with known truth; '
-            "no patient is shown, and the scores say nothing about medicine. 图片由程序绘制，并非真实病例。</div>"
-        )
-    limit = (scores["manifest"].get("settings") or {}).get("limit")
-    if limit:
-        found.append(f'<div class="banner">Only the first {limit} samples of the split were answered.</div>')
-    found.append('<div class="banner quiet">For research, not for diagnosis. 仅供研究，不可用于诊断。</div>')
-    return "".join(found)
+def format_interval(interval: Sequence[float] | None, signed: bool = False) -> str:
+    """Low and high end of an interval."""
+    return " … ".join(format_score(end, signed) for end in interval) if interval else "no interval"
 
 
-def tile(title: str, value: str, note: str) -> str:
-    small = f"<small>{escape(note)}</small>" if note else ""
-    return f"<div class='tile'><p>{escape(title)}</p><b>{value}</b>{small}</div>"
+@dataclass(frozen=True)
+class ImageCard:
+    """An image, or the images of one question, with all rows about it."""
+
+    thumbnails: dict[str, str]  # image_id -> data URI
+    predictions: list[Prediction]
 
 
-def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"{interval[0]:{sign}.3f} … {interval[1]:{sign}.3f}" if interval else "no interval"
+def sample_by_image(predictions: Sequence[Prediction], max_images: int = MAX_IMAGES) -> list[Prediction]:
+    """All rows about at most `max_images` images, drawn with a fixed seed; a row without an image counts as one."""
+    keys = list(dict.fromkeys(_image_key(p) for p in predictions))
+    if len(keys) <= max_images:
+        return list(predictions)
+    drawn = np.random.default_rng(0).choice(len(keys), max_images, replace=False)
+    sampled = {keys[i] for i in drawn}
+    return [p for p in predictions if _image_key(p) in sampled]
 
 
-def choose(rows: Sequence[Row], most: int) -> list[Row]:
-    """All rows of at most `most` images, picked by a fixed seed; rows without an image count as one each."""
-    keys = list(dict.fromkeys(key_of(row) for row in rows))
-    if len(keys) > most:
-        picked = np.random.default_rng(0).choice(len(keys), most, replace=False)
-        keys = [keys[i] for i in sorted(picked)]
-    kept = set(keys)
-    return [row for row in rows if key_of(row) in kept]
+def image_cards(predictions: Sequence[Prediction], dataset: Dataset) -> list[ImageCard]:
+    """One card per image (or set of images), in order of first appearance."""
+    cards: dict[tuple[str, ...], ImageCard] = {}
+    for p in predictions:
+        key = _image_key(p)
+        if key not in cards:
+            cards[key] = ImageCard({i: thumbnail_uri(dataset.image(i).bytes) for i in p.image_ids}, [])
+        cards[key].predictions.append(p)
+    return list(cards.values())
 
 
-def key_of(row: Row) -> tuple[str, ...]:
-    return tuple(row.get("image_ids") or ()) or (row["id"],)
+def _image_key(p: Prediction) -> tuple[str, ...]:
+    return p.image_ids or (p.id,)
 
 
-def image_cards(rows: Sequence[Row], line: Callable[[Row], str], data: Dataset) -> list[str]:
-    """One card an image (or set of images) with a line for everything asked about it."""
-    by_key: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        by_key.setdefault(key_of(row), []).append(row)
-    cards = []
-    for mine in by_key.values():
-        images = "".join(
-            f'<img loading="lazy" alt="image {i[:8]}" src="{thumbnail_uri(data.image(i).bytes)}">'
-            for i in mine[0].get("image_ids") or ()
-        )
-        lines = "".join(map(line, mine))
-        images = images or "<i>no image</i>"
-        cards.append(f"<article class='card'><div class='images'>{images}</div><ul>{lines}</ul></article>")
-    return cards
-
-
-def thumbnail_uri(data: bytes) -> str:
-    """An image as a small JPEG in a data: address."""
-    image = to_rgb(data)
+def thumbnail_uri(image_bytes: bytes) -> str:
+    """An encoded image as a small JPEG in a data URI."""
+    image = to_rgb(image_bytes)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=72)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(file.getvalue(), "image/jpeg")
 
 
-def answers_section(cards: Sequence[str], rows: Sequence[Row], shown: Sequence[Row], states: Sequence[str]) -> str:
-    """Filter buttons, one a state, and the cards."""
-    buttons = "".join(
-        f'<button data-filter="state" data-value="{state}" aria-pressed="{str(state == states[0]).lower()}">'
-        f"{state}</button>"
-        for state in states
-    )
-    types = sorted({str(row["question_type"]) for row in shown if row.get("question_type")})
-    options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in types)
-    select = (
-        f"<select data-filter='type'><option value=''>every question type</option>{options}</select>" if types else ""
-    )
-    note = (
-        "" if len(rows) == len(shown) else f"<p class='note'>{len(shown)} of {len(rows)} answers are shown, by lot.</p>"
-    )
-    search = "<input type='search' placeholder='search 搜索' aria-label='search'>"
-    filters = f"<div class='filters'>{buttons}{select}{search}<output></output></div>"
-    return f"{filters}{note}<div class='cards'>{''.join(cards)}</div>"
+def question_types(predictions: Sequence[Prediction]) -> list[str]:
+    """The question types that occur, sorted."""
+    return sorted({p.question_type for p in predictions if p.question_type})
