@@ -1,25 +1,26 @@
-"""llama.cpp's half of a model that only we can write: encoder and projector as one GGUF file, its mmproj.
+"""llama.cpp's mmproj file: vision encoder and projector of a stock Llava as one GGUF file.
 
-In: a stock Llava folder with a CLIP encoder. Out: mmproj-model.gguf. The language model's file is made of the same
-folder by llama.cpp's own convert_hf_to_gguf.py, which reads our names; its script for the encoder reads only
-checkpoints of 2023 with the libraries of 2023. Names and keys: llama.cpp, tools/mtmd/clip-impl.h.
+In: a stock Llava folder with a CLIP encoder. Out: mmproj-model.gguf. llama.cpp's convert_hf_to_gguf.py writes the
+language model from the same folder; its script for the encoder reads only checkpoints of 2023 with the library versions
+of 2023. Names and keys: llama.cpp, tools/mtmd/clip-impl.h.
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from qilin.convert.weight_files import Reader, Weight, list_weights, read_json
+from qilin.convert.config import ConvertConfig
+from qilin.convert.output import log
+from qilin.convert.weight_files import StoredTensor, TensorReader, list_tensors
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertConfig
+from qilin.core.files import read_json
 from qilin.model.hub import from_pretrained
 
-FILE = "mmproj-model.gguf"
-# Ours -> llama.cpp's, the first that fits. The last norm is not there: features leave the encoder before it.
+MMPROJ_FILE = "mmproj-model.gguf"
+# Stock names -> llama.cpp's; the first match applies. The encoder's last norm is not needed: features come from before.
 NAMES = {
     r"vision_tower\.(vision_model\.)?embeddings\.class_embedding": "v.class_embd",
     r"vision_tower\.(vision_model\.)?embeddings\.patch_embedding\.weight": "v.patch_embd.weight",
@@ -38,8 +39,8 @@ NAMES = {
 }
 
 
-def convert_gguf(source: Path, folder: Path, config: ConvertConfig, say: Callable[[str], None]) -> None:
-    """Write `folder`/mmproj-model.gguf. Raises UserError for what llama.cpp's LLaVA cannot express."""
+def write_mmproj(source: Path, folder: Path, config: ConvertConfig) -> None:
+    """Write `folder`/mmproj-model.gguf. Raises UserError for models that llama.cpp's LLaVA cannot express."""
     try:
         from gguf import GGUFWriter
     except ImportError:
@@ -47,12 +48,12 @@ def convert_gguf(source: Path, folder: Path, config: ConvertConfig, say: Callabl
     from transformers import AutoConfig
 
     stock = from_pretrained(AutoConfig, str(source), config.hub)
-    refuse(stock, source)
+    check_supported(stock, source)
     vision = stock.vision_config
     layers = stock.vision_feature_layer
-    layers = layers if layers >= 0 else vision.num_hidden_layers + 1 + layers  # hidden state n leaves layer n
-    images = read_json(source / "processor_config.json")["image_processor"]
-    writer = GGUFWriter(folder / FILE, "clip")
+    layers = layers if layers >= 0 else vision.num_hidden_layers + 1 + layers  # hidden state n is the output of layer n
+    image_settings = read_json(source / "processor_config.json")["image_processor"]
+    writer = GGUFWriter(folder / MMPROJ_FILE, "clip")
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_bool("clip.has_llava_projector", True)
     writer.add_string("clip.projector_type", "mlp")
@@ -69,49 +70,46 @@ def convert_gguf(source: Path, folder: Path, config: ConvertConfig, say: Callabl
         writer.add_uint32(f"clip.vision.{key}", value)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", vision.layer_norm_eps)
     writer.add_array("clip.vision.feature_layer", [layers])
-    writer.add_array("clip.vision.image_mean", list(images["image_mean"]))
-    writer.add_array("clip.vision.image_std", list(images["image_std"]))
-    if not images.get("do_pad"):
-        say("llama.cpp pads every image to a square; this model was trained on the middle of each")
-    reader = Reader()
-    for weight in list_weights(source):
-        name = gguf_name(weight.name, layers)
+    writer.add_array("clip.vision.image_mean", list(image_settings["image_mean"]))
+    writer.add_array("clip.vision.image_std", list(image_settings["image_std"]))
+    if not image_settings.get("do_pad"):
+        log("llama.cpp pads every image to a square; this model was trained on center crops")
+    reader = TensorReader()
+    for stored in list_tensors(source):
+        name = gguf_name(stored.name, layers)
         if name is not None:
-            writer.add_tensor(name, numbers(reader, weight, config))
+            writer.add_tensor(name, read_array(reader, stored, config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    say(f"the language model's file is made by llama.cpp: convert_hf_to_gguf.py {source}")
+    log(f"write the language model's file with llama.cpp: convert_hf_to_gguf.py {source}")
 
 
-def refuse(stock: Any, source: Path) -> None:
-    """Raise UserError for models whose arithmetic llama.cpp's LLaVA has not."""
-    for found, expected, what in (
-        (stock.vision_config.model_type, "clip_vision_model", "vision_config.model_type"),
-        (stock.vision_feature_select_strategy, "default", "vision_feature_select_strategy"),
-        (stock.projector_hidden_act, "gelu", "projector_hidden_act"),
+def check_supported(stock: Any, source: Path) -> None:
+    """Raise UserError for architectures that llama.cpp's LLaVA does not support."""
+    for value, supported, key in (
+        (stock.vision_config.model_type, ("clip_vision_model",), "vision_config.model_type"),
+        (stock.vision_feature_select_strategy, ("default",), "vision_feature_select_strategy"),
+        (stock.projector_hidden_act, ("gelu",), "projector_hidden_act"),
+        (stock.vision_config.hidden_act, ("quick_gelu", "gelu"), "vision_config.hidden_act"),
     ):
-        if found != expected:
-            raise UserError(f"{source}: {what} is {found!r}; llama.cpp's LLaVA has {expected!r} only")
-    if stock.vision_config.hidden_act not in ("quick_gelu", "gelu"):
-        raise UserError(
-            f"{source}: the encoder's hidden_act is {stock.vision_config.hidden_act!r}; expected quick_gelu"
-        )
+        if value not in supported:
+            raise UserError(f"{source}: {key} is {value!r}; llama.cpp's LLaVA supports only {' and '.join(supported)}")
 
 
 def gguf_name(name: str, layers: int) -> str | None:
     """llama.cpp's name of a tensor; None for the language model's and for layers whose output is not used."""
-    for pattern, new in NAMES.items():
+    for pattern, template in NAMES.items():
         match = re.fullmatch(pattern, name)
         if match:
             parts = match.groupdict()
-            return new.format(**parts) if int(parts.get("n") or 0) < layers else None
+            return template.format(**parts) if int(parts.get("n") or 0) < layers else None
     return None
 
 
-def numbers(reader: Reader, weight: Weight, config: ConvertConfig) -> np.ndarray:
-    """fp32 where it was or was asked for; else half, but vectors in fp32, as llama.cpp's own scripts write them."""
-    whole = config.dtype == "fp32" or (config.dtype == "keep" and weight.kind == torch.float32)
-    tensor = reader.get(weight).to(torch.float32 if whole or len(weight.shape) == 1 else torch.float16)
-    return tensor.contiguous().numpy()
+def read_array(reader: TensorReader, stored: StoredTensor, config: ConvertConfig) -> np.ndarray:
+    """fp32 if the tensor is fp32 (or dtype=fp32), else fp16; vectors always in fp32, as in llama.cpp's scripts."""
+    fp32 = config.dtype == "fp32" or (config.dtype == "keep" and stored.dtype == torch.float32)
+    dtype = torch.float32 if fp32 or len(stored.shape) == 1 else torch.float16
+    return reader.read(stored).to(dtype).contiguous().numpy()

@@ -1,159 +1,147 @@
-"""The way out: a stock Llava -> LLaVA's own layout, for code that reads nothing else.
+"""Stock Llava -> LLaVA's layout, for code that reads nothing else.
 
-In: a Hugging Face folder, converted here or trained here. Out: safetensors under LLaVA's names and its config.json, or
-with `lora: keep` a LLaVA LoRA folder. What came in from LLaVA's layout goes out with the same bits, names, config and
+In: a Hugging Face folder, converted or trained by Qilin. Out: safetensors under LLaVA's names and its config.json, or
+with lora=keep a LLaVA LoRA folder. A model that came from LLaVA's layout gets back the same bits, names, config and
 tokenizer files.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qilin.convert.llava_format import PROJECTOR, TOWER, explain_names, llava_config, to_llava
-from qilin.convert.llava_tokenizer import RECORD
-from qilin.convert.lora import ADAPTER, TRAINED, Adapter, peft_config, peft_halves, read_adapter, stock_module
-from qilin.convert.weight_files import Planned, Reader, Weight, list_file, list_weights, read_json, write_shards
+from qilin.convert.config import ConvertConfig
+from qilin.convert.llava_format import (
+    PROJECTOR_PREFIX,
+    VISION_PREFIX,
+    explain_names,
+    llava_config,
+    to_llava_name,
+)
+from qilin.convert.llava_tokenizer import SOURCE_FILES_FOLDER
+from qilin.convert.lora import Adapter, adapter_folder, read_adapters, stock_to_llava_name, write_llava_lora
+from qilin.convert.output import log, write_tensors
+from qilin.convert.weight_files import StoredTensor, TensorReader, TensorToWrite, list_file, list_tensors
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertConfig
+from qilin.core.files import read_json
 from qilin.model.hub import from_pretrained
-from qilin.model.llava import CARD
-from qilin.model.tokenizer import WORDS
+from qilin.model.llava import QILIN_JSON
+from qilin.model.tokenizer import TOKENIZER_FILES
 
 LINEAR_2 = "multi_modal_projector.linear_2."
-TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+EMBEDDING = "model.embed_tokens.weight"
+VOCAB_TENSORS = (EMBEDDING, "lm_head.weight")
 
 
-def convert_out(
-    source: Path, folder: Path, config: ConvertConfig, bar: Callable[..., Any], say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Write `source` in LLaVA's layout into `folder`. Returns its config.json."""
+def convert_to_llava(source: Path, folder: Path, config: ConvertConfig) -> dict[str, Any]:
+    """Write `source` in LLaVA's layout to `folder`. Returns its config.json."""
     from transformers import AutoConfig
 
     stock = from_pretrained(AutoConfig, str(source), config.hub)
-    card = read_json(source / CARD) if (source / CARD).is_file() else {}
-    weights, reader = list_weights(source), Reader()
+    metadata = read_json(source / QILIN_JSON) if (source / QILIN_JSON).is_file() else {}
+    tensors, reader = list_tensors(source), TensorReader()
     linear = stock.projector_hidden_act == "linear"
     if linear:
-        weights = without_identity(weights, reader, source)
+        tensors = remove_identity(tensors, reader, source)
     elif stock.projector_hidden_act != "gelu":
         raise UserError(f"{source}: projector_hidden_act is {stock.projector_hidden_act!r}; LLaVA has gelu")
-    named = llava_names(weights, linear, source)
-    model_config, rows = config_out(source, named, stock, config)
+    weights = rename_tensors(tensors, linear, source)
+    model_config, rows = make_config(source, weights, stock, config)
     adapters: dict[str, Adapter] = {}
-    if config.lora == "keep" or card.get("adapter"):
-        adapters = {stock_module(name): adapter for name, adapter in read_adapter(adapter_in(source)).items()}
+    if config.lora == "keep" or metadata.get("adapter"):
+        adapters = {
+            stock_to_llava_name(name): adapter for name, adapter in read_adapters(adapter_folder(source)).items()
+        }
     if config.lora == "keep":
-        learnt = (PROJECTOR, TOWER) if "vision" in (card.get("recipe") or {}).get("learn", ()) else (PROJECTOR,)
-        kept = {name: reader.get(weight) for name, weight in named.items() if name.startswith(learnt)}
-        write_lora(source, folder, adapters, kept)
-        say("LLaVA's loader is to be given the language model that the adapters stand on: --model-base")
+        prefixes = tuple(non_lora_prefixes(metadata))
+        non_lora = {name: reader.read(tensor) for name, tensor in weights.items() if name.startswith(prefixes)}
+        write_llava_lora(source, folder, adapters, non_lora)
+        log("LLaVA's loader needs the language model of these adapters: --model-base")
     else:
-        plan = [plan_out(reader, weight, name, rows, adapters.get(name)) for name, weight in named.items()]
-        buffers = source / RECORD / "buffers.safetensors"
-        plan += [plan_out(reader, w, w.name, rows, None) for w in (list_file(buffers) if buffers.is_file() else [])]
-        with bar(f"{source} → LLaVA's layout", sum(row.bytes for row in plan)) as tell:
-            write_shards(folder, plan, int(config.shard_gb * 1e9), tell)
+        buffers = source / SOURCE_FILES_FOLDER / "buffers.safetensors"
+        weights |= {tensor.name: tensor for tensor in (list_file(buffers) if buffers.is_file() else [])}
+        plan = [plan_tensor(reader, name, tensor, rows, adapters.get(name)) for name, tensor in weights.items()]
+        write_tensors(folder, plan, config)
     (folder / "config.json").write_text(json.dumps(model_config, indent=2), encoding="utf-8")
-    copy_words(source, folder, say)
+    copy_small_files(source, folder)
     return model_config
 
 
-def llava_names(weights: list[Weight], linear: bool, source: Path) -> dict[str, Weight]:
-    """LLaVA's name -> the tensor. Raises UserError for what LLaVA's layout has no name for."""
-    named, strange = {}, []
-    for weight in weights:
-        name = to_llava(weight.name, linear)
-        if name is None:
-            strange.append(weight.name)
-        else:
-            named[name] = weight
-    if strange:
-        raise UserError(explain_names(sorted(strange), [], source))
-    return named
+def non_lora_prefixes(metadata: Mapping[str, Any]) -> list[str]:
+    """The parts that were trained in full with the adapters: the projector, and the encoder if the recipe says so."""
+    trainable = (metadata.get("recipe") or {}).get("trainable", ())
+    return [PROJECTOR_PREFIX, *([VISION_PREFIX] if "vision" in trainable else [])]
 
 
-def config_out(
-    source: Path, named: Mapping[str, Weight], stock: Any, config: ConvertConfig
+def rename_tensors(tensors: list[StoredTensor], linear: bool, source: Path) -> dict[str, StoredTensor]:
+    """LLaVA's name -> the tensor. Raises UserError for tensors that LLaVA's layout has no name for."""
+    names = {tensor.name: to_llava_name(tensor.name, linear) for tensor in tensors}
+    unexpected_keys = sorted(name for name, llava_name in names.items() if llava_name is None)
+    if unexpected_keys:
+        raise UserError(explain_names(unexpected_keys, [], source))
+    return {names[tensor.name] or "": tensor for tensor in tensors}
+
+
+def make_config(
+    source: Path, weights: Mapping[str, StoredTensor], stock: Any, config: ConvertConfig
 ) -> tuple[dict[str, Any], int]:
-    """(LLaVA's config.json, the rows of its embeddings): those that came in, or else made from ours.
+    """(LLaVA's config.json, the rows of its embeddings): those of the original checkpoint, or derived from `stock`.
 
-    Ours end with `<image>` where the table had no room for it; LLaVA's own model has no such row.
+    Qilin's table ends with a row for `<image>` if the original had no free row; LLaVA's own model has no such row.
     """
-    record = source / RECORD
-    table = named.get(TABLES[0])
+    original = source / SOURCE_FILES_FOLDER
+    table = weights.get(EMBEDDING)
     if table is None:
-        raise UserError(explain_names([], [TABLES[0]], source))
-    if (record / "config.json").is_file():
-        before = read_json(record / "rows.json") if (record / "rows.json").is_file() else {"rows": table.shape[0]}
-        return read_json(record / "config.json"), int(before["rows"])
-    tower = config.vision or stock.vision_config.name_or_path
-    if not tower:
-        raise UserError("LLaVA's code loads the vision encoder anew; say from where with --vision (mm_vision_tower)")
+        raise UserError(explain_names([], [EMBEDDING], source))
+    if (original / "config.json").is_file():
+        rows_file = original / "rows.json"
+        rows = read_json(rows_file)["rows"] if rows_file.is_file() else table.shape[0]
+        return read_json(original / "config.json"), int(rows)
+    vision_encoder = config.vision or stock.vision_config.name_or_path
+    if not vision_encoder:
+        raise UserError("LLaVA's code loads the vision encoder by its name; give it with --vision (mm_vision_tower)")
     rows = table.shape[0] - (stock.image_token_index == table.shape[0] - 1)
     processor = read_json(source / "processor_config.json")
-    pad = bool((processor.get("image_processor") or {}).get("do_pad"))
-    return llava_config(stock, pad, rows, tower), rows
+    pad_square = bool((processor.get("image_processor") or {}).get("do_pad"))
+    return llava_config(stock, pad_square, rows, vision_encoder), rows
 
 
-def without_identity(weights: list[Weight], reader: Reader, source: Path) -> list[Weight]:
-    """LLaVA's `linear` has one layer; ours has an identity behind it, which must be one."""
-    for weight in weights:
-        if weight.name.startswith(LINEAR_2):
-            tensor = reader.get(weight)
-            nothing = torch.eye(*tensor.shape) if tensor.ndim == 2 else torch.zeros_like(tensor)
-            if not torch.equal(tensor, nothing.to(tensor)):
-                raise UserError(
-                    f"{source}: {weight.name} is no longer an identity; LLaVA's linear projector has one layer"
-                )
-    return [weight for weight in weights if not weight.name.startswith(LINEAR_2)]
+def remove_identity(tensors: list[StoredTensor], reader: TensorReader, source: Path) -> list[StoredTensor]:
+    """LLaVA's `linear` projector has one layer; stock Llava's second layer must be an identity and is left out."""
+    for stored in tensors:
+        if stored.name.startswith(LINEAR_2):
+            tensor = reader.read(stored)
+            identity = torch.eye(*tensor.shape) if tensor.ndim == 2 else torch.zeros_like(tensor)
+            if not torch.equal(tensor, identity.to(tensor)):
+                raise UserError(f"{source}: {stored.name} is not an identity; LLaVA's linear projector has one layer")
+    return [stored for stored in tensors if not stored.name.startswith(LINEAR_2)]
 
 
-def plan_out(reader: Reader, weight: Weight, name: str, rows: int, adapter: Adapter | None) -> Planned:
-    """One tensor under LLaVA's name: the rows its model has, a kept adapter merged."""
-    cut = name in TABLES and weight.shape[0] > rows
+def plan_tensor(
+    reader: TensorReader, name: str, stored: StoredTensor, rows: int, adapter: Adapter | None
+) -> TensorToWrite:
+    """One tensor under LLaVA's name, without the rows that LLaVA's model lacks, its adapter merged."""
+    truncated = name in VOCAB_TENSORS and stored.shape[0] > rows
 
-    def make() -> torch.Tensor:
-        tensor = reader.get(weight)
-        tensor = tensor if adapter is None else adapter.merged(tensor)
-        return tensor[:rows] if cut else tensor
+    def load() -> torch.Tensor:
+        tensor = reader.read(stored)
+        tensor = tensor if adapter is None else adapter.merge_into(tensor)
+        return tensor[:rows] if truncated else tensor
 
-    return Planned(name, (rows, *weight.shape[1:]) if cut else weight.shape, weight.kind, make)
-
-
-def adapter_in(source: Path) -> Path:
-    """Where a model's adapters lie: beside a model trained with `lora`, or converted with `--lora keep`."""
-    if not (source / "adapter" / ADAPTER).is_file():
-        raise UserError(
-            f"{source}: has no adapter/{ADAPTER}, so no LoRA to keep; it lies beside a model that was trained with "
-            "lora, or converted with --lora keep"
-        )
-    return source / "adapter"
+    return TensorToWrite(name, (rows, *stored.shape[1:]) if truncated else stored.shape, stored.dtype, load)
 
 
-def write_lora(
-    source: Path, folder: Path, adapters: Mapping[str, Adapter], trained: Mapping[str, torch.Tensor]
-) -> None:
-    """The three files of a LLaVA LoRA folder beside its config.json, with the names that its training leaves."""
-    before = source / RECORD / ADAPTER
-    if before.is_file():
-        shutil.copy(before, folder)
-    else:
-        (folder / ADAPTER).write_text(json.dumps(peft_config(adapter_in(source), adapters), indent=2), encoding="utf-8")
-    torch.save(peft_halves(adapters), folder / "adapter_model.bin")
-    torch.save({f"base_model.model.{name}": tensor for name, tensor in trained.items()}, folder / TRAINED)
-
-
-def copy_words(source: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """The small files that came in, to the byte; or else our tokenizer as it is: `<image>` stays in it, which LLaVA's
-    code never looks up, since it cuts the text there."""
-    came_in = (source / RECORD / "config.json").is_file()
-    place = source / RECORD if came_in else source
-    for name in (*WORDS, "generation_config.json", *(["config.json"] if came_in else [])):
-        if (place / name).is_file():
-            shutil.copy(place / name, folder)
+def copy_small_files(source: Path, folder: Path) -> None:
+    """Copy the original checkpoint's small files unchanged; or else Qilin's tokenizer. That still has `<image>`, which
+    LLaVA's code never looks up, since it splits the text there."""
+    original = source / SOURCE_FILES_FOLDER
+    from_llava = (original / "config.json").is_file()
+    for name in (*TOKENIZER_FILES, "generation_config.json", *(["config.json"] if from_llava else [])):
+        file = (original if from_llava else source) / name
+        if file.is_file():
+            shutil.copy(file, folder)
     if not (folder / "tokenizer.model").is_file():
-        say("there is no tokenizer.model; LLaVA's loader must be told use_fast=True")
+        log("there is no tokenizer.model; call LLaVA's loader with use_fast=True")

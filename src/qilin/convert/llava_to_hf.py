@@ -1,246 +1,244 @@
-"""The way in: everything a LLaVA checkpoint is made of, gathered under LLaVA's names, and the plan of what to write.
+"""LLaVA's layout -> stock Llava: collects a checkpoint's parts and lists the tensors to write.
 
-In: a LLaVA folder (or LoRA, or a projector, with their base) and its config. Out: a Gathered (weights not read yet)
-and the Planned tensors of a stock Llava, each read, grown or merged when its turn to be written comes.
+In: a LLaVA folder (or LoRA or projector with its base) and its config. Out: a LlavaCheckpoint (weights not read
+yet) and the TensorToWrite list of a stock Llava; each tensor is read, extended or merged at the moment of writing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qilin.convert.config import ConvertConfig
 from qilin.convert.llava_format import (
     BUFFERS,
     EMBEDDING,
     HEAD,
-    TOWER,
+    VISION_PREFIX,
     explain_names,
+    infer_vision_config,
+    is_linear,
     is_llava,
-    to_stock,
-    vision_config,
+    to_stock_name,
 )
-from qilin.convert.lora import Adapter, read_adapter, read_trained
-from qilin.convert.weight_files import Planned, Reader, Weight, list_file, list_weights, read_json
+from qilin.convert.lora import Adapter, read_adapters, read_non_lora
+from qilin.convert.output import log
+from qilin.convert.weight_files import StoredTensor, TensorReader, TensorToWrite, list_file, list_tensors
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertConfig
+from qilin.core.files import read_json
 from qilin.model.hub import fetch_folder, from_pretrained
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
-class Gathered:
-    """A LLaVA model's parts: weights by LLaVA's names, adapters on them, buffers left out, where its words are."""
+class LlavaCheckpoint:
+    """A LLaVA model's parts: weights by LLaVA's names, their adapters, unused buffers, and the tokenizer's folder."""
 
-    weights: dict[str, Weight]
-    words: Path  # the folder with the tokenizer
-    lora: dict[str, Adapter] = field(default_factory=dict)
-    dropped: list[Weight] = field(default_factory=list)
-    reader: Reader = field(default_factory=Reader)
+    weights: dict[str, StoredTensor]
+    tokenizer_folder: Path
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    buffers: list[StoredTensor] = field(default_factory=list)
+    reader: TensorReader = field(default_factory=TensorReader)
 
     @property
-    def rows(self) -> int:
+    def vocab_rows(self) -> int:
         return self.weights["model.embed_tokens.weight"].shape[0]
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor as LLaVA would have it, adapters merged."""
-        tensor = self.reader.get(self.weights[name])
-        return self.lora[name].merged(tensor) if name in self.lora else tensor
+    def read(self, name: str, merge: bool = True) -> torch.Tensor:
+        """One tensor, with its adapter merged unless `merge` is false."""
+        tensor = self.reader.read(self.weights[name])
+        return self.adapters[name].merge_into(tensor) if merge and name in self.adapters else tensor
 
 
-def gather(
-    source: Path, kind: str, model_config: Mapping[str, Any], config: ConvertConfig, say: Callable[[str], None]
-) -> Gathered:
-    """Collect a checkpoint's parts. `kind` is llava, lora or projector; the latter two stand on --base."""
-    found = (
-        Gathered({weight.name: weight for weight in list_weights(source)}, source)
-        if kind == "llava"
-        else gather_on_base(source, kind, config)
-    )
-    if "model.embed_tokens.weight" not in found.weights:
-        raise UserError(explain_names([], ["model.embed_tokens.weight"], found.words))
-    for name in [name for name in found.weights if BUFFERS.search(name)]:
-        found.dropped.append(found.weights.pop(name))
-    if not any(name.startswith(TOWER) for name in found.weights):
-        found.weights |= tower_weights(model_config, config, say)
-    return found
+def collect_checkpoint(
+    source: Path, layout: str, llava_config: Mapping[str, Any], config: ConvertConfig
+) -> LlavaCheckpoint:
+    """Collect a checkpoint's parts. `layout` is llava, lora or projector; the last two need --base."""
+    if layout == "llava":
+        checkpoint = LlavaCheckpoint({tensor.name: tensor for tensor in list_tensors(source)}, source)
+    else:
+        checkpoint = collect_on_base(source, layout, config)
+    if "model.embed_tokens.weight" not in checkpoint.weights:
+        raise UserError(explain_names([], ["model.embed_tokens.weight"], checkpoint.tokenizer_folder))
+    for name in [name for name in checkpoint.weights if BUFFERS.search(name)]:
+        checkpoint.buffers.append(checkpoint.weights.pop(name))
+    if not any(name.startswith(VISION_PREFIX) for name in checkpoint.weights):
+        checkpoint.weights |= list_vision_weights(llava_config, config)
+    return checkpoint
 
 
-def gather_on_base(source: Path, kind: str, config: ConvertConfig) -> Gathered:
-    """What was trained apart, on the language model that --base names."""
-    assert config.base is not None, "asked for by layout()"
+def collect_on_base(source: Path, layout: str, config: ConvertConfig) -> LlavaCheckpoint:
+    """A LoRA or a projector together with the language model of --base."""
+    assert config.base is not None, "checked by detect_layout()"
     base = Path(fetch_folder(config.base, config.hub))
-    model_config = read_json(base / "config.json")
-    if "text_config" in model_config and not is_llava(model_config):
+    base_config = read_json(base / "config.json")
+    if "text_config" in base_config and not is_llava(base_config):
         raise UserError(f"{base}: is in Hugging Face's Llava layout; --base of a LLaVA folder is a language model")
-    found = Gathered({weight.name: weight for weight in list_weights(base)}, base)
-    if kind == "projector":
-        found.weights |= {projector_name(w.name): w for w in list_file(source / "mm_projector.bin")}
-        return found
-    found.weights |= read_trained(source)
-    found.lora = read_adapter(source)
-    unknown = sorted(set(found.lora) - set(found.weights))
+    checkpoint = LlavaCheckpoint({tensor.name: tensor for tensor in list_tensors(base)}, base)
+    if layout == "projector":
+        for tensor in list_file(source / "mm_projector.bin"):
+            # Some versions of LLaVA save the projector without the prefix `model.`.
+            name = tensor.name if tensor.name.startswith(("model.", "lm_head.")) else "model." + tensor.name
+            checkpoint.weights[name] = tensor
+        return checkpoint
+    checkpoint.weights |= read_non_lora(source)
+    checkpoint.adapters = read_adapters(source)
+    unknown = sorted(set(checkpoint.adapters) - set(checkpoint.weights))
     if unknown:
         raise UserError(
             f"{source}: adapts {len(unknown)} tensors that {config.base} does not have ({unknown[0]}, …); "
             "is that the base it was trained on?"
         )
-    for name, adapter in found.lora.items():
-        adapter.fits(found.weights[name], source)
-    return found
+    for name, adapter in checkpoint.adapters.items():
+        adapter.check_shape(checkpoint.weights[name], source)
+    return checkpoint
 
 
-def projector_name(name: str) -> str:
-    """The projector's tensors are saved with or without `model.` before them, by different versions of LLaVA."""
-    return name if name.startswith(("model.", "lm_head.")) else "model." + name
-
-
-def tower_weights(
-    model_config: Mapping[str, Any], config: ConvertConfig, say: Callable[[str], None]
-) -> dict[str, Weight]:
-    """The vision encoder from where it is only named."""
-    name = config.vision or model_config.get("mm_vision_tower") or ""
+def list_vision_weights(llava_config: Mapping[str, Any], config: ConvertConfig) -> dict[str, StoredTensor]:
+    """The vision encoder's weights from the folder or hub id that --vision or the config names."""
+    name = config.vision or llava_config.get("mm_vision_tower") or ""
     if not Path(name).is_dir() and (not name or name.startswith(("/", ".", "~")) or name.count("/") != 1):
         raise UserError(
-            f"the checkpoint holds no vision encoder and names {name or 'none'!r}, which is not here; "
+            f"the checkpoint holds no vision encoder and names {name or 'none'!r}, which is not on this machine; "
             "name a folder or hub id with --vision (LLaVA-1.5 and Qilin-Med-VL: openai/clip-vit-large-patch14-336)"
         )
-    say(f"vision encoder: {name} (not in the checkpoint itself)")
-    found = {}
-    for weight in list_weights(Path(fetch_folder(name, config.hub))):
-        inner = weight.name.removeprefix("vision_model.")
+    log(f"vision encoder: {name} (not part of the checkpoint)")
+    weights = {}
+    for tensor in list_tensors(Path(fetch_folder(name, config.hub))):
+        inner = tensor.name.removeprefix("vision_model.")
         if inner.startswith(("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")):
-            found[f"{TOWER}vision_model.{inner}"] = weight
-    if not found:
+            weights[f"{VISION_PREFIX}vision_model.{inner}"] = tensor
+    if not weights:
         raise UserError(f"{name}: holds no CLIP vision encoder (vision_model.…)")
-    return {key: weight for key, weight in found.items() if not BUFFERS.search(key)}
+    return {name: tensor for name, tensor in weights.items() if not BUFFERS.search(name)}
 
 
-def vision_of(
-    found: Gathered, model_config: Mapping[str, Any], config: ConvertConfig, say: Callable[[str], None]
+def load_vision_config(
+    checkpoint: LlavaCheckpoint, llava_config: Mapping[str, Any], config: ConvertConfig
 ) -> tuple[Any, dict[str, Any]]:
-    """(the encoder's config, its image settings: mean and deviation of colours), from --vision, the folder or hub id
-    that the checkpoint names, or else the shapes of the weights themselves."""
+    """(the encoder's config, its image mean and standard deviation), from --vision, the folder or hub id in the
+    checkpoint's config, or else from the weights' shapes."""
     from transformers import AutoConfig, AutoImageProcessor, CLIPVisionConfig
 
-    inside = all(found.weights[name].file.parent == found.words for name in found.weights if name.startswith(TOWER))
-    named = config.vision or model_config.get("mm_vision_tower") or ""
-    if config.vision or Path(named).is_dir() or not inside:
-        vision = from_pretrained(AutoConfig, named, config.hub)
+    tensors = {name: tensor for name, tensor in checkpoint.weights.items() if name.startswith(VISION_PREFIX)}
+    in_checkpoint = all(tensor.file.parent == checkpoint.tokenizer_folder for tensor in tensors.values())
+    name = config.vision or llava_config.get("mm_vision_tower") or ""
+    if config.vision or Path(name).is_dir() or not in_checkpoint:
+        vision = from_pretrained(AutoConfig, name, config.hub)
         vision = getattr(vision, "vision_config", vision)
         if vision.model_type != "clip_vision_model":
-            raise UserError(f"{named}: is a {vision.model_type}; LLaVA's layout is read with CLIP encoders only")
-        folder = Path(fetch_folder(named, config.hub))
-        colours = {}
+            raise UserError(f"{name}: is a {vision.model_type}; LLaVA's layout supports only CLIP encoders")
+        folder = Path(fetch_folder(name, config.hub))
+        normalization = {}
         if any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
-            own = from_pretrained(AutoImageProcessor, str(folder), config.hub)
-            colours = {"image_mean": list(own.image_mean), "image_std": list(own.image_std)}
-        return vision, colours
-    prefix = TOWER + "vision_model."
-    shapes = {
-        name.removeprefix(prefix): weight.shape for name, weight in found.weights.items() if name.startswith(TOWER)
-    }
-    fields = vision_config(shapes, found.words)
-    say(
-        f"vision encoder: in the checkpoint; settings from its shapes, as OpenAI's CLIP ({fields['num_hidden_layers']} "
-        f"layers of {fields['hidden_size']}, {fields['image_size']} pixels in patches of {fields['patch_size']}, "
-        f"{fields['num_attention_heads']} heads, quick_gelu); another: --vision"
+            processor = from_pretrained(AutoImageProcessor, str(folder), config.hub)
+            normalization = {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
+        return vision, normalization
+    shapes = {name.removeprefix(VISION_PREFIX + "vision_model."): tensor.shape for name, tensor in tensors.items()}
+    values = infer_vision_config(shapes, checkpoint.tokenizer_folder)
+    log(
+        f"vision encoder: in the checkpoint; its config follows from the shapes, as an OpenAI CLIP "
+        f"({values['num_hidden_layers']} layers of width {values['hidden_size']}, {values['image_size']} pixels in "
+        f"patches of {values['patch_size']}, {values['num_attention_heads']} heads, quick_gelu); override: --vision"
     )
-    return CLIPVisionConfig(**fields), {}
+    return CLIPVisionConfig(**values), {}
 
 
-def disk_names(stock: Any) -> dict[str, tuple[int, ...]]:
-    """What a stock Llava of this config holds, under llava-hf's names: name -> shape."""
+def expected_tensors(stock: Any) -> dict[str, tuple[int, ...]]:
+    """The tensors of a stock Llava with this config, under llava-hf's names: name -> shape."""
     from transformers import LlavaForConditionalGeneration
 
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(stock)
-    places = {
+    prefixes = {
         "model.vision_tower.": "vision_tower.vision_model.",
         "model.multi_modal_projector.": "multi_modal_projector.",
         "model.language_model.": "language_model.model.",
         "lm_head.": "language_model.lm_head.",
     }
-    found = {}
+    shapes = {}
     for name, tensor in model.state_dict().items():
-        old = next(prefix for prefix in places if name.startswith(prefix))
-        inner = name[len(old) :].removeprefix("vision_model.")
-        found[places[old] + inner] = tuple(tensor.shape)
+        old, new = next(pair for pair in prefixes.items() if name.startswith(pair[0]))
+        shapes[new + name[len(old) :].removeprefix("vision_model.")] = tuple(tensor.shape)
     if stock.tie_word_embeddings:
-        found.pop(HEAD, None)
-    return found
+        shapes.pop(HEAD, None)
+    return shapes
 
 
-def plan_weights(
-    found: Gathered, stock: Any, model_config: Mapping[str, Any], config: ConvertConfig, tokenizer: Any, source: Path
-) -> list[Planned]:
-    """Every tensor to be written. Raises UserError for strangers, gaps, wrong shapes and wrong kinds of number."""
-    linear = model_config.get("mm_projector_type", "linear") == "linear"
-    expected = disk_names(stock)
-    if linear:  # stock Llava has two layers: with an identity for the second, and none between, they are one
-        for name in ("weight", "bias"):
-            expected.pop(f"multi_modal_projector.linear_2.{name}")
-    names = {name: to_stock(name, linear) for name in found.weights}
-    if stock.tie_word_embeddings:
-        names.pop("lm_head.weight", None)
-    strange = sorted(name for name, new in names.items() if new is None or new not in expected)
-    known = {new: old for old, new in names.items() if new is not None and new in expected}
-    missing = sorted(set(expected) - set(known))
-    if strange or missing:
-        raise UserError(explain_names(strange, missing, source))
-    plan = [
-        plan_one(found, old, new, expected[new], config, tokenizer, source)
-        for old, new in names.items()
-        if new is not None
-    ]
-    if linear:
-        first = next(row for row in plan if row.name == "multi_modal_projector.linear_1.weight")
-        width, kind = first.shape[0], first.kind
-        name = "multi_modal_projector.linear_2."
-        plan.append(Planned(name + "weight", (width, width), kind, lambda: torch.eye(width, dtype=kind)))
-        plan.append(Planned(name + "bias", (width,), kind, lambda: torch.zeros(width, dtype=kind)))
-    return plan
-
-
-def plan_one(
-    found: Gathered,
-    old: str,
-    new: str,
-    shape: tuple[int, ...],
+def plan_tensors(
+    checkpoint: LlavaCheckpoint,
+    stock: Any,
+    llava_config: Mapping[str, Any],
     config: ConvertConfig,
     tokenizer: Any,
     source: Path,
-) -> Planned:
-    """One tensor: as it is, adapters merged (unless kept apart), rows added for new tokens."""
-    weight = found.weights[old]
-    if weight.kind not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise UserError(f"{weight.file}: {weight.name} is of {weight.kind}; expected unquantised fp32, fp16 or bf16")
-    grows = new in (EMBEDDING, HEAD) and weight.shape[0] < shape[0] and weight.shape[1:] == shape[1:]
-    if weight.shape != shape and not grows:
+) -> list[TensorToWrite]:
+    """Every tensor to write. Raises UserError for unexpected or missing tensors, wrong shapes and dtypes."""
+    linear = is_linear(llava_config)
+    shapes = expected_tensors(stock)
+    if linear:  # stock Llava has two layers; with an identity as the second, and no activation, they equal one
+        for name in ("weight", "bias"):
+            shapes.pop(f"multi_modal_projector.linear_2.{name}")
+    stock_names = {name: to_stock_name(name, linear) for name in checkpoint.weights}
+    if stock.tie_word_embeddings:
+        stock_names.pop("lm_head.weight", None)
+    renamed = {name: new for name, new in stock_names.items() if new is not None and new in shapes}
+    unexpected_keys = sorted(set(stock_names) - set(renamed))
+    missing_keys = sorted(set(shapes) - set(renamed.values()))
+    if unexpected_keys or missing_keys:
+        raise UserError(explain_names(unexpected_keys, missing_keys, source))
+    plan = [
+        plan_tensor(checkpoint, name, new, shapes[new], config, tokenizer.bos_token_id) for name, new in renamed.items()
+    ]
+    if linear:
+        first = next(tensor for tensor in plan if tensor.name == "multi_modal_projector.linear_1.weight")
+        width, dtype = first.shape[0], first.dtype
+        prefix = "multi_modal_projector.linear_2."
+        plan.append(TensorToWrite(prefix + "weight", (width, width), dtype, partial(torch.eye, width, dtype=dtype)))
+        plan.append(TensorToWrite(prefix + "bias", (width,), dtype, partial(torch.zeros, width, dtype=dtype)))
+    return plan
+
+
+def plan_tensor(
+    checkpoint: LlavaCheckpoint,
+    name: str,
+    stock_name: str,
+    shape: tuple[int, ...],
+    config: ConvertConfig,
+    bos_id: int | None,
+) -> TensorToWrite:
+    """One tensor: adapters merged (unless lora=keep), rows added for new tokens."""
+    stored = checkpoint.weights[name]
+    if stored.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise UserError(f"{stored.file}: {stored.name} is of {stored.dtype}; expected unquantized fp32, fp16 or bf16")
+    vocab_sized = stock_name in (EMBEDDING, HEAD)
+    grows = vocab_sized and stored.shape[0] < shape[0] and stored.shape[1:] == shape[1:]
+    if stored.shape != shape and not grows:
         raise UserError(
-            f"{weight.file}: {weight.name} is {list(weight.shape)}; its config.json makes it {list(shape)}"
-            + ("; does the tokenizer belong to it?" if new in (EMBEDDING, HEAD) else "; are they of one upload?")
+            f"{stored.file}: {stored.name} is {list(stored.shape)}; its config.json implies {list(shape)}; "
+            + ("does the tokenizer belong to it?" if vocab_sized else "are they from one upload?")
         )
-    merge = config.lora == "merge"
 
-    def make() -> torch.Tensor:
-        tensor = found.read(old) if merge else found.reader.get(weight)
-        return grown(tensor, shape[0], tokenizer.bos_token_id, new == HEAD) if grows else tensor
+    def load() -> torch.Tensor:
+        tensor = checkpoint.read(name, merge=config.lora == "merge")
+        return add_rows(tensor, shape[0], bos_id if stock_name == HEAD else None) if grows else tensor
 
-    kind = DTYPES.get(config.dtype, weight.kind if weight.kind != torch.float64 else torch.float32)
-    return Planned(new, shape, kind, make)
+    dtype = DTYPES.get(config.dtype, torch.float32 if stored.dtype == torch.float64 else stored.dtype)
+    return TensorToWrite(stock_name, shape, dtype, load)
 
 
-def grown(tensor: torch.Tensor, rows: int, like: int | None, head: bool) -> torch.Tensor:
-    """Rows for tokens that LLaVA's vocabulary has not.
+def add_rows(tensor: torch.Tensor, rows: int, copied_row: int | None) -> torch.Tensor:
+    """Add rows for tokens that LLaVA's vocabulary lacks: copies of one row, or zeros.
 
-    `<image>` is never looked up (images take its place), so its embedding is zeros. In the head its row is a copy of
-    the beginning-of-sequence token's: equal logits, and of equals the first is taken, so that no answer changes. Zeros
-    there would be a logit of 0, which can win.
+    The embedding of `<image>` is never used (image features replace it), so it is zeros. The output head gets copies of
+    the beginning-of-sequence token's row: equal logits, and argmax takes the first of equals, so no greedy answer
+    changes. Zeros would give a logit of 0, which can win.
     """
-    more = rows - tensor.shape[0]
-    if head and like is not None:
-        return torch.cat([tensor, tensor[like].expand(more, -1)])
-    return torch.cat([tensor, tensor.new_zeros(more, tensor.shape[1])])
+    count = rows - tensor.shape[0]
+    if copied_row is not None:
+        return torch.cat([tensor, tensor[copied_row].expand(count, -1)])
+    return torch.cat([tensor, tensor.new_zeros(count, tensor.shape[1])])

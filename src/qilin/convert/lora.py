@@ -1,98 +1,99 @@
-"""LoRA: adapters read, merged into the weights they belong to as those are streamed, or kept beside.
+"""LoRA adapters: read, merged into their weights while those are streamed, or written beside the base model.
 
 In: LLaVA's LoRA folders (adapter_config.json, adapter_model, non_lora_trainables.bin) and peft's on a stock Llava.
-Out: an Adapter a weight; W + scale * B A, computed in fp32 and rounded once.
+Out: one Adapter per weight; W + scale * B A, computed in fp32 and rounded once.
 """
 
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from qilin.convert.llava_format import is_stock, to_llava
-from qilin.convert.llava_tokenizer import RECORD
+from qilin.convert.config import ConvertConfig
+from qilin.convert.llava_format import is_stock, to_llava_name
+from qilin.convert.llava_tokenizer import SOURCE_FILES_FOLDER
+from qilin.convert.output import write_tensors
 from qilin.convert.weight_files import (
-    Planned,
-    Reader,
-    Weight,
+    StoredTensor,
+    TensorReader,
+    TensorToWrite,
+    get_tensor,
     list_file,
-    list_weights,
+    list_tensors,
     open_weights,
-    read_json,
-    write_shards,
 )
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertConfig
+from qilin.core.files import read_json
 from qilin.model.hub import fetch_folder
 
-ADAPTER = "adapter_config.json"
-TRAINED = "non_lora_trainables.bin"
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
-NAME = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
+ADAPTER_CONFIG = "adapter_config.json"
+NON_LORA = "non_lora_trainables.bin"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+MATRIX_NAME = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The two thin matrices beside one weight: (rank, in) and (out, rank), and what their product is scaled by."""
+    """The low-rank matrices of one weight: lora_a (rank, in), lora_b (out, rank), and the scale of their product."""
 
-    down: torch.Tensor
-    up: torch.Tensor
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
     scale: float
-    transposed: bool = False  # fan_in_fan_out: the weight stands as (in, out)
+    transposed: bool = False  # fan_in_fan_out: the weight is (in, out)
 
-    def merged(self, weight: torch.Tensor) -> torch.Tensor:
-        delta = self.scale * (self.up.float() @ self.down.float())
+    def merge_into(self, weight: torch.Tensor) -> torch.Tensor:
+        delta = self.scale * (self.lora_b.float() @ self.lora_a.float())
         return (weight.float() + (delta.T if self.transposed else delta)).to(weight.dtype)
 
-    def fits(self, weight: Weight, where: Path) -> None:
-        shape = (self.up.shape[0], self.down.shape[1])
+    def check_shape(self, weight: StoredTensor, source: Path) -> None:
+        """Raise UserError if the adapter does not fit the weight."""
+        shape = (self.lora_b.shape[0], self.lora_a.shape[1])
         if weight.shape != (shape[::-1] if self.transposed else shape):
-            raise UserError(f"{where}: an adapter of {list(shape)} for {weight.name} of {list(weight.shape)}")
+            raise UserError(f"{source}: an adapter of shape {list(shape)} for {weight.name} of {list(weight.shape)}")
 
 
-def read_adapter(folder: Path) -> dict[str, Adapter]:
-    """The adapters of a folder by the full name of the weight each belongs to, under the base's own names."""
-    config = read_json(folder / ADAPTER)
-    for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None)):
-        if config.get(key, plain) not in (plain, [], None):
-            raise UserError(f"{folder / ADAPTER}: {key} is {config[key]!r}, which is not read here; merge it with peft")
+def read_adapters(folder: Path) -> dict[str, Adapter]:
+    """A folder's adapters by the full name of their weight, as the base model names it. Raises UserError for options of
+    peft that merging does not support."""
+    config = read_json(folder / ADAPTER_CONFIG)
+    for key, supported in (("use_dora", False), ("bias", "none"), ("modules_to_save", None)):
+        if config.get(key, supported) not in (supported, [], None):
+            raise UserError(f"{folder / ADAPTER_CONFIG}: {key} is {config[key]!r}, not supported; merge it with peft")
     if config.get("peft_type", "LORA") != "LORA":
-        raise UserError(f"{folder / ADAPTER}: peft_type is {config['peft_type']!r}; expected LORA")
-    file = adapter_file(folder)
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    opened = open_weights(file)
-    for weight in list_file(file):
-        match = NAME.match(weight.name)
-        if match is None:
-            raise UserError(f"{file}: {weight.name} is no LoRA matrix (base_model.model.….lora_A.weight)")
-        tensor = opened[weight.name] if isinstance(opened, dict) else opened.get_tensor(weight.name)
-        halves.setdefault(match["module"], {})[match["side"]] = tensor
-    lone = [module for module, sides in halves.items() if len(sides) != 2]
-    if lone or not halves:
-        raise UserError(f"{file}: {len(lone)} modules have one of their two matrices ({lone[:1]}); copy it again")
-    return {
-        f"{module}.weight": Adapter(
-            sides["A"], sides["B"], scale_of(config, module, sides["A"].shape[0]), bool(config.get("fan_in_fan_out"))
+        raise UserError(f"{folder / ADAPTER_CONFIG}: peft_type is {config['peft_type']!r}; expected LORA")
+    file = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(
+            f"{folder}: has {ADAPTER_CONFIG} but none of {', '.join(ADAPTER_FILES)}; copy the complete folder"
         )
-        for module, sides in halves.items()
+    contents = open_weights(file)
+    matrices: dict[str, dict[str, torch.Tensor]] = {}
+    for stored in list_file(file):
+        match = MATRIX_NAME.match(stored.name)
+        if match is None:
+            raise UserError(f"{file}: {stored.name} is not a LoRA matrix (base_model.model.….lora_A.weight)")
+        matrices.setdefault(match["module"], {})[match["side"]] = get_tensor(contents, stored.name)
+    incomplete = [module for module, pair in matrices.items() if len(pair) != 2]
+    if incomplete or not matrices:
+        raise UserError(
+            f"{file}: {len(incomplete)} modules have one of their two matrices ({incomplete[:1]}); copy it again"
+        )
+    transposed = bool(config.get("fan_in_fan_out"))
+    return {
+        f"{module}.weight": Adapter(pair["A"], pair["B"], adapter_scale(config, module, pair["A"].shape[0]), transposed)
+        for module, pair in matrices.items()
     }
 
 
-def adapter_file(folder: Path) -> Path:
-    found = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if found is None:
-        raise UserError(f"{folder}: has {ADAPTER} but none of {', '.join(FILES)}; copy it again, whole")
-    return found
-
-
-def scale_of(config: dict[str, Any], module: str, rank: int) -> float:
-    """peft's scaling: alpha over the rank, or over its root with use_rslora; patterns name exceptions."""
+def adapter_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """peft's scaling: alpha / rank, or alpha / sqrt(rank) with use_rslora; alpha_pattern has exceptions by module."""
     alpha = config.get("lora_alpha", 8)
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.search(rf"(^|\.){pattern}$", module):
@@ -100,100 +101,125 @@ def scale_of(config: dict[str, Any], module: str, rank: int) -> float:
     return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
-def read_trained(folder: Path) -> dict[str, Weight]:
-    """What LLaVA trained beside the adapters (the projector), under LLaVA's names.
+def read_non_lora(folder: Path) -> dict[str, StoredTensor]:
+    """The weights that LLaVA trained in full with the adapters (the projector), under LLaVA's names.
 
-    The prefixes that peft and DeepSpeed leave are taken off as LLaVA's own loader does (model/builder.py).
+    Removes the prefixes of peft and DeepSpeed like LLaVA's own loader (model/builder.py):
+    base_model.model.model.mm_projector.0.weight -> model.mm_projector.0.weight.
     """
-    file = folder / TRAINED
+    file = folder / NON_LORA
     if not file.is_file():
-        raise UserError(f"{folder}: no {TRAINED}, where the projector trained with the adapters is")
-    return {trained_name(weight.name): weight for weight in list_file(file)}
+        raise UserError(f"{folder}: no {NON_LORA}, which holds the projector that was trained with the adapters")
+    weights = {}
+    for stored in list_file(file):
+        name = stored.name.removeprefix("base_model.")
+        weights[name.removeprefix("model.") if name.startswith("model.model.") else name] = stored
+    return weights
 
 
-def trained_name(name: str) -> str:
-    """base_model.model.model.mm_projector.0.weight -> model.mm_projector.0.weight."""
-    name = name.removeprefix("base_model.")
-    return name.removeprefix("model.") if name.startswith("model.model.") else name
-
-
-def keep_adapter(source: Path, folder: Path, adapters: Mapping[str, Adapter]) -> None:
-    """Write LLaVA's adapters beside a converted base, in peft's form for stock Llava: OUT/adapter."""
+def write_peft_adapter(source: Path, folder: Path, adapters: Mapping[str, Adapter]) -> None:
+    """Write LLaVA's adapters beside a converted base, in peft's format for stock Llava: OUT/adapter."""
     (folder / "adapter").mkdir()
-    shutil.copy(source / ADAPTER, folder / RECORD)
-    config = read_json(source / ADAPTER)
-    # A pattern of the whole name: the vision encoder has modules called q_proj too.
-    config["target_modules"] = rf"model\.language_model\..*\.({'|'.join(leaves(adapters))})"
+    shutil.copy(source / ADAPTER_CONFIG, folder / SOURCE_FILES_FOLDER)
+    config = read_json(source / ADAPTER_CONFIG)
+    # A pattern over the full name, because the vision encoder has modules named q_proj too.
+    config["target_modules"] = rf"model\.language_model\..*\.({'|'.join(target_modules(adapters))})"
     config["base_model_name_or_path"] = None
-    (folder / "adapter" / ADAPTER).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    halves = {
+    (folder / "adapter" / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    matrices = {
         name.replace("model.layers.", "model.language_model.layers."): tensor
-        for name, tensor in peft_halves(adapters).items()
+        for name, tensor in peft_state_dict(adapters).items()
     }
-    save_file(halves, folder / "adapter" / FILES[0])
+    save_file(matrices, folder / "adapter" / ADAPTER_FILES[0])
 
 
-def peft_halves(adapters: Mapping[str, Adapter]) -> dict[str, torch.Tensor]:
-    """Adapters -> their matrices by the names that peft saves: base_model.model.….lora_A.weight."""
-    found = {}
+def write_llava_lora(
+    source: Path, folder: Path, adapters: Mapping[str, Adapter], non_lora: Mapping[str, torch.Tensor]
+) -> None:
+    """Write the three files of a LLaVA LoRA folder other than config.json, under the names that LLaVA's training
+    uses."""
+    original = source / SOURCE_FILES_FOLDER / ADAPTER_CONFIG
+    if original.is_file():
+        shutil.copy(original, folder)
+    else:
+        config = llava_adapter_config(read_json(adapter_folder(source) / ADAPTER_CONFIG), adapters)
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    torch.save(peft_state_dict(adapters), folder / ADAPTER_FILES[1])
+    torch.save({f"base_model.model.{name}": tensor for name, tensor in non_lora.items()}, folder / NON_LORA)
+
+
+def adapter_folder(source: Path) -> Path:
+    """The adapter folder of a model that was trained with `lora` or converted with `--lora keep`."""
+    if not (source / "adapter" / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{source}: no adapter/{ADAPTER_CONFIG}, so no LoRA to keep; a model has one after training with lora or "
+            "converting with --lora keep"
+        )
+    return source / "adapter"
+
+
+def peft_state_dict(adapters: Mapping[str, Adapter]) -> dict[str, torch.Tensor]:
+    """Adapters -> their matrices under the names that peft saves: base_model.model.….lora_A.weight."""
+    matrices = {}
     for name, adapter in adapters.items():
         module = "base_model.model." + name.removesuffix(".weight")
-        found[f"{module}.lora_A.weight"] = adapter.down.contiguous()
-        found[f"{module}.lora_B.weight"] = adapter.up.contiguous()
-    return found
+        matrices[f"{module}.lora_A.weight"] = adapter.lora_a.contiguous()
+        matrices[f"{module}.lora_B.weight"] = adapter.lora_b.contiguous()
+    return matrices
 
 
-def peft_config(folder: Path, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-    """adapter_config.json for the peft of LLaVA's time, which fails on keys that it does not know."""
-    config = read_json(folder / ADAPTER)
-    usual = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
+def llava_adapter_config(config: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    """adapter_config.json for the peft versions that LLaVA used, which fail on unknown keys."""
+    defaults = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
     keys = ("r", "lora_alpha", "lora_dropout", "fan_in_fan_out")
-    rare = ("use_rslora", "alpha_pattern", "rank_pattern")
-    said = {key: config[key] for key in (*keys, *(key for key in rare if config.get(key))) if key in config}
-    return {**usual, **said, "target_modules": leaves(adapters), "base_model_name_or_path": None}
+    newer_keys = ("use_rslora", "alpha_pattern", "rank_pattern")  # only if set
+    values = {key: config[key] for key in (*keys, *(key for key in newer_keys if config.get(key))) if key in config}
+    return {**defaults, **values, "target_modules": target_modules(adapters), "base_model_name_or_path": None}
 
 
-def leaves(adapters: Mapping[str, Adapter]) -> list[str]:
-    """The names of the layers within a block that have adapters: q_proj, …"""
+def target_modules(adapters: Mapping[str, Adapter]) -> list[str]:
+    """The last part of the adapted modules' names: q_proj, …"""
     return sorted({name.removesuffix(".weight").split(".")[-1] for name in adapters})
 
 
-def merge_stock(source: Path, folder: Path, config: ConvertConfig, bar: Callable[..., Any]) -> None:
-    """peft's adapters on a stock Llava (--base) -> that Llava with them merged, all its other files copied."""
-    assert config.base is not None, "asked for by layout()"
+def stock_to_llava_name(name: str) -> str:
+    """The name of a stock Llava's weight in memory, which peft saves -> LLaVA's name."""
+    on_disk = f"language_model.{name}" if name.startswith("lm_head.") else name.removeprefix("model.")
+    if name.startswith("model.language"):
+        on_disk = on_disk.replace("language_model.", "language_model.model.", 1)
+    return to_llava_name(on_disk, False) or name
+
+
+def merge_peft_adapter(source: Path, folder: Path, config: ConvertConfig) -> None:
+    """Merge peft's adapters into the stock Llava of --base; copies all its other files."""
+    assert config.base is not None, "checked by detect_layout()"
     base = Path(fetch_folder(config.base, config.hub))
     if not is_stock(read_json(base / "config.json")):
-        raise UserError(f"{base}: the adapter is of a Hugging Face Llava, and this is none; convert it first")
+        raise UserError(f"{base}: the adapter belongs to a Hugging Face Llava and this is none; convert it first")
     if config.lora == "keep" or config.check:
-        raise UserError(f"{source}: is already peft's form; lora: keep and check have nothing to do")
-    adapters = {stock_module(name): adapter for name, adapter in read_adapter(source).items()}
-    weights = {weight.name: weight for weight in list_weights(base)}
-    names = {to_llava(name, False): name for name in weights}
-    unknown = sorted(name for name in adapters if name not in names)
+        raise UserError(f"{source}: is already in peft's format, so lora=keep and check have no effect")
+    adapters = {stock_to_llava_name(name): adapter for name, adapter in read_adapters(source).items()}
+    tensors = list_tensors(base)
+    names = [to_llava_name(tensor.name, False) for tensor in tensors]
+    unknown = sorted(set(adapters) - set(names))
     if unknown:
         raise UserError(f"{source}: adapts {len(unknown)} tensors that {base} does not have ({unknown[0]}, …)")
-    reader = Reader()
+    reader = TensorReader()
     plan = []
-    for llava, name in names.items():
-        weight, adapter = weights[name], adapters.get(llava or "")
+    for name, stored in zip(names, tensors, strict=True):
+        adapter = adapters.get(name or "")
         if adapter is not None:
-            adapter.fits(weight, source)
-        plan.append(Planned(name, weight.shape, weight.kind, merging(reader, weight, adapter)))
-    with bar(f"{config.base} + {config.source} → {config.out}", sum(row.bytes for row in plan)) as tell:
-        write_shards(folder, plan, int(config.shard_gb * 1e9), tell)
+            adapter.check_shape(stored, source)
+        load = partial(read_merged, reader, stored, adapter)
+        plan.append(TensorToWrite(stored.name, stored.shape, stored.dtype, load))
+    write_tensors(folder, plan, config)
     for file in base.iterdir():
         if file.is_file() and not re.search(r"\.(safetensors|bin|pt|index\.json)$", file.name):
             shutil.copy(file, folder / file.name)
-    if (base / RECORD).is_dir():
-        shutil.copytree(base / RECORD, folder / RECORD)
+    if (base / SOURCE_FILES_FOLDER).is_dir():
+        shutil.copytree(base / SOURCE_FILES_FOLDER, folder / SOURCE_FILES_FOLDER)
 
 
-def merging(reader: Reader, weight: Weight, adapter: Adapter | None) -> Callable[[], torch.Tensor]:
-    return lambda: adapter.merged(reader.get(weight)) if adapter is not None else reader.get(weight)
-
-
-def stock_module(name: str) -> str:
-    """A stock Llava's name in memory, which peft saves -> LLaVA's."""
-    moved = name.removeprefix("model.") if not name.startswith("lm_head.") else f"language_model.{name}"
-    moved = moved.replace("language_model.", "language_model.model.", 1) if name.startswith("model.language") else moved
-    return to_llava(moved, False) or name
+def read_merged(reader: TensorReader, stored: StoredTensor, adapter: Adapter | None) -> torch.Tensor:
+    tensor = reader.read(stored)
+    return tensor if adapter is None else adapter.merge_into(tensor)

@@ -1,7 +1,7 @@
-"""Weight files as streams: safetensors and PyTorch .bin, one file or many with an index, a tensor in memory at a time.
+"""Streams weight files: safetensors and PyTorch .bin, single or sharded, with one tensor in memory at a time.
 
-In: a model folder. Out: what it holds (names, shapes, kinds of number, without reading them), each tensor when it is
-asked for, and new safetensors shards written tensor by tensor. Nothing here knows a layout.
+In: a model folder. Out: its tensors' names, shapes and dtypes without reading them, each tensor on demand, and new
+safetensors shards written tensor by tensor. Independent of checkpoint layouts.
 """
 
 import json
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from qilin.core.errors import UserError
+from qilin.core.files import read_json
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE = ("model.safetensors", "pytorch_model.bin")
-# The names that safetensors' header has for kinds of number (its format's documentation).
-KINDS = {
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+# The dtype names in a safetensors header (from the format's documentation).
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -28,60 +29,59 @@ KINDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-NUMBERS = {name: kind for kind, name in KINDS.items()}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
-class Weight:
-    """One tensor of a file, not read yet."""
+class StoredTensor:
+    """A tensor in a file, not read yet."""
 
     name: str
     shape: tuple[int, ...]
-    kind: torch.dtype
+    dtype: torch.dtype
     file: Path
 
     @property
     def bytes(self) -> int:
-        return self.kind.itemsize * int(torch.Size(self.shape).numel())
+        return count_bytes(self.shape, self.dtype)
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One tensor to be written: `make` gives it when its turn comes."""
+class TensorToWrite:
+    """A tensor to write; `load` returns its value at the moment of writing."""
 
     name: str
     shape: tuple[int, ...]
-    kind: torch.dtype
-    make: Callable[[], torch.Tensor]
+    dtype: torch.dtype
+    load: Callable[[], torch.Tensor]
 
     @property
     def bytes(self) -> int:
-        return self.kind.itemsize * int(torch.Size(self.shape).numel())
+        return count_bytes(self.shape, self.dtype)
 
 
-class Reader:
-    """Gives tensors by their Weight; keeps one file open, since a shard may be as large as the memory."""
+def count_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return dtype.itemsize * int(torch.Size(shape).numel())
+
+
+class TensorReader:
+    """Reads stored tensors; keeps only one file open, since a shard may be as large as the memory."""
 
     def __init__(self) -> None:
         self.file: Path | None = None
-        self.opened: Any = None
+        self.contents: Any = None
 
-    def get(self, weight: Weight) -> torch.Tensor:
-        """The tensor, mapped from the disk where the file's format allows."""
-        if self.file != weight.file:
-            self.close()
-            self.opened, self.file = open_weights(weight.file), weight.file
-        if isinstance(self.opened, dict):
-            return torch.as_tensor(self.opened[weight.name])
-        return torch.as_tensor(self.opened.get_tensor(weight.name))
-
-    def close(self) -> None:
-        self.file = self.opened = None
+    def read(self, stored: StoredTensor) -> torch.Tensor:
+        """The tensor, memory-mapped if the file's format allows."""
+        if self.file != stored.file:
+            self.file = self.contents = None  # closes the previous file first
+            self.contents, self.file = open_weights(stored.file), stored.file
+        return get_tensor(self.contents, stored.name)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights, in order. Raises UserError where there are none or some are missing."""
-    for name in INDEXES:
+    """A folder's weight files in order. Raises UserError if there are none or some are missing."""
+    for name in INDEX_FILES:
         if (folder / name).is_file():
             listed = sorted(set(read_json(folder / name).get("weight_map", {}).values()))
             missing = [file for file in listed if not (folder / file).is_file()]
@@ -91,59 +91,48 @@ def weight_files(folder: Path) -> list[Path]:
                     f"({', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}); copy or download the folder again"
                 )
             return [folder / file for file in listed]
-    for name in SINGLE:
+    for name in SINGLE_FILES:
         if (folder / name).is_file():
             return [folder / name]
-    parts = sorted(path.name for path in folder.glob("*-of-*"))
-    hint = f"; it holds {parts[0]} but no index ({' or '.join(INDEXES)})" if parts else ""
-    raise UserError(f"{folder}: no weights (expected one of {', '.join((*INDEXES, *SINGLE))}){hint}")
+    shards = sorted(path.name for path in folder.glob("*-of-*"))
+    hint = f"; it holds {shards[0]} but no index ({' or '.join(INDEX_FILES)})" if shards else ""
+    raise UserError(f"{folder}: no weights (expected one of {', '.join((*INDEX_FILES, *SINGLE_FILES))}){hint}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError where it is missing or is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); copy it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found a {type(found).__name__}")
-    return found
-
-
-def list_weights(folder: Path) -> list[Weight]:
-    """Everything a folder's weight files hold, in the files' order. Raises UserError for an index that disagrees."""
-    found = [weight for file in weight_files(folder) for weight in list_file(file)]
-    names = [weight.name for weight in found]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise UserError(f"{folder}: {len(twice)} tensors stand in two files ({', '.join(twice[:3])}); which is right?")
-    for name in INDEXES:
+def list_tensors(folder: Path) -> list[StoredTensor]:
+    """All tensors in a folder's weight files, in the files' order. Raises UserError if the index disagrees."""
+    tensors = [tensor for file in weight_files(folder) for tensor in list_file(file)]
+    names = [tensor.name for tensor in tensors]
+    duplicates = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if duplicates:
+        raise UserError(
+            f"{folder}: {len(duplicates)} tensors are in two files ({', '.join(duplicates[:3])}); remove the wrong file"
+        )
+    for name in INDEX_FILES:
         if (folder / name).is_file():
-            absent = sorted(set(read_json(folder / name)["weight_map"]) - set(names))
-            if absent:
+            missing = sorted(set(read_json(folder / name)["weight_map"]) - set(names))
+            if missing:
                 raise UserError(
-                    f"{folder / name}: names {len(absent)} tensors that its files do not hold "
-                    f"({', '.join(absent[:3])}); a shard is of another upload; download the folder again"
+                    f"{folder / name}: names {len(missing)} tensors that its files do not hold "
+                    f"({', '.join(missing[:3])}); a shard is from another upload; download the folder again"
                 )
             break
-    return found
+    return tensors
 
 
-def list_file(file: Path) -> list[Weight]:
-    """What one file holds, from its header alone where it has one."""
+def list_file(file: Path) -> list[StoredTensor]:
+    """The tensors of one file; a safetensors file is not read beyond its header."""
     if file.suffix == ".safetensors":
         return [
-            Weight(name, tuple(row["shape"]), NUMBERS.get(row["dtype"], torch.int8), file)
-            for name, row in safetensors_header(file).items()
+            StoredTensor(name, tuple(entry["shape"]), DTYPES.get(entry["dtype"], torch.int8), file)
+            for name, entry in safetensors_header(file).items()
             if name != "__metadata__"
         ]
-    return [Weight(name, tuple(value.shape), value.dtype, file) for name, value in open_weights(file).items()]
+    return [StoredTensor(name, tuple(value.shape), value.dtype, file) for name, value in open_weights(file).items()]
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:
-    """The header: name -> dtype, shape, data_offsets. Raises UserError for a file that is cut or something else."""
+    """The header: name -> dtype, shape, data_offsets. Raises UserError for a truncated file or another format."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         size = file.stat().st_size
@@ -153,16 +142,16 @@ def safetensors_header(file: Path) -> dict[str, Any]:
             header = json.loads(stream.read(length))
             end = max((row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"), default=0)
             if 8 + length + end != size:
-                raise ValueError(f"{size:,} bytes long where its header says {8 + length + end:,}")
+                raise ValueError(f"{size:,} bytes long, but its header implies {8 + length + end:,}")
         except ValueError as error:
-            raise UserError(f"{file}: not a whole safetensors file ({error}); download it again") from None
+            raise UserError(f"{file}: not a complete safetensors file ({error}); download it again") from None
     return dict(header)
 
 
 def open_weights(file: Path) -> Any:
-    """A .bin as a dict of tensors mapped from the disk; a .safetensors as safe_open's handle.
+    """A .bin as a dict of memory-mapped tensors; a .safetensors as safe_open's handle.
 
-    A .bin is a pickle, which may run any code when it is read: only plain tensors are let in (`weights_only`).
+    A .bin is a pickle, which may run arbitrary code when it is read: only plain tensors are allowed (`weights_only`).
     """
     if file.suffix == ".safetensors":
         from safetensors import safe_open
@@ -170,89 +159,102 @@ def open_weights(file: Path) -> Any:
         return safe_open(file, "pt")
     try:
         try:
-            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            found = torch.load(file, map_location="cpu", weights_only=True)  # written before torch 1.6: no mapping
+            weights = torch.load(file, map_location="cpu", weights_only=True)  # files before torch 1.6 cannot be mapped
     except pickle.UnpicklingError as error:
-        first = next(iter(str(error).splitlines()), "")
+        first_line = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"{file}: holds more than tensors, which could run code when read; refused. Get the weights as "
-            f"safetensors from their owner. ({first[:150]})"
+            f"{file}: holds more than tensors, which could run code when read; refused. Ask its owner for safetensors. "
+            f"({first_line[:150]})"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{file}: not a whole PyTorch file ({first[:150]}); download it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: expected names and tensors, found a {type(found).__name__}; no model's weights")
-    odd = next((name for name, value in found.items() if not isinstance(value, torch.Tensor)), None)
-    if odd is not None:
-        kind = type(found[odd]).__name__
-        raise UserError(f"{file}: {odd} is a {kind}, expected a tensor; it is not a model's weights")
-    return found
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{file}: not a complete PyTorch file ({first_line[:150]}); download it again") from None
+    if not isinstance(weights, dict):
+        raise UserError(f"{file}: expected a dict of tensors, found a {type(weights).__name__}; not a model's weights")
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{file}: {name} is a {type(value).__name__}, expected a tensor; not a model's weights")
+    return weights
 
 
-def write_shards(folder: Path, plan: Sequence[Planned], limit: int, tell: Callable[[int], None]) -> None:
-    """Write `plan` as safetensors files of at most `limit` bytes each (one tensor at least), with an index where there
-    are several. `tell` hears the bytes of every tensor written."""
-    shards: list[list[Planned]] = [[]]
-    for row in plan:
-        if shards[-1] and sum(other.bytes for other in shards[-1]) + row.bytes > limit:
+def get_tensor(contents: Any, name: str) -> torch.Tensor:
+    """One tensor of what open_weights returned."""
+    return torch.as_tensor(contents[name] if isinstance(contents, dict) else contents.get_tensor(name))
+
+
+def write_shards(
+    folder: Path, tensors: Sequence[TensorToWrite], max_bytes: int, on_written: Callable[[int], None]
+) -> None:
+    """Write safetensors files of at most `max_bytes` each (but one tensor at least), with an index if there are many.
+
+    Calls `on_written` with the size of each tensor.
+    """
+    shards: list[list[TensorToWrite]] = [[]]
+    shard_bytes = 0
+    for tensor in tensors:
+        if shards[-1] and shard_bytes + tensor.bytes > max_bytes:
             shards.append([])
-        shards[-1].append(row)
-    many = len(shards) > 1
-    names = [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" if many else SINGLE[0] for n in range(len(shards))]
-    for name, rows in zip(names, shards, strict=True):
-        write_safetensors(folder / name, rows, tell)
-    if many:
-        index = {
-            "metadata": {"total_size": sum(row.bytes for row in plan)},
-            "weight_map": {row.name: name for name, rows in zip(names, shards, strict=True) for row in rows},
-        }
-        (folder / INDEXES[0]).write_text(json.dumps(index, indent=2), encoding="utf-8")
+            shard_bytes = 0
+        shards[-1].append(tensor)
+        shard_bytes += tensor.bytes
+    if len(shards) == 1:
+        write_safetensors(folder / SINGLE_FILES[0], shards[0], on_written)
+        return
+    weight_map = {}
+    for n, shard in enumerate(shards, 1):
+        name = f"model-{n:05}-of-{len(shards):05}.safetensors"
+        write_safetensors(folder / name, shard, on_written)
+        weight_map |= {tensor.name: name for tensor in shard}
+    index = {"metadata": {"total_size": sum(tensor.bytes for tensor in tensors)}, "weight_map": weight_map}
+    (folder / INDEX_FILES[0]).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def write_safetensors(file: Path, rows: Sequence[Planned], tell: Callable[[int], None] = lambda _: None) -> None:
-    """One safetensors file, written as the tensors come, so that only one of them is in memory.
+def write_safetensors(
+    file: Path, tensors: Sequence[TensorToWrite], on_written: Callable[[int], None] = lambda _: None
+) -> None:
+    """Write one safetensors file with one tensor in memory at a time.
 
-    The wider kinds of number stand first: then every tensor begins at a multiple of its own width, which readers need
-    to map it. Format: 8 bytes of header length, JSON header padded to 8, the numbers.
+    Format: 8 bytes of header length, JSON header padded to 8 bytes, data. Wider dtypes come first, so that every tensor
+    starts at a multiple of its item size, which memory mapping requires.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for row in sorted(rows, key=lambda row: -row.kind.itemsize):
-        header[row.name] = {
-            "dtype": KINDS[row.kind],
-            "shape": list(row.shape),
-            "data_offsets": [place, place + row.bytes],
+    offset = 0
+    for tensor in sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize):
+        header[tensor.name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.bytes],
         }
-        place += row.bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+        offset += tensor.bytes
+    header_json = json.dumps(header, separators=(",", ":")).encode()
+    header_json += b" " * (-len(header_json) % 8)
+    data_start = 8 + len(header_json)
     with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for row in rows:
-            tensor = row.make().detach()
-            assert tuple(tensor.shape) == row.shape, f"{row.name}: planned {row.shape}, made {tuple(tensor.shape)}"
-            stream.seek(8 + len(text) + header[row.name]["data_offsets"][0])
-            flat = tensor.to(row.kind).contiguous().reshape(-1)
+        stream.write(len(header_json).to_bytes(8, "little") + header_json)
+        for tensor in tensors:
+            value = tensor.load().detach()
+            assert tuple(value.shape) == tensor.shape, f"{tensor.name}: expected {tensor.shape}, got {value.shape}"
+            stream.seek(data_start + header[tensor.name]["data_offsets"][0])
+            flat = value.to(tensor.dtype).contiguous().reshape(-1)
             stream.write(flat.view(torch.uint8).numpy().data)
-            tell(row.bytes)
-        stream.truncate(8 + len(text) + place)
+            on_written(tensor.bytes)
+        stream.truncate(data_start + offset)
 
 
-def largest_kind(weights: Sequence[Weight] | Sequence[Planned]) -> torch.dtype:
-    """The kind of number that most bytes are of."""
+def main_dtype(tensors: Sequence[TensorToWrite]) -> torch.dtype:
+    """The dtype of most bytes."""
     sums: dict[torch.dtype, int] = {}
-    for weight in weights:
-        sums[weight.kind] = sums.get(weight.kind, 0) + weight.bytes
-    return max(sums, key=lambda kind: sums[kind])
+    for tensor in tensors:
+        sums[tensor.dtype] = sums.get(tensor.dtype, 0) + tensor.bytes
+    return max(sums, key=lambda dtype: sums[dtype])
 
 
-def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors agree in shape, kind of number and every bit (so that NaN equals itself, 0 not -0)."""
-    if one.dtype != other.dtype or one.shape != other.shape:
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors agree in shape, dtype and every bit (NaN equals NaN, 0 differs from -0)."""
+    if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
-    return torch.equal(*bits)
+    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b)))

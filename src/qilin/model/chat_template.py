@@ -1,10 +1,11 @@
-"""Messages -> token ids and the mask of what the assistant says, both from one chat template.
+"""Chat templates: messages -> token ids and loss mask, both from one Jinja text.
 
-The templates are data: Jinja text in the form transformers renders, with `{% generation %}` around what the model is
-to say; chat_template() sets `begin`, `image` and `lead` before them. The saved model carries its template, so plain
-transformers, vLLM and others see the same conversation.
+The templates use the form that transformers renders, with `{% generation %}` around the assistant's text;
+chat_template() defines `bos`, `sequence_start`, `image` and `prefix_space` before them. A saved model carries its
+template, so transformers, vLLM and other servers build the same prompt.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,85 +14,86 @@ from qilin.core.errors import UserError
 
 IMAGE = "<image>"
 
-# Shared by every template: the text of a message, image parts as `<image>` and a line end (LLaVA puts one there).
-SAY = """
-{%- macro say(content) -%}
+# Shared by all templates: a message's text, with `<image>` and a line end (as in LLaVA) for each image part.
+RENDER_MACRO = """
+{%- macro render(content) -%}
   {%- if content is string -%}{{- content -}}
   {%- else -%}
     {%- for part in content -%}
-      {%- if part['type'] == 'image' -%}{{- image + lead + '\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+      {%- if part['type'] == 'image' -%}{{- image + prefix_space + '\\n' -}}
+      {%- else -%}{{- part['text'] -}}{%- endif -%}
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
 """
 
-# LLaVA's stage 1 (conversation.py, "plain"): image, caption and a line end; what the user says is dropped. The
-# caption stands right behind the image, so the space before it is part of what is learnt.
+# LLaVA's stage 1 (conversation.py, "plain"): image, caption and a line end; user text is dropped. The caption follows
+# the image directly, so the space before it belongs to the supervised text.
 PLAIN = """
 {{- bos_token or '' -}}
 {%- for message in messages -%}
   {%- if message['role'] == 'user' and message['content'] is not string -%}
     {%- for part in message['content'] if part['type'] == 'image' -%}{{- image -}}{%- endfor -%}
   {%- elif message['role'] == 'assistant' -%}
-    {%- generation -%}{{- lead + say(message['content']) + '\\n' -}}{%- endgeneration -%}
+    {%- generation -%}{{- prefix_space + render(message['content']) + '\\n' -}}{%- endgeneration -%}
   {%- endif -%}
 {%- endfor -%}
 """
 
-# Vicuna's format, LLaVA's "v1": a space joins the turns, the answer ends with the end-of-sequence token.
+# Vicuna's format, LLaVA's "v1": turns are joined by a space, an answer ends with the end-of-sequence token.
 V1 = """
 {%- set ns = namespace(system=default_system) -%}
 {%- for message in messages if message['role'] == 'system' -%}
-  {%- set ns.system = say(message['content']) -%}
+  {%- set ns.system = render(message['content']) -%}
 {%- endfor -%}
-{{- begin -}}
+{{- sequence_start -}}
 {%- if ns.system -%}{{- ns.system + ' ' -}}{%- endif -%}
 {%- for message in messages -%}
-  {%- if message['role'] == 'user' -%}{{- 'USER: ' + say(message['content']) + ' ' -}}
+  {%- if message['role'] == 'user' -%}{{- 'USER: ' + render(message['content']) + ' ' -}}
   {%- elif message['role'] == 'assistant' -%}
     {{- 'ASSISTANT:' -}}
-    {%- generation -%}{{- ' ' + say(message['content']) + eos_token -}}{%- endgeneration -%}
+    {%- generation -%}{{- ' ' + render(message['content']) + eos_token -}}{%- endgeneration -%}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
 """
 
-# Llama 2's format as LLaVA writes it (conversation.py, SeparatorStyle.LLAMA_2): the system prompt stands inside the
-# first question, a space on either side of an answer, and every later turn begins a sequence anew.
+# Llama 2's format as LLaVA writes it (conversation.py, SeparatorStyle.LLAMA_2): the system prompt is part of the first
+# question, an answer has a space on both sides, and every later turn starts with the beginning-of-sequence token.
 LLAMA_2 = """
 {%- set ns = namespace(system=default_system, turn=0) -%}
 {%- for message in messages if message['role'] == 'system' -%}
-  {%- set ns.system = say(message['content']) -%}
+  {%- set ns.system = render(message['content']) -%}
 {%- endfor -%}
-{{- begin -}}
+{{- sequence_start -}}
 {%- for message in messages -%}
   {%- if message['role'] == 'user' -%}
-    {%- if ns.turn -%}{{- again -}}{%- endif -%}
+    {%- if ns.turn -%}{{- bos -}}{%- endif -%}
     {{- '[INST] ' -}}
     {%- if ns.system and not ns.turn -%}{{- '<<SYS>>\\n' + ns.system + '\\n<</SYS>>\\n\\n' -}}{%- endif -%}
-    {{- say(message['content']) + ' [/INST]' -}}
+    {{- render(message['content']) + ' [/INST]' -}}
     {%- set ns.turn = ns.turn + 1 -%}
   {%- elif message['role'] == 'assistant' -%}
-    {%- generation -%}{{- ' ' + say(message['content']) + ' ' + eos_token -}}{%- endgeneration -%}
+    {%- generation -%}{{- ' ' + render(message['content']) + ' ' + eos_token -}}{%- endgeneration -%}
   {%- endif -%}
 {%- endfor -%}
 """
 
-# Mistral's in LLaVA is the same, except that a later turn does not begin a sequence.
-MISTRAL = LLAMA_2.replace("{%- if ns.turn -%}{{- again -}}{%- endif -%}", "")
+# LLaVA's Mistral format is the same without the beginning-of-sequence token of later turns.
+MISTRAL = LLAMA_2.replace("{%- if ns.turn -%}{{- bos -}}{%- endif -%}", "")
 
-# ChatML as Qwen writes it; needs <|im_start|> and <|im_end|> in the vocabulary.
+# ChatML as Qwen writes it; requires <|im_start|> and <|im_end|> in the vocabulary.
 CHATML = """
 {%- set ns = namespace(system=default_system) -%}
 {%- for message in messages if message['role'] == 'system' -%}
-  {%- set ns.system = say(message['content']) -%}
+  {%- set ns.system = render(message['content']) -%}
 {%- endfor -%}
 {%- if ns.system -%}{{- '<|im_start|>system\\n' + ns.system + '<|im_end|>\\n' -}}{%- endif -%}
 {%- for message in messages -%}
-  {%- if message['role'] == 'user' -%}{{- '<|im_start|>user\\n' + say(message['content']) + '<|im_end|>\\n' -}}
+  {%- if message['role'] == 'user' -%}{{- '<|im_start|>user\\n' + render(message['content']) + '<|im_end|>\\n' -}}
   {%- elif message['role'] == 'assistant' -%}
     {{- '<|im_start|>assistant\\n' -}}
-    {%- generation -%}{{- say(message['content']) + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}
+    {%- generation -%}{{- render(message['content']) + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
@@ -100,12 +102,12 @@ CHATML = """
 
 @dataclass(frozen=True)
 class Template:
-    """A conversation style: its Jinja body, the system prompt it assumes, what ends an answer, tokens it needs."""
+    """A conversation format: its Jinja body, default system prompt, end of an answer, and the tokens it requires."""
 
     body: str
     system: str = ""
     stop: str | None = None  # a token, or white space that tokens may end with; None: the end-of-sequence token
-    marks: tuple[str, ...] = ()
+    required_tokens: tuple[str, ...] = ()
 
 
 TEMPLATES = {
@@ -122,51 +124,51 @@ TEMPLATES = {
         system="You are a helpful assistant. 你是一个乐于助人的助手。",
     ),
     "mistral": Template(MISTRAL),  # LLaVA 1.6 and LLaVA-Med 1.5 (conversation.py, "mistral_instruct"): no system prompt
-    "chatml": Template(CHATML, stop="<|im_end|>", marks=("<|im_start|>", "<|im_end|>")),
+    "chatml": Template(CHATML, stop="<|im_end|>", required_tokens=("<|im_start|>", "<|im_end|>")),
 }
 
 
-def chat_template(name: str, system: str | None = None, image: str = IMAGE, lead: str = "") -> str:
-    """The whole Jinja text of a template. `system` replaces the template's own system prompt ("" for none).
+def chat_template(name: str, system: str | None = None, image: str = IMAGE, prefix_space: str = "") -> str:
+    """The complete Jinja text of a template. `system` replaces the template's own system prompt ("" for none).
 
-    `image` is what stands for an image (LLaVA may put marks around it), `lead` what is written where LLaVA begins a
-    new piece of text: after the first special token and after an image (words.spoken_template finds both).
+    `image` is the text of an image (LLaVA may put markers around it); `prefix_space` is written after the first special
+    token and after an image, where LLaVA starts a new piece of text (see tokenizer.chat_template_for). Raises UserError
+    for an unknown name.
     """
     if name not in TEMPLATES:
         raise UserError(f"template is {name!r}; expected one of {', '.join(TEMPLATES)}")
-    import json
-
     template = TEMPLATES[name]
-    words = json.dumps(template.system if system is None else system, ensure_ascii=False)
-    head = (
-        f"{{%- set default_system = {words} -%}}{{%- set lead = '{lead}' -%}}{{%- set image = '{image}' -%}}"
-        "{%- set again = bos_token or '' -%}{%- set begin = again + lead -%}"
+    system_json = json.dumps(template.system if system is None else system, ensure_ascii=False)
+    definitions = (
+        f"{{%- set default_system = {system_json} -%}}{{%- set prefix_space = '{prefix_space}' -%}}"
+        f"{{%- set image = '{image}' -%}}{{%- set bos = bos_token or '' -%}}"
+        "{%- set sequence_start = bos + prefix_space -%}"
     )
-    return head + SAY.replace("\n", "").replace("  ", "") + tidy(template.body)
+    return definitions + RENDER_MACRO.replace("\n", "").replace("  ", "") + remove_indents(template.body)
 
 
-def tidy(body: str) -> str:
-    """The template without the line ends and indents that only help its reader; every tag trims its sides anyway."""
+def remove_indents(body: str) -> str:
+    """The template without line ends and indents, which are for readers only; every tag trims its sides anyway."""
     return "".join(line.strip() for line in body.splitlines())
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as token ids, with which of them the model is to learn to say.
+    """A conversation as token ids, with the mask of supervised tokens (the assistant's text and its end token).
 
-    `images` counts the images; each stands in `ids` as a run of image tokens.
+    `num_images` counts the images; each is a run of image tokens in `ids`.
     """
 
     ids: list[int]
-    learn: list[bool]
-    images: int
+    loss_mask: list[bool]
+    num_images: int
 
 
 def encode(messages: Sequence[Mapping[str, Any]], tokenizer: Any, template: str, image_tokens: int) -> Encoded:
-    """Messages -> ids and mask. `template` is Jinja text; each image becomes `image_tokens` image tokens.
+    """Messages -> ids and loss mask. `template` is Jinja text; each image becomes `image_tokens` image tokens.
 
-    A token is learnt if any of its characters lies in what the assistant says, the end mark included: so ids and
-    mask cannot disagree, whatever the tokenizer. Needs a fast tokenizer (character offsets).
+    A token is supervised if any of its characters is in the assistant's text, the end token included, so ids and mask
+    agree for every tokenizer. Requires a fast tokenizer (character offsets).
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -177,33 +179,34 @@ def encode(messages: Sequence[Mapping[str, Any]], tokenizer: Any, template: str,
         **tokenizer.special_tokens_map,
     )
     (text,), (spans,) = rendered
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    learn = spoken(found["offset_mapping"], spans)
-    return expand_images(found["input_ids"], learn, tokenizer.convert_tokens_to_ids(IMAGE), image_tokens)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    mask = assistant_token_mask(encoding["offset_mapping"], spans)
+    return expand_images(encoding["input_ids"], mask, tokenizer.convert_tokens_to_ids(IMAGE), image_tokens)
 
 
-def spoken(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """For each token (start, end in characters): does it hold a character of one of the spans?
+def assistant_token_mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """For each token, given as (start, end) in characters: whether it overlaps one of the sorted spans.
 
-    A byte-level token in the middle of a character has that character's offsets, so it counts as well.
+    A byte-level token inside a character has that character's offsets, so it is included.
     """
-    flags = []
-    rest = list(spans)
+    mask = []
+    remaining = list(spans)
     for start, end in offsets:
-        while rest and rest[0][1] <= start:
-            rest.pop(0)
-        flags.append(bool(rest) and end > rest[0][0] and end > start)
-    return flags
+        while remaining and remaining[0][1] <= start:
+            remaining.pop(0)
+        mask.append(bool(remaining) and end > remaining[0][0] and end > start)
+    return mask
 
 
-def expand_images(ids: Sequence[int], learn: Sequence[bool], image_id: int, image_tokens: int) -> Encoded:
-    """Each image token repeated to the number of features that an image has."""
-    out_ids: list[int] = []
-    out_learn: list[bool] = []
-    images = 0
-    for token, flag in zip(ids, learn, strict=True):
-        times = image_tokens if token == image_id else 1
-        images += token == image_id
-        out_ids += [token] * times
-        out_learn += [flag and token != image_id] * times
-    return Encoded(out_ids, out_learn, images)
+def expand_images(ids: Sequence[int], mask: Sequence[bool], image_id: int, image_tokens: int) -> Encoded:
+    """Repeat each image token `image_tokens` times; image tokens are never supervised."""
+    expanded_ids: list[int] = []
+    expanded_mask: list[bool] = []
+    num_images = 0
+    for token, supervised in zip(ids, mask, strict=True):
+        is_image = token == image_id
+        count = image_tokens if is_image else 1
+        num_images += is_image
+        expanded_ids += [token] * count
+        expanded_mask += [supervised and not is_image] * count
+    return Encoded(expanded_ids, expanded_mask, num_images)

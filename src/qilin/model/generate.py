@@ -1,7 +1,7 @@
-"""Questions with images -> answers, batched for measuring and streamed for talking.
+"""Generates answers: batched for evaluation, streamed for chat; and image features.
 
-In: a loaded model and requests (messages ending with the user's turn, and their images). Out: the answers' text,
-each with the model's confidence in it. Greedy, so that the same model gives the same answers.
+In: a loaded model and requests (messages that end with a user turn, and their images). Out: answer texts, with the
+model's confidence. Decoding is greedy, so the same model gives the same answers.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -25,16 +25,16 @@ from qilin.model.llava import LoadedModel
 
 @torch.inference_mode()
 def image_features(loaded: LoadedModel, images: Sequence[Image.Image]) -> NDArray[np.float16]:
-    """(N, D) of N images, through encoder and projector in one batch; half precision, as there may be many."""
+    """(N, D) unit vectors of N images: mean over the tokens after encoder and projector, in one batch."""
     pixels = loaded.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-    seen = loaded.model.get_image_features(pixel_values=pixels.to(loaded.model.device, loaded.model.dtype))
-    means = torch.stack([tokens.float().mean(dim=0) for tokens in seen.pooler_output])  # (N, D)
+    output = loaded.model.get_image_features(pixel_values=pixels.to(loaded.model.device, loaded.model.dtype))
+    means = torch.stack([tokens.float().mean(dim=0) for tokens in output.pooler_output])  # (N, D)
     return (means / means.norm(dim=1, keepdim=True).clamp_min(1e-12)).half().cpu().numpy()
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question: messages in Hugging Face form, ending with the user's turn, and the images in their order."""
+    """One question: messages in Hugging Face form that end with a user turn, and the images in their order."""
 
     messages: Sequence[Any]
     images: Sequence[Image.Image] = field(default=())
@@ -42,16 +42,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, and the geometric mean of its tokens' probabilities (0 to 1)."""
+    """A generated text and the geometric mean of its tokens' probabilities (0 to 1)."""
 
     text: str
     confidence: float
 
 
-class Sureness(LogitsProcessor):
-    """Keeps, for every step, the log probability of each row's likeliest token: greedy decoding takes that one.
+class LogProbRecorder(LogitsProcessor):
+    """Records the log probability of each row's most probable token, which greedy decoding selects.
 
-    A number a row and step, where generate's own output_logits would keep the whole vocabulary.
+    One number per row and step; generate's output_logits would keep the complete vocabulary.
     """
 
     def __init__(self) -> None:
@@ -63,45 +63,48 @@ class Sureness(LogitsProcessor):
 
 
 def answer_all(
-    loaded: LoadedModel, requests: Sequence[Request], batch: int = 16, max_new_tokens: int = 64
+    loaded: LoadedModel, requests: Sequence[Request], batch_size: int = 16, max_new_tokens: int = 64
 ) -> Iterator[Answer]:
-    """Answers in the order of the requests, `batch` at a time. Sort requests by length beforehand to save padding."""
-    for start in range(0, len(requests), batch):
-        yield from answer_batch(loaded, requests[start : start + batch], max_new_tokens)
+    """Answers in the order of the requests, `batch_size` at a time. Requests sorted by length need less padding."""
+    for start in range(0, len(requests), batch_size):
+        yield from answer_batch(loaded, requests[start : start + batch_size], max_new_tokens)
 
 
 @torch.inference_mode()
 def answer_batch(loaded: LoadedModel, requests: Sequence[Request], max_new_tokens: int) -> list[Answer]:
-    """Greedy answers of one batch, padded on the left as generation needs."""
-    inputs = prepare(loaded, requests)
-    sureness = Sureness()
-    made = loaded.model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=LogitsProcessorList([sureness])
+    """Greedy answers of one batch. Raises UserError for an invalid request."""
+    inputs = prepare_inputs(loaded, requests)
+    recorder = LogProbRecorder()
+    output = loaded.model.generate(
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=LogitsProcessorList([recorder])
     )
-    said = made[:, inputs["input_ids"].shape[1] :]  # (B, new tokens)
-    ends = ends_of(loaded.model)
+    new_ids = output[:, inputs["input_ids"].shape[1] :].tolist()  # (B, new tokens)
+    log_probs = torch.stack(recorder.steps, dim=1).tolist()
+    eos_ids = eos_token_ids(loaded.model)
     answers = []
-    for row, score in zip(said.tolist(), torch.stack(sureness.steps, dim=1).tolist(), strict=True):
-        stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
-        mean = sum(score[: stop + 1]) / (stop + 1)
-        answers.append(Answer(text_from(loaded, row[: stop + 1]), float(torch.tensor(mean).exp())))
+    for ids, row_log_probs in zip(new_ids, log_probs, strict=True):
+        length = next((i for i, token in enumerate(ids) if token in eos_ids), len(ids) - 1) + 1
+        mean = sum(row_log_probs[:length]) / length
+        answers.append(Answer(decode_answer(loaded, ids[:length]), float(torch.tensor(mean).exp())))
     return answers
 
 
-def text_from(loaded: LoadedModel, ids: Sequence[int]) -> str:
-    """Token ids -> what a person is shown: no special tokens, no white space at the sides."""
-    return str(
-        loaded.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    ).strip()
+def decode_answer(loaded: LoadedModel, ids: Sequence[int]) -> str:
+    """Token ids -> text without special tokens and without white space at both ends."""
+    text = loaded.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text).strip()
 
 
-def prepare(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
-    """Requests -> padded ids, attention mask and pixels on the model's device, through the processor alone."""
+def prepare_inputs(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
+    """Requests -> ids and attention mask (B, T), left-padded, and pixels, on the model's device.
+
+    Raises UserError for an invalid request or a model without a chat template.
+    """
     processor = loaded.processor
     for request in requests:
-        check(request)
+        check_request(request)
     if not processor.chat_template:
-        raise UserError(f"{loaded.path}: the model has no chat template (chat_template.jinja); it cannot be asked")
+        raise UserError(f"{loaded.path}: the model has no chat template (chat_template.jinja), which generation needs")
     texts = [
         processor.apply_chat_template(list(request.messages), add_generation_prompt=True, tokenize=False)
         for request in requests
@@ -116,62 +119,66 @@ def prepare(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, torch
         return_tensors="pt",
     )
     device, dtype = loaded.model.device, loaded.model.dtype
-    kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in inputs}
-    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in kept.items()}
+    tensors = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in inputs}
+    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in tensors.items()}
 
 
-def check(request: Request) -> None:
-    """Raise UserError where a request cannot be asked."""
+def check_request(request: Request) -> None:
+    """Raise UserError for a request that the model cannot answer."""
     if not request.messages or request.messages[-1]["role"] != "user":
         raise UserError("a request must end with the user's turn")
-    marks = count_images(request.messages)
-    if marks != len(request.images):
-        raise UserError(f"a request has {marks} image parts for {len(request.images)} images; expected as many")
+    image_parts = count_images(request.messages)
+    if image_parts != len(request.images):
+        raise UserError(f"a request has {image_parts} image parts for {len(request.images)} images; expected as many")
     if any(IMAGE in text_of(message) for message in request.messages):
-        raise UserError(f"a message's text holds a literal {IMAGE}, the mark of an image; remove it")
+        raise UserError(f"a message contains a literal {IMAGE}, the token of an image; remove it")
 
 
-def ends_of(model: Any) -> set[int]:
+def eos_token_ids(model: Any) -> set[int]:
     """The token ids that end an answer."""
-    end = model.generation_config.eos_token_id
-    return set(end if isinstance(end, list) else [end])
+    eos = model.generation_config.eos_token_id
+    return set(eos if isinstance(eos, list) else [eos])
 
 
-class Tokens(BaseStreamer):
-    """Hands each new token from the thread that makes them to the one that reads; None is the last."""
+class TokenQueue(BaseStreamer):
+    """Passes each new token from the generating thread to the reading thread; None marks the end.
+
+    Not transformers' TextIteratorStreamer: that decodes every line separately, which loses SentencePiece's space at the
+    start of a line, and keeps white space at both ends, so the joined text would differ from the batch answer.
+    """
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[int | None] = SimpleQueue()
-        self.prompt_seen = False
+        self.received_prompt = False
 
     def put(self, value: torch.Tensor) -> None:
-        if self.prompt_seen:
+        if self.received_prompt:
             self.queue.put(int(value))
-        self.prompt_seen = True  # generate hands over the prompt first
+        self.received_prompt = True  # the first call passes the prompt
 
     def end(self) -> None:
         self.queue.put(None)
 
 
-class Stopped(StoppingCriteria):
-    """Stops at the next token once `flag` is set."""
+class StopFlag(StoppingCriteria):
+    """Stops generation at the next token once `stopped` is set."""
 
-    flag = False
+    stopped = False
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
-        return torch.full((input_ids.shape[0],), self.flag, device=input_ids.device)  # type: ignore[return-value]
+        return torch.full((input_ids.shape[0],), self.stopped, device=input_ids.device)  # type: ignore[return-value]
 
 
-def stream(loaded: LoadedModel, request: Request, max_new_tokens: int = 512) -> Generator[str, None, None]:
-    """One answer, piece by piece as it is made; joined, the pieces are the batch answer's text.
+def stream_answer(loaded: LoadedModel, request: Request, max_new_tokens: int = 512) -> Generator[str, None, None]:
+    """One answer in increments as tokens arrive; joined, they equal the batch answer's text.
 
-    Closing the iterator early lets the model stop at its next token. What fails in the model's thread is raised here.
+    Closing the iterator stops the model at its next token. Errors of the model's thread are raised here.
     """
-    inputs = prepare(loaded, [request])
-    tokens, stopped = Tokens(), Stopped()
-    failure: list[BaseException] = []
+    inputs = prepare_inputs(loaded, [request])
+    tokens, stop_flag = TokenQueue(), StopFlag()
+    errors: list[BaseException] = []
 
-    def work() -> None:
+    def generate() -> None:
         try:
             with torch.inference_mode():
                 loaded.model.generate(
@@ -179,34 +186,34 @@ def stream(loaded: LoadedModel, request: Request, max_new_tokens: int = 512) -> 
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     streamer=tokens,
-                    stopping_criteria=StoppingCriteriaList([stopped]),
+                    stopping_criteria=StoppingCriteriaList([stop_flag]),
                 )
-        except BaseException as error:  # handed to the reader, who would otherwise wait for ever
-            failure.append(error)
+        except BaseException as error:  # passed to the reader, which would wait forever otherwise
+            errors.append(error)
             tokens.end()
 
-    thread = Thread(target=work, daemon=True)
+    thread = Thread(target=generate, daemon=True)
     thread.start()
     try:
-        yield from pieces(loaded, iter(tokens.queue.get, None))
+        yield from text_increments(loaded, iter(tokens.queue.get, None))
     finally:
-        stopped.flag = True
+        stop_flag.stopped = True
         thread.join()
-    if failure:
-        raise failure[0]
+    if errors:
+        raise errors[0]
 
 
-def pieces(loaded: LoadedModel, tokens: Iterator[int]) -> Iterator[str]:
-    """Tokens -> what each adds to the text. A character whose bytes are not all there yet, and white space that may
-    turn out to be the last, wait for what follows."""
+def text_increments(loaded: LoadedModel, tokens: Iterator[int]) -> Iterator[str]:
+    """Tokens -> the text that each adds. Incomplete characters, and white space that may be the last, are held back
+    until the next token."""
     ids: list[int] = []
-    shown = ""
+    emitted = ""
     for token in tokens:
         ids.append(token)
-        text = text_from(loaded, ids)
-        certain = text.rstrip("\ufffd").rstrip()
-        if len(certain) > len(shown) and certain.startswith(shown):
-            yield certain[len(shown) :]
-            shown = certain
-    if ids and len(text) > len(shown):
-        yield text[len(shown) :]
+        text = decode_answer(loaded, ids)
+        complete = text.rstrip("\ufffd").rstrip()
+        if len(complete) > len(emitted) and complete.startswith(emitted):
+            yield complete[len(emitted) :]
+            emitted = complete
+    if ids and len(text) > len(emitted):
+        yield text[len(emitted) :]

@@ -1,6 +1,7 @@
-"""Models by name: a folder, a Hugging Face hub id or a ModelScope id -> where its files are, or a reason in one line.
+"""Resolves a model's name: a folder, a Hugging Face hub id or a ModelScope id -> its files.
 
-In: a folder or id, and which hub. Out: the place, or what transformers loads from it; UserError or RunError otherwise.
+In: a folder or id, and the hub. Out: a folder, or the object that transformers loads from it. Raises UserError or
+RunError with the reason in one line.
 """
 
 from pathlib import Path
@@ -8,18 +9,26 @@ from typing import Any
 
 from qilin.core.errors import RunError, UserError
 
+OTHER_FRAMEWORKS = ["*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf"]
+WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth", *OTHER_FRAMEWORKS]
+OFFLINE_HINT = (
+    "without a network, fetch the files on another machine (`hf download OWNER/NAME --local-dir DIR`), "
+    "copy DIR to this machine and use DIR as the name; HF_ENDPOINT=https://… sets a mirror"
+)
 
-def from_pretrained(kind: Any, name: str, hub: str, **options: Any) -> Any:
-    """kind.from_pretrained with errors for people: no such folder, no network, not a model."""
-    place = fetch(name, hub)
+
+def from_pretrained(cls: Any, name: str, hub: str, **options: Any) -> Any:
+    """cls.from_pretrained with one-line errors: no such folder, no network, not a model."""
+    path = fetch(name, hub)
     try:
-        return kind.from_pretrained(place, **options)
+        return cls.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(why_not_loaded(name, place, error)) from error
+        raise UserError(explain_load_error(name, path, error)) from error
 
 
 def fetch(name: str, hub: str) -> str:
-    """The folder of a model: itself, or downloaded from ModelScope; Hugging Face ids pass through to transformers."""
+    """A model's folder: itself, or downloaded from ModelScope. A Hugging Face id is returned as it is: transformers
+    downloads it."""
     if Path(name).is_dir():
         return name
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -32,40 +41,27 @@ def fetch(name: str, hub: str) -> str:
         raise UserError(f"{name}: hub is modelscope, which needs its package: pip install 'qilin-med[hubs]'") from None
     try:
         return str(snapshot_download(name))
-    except Exception as error:  # modelscope raises many kinds; all mean that the files did not come
-        raise RunError(f"{name}: ModelScope did not deliver it ({error}); {BY_HAND}") from error
+    except Exception as error:  # modelscope raises many types; all mean that the download failed
+        raise RunError(f"{name}: the download from ModelScope failed ({error}); {OFFLINE_HINT}") from error
 
 
-NOT_READ = ["*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf"]
-WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth", *NOT_READ]
-
-
-def fetch_folder(name: str, hub: str, *, words_only: bool = False) -> str:
-    """Like fetch, but always a folder of this machine: a Hugging Face id is downloaded (HF_ENDPOINT is obeyed).
-
-    `words_only` leaves the weights where they are.
-    """
-    place = fetch(name, hub)
-    if Path(place).is_dir():
-        return place
+def fetch_folder(name: str, hub: str, *, without_weights: bool = False) -> str:
+    """Like fetch, but always a local folder: a Hugging Face id is downloaded (HF_ENDPOINT is respected)."""
+    path = fetch(name, hub)
+    if Path(path).is_dir():
+        return path
     from huggingface_hub import snapshot_download
 
     try:
-        return str(snapshot_download(place, ignore_patterns=WEIGHTS if words_only else NOT_READ))
+        return str(snapshot_download(path, ignore_patterns=WEIGHTS if without_weights else OTHER_FRAMEWORKS))
     except (OSError, ValueError) as error:
-        raise UserError(why_not_loaded(name, place, error)) from error
+        raise UserError(explain_load_error(name, path, error)) from error
 
 
-BY_HAND = (
-    "without a network, fetch the files on another machine (`hf download OWNER/NAME --local-dir DIR`), "
-    "copy DIR here and name DIR in the recipe; HF_ENDPOINT=https://… names a mirror"
-)
-
-
-def why_not_loaded(name: str, place: str, error: Exception) -> str:
-    """The reason a model did not load, in one line."""
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if Path(place).is_dir():
-        has = ", ".join(sorted(path.name for path in Path(place).iterdir())[:8]) or "nothing"
-        return f"{name}: not a model folder that transformers can load ({first}); it holds {has}"
-    return f"{name}: not found here and not fetched from the hub ({first}); {BY_HAND}"
+def explain_load_error(name: str, path: str, error: Exception) -> str:
+    """The reason why a model does not load, in one line."""
+    first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if Path(path).is_dir():
+        files = ", ".join(sorted(file.name for file in Path(path).iterdir())[:8]) or "nothing"
+        return f"{name}: not a model folder that transformers can load ({first_line}); it holds {files}"
+    return f"{name}: no such folder, and the download from the hub failed ({first_line}); {OFFLINE_HINT}"

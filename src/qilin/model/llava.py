@@ -1,10 +1,9 @@
-"""Vision encoder + projector + language model -> stock LlavaForConditionalGeneration; what learns, by part.
+"""Composes and loads a stock LlavaForConditionalGeneration: vision encoder, projector and language model.
 
-In: two Hugging Face folders (or hub ids), or one model folder of an earlier stage. Out: a model and its processor, made
-of nothing but transformers' own classes, so that what is saved loads where Qilin was never heard of.
+In: two Hugging Face folders (or hub ids), or one model folder of an earlier stage. Out: a model and its processor, both
+transformers' own classes, so that a saved model loads without Qilin.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,17 +22,19 @@ from transformers import (
     LlavaProcessor,
 )
 
-# By its own module: from the top, transformers 5.17 gives a stand-in that asks for torchvision even where PIL will do.
+# From its own module: the top-level name in transformers 5.17 is a placeholder that requires torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from qilin.core.errors import UserError
+from qilin.core.files import read_json
 from qilin.model.chat_template import IMAGE
 from qilin.model.hub import from_pretrained
-from qilin.model.tokenizer import end_tokens, load_tokenizer, spoken_template
+from qilin.model.quantization import loading_options
+from qilin.model.tokenizer import chat_template_for, end_token_ids, load_tokenizer
 
-CARD = "qilin.json"
-# Where each part of a stock Llava lives, by the prefix of its parameter names.
+QILIN_JSON = "qilin.json"
+# The parts of a stock Llava by the prefixes of their parameter names.
 PARTS = {
     "vision": ("model.vision_tower.",),
     "projector": ("model.multi_modal_projector.",),
@@ -43,11 +44,11 @@ PARTS = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to use: the model, its processor, and what qilin.json says of it ({} for other people's models)."""
+    """A model with its processor, and the content of its qilin.json ({} for models that Qilin did not write)."""
 
     model: Any
     processor: Any
-    card: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     path: str = ""
 
 
@@ -56,37 +57,38 @@ def compose(
 ) -> LoadedModel:
     """A new Llava from a vision encoder and a causal language model, each a folder or a hub id; weights in fp32.
 
-    The projector is fresh (two linear layers with GELU between, LLaVA's mlp2x_gelu). Features come from the layer
-    before the last; a class token, where the encoder has one, is dropped.
+    The projector is newly initialized (two linear layers with GELU between, LLaVA's mlp2x_gelu). Image features come
+    from the encoder's penultimate layer; a class token, if the encoder has one, is dropped. Raises UserError for parts
+    that do not load or fit.
     """
-    tower = load_vision(vision, hub)
+    vision_encoder = load_vision_encoder(vision, hub)
     tokenizer = load_tokenizer(language, hub)
-    model_of_words = from_pretrained(AutoModelForCausalLM, language, hub, dtype=torch.float32)
-    tokens, class_tokens = count_image_tokens(tower)
-    grow_embeddings(model_of_words, tokenizer)
-    config = LlavaConfig(
-        vision_config=tower.config,
-        text_config=model_of_words.config,
+    language_model = from_pretrained(AutoModelForCausalLM, language, hub, dtype=torch.float32)
+    image_tokens, class_tokens = count_image_tokens(vision_encoder)
+    grow_embeddings(language_model, tokenizer)
+    model_config = LlavaConfig(
+        vision_config=vision_encoder.config,
+        text_config=language_model.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=tokens,
+        image_seq_length=image_tokens,
         vision_feature_select_strategy="default" if class_tokens else "full",
         vision_feature_layer=-2,
-        tie_word_embeddings=bool(model_of_words.config.tie_word_embeddings),
+        tie_word_embeddings=bool(language_model.config.tie_word_embeddings),
     )
-    with torch.device("meta"):  # the two large parts are put in whole; only the projector needs making
-        model = LlavaForConditionalGeneration(config)
-    model.model.multi_modal_projector.to_empty(device="cpu")
-    for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
-        linear.reset_parameters()  # PyTorch's own default, as in LLaVA
-    model.model.vision_tower = tower
-    model.model.language_model = model_of_words.get_decoder()
-    model.lm_head = model_of_words.lm_head
-    if config.tie_word_embeddings:
+    with torch.device("meta"):  # the loaded parts replace the large modules; only the projector needs memory
+        model = LlavaForConditionalGeneration(model_config)
+    projector = model.model.multi_modal_projector.to_empty(device="cpu")
+    for linear in (projector.linear_1, projector.linear_2):
+        linear.reset_parameters()  # PyTorch's default, as in LLaVA
+    model.model.vision_tower = vision_encoder
+    model.model.language_model = language_model.get_decoder()
+    model.lm_head = language_model.lm_head
+    if model_config.tie_word_embeddings:
         model.tie_weights()
-    # Greedy, as we measure: a chat model's own sampling and penalties would go on silently, and some (Llama 2's
-    # temperature without do_sample) cannot even be saved again. set_template puts the end tokens in.
+    # Greedy, as in evaluation. The language model's own sampling settings would apply silently, and some (Llama 2's
+    # temperature without do_sample) cannot be saved again. set_template adds the end tokens.
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
-    processor = make_processor(vision, tower.config, tokenizer, class_tokens, pad_square, hub)
+    processor = make_processor(vision, vision_encoder.config, tokenizer, class_tokens, pad_square, hub)
     set_template(model, processor, template, system)
     return LoadedModel(model, processor)
 
@@ -94,9 +96,9 @@ def compose(
 def make_processor(
     vision: str, vision_config: Any, tokenizer: Any, class_tokens: int, pad_square: bool, hub: str
 ) -> LlavaProcessor:
-    """The processor of images and text for an encoder and a tokenizer; its template is set by set_template."""
+    """The processor for an encoder and a tokenizer; set_template sets its chat template."""
     return LlavaProcessor(
-        image_processor=image_processor_for(vision, vision_config.image_size, pad_square, hub),
+        image_processor=make_image_processor(vision, vision_config.image_size, pad_square, hub),
         tokenizer=tokenizer,
         patch_size=vision_config.patch_size,
         vision_feature_select_strategy="default" if class_tokens else "full",
@@ -112,137 +114,131 @@ def load_model(
     hub: str = "huggingface",
     *,
     bits: int | None = None,
-    spread: bool = False,
+    device_map_auto: bool = False,
 ) -> LoadedModel:
-    """A model folder (or hub id) -> Loaded, in eval mode. dtype: auto (bf16 on an accelerator, else fp32), fp32, bf16.
+    """A model folder (or hub id) in Hugging Face's layout -> LoadedModel in eval mode.
 
-    A checkpoint in LLaVA's own layout is converted once, into a cache. `bits` (8 or 4) makes the language model's
-    weights small, `spread` lays the model over all accelerators. Raises UserError where the folder is not an
+    `dtype` is auto (bf16 on an accelerator, else fp32), fp32 or bf16. `bits` (8 or 4) quantizes the language model's
+    weights; `device_map_auto` distributes the model over all accelerators. For names from users, which may be in
+    LLaVA's layout, call `qilin.convert.cache.ensure_hf_layout` first. Raises UserError if the folder is not an
     image-text model.
     """
-    from qilin.convert.run import usable
-    from qilin.model.quantization import loading_options
-
-    where = pick_device(device)
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(dtype)
-    if kind is None:
-        kind = torch.float32 if where.type == "cpu" else torch.bfloat16
-    path = usable(str(path), hub)
-    card_file = Path(path) / CARD
-    try:
-        card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{card_file}: not JSON ({error}); copy the model folder again, whole") from None
-    if card.get("adapter") and bits is not None:
+    path, torch_device = str(path), pick_device(device)
+    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(dtype)
+    if torch_dtype is None:
+        torch_dtype = torch.float32 if torch_device.type == "cpu" else torch.bfloat16
+    metadata_file = Path(path) / QILIN_JSON
+    metadata = read_json(metadata_file) if metadata_file.is_file() else {}
+    if metadata.get("adapter") and bits is not None:
         raise UserError(
             f"{path}: its adapter cannot be merged into weights of {bits} bits; convert it with --lora merge"
         )
-    options = loading_options(bits, kind, where, spread)
+    options = loading_options(bits, torch_dtype, torch_device, device_map_auto)
     model = from_pretrained(AutoModelForImageTextToText, path, hub, **options).eval()
-    if card.get("adapter"):
-        model = with_adapter(model, Path(path) / card["adapter"])
+    if metadata.get("adapter"):
+        model = merge_adapter(model, Path(path) / metadata["adapter"])
     if "device_map" not in options:
-        model = model.to(where)
+        model = model.to(torch_device)
     processor = from_pretrained(AutoProcessor, path, hub)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
-        raise UserError(f"{path}: has no processor for images and text (processor_config.json); copy it whole")
-    return LoadedModel(model, processor, card, path)
+        raise UserError(f"{path}: no processor for images and text (processor_config.json); copy the complete folder")
+    return LoadedModel(model, processor, metadata, path)
 
 
-def with_adapter(model: Any, folder: Path) -> Any:
-    """A model of `qilin convert --lora keep`: its weights are the base's, and it is what both make together."""
+def merge_adapter(model: Any, folder: Path) -> Any:
+    """Merge the adapter of a model that `qilin convert --lora keep` wrote into its base weights."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
 
 
 def pick_device(device: str) -> torch.device:
-    """auto -> the accelerator if there is one, else the CPU. Raises UserError for a device that is not there."""
+    """auto -> the accelerator if there is one, else the CPU. Raises UserError for an unavailable device."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if device == "auto":
         return accelerator or torch.device("cpu")
     try:
-        found = torch.device(device)
+        torch_device = torch.device(device)
     except RuntimeError:
         raise UserError(f"device is {device!r}; expected auto, cpu, cuda, …") from None
-    if found.type not in ("cpu", accelerator.type if accelerator else "cpu"):
-        there = f"{accelerator.type} or cpu" if accelerator else "cpu"
-        raise UserError(f"device is {device!r}, which this machine does not have; expected {there}")
-    return found
+    if torch_device.type not in ("cpu", accelerator.type if accelerator else "cpu"):
+        available = f"{accelerator.type} or cpu" if accelerator else "cpu"
+        raise UserError(f"device is {device!r}, which this machine does not have; expected {available}")
+    return torch_device
 
 
-def load_vision(name: str, hub: str) -> Any:
+def load_vision_encoder(name: str, hub: str) -> Any:
     """The vision encoder of any Hugging Face vision or image-text model (CLIP, SigLIP, …), in fp32."""
-    config = from_pretrained(AutoConfig, name, hub)
-    config = getattr(config, "vision_config", config)
-    tower = from_pretrained(AutoModel, name, hub, config=config, dtype=torch.float32)
-    for needed in ("patch_size", "image_size", "hidden_size"):
-        if not isinstance(getattr(tower.config, needed, None), int):
-            raise UserError(f"{name}: its config has no whole number {needed}; expected a ViT such as CLIP or SigLIP")
-    return tower
+    model_config = from_pretrained(AutoConfig, name, hub)
+    vision_config = getattr(model_config, "vision_config", model_config)
+    encoder = from_pretrained(AutoModel, name, hub, config=vision_config, dtype=torch.float32)
+    for key in ("patch_size", "image_size", "hidden_size"):
+        if not isinstance(getattr(encoder.config, key, None), int):
+            raise UserError(f"{name}: its config has no integer {key}; expected a ViT such as CLIP or SigLIP")
+    return encoder
 
 
 def grow_embeddings(model: Any, tokenizer: Any) -> None:
-    """Make room for `<image>` where the vocabulary has none; rows already there (padding of the table) are used."""
+    """Add a row for `<image>` if the embedding table has no padding rows that it can use."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
 @torch.no_grad()
-def count_image_tokens(tower: Any) -> tuple[int, int]:
-    """(patch tokens an image, class tokens before them), seen from one forward of an empty image."""
-    size, patch = tower.config.image_size, tower.config.patch_size
-    was_training = tower.training
-    tower.eval()
-    found = tower(torch.zeros(1, tower.config.num_channels, size, size)).last_hidden_state.shape[1]
-    tower.train(was_training)
+def count_image_tokens(encoder: Any) -> tuple[int, int]:
+    """(patch tokens per image, class tokens before them), measured by one forward pass of an empty image."""
+    size, patch = encoder.config.image_size, encoder.config.patch_size
+    was_training = encoder.training
+    encoder.eval()
+    tokens = encoder(torch.zeros(1, encoder.config.num_channels, size, size)).last_hidden_state.shape[1]
+    encoder.train(was_training)
     patches = (size // patch) ** 2
-    if found - patches not in (0, 1):
+    if tokens - patches not in (0, 1):
         raise UserError(
-            f"the vision encoder gives {found} tokens for {patches} patches; expected at most one class token besides"
+            f"the vision encoder gives {tokens} tokens for {patches} patches; expected at most one class token more"
         )
-    return patches, found - patches
+    return patches, tokens - patches
 
 
-def image_processor_for(name: str, size: int, pad_square: bool, hub: str) -> Any:
-    """LLaVA's image processor with the encoder's own size and colours: pad to a square (or crop), resize, normalise."""
-    own = None
-    if any((Path(name) / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")) or (
-        not Path(name).is_dir()
-    ):
-        own = from_pretrained(AutoImageProcessor, name, hub)
-    colours = {"image_mean": own.image_mean, "image_std": own.image_std} if own is not None else {}
+def make_image_processor(name: str, size: int, pad_square: bool, hub: str) -> Any:
+    """LLaVA's image processor with the encoder's size, mean and standard deviation: pad to a square (or crop), resize,
+    normalize."""
+    normalization = {}
+    files = ("preprocessor_config.json", "processor_config.json")
+    if not Path(name).is_dir() or any((Path(name) / file).is_file() for file in files):
+        encoder_processor = from_pretrained(AutoImageProcessor, name, hub)
+        normalization = {"image_mean": encoder_processor.image_mean, "image_std": encoder_processor.image_std}
     return LlavaImageProcessorPil(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
         do_center_crop=True,
         do_pad=pad_square,
-        **colours,
+        **normalization,
     )
 
 
 def set_template(model: Any, processor: Any, template: str, system: str | None) -> None:
-    """Give model and processor the conversation style of their stage: the template and what ends an answer."""
+    """Set the chat template of model and processor, and the tokens that end an answer."""
     tokenizer = processor.tokenizer
-    processor.chat_template = tokenizer.chat_template = spoken_template(tokenizer, template, system)
-    model.generation_config.eos_token_id = end_tokens(tokenizer, template)
+    processor.chat_template = tokenizer.chat_template = chat_template_for(tokenizer, template, system)
+    model.generation_config.eos_token_id = end_token_ids(tokenizer, template)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
 def part_of(name: str) -> str:
-    """Which part a parameter belongs to, by its full name."""
+    """The part a parameter belongs to, by its full name."""
     for part, prefixes in PARTS.items():
         if name.startswith(prefixes):
             return part
     raise AssertionError(f"parameter {name} belongs to no part of a Llava")
 
 
-def set_trainable(model: Any, learn: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Let exactly the named parts have gradients. Returns part -> (parameters that learn, parameters)."""
-    counts = {part: [0, 0] for part in PARTS}
+def set_trainable(model: Any, trainable: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Give gradients to exactly the named parts. Returns part -> (trainable parameters, all parameters)."""
+    counts = dict.fromkeys(PARTS, (0, 0))
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        parameter.requires_grad_(part in learn)
-        counts[part][0] += parameter.numel() * (part in learn)
-        counts[part][1] += parameter.numel()
-    return {part: (mine, all_) for part, (mine, all_) in counts.items()}
+        parameter.requires_grad_(part in trainable)
+        trained, total = counts[part]
+        counts[part] = (trained + parameter.numel() * (part in trainable), total + parameter.numel())
+    return counts

@@ -1,7 +1,7 @@
-"""A model's shape without its weights: what config.json alone tells.
+"""Models without weights, from config.json alone, for estimates.
 
-In: the names of two parts, or of a whole model. Out: a stock Llava on PyTorch's meta device: every size is there and no
-memory is taken. Of a hub id only config.json is fetched, some kilobytes.
+In: the names of two parts, or of a complete model. Out: a stock Llava on PyTorch's meta device, which has every shape
+and takes no memory. For a hub id only config.json is downloaded (some kilobytes).
 """
 
 from typing import Any
@@ -10,52 +10,57 @@ import torch
 from transformers import AutoConfig, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from qilin.core.errors import UserError
-from qilin.model.llava import count_image_tokens, from_pretrained, load_tokenizer, make_processor
+from qilin.model.hub import from_pretrained
+from qilin.model.llava import count_image_tokens, make_processor
+from qilin.model.tokenizer import load_tokenizer
 
 
-def shape_of(
+def load_llava_config(
     vision: str | None, language: str | None, model: str | None, hub: str, feature_layer: int | None
 ) -> LlavaConfig:
-    """The configuration of the Llava that a recipe begins with.
+    """The configuration of the Llava that a recipe starts from.
 
-    The row that `<image>` may add to the vocabulary is left out: only the tokenizer knows of it.
+    Does not count the embedding row that `<image>` may add, which depends on the tokenizer. Raises UserError if `model`
+    is not a Llava.
     """
     if model is not None:
-        config = from_pretrained(AutoConfig, model, hub)
-        if not isinstance(config, LlavaConfig):
+        model_config = from_pretrained(AutoConfig, model, hub)
+        if not isinstance(model_config, LlavaConfig):
             raise UserError(
-                f"{model}: its config.json says {config.model_type!r}, expected 'llava'; "
-                "bring a checkpoint in LLaVA's layout over with qilin convert"
+                f"{model}: model_type in its config.json is {model_config.model_type!r}, expected 'llava'; "
+                "convert a checkpoint in LLaVA's layout with qilin convert"
             )
     else:
-        eyes, words = from_pretrained(AutoConfig, vision or "", hub), from_pretrained(AutoConfig, language or "", hub)
-        config = LlavaConfig(
-            vision_config=getattr(eyes, "vision_config", eyes),
-            text_config=words,
+        vision_config = from_pretrained(AutoConfig, vision or "", hub)
+        text_config = from_pretrained(AutoConfig, language or "", hub)
+        model_config = LlavaConfig(
+            vision_config=getattr(vision_config, "vision_config", vision_config),
+            text_config=text_config,
             vision_feature_layer=-2,
-            tie_word_embeddings=bool(words.tie_word_embeddings),
+            tie_word_embeddings=bool(text_config.tie_word_embeddings),
         )
     if feature_layer is not None:
-        config.vision_feature_layer = feature_layer
-    return config
+        model_config.vision_feature_layer = feature_layer
+    return model_config
 
 
-def skeleton(config: LlavaConfig) -> Any:
-    """A model of this shape on the meta device; config.image_seq_length is set from its encoder."""
+def build_meta_model(model_config: LlavaConfig) -> Any:
+    """A model on the meta device; sets the config's image_seq_length and vision_feature_select_strategy."""
     with torch.device("meta"):
-        model: Any = LlavaForConditionalGeneration(config)
-        tokens, class_tokens = count_image_tokens(model.model.vision_tower)
-    config.image_seq_length = tokens
-    config.vision_feature_select_strategy = "default" if class_tokens else "full"
+        model: Any = LlavaForConditionalGeneration(model_config)
+        image_tokens, class_tokens = count_image_tokens(model.model.vision_tower)
+    model_config.image_seq_length = image_tokens
+    model_config.vision_feature_select_strategy = "default" if class_tokens else "full"
     return model
 
 
-def processor_of(config: LlavaConfig, vision: str | None, language: str | None, model: str | None, hub: str) -> Any:
-    """The processor that a recipe's model would have, without the model, as far as lengths go: neither its template nor
-    how it pads images is set. `config` has been through `skeleton`."""
+def load_processor(
+    model_config: LlavaConfig, vision: str | None, language: str | None, model: str | None, hub: str
+) -> Any:
+    """A processor that gives the lengths of a recipe's model, without the model: its chat template and image padding
+    are not set. Requires a config that build_meta_model has completed."""
     if model is not None:
         return from_pretrained(AutoProcessor, model, hub)
-    class_tokens = int(config.vision_feature_select_strategy == "default")
-    return make_processor(
-        vision or "", config.vision_config, load_tokenizer(language or "", hub), class_tokens, True, hub
-    )
+    class_tokens = int(model_config.vision_feature_select_strategy == "default")
+    tokenizer = load_tokenizer(language or "", hub)
+    return make_processor(vision or "", model_config.vision_config, tokenizer, class_tokens, True, hub)

@@ -21,7 +21,7 @@ from qilin.model.chat_template import Encoded, encode
 
 
 def with_instruction(sample: Sample, instructions: Sequence[str], seed: int = 0) -> Sequence[Mapping[str, Any]]:
-    """The sample's messages; a caption without a question gets one of `instructions`, chosen by a seeded hash of its id.
+    """The sample's messages; a caption without a question gets one of `instructions`, by a seeded hash of its id.
 
     LLaVA's plain template drops user text, so there the instruction has no effect.
     """

@@ -1,113 +1,121 @@
-"""Tokenizers opened so that they give the ids a model was trained with; its template and what ends an answer.
+"""Tokenizers that give the ids a model was trained with, their chat template, and the ids that end an answer.
 
-In: a folder with tokenizer files (a slow tokenizer.model alone will do) or a hub id. Out: a tokenizer with `<image>`,
-the chat template in LLaVA's own tokenization, the ids that end an answer.
+In: a folder with tokenizer files (a slow tokenizer.model alone is enough) or a hub id. Out: a fast tokenizer with
+`<image>`, and the chat template in LLaVA's tokenization.
 """
 
 from pathlib import Path
 from typing import Any
 
-from qilin.convert.weight_files import read_json
 from qilin.core.errors import UserError
+from qilin.core.files import read_json
 from qilin.model.chat_template import IMAGE, TEMPLATES, chat_template
 from qilin.model.hub import fetch_folder, from_pretrained
 
-WORDS = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 IM_PATCH, IM_START, IM_END = "<im_patch>", "<im_start>", "<im_end>"
 
 
 def load_tokenizer(name: str, hub: str) -> Any:
     """The language model's tokenizer with `<image>` and a padding token."""
-    return with_image(open_tokenizer(name, hub), name)
+    return add_image_token(open_tokenizer(name, hub), name)
 
 
 def open_tokenizer(name: str, hub: str = "huggingface") -> Any:
-    """The tokenizer of a folder or hub id."""
+    """The tokenizer of a folder or hub id, without added tokens."""
     from transformers import AutoTokenizer, LlamaTokenizer
 
-    folder = Path(fetch_folder(name, hub, words_only=True))
-    lone = not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
-    llama = lone and (folder / "tokenizer.model").is_file() and model_type(folder) in ("llama", "mistral")
-    options = {"legacy": True} if llama or is_legacy(folder) else {}
-    return from_pretrained(LlamaTokenizer if llama else AutoTokenizer, str(folder), hub, **options)
+    folder = Path(fetch_folder(name, hub, without_weights=True))
+    has_config = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+    model_file_only = not has_config and (folder / "tokenizer.model").is_file()
+    is_llama = model_file_only and model_type(folder) in ("llama", "mistral")
+    options = {"legacy": True} if is_llama or is_legacy(folder) else {}
+    return from_pretrained(LlamaTokenizer if is_llama else AutoTokenizer, str(folder), hub, **options)
 
 
 def is_legacy(folder: Path) -> bool:
-    """Whether a Llama tokenizer whose tokenizer_config.json does not say it is `legacy`: text behind a special token
-    gets a space too ("▁A" in place of "A").
+    """Whether a Llama tokenizer is `legacy` although its tokenizer_config.json does not name the key: text after a
+    special token gets a space too ("▁A" instead of "A").
 
-    Transformers 4, in which LLaVA and its models were trained, took that for true where nothing was said; 5 takes it
-    for false, and forgets to write it down when it saves.
+    The default was true in transformers 4, which LLaVA and its models were trained with; it is false in transformers 5,
+    which also omits the key when it saves.
     """
     file = folder / "tokenizer_config.json"
-    own = read_json(file) if file.is_file() else {}
-    if own.get("legacy") is not None or not str(own.get("tokenizer_class")).startswith("Llama"):
+    config = read_json(file) if file.is_file() else {}
+    if config.get("legacy") is not None or not str(config.get("tokenizer_class")).startswith("Llama"):
         return False
     if not (folder / "tokenizer.json").is_file():
         return True
     rules = read_json(folder / "tokenizer.json")
     normalizer = rules.get("normalizer") or {}
     steps = [*normalizer.get("normalizers", [normalizer]), rules.get("pre_tokenizer") or {}]
-    # The rule as transformers 4 wrote it, and as 5 does.
+    # transformers 4 writes a Prepend normalizer, transformers 5 a Metaspace pre-tokenizer.
     return any(step.get("type") == "Prepend" or step.get("prepend_scheme") == "always" for step in steps)
 
 
 def model_type(folder: Path) -> str:
-    config = folder / "config.json"
-    return str(read_json(config).get("model_type")) if config.is_file() else ""
+    """`model_type` in the folder's config.json; empty without one."""
+    file = folder / "config.json"
+    return str(read_json(file).get("model_type")) if file.is_file() else ""
 
 
-def with_image(tokenizer: Any, where: Any) -> Any:
-    """Add `<image>`, and a padding token where there is none. Raises UserError for a tokenizer without offsets."""
+def add_image_token(tokenizer: Any, source: Any) -> Any:
+    """Add `<image>`, and a padding token if there is none. Raises UserError for a tokenizer without offsets."""
     if not tokenizer.is_fast:
-        raise UserError(f"{where}: its tokenizer has no fast form, which the answer masks need (character offsets)")
+        raise UserError(f"{source}: its tokenizer has no fast form, which loss masks require (character offsets)")
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaVA pads with unk, too
     return tokenizer
 
 
-def spoken_template(tokenizer: Any, name: str, system: str | None) -> str:
-    """The template's Jinja text for this tokenizer: with LLaVA's marks around an image where the vocabulary has them,
-    and text after an image read as LLaVA reads it.
+def chat_template_for(tokenizer: Any, name: str, system: str | None) -> str:
+    """The template's Jinja text for this tokenizer: with LLaVA's markers around an image if the vocabulary has them,
+    and with text after an image tokenized as in LLaVA.
 
-    LLaVA cuts the prompt at `<image>` and tokenizes each piece alone, so each begins as a text does: SentencePiece
-    tokenizers put a space before it. A tokenizer that does so after special tokens too (`legacy`) needs nothing; one
-    that does so only at the very beginning needs the space written.
+    LLaVA splits the prompt at `<image>` and tokenizes each piece separately, so SentencePiece tokenizers put a space
+    before each piece. A `legacy` tokenizer does so after every special token; any other only at the very beginning, so
+    the template has to write the space.
     """
-    known = tokenizer.get_vocab()
-    mark = IM_START + IMAGE + IM_END if IM_START in known and IM_END in known else IMAGE
-    start = tokenizer.bos_token or tokenizer.eos_token
+    vocabulary = tokenizer.get_vocab()
+    image = IM_START + IMAGE + IM_END if IM_START in vocabulary and IM_END in vocabulary else IMAGE
+    special = tokenizer.bos_token or tokenizer.eos_token
 
-    def pieces(text: str) -> list[int]:
+    def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    needed = start is not None and pieces(start + "A")[1:] != pieces("A") == pieces(start + " A")[1:]
-    return chat_template(name, system, mark, " " if needed else "")
+    needs_space = special is not None and ids(special + "A")[1:] != ids("A") == ids(special + " A")[1:]
+    return chat_template(name, system, image, " " if needs_space else "")
 
 
-def end_tokens(tokenizer: Any, template: str) -> int | list[int]:
-    """The ids that end an answer: one, or for a template that ends with text, every token that ends with that text.
+def end_token_ids(tokenizer: Any, template: str) -> int | list[int]:
+    """The ids that end an answer: one id, or for a template that ends with text, every token that ends with that text.
 
-    A line end alone would not do for `plain`: byte-level vocabularies hold tokens such as "。\\n", which were learnt.
-    Ids rather than stop strings, because plain `generate`, vLLM and others obey them without being told.
+    For `plain` the line end alone is not enough: byte-level vocabularies hold tokens such as "。\\n", and the model
+    learns those. Token ids instead of stop strings, because `generate`, vLLM and others obey them by default.
     """
     stop = TEMPLATES[template].stop
-    end = tokenizer.eos_token_id
+    eos = tokenizer.eos_token_id
     if stop is None:
-        if end is None:
+        if eos is None:
             raise UserError(f"template is {template!r}, but the tokenizer has no end-of-sequence token")
-        return int(end)
+        return int(eos)
     if not stop.isspace():
-        known = tokenizer.get_vocab()
-        missing = [mark for mark in TEMPLATES[template].marks if mark not in known]
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in TEMPLATES[template].required_tokens if token not in vocabulary]
         if missing:
             raise UserError(
                 f"template is {template!r}, but the tokenizer has no token {' or '.join(missing)}; use template v1"
             )
-        return int(known[stop])
+        return int(vocabulary[stop])
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    found = [token for token, text in enumerate(texts) if text.endswith(stop)]
-    if not found:
+    ending = [token for token, text in enumerate(texts) if text.endswith(stop)]
+    if not ending:
         raise UserError(f"template is {template!r}, but no token of the tokenizer ends with {stop!r}; use template v1")
-    return sorted({*found, end} - {None})
+    return sorted({*ending, eos} - {None})

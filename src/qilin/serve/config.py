@@ -1,4 +1,4 @@
-"""What `qilin chat` and `qilin data review` can be told; free of torch."""
+"""The configurations of `qilin chat` and `qilin data review`; free of torch."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,21 +8,21 @@ from qilin.core.config import config_class, option
 
 @config_class
 class ChatConfig:
-    """Talk with a model about images, in the terminal."""
+    """Ask a model about images in the terminal."""
 
     model: str = option(help="model folder (or hub id)")
     images: tuple[Path, ...] = option(default=(), help="images of the first question: PNG, JPEG, TIFF, …")
-    max_new_tokens: int = option(default=512, help="longest answer, in tokens")
+    max_new_tokens: int = option(default=512, help="maximum length of an answer, in tokens")
     device: str = option(default="auto", help="auto, cpu, cuda, …")
     dtype: Literal["auto", "fp32", "bf16"] = option(default="auto", help="auto: bf16 on an accelerator, else fp32")
-    bits: Literal[8, 4] | None = option(default=None, help="load the language model's weights in 8 or 4 bits")
-    spread: bool = option(default=False, help="lay the model over all accelerators of the machine")
-    hub: Literal["huggingface", "modelscope"] = option(default="huggingface", help="where a hub id is fetched from")
+    bits: Literal[8, 4] | None = option(default=None, help="quantize the language model's weights to 8 or 4 bits")
+    device_map_auto: bool = option(default=False, help="distribute the model over all accelerators of the machine")
+    hub: Literal["huggingface", "modelscope"] = option(default="huggingface", help="the hub that a hub id refers to")
 
     EPILOG = (
-        "\n\nin the talk:\n  /image PATH …  adds images to the next question; /reset, /help, /quit\n"
-        "  Ctrl-C stops the answer, Ctrl-D leaves\n"
-        "in a script, a question a line; answers go to stdout, everything else to stderr:\n"
+        "\n\nin a conversation:\n  /image PATH …  adds images to the next question; /reset, /help, /quit\n"
+        "  Ctrl-C stops the answer, Ctrl-D exits\n"
+        "in a script, one question per line; answers go to stdout, everything else to stderr:\n"
         "  echo 图中有异常吗？ | qilin chat runs/instruct image.png"
     )
 

@@ -1,7 +1,7 @@
-"""`qilin chat`: a talk about images in the terminal, or a question a line from a script.
+"""`qilin chat`: a conversation about images in the terminal, or one question per line from a script.
 
-In: a model folder, images, what a person types. Out: answers on stdout, piece by piece as they are made; everything
-else (the notice, what was done to the talk, errors) on stderr. Nothing said is written to disk: it may be of patients.
+In: a model folder, images, the user's input. Out: answers on stdout as they are generated; everything else (notice,
+notes, errors) on stderr. Nothing is written to disk, since conversations may be about patients.
 """
 
 import shlex
@@ -16,100 +16,105 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from qilin.convert.run import usable
+from qilin.convert.cache import ensure_hf_layout
 from qilin.core.errors import QilinError, RunError, UserError
-from qilin.dataset.reader import open_dataset
+from qilin.dataset.reader import is_synthetic, open_dataset
 from qilin.dataset.schema import MANIFEST, assistant, user
-from qilin.evaluate.report.html import is_drawn
-from qilin.imaging.decode import BadImage, read_bytes, to_rgb
-from qilin.model.generate import Request, prepare, stream
+from qilin.imaging.decode import ImageError, read_bytes, to_rgb
+from qilin.model.generate import Request, prepare_inputs, stream_answer
 from qilin.model.llava import LoadedModel, load_model
 from qilin.serve.config import ChatConfig
 
-NOTICE = "For research. Not for diagnosis or treatment: what the model says may be wrong."
+NOTICE = "For research only. Not for diagnosis or treatment: the model's answers may be wrong."
 HELP = """\
   /image PATH …   add images to the next question (PNG, JPEG, TIFF, …)
-  /reset          forget the talk and its images
-  /help           this
-  /quit           leave (Ctrl-D too); Ctrl-C stops an answer"""
+  /reset          start a new conversation without images
+  /help           show this list
+  /quit           exit (or Ctrl-D); Ctrl-C stops an answer"""
 PROMPT = "> "
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said so far, the images of its image parts in order, and those that wait for the next question."""
+    """The messages so far, the images of their image parts in order, and the images of the next question."""
 
     messages: tuple[Any, ...] = ()
     images: tuple[Image.Image, ...] = ()
-    waiting: tuple[Image.Image, ...] = ()
+    next_images: tuple[Image.Image, ...] = ()
 
 
 def chat(config: ChatConfig) -> None:
-    """Talk until the person leaves or the script's questions end.
+    """Answer until the user exits or the script's questions end.
 
-    At a terminal a bad image or question is said and the talk goes on. A script stops at the first (UserError): its
-    later answers would be about something else than it thinks.
+    At a terminal, errors are printed and the conversation continues. A script stops at the first error (UserError),
+    because its later questions may depend on it.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    notes = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())  # a log keeps its lines whole
-    terminal = sys.stdin.isatty()
-    say(notes, NOTICE, "bold yellow")
-    model = usable(config.model, config.hub)  # before the spinner: converting has a bar of its own
-    with notes.status(f"loading {config.model}"):
-        loaded = load_model(model, config.device, config.dtype, config.hub, bits=config.bits, spread=config.spread)
-    for mark in marks(loaded):
-        say(notes, mark, "yellow")
-    talk = Conversation()
-    for path in config.images:
-        talk = attempt(terminal, notes, talk, add_image, path, notes)
-    if terminal:
-        say(notes, "/image PATH adds an image, /help tells more.")
-    for line in typed_lines(notes) if terminal else piped_lines():
+    console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())  # no line breaks in log files
+    interactive = sys.stdin.isatty()
+    note(console, NOTICE, "bold yellow")
+    path = ensure_hf_layout(config.model, config.hub)  # before the spinner: conversion has its own progress bar
+    with console.status(f"loading {config.model}"):
+        loaded = load_model(
+            path, config.device, config.dtype, config.hub, bits=config.bits, device_map_auto=config.device_map_auto
+        )
+    for warning in model_warnings(loaded):
+        note(console, warning, "yellow")
+    conversation = Conversation()
+    for image_path in config.images:
+        conversation = run_or_report(interactive, console, conversation, add_image, image_path, console)
+    if interactive:
+        note(console, "/image PATH adds an image, /help lists the commands.")
+    for line in terminal_lines(console) if interactive else script_lines():
         if line == "/quit":
             break
-        talk = attempt(terminal, notes, talk, step, line, loaded, config, notes)
+        conversation = run_or_report(interactive, console, conversation, handle_line, line, loaded, config, console)
 
 
-def say(notes: Console, words: str, style: str = "dim") -> None:
-    """A line that is no answer. Without markup: paths and errors may hold square brackets."""
-    notes.print(words, style=style, markup=False, emoji=False)
+def note(console: Console, text: str, style: str = "dim") -> None:
+    """Print a line other than an answer. Without markup, because paths and errors may contain square brackets."""
+    console.print(text, style=style, markup=False, emoji=False)
 
 
-def marks(loaded: LoadedModel) -> list[str]:
-    """What must not be overlooked about this model, from its qilin.json."""
-    found = []
-    if loaded.card.get("label"):
-        found.append(f"This model is marked: {loaded.card['label']}.")
-    if any(learnt_drawn(Path(source["path"])) for source in loaded.card.get("data", ())):
-        found.append("This model learnt from drawn images: what it says of real ones means nothing.")
-    if loaded.card.get("template") == "plain":
-        found.append("This model is of stage 1: it describes an image, whatever it is asked.")
-    return found
+def model_warnings(loaded: LoadedModel) -> list[str]:
+    """What users must know about this model, from its qilin.json."""
+    warnings = []
+    if loaded.metadata.get("label"):
+        warnings.append(f"This model is labeled: {loaded.metadata['label']}.")
+    if any(is_synthetic_dataset(Path(source["path"])) for source in loaded.metadata.get("data", ())):
+        warnings.append("This model was trained on synthetic images: its answers about real images mean nothing.")
+    if loaded.metadata.get("template") == "plain":
+        warnings.append("This model is from stage 1: it describes an image, whatever the question.")
+    return warnings
 
 
-def learnt_drawn(dataset: Path) -> bool:
-    """Whether the dataset a model learnt from is here and was drawn."""
-    return (dataset / MANIFEST).is_file() and is_drawn(open_dataset(dataset))
+def is_synthetic_dataset(path: Path) -> bool:
+    """Whether a training dataset is on this machine and synthetic."""
+    return (path / MANIFEST).is_file() and is_synthetic(open_dataset(path))
 
 
-def attempt(
-    terminal: bool, notes: Console, talk: Conversation, do: Callable[..., Conversation], *details: Any
+def run_or_report(
+    interactive: bool,
+    console: Console,
+    conversation: Conversation,
+    action: Callable[..., Conversation],
+    *arguments: Any,
 ) -> Conversation:
-    """do(talk, *details), or at a terminal the talk as it was, with a line that says what went wrong."""
+    """action(conversation, *arguments). At a terminal an error is printed and the conversation stays as it was."""
     try:
-        return do(talk, *details)
-    except (UserError, RuntimeError) as error:  # RuntimeError: what torch raises, such as out of memory
-        if not terminal:
+        return action(conversation, *arguments)
+    except (UserError, RuntimeError) as error:  # RuntimeError: from torch, such as out of memory
+        if not interactive:
             raise error if isinstance(error, QilinError) else RunError(f"the model failed: {error}") from error
-        say(notes, " ".join(str(error).split()), "red")
-        return talk
+        note(console, " ".join(str(error).split()), "red")
+        return conversation
 
 
-def typed_lines(notes: Console) -> Iterator[str]:
-    """What a person types, with readline's editing and history. Ctrl-C empties the line, Ctrl-D ends."""
+def terminal_lines(console: Console) -> Iterator[str]:
+    """The user's input, with readline's editing and history. Ctrl-C clears the line, Ctrl-D ends."""
     import readline
 
     readline.set_completer_delims(" ")
@@ -119,140 +124,150 @@ def typed_lines(notes: Console) -> Iterator[str]:
         try:
             line = input(PROMPT).strip()
         except KeyboardInterrupt:
-            say(notes, "\n/quit or Ctrl-D leaves")
+            note(console, "\n/quit or Ctrl-D exits")
             continue
         except EOFError:
-            notes.print()
+            console.print()
             return
         if line:
             yield line
 
 
-def piped_lines() -> Iterator[str]:
-    """The questions of a script, one a line."""
+def script_lines() -> Iterator[str]:
+    """The questions of a script, one per line."""
     try:
         yield from (line.strip() for line in sys.stdin if line.strip())
     except UnicodeDecodeError as error:
         raise UserError(f"stdin: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def step(talk: Conversation, line: str, loaded: LoadedModel, config: ChatConfig, notes: Console) -> Conversation:
-    """One line: a command, or a question that gets its answer. Returns the talk after it."""
-    word, _, rest = line.partition(" ")
-    if word == "/image":
-        for path in paths(rest):
-            talk = add_image(talk, path, notes)
-        return talk
-    if word == "/reset":
-        say(notes, "a new talk, without images")
+def handle_line(
+    conversation: Conversation, line: str, loaded: LoadedModel, config: ChatConfig, console: Console
+) -> Conversation:
+    """Run one line, a command or a question. Returns the conversation after it."""
+    command, _, arguments = line.partition(" ")
+    if command == "/image":
+        for path in parse_paths(arguments):
+            conversation = add_image(conversation, path, console)
+        return conversation
+    if command == "/reset":
+        note(console, "new conversation, without images")
         return Conversation()
-    if word == "/help":
-        say(notes, HELP)
-        return talk
-    if word.startswith("/") and word[1:].isascii() and word[1:].isalpha():
-        raise UserError(f"{word}: no such command; /help names them")
-    return ask(talk, line, loaded, config, notes)
+    if command == "/help":
+        note(console, HELP)
+        return conversation
+    if command.startswith("/") and command[1:].isascii() and command[1:].isalpha():
+        raise UserError(f"{command}: no such command; /help lists them")
+    return answer_question(conversation, line, loaded, config, console)
 
 
-def paths(words: str) -> list[Path]:
-    """What follows /image: one path that may hold spaces, or several, quoted or escaped as in a shell."""
-    if not words.strip():
+def parse_paths(text: str) -> list[Path]:
+    """The arguments of /image: one path that may contain spaces, or several, quoted or escaped as in a shell."""
+    if not text.strip():
         raise UserError("/image: expected the path of an image")
-    whole = Path(words.strip()).expanduser()
-    if whole.exists():
-        return [whole]
+    single = Path(text.strip()).expanduser()
+    if single.exists():
+        return [single]
     try:
-        return [Path(word).expanduser() for word in shlex.split(words)]
-    except ValueError:  # an apostrophe that opens no quotation
-        return [whole]
+        return [Path(path).expanduser() for path in shlex.split(text)]
+    except ValueError:  # an apostrophe without a closing one
+        return [single]
 
 
-def add_image(talk: Conversation, path: Path, notes: Console) -> Conversation:
-    """The talk with one more image waiting. Raises UserError, naming the file, where it is no image."""
+def add_image(conversation: Conversation, path: Path, console: Console) -> Conversation:
+    """Add an image to the next question. Raises UserError with the path if it is not an image."""
     try:
         image = to_rgb(read_bytes(path))
-    except BadImage as error:
-        words = str(error)
-        raise UserError(words if str(path) in words else f"{path}: {words}") from None
-    number = len(talk.images) + len(talk.waiting) + 1
-    say(notes, f"image {number}: {path.name}, {image.width} x {image.height}")
-    return Conversation(talk.messages, talk.images, (*talk.waiting, image))
+    except ImageError as error:
+        text = str(error)
+        raise UserError(text if str(path) in text else f"{path}: {text}") from None
+    number = len(conversation.images) + len(conversation.next_images) + 1
+    note(console, f"image {number}: {path.name}, {image.width} x {image.height}")
+    return Conversation(conversation.messages, conversation.images, (*conversation.next_images, image))
 
 
-def ask(talk: Conversation, text: str, loaded: LoadedModel, config: ChatConfig, notes: Console) -> Conversation:
-    """Print the answer as it is made; returns the talk with question and answer in it.
+def answer_question(
+    conversation: Conversation, text: str, loaded: LoadedModel, config: ChatConfig, console: Console
+) -> Conversation:
+    """Print the answer as it is generated; returns the conversation with question and answer.
 
-    An answer stopped by Ctrl-C stays in the talk as far as it was said; one that had not begun leaves no trace.
+    An answer that Ctrl-C stops is kept as far as it was printed; without any text, the question is dropped too.
     """
-    request, room = fit(
-        Request((*talk.messages, user(text, len(talk.waiting))), (*talk.images, *talk.waiting)),
-        lambda asked: int(prepare(loaded, [asked])["input_ids"].shape[1]),
+    request = Request(
+        (*conversation.messages, user(text, len(conversation.next_images))),
+        (*conversation.images, *conversation.next_images),
+    )
+    request, max_new_tokens = truncate_to_context(
+        request,
+        lambda request: int(prepare_inputs(loaded, [request])["input_ids"].shape[1]),
         getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None),
         config.max_new_tokens,
-        lambda words: say(notes, words),
+        lambda message: note(console, message),
     )
-    said, stopped = show(stream(loaded, request, room), notes)
+    answer, stopped = print_stream(stream_answer(loaded, request, max_new_tokens), console)
     if stopped and not sys.stdin.isatty():
         raise KeyboardInterrupt
     if stopped:
-        say(notes, "(stopped)")
-    elif not said:
-        say(notes, "(the model said nothing)")
-    return Conversation((*request.messages, assistant(said)), tuple(request.images)) if said else talk
+        note(console, "(stopped)")
+    elif not answer:
+        note(console, "(empty answer)")
+    if not answer:
+        return conversation
+    return Conversation((*request.messages, assistant(answer)), tuple(request.images))
 
 
-def show(pieces: Generator[str, None, None], notes: Console) -> tuple[str, bool]:
-    """Print the pieces as they come. Returns (what was said, whether Ctrl-C stopped it)."""
+def print_stream(increments: Generator[str, None, None], console: Console) -> tuple[str, bool]:
+    """Print an answer as it arrives. Returns (its text, whether Ctrl-C stopped it)."""
     out = Console(highlight=False, soft_wrap=True)
-    said: list[str] = []
+    printed: list[str] = []
     stopped = False
     try:
-        with notes.status("looking"):  # encoding images and reading the talk take a moment
-            first = next(pieces, "")
-        for piece in chain([first], pieces):
-            out.print(piece, end="", markup=False, emoji=False)
-            said.append(piece)
+        with console.status("processing"):  # encoding images and the prompt takes a moment
+            first = next(increments, "")
+        for increment in chain([first], increments):
+            out.print(increment, end="", markup=False, emoji=False)
+            printed.append(increment)
     except KeyboardInterrupt:
         stopped = True
     finally:
-        pieces.close()  # lets the model's thread end
-    if said or not stopped:
+        increments.close()  # stops the model's thread
+    if printed or not stopped:
         out.print()
-    return "".join(said), stopped
+    return "".join(printed), stopped
 
 
-def fit(
+def truncate_to_context(
     request: Request,
-    count: Callable[[Request], int],
-    limit: int | None,
+    count_tokens: Callable[[Request], int],
+    context: int | None,
     max_new_tokens: int,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[Request, int]:
-    """(the request without its oldest turns where the context cannot hold it, the room for the answer), in tokens.
+    """Drop the oldest turns of a request that exceeds the context, in tokens. Returns (request, answer tokens).
 
-    Images stay, moved to the oldest turn that is left: the talk is about them. Raises UserError where the question
-    alone is too long.
+    The answer gets at most half the context. Images move to the oldest remaining turn: later questions are about them.
+    Raises UserError if the last question alone is too long.
     """
-    if limit is None:
+    if context is None:
         return request, max_new_tokens
-    room = min(max_new_tokens, limit // 2)
+    answer_tokens = min(max_new_tokens, context // 2)
     messages: Sequence[Any] = request.messages
     dropped = 0
-    while (tokens := count(Request(messages, request.images))) + room > limit:
+    while (tokens := count_tokens(Request(messages, request.images))) + answer_tokens > context:
         if len(messages) < 3:
             raise UserError(
                 f"the question takes {tokens} tokens with its {len(request.images)} images, and the model's "
-                f"context is {limit}, {room} of them kept for the answer; ask shorter, or /reset"
+                f"context is {context}, {answer_tokens} of them reserved for the answer; shorten it, or /reset"
             )
-        messages = without_oldest(messages)
+        messages = drop_oldest_turn(messages)
         dropped += 1
     if dropped:
-        tell(f"the talk is longer than the model's context of {limit} tokens; oldest turns dropped: {dropped}")
-    return Request(messages, request.images), room
+        log(f"the conversation exceeds the model's context of {context} tokens; oldest turns dropped: {dropped}")
+    return Request(messages, request.images), answer_tokens
 
 
-def without_oldest(messages: Sequence[Any]) -> list[Any]:
+def drop_oldest_turn(messages: Sequence[Any]) -> list[Any]:
     """The messages without the first question and answer; that question's images move to the next one."""
-    asked, _, following, *rest = messages
-    kept = [part for part in asked["content"] if part["type"] == "image"]
-    return [{"role": "user", "content": [*kept, *following["content"]]}, *rest]
+    question, _, following, *rest = messages
+    images = [part for part in question["content"] if part["type"] == "image"]
+    return [{"role": "user", "content": [*images, *following["content"]]}, *rest]
