@@ -20,11 +20,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from kept import keep
 from qilin.pipeline.importers.slake_captions import compose_captions
 from qilin.pipeline.questions.checks import CHECKS, NO, YES, Question, check_question, tidy
 from qilin.text.normalize import normalize_text
 from qilin.text.yes_no import is_yes_no_question, word_polarity
+from write_result import write_result
 
 TURNED = str.maketrans("左右", "右左")
 
@@ -109,7 +109,7 @@ def main() -> None:
         "planted_faults_caught": {n: f"{caught[n]} of {tried[n]}" for n in sorted(tried)},
         "microseconds_a_question": round(1e6 * seconds / len(pairs)),
     }  # fmt: skip
-    keep("questions", "python bench/questions.py SLAKE_ZH", result)
+    write_result("questions", "python bench/questions.py SLAKE_ZH", result)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from kept import keep
 from qilin.pipeline.translation.checks import check_translation
+from write_result import write_result
 
 TURNED = str.maketrans("左右", "右左")
 
@@ -77,7 +77,7 @@ def main() -> None:
         "planted_faults_caught": {n: f"{caught[n]} of {tried[n]}" for n in sorted(tried)},
         "microseconds_a_pair": round(1e6 * seconds / len(pairs)),
     }  # fmt: skip
-    keep("translation", "python bench/translation_checks.py OPENI_ZH_TEXT", result)
+    write_result("translation", "python bench/translation_checks.py OPENI_ZH_TEXT", result)
 
 
 if __name__ == "__main__":
