@@ -109,7 +109,7 @@ COMMANDS = {
         "qilin.pipeline.merge:MergeConfig",
         "qilin.pipeline.merge:merge",
         ("out", "sources"),
-        "qilin data merge together articles-zh pmc-vqa-zh\nqilin data merge english articles vqa --context-share 0.726",
+        "qilin data merge together articles-zh pmc-vqa-zh\nqilin data merge english articles vqa --context 0.726",
     ),
     "data review": Command(
         "show samples on a local web page for a person to accept, fix or reject",

@@ -202,10 +202,10 @@ _COMPARES = re.compile(r"(?:.*[,中])?(.+?)比(.+?)(?:更|要|还)?([大小高�
 
 def _comparison(text: str, statement: str) -> bool | None:
     """A比B大吗 answered by A更大 or B更大, B比A大, 一样大."""
-    asked = _COMPARES.match(statement)
-    if asked is None:
+    comparison = _COMPARES.match(statement)
+    if comparison is None:
         return None
-    first, second, quality = asked.groups()
+    first, second, quality = comparison.groups()
     if re.search(rf"(?:一样|同样|同等){quality}", text):
         return False
     stated = _COMPARES.match(text)
@@ -219,9 +219,9 @@ _IS = re.compile(r"(?:.*[^不])?(?:是|为)([^,是为]+?)(?:吗|么|嘛)?\??$")
 
 def _identity(text: str, statement: str) -> bool | None:
     """…是肝脏吗 answered by 是脾脏 or 脾脏: an organ or finding, the same one or another."""
-    asked, stated = _IS.match(statement), _IS.fullmatch(text)
-    asked_term = lookup_term(asked.group(1)) if asked else None
-    stated_term = lookup_term(stated.group(1) if stated else text)
+    in_question, in_text = _IS.match(statement), _IS.fullmatch(text)
+    asked_term = lookup_term(in_question.group(1)) if in_question else None
+    stated_term = lookup_term(in_text.group(1) if in_text else text)
     if asked_term and stated_term and asked_term[0] == stated_term[0] and asked_term[0] in ("organ", "finding"):
         return asked_term == stated_term
     return None
