@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qilin.core.provenance import commit, machine
 from qilin.dataset.schema import ImageRecord, Provenance
-from qilin.dataset.writer import IMAGES_PER_PART, ROWS_PER_GROUP, DatasetWriter
+from qilin.dataset.writer import IMAGES_PER_FILE, IMAGES_PER_GROUP, DatasetWriter
 
 TIMES = 10
 OPENED = """
@@ -34,10 +34,10 @@ print(memory().rss - before)
 def main(out: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        small, file = part(work / "small", ROWS_PER_GROUP), part(work / "data", IMAGES_PER_PART)
+        small, file = part(work / "small", IMAGES_PER_GROUP), part(work / "data", IMAGES_PER_FILE)
         found = {
             "command": "python bench/data/open_files.py bench/results/open-files.json",
-            "machine": machine(), "code": commit(), "pictures": IMAGES_PER_PART, "kept_mb": kept(file, small),
+            "machine": machine(), "code": commit(), "pictures": IMAGES_PER_FILE, "kept_mb": kept(file, small),
         }  # fmt: skip
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(found["kept_mb"])

@@ -10,7 +10,7 @@ from builders.jats import CC_BY, CC_BY_NC, article, figure, link
 from qilin.cli import main
 from qilin.pipeline.execution.sharded_map import read_shards
 from qilin.pipeline.pubmed.caption_classifier import judge
-from qilin.pipeline.pubmed.jats import BadArticle, Figure, creative_commons, read_article
+from qilin.pipeline.pubmed.jats import ArticleError, Figure, creative_commons, read_article
 from qilin.pipeline.pubmed.jats_text import sentences
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "jats" / "data"
@@ -124,7 +124,7 @@ LATIN = article(figure("F1", "CT of the caf\u00e9.", "a.jpg")).decode().encode("
     ],
 )  # fmt: skip
 def test_bad_files_are_refused_by_a_short_reason(data: bytes, reason: str) -> None:
-    with pytest.raises(BadArticle) as caught:
+    with pytest.raises(ArticleError) as caught:
         read_article(data)
     assert caught.value.reason in reason.split("|")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from test_curate import dataset, image, sample
-from test_importing import table_of_images
+from builders.import_sources import table_of_images
 
 from builders.jats import article, figure
 from qilin.cli import main

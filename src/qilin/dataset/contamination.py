@@ -6,7 +6,7 @@ image that matches it.
 
 from collections.abc import Mapping
 
-from qilin.imaging.near_duplicates import NEAR_BITS, parse_hashes, near_pairs
+from qilin.imaging.near_duplicates import NEAR_BITS, near_pairs, parse_hashes
 
 PASSAGE_LENGTH = 16  # characters in a row that two independent texts do not share by chance
 CONTAMINATED_SHARE = 0.5  # a text is contained where at least this share of its passages occurs in the other

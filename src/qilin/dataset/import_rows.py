@@ -1,7 +1,7 @@
-"""What every source reader yields: `Row`s whose images are still files, or `Refused` rows with their reason.
+"""What every importer yields: `ImportRow`s whose images are still files, or `RejectedRow`s with the reason.
 
-Readers only read and map; decoding, splitting, licences and writing happen once for all of them in
-`qilin.pipeline.importers.run`, so a new source is one function from settings to these rows.
+Importers only read and map; decoding, splits, licenses and writing are done once for all of them in
+`qilin.pipeline.importers.run`, so a new source is one function from its config to these rows.
 """
 
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ CAPTION_INSTRUCTION = "根据图中的信息，撰写一段描述性文本。"
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image on disk and what its source says about it."""
+    """An image on disk and its metadata in the source."""
 
     path: Path
-    name: str  # as the source writes it: its id there
+    name: str  # its id in the source
     modality: str | None = None
     body_part: str | None = None
     license: str | None = None
     url: str | None = None
     attribution: str | None = None
-    whole: bool = False  # the whole figure, where the name means a panel that could not be had
+    whole: bool = False  # the complete figure, because the panel that the name means is missing
 
 
 @dataclass(frozen=True)
 class ImportRow:
-    """A sample before its images are decoded; `split` is None where the source has none of its own."""
+    """A sample before its images are decoded; `split` is None where the source has none."""
 
     sample_id: str
     kind: Literal["caption", "context", "inline", "report", "vqa", "chat"]
@@ -46,13 +46,13 @@ class ImportRow:
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that cannot be used: as it was found, and why (short, the same for the same fault)."""
+    """A row that cannot be used, as the source has it, and a short reason: the same text for the same problem."""
 
     row: Mapping[str, Any]
     reason: str
 
 
-# answers that settle a question with two sides
+# answers to questions with two possible answers
 CLOSED_ANSWERS = frozenset(
     ("是", "否", "有", "无", "对", "错", "是的", "不是", "没有", "存在", "不存在", "包含", "不包含")
 )
@@ -60,5 +60,5 @@ CLOSED_ANSWERS |= {"可以", "不可以", "正常", "异常", "不正常", "yes"
 
 
 def guess_answer_type(answer: str) -> Literal["open", "closed"]:
-    """For sources that do not say: closed where the answer is a yes, a no or one of their kin."""
+    """For sources without answer types: closed if the answer is one of CLOSED_ANSWERS."""
     return "closed" if answer.strip().rstrip("。.").lower() in CLOSED_ANSWERS else "open"

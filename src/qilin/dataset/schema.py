@@ -1,6 +1,6 @@
-"""Rows of a dataset folder, Image and Sample, with their Arrow schemas and the messages that samples hold.
+"""Rows of a dataset folder, ImageRecord and Sample, with their Arrow schemas and the messages of samples.
 
-In: rows of the importers or of parquet files. Out: frozen dataclasses and the same rows as Arrow takes them.
+In: rows of the importers or of parquet files. Out: frozen dataclasses, and the same rows as Arrow takes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an image came from; one image may have several of these."""
+    """One origin of an image; an image may have several."""
 
     source: str
     source_id: str
@@ -45,10 +45,10 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing to learn or to be asked: a caption, one independent question, or one whole conversation.
+    """One training or test example: a caption, one independent question, or one conversation.
 
     `messages` are in Hugging Face form: [{"role", "content": [{"type": "image"} | {"type": "text", "text": …}]}];
-    the images of `image_ids` fill the image parts in order.
+    the image parts are the images of `image_ids` in order.
     """
 
     sample_id: str
@@ -104,31 +104,31 @@ SAMPLE_SCHEMA = pa.schema(
 
 
 def user(text: str = "", images: int = 0) -> dict[str, Any]:
-    """A user message: `images` image parts, then the text (left out where empty)."""
+    """A user message: `images` image parts, then the text unless it is empty."""
     content: list[dict[str, str]] = [{"type": "image"}] * images
     return {"role": "user", "content": content + ([{"type": "text", "text": text}] if text else [])}
 
 
 def assistant(text: str) -> dict[str, Any]:
-    """An assistant message: what the model is to say."""
+    """An assistant message: the target of the model."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message, its image parts left out."""
+    """The text of a message without its image parts."""
     return "".join(part.get("text") or "" for part in message["content"] if part["type"] == "text")
 
 
 def count_images(messages: Sequence[Mapping[str, Any]]) -> int:
-    """How many images the messages ask for."""
+    """The number of image parts in the messages."""
     return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 
 def sample_problem(sample: Sample) -> str | None:
-    """Why a sample cannot be learnt from or asked, in words for dropped.jsonl; None if it is sound."""
-    marks = count_images(sample.messages)
-    if marks != len(sample.image_ids):
-        return f"{marks} image marks for {len(sample.image_ids)} images"
+    """Why a sample can be neither trained on nor asked, as written to dropped.jsonl; None if it is valid."""
+    num_images = count_images(sample.messages)
+    if num_images != len(sample.image_ids):
+        return f"{num_images} image marks for {len(sample.image_ids)} images"
     answers = [text_of(message) for message in sample.messages if message["role"] == "assistant"]
     if not answers:
         return "no answer: no assistant message"
@@ -149,11 +149,11 @@ def sample_row(sample: Sample) -> dict[str, Any]:
 
 
 def sample_from_row(row: Mapping[str, Any]) -> Sample:
-    """A parquet row back to a Sample; the nulls that Arrow puts into image parts are dropped."""
+    """The Sample of a parquet row; the nulls that Arrow adds to image parts are removed."""
     messages = tuple(
         {
             "role": message["role"],
-            "content": [{k: v for k, v in p.items() if v is not None} for p in message["content"]],
+            "content": [{k: v for k, v in part.items() if v is not None} for part in message["content"]],
         }
         for message in row["messages"]
     )
@@ -163,12 +163,12 @@ def sample_from_row(row: Mapping[str, Any]) -> Sample:
 
 
 def image_row(image: ImageRecord) -> dict[str, Any]:
-    """A Image as the parquet row of PICTURE_SCHEMA."""
+    """An ImageRecord as the parquet row of IMAGE_SCHEMA."""
     row = {name: getattr(image, name) for name in IMAGE_SCHEMA.names}
     return row | {"provenance": [vars(item) for item in image.provenance]}
 
 
 def image_from_row(row: Mapping[str, Any]) -> ImageRecord:
-    """A parquet row back to a Image."""
+    """The ImageRecord of a parquet row."""
     fields = {name: row[name] for name in IMAGE_SCHEMA.names}
     return ImageRecord(**fields | {"provenance": tuple(Provenance(**item) for item in row["provenance"])})

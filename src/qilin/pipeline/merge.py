@@ -1,10 +1,10 @@
-"""`qilin data merge`: several dataset folders as one, nothing divided that they share, contexts in a wanted share.
+"""`qilin data merge`: several dataset folders as one, with splits that stay disjoint and a chosen share of contexts.
 
-In: dataset folders. Out: one, whose sample ids begin with the folder each came from; an image that several hold stands
-once, with all its origins. What shares an image or an article goes to one split: test before validation before train.
+In: dataset folders. Out: one folder, whose sample ids start with the name of the folder they are from; an image in
+several folders is stored once with all its origins. Samples that share an image or an article go to one split: test
+before validation before train.
 """
 
-import json
 import shutil
 from array import array
 from collections import Counter
@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars
 from qilin.dataset.hash_tables import FingerprintMapBuilder, fingerprint, open_fingerprint_map
 from qilin.dataset.import_rows import RejectedRow
+from qilin.dataset.length_stats import message_length
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import CAPTION_KINDS, SPLITS, Sample, sample_row, text_of
 from qilin.dataset.splits import SplitGroups
-from qilin.pipeline.execution.dataset_map import write_dataset, step_settings, is_complete, shard_ranges, reject
+from qilin.pipeline.execution.config import ExecutionConfig
+from qilin.pipeline.execution.dataset_map import reject, shard_ranges, write_dataset
 from qilin.pipeline.execution.sharded_map import run_sharded
+from qilin.pipeline.execution.step_output import command_line, is_complete, print_summary, step_settings
 from qilin.pipeline.execution.workers import make_workers
 
 SAMPLES_PER_SHARD = 2048
@@ -36,74 +38,74 @@ SAMPLES_PER_SHARD = 2048
 class MergeConfig:
     """Which folders, and how much of their text may be contexts."""
 
-    out: Path = option(help="the dataset folder to make; must be new or empty, or this work interrupted")
-    sources: tuple[Path, ...] = option(default=(), help="the dataset folders, one or more")
+    out: Path = option(help="dataset folder to write; new or empty, or an interrupted run with the same options")
+    sources: tuple[Path, ...] = option(default=(), help="dataset folders, one or more")
     context: float | None = option(
         default=None,
-        help="the share of contexts in the characters of captions, mentions, reports and contexts; what is too much of "
-        "either is left out by a seeded draw (ChiMed-VL's paper: 0.726 of its tokens)",
+        help="share of contexts in the characters of all captions, mentions, reports and contexts; a seeded draw "
+        "removes the surplus (the paper of ChiMed-VL: 0.726 of its tokens)",
     )
-    seed: int = option(default=0, help="with --context: decides what is left out")
-    workers: int = option(default=0, help="processes; 0 is one a core, 1 works in this one")
-    cluster: str | None = option(default=None, help="a dask scheduler whose workers do it, such as tcp://10.0.0.1:8786")
-    json: bool = option(default=False, help="print the summary as JSON")
+    seed: int = option(default=0, help="random seed of the draw, with --context")
+    execution: ExecutionConfig = option(default=ExecutionConfig(), flatten=True)
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("no dataset folder is named; expected OUT SOURCE …")
         names = Counter(path.resolve().name for path in self.sources)
-        if twice := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"two folders are called {twice[0]}; sample ids begin with that name: rename one")
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"two folders are named {repeated[0]}; sample ids start with that name: rename one")
         if self.context is not None and not 0 < self.context < 1:
             raise ValueError(f"context is {self.context:g}; expected a share between 0 and 1, such as 0.726")
 
 
-def merge(given: MergeConfig) -> None:
-    """Make the folder, or say that it is there."""
-    sources = [open_dataset(path.resolve()) for path in given.sources]
-    made_by = step_settings(sources, {"step": "merge", "context": given.context, "seed": given.seed})
-    fresh = not is_complete(given.out, made_by)
-    if fresh:
-        folder = given.out.resolve().with_name(f".{given.out.name}.rules")
-        pieces = [(str(data.path), *piece) for data in sources for piece in shard_ranges(data, SAMPLES_PER_SHARD)]
+def merge(config: MergeConfig) -> None:
+    """Write the merged folder unless it is complete already."""
+    sources = [open_dataset(path.resolve()) for path in config.sources]
+    command = command_line("data merge", config, ("out", "sources"))
+    step = {"step": "merge", "command": command, "context": config.context, "seed": config.seed}
+    settings = step_settings(sources, step)
+    is_new = not is_complete(config.out, settings)
+    if is_new:
+        folder = config.out.resolve().with_name(f".{config.out.name}.rules")
+        shards = [(str(data.path), *shard) for data in sources for shard in shard_ranges(data, SAMPLES_PER_SHARD)]
         with ProgressBars(transient=True) as progress:
-            task = progress.add_task("merging", total=len(pieces))
-            limits = limits_of(sources, given.context, given.seed)
-            joined(sources).save(folder / "moved")
-            work = partial(merged, folder, limits, given.seed)
-            workers = make_workers(given.workers, given.cluster, most=len(pieces))
-            run_sharded(work, pieces, folder / "pieces", made_by, workers, lambda number: progress.advance(task))
-            write_dataset(sources, folder / "pieces", given.out, made_by)
+            task = progress.add_task("merging", total=len(shards))
+            max_draws = context_limits(sources, config.context, config.seed)
+            find_moved_samples(sources).save(folder / "moved")
+            workers = make_workers(config.execution.workers, config.execution.cluster, max_workers=len(shards))
+            function = partial(merge_shard, folder, max_draws, config.seed)
+            run_sharded(function, shards, folder / "shards", settings, workers, lambda number: progress.advance(task))
+            write_dataset(sources, folder / "shards", config.out, settings)
         shutil.rmtree(folder)
-    print_summary(given, open_dataset(given.out), fresh)
+    print_merged(config, open_dataset(config.out), is_new)
 
 
-def joined(sources: Sequence[Dataset]) -> FingerprintMapBuilder:
-    """The split of each sample that must leave its own, because of what it shares with others."""
-    links, columns = SplitGroups(), ("sample_id", "image_ids", "group")
+def find_moved_samples(sources: Sequence[Dataset]) -> FingerprintMapBuilder:
+    """The new split of each sample that must leave its own because it shares an image or a group with another."""
+    groups, columns = SplitGroups(), ("sample_id", "image_ids", "group")
 
     def rows() -> Iterator[tuple[str, str, dict[str, Any]]]:
-        for split in reversed(SPLITS):  # the split that is met first takes all
+        for split in reversed(SPLITS):  # a component takes the split of its first row
             for data in sources:
                 for row in data.stream_rows(split, columns=columns):
                     yield split, f"{data.path.name}/{row['sample_id']}", row
 
-    for split, name, row in rows():
-        ties = [f"image {image_id}" for image_id in row["image_ids"]]
-        ties += [f"group {row['group']}"] if row["group"] else []
-        links.add(ties or [f"sample {name}"], split)
+    for split, sample_id, row in rows():
+        keys = [f"image {image_id}" for image_id in row["image_ids"]]
+        keys += [f"group {row['group']}"] if row["group"] else []
+        groups.add(keys or [f"sample {sample_id}"], split)
     moved = FingerprintMapBuilder()
-    for (split, name, _), new in zip(rows(), links.assign(), strict=True):
-        if new != split:
-            moved.add(name, new)
+    for (split, sample_id, _), new_split in zip(rows(), groups.assign(), strict=True):
+        if new_split != split:
+            moved.add(sample_id, new_split)
     return moved
 
 
-def limits_of(sources: Sequence[Dataset], context: float | None, seed: int) -> dict[bool, int]:
-    """{whether it is a context: the largest draw that stays}, so that contexts make the wanted share of the characters.
+def context_limits(sources: Sequence[Dataset], context: float | None, seed: int) -> dict[bool, int]:
+    """{is it a context: the largest draw that stays}, so that contexts make the wanted share of the characters.
 
-    What there is too much of is taken in the order of its draws until its share is full: 16 bytes a sample.
-    Raises UserError where there is no text of either side.
+    Each sample has a pseudorandom draw; the side with a surplus is filled in the order of its draws. 16 bytes of memory
+    per sample. Raises UserError where there is no text on one of the sides.
     """
     if context is None:
         return {}
@@ -112,71 +114,56 @@ def limits_of(sources: Sequence[Dataset], context: float | None, seed: int) -> d
         for split in data.splits():
             for row in data.stream_rows(split, columns=("sample_id", "kind", "messages")):
                 if row["kind"] in CAPTION_KINDS:
-                    draws[row["kind"] == "context"].append(draw(f"{data.path.name}/{row['sample_id']}", seed))
-                    lengths[row["kind"] == "context"].append(told(row["messages"]))
-    total = {side: sum(found) for side, found in lengths.items()}
-    if not all(total.values()):
-        missing = "contexts" if not total[True] else "captions or mentions"
+                    is_context = row["kind"] == "context"
+                    draws[is_context].append(seeded_draw(f"{data.path.name}/{row['sample_id']}", seed))
+                    length = sum(message_length(m) for m in row["messages"] if m["role"] == "assistant")
+                    lengths[is_context].append(length)
+    totals = {is_context: sum(values) for is_context, values in lengths.items()}
+    if not all(totals.values()):
+        missing = "contexts" if not totals[True] else "captions or mentions"
         raise UserError(f"--context {context:g}: there are no {missing} to mix")
-    wanted = {True: total[False] * context / (1 - context), False: total[True] * (1 - context) / context}
+    targets = {True: totals[False] * context / (1 - context), False: totals[True] * (1 - context) / context}
     limits = {}
-    for side in (True, False):
-        order = np.argsort(np.array(draws[side], dtype=np.uint64))
-        full = np.cumsum(np.array(lengths[side], dtype=np.int64)[order])
-        kept = int(np.searchsorted(full, wanted[side], side="right"))
-        limits[side] = int(np.array(draws[side], dtype=np.uint64)[order[max(kept, 1) - 1]])
+    for is_context in (True, False):
+        order = np.argsort(np.array(draws[is_context], dtype=np.uint64))
+        cumulative = np.cumsum(np.array(lengths[is_context], dtype=np.int64)[order])
+        count = int(np.searchsorted(cumulative, targets[is_context], side="right"))
+        limits[is_context] = int(np.array(draws[is_context], dtype=np.uint64)[order[max(count, 1) - 1]])
     return limits
 
 
-def draw(name: str, seed: int) -> int:
-    return fingerprint(f"{seed} {name}")
+def seeded_draw(sample_id: str, seed: int) -> int:
+    return fingerprint(f"{seed} {sample_id}")
 
 
-def told(messages: Sequence[Any]) -> int:
-    """Characters of what the assistant says."""
-    return sum(len(part["text"] or "") for m in messages if m["role"] == "assistant" for part in m["content"])
-
-
-def merged(
-    folder: Path, limits: dict[bool, int], seed: int, piece: tuple[str, str, int, int]
+def merge_shard(
+    folder: Path, max_draws: dict[bool, int], seed: int, shard: tuple[str, str, int, int]
 ) -> Iterator[dict[str, Any] | RejectedRow]:
-    """The step: samples of one folder under their new names, in their splits, less what is too much."""
-    path, split, start, stop = piece
+    """Samples of one folder under their new ids and in their new splits, without the surplus."""
+    path, split, start, stop = shard
     data, moved = open_dataset(Path(path)), open_fingerprint_map(folder / "moved")
     for sample in data.stream(split, start, stop):
-        name = f"{data.path.name}/{sample.sample_id}"
-        made = replace(sample, sample_id=name)
-        if left_out(made, limits, seed):
-            yield reject(
-                made, f"more {'contexts' if sample.kind == 'context' else 'captions and mentions'} than wanted"
-            )
+        renamed = replace(sample, sample_id=f"{data.path.name}/{sample.sample_id}")
+        if is_surplus(renamed, max_draws, seed):
+            surplus = "contexts" if sample.kind == "context" else "captions and mentions"
+            yield reject(renamed, f"more {surplus} than wanted")
         else:
-            yield {"split": moved.get(name) or split, "sample": sample_row(made)}
+            yield {"split": moved.get(renamed.sample_id) or split, "sample": sample_row(renamed)}
 
 
-def left_out(sample: Sample, limits: dict[bool, int], seed: int) -> bool:
-    if not limits or sample.kind not in CAPTION_KINDS:
+def is_surplus(sample: Sample, max_draws: dict[bool, int], seed: int) -> bool:
+    if not max_draws or sample.kind not in CAPTION_KINDS:
         return False
-    return draw(sample.sample_id, seed) > limits[sample.kind == "context"]
+    return seeded_draw(sample.sample_id, seed) > max_draws[sample.kind == "context"]
 
 
-def print_summary(given: MergeConfig, made: Dataset, fresh: bool) -> None:
-    """What came together."""
-    counts = made.manifest["counts"]
-    letters: Counter[bool] = Counter()
-    for split in made.splits():
-        for sample in made.stream(split):
+def print_merged(config: MergeConfig, data: Dataset, is_new: bool) -> None:
+    """Print what was merged and the share of contexts."""
+    characters: Counter[bool] = Counter()
+    for split in data.splits():
+        for sample in data.stream(split):
             if sample.kind in CAPTION_KINDS:
-                letters[sample.kind == "context"] += len(text_of(sample.messages[-1]))
-    share = letters[True] / letters.total() if letters.total() else None
-    if given.json:
-        said = {"out": str(given.out), "made": fresh, "hash": made.hash, "context": share}
-        print(json.dumps(said | counts, ensure_ascii=False))
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
-    console.print(f"{'made' if fresh else 'already there:'} {given.out}: {counts['pictures']:,} images; {samples}")
-    if share is not None:
-        console.print(f"contexts make {share:.1%} of the characters of captions, mentions, reports and contexts")
-    for reason, count in counts["dropped_reasons"].items():
-        console.print(f"left out {count:,}: {reason}")
+                characters[sample.kind == "context"] += len(text_of(sample.messages[-1]))
+    share = characters[True] / characters.total() if characters.total() else None
+    lines = [] if share is None else [f"contexts make {share:.1%} of the characters of all captions and contexts"]
+    print_summary(config.out, data, is_new, config.execution.json, {"context": share}, lines)

@@ -1,6 +1,6 @@
-"""Test sets that stand in a dataset: images that look like theirs, samples that hold their texts.
+"""Contamination: near-duplicates of test images and passages of test texts in a dataset.
 
-In: a dataset and the folders of test sets. Out: the images and samples that must not stay, each with the test set.
+In: a dataset and the folders of test sets. Out: the images and samples to remove, each with the test set.
 """
 
 from collections import Counter
@@ -11,78 +11,73 @@ from pathlib import Path
 import numpy as np
 
 from qilin.core.errors import UserError
+from qilin.dataset.contamination import CONTAMINATED_SHARE, passages
 from qilin.dataset.hash_tables import FingerprintMapBuilder
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, text_of
 from qilin.imaging.near_duplicates import NEAR_BITS, near_pairs
-from qilin.pipeline.curation.near_duplicates import grams, image_hashes, plain
+from qilin.pipeline.curation.near_duplicates import image_hashes, normalize_for_comparison
 
-PASSAGE = 16  # characters in a row that two texts do not share by chance
-SHARED = 0.5  # share of a benchmark text's passages that must stand in a sample
-LONG = 32  # characters below which a benchmark's text is no passage
+MIN_TEXT_LENGTH = 32  # characters; a shorter text of a test set is not searched for
 
 
-def kept_leaks(data: Dataset, benchmarks: Sequence[Path]) -> Counter[str]:
-    """What of the test sets stands in a dataset: samples by what they share with which."""
-    images, places = FingerprintMapBuilder(), tuple(path.resolve() for path in benchmarks)
-    leaking_images(data, benchmarks, images)
-    look_up, found = images.table(), Counter[str]()
+def count_contamination(data: Dataset, benchmarks: Sequence[Path]) -> Counter[str]:
+    """The number of samples that share an image or a text with each test set, by reason."""
+    builder = FingerprintMapBuilder()
+    mark_contaminated_images(data, benchmarks, builder)
+    image_reasons, reasons = builder.build(), Counter[str]()
+    folders = tuple(path.resolve() for path in benchmarks)
     for split in data.splits():
         for sample in data.stream(split):
-            seen = next((leak for image_id in sample.image_ids if (leak := look_up.get(image_id))), None)
-            if leak := seen or text_leak(sample, places):
-                found[leak] += 1
-    return found
+            image_reason = next((reason for id in sample.image_ids if (reason := image_reasons.get(id))), None)
+            if reason := image_reason or contamination_reason(sample, folders):
+                reasons[reason] += 1
+    return reasons
 
 
-def text_leak(sample: Sample, benchmarks: tuple[Path, ...]) -> str | None:
-    """The words for a sample that holds a test set's text."""
-    name = leaking_text(sample, benchmarks)
-    return f"leak: text of {name}" if name else None
-
-
-def leaking_images(data: Dataset, benchmarks: Sequence[Path], found: FingerprintMapBuilder) -> None:
-    """Add to `found` every image that a benchmark holds, or one that looks the same."""
+def mark_contaminated_images(data: Dataset, benchmarks: Sequence[Path], reasons: FingerprintMapBuilder) -> None:
+    """Add to `reasons` every image that is in a test set or a near-duplicate of one there."""
     if not benchmarks:
         return
-    ids, ours = image_hashes(data)
+    ids, phashes = image_hashes(data)
     for path in benchmarks:
-        other = open_dataset(path)
-        if other.hash == data.hash:
-            raise UserError(f"{path}: is the very dataset that is curated; name the test sets that it must not hold")
-        theirs = np.unique(image_hashes(other)[1])
-        for _, j in near_pairs(theirs, ours, NEAR_BITS) if len(ours) and len(theirs) else ():
-            found.add_fingerprint(int(ids[j]), f"leak: image of {path.name}")
+        benchmark = open_dataset(path)
+        if benchmark.hash == data.hash:
+            raise UserError(f"{path}: is the dataset that is curated; name the test sets that it must not contain")
+        test_phashes = np.unique(image_hashes(benchmark)[1])
+        for _, index in near_pairs(test_phashes, phashes, NEAR_BITS) if len(phashes) and len(test_phashes) else ():
+            reasons.add_fingerprint(int(ids[index]), f"leak: image of {path.name}")
+
+
+def contamination_reason(sample: Sample, benchmarks: tuple[Path, ...]) -> str | None:
+    """Why to reject a sample: it contains at least half of the passages of a test text. None for a clean one."""
+    index = benchmark_passages(benchmarks)
+    if not index:
+        return None
+    counts: Counter[str] = Counter()
+    sizes: dict[str, int] = {}
+    text = "\n".join(normalize_for_comparison(text_of(message)) for message in sample.messages)
+    for passage in passages(text):
+        if passage in index:
+            name, size = index[passage]
+            counts[name] += 1
+            sizes[name] = size
+    contained = min((name for name, count in counts.items() if count >= CONTAMINATED_SHARE * sizes[name]), default=None)
+    return f"leak: text of {contained.partition('/')[0]}" if contained else None
 
 
 @lru_cache(maxsize=2)
 def benchmark_passages(benchmarks: tuple[Path, ...]) -> dict[str, tuple[str, int]]:
-    """Passage -> (the text it is of, how many that has), of every long question and answer of the test sets."""
-    found: dict[str, tuple[str, int]] = {}
+    """Passage -> (text that contains it, number of passages of that text), for the long texts of test sets."""
+    index: dict[str, tuple[str, int]] = {}
     for path in benchmarks:
-        other = open_dataset(path)
-        for split in other.splits():
-            for sample in other.stream(split):
+        benchmark = open_dataset(path)
+        for split in benchmark.splits():
+            for sample in benchmark.stream(split):
                 for n, message in enumerate(sample.messages):
-                    text = plain(text_of(message))
-                    if len(text) >= LONG:
-                        pieces = grams(text, PASSAGE)
-                        for piece in pieces:
-                            found.setdefault(piece, (f"{path.name}/{sample.sample_id}.{n}", len(pieces)))
-    return found
-
-
-def leaking_text(sample: Sample, benchmarks: tuple[Path, ...]) -> str | None:
-    """The test set whose text largely stands in a sample."""
-    passages = benchmark_passages(benchmarks)
-    if not passages:
-        return None
-    met: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for piece in grams("\n".join(plain(text_of(message)) for message in sample.messages), PASSAGE):
-        if piece in passages:
-            name, size = passages[piece]
-            met[name] = met.get(name, 0) + 1
-            sizes[name] = size
-    worst = next((name for name, count in met.items() if count >= SHARED * sizes[name]), None)
-    return worst.partition("/")[0] if worst else None
+                    text = normalize_for_comparison(text_of(message))
+                    if len(text) >= MIN_TEXT_LENGTH:
+                        text_passages = passages(text)
+                        for passage in text_passages:
+                            index.setdefault(passage, (f"{path.name}/{sample.sample_id}.{n}", len(text_passages)))
+    return index

@@ -47,9 +47,12 @@ class CurateConfig:
     )
     allow_leaks: bool = option(default=False, help="count samples shared with the test sets, but keep them")
     license: Literal["commercial", "noncommercial", "any"] = option(
-        default="any", help="use that every sample and image must permit; commercial removes NC, ND and unknown licenses"
+        default="any",
+        help="use that every sample and image must permit; commercial removes NC, ND and unknown licenses",
     )
-    retracted: Path | None = option(default=None, help="file of PMC ids of retracted articles, whose samples are removed")
+    retracted: Path | None = option(
+        default=None, help="file of PMC ids of retracted articles, whose samples are removed"
+    )
     keep_personal: bool = option(default=False, help="keep texts that appear to contain personal data of patients")
     keep_languages: bool = option(default=False, help="keep texts that are neither Chinese nor English")
     resplit: bool = option(
@@ -75,8 +78,11 @@ class CurateConfig:
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides about a sample. `folder` holds lookup tables over the whole dataset: images and samples to reject with
-    their reasons, and the new split of each sample."""
+    """What decides about a sample.
+
+    `folder` holds lookup tables over the whole dataset: images and samples to reject with their reasons, and the new
+    split of each sample.
+    """
 
     folder: Path
     benchmarks: tuple[Path, ...]

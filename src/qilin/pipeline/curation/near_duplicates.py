@@ -20,7 +20,7 @@ from qilin.dataset.hash_tables import FingerprintMapBuilder, fingerprint, finger
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import Dataset
 from qilin.dataset.splits import label_components
-from qilin.imaging.near_duplicates import hashes, near_pairs_among
+from qilin.imaging.near_duplicates import near_pairs_among, parse_hashes
 from qilin.pipeline.execution.sharded_map import (
     ROWS_PER_BUCKET,
     json_line,
@@ -83,7 +83,7 @@ def image_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     ids, phashes = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     for batch in data.image_batches(("image_id", "phash")):
         ids.append(fingerprints(batch.column(0).to_pylist()))
-        phashes.append(hashes(batch.column(1).to_pylist()))
+        phashes.append(parse_hashes(batch.column(1).to_pylist()))
     return np.concatenate(ids), np.concatenate(phashes)
 
 
@@ -124,9 +124,7 @@ def find_duplicates(
     for row in read_shards(folder / "buckets-done"):
         duplicates.add(row["sample_id"], row["reason"])
     spans = [(str(folder), start, stop) for start, stop in zip(offsets, offsets[1:], strict=False)]
-    run_sharded(
-        compute_minhash, spans, folder / "texts-done", settings, workers, lambda n: on_shard(len(buckets) + n)
-    )
+    run_sharded(compute_minhash, spans, folder / "texts-done", settings, workers, lambda n: on_shard(len(buckets) + n))
     for sample_id, reason in duplicates_without_image(folder, len(spans)):
         duplicates.add(sample_id, reason)
 
@@ -239,13 +237,15 @@ def duplicates_without_image(folder: Path, num_shards: int) -> Iterator[tuple[st
 def candidate_pairs(band: np.ndarray, excluded: np.ndarray) -> np.ndarray:
     """Pairs of texts with the same band as later << 32 | earlier, without those in `excluded` (a mask).
 
-    Of many texts that share a band, each is compared with the first COMPARED_PER_BAND: one of these stays and represents
-    its near-duplicates.
+    Of many texts that share a band, each is compared with the first COMPARED_PER_BAND: one of these stays and
+    represents its near-duplicates.
     """
     included = np.flatnonzero(~excluded)
     order = included[np.argsort(band[included], kind="stable")]
     values = band[order]
-    run_starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, int)
+    run_starts = (
+        np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, int)
+    )
     run_start = np.repeat(run_starts, np.diff(np.append(run_starts, len(values))))  # for each element of `order`
     pairs = []
     for nth in range(COMPARED_PER_BAND):

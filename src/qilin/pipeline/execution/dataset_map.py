@@ -1,10 +1,9 @@
-"""A dataset folder made into another: its samples in numbered pieces through a step, its images as they are.
+"""Maps a dataset folder to a new one: its samples through a step in numbered shards, the images they use unchanged.
 
-In: an opened dataset, a step from (split, sample) rows to rows, an output folder. Out: the new dataset folder; pieces
-lie beside it until it is whole, so an interrupted step goes on and no finished piece is done again.
+In: a dataset folder, a step from (split, sample) rows to rows, an output folder. Out: the new dataset folder. Shards
+are kept in a hidden folder beside it until it is complete, so an interrupted step continues where it stopped.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,143 +17,119 @@ import numpy as np
 from qilin.core.errors import UserError
 from qilin.dataset.hash_tables import fingerprint, fingerprints
 from qilin.dataset.import_rows import RejectedRow
-from qilin.dataset.licenses import strictest, tier
+from qilin.dataset.licenses import license_tier, strictest
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.schema import MANIFEST, ImageRecord, Provenance, Sample, sample_from_row, sample_row
+from qilin.dataset.schema import ImageRecord, Provenance, Sample, sample_from_row, sample_row
 from qilin.dataset.writer import DatasetWriter
-from qilin.pipeline.execution.sharded_map import shard_path, read_shards, read_step_record, run_sharded
+from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
+from qilin.pipeline.execution.step_output import is_complete, step_settings
 from qilin.pipeline.execution.workers import Workers
 
 SAMPLES_PER_SHARD = 512
-# a step's own work: the samples of a piece with their splits -> kept ones with theirs, or refusals
-Step = Callable[[list[tuple[str, Sample]]], Iterable[tuple[str, Sample] | RejectedRow]]
+# the samples of a shard with their splits -> accepted samples with theirs, and rejected rows
+SampleStep = Callable[[list[tuple[str, Sample]]], Iterable[tuple[str, Sample] | RejectedRow]]
 
 
 def map_dataset(
     source: Path,
     out: Path,
-    step: Step,
-    made_by: Mapping[str, Any],
+    step: SampleStep,
+    settings: Mapping[str, Any],
     workers: Workers | None = None,
     on_shard: Callable[[int], None] = lambda number: None,
     samples_per_shard: int = SAMPLES_PER_SHARD,
 ) -> tuple[Dataset, bool]:
-    """(the new dataset, whether it was made now). Raises UserError where `out` holds something else.
+    """(the new dataset, whether this call wrote it). Raises UserError where `out` holds another dataset.
 
-    `step` is a top-level function or a partial of one: it may run in another process.
+    `step` is a top-level function or a partial of one: it may run in another process. `settings` are the step's own;
+    the manifest records them with those of all earlier steps.
     """
     data = open_dataset(source)
-    config = step_settings([data], made_by)
-    if is_complete(out, config):
+    settings = step_settings([data], settings)
+    if is_complete(out, settings):
         return open_dataset(out), False
-    pieces = shard_ranges(data, samples_per_shard)
-    folder = out.with_name(f".{out.name}.pieces")
-    bound = config | {"samples_a_piece": samples_per_shard}  # pieces of another size are other pieces
-    run_sharded(partial(map_shard, step, source.resolve()), pieces, folder, bound, workers, on_shard)
-    write_dataset([data], folder, out, config)
-    shutil.rmtree(folder)
+    shards = out.with_name(f".{out.name}.shards")
+    bound_settings = settings | {"samples_per_shard": samples_per_shard}
+    ranges = shard_ranges(data, samples_per_shard)
+    run_sharded(partial(map_shard, step, source.resolve()), ranges, shards, bound_settings, workers, on_shard)
+    write_dataset([data], shards, out, settings)
+    shutil.rmtree(shards)
     return open_dataset(out), True
 
 
-def step_settings(sources: Sequence[Dataset], made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What the new manifest says: this step, its inputs' hashes, and how they were made: the whole way back."""
-    came = [
-        {"source": data.path.resolve().name, "input": data.hash, "made_from": data.manifest["settings"]}
-        for data in sources
-    ]
-    return {**made_by, **(came[0] if len(came) == 1 else {"made_from": came})}
-
-
-def is_complete(out: Path, config: Mapping[str, Any]) -> bool:
-    """Whether `out` is this very work, finished. Raises UserError where it is another dataset."""
-    if not (out / MANIFEST).is_file():
-        DatasetWriter(out, {})  # refuses an occupied folder before the work, not after
-        return False
-    found = open_dataset(out).manifest["settings"]
-    wanted = json.loads(json.dumps(config, default=str))
-    if found == wanted:
-        return True
-    keys = [key for key in dict.fromkeys([*wanted, *found]) if wanted.get(key) != found.get(key)]
-    raise UserError(f"{out}: already holds another dataset ({', '.join(keys)} differ); name a new folder, or remove it")
-
-
-def shard_ranges(data: Dataset, size: int) -> list[tuple[str, int, int]]:
-    """(split, first, last) of each piece."""
+def shard_ranges(data: Dataset, samples_per_shard: int) -> list[tuple[str, int, int]]:
+    """(split, start, stop) of each shard."""
     return [
-        (split, start, min(start + size, data.count(split)))
+        (split, start, min(start + samples_per_shard, data.count(split)))
         for split in data.splits()
-        for start in range(0, data.count(split), size)
+        for start in range(0, data.count(split), samples_per_shard)
     ]
 
 
-def cumulative_sizes(data: Dataset, size: int) -> list[int]:
-    """How many samples are done when each piece is, done in order: for the bar."""
-    return list(accumulate(stop - start for _, start, stop in shard_ranges(data, size)))
+def cumulative_sizes(data: Dataset, samples_per_shard: int) -> list[int]:
+    """The number of samples up to and including each shard, for the progress bar."""
+    return list(accumulate(stop - start for _, start, stop in shard_ranges(data, samples_per_shard)))
 
 
-def map_shard(step: Step, source: Path, piece: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
-    """One piece, as rows of JSON: where it is done, the dataset is opened anew (which reads its manifest)."""
-    split, start, stop = piece
-    rows = [(split, sample) for sample in open_dataset(source).stream(split, start, stop)]
-    for made in step(rows):
-        if isinstance(made, RejectedRow):
-            yield made
-        else:
-            yield {"split": made[0], "sample": sample_row(made[1])}
+def map_shard(step: SampleStep, source: Path, shard: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
+    """Apply a step to one shard and yield JSON rows; the worker opens the dataset itself, which reads its manifest."""
+    split, start, stop = shard
+    for row in step([(split, sample) for sample in open_dataset(source).stream(split, start, stop)]):
+        yield row if isinstance(row, RejectedRow) else {"split": row[0], "sample": sample_row(row[1])}
 
 
-def write_dataset(sources: Sequence[Dataset], folder: Path, out: Path, config: Mapping[str, Any]) -> None:
-    """The pieces as a dataset folder, with the images that its samples use, each once."""
-    used = np.unique(fingerprints(image_id for row in read_shards(folder) for image_id in row["sample"]["image_ids"]))
-    twice = provenance_of_twice(sources)
-    with DatasetWriter(out, config, title=out.name) as writer:
+def write_dataset(sources: Sequence[Dataset], shards: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    """Write finished shards as a dataset folder with the images that its samples use, each once.
+
+    Raises UserError where no sample is left.
+    """
+    used = np.unique(fingerprints(image_id for row in read_shards(shards) for image_id in row["sample"]["image_ids"]))
+    provenance = merge_provenance(sources)
+    with DatasetWriter(out, settings, title=out.name) as writer:
         for data in sources:
             for image in data.images():
-                if is_in(used, fingerprint(image.image_id)):
-                    writer.add_image(with_provenance(image, twice.get(image.image_id)))
-        for row in read_shards(folder):
+                if is_in_sorted(used, fingerprint(image.image_id)):
+                    writer.add_image(with_provenance(image, provenance.get(image.image_id)))
+        for row in read_shards(shards):
             writer.add_sample(row["split"], sample_from_row(row["sample"]))
-        for number in range(read_step_record(folder)["made_by"]["pieces"]):
-            with shard_path(folder, "dropped", number).open(encoding="utf-8") as lines:
-                for line in lines:
-                    refused = json.loads(line)
-                    writer.drop(refused["row"], refused["reason"])
+        for row in read_shards(shards, "dropped"):
+            writer.drop(row["row"], row["reason"])
         if not sum(writer.counts.values()):
             reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
-            shutil.rmtree(folder)  # with other settings the same folder may be made
-            reasons = reasons or "none, the source has nothing that this step takes"
-            raise UserError(f"{out}: not one sample is left; refused: {reasons}")
+            shutil.rmtree(shards)  # so that the same folder can be made with other settings
+            reasons = reasons or "none, the source has no samples that this step accepts"
+            raise UserError(f"{out}: no sample is left; rejected: {reasons}")
 
 
-def is_in(keys: np.ndarray, key: int) -> bool:
-    """Whether a key is among sorted ones."""
-    place = int(np.searchsorted(keys, np.uint64(key)))
-    return place < len(keys) and bool(keys[place] == key)
+def is_in_sorted(keys: np.ndarray, key: int) -> bool:
+    index = int(np.searchsorted(keys, np.uint64(key)))
+    return index < len(keys) and bool(keys[index] == key)
 
 
-def provenance_of_twice(sources: Sequence[Dataset]) -> dict[str, tuple[Provenance, ...]]:
-    """image_id -> all that is known of where it came from, of the images that several datasets hold."""
+def merge_provenance(sources: Sequence[Dataset]) -> dict[str, tuple[Provenance, ...]]:
+    """image_id -> the provenance from all datasets, for images that more than one of them holds."""
     if len(sources) == 1:
         return {}
-    counted = [fingerprints(data.image_table(("image_id",))["image_id"].to_pylist()) for data in sources]
-    keys, counts = np.unique(np.concatenate(counted), return_counts=True)
-    several = keys[counts > 1]
-    found: dict[str, tuple[Provenance, ...]] = {}
+    id_keys = [fingerprints(data.image_table(("image_id",))["image_id"].to_pylist()) for data in sources]
+    keys, counts = np.unique(np.concatenate(id_keys), return_counts=True)
+    shared = keys[counts > 1]
+    provenance: dict[str, tuple[Provenance, ...]] = {}
     for data in sources:
-        for image in data.images() if len(several) else ():
-            if is_in(several, fingerprint(image.image_id)):
-                met = found.get(image.image_id, ())
-                found[image.image_id] = met + tuple(item for item in image.provenance if item not in met)
-    return found
+        for image in data.images() if len(shared) else ():
+            if is_in_sorted(shared, fingerprint(image.image_id)):
+                earlier = provenance.get(image.image_id, ())
+                provenance[image.image_id] = earlier + tuple(item for item in image.provenance if item not in earlier)
+    return provenance
 
 
-def with_provenance(image: ImageRecord, known: tuple[Provenance, ...] | None) -> ImageRecord:
-    """The image with all places it was found in, and the strictest of their licences."""
-    if known is None:
+def with_provenance(image: ImageRecord, provenance: tuple[Provenance, ...] | None) -> ImageRecord:
+    """The image with this provenance and the strictest of its licenses; unchanged for None."""
+    if provenance is None:
         return image
-    return replace(image, provenance=known, license_tier=strictest(tier(item.license) for item in known))
+    license_tier = strictest(license_tier(item.license) for item in provenance)
+    return replace(image, provenance=provenance, license_tier=license_tier)
 
 
-def reject(sample: Sample, reason: str, **more: Any) -> RejectedRow:
-    """A sample with the reason it is not kept."""
-    return RejectedRow({**sample_row(sample), **more}, reason)
+def reject(sample: Sample, reason: str, **details: Any) -> RejectedRow:
+    """A sample with the reason for its rejection."""
+    return RejectedRow({**sample_row(sample), **details}, reason)

@@ -1,75 +1,103 @@
-"""What a run has asked of a service and paid for it: shown on the bar, stopped where the budget is spent, told."""
+"""Token budget of a step that calls an LLM service.
 
-import json
-from collections.abc import Callable
+In: the service's options and the requests of each shard. Out: replies, with the cost so far on the progress bar; a step
+whose budget is spent stops with an error, and the same command continues it from the cached replies.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qilin.core.errors import RunError
-from qilin.core.llm_client import ChatReply
-from qilin.core.progress import ProgressBars, refusals
-from qilin.dataset.reader import Dataset
+from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, complete_all
+from qilin.core.llm_client_config import ServiceConfig
+from qilin.core.progress import ProgressBars
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.pipeline.execution.dataset_map import cumulative_sizes, map_dataset
 
 
 class TokenBudget:
-    """Tokens read and written in this run, their cost at the prices of a million, and what is left of the budget."""
+    """Counts the tokens of a run (cached replies are free) and their cost, and stops when the budget is spent."""
 
-    def __init__(
-        self, verb: str, budget: int | None, prices: tuple[float, float], cache: Path, progress: ProgressBars, task: Any
-    ) -> None:
-        self.verb, self.budget, self.prices, self.cache = verb, budget, prices, cache
-        self.progress, self.task = progress, task
-        self.read = self.written = self.asked = 0
+    def __init__(self, service: ServiceConfig, description: str, progress: ProgressBars, total: int) -> None:
+        self.service, self.description, self.progress = service, description, progress
+        self.task = progress.add_task(description, total=total)
+        self.prompt_tokens = self.completion_tokens = self.replies = 0
 
+    @property
     def cost(self) -> float:
-        return (self.read * self.prices[0] + self.written * self.prices[1]) / 1e6
+        """In the currency of the configured prices, which are per million tokens."""
+        prices = self.service.price_in, self.service.price_out
+        return (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1e6
 
     def cost_text(self) -> str:
-        """The cost in words; none where no price was said, for then nobody knows it."""
-        return f", {self.cost():.2f} spent" if any(self.prices) else ""
+        """ ", 1.20 spent"; empty if no price is configured."""
+        return f", {self.cost:.2f} spent" if self.service.price_in or self.service.price_out else ""
 
     def usage_summary(self) -> str:
-        return f"{self.read + self.written:,} tokens in {self.asked:,} replies{self.cost_text()}"
+        return f"{self.prompt_tokens + self.completion_tokens:,} tokens in {self.replies:,} replies{self.cost_text()}"
+
+    def usage_json(self) -> dict[str, Any]:
+        return {"tokens": [self.prompt_tokens, self.completion_tokens], "cost": self.cost}
 
     def remaining(self) -> int | None:
-        """Tokens that may still be spent; None without a budget. Raises RunError where nothing is left."""
-        if self.budget is None:
-            return None
-        if self.read + self.written >= self.budget:
+        """Tokens that may still be spent; None without a budget. Raises RunError if none are left."""
+        budget, spent = self.service.budget, self.prompt_tokens + self.completion_tokens
+        if budget is not None and spent >= budget:
             raise RunError(
-                f"the budget of {self.budget:,} tokens is spent; what was answered is in {self.cache}, the same "
-                "command with a new budget goes on"
+                f"the budget of {budget:,} tokens is spent; replies so far are cached in {self.service.cache}: run the "
+                "same command again to continue with a new budget"
             )
-        return self.budget - self.read - self.written
+        return None if budget is None else budget - spent
+
+    def complete(
+        self, endpoint: Endpoint, requests: Sequence[ChatRequest], samples_per_reply: int = 0
+    ) -> list[ChatReply]:
+        """Replies in the order of the requests, within the remaining budget. `samples_per_reply` advances the bar."""
+        if not requests:
+            return []
+        limited = replace(endpoint, budget=self.remaining())
+        return complete_all(limited, requests, lambda index, reply: self.record_usage(reply, samples_per_reply))
 
     def record_usage(self, reply: ChatReply, samples: int = 0) -> None:
         if not reply.cached:
-            self.asked += 1
-            self.read += reply.tokens_in
-            self.written += reply.tokens_out
-        self.progress.update(self.task, description=f"{self.verb}{self.cost_text()}", advance=samples)
+            self.replies += 1
+            self.prompt_tokens += reply.tokens_in
+            self.completion_tokens += reply.tokens_out
+        self.progress.update(self.task, description=f"{self.description}{self.cost_text()}", advance=samples)
 
-    def on_reply(self, samples: int = 0) -> Callable[[int, ChatReply], None]:
-        """What `ask_all` tells each reply to; `samples`: how many it brings the bar further."""
-        return lambda place, reply: self.record_usage(reply, samples)
-
-    def set_progress(self, samples: int) -> None:
-        """So many are done in all, those of an earlier run included."""
-        self.progress.update(self.task, completed=samples)
+    def set_progress(self, completed: int) -> None:
+        """Move the bar to `completed`, which includes the work of earlier runs."""
+        self.progress.update(self.task, completed=completed)
 
 
-def print_summary(out: Path, made: Dataset, fresh: bool, purse: TokenBudget, as_json: bool) -> None:
-    """What a run made, what it cost, and what was refused."""
-    counts = made.manifest["counts"]
-    if as_json:
-        said = {"out": str(out), "made": fresh, "tokens": [purse.read, purse.written], "cost": purse.cost()}
-        print(json.dumps(said | counts, ensure_ascii=False))
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{'made' if fresh else 'already there:'} {out}: {sum(counts['samples'].values()):,} samples")
-    if fresh:
-        console.print(purse.usage_summary())
-    if counts["dropped"]:
-        console.print(refusals(counts["dropped_reasons"], "refused", str(out / "dropped.jsonl")))
+@contextmanager
+def open_budget(service: ServiceConfig, description: str, total: int) -> Iterator[TokenBudget]:
+    """A token budget with a progress bar of `total` units."""
+    with ProgressBars(transient=True) as progress:
+        yield TokenBudget(service, description, progress, total)
+
+
+def map_with_budget(
+    source: Path,
+    out: Path,
+    step: Callable[..., Any],
+    made_by: Mapping[str, Any],
+    service: ServiceConfig,
+    description: str,
+    samples_per_shard: int,
+) -> tuple[Dataset, bool, TokenBudget]:
+    """`map_dataset` with `step(budget, rows)`; returns (dataset, whether it is new, budget).
+
+    Shards run one after the other in this process: the service, not the CPU, is the bottleneck.
+    """
+    sizes = cumulative_sizes(open_dataset(source), samples_per_shard)
+    with open_budget(service, description, sizes[-1] if sizes else 0) as budget:
+        dataset, is_new = map_dataset(
+            source, out, partial(step, budget), made_by, None, lambda shard: budget.set_progress(sizes[shard]),
+            samples_per_shard,
+        )  # fmt: skip
+    return dataset, is_new, budget

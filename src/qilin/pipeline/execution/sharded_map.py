@@ -1,8 +1,8 @@
-"""Long work in numbered pieces: a step is a function from what it reads to rows, run by any executor.
+"""Maps a function over the numbered shards of an input, on any executor, resumable.
 
-In: a function, the inputs of each piece, an output folder. Out: `rows-00000.jsonl` and `dropped-00000.jsonl` for each
-piece and `step.json`, written last. A finished piece is never done again; the files are the same whatever the order and
-the number of workers. The folder is bound to what it was made from: other settings or inputs are refused.
+In: a function, the input of each shard, an output folder. Out: `rows-00000.jsonl` and `dropped-00000.jsonl` per shard
+and `step.json`, written last. A finished shard is never computed again, and the files do not depend on the order or
+the number of workers. The folder is bound to its settings (`begun.json`): a run with others is refused.
 """
 
 import json
@@ -14,190 +14,192 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import RunError, UserError
-from qilin.core.files import write_atomic
+from qilin.core.files import read_json, to_json, write_atomic
+from qilin.core.output_dir import bind_dir
 from qilin.dataset.import_rows import RejectedRow
 from qilin.pipeline.execution.workers import Workers
 
-ROWS_PER_BUCKET = 20_000  # about so many; a row of a long context has some 5 KB
-MOST = 512  # files open at once
-
-
-def write_buckets(folder: Path, rows: Iterable[tuple[int, Any]], total: int) -> list[str]:
-    """The files of a folder, made of (key, row) pairs; `total` says about how many rows will come."""
-    folder.mkdir(parents=True, exist_ok=True)
-    heaps = [folder / f"heap-{n:04d}.jsonl" for n in range(min(MOST, 1 + total // ROWS_PER_BUCKET))]
-    files = []
-    try:
-        files = [heap.open("wb") for heap in heaps]
-        for key, row in rows:
-            files[key % len(files)].write(line(row))
-    finally:
-        for file in files:
-            file.close()
-    return [str(heap) for heap in heaps]
-
-
-def line(row: Any) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
-
-
-def read_bucket(heap: str) -> Iterable[Any]:
-    with open(heap, encoding="utf-8", errors="surrogatepass") as lines:
-        yield from map(json.loads, lines)
-
-
-Work = Callable[[Any], Iterable[Mapping[str, Any] | RejectedRow]]  # reads one piece's inputs; top-level, so it pickles
-BEGUN, DONE = "begun.json", "step.json"
+ROWS_PER_BUCKET = 20_000  # on average; a row with a long context has some 5 KB
+MAX_BUCKETS = 512  # files open at once
+BEGUN_FILE, STEP_FILE = "begun.json", "step.json"
+# reads the input of one shard and yields rows; a top-level function or a partial of one, so that it pickles
+ShardFunction = Callable[[Any], Iterable[Mapping[str, Any] | RejectedRow]]
 
 
 def run_sharded(
-    work: Work,
+    function: ShardFunction,
     inputs: Sequence[Any],
     out: Path,
-    made_by: Mapping[str, Any],
+    settings: Mapping[str, Any],
     workers: Workers | None = None,
     on_shard: Callable[[int], None] = lambda number: None,
 ) -> dict[str, Any]:
-    """Do every piece that is not done yet and return the counts that step.json keeps.
+    """Compute every shard that is not finished and return the counts that step.json records.
 
-    `workers` do the pieces; None does the work here. `on_piece(number)` is told each piece as it is there, those of an
-    earlier run included.
-    Raises UserError where `out` holds something else, RunError where a piece kills its worker again and again.
+    Without `workers` this process computes them. `on_shard(number)` is called for each finished shard, those of an
+    earlier run included. Raises UserError where `out` is occupied or bound to other settings, RunError where a shard
+    kills its worker repeatedly.
     """
-    made = json.loads(json.dumps({**made_by, "pieces": len(inputs)}, default=str))
-    out = out.resolve()  # workers may stand in other folders
-    begin(out, made)
-    left = []
+    settings = json.loads(json.dumps({**settings, "shards": len(inputs)}, default=str))
+    out = out.resolve()  # workers may have other current folders
+    bind_dir(out, BEGUN_FILE, settings)
+    pending = []
     for number in range(len(inputs)):
         if shard_path(out, "rows", number).exists():
             on_shard(number)
         else:
-            left.append(number)
+            pending.append(number)
     if workers is None:
-        for number in left:
-            write_shard(work, inputs[number], out, number)
+        for number in pending:
+            write_shard(function, inputs[number], out, number)
             on_shard(number)
-    elif left:
+    elif pending:
         workers.check(out)
-        run_on_workers(workers, work, inputs, out, left, on_shard)
-    return finish(out, made)
-
-
-def begin(out: Path, made: Mapping[str, Any]) -> None:
-    """Bind an empty folder to the work, or make sure that it is already bound to the same."""
-    if (out / BEGUN).is_file():
-        found = json.loads((out / BEGUN).read_text(encoding="utf-8"))
-        differ = [key for key in dict.fromkeys([*made, *found]) if made.get(key) != found.get(key)]
-        if differ:
-            raise UserError(
-                f"{out}: holds the pieces of other work ({', '.join(differ)} differ); name a new folder, or remove this"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: already holds something; name an empty or new folder, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / BEGUN, json.dumps(made, ensure_ascii=False, indent=2) + "\n")
+        run_on_workers(workers, function, inputs, out, pending, on_shard)
+    return write_step_record(out, settings)
 
 
 def run_on_workers(
     workers: Workers,
-    work: Work,
+    function: ShardFunction,
     inputs: Sequence[Any],
     out: Path,
-    left: Sequence[int],
+    pending: Sequence[int],
     on_shard: Callable[[int], None],
 ) -> None:
-    """Hand pieces to workers, few at a time, so that a killed worker costs only what was in its hands."""
-    waiting = list(reversed(left))
-    tries: Counter[int] = Counter()
+    """Submit few shards at a time, so that a killed worker costs only those that were running."""
+    waiting = list(reversed(pending))
+    attempts: Counter[int] = Counter()
     while waiting:
         running: dict[Future[None], int] = {}
-        with cancel_on_error(workers.make(), running) as pool:
+        with cancel_on_error(workers.make_executor(), running) as executor:
             try:
                 while waiting or running:
-                    while waiting and len(running) < workers.at_once:
+                    while waiting and len(running) < workers.max_running:
                         number = waiting[-1]
-                        running[pool.submit(write_shard, work, inputs[number], out, number)] = waiting.pop()
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
+                        running[executor.submit(write_shard, function, inputs[number], out, number)] = waiting.pop()
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
                         future.result()
                         on_shard(running.pop(future))
-            except workers.killed:
-                lost = [n for n in running.values() if not shard_path(out, "rows", n).exists()]
+            except workers.killed_errors:
+                lost = [number for number in running.values() if not shard_path(out, "rows", number).exists()]
                 for number in sorted(set(running.values()) - set(lost)):
                     on_shard(number)
-                tries.update(n for future, n in running.items() if n in lost and was_killed(future, workers))
-                worst = max(lost, key=lambda n: tries[n], default=-1)
-                if tries[worst] >= workers.tries:
+                attempts.update(n for future, n in running.items() if n in lost and was_killed(future, workers))
+                worst = max(lost, key=lambda number: attempts[number], default=-1)
+                if attempts[worst] >= workers.max_attempts:
                     raise RunError(
-                        f"{out}: piece {worst} has lost its worker again and again (killed: out of memory?); the other "
-                        "pieces are kept, the same command goes on"
+                        f"{out}: shard {worst} killed its worker {attempts[worst]} times (out of memory?); finished "
+                        "shards are kept, run the same command to continue"
                     ) from None
                 waiting += sorted(lost, reverse=True)
 
 
 def was_killed(future: Future[None], workers: Workers) -> bool:
-    return future.done() and isinstance(future.exception(), workers.killed)
+    return future.done() and isinstance(future.exception(), workers.killed_errors)
 
 
 @contextmanager
-def cancel_on_error(pool: Executor, running: Mapping[Future[None], int]) -> Iterator[Executor]:
-    """An executor that, on an error or Ctrl-C, drops what has not begun and lets running pieces end."""
+def cancel_on_error(executor: Executor, running: Mapping[Future[None], int]) -> Iterator[Executor]:
+    """On an error or Ctrl-C, cancel the shards that have not started and let the running ones finish."""
     try:
-        yield pool
+        yield executor
     except BaseException:
         for future in running:
             future.cancel()
         raise
     finally:
-        pool.shutdown()
+        executor.shutdown()
 
 
-def write_shard(work: Work, given: Any, out: Path, number: int) -> None:
-    """Do one piece. Its rows get their name last: a piece with rows is whole, and is not done again even where a
-    cluster asks for it twice (it does where it lost the worker that did it)."""
+# --- files of shards ------------------------------------------------------------------------------------------------
+
+
+def write_shard(function: ShardFunction, shard_input: Any, out: Path, number: int) -> None:
+    """Compute one shard. The rows file is written last, so a shard that has one is complete; it is not computed again
+    even if a cluster asks for it twice, which it does after losing the worker that computed it."""
     if shard_path(out, "rows", number).exists():
         return
     rows, dropped = [], []
-    for row in work(given):
+    for row in function(shard_input):
         if isinstance(row, RejectedRow):
-            dropped.append(json.dumps({"reason": row.reason, "row": row.row}, ensure_ascii=False, default=str) + "\n")
+            dropped.append(to_json({"reason": row.reason, "row": row.row}, indent=None))
         else:
             rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_atomic(shard_path(out, "dropped", number), "".join(dropped))
     write_atomic(shard_path(out, "rows", number), "".join(rows))
 
 
-def shard_path(out: Path, kind: str, number: int) -> Path:
-    return out / f"{kind}-{number:05d}.jsonl"
+def shard_path(out: Path, content: str, number: int) -> Path:
+    """The file of a shard; `content` is "rows" or "dropped"."""
+    return out / f"{content}-{number:05d}.jsonl"
 
 
-def finish(out: Path, made: Mapping[str, Any]) -> dict[str, Any]:
-    """Count rows and refusals over all pieces and write step.json."""
-    kept, reasons = 0, Counter[str]()
-    for number in range(made["pieces"]):
+def write_step_record(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Count rows and rejections over all shards and write step.json."""
+    num_rows, reasons = 0, Counter[str]()
+    for number in range(settings["shards"]):
         with shard_path(out, "rows", number).open(encoding="utf-8") as lines:
-            kept += sum(1 for _ in lines)
+            num_rows += sum(1 for _ in lines)
         with shard_path(out, "dropped", number).open(encoding="utf-8") as lines:
             reasons.update(json.loads(line)["reason"] for line in lines)
-    ordered = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-    counts = {"rows": kept, "dropped": sum(reasons.values()), "dropped_reasons": ordered}
-    write_atomic(out / DONE, json.dumps({"counts": counts, "made_by": made}, ensure_ascii=False, indent=2) + "\n")
+    by_count = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+    counts = {"rows": num_rows, "dropped": sum(reasons.values()), "dropped_reasons": by_count}
+    write_atomic(out / STEP_FILE, to_json({"counts": counts, "made_by": settings}))
     return counts
 
 
 def read_step_record(folder: Path) -> dict[str, Any]:
-    """step.json of a finished folder. Raises UserError where it is missing or unfinished."""
-    if not (folder / DONE).is_file():
-        begun = (folder / BEGUN).is_file()
-        what = "its work was interrupted; run its command again" if begun else "not a folder of `qilin data figures`"
-        raise UserError(f"{folder}: no {DONE} in it: {what}")
-    found: dict[str, Any] = json.loads((folder / DONE).read_text(encoding="utf-8"))
-    return found
+    """step.json of a finished folder: {"counts", "made_by": settings}. Raises UserError where it is missing."""
+    if not (folder / STEP_FILE).is_file():
+        interrupted = (folder / BEGUN_FILE).is_file()
+        problem = (
+            "interrupted; run its command again" if interrupted else "not a folder of `qilin data extract-figures`"
+        )
+        raise UserError(f"{folder}: no {STEP_FILE} in it: {problem}")
+    record: dict[str, Any] = read_json(folder / STEP_FILE)
+    return record
 
 
-def read_shards(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every row of a finished folder, in order, one in memory at a time."""
-    for number in range(read_step_record(folder)["made_by"]["pieces"]):
-        with shard_path(folder, "rows", number).open(encoding="utf-8") as lines:
+def read_shards(folder: Path, content: str = "rows") -> Iterator[dict[str, Any]]:
+    """Every row (or, with "dropped", every rejected row) of a finished folder in order, one in memory at a time."""
+    for path in shard_paths(folder, content):
+        with path.open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
+
+
+def shard_paths(folder: Path, content: str = "rows") -> list[Path]:
+    """The files of a finished folder in order."""
+    return [shard_path(folder, content, number) for number in range(read_step_record(folder)["made_by"]["shards"])]
+
+
+# --- hash-partitioned rows ------------------------------------------------------------------------------------------
+
+
+def write_buckets(folder: Path, rows: Iterable[tuple[int, Any]], num_rows: int) -> list[str]:
+    """Distribute (key, row) pairs over JSON-lines files by key, equal keys into one file; returns the paths.
+
+    `num_rows` is the approximate number of rows. Each file is small enough to be processed in memory.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"bucket-{n:04d}.jsonl" for n in range(min(MAX_BUCKETS, 1 + num_rows // ROWS_PER_BUCKET))]
+    files = []
+    try:
+        files = [path.open("wb") for path in paths]
+        for key, row in rows:
+            files[key % len(files)].write(json_line(row))
+    finally:
+        for file in files:
+            file.close()
+    return [str(path) for path in paths]
+
+
+def read_bucket(path: str) -> Iterable[Any]:
+    with open(path, encoding="utf-8", errors="surrogatepass") as lines:
+        yield from map(json.loads, lines)
+
+
+def json_line(row: Any) -> bytes:
+    """One line of a JSON-lines file; lone surrogates are kept."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"

@@ -1,7 +1,7 @@
-"""Who does the pieces of a step: this process, a pool of processes, or the workers of a dask cluster.
+"""Where shards are computed: in this process, in a pool of processes, or by the workers of a dask cluster.
 
-In: the numbers and addresses that a command is given. Out: something that makes a concurrent.futures executor, with
-what tells that a worker of it was killed. The steps know nothing of it.
+In: the `workers` and `cluster` options of a command. Out: a factory of `concurrent.futures` executors and the errors
+by which they report a killed worker. The steps do not depend on the choice.
 """
 
 import multiprocessing
@@ -19,54 +19,56 @@ from typing import Any
 from qilin import __version__
 from qilin.core.errors import RunError, UserError
 
-WAIT = 10.0  # seconds for a scheduler to answer
-COME = 60.0  # for its first worker
+SCHEDULER_TIMEOUT = 10.0  # seconds until a scheduler must answer
+WORKER_TIMEOUT = 60.0  # seconds until its first worker must be connected
 
 
 @dataclass(frozen=True)
 class Workers:
-    """`make` gives an executor; it is called again where the workers of the last one were killed."""
+    """`make_executor` is called again after workers of the last executor were killed."""
 
-    make: Callable[[], Executor]
-    at_once: int  # pieces in hand: enough to keep all busy, few enough that little is lost
-    killed: tuple[type[Exception], ...] = (BrokenProcessPool,)
-    tries: int = 3  # of a piece whose worker was killed
+    make_executor: Callable[[], Executor]
+    max_running: int  # shards submitted at a time: enough to keep all busy, few enough that little is lost
+    killed_errors: tuple[type[Exception], ...] = (BrokenProcessPool,)
+    max_attempts: int = 3  # for a shard whose worker was killed
     check: Callable[[Path], None] = lambda folder: None  # raises UserError where workers cannot write to a folder
 
 
-def make_workers(number: int, cluster: str | None = None, most: int | None = None) -> Workers | None:
-    """A cluster where its address is given, else `number` processes: 0 for one a core, but not more than the `most`
-    pieces that there are. None (no pool, work here) for a single one."""
+def make_workers(workers: int, cluster: str | None = None, max_workers: int | None = None) -> Workers | None:
+    """A cluster if its address is given, else `workers` processes (0: one per core, at most `max_workers`).
+
+    None for a single process: no pool, the caller's process does the work.
+    """
     if cluster:
-        return on_cluster(cluster)
-    if number < 0:
-        raise UserError(f"--workers {number}: expected 0 (one a core) or more")
+        return cluster_workers(cluster)
+    if workers < 0:
+        raise UserError(f"--workers {workers}: expected 0 (one per core) or more")
     cores = os.cpu_count() or 1
-    count = number or (cores if most is None else min(cores, most))
+    count = workers or (cores if max_workers is None else min(cores, max_workers))
     if count <= 1:
         return None
-    # A fresh interpreter a worker: forking a process that has threads (the bar's) can hang.
+    # A fresh interpreter per worker: forking a process that has threads (the progress bar's) can deadlock.
     context = multiprocessing.get_context("spawn")
-    return Workers(lambda: ProcessPoolExecutor(count, context, initializer=start_worker), 2 * count)
+    return Workers(lambda: ProcessPoolExecutor(count, context, initializer=init_worker), 2 * count)
 
 
-def start_worker() -> None:
-    """In each process of a pool: Ctrl-C is the first one's to answer, and where that is killed, this one ends too."""
+def init_worker() -> None:
+    """In each process of a pool: leave Ctrl-C to the parent, and exit when the parent is killed."""
     signal(SIGINT, SIG_IGN)
-    Thread(target=end_with_parent, daemon=True).start()
+    Thread(target=exit_with_parent, daemon=True).start()
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent, "started by a pool"
+    assert parent, "not started by a pool"
     parent.join()
-    os._exit(1)  # the main thread waits for work that never comes
+    os._exit(1)  # the main thread would wait forever for the next shard
 
 
-def on_cluster(address: str) -> Workers:
-    """The workers of a dask scheduler. They need Qilin of this version and the folders of this machine.
+def cluster_workers(address: str) -> Workers:
+    """The workers of a dask scheduler; they need the same version of Qilin and the same file system.
 
-    Raises UserError for a missing package or a wrong address, RunError where no scheduler or no worker answers.
+    Raises UserError for a missing package or a malformed address, RunError where no scheduler or no worker answers.
     """
     try:
         from distributed import KilledWorker
@@ -76,18 +78,18 @@ def on_cluster(address: str) -> Workers:
         raise UserError(f"--cluster {address}: expected a scheduler's address, such as tcp://10.0.0.1:8786")
     client = connect_client(address)
     try:
-        client.wait_for_workers(1, timeout=COME)
+        client.wait_for_workers(1, timeout=WORKER_TIMEOUT)
     except TimeoutError:
         raise RunError(
-            f"--cluster {address}: no worker came in {COME:g} s; start some: dask worker {address}"
+            f"--cluster {address}: no worker connected in {WORKER_TIMEOUT:g} s; start some: dask worker {address}"
         ) from None
     threads = sum(client.nthreads().values())
-    # the scheduler tries a killed piece again by itself, on another worker; where it gives up, so do we
+    # the scheduler itself retries a killed shard on another worker, so its giving up is final
     return Workers(
         lambda: client.get_executor(pure=False),
         max(16, 2 * threads),
         (KilledWorker,),
-        tries=1,
+        max_attempts=1,
         check=lambda folder: check_cluster(client, address, folder),
     )
 
@@ -98,32 +100,32 @@ def connect_client(address: str) -> Any:
     from distributed import Client
 
     try:
-        return Client(address, timeout=WAIT, set_as_default=False)
+        return Client(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise RunError(f"--cluster {address}: no scheduler answers there ({first_line(error)})") from None
+        raise RunError(f"--cluster {address}: no scheduler answers at this address ({first_line(error)})") from None
 
 
 def check_cluster(client: Any, address: str, folder: Path) -> None:
-    """Whether all workers of now have this Qilin and see the folder. Raises UserError naming the first that has not."""
+    """Raise UserError unless every connected worker has this version of Qilin and can write to the folder."""
     try:
-        seen = client.run(what_is_there, str(folder))
+        answers = client.run(describe_worker, str(folder))
     except ImportError as error:
         raise UserError(
-            f"--cluster {address}: a worker cannot run Qilin ({first_line(error)}); install it there"
+            f"--cluster {address}: a worker cannot import Qilin ({first_line(error)}); install it there"
         ) from None
-    for worker, (version, there) in sorted(seen.items()):
+    for worker, (version, is_writable) in sorted(answers.items()):
         if version != __version__:
             raise UserError(
-                f"--cluster {address}: {worker} has Qilin {version}, this is {__version__}; install the same"
+                f"--cluster {address}: {worker} has Qilin {version}, expected {__version__}; install the same version"
             )
-        if not there:
+        if not is_writable:
             raise UserError(
-                f"--cluster {address}: {worker} does not see {folder}; a cluster needs one file system for all"
+                f"--cluster {address}: {worker} cannot write to {folder}; a cluster needs a shared file system"
             )
 
 
-def what_is_there(folder: str) -> tuple[str, bool]:
-    """Asked of each worker."""
+def describe_worker(folder: str) -> tuple[str, bool]:
+    """Run on each worker: (version of Qilin, whether the folder is writable)."""
     return __version__, os.access(folder, os.W_OK)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from qilin import __version__
 from qilin.core.config import config_class, option
 from qilin.core.errors import RunError, UserError
-from qilin.core.llm_client import together
+from qilin.core.llm_client import run_workers
 from qilin.core.progress import ProgressBars
 from qilin.dataset.licenses import TIERS, license_tier
 from qilin.pipeline.pubmed.caption_classifier import classify_caption
@@ -87,7 +87,7 @@ class PmcConfig:
             raise ValueError("--date needs --inventory")
         if self.rate <= 0 or self.concurrency < 1 or self.retries < 0:
             raise ValueError(
-                f"rate is {self.rate:g}, concurrency {self.concurrency} and retries {self.retries}; expected rate above "
+                f"rate is {self.rate:g}, concurrency {self.concurrency}, retries {self.retries}; expected rate above "
                 "0, concurrency at least 1, retries at least 0"
             )
         if self.timeout <= 0 or (self.limit is not None and self.limit < 1):
@@ -211,7 +211,7 @@ async def process_all(config: PmcConfig, store: ArticleStore, ledger: Ledger) ->
                         "again to continue"
                     )
 
-        await together(process_pending, config.concurrency)
+        await run_workers(process_pending, config.concurrency)
     return processed
 
 
@@ -235,9 +235,7 @@ async def process_article(
         xml = await fetch_file(store, str(metadata.get("xml_url") or ""), folder, md5_of)
         if xml.state != "have":
             return ArticleOutcome(number, version, xml.state, f"XML: {xml.detail}", license, files=(xml,))
-        (folder / f"PMC{number}.{version}.json").write_text(
-            json.dumps(metadata, ensure_ascii=False), encoding="utf-8"
-        )
+        (folder / f"PMC{number}.{version}.json").write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
         article = read_article((folder / xml.name).read_bytes())
     except StoreError as error:
         return ArticleOutcome(number, version, "missing" if error.permanent else "failed", error.reason)

@@ -1,7 +1,8 @@
-"""Names of images -> files: in folders, inside zips, or in a folder that `qilin data pmc` has filled.
+"""Finds image files by name: in folders, inside zip archives, or in a folder that `qilin data pmc` has filled.
 
-In: a name as a data set writes it (`PMC8253873_Fig6_46.jpg`, `PMC1064097_F1.jpg`, `PMC3970251_IM2014-93.003.jpg`). Out:
-a path (perhaps through a zip), and whether it is the whole figure where the name means a panel of it.
+In: a name as published datasets write it (`PMC8253873_Fig6_46.jpg`, `PMC1064097_F1.jpg`,
+`PMC3970251_IM2014-93.003.jpg`). Out: a path (possibly into a zip), and whether it is an entire figure although the name
+means one panel of it.
 """
 
 import json
@@ -11,110 +12,117 @@ from functools import lru_cache
 from pathlib import Path
 
 from qilin.imaging.archive_paths import member_names, open_zip
-from qilin.pipeline.pubmed.download import find_media, folder_of
-from qilin.pipeline.pubmed.jats import Article, BadArticle, numbered, read_article
+from qilin.pipeline.pubmed.download import article_dir, find_media
+from qilin.pipeline.pubmed.jats import Article, ArticleError, number_figures, read_article
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp")
-NAMED = re.compile(r"(?:(PMC)(?=\d)|(?=\d{4}))(\d{1,10})_(.+)", re.IGNORECASE)
-FIGURE = re.compile(r"Fig(\d+)_\d+", re.IGNORECASE)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp")
+ANY_IMAGE_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$", re.IGNORECASE)
+ARTICLE_IMAGE = re.compile(r"(?:(PMC)(?=\d)|(?=\d{4}))(\d{1,10})_(.+)", re.IGNORECASE)  # PMC id or PubMed id, then name
+PANEL = re.compile(r"Fig(\d+)_\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image's path; `whole`: it is the figure that the named panel is a part of."""
+class ResolvedImage:
+    """An image's path. `is_whole_figure`: the name means a panel, but the path is that of the figure it is part of."""
 
     path: Path
-    whole: bool = False
+    is_whole_figure: bool = False
 
 
-def resolve(name: str, bases: tuple[Path, ...], store: Path | None = None) -> Found:
-    """Where a named image is: in the folders, their zips, the store. If nowhere, a path that is not there: in a
-    damaged zip where there is one, since it may have held it."""
-    for base in bases:
-        for ending in ("", *ENDINGS):
-            if inside(base, path := base / f"{name}{ending}") and path.is_file():
-                return Found(path)
-    short, damaged = name.rpartition("/")[2], None
-    for base in bases:
-        for zipped in zips(base):
-            changed = zipped.stat().st_mtime_ns
-            damaged = damaged or (zipped if open_zip(zipped, changed) is None else None)
-            members = member_names(zipped, changed)
-            for wanted in (name, short, *(short + ending for ending in ENDINGS)):
-                if wanted in members:
-                    return Found(zipped / members[wanted])
-    return (store and from_store(short, store)) or Found((damaged or bases[0]) / short)
+def resolve(name: str, folders: tuple[Path, ...], pmc_dir: Path | None = None) -> ResolvedImage:
+    """Look a name up in the folders, then in their zips, then in the PMC folder.
+
+    If the image is nowhere, returns a path that does not exist: inside a damaged zip if there is one, since that may
+    have contained it.
+    """
+    for folder in folders:
+        for suffix in ("", *IMAGE_SUFFIXES):
+            if is_within(folder, path := folder / f"{name}{suffix}") and path.is_file():
+                return ResolvedImage(path)
+    base_name, damaged = name.rpartition("/")[2], None
+    for folder in folders:
+        for archive in zip_files(folder):
+            modified_ns = archive.stat().st_mtime_ns
+            damaged = damaged or (archive if open_zip(archive, modified_ns) is None else None)
+            members = member_names(archive, modified_ns)
+            for candidate in (name, base_name, *(base_name + suffix for suffix in IMAGE_SUFFIXES)):
+                if candidate in members:
+                    return ResolvedImage(archive / members[candidate])
+    in_pmc = find_in_pmc(base_name, pmc_dir) if pmc_dir else None
+    return in_pmc or ResolvedImage((damaged or folders[0]) / base_name)
 
 
-def inside(base: Path, path: Path) -> bool:
-    """Whether a name stays in its folder: tables are strangers' and may say ../../."""
-    return path.resolve().is_relative_to(base.resolve())
+def is_within(folder: Path, path: Path) -> bool:
+    """Whether a path stays inside a folder: downloaded tables are untrusted and may contain ../../."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 @lru_cache(maxsize=64)
-def zips(folder: Path) -> tuple[Path, ...]:
+def zip_files(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob("*.zip"))) if folder.is_dir() else ()
 
 
-def from_store(name: str, store: Path) -> Found | None:
-    """An image by its article and figure, or by its article and the publisher's file name."""
-    match = NAMED.fullmatch(re.sub(rf"({'|'.join(map(re.escape, ENDINGS))})$", "", name, flags=re.IGNORECASE))
+# --- in a folder of PMC articles ------------------------------------------------------------------------------------
+
+
+def find_in_pmc(name: str, pmc_dir: Path) -> ResolvedImage | None:
+    """An image by its article and figure number, or by its article and the publisher's file name."""
+    match = ARTICLE_IMAGE.fullmatch(ANY_IMAGE_SUFFIX.sub("", name))
     if not match:
         return None
-    number = int(match.group(2)) if match.group(1) else pmids(store).get(int(match.group(2)))
-    folder = article_folder(store, number) if number is not None else None
+    number = int(match.group(2)) if match.group(1) else pmc_number_by_pmid(pmc_dir).get(int(match.group(2)))
+    folder = downloaded_article_dir(pmc_dir, number) if number is not None else None
     if folder is None:
         return None
-    rest = match.group(3)
-    panel = FIGURE.fullmatch(rest)
-    article = article_in(folder)
-    if panel or not article:
-        names = figures_by(article, "") if article else {}
-        found = on_disk(folder, names.get(f"#{int(panel.group(1))}", ())) if panel else None
+    name_in_article = match.group(3)
+    panel = PANEL.fullmatch(name_in_article)
+    article = read_downloaded_article(folder)
+    if article is None:
+        return None
+    images = figure_images(article)
+    if panel:
+        path = existing_form(folder, images.get(f"#{int(panel.group(1))}", ()))
     else:
-        found = on_disk(folder, figures_by(article, rest).get(rest, ())) or on_disk(folder, (rest,))
-    return Found(found, whole=bool(panel)) if found else None
+        path = existing_form(folder, images.get(name_in_article, ())) or existing_form(folder, (name_in_article,))
+    return ResolvedImage(path, is_whole_figure=bool(panel)) if path else None
 
 
-def article_folder(store: Path, number: int) -> Path | None:
-    """The folder of an article's one version."""
-    return next(iter(sorted(folder_of(store, number, 0).parent.glob(f"PMC{number}.*"))), None)
+def downloaded_article_dir(pmc_dir: Path, number: int) -> Path | None:
+    """The folder of the one downloaded version of an article."""
+    return next(iter(sorted(article_dir(pmc_dir, number, 0).parent.glob(f"PMC{number}.*"))), None)
 
 
 @lru_cache(maxsize=256)
-def article_in(folder: Path) -> Article | None:
-    """The article of a folder: rows about it stand together, so it is read once."""
+def read_downloaded_article(folder: Path) -> Article | None:
+    """The article of a folder; cached because table rows about one article are adjacent."""
     try:
         return read_article((folder / f"{folder.name}.xml").read_bytes())
-    except (OSError, BadArticle):
+    except (OSError, ArticleError):
         return None
 
 
-def figures_by(article: Article, name: str) -> dict[str, tuple[str, ...]]:
-    """Figure id, and "#3" for Figure 3 -> the names of its image; figures of several images are left out."""
-    single = {f.figure_id: f.images[0] for f in article.figures if len(f.images) == 1}
-    numbers = numbered([f.figure_id for f in article.figures], [f.label for f in article.figures])
-    found = dict(single)
-    for number, figure_id in numbers.items():
-        if figure_id in single:
-            found[f"#{number}"] = single[figure_id]
-    return found
+def figure_images(article: Article) -> dict[str, tuple[str, ...]]:
+    """Figure id, and "#3" for Figure 3 -> file names of its image; figures with several images are omitted."""
+    images = {figure.figure_id: figure.images[0] for figure in article.figures if len(figure.images) == 1}
+    by_number = number_figures([f.figure_id for f in article.figures], [f.label for f in article.figures])
+    numbered = {f"#{number}": images[figure_id] for number, figure_id in by_number.items() if figure_id in images}
+    return images | numbered
 
 
-def on_disk(folder: Path, forms: tuple[str, ...]) -> Path | None:
-    names = [path.name for path in folder.iterdir()]
-    url = find_media(names, forms) if forms else None
-    return folder / url if url else None
+def existing_form(folder: Path, forms: tuple[str, ...]) -> Path | None:
+    """The first of an image's possible files that is in the folder."""
+    name = find_media([path.name for path in folder.iterdir()], forms) if forms else None
+    return folder / name if name else None
 
 
 @lru_cache(maxsize=4)
-def pmids(store: Path) -> dict[int, int]:
-    """PubMed id -> PMC id of the articles that are here; some data sets name images by the former."""
-    found: dict[int, int] = {}
-    for path in (store / "articles").glob("*/PMC*/PMC*.json"):
+def pmc_number_by_pmid(pmc_dir: Path) -> dict[int, int]:
+    """PubMed id -> PMC id of the downloaded articles; some datasets name images by PubMed id."""
+    numbers: dict[int, int] = {}
+    for path in (pmc_dir / "articles").glob("*/PMC*/PMC*.json"):
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            found[int(about["pmid"])] = int(str(about["pmcid"]).removeprefix("PMC"))
+            metadata = json.loads(path.read_text(encoding="utf-8"))
+            numbers[int(metadata["pmid"])] = int(str(metadata["pmcid"]).removeprefix("PMC"))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return numbers

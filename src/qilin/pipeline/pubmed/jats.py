@@ -24,7 +24,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "gif", "tif", "tiff", "bmp", "webp")
 
 
 class ArticleError(ValueError):
-    """A file that is not a usable article. `reason` is constant per fault, so it can be counted; `detail` locates it."""
+    """A file that is not a usable article. `reason` is the same for the same fault; `detail` locates it."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

@@ -127,15 +127,15 @@ def generate_vqa(config: GenerateVqaConfig) -> None:
         **config.mix,
     }
     step = partial(generate_shard, Generator(config, writer, guesser))
-    is_new, budget = map_with_budget(
+    dataset, is_new, budget = map_with_budget(
         config.source, config.out, step, settings, config.service, "generating questions", TEXTS_PER_SHARD
     )
-    source, dataset = open_dataset(config.source), open_dataset(config.out)
+    source = open_dataset(config.source)
     count = sum(map(dataset.count, dataset.splits()))
     count -= 0 if config.only_questions else sum(map(source.count, source.splits()))
     needed = "" if count else f" (questions need a Chinese text with an image, of kind {' or '.join(config.kinds)})"
     lines = [*([budget.usage_summary()] if is_new else []), f"questions: {count:,}{needed}"]
-    print_summary(config.out, is_new, config.json, budget.usage_json(), lines)
+    print_summary(config.out, dataset, is_new, config.json, budget.usage_json(), lines)
 
 
 def prompt_name() -> str:

@@ -65,7 +65,7 @@ def apply(given: ApplyConfig) -> None:
     with ProgressBars(transient=True) as progress:
         pieces = len(shard_ranges(data, SAMPLES_PER_SHARD))
         task = progress.add_task("applying", total=pieces)
-        workers = make_workers(given.workers, given.cluster, most=pieces)
+        workers = make_workers(given.workers, given.cluster, max_workers=pieces)
         made, fresh = map_dataset(
             given.source, given.out, step, made_by, workers, lambda number: progress.advance(task)
         )
