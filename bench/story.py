@@ -1,10 +1,10 @@
-"""The whole story, measured: `qilin demo` on a dataset folder or on drawn images, seed by seed, in CPU minutes.
+"""Measures `qilin demo` from data to scores, on a dataset folder or on synthetic images, for several seeds.
 
     python bench/story.py slake --data SLAKE_FOLDER --seeds 0 1 2 --work DIR
     python bench/story.py drawn --seeds 0 --work DIR
 
-Each seed is one process tree whose CPU time is read from the system; results are added to
-bench/results/story-NAME.json as each seed ends, so an interrupted run keeps what it has and goes on.
+Each seed is one process tree, whose CPU time the operating system reports. Results are added to
+bench/results/story-NAME.json after each seed, so an interrupted benchmark continues where it stopped.
 """
 
 import argparse
@@ -29,47 +29,49 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, required=True)
-    asked = parser.parse_args()
-    file = RESULTS / f"story-{asked.name}.json"
-    for seed in asked.seeds:
+    args = parser.parse_args()
+    file = RESULTS / f"story-{args.name}.json"
+    for seed in args.seeds:
         rows = json.loads(file.read_text())["rows"] if file.is_file() else []
         if not any(row["seed"] == seed for row in rows):
-            row = tell(asked, seed)
-            rows = json.loads(file.read_text())["rows"] if file.is_file() else []  # another may have ended
-            write(file, asked, sorted([*rows, row], key=lambda r: r["seed"]))
+            row = run_demo(args, seed)
+            rows = (
+                json.loads(file.read_text())["rows"] if file.is_file() else []
+            )  # another process may have added a row
+            write(file, args, sorted([*rows, row], key=lambda r: r["seed"]))
 
 
-def tell(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Run one story and read its scores."""
-    out = asked.work / f"{asked.name}-{seed}"
+def run_demo(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Runs one demo; returns its times and scores."""
+    out = args.work / f"{args.name}-{seed}"
     command = [sys.executable, "-m", "qilin.cli", "demo", "--out", str(out), "--seed", str(seed)]
-    command += ["--threads", str(asked.threads)]
-    command += ["--data", str(asked.data)] if asked.data else []
-    command += ["--recipes", asked.recipes] if asked.recipes else []
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(asked.threads)})
+    command += ["--threads", str(args.threads)]
+    command += ["--data", str(args.data)] if args.data else []
+    command += ["--recipes", args.recipes] if args.recipes else []
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(args.threads)})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     scores = json.loads((out / "evaluation" / "scores.json").read_text())
-    keep = ("all", "closed", "open", "no_near_duplicate", "unseen_wording", "nearest_neighbour", "captions")
+    blocks = ("all", "closed", "open", "no_near_duplicate", "unseen_wording", "nearest_neighbour", "captions")
     return {
         "seed": seed,
         "cpu_minutes": round(cpu / 60, 2),
-        "wall_minutes": round((time.monotonic() - began) / 60, 2),
-        "scores": {name: scores[name] for name in keep if name in scores},
-        "by_question_type": scores.get("question_type"),
+        "wall_minutes": round((time.monotonic() - start) / 60, 2),
+        "scores": {name: scores[name] for name in blocks if name in scores},
+        "by_question_type": scores.get("by_question_type"),
     }
 
 
-def write(file: Path, asked: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """The result file: what was run, where, and the rows with their mean."""
+def write(file: Path, args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Writes the result file: command, machine, versions, and the rows with their mean."""
     import torch
     import transformers
 
     exact = [row["scores"]["all"]["exact"] for row in rows]
-    found = {
-        "command": f"python bench/story.py {asked.name} --seeds {' '.join(str(row['seed']) for row in rows)} "
-        f"--threads {asked.threads}" + (" --data FOLDER" if asked.data else ""),
+    result = {
+        "command": f"python bench/story.py {args.name} --seeds {' '.join(str(row['seed']) for row in rows)} "
+        f"--threads {args.threads}" + (" --data FOLDER" if args.data else ""),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.processor() or cpu_name()}",
         "versions": {
             "python": platform.python_version(),
@@ -81,7 +83,7 @@ def write(file: Path, asked: argparse.Namespace, rows: list[dict[str, Any]]) -> 
         "rows": rows,
     }
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def cpu_name() -> str:

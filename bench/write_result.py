@@ -1,4 +1,4 @@
-"""Writes the result of a benchmark: printed, and stored as bench/results/NAME.json with command, machine and versions."""
+"""Writes the result of a benchmark: printed, and in bench/results/NAME.json with command, machine and versions."""
 
 import json
 import platform

@@ -14,6 +14,7 @@ from typing import Any
 
 from qilin.core.config import to_dict
 from qilin.core.llm_client import Endpoint
+from qilin.dataset.reader import is_synthetic
 from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.controls.blind import blank_image, derangements
 from qilin.evaluate.controls.contamination import find_contamination, format_contamination
