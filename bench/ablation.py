@@ -2,9 +2,9 @@
 
     python bench/ablation.py --work DIR --data drawn=DIR --parts drawn=DIR --data slake=DIR --parts slake=DIR
 
-Both arms start from the same pre-trained parts. `curriculum`: stage 1 on captions, then stage 2. `alone`: stage 2 from a
-new projector, with more epochs to match the CPU time of stage 1. Each run is one process; bench/results/ablation.json is
-written after each run and lists the missing ones, so the benchmark can be interrupted and continued. It records the
+Both arms start from the same pre-trained parts. `curriculum`: stage 1 on captions, then stage 2. `alone`: stage 2 from
+a new projector, with more epochs to match the CPU time of stage 1. Each run is one process; bench/results/ablation.json
+is written after each run and lists the missing ones, so the benchmark can be interrupted and continued. It records the
 recipe of each dataset; rows of a different recipe are refused, not averaged.
 """
 
@@ -89,8 +89,10 @@ def recipes(name: str, data: Path, model: Path) -> dict[str, Any]:
     recipe = json.loads((model / "qilin.json").read_text())["recipe"]
     summary = {
         "recipe": RECIPES[name],
-        **{f"stage 2 {key}": recipe[key] for key in ("optimizer", "learning_rate", "batch_size")},
-        "stage 2 learning_rates": {part: rate for part, rate in recipe["learning_rates"].items() if rate is not None},
+        "stage 2 optimizer": recipe["optimizer"],
+        "stage 2 rate": recipe["learning_rate"],
+        "stage 2 batch": recipe["batch_size"],
+        "stage 2 rates": {part: rate for part, rate in recipe["learning_rates"].items() if rate is not None},
         "pictures": json.loads((data / "manifest.json").read_text())["counts"]["pictures"],
     }
     stored = json.loads(RESULT.read_text())["recipes"] if RESULT.is_file() else {}
