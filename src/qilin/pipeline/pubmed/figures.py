@@ -25,6 +25,7 @@ from qilin.dataset.licenses import license_tier
 from qilin.imaging.panel_captions import split_caption
 from qilin.pipeline.execution.config import ExecutionConfig
 from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
+from qilin.pipeline.execution.step_output import command_line
 from qilin.pipeline.execution.workers import make_workers
 from qilin.pipeline.pubmed.caption_classifier import classify_caption
 from qilin.pipeline.pubmed.jats import Article, ArticleError, Figure, read_article
@@ -54,6 +55,7 @@ def extract_figures(config: FiguresConfig) -> None:
     listing = hashlib.sha256("\n".join(f"{name} {file_size(config.source / name)}" for name in names).encode())
     made_by = {
         "step": "figures",
+        "command": command_line("data figures", config, ("source", "out")),
         "articles": len(names),
         "listing": listing.hexdigest(),
         "include_nonmedical": config.include_nonmedical,

@@ -19,7 +19,7 @@ from qilin.dataset.schema import Sample, assistant, sample_from_row, sample_row,
 from qilin.pipeline.execution.config import ExecutionConfig
 from qilin.pipeline.execution.dataset_map import write_dataset
 from qilin.pipeline.execution.sharded_map import read_bucket, run_sharded, write_buckets
-from qilin.pipeline.execution.step_output import is_complete, print_summary, step_settings
+from qilin.pipeline.execution.step_output import command_line, is_complete, print_summary, step_settings
 from qilin.pipeline.execution.workers import make_workers
 
 CAPTION_INSTRUCTION = "请描述这张图像。"
@@ -45,7 +45,12 @@ class MakeConversationsConfig:
 def make_conversations(config: MakeConversationsConfig) -> None:
     """Write the dataset of conversations, unless it exists."""
     data = open_dataset(config.source.resolve())
-    step = {"step": "chats", "min_turns": config.min_turns, "max_turns": config.max_turns}
+    step = {
+        "step": "make-conversations",
+        "command": command_line("data make-conversations", config, ("source", "out")),
+        "min_turns": config.min_turns,
+        "max_turns": config.max_turns,
+    }
     settings = step_settings([data], step)
     is_new = not is_complete(config.out, settings)
     if is_new:

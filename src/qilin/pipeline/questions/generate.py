@@ -21,7 +21,7 @@ from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
 from qilin.pipeline.execution.dataset_map import RejectedRow, reject
 from qilin.pipeline.execution.llm_budget import TokenBudget, map_with_budget
-from qilin.pipeline.execution.step_output import print_summary
+from qilin.pipeline.execution.step_output import command_line, print_summary
 from qilin.pipeline.questions.checks import ABOUT, Question, check_question, read_question
 from qilin.pipeline.questions.text_only_filter import Guesses, guess_answers, rejections_for_balance, with_options
 from qilin.text.normalize import has_chinese, normalize_text
@@ -119,7 +119,8 @@ def generate_vqa(config: GenerateVqaConfig) -> None:
     writer = make_endpoint(config.service)
     guesser = replace(writer, url=config.guess_endpoint or writer.url, model=config.guess_model or writer.model)
     settings = {
-        "step": "ask",
+        "step": "generate-vqa",
+        "command": command_line("data generate-vqa", config, ("source", "out")),
         "model": writer.model,
         "guesser": guesser.model if config.guesses else None,
         "prompt": prompt_name(),

@@ -22,7 +22,7 @@ from qilin.dataset.sample_texts import text_fields, with_texts
 from qilin.dataset.schema import Sample
 from qilin.pipeline.execution.dataset_map import SAMPLES_PER_SHARD, RejectedRow, reject
 from qilin.pipeline.execution.llm_budget import TokenBudget, map_with_budget
-from qilin.pipeline.execution.step_output import print_summary
+from qilin.pipeline.execution.step_output import command_line, print_summary
 from qilin.pipeline.translation.checks import ABBREVIATION, check_translation
 from qilin.text.normalize import has_chinese
 
@@ -99,6 +99,7 @@ def translate(config: TranslateConfig) -> None:
     )
     settings = {
         "step": "translate",
+        "command": command_line("data translate", config, ("source", "out")),
         **translator.fingerprints(),
         "max_attempts": config.max_attempts,
         "min_backtranslation_chrf": config.min_backtranslation_chrf,
