@@ -15,6 +15,16 @@ from qilin.dataset.schema import SPLITS
 UNASSIGNED = -1  # a row or component for which no source names a split
 
 
+def image_key(image: object) -> str:
+    """The key of an image. Its prefix is part of the hash that orders components: another one gives other splits."""
+    return f"picture {image}"
+
+
+def connecting_keys(images: Iterable[object], group: str | None, fallback: str) -> list[str]:
+    """The keys of a row: its images and its group; `fallback` for a row with neither."""
+    return [*map(image_key, images), *([f"group {group}"] if group else [])] or [fallback]
+
+
 class SplitGroups:
     """Rows and the keys that connect them, added one after the other."""
 

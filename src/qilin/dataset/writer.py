@@ -151,7 +151,7 @@ class DatasetWriter:
             self.drop(sample_row(sample), reason)
             return False
         self.keys.add(f"sample {sample.sample_id}")
-        for key in connecting_keys(sample):
+        for key in split_keys(sample):
             self.keys.put(key, split)
         self.counts[split] += 1
         self.pending_samples[split].append(sample_row(sample))
@@ -170,7 +170,7 @@ class DatasetWriter:
             return "sample_id was already used"
         if any(f"image {image_id}" not in self.keys for image_id in sample.image_ids):
             return "its image was refused or is missing"
-        other_splits = {key_split for key in connecting_keys(sample) if (key_split := self.keys.get(key))} - {split}
+        other_splits = {key_split for key in split_keys(sample) if (key_split := self.keys.get(key))} - {split}
         return f"leak: its image or group is already in {other_splits.pop()}" if other_splits else None
 
     def flush_images(self) -> None:
@@ -238,7 +238,7 @@ class DatasetWriter:
         publish(self.staging, self.path)
 
 
-def connecting_keys(sample: Sample) -> list[str]:
+def split_keys(sample: Sample) -> list[str]:
     """What ties a sample to its split: its images and its group."""
     return [f"image {image_id}" for image_id in sample.image_ids] + ([f"group {sample.group}"] if sample.group else [])
 

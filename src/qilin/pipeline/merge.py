@@ -24,7 +24,7 @@ from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.length_stats import message_length
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import CAPTION_KINDS, SPLITS, Sample, sample_row, text_of
-from qilin.dataset.splits import SplitGroups
+from qilin.dataset.splits import SplitGroups, connecting_keys
 from qilin.pipeline.execution.config import ExecutionConfig
 from qilin.pipeline.execution.dataset_map import reject, shard_ranges, write_dataset
 from qilin.pipeline.execution.sharded_map import run_sharded
@@ -91,9 +91,7 @@ def find_moved_samples(sources: Sequence[Dataset]) -> FingerprintMapBuilder:
                     yield split, f"{data.path.name}/{row['sample_id']}", row
 
     for split, sample_id, row in rows():
-        keys = [f"image {image_id}" for image_id in row["image_ids"]]
-        keys += [f"group {row['group']}"] if row["group"] else []
-        groups.add(keys or [f"sample {sample_id}"], split)
+        groups.add(connecting_keys(row["image_ids"], row["group"], f"sample {sample_id}"), split)
     moved = FingerprintMapBuilder()
     for (split, sample_id, _), new_split in zip(rows(), groups.assign(), strict=True):
         if new_split != split:

@@ -1,7 +1,7 @@
-"""Which rows of which dataset folders a run learns from, and which it only looks at (validation).
+"""The rows of the dataset folders that a run trains on, and those it validates on.
 
-In: the recipe. Out: a Source a folder. What is put aside is put aside whole: no image and no group (article, patient)
-is on both sides.
+In: the recipe. Out: a SourceRows per dataset folder. Held-out rows are separated by whole images and groups (articles,
+patients): none of them occurs on both sides.
 """
 
 from collections.abc import Sequence
@@ -12,84 +12,82 @@ import numpy as np
 
 from qilin.core.errors import UserError
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.splits import SplitGroups
+from qilin.dataset.splits import SplitGroups, connecting_keys
 from qilin.train.config import DataSource, TrainConfig
 
-Part = Literal["training", "validation"]
+Purpose = Literal["training", "validation"]
 
 
 @dataclass(frozen=True)
-class Source:
-    """One dataset folder's part in a run: which rows of its split are taken."""
+class SourceRows:
+    """The rows of one split of a dataset folder that are used."""
 
     dataset: Dataset
     split: str
     rows: np.ndarray  # indices into the split
 
 
-def open_sources(config: TrainConfig, part: Part) -> list[Source]:
-    """What the recipe learns from, or what it validates on. Raises UserError where there is nothing."""
-    held = config.validate
-    if held is None or (part == "training" and isinstance(held.split, str)):
-        assert part == "training", "asked only where the recipe validates"
-        return [open_source(config, asked, asked.split) for asked in config.data]
-    if isinstance(held.split, str):
-        return of_split(config, held.split)
-    whole = [open_source(config, asked, asked.split) for asked in config.data]
-    aside = put_aside(whole, held.split, config.seed)
-    wanted = part == "validation"
-    found = [
-        Source(source.dataset, source.split, source.rows[mine == wanted])
-        for source, mine in zip(whole, aside, strict=True)
+def open_sources(config: TrainConfig, purpose: Purpose) -> list[SourceRows]:
+    """The rows to train on, or to validate on. Raises UserError where there are none."""
+    validation = config.validate
+    assert validation is not None or purpose == "training", "the recipe does not validate"
+    if validation is not None and purpose == "validation" and isinstance(validation.split, str):
+        return open_split(config, validation.split)
+    sources = [open_source(config, source, source.split) for source in config.data]
+    if validation is None or isinstance(validation.split, str):
+        return sources
+    masks = held_out_masks(sources, validation.split, config.seed)
+    selected = [
+        SourceRows(source.dataset, source.split, source.rows[mask == (purpose == "validation")])
+        for source, mask in zip(sources, masks, strict=True)
     ]
-    if not any(len(source.rows) for source in found):
-        total, what = sum(len(source.rows) for source in whole), "validate on" if wanted else "learn from"
+    if not any(len(source.rows) for source in selected):
+        total = sum(len(source.rows) for source in sources)
+        action = "validate on" if purpose == "validation" else "train on"
         raise UserError(
-            f"validate.split is {held.split}: nothing is left to {what}, since the {total:,} samples "
-            "are put aside by whole images and groups (articles, patients); give another share, or name a split"
+            f"validate.split is {validation.split}, which leaves none of {total:,} samples to {action}, since whole images "
+            "and groups (articles, patients) are held out; change the share, or name a split"
         )
-    return found
+    return selected
 
 
-def of_split(config: TrainConfig, split: str) -> list[Source]:
-    """The split of those datasets that have it, with the kinds of samples that are learnt from."""
-    having = [asked for asked in config.data if split in open_dataset(asked.path).splits()]
-    if not having:
-        there = "; ".join(
-            f"{asked.path} has {', '.join(open_dataset(asked.path).splits()) or 'none'}" for asked in config.data
+def open_split(config: TrainConfig, split: str) -> list[SourceRows]:
+    """A split of those datasets that have it, with the kinds of samples that are trained on."""
+    sources = [source for source in config.data if split in open_dataset(source.path).splits()]
+    if not sources:
+        available = "; ".join(
+            f"{source.path} has {', '.join(open_dataset(source.path).splits()) or 'none'}" for source in config.data
         )
         raise UserError(
-            f"validate.split is {split!r}, so there is nothing to validate on: {there}; name one of these, "
-            "or a share to put aside, such as validate.split=0.05"
+            f"validate.split is {split!r}, so there is nothing to validate on: {available}; name one of these, or a share "
+            "to hold out, such as validate.split=0.05"
         )
-    return [open_source(config, asked, split) for asked in having]
+    return [open_source(config, source, split) for source in sources]
 
 
-def open_source(config: TrainConfig, asked: DataSource, split: str) -> Source:
-    """A dataset folder and the rows of a split that the recipe takes from it."""
-    dataset = open_dataset(asked.path)
+def open_source(config: TrainConfig, source: DataSource, split: str) -> SourceRows:
+    """The rows of a split that the recipe uses. Raises UserError for an unknown split or one without these kinds."""
+    dataset = open_dataset(source.path)
     if split not in dataset.splits():
-        raise UserError(f"{asked.path}: no split {split!r}; it has {', '.join(dataset.splits()) or 'none'}")
-    kinds = asked.kinds or config.kinds
+        raise UserError(f"{source.path}: no split {split!r}; it has {', '.join(dataset.splits()) or 'none'}")
+    kinds = source.kinds or config.kinds
     column = np.array(dataset.table(split).column("kind").to_pylist())
     rows = np.flatnonzero(np.isin(column, kinds)) if kinds else np.arange(len(column))
     if not len(rows):
         raise UserError(
-            f"{asked.path}: no samples of kind {', '.join(kinds)} in split {split}; it has "
+            f"{source.path}: no samples of kind {', '.join(kinds)} in split {split}; it has "
             f"{', '.join(sorted(set(column)))}"
         )
-    return Source(dataset, split, rows)
+    return SourceRows(dataset, split, rows)
 
 
-def put_aside(sources: Sequence[Source], share: float, seed: int) -> list[np.ndarray]:
-    """For each source, which of its rows are put aside: about `share` of all samples, linked ones together."""
+def held_out_masks(sources: Sequence[SourceRows], share: float, seed: int) -> list[np.ndarray]:
+    """For each source a bool per row, True for held-out ones: about `share` of all samples, linked ones together."""
     links = SplitGroups()
     for number, source in enumerate(sources):
         table = source.dataset.table(source.split).take(source.rows)
-        for row, (images, group) in enumerate(
-            zip(table.column("image_ids").to_pylist(), table.column("group").to_pylist(), strict=True)
-        ):
-            names = [f"image {image}" for image in images] + ([f"group {group}"] if group else [])
-            links.add(names or [f"row {number} {row}"])
-    aside = np.array(links.assign(validation=share, seed=seed)) == "validation"
-    return np.split(aside, np.cumsum([len(source.rows) for source in sources])[:-1])
+        columns = (table.column(name).to_pylist() for name in ("image_ids", "group"))
+        for row, (images, group) in enumerate(zip(*columns, strict=True)):
+            links.add(connecting_keys(images, group, f"row {number} {row}"))
+    mask = np.array(links.assign(validation=share, seed=seed)) == "validation"
+    return np.split(mask, np.cumsum([len(source.rows) for source in sources])[:-1])

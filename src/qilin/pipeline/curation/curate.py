@@ -20,7 +20,7 @@ from qilin.dataset.hash_tables import FingerprintMapBuilder, open_fingerprint_ma
 from qilin.dataset.licenses import TIERS
 from qilin.dataset.reader import Dataset, open_dataset, row_group_sizes
 from qilin.dataset.schema import Sample, text_of
-from qilin.dataset.splits import SplitGroups
+from qilin.dataset.splits import SplitGroups, connecting_keys
 from qilin.imaging.quality import quality_problem
 from qilin.pipeline.curation.contamination import contamination_reason, count_contamination, mark_contaminated_images
 from qilin.pipeline.curation.near_duplicates import NearDuplicateGroups, find_duplicates, group_near_duplicates
@@ -193,9 +193,8 @@ def assign_splits(data: Dataset, groups: NearDuplicateGroups, config: CurateConf
     links, columns = SplitGroups(), ("sample_id", "image_ids", "group")
     for split in data.splits():
         for row in data.stream_rows(split, columns=columns):
-            keys = [f"image {groups.representative(image_id)}" for image_id in row["image_ids"]]
-            keys += [f"group {row['group']}"] if row["group"] else []
-            links.add(keys or [f"sample {row['sample_id']}"])
+            images = map(groups.representative, row["image_ids"])
+            links.add(connecting_keys(images, row["group"], f"sample {row['sample_id']}"))
     assigned = iter(links.assign(config.validation, config.test, config.seed))
     splits = FingerprintMapBuilder()
     for split in data.splits():

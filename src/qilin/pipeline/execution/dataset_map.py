@@ -126,8 +126,8 @@ def with_provenance(image: ImageRecord, provenance: tuple[Provenance, ...] | Non
     """The image with this provenance and the strictest of its licenses; unchanged for None."""
     if provenance is None:
         return image
-    license_tier = strictest(license_tier(item.license) for item in provenance)
-    return replace(image, provenance=provenance, license_tier=license_tier)
+    tier = strictest(license_tier(item.license) for item in provenance)
+    return replace(image, provenance=provenance, license_tier=tier)
 
 
 def reject(sample: Sample, reason: str, **details: Any) -> RejectedRow:

@@ -21,7 +21,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.hash_tables import fingerprint
 from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow
 from qilin.dataset.schema import text_of
-from qilin.dataset.splits import SplitGroups
+from qilin.dataset.splits import SplitGroups, image_key
 from qilin.imaging.decode import MISSING_FILE, EncodedImage
 from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
 from qilin.pipeline.execution.workers import Workers
@@ -132,7 +132,7 @@ class ImportIndex:
     def split_groups(self) -> SplitGroups:
         """Rows that must share a split: those with the same image content or group, or else the same first text."""
         rows = self.database.execute("select content from files order by rowid")
-        image_keys = array("Q", (fingerprint(f"image {content}") if content else 0 for (content,) in rows))
+        image_keys = array("Q", (fingerprint(image_key(content)) if content else 0 for (content,) in rows))
         groups, start = SplitGroups(), 0
         links = zip(self.image_counts, self.link_keys, self.has_group, self.splits, strict=True)
         for image_count, link_key, has_group, split in links:
