@@ -1,6 +1,4 @@
-"""For all tests: a browser; and Ctrl-C is heeded: a suite that was started in the background inherits an ignored
-SIGINT, which the programs that the tests start (and interrupt) would inherit in turn. Where pytest-xdist runs several
-tests at once, each computes on one thread, and so do the programs that it starts."""
+"""Fixtures and settings for all tests: a browser, SIGINT, and one thread per test process under pytest-xdist."""
 
 import os
 import shutil
@@ -10,6 +8,7 @@ from typing import Any
 
 import pytest
 
+# a test run started in the background inherits an ignored SIGINT, and so would the programs that tests interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -21,13 +20,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real browser: Debian's chromium (or any on the PATH). A Chinese font such as fonts-noto-cjk is needed too."""
+    """A headless Chromium from the PATH. The tests also need a Chinese font such as fonts-noto-cjk."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install playwright"
     )
     if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: pages cannot be looked at")
-    with playwright.sync_playwright() as here:
-        chromium = here.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        pytest.skip("chromium is not installed: apt install chromium fonts-noto-cjk")
+    with playwright.sync_playwright() as context:
+        chromium = context.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()

@@ -1,7 +1,9 @@
 """A local stand-in for an OpenAI-compatible service: answers by a function, fails when told to."""
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,3 +87,21 @@ def listening(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+class HtmlHandler(BaseHTTPRequestHandler):
+    """Answers every request with an HTML page, on /slow after a second."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if "/slow" in self.path:
+            time.sleep(1)
+        data = b"<html>Please log in</html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client closed the connection
+            self.wfile.write(data)
+
+    def log_message(self, *arguments: Any) -> None: ...

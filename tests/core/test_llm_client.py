@@ -1,6 +1,5 @@
 """The LLM client against a local mock service: order, cache, retries, budget, rejected requests, rate limiting."""
 
-import contextlib
 import json
 import threading
 import time
@@ -13,7 +12,7 @@ import pytest
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
-from builders.llm_server import Service, listening, serving
+from builders.llm_server import HtmlHandler, Service, listening, serving
 from qilin.core.errors import RunError, UserError
 from qilin.core.llm_client import ChatRequest, ConcurrencyLimiter, Endpoint, complete_all, limiter_for
 
@@ -102,24 +101,6 @@ def test_a_service_without_logprobs_is_supported() -> None:
     with serving(Service(echo, logprobs=False)) as service:
         reply = complete_all(Endpoint(service.url, "m"), chat_requests(1))[0]
         assert (reply.text, reply.confidence) == ("答0", None)
-
-
-class HtmlHandler(BaseHTTPRequestHandler):
-    """Answers every request with an HTML page, on /slow after a second."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        if "/slow" in self.path:
-            time.sleep(1)
-        data = b"<html>Please log in</html>"
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        with contextlib.suppress(OSError):  # the client closed the connection
-            self.wfile.write(data)
-
-    def log_message(self, *arguments: Any) -> None: ...
 
 
 def test_services_that_return_html_or_time_out() -> None:

@@ -16,9 +16,8 @@ from PIL import Image
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
-from test_endpoint import Odd
 
-from builders.llm_server import Service, listening, serving
+from builders.llm_server import HtmlHandler, Service, listening, serving
 from qilin.cli import main
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
@@ -322,7 +321,7 @@ def test_services_that_wait_fail_hang_or_are_none(tmp_path: Path, capsys: pytest
     with serving(Service(good, failures=[402])) as service:
         assert run(tmp_path, service, *MIX, "--concurrency", "1") == 1
         assert "402" in capsys.readouterr().err
-    with listening(Odd) as base:
+    with listening(HtmlHandler) as base:
         service.url = f"{base}/v1"
         assert run(tmp_path, service, *MIX) == 1
         assert "OpenAI-compatible" in capsys.readouterr().err
