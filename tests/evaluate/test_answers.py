@@ -1,4 +1,4 @@
-"""The scorer, by its table of pairs (answer_pairs.jsonl, which is documentation too) and by properties."""
+"""The answer scorer: the table of pairs in answer_pairs.jsonl, which is also documentation, and general properties."""
 
 import inspect
 import json
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qilin.evaluate.scoring.answers import exact_match, judge_answer, token_f1
+from qilin.evaluate.scoring.answers import exact_match, judge_answer
 from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options
-from qilin.text.normalize import split_list_items, normalize_answer
+from qilin.text.normalize import normalize_answer, split_list_items
 from qilin.text.yes_no import is_yes_no_question, polarity
 
 PAIRS = [
@@ -23,14 +23,14 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p['reference']}|{p['prediction']}"[:60])
-def test_pair(pair: dict[str, Any]) -> None:
+def test_verdict_of_pair(pair: dict[str, Any]) -> None:
     verdict = judge_answer(
         pair["question"], pair["reference"], pair["prediction"], pair.get("answer_type"), pair.get("choices")
     )
     assert verdict.correct is pair["correct"], f"{pair['why']}; rule {verdict.rule}"
 
 
-def test_table_is_worth_its_name() -> None:
+def test_table_covers_all_verdicts_without_duplicates() -> None:
     verdicts = [pair["correct"] for pair in PAIRS]
     assert len(PAIRS) >= 300
     assert verdicts.count(True) >= 100
@@ -38,18 +38,16 @@ def test_table_is_worth_its_name() -> None:
     assert verdicts.count(None) >= 15
     reasons = [pair["why"] for pair in PAIRS]
     assert all(reasons)
-    assert len(set(reasons)) > 200  # thought of for the pair, not filled in by rule
-    assert sum("reader" in pair for pair in PAIRS) == 6  # known limits: a reader would decide otherwise
+    assert len(set(reasons)) > 200  # written for the pair, not generated
+    assert sum("reader" in pair for pair in PAIRS) == 6  # known limits: a human reader decides otherwise
     assert all(pair["reader"] is not pair["correct"] and "limit" in pair["why"] for pair in PAIRS if "reader" in pair)
     keys = [(p["question"], p["reference"], p["prediction"], tuple(p.get("choices") or ())) for p in PAIRS]
     assert len(set(keys)) == len(keys)
 
 
-def test_every_rule_has_pairs_and_stands_in_the_docs() -> None:
+def test_every_rule_has_pairs_and_is_documented() -> None:
     source = Path(inspect.getfile(judge_answer)).read_text(encoding="utf-8")
-    rules = {
-        name for verdict in re.findall(r"Verdict\((.*)\)", source) for name in re.findall(r'"([a-z/ ]+)"', verdict)
-    }
+    rules = {name for call in re.findall(r"Verdict\((.*)\)", source) for name in re.findall(r'"([a-z/ ]+)"', call)}
     assert {"equal", "yes/no", "side", "which side", "one of its kind"} <= rules
     by_rule: dict[str, int] = {}
     for pair in PAIRS:
@@ -57,15 +55,15 @@ def test_every_rule_has_pairs_and_stands_in_the_docs() -> None:
             pair["question"], pair["reference"], pair["prediction"], pair.get("answer_type"), pair.get("choices")
         )
         by_rule[verdict.rule] = by_rule.get(verdict.rule, 0) + 1
-    assert rules == set(by_rule)  # a rule without a pair would be missing here
+    assert rules == set(by_rule)  # fails for a rule without a pair
     assert min(by_rule.values()) >= 2, by_rule
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    assert [rule for rule in rules if f"`{rule}`" not in page] == []
-    assert f"{len(PAIRS)} of them" in page
+    docs = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert [rule for rule in rules if f"`{rule}`" not in docs] == []
+    assert str(len(PAIRS)) in docs
 
 
 @pytest.mark.parametrize(
-    ("written", "plain"),
+    ("text", "normalized"),
     [
         ("是。", "是"),
         ("ＣＴ ！", "ct"),
@@ -84,24 +82,24 @@ def test_every_rule_has_pairs_and_stands_in_the_docs() -> None:
         ("。。", ""),
     ],
 )
-def test_normalise(written: str, plain: str) -> None:
-    assert normalize_answer(written) == plain
+def test_normalize_answer(text: str, normalized: str) -> None:
+    assert normalize_answer(text) == normalized
 
 
-def test_exact_is_blind_to_meaning() -> None:
+def test_exact_match_ignores_meaning() -> None:
     assert exact_match("ＣＴ。", "ct")
     assert not exact_match("X光", "X-Ray")
     assert not exact_match("是", "是的")
 
 
-WORDS = st.text(
+RANDOM_TEXTS = st.text(
     alphabet="左右双肺肝脏肾是的不没有无未见正常异常图中显示个两二三2１①CTMRI-x光BA,，、。？ 和与厘米cm.0", max_size=24
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(WORDS)
-def test_normalise_is_idempotent(text: str) -> None:
+@given(RANDOM_TEXTS)
+def test_normalize_answer_is_idempotent(text: str) -> None:
     assert normalize_answer(normalize_answer(text)) == normalize_answer(text)
 
 
@@ -112,41 +110,41 @@ def test_normalise_is_idempotent(text: str) -> None:
     st.text(max_size=30),
     st.sampled_from(["open", "closed", "choice", None]),
 )
-def test_any_string_is_judged(question: str, reference: str, prediction: str, kind: str | None) -> None:
-    verdict = judge_answer(question, reference, prediction, kind)
+def test_any_string_gets_a_verdict(question: str, reference: str, prediction: str, answer_type: str | None) -> None:
+    verdict = judge_answer(question, reference, prediction, answer_type)
     assert verdict.correct in (True, False, None)
     assert verdict.rule
 
 
-PIECES = [
+PHRASES = [
     "左侧", "右", "双侧", "胸腔积液", "气胸", "肺", "肾脏", "下叶", "是", "不", "未见", "没有", "正常", "异常",
     "吗", "多少", "个", "两", "2", "12mm", "cm", "A", "B", "选", "答案是", "，", "、", "和", "比", "大",
     "还是", "CT", "MRI", "x-ray", "T2", "良性", "图中显示", "无法判断", "(", "”", "left lung", "no ",
 ]  # fmt: skip
-SENTENCES = st.lists(st.sampled_from(PIECES), max_size=7).map("".join)
+SENTENCES = st.lists(st.sampled_from(PHRASES), max_size=7).map("".join)
 
 
 @settings(max_examples=1500, deadline=None)
 @given(SENTENCES, SENTENCES, SENTENCES)
-def test_any_sentence_of_our_words_is_judged(question: str, reference: str, prediction: str) -> None:
-    for kind, choices in ((None, None), ("closed", None), ("choice", ["左肺", "右肺", "气胸"])):
-        verdict = judge_answer(question, reference, prediction, kind, choices)
+def test_any_sentence_of_known_phrases_gets_a_verdict(question: str, reference: str, prediction: str) -> None:
+    for answer_type, choices in ((None, None), ("closed", None), ("choice", ["左肺", "右肺", "气胸"])):
+        verdict = judge_answer(question, reference, prediction, answer_type, choices)
         assert verdict.correct in (True, False, None)
     assert normalize_answer(normalize_answer(prediction)) == normalize_answer(prediction)
 
 
 @settings(max_examples=200, deadline=None)
-@given(WORDS)
-def test_an_answer_is_right_against_itself(text: str) -> None:
+@given(RANDOM_TEXTS)
+def test_an_answer_matches_itself(text: str) -> None:
     if normalize_answer(text):
         assert judge_answer("图中是什么?", text, text).correct is True
 
 
-# Both sides of a pair of plain answers may be swapped: what means the same means the same the other way round.
+# Reference and prediction of a pair of plain answers may be swapped: equality of meaning is symmetric.
 @pytest.mark.parametrize(
     "pair", [p for p in PAIRS if p.get("symmetric")], ids=lambda p: f"{p['reference']}|{p['prediction']}"
 )
-def test_symmetric(pair: dict[str, Any]) -> None:
+def test_symmetric_pair(pair: dict[str, Any]) -> None:
     assert judge_answer(pair["question"], pair["prediction"], pair["reference"]).correct is pair["correct"]
 
 
@@ -157,8 +155,8 @@ def test_symmetric(pair: dict[str, Any]) -> None:
     st.sampled_from(["肺", "肾脏", "颞叶", "胸腔积液", "下叶", "侧肾脏有结石"]),
     st.sampled_from(["病变在哪?", "图中有什么异常?", "哪一侧的肺异常,左侧还是右侧?"]),
 )
-def test_a_wrong_side_is_never_right(side: str, other: str, what: str, question: str) -> None:
-    verdict = judge_answer(question, side + what, other + what)
+def test_a_wrong_side_is_never_correct(side: str, other: str, finding: str, question: str) -> None:
+    verdict = judge_answer(question, side + finding, other + finding)
     assert verdict.correct is (side == other)
 
 
@@ -181,11 +179,13 @@ def test_a_wrong_side_is_never_right(side: str, other: str, what: str, question:
         ("A和B都对", 4, None),
     ],
 )
-def test_picked_letters(answer: str, choices: int, expected: set[int] | None) -> None:
-    assert selected_options(answer, [f"选择{i}号" for i in range(choices)]) == (frozenset(expected) if expected else None)
+def test_selected_letters(answer: str, choices: int, expected: set[int] | None) -> None:
+    assert selected_options(answer, [f"选择{i}号" for i in range(choices)]) == (
+        frozenset(expected) if expected else None
+    )
 
 
-def test_picked_text() -> None:
+def test_selected_texts() -> None:
     choices = ["肺炎", "气胸", "肺结节", "正常"]
     assert selected_options("考虑为气胸", choices) == {1}
     assert selected_options("不是肺炎，是气胸", choices) == {1}
@@ -193,7 +193,7 @@ def test_picked_text() -> None:
     assert selected_options("B. 气胸", ["A. 肺炎", "B. 气胸"]) == {1}
 
 
-def test_choices_in_question() -> None:
+def test_choices_in_the_question() -> None:
     assert choices_in("病变是什么? A.肺炎 B.气胸 C.结节") == ("肺炎", "气胸", "结节")
     assert choices_in("这是B超吗?") == ()
 
@@ -210,17 +210,14 @@ def test_choices_in_question() -> None:
         ("有几个肾脏?", False),
     ],
 )
-def test_asks_yes_no(question: str, yes_no: bool) -> None:
+def test_is_yes_no_question(question: str, yes_no: bool) -> None:
     assert is_yes_no_question(normalize_answer(question)) is yes_no
 
 
-def test_polarity_says_none_where_both_are_said() -> None:
+def test_polarity_is_none_for_contradictory_or_vague_answers() -> None:
     assert polarity("是的,图中没有肝脏", "图片中包含肝脏吗") is None
     assert polarity("大概吧", "图片中包含肝脏吗") is None
 
 
-def test_items_and_token_f1() -> None:
+def test_split_list_items() -> None:
     assert split_list_items("左肺和右肺,心脏") == ("左肺", "右肺", "心脏")
-    assert token_f1("左肺", "左肺") == 1.0
-    assert token_f1("左肺", "心脏") == 0.0
-    assert 0 < token_f1("左肺上叶结节", "左肺下叶结节", "char") < 1

@@ -171,7 +171,7 @@ def subset_scores(scores: QuestionScores, mask: NDArray[np.bool_]) -> SubsetScor
     f1: dict[str, float | None] = {"word": None, "char": None}
     if not all(p.is_closed for p in selected):
         f1 = {unit: float(np.mean([token_f1(p.prediction, p.reference, unit) for p in selected])) for unit in f1}
-    unparsable = sum(scores.verdicts[i].correct is None for i in np.flatnonzero(mask))
+    unparsable = sum(scores.verdicts[i].correct is None for i in np.flatnonzero(mask).tolist())
     return SubsetScores(len(selected), exact, accuracy, unparsable, f1["word"], f1["char"])
 
 
