@@ -1,4 +1,4 @@
-"""Attention on a CPU in blocks of plain products beside PyTorch's own kernel, and what a new shape of a product costs.
+"""Attention on a CPU in blocks of plain matmul_flops beside PyTorch's own kernel, and what a new shape of a product costs.
 
 In: nothing. Out: a JSON file. One thread, CPU seconds, the two by turns, medians of seven; forward and backward.
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from qilin.core.provenance import commit, machine
 from qilin.train import cpu_attention as blocks
-from qilin.train.cpu_attention import block_attention, make_buckets
+from qilin.train.cpu_attention import bucketed_attention, make_buckets
 
 WIDTH = 64  # of a head
 SHAPES = [  # heads, sequences, their length
@@ -47,7 +47,7 @@ def beside(heads: int, count: int, length: int, kind: torch.dtype) -> dict[str, 
     buckets = buckets_of(count, length)
     square = [x.detach().view(heads, count, length, WIDTH).transpose(0, 1).requires_grad_() for x in theirs]
     both: tuple[Callable[[], Any], ...] = (
-        lambda: learn(block_attention(*ours, buckets), ours),
+        lambda: learn(bucketed_attention(*ours, buckets), ours),
         lambda: learn(F.scaled_dot_product_attention(*square, is_causal=True), square),
     )
     times: list[list[float]] = [[], []]
@@ -65,7 +65,7 @@ def block_size(size: int) -> dict[str, Any]:
     found: dict[str, Any] = {"queries": size}
     for length in (704, 2000):
         given, buckets = made(3, 4, length, torch.bfloat16), buckets_of(4, length)
-        times = [seconds(lambda g=given, b=buckets: learn(block_attention(*g, b), g)) for _ in range(8)]  # type: ignore[misc]
+        times = [seconds(lambda g=given, b=buckets: learn(bucketed_attention(*g, b), g)) for _ in range(8)]  # type: ignore[misc]
         found[f"ms_{length}"] = round(1e3 * statistics.median(times[1:]) / 4, 3)
     blocks.BLOCK = before
     return found

@@ -30,13 +30,13 @@ from qilin.demo.synthetic.dataset import write_drawn
 from qilin.model.llava import set_trainable
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import Pack, PackedDataset
-from qilin.train.distributed import ALONE, Learner
-from qilin.train.loop import clip, learn_step, learning_parts, pack_loss
-from qilin.train.optimizer import make_optimizer, rate_share, set_rates
+from qilin.train.distributed import SINGLE_DEVICE, ModelWithLoss
+from qilin.train.loop import clip, learn_step, trainable_params, pack_loss
+from qilin.train.optimizer import make_optimizer, lr_factor, set_learning_rates
 from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
-from qilin.train.plan import Piece, Plan, make_plan
+from qilin.train.plan import PackedGroup, Plan, make_plan
 from qilin.train.stage import load_start
-from qilin.train.validation import hold, validation_loss
+from qilin.train.validation import make_validation_set, validation_loss
 
 RECIPE = [
     *[
@@ -57,13 +57,15 @@ CPU = torch.device("cpu")
 
 
 def packed(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
-    return [feed.pack(pieces, CPU, torch.float32) for pieces in plan.packs(step)]
+    return [feed.make_pack(pieces, CPU, torch.float32) for pieces in plan.packs(step)[0]]
 
 
 def one_by_one(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
     """Each sample of the step a pack of its own."""
     lengths = plan.lengths.total
-    return [feed.pack([Piece((i,), int(lengths[i]))], CPU, torch.float32) for i in plan.samples(step).tolist()]
+    return [
+        feed.make_pack([PackedGroup((i,), int(lengths[i]))], CPU, torch.float32) for i in plan.samples(step).tolist()
+    ]
 
 
 def all_visible(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
@@ -77,7 +79,7 @@ def all_visible(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
 def plain_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tensor:
     """The summed loss of a single sample through transformers' forward, all logits computed."""
     logits = model(input_ids=pack.ids, pixel_values=pixels, use_cache=False).logits[0]
-    return F.cross_entropy(logits[pack.where].float(), pack.targets, reduction="sum")
+    return F.cross_entropy(logits[pack.target_positions].float(), pack.targets, reduction="sum")
 
 
 VARIANTS: dict[str, tuple[Callable[[PackedDataset, Plan, int], list[Pack]], Callable[..., torch.Tensor]]] = {
@@ -120,7 +122,7 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     set_trainable(model, config.trainable)
     feed, held = (
         PackedDataset(config, loaded.processor),
-        hold(config, PackedDataset(config, loaded.processor, part="validation")),
+        make_validation_set(config, PackedDataset(config, loaded.processor, part="validation")),
     )
     plan = make_plan(
         feed.lengths,
@@ -131,22 +133,22 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
         seed=config.seed,
     )
     assert len(plan) >= STEPS, f"{len(plan)} steps of data; draw more images"
-    optimizer = make_optimizer(learning_parts(model, config), "adamw", config.betas)
+    optimizer = make_optimizer(trainable_params(model, config), "adamw", config.betas)
     packs_of, loss_of = VARIANTS[variant]
     (use_plain_attention if loss_of is plain_loss else use_packed_attention)(model)
-    learner, losses, tokens = Learner(model, loss_of), [], 0
+    learner, losses, tokens = ModelWithLoss(model, loss_of), [], 0
     begun = time.process_time()
     for step in range(STEPS):
         packs = packs_of(feed, plan, step)
         tokens += sum(pack.ids.shape[1] for pack in packs)
-        set_rates(optimizer, rate_share("cosine", step, STEPS, int(config.warmup_ratio * STEPS)))
+        set_learning_rates(optimizer, lr_factor("cosine", step, STEPS, int(config.warmup_ratio * STEPS)))
         losses.append(learn_step(learner, packs, config, step)[0])
         clip(model, config.max_grad_norm, packs, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     took = time.process_time() - begun
     use_packed_attention(model)
-    held_loss = validation_loss(Learner(model, pack_loss), held, {}, config, ALONE, lambda done: None)
+    held_loss = validation_loss(ModelWithLoss(model, pack_loss), held, {}, config, SINGLE_DEVICE, lambda done: None)
     return {
         "seed": seed,
         "variant": variant,

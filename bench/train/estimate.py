@@ -49,7 +49,7 @@ def main(work: Path, out: Path) -> None:
         command = [w.replace(":", ": ") for w in (words + " " + USUAL).split()]
         command += [f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={work / 'data'}"]
         said = json.loads(run(work, ["estimate", *command, "--gpu", "cpu", "--json"])[0])
-        took, tight = (peak(work, command, allocator) for allocator in ({}, TIGHT))
+        took, tight = (peak_memory(work, command, allocator) for allocator in ({}, TIGHT))
         row = {
             "case": name,
             "estimated_gb": round(said["memory_total"] / 1e9, 3),
@@ -82,7 +82,7 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def peak(work: Path, command: list[str], allocator: dict[str, str]) -> int:
+def peak_memory(work: Path, command: list[str], allocator: dict[str, str]) -> int:
     """Peak resident memory of a whole run."""
     shutil.rmtree(work / "run", ignore_errors=True)
     return run(work, ["train", *command, f"out={work / 'run'}"], allocator)[1]

@@ -31,7 +31,7 @@ USUAL = (
     "batch_size=64 num_epochs=1 template=v1 kinds=[vqa] precision=fp32 device=cpu save_steps=0 trackers=[] "
     "max_length=256 pack_tokens=4096 logging_steps=1"
 )
-LOOKED = 200  # steps whose cutting is timed
+_peak_cache = 200  # steps whose cutting is timed
 BATCHES = 50
 STEPS = 30
 WHOLE = 10_000  # samples up to which a run is made from end to end
@@ -136,7 +136,7 @@ def plan(words: list[str]) -> dict[str, Any]:
     )
     found["its hash"], _ = timed(lambda: made.hash)
     found["its account"], _ = timed(made.counts)
-    steps = range(min(len(made), LOOKED))
+    steps = range(min(len(made), _peak_cache))
     for ranks in (1, 2, 64):
         took, _ = timed(lambda n=ranks: [made.shares(step, n) for step in steps])
         found[f"a step cut for {ranks}"] = took | {"seconds": round(took["seconds"] / len(steps), 6)}
@@ -166,8 +166,8 @@ def again(words: list[str]) -> dict[str, Any]:
     from qilin.train.config import read_recipe
     from qilin.train.data_loader import PackedDataset
     from qilin.train.data_sources import open_sources
-    from qilin.train.distributed import Learner
-    from qilin.train.loop import learn_step, learning_parts, pack_loss
+    from qilin.train.distributed import ModelWithLoss
+    from qilin.train.loop import learn_step, trainable_params, pack_loss
     from qilin.train.optimizer import make_optimizer
     from qilin.train.packed_attention import use_packed_attention
     from qilin.train.plan import make_plan
@@ -190,7 +190,7 @@ def again(words: list[str]) -> dict[str, Any]:
     )
 
     def batch(step: int) -> Any:
-        return [feed.pack(pieces, cpu, torch.float32) for pieces in plan.packs(step)]
+        return [feed.make_pack(pieces, cpu, torch.float32) for pieces in plan.packs(step)[0]]
 
     found["first batch"], _ = timed(lambda: batch(0))
     later = range(1, min(len(plan), BATCHES))
@@ -198,8 +198,8 @@ def again(words: list[str]) -> dict[str, Any]:
     found["a batch"] = took | {"seconds": round(took["seconds"] / len(later), 6)}
     set_trainable(loaded.model, config.trainable)
     use_packed_attention(loaded.model.train())
-    learner = Learner(loaded.model, pack_loss)
-    optimizer = make_optimizer(learning_parts(loaded.model, config), "adamw", config.betas)
+    learner = ModelWithLoss(loaded.model, pack_loss)
+    optimizer = make_optimizer(trainable_params(loaded.model, config), "adamw", config.betas)
 
     def learn(packs: Any, step: int) -> None:
         learn_step(learner, packs, config, step)

@@ -1,4 +1,4 @@
-"""How much of one GPU's arithmetic training puts to use: 7B and 13B shapes, both stages, against LLaVA's padded batch.
+"""How much of one GPU's autocast_context training puts to use: 7B and 13B shapes, both stages, against LLaVA's padded batch.
 
 In: nothing but the machine; weights are random, samples are lengths drawn like ChiMed-VL's. Out: a JSON file, a row a
 case: samples/s, tokens/s, MFU, memory. Without a GPU it runs in miniature on the CPU, which proves that the script
@@ -28,14 +28,14 @@ from qilin.core.errors import UserError
 from qilin.model.llava import set_trainable
 from qilin.train.config import DataSource, LoraOptions, TrainConfig
 from qilin.train.data_loader import Pack
-from qilin.train.distributed import Learner
-from qilin.train.flops import cost_of, peak_of
-from qilin.train.loop import learning_parts, pack_loss
-from qilin.train.memory_estimate import Shape, shape_of_pack
-from qilin.train.model_setup import add_adapters, arithmetic, base_of, fit_out, shrink_frozen
+from qilin.train.distributed import ModelWithLoss
+from qilin.train.flops import flop_cost, peak_flops
+from qilin.train.loop import trainable_params, pack_loss
+from qilin.train.memory_estimate import PackShape, pack_shape
+from qilin.train.model_setup import add_adapters, autocast_context, base_model, apply_precision, quantize_frozen
 from qilin.train.optimizer import make_optimizer
 from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
-from qilin.train.plan import Counts, Lengths, Plan, counts_of, make_plan
+from qilin.train.plan import WorkCounts, Lengths, Plan, count_work, make_plan
 
 IMAGE_ID = 5
 SECONDS = 25.0  # for each case, after its first step; fifteen cases within a call of ten minutes
@@ -72,7 +72,7 @@ CASES = (
 
 def main(out: Path, miniature: bool) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() and not miniature else "cpu")
-    peak = peak_of(device, "bf16")
+    peak = peak_flops(device, "bf16")
     rows = []
     for case in CASES:
         row: dict[str, Any] = {"case": case.name, "shape": case.shape if device.type == "cuda" else "miniature"}
@@ -109,8 +109,8 @@ def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
     )  # fmt: skip
     model = make_model(SHAPES["miniature" if small else case.shape], small, config, device)
     plan = make_lengths(case, config, 16 if small else 576, batch_size=8 if small else 32)
-    optimizer = make_optimizer(learning_parts(model, config), config.optimizer, config.betas)
-    cost = cost_of(model)
+    optimizer = make_optimizer(trainable_params(model, config), config.optimizer, config.betas)
+    cost = flop_cost(model)
     step, needed = (padded_step if case.padded else packed_step)(model, plan, config, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -151,8 +151,8 @@ def make_model(shape: dict[str, int], small: bool, config: TrainConfig, device: 
     with device:
         model: Any = LlavaForConditionalGeneration(model_config)
     set_trainable(model, config.trainable)
-    model = shrink_frozen(fit_out(model, config), config, device)
-    return base_of(add_adapters(model, config)).train()
+    model = quantize_frozen(apply_precision(model, config), config, device)
+    return base_model(add_adapters(model, config)).train()
 
 
 def make_lengths(case: Case, config: TrainConfig, image: int, batch: int) -> Plan:
@@ -178,30 +178,32 @@ def make_lengths(case: Case, config: TrainConfig, image: int, batch: int) -> Pla
         total=total,
         prefix=np.full(batch, shared if together else 0),
         learnt=np.maximum(1, learnt),
-        unit=units if together else -1 - np.arange(batch),
+        prefix_group=units if together else -1 - np.arange(batch),
         source=np.zeros(batch, dtype=np.int64),
         images=np.ones(batch, dtype=np.int64),
     )
     return make_plan(lengths, [1.0], batch_size=batch, num_epochs=1, pack_tokens=config.pack_tokens, seed=0)
 
 
-def packed_step(model: Any, plan: Plan, config: TrainConfig, device: torch.device) -> tuple[Callable[[], None], Counts]:
+def packed_step(
+    model: Any, plan: Plan, config: TrainConfig, device: torch.device
+) -> tuple[Callable[[], None], WorkCounts]:
     """Qilin's step over packs, and the work its samples need."""
     use_packed_attention(model)
-    packs = [make_pack(shape_of_pack(pieces, plan.lengths), model, device) for pieces in plan.packs(0)]
-    learner = Learner(model, pack_loss)
+    packs = [make_pack(pack_shape(pieces, plan.lengths), model, device) for pieces in plan.packs(0)[0]]
+    learner = ModelWithLoss(model, pack_loss)
     total = sum(len(pack.targets) for pack in packs)
 
     def step() -> None:
         for pack in packs:
-            with arithmetic(config.precision, device):
+            with autocast_context(config.precision, device):
                 loss = learner(pack, pack.pixels)
             (loss / total).backward()
 
-    return step, counts_of(plan.pieces(0), plan.lengths)
+    return step, count_work(plan.pieces(0), plan.lengths)
 
 
-def make_pack(shape: Shape, model: Any, device: torch.device) -> Pack:
+def make_pack(shape: PackShape, model: Any, device: torch.device) -> Pack:
     """A pack of random words: every document that begins one carries an image's tokens."""
     image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
     ids = torch.randint(10, 31_000, (1, shape.tokens))
@@ -213,12 +215,12 @@ def make_pack(shape: Shape, model: Any, device: torch.device) -> Pack:
             ids[0, start + 1 : start + 1 + image] = IMAGE_ID
     images = int((ids == IMAGE_ID).sum()) // image
     side = model.config.vision_config.image_size
-    where = torch.tensor(shape.where())
+    where = torch.tensor(shape.target_positions())
     kind = torch.bfloat16 if device.type != "cpu" else torch.float32
     return Pack(
         ids=ids.to(device),
         positions=positions.to(device),
-        layout=make_layout(shape.documents, device, shape.where()),
+        layout=make_layout(shape.documents, device, shape.target_positions()),
         where=where.to(device),
         targets=torch.randint(10, 31_000, where.shape).to(device),
         pixels=torch.randn(images, 3, side, side).to(device, kind),
@@ -227,7 +229,9 @@ def make_pack(shape: Shape, model: Any, device: torch.device) -> Pack:
     )
 
 
-def padded_step(model: Any, plan: Plan, config: TrainConfig, device: torch.device) -> tuple[Callable[[], None], Counts]:
+def padded_step(
+    model: Any, plan: Plan, config: TrainConfig, device: torch.device
+) -> tuple[Callable[[], None], WorkCounts]:
     """LLaVA's step: single samples, padded to the longest of the batch, logits of all positions, four at a time."""
     use_plain_attention(model)
     image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
@@ -244,7 +248,7 @@ def padded_step(model: Any, plan: Plan, config: TrainConfig, device: torch.devic
             labels = ids.masked_fill(~mask, -100)
             labels[:, : image + 1] = -100
             pixels = torch.randn(len(mine), 3, side, side, device=device, dtype=kind)
-            with arithmetic(config.precision, device):
+            with autocast_context(config.precision, device):
                 loss = model(
                     input_ids=ids, pixel_values=pixels, attention_mask=mask, labels=labels, use_cache=False
                 ).loss
@@ -252,9 +256,9 @@ def padded_step(model: Any, plan: Plan, config: TrainConfig, device: torch.devic
 
     # what its samples need, each with its own image: the same measure as ours when nothing is shared
     own = plan.lengths.total[plan.samples(0)]
-    learnt = plan.lengths.learnt[plan.samples(0)]
+    learnt = plan.lengths.answer_tokens[plan.samples(0)]
     seen = int((own * (own + 1) // 2).sum()), int((learnt * own - learnt * (learnt - 1) // 2).sum())
-    return step, Counts(int(own.sum()), int(learnt.sum()), len(own), *seen)
+    return step, WorkCounts(int(own.sum()), int(learnt.sum()), len(own), *seen)
 
 
 if __name__ == "__main__":

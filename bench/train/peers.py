@@ -138,7 +138,7 @@ SYSTEMS = {
             plain=WORKER | {"disable_gradient_checkpointing": True},
         )
         | {
-            # its batch is packs then, of 2048 tokens: 5 of them hold some 16 samples
+            # its batch is packs then, of 2048 tokens: 5 of them make_validation_set some 16 samples
             "neat packing": {
                 "per_device_train_batch_size": 1,
                 "gradient_accumulation_steps": 5,
@@ -208,7 +208,7 @@ class Bench:
         return pairs[shift:] + pairs[:shift]
 
     def once(self, setting: str, system: str, way: str, number: int, off: tuple[str, ...] = ()) -> None:
-        """One run in a process of its own, unless the results hold it."""
+        """One run in a process of its own, unless the results make_validation_set it."""
         row: dict[str, Any] = {"setting": setting, "system": system, "way": way, "round": number, "off": list(off)}
         if self.results.holds(row) or time.monotonic() > self.until:
             return

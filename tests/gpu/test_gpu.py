@@ -16,7 +16,7 @@ from qilin.model.llava import set_trainable
 from qilin.train.config import read_recipe
 from qilin.train.data_loader import PackedDataset
 from qilin.train.loop import pack_loss
-from qilin.train.packed_attention import NAME, make_layout, packed_attention, use_packed_attention
+from qilin.train.packed_attention import PACKED, make_layout, packed_attention, use_packed_attention
 from qilin.train.plan import make_plan
 from qilin.train.stage import load_start, run_stage
 
@@ -49,8 +49,8 @@ def attended(device: str, dtype: torch.dtype) -> torch.Tensor:
 def test_flex_attention_is_the_cpus_attention_with_its_gradients() -> None:
     expected = attended("cpu", torch.float32)
     found = attended("cuda", torch.float32)
-    assert float((found - expected).norm() / expected.norm()) < 5e-3  # TF32 in flex's products
-    assert NAME == "qilin_packed"
+    assert float((found - expected).norm() / expected.norm()) < 5e-3  # TF32 in flex's matmul_flops
+    assert PACKED == "qilin_packed"
 
 
 def test_a_step_gives_the_cpus_loss(home: Path, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_step_gives_the_cpus_loss(home: Path, tmp_path: Path) -> None:
         plan = make_plan(feed.lengths, [1.0], batch_size=100, num_epochs=1, pack_tokens=8192, seed=0)
         model: Any = loaded.model.to(device)
         use_packed_attention(model)
-        pack = feed.pack(plan.packs(0)[0], torch.device(device), torch.float32)
+        pack = feed.make_pack(plan.packs(0)[0][0], torch.device(device), torch.float32)
         values.append(float(pack_loss(model, pack, pack.pixels)))
     assert values[1] == pytest.approx(values[0], rel=2e-3)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin.core.errors import UserError
-from qilin.train.checkpoint import checkpoints, step_of
+from qilin.train.checkpoint import list_checkpoints, step_of
 from qilin.train.config import read_recipe
 from qilin.train.stage import run_stage
 
@@ -38,7 +38,7 @@ from qilin import cli
 
 place, at, rank = sys.argv[1].split("=")
 mine = os.environ.get("RANK", "0") == rank
-real_step, real_complete = loop.learn_step, checkpoint.Saver.complete
+real_step, real_complete = loop.learn_step, checkpoint.Checkpointer.complete
 
 def step(learner, packs, settings, number, world):
     if mine and place == "step" and number == int(at):
@@ -50,7 +50,7 @@ def complete(saver, work, state, begun):
         os.kill(os.getpid(), signal.SIGKILL)
     real_complete(saver, work, state, begun)
 
-loop.learn_step, checkpoint.Saver.complete = step, complete
+loop.learn_step, checkpoint.Checkpointer.complete = step, complete
 sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -117,13 +117,13 @@ def test_two_processes_train_what_one_does_and_survive_kills(home: Path, tmp_pat
 
     assert go(home, killed, 2, more, "save=4=0") != 0
     assert (killed / "checkpoints" / ".step-0000004.unfinished").is_dir()
-    assert [step_of(path) for path in checkpoints(killed)] == [2]
+    assert [step_of(path) for path in list_checkpoints(killed)] == [2]
     assert go(home, killed, 2, more, "step=5=1") != 0
-    assert [step_of(path) for path in checkpoints(killed)] == [2, 4]
+    assert [step_of(path) for path in list_checkpoints(killed)] == [2, 4]
     shutil.copytree(killed, tmp_path / "other")
     go(home, killed, 2, more)
     assert losses(killed) == losses(two)  # exactly: the same number of devices
-    assert (killed / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert (killed / "model.safetensors").load_memory() == (two / "model.safetensors").load_memory()
     assert not (killed / "checkpoints").exists()
 
     recipe = (tmp_path / "other" / "recipe.yaml").read_text()
@@ -151,7 +151,7 @@ def test_two_processes_validate_as_one_does_and_train_on_unmoved(home: Path, tmp
     assert go(home, killed, 2, look, "step=5=1") != 0
     go(home, killed, 2, look)
     assert [row.get("validation_loss") for row in rows(killed)] == [row.get("validation_loss") for row in rows(two)]
-    assert (killed / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert (killed / "model.safetensors").load_memory() == (two / "model.safetensors").load_memory()
 
 
 @pytest.mark.story
@@ -174,7 +174,7 @@ def test_muon_on_many_devices_is_refused(home: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_world_of_one_says_nothing_to_anyone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qilin.train.distributed import ALONE, join, whole
+    from qilin.train.distributed import SINGLE_DEVICE, join, whole
 
     monkeypatch.delenv("RANK", raising=False)
     world = join("cpu")
@@ -182,8 +182,8 @@ def test_a_world_of_one_says_nothing_to_anyone(monkeypatch: pytest.MonkeyPatch) 
     assert world.sum([1.5, 2]) == [1.5, 2]
     assert world.most([3]) == [3]
     assert world.all_of(["a"]) == ["a"]
-    with ALONE.turns():
-        ALONE.wait()
+    with SINGLE_DEVICE.turns():
+        SINGLE_DEVICE.wait()
     assert not torch.distributed.is_initialized()
     tensor = torch.ones(2)
     assert whole(tensor) is tensor

@@ -16,11 +16,11 @@ from qilin.model.meta_model import load_llava_config, build_meta_model
 from qilin.train import memory_estimate as memory
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
-from qilin.train.estimate import largest_pack, rate, spoken
-from qilin.train.flops import cost_of
+from qilin.train.estimate import largest_pack, format_flops, format_hours
+from qilin.train.flops import flop_cost
 from qilin.train.loop import pack_loss
-from qilin.train.memory_estimate import Live, peak, ready, standing
-from qilin.train.model_setup import add_adapters, arithmetic, base_of, fit_out, image_dtype
+from qilin.train.memory_estimate import LiveMemory, peak_memory, prepare_model, static_memory
+from qilin.train.model_setup import add_adapters, autocast_context, base_model, apply_precision, compute_dtype
 from qilin.train.packed_attention import use_packed_attention
 from qilin.train.plan import Plan, make_plan
 from qilin.train.stage import load_start
@@ -61,17 +61,17 @@ def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
     plan = make_plan(
         feed.lengths, [1.0], batch_size=config.batch_size, num_epochs=1, pack_tokens=config.pack_tokens, seed=0
     )
-    model = base_of(add_adapters(fit_out(loaded.model, config), config)).train()
+    model = base_model(add_adapters(apply_precision(loaded.model, config), config)).train()
     use_packed_attention(model)
-    pack = feed.pack(plan.packs(0)[0], CPU, image_dtype(config))
+    pack = feed.make_pack(plan.packs(0)[0][0], CPU, compute_dtype(config))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     known = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
-    known += [*model.buffers(), pack.ids, pack.positions, pack.where, pack.targets]
+    known += [*model.buffers(), pack.ids, pack.positions, pack.target_positions, pack.targets]
     assert pack.pixels is not None
-    with Live([*known, pack.pixels]) as live:
-        with arithmetic(config.precision, CPU):
+    with LiveMemory([*known, pack.pixels]) as live:
+        with autocast_context(config.precision, CPU):
             loss = pack_loss(model, pack, pack.pixels)
         loss.backward()
     return float(live.peak), plan, model
@@ -97,11 +97,11 @@ def test_memory_is_what_pytorch_allocates(home: Path, more: Sequence[str]) -> No
     real, plan, model = allocated(config)
     model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
     bones = build_meta_model(model_config)
-    said = peak(model_config, config, largest_pack(plan), on_card=False)
+    said = peak_memory(model_config, config, largest_pack(plan), on_card=False)
     # with activations computed again, the largest moment may be another at another depth
     assert said == pytest.approx(real, rel=0.12 if config.gradient_checkpointing else 0.05)
-    assert peak(model_config, config, largest_pack(plan), on_card=True) != said
-    stays = standing(ready(bones, config), config, False)
+    assert peak_memory(model_config, config, largest_pack(plan), on_card=True) != said
+    stays = static_memory(prepare_model(bones, config), config, False)
     rows = model.get_input_embeddings().weight.shape[0] - model_config.get_text_config().vocab_size  # of <image>
     extra = 2 * 4 * rows * 64
     assert stays["weights"] == pytest.approx(sum(p.nbytes for p in model.parameters()), abs=extra)
@@ -113,16 +113,16 @@ def test_the_host_holds_the_whole_model_while_it_is_read_and_written(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where training takes less: with frozen weights in bf16 and a small pack."""
-    monkeypatch.setattr(memory, "peak", lambda *given: 0.0)
-    found, pack = {}, memory.Shape([(0, 64, -1)], 1, 0)
+    monkeypatch.setattr(memory, "peak_memory", lambda *given: 0.0)
+    found, pack = {}, memory.PackShape([(0, 64, -1)], 1, 0)
     for precision in ("bf16", "fp32"):
         config = read_recipe("small/align", words(home, f"precision={precision}"))
         model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
-        model = ready(build_meta_model(model_config), config)
+        model = prepare_model(build_meta_model(model_config), config)
         causes = [memory.memory_by_cause(model_config, model, config, pack, on_card) for on_card in (False, True)]
-        found[precision] = ["more, while it is read and written" in each for each in causes]
+        found[precision] = ["more, while loading and saving" in each for each in causes]
         if precision == "bf16":
-            assert sum(causes[0].values()) == memory.read_bytes(model)
+            assert sum(causes[0].values()) == memory.load_memory(model)
     assert found == {"bf16": [True, False], "fp32": [False, False]}
 
 
@@ -138,8 +138,8 @@ def test_a_skeleton_is_the_model_without_its_weights(home: Path) -> None:
         set_trainable(model, ("projector",))
     rows = real.lm_head.out_features - bones.lm_head.out_features
     assert rows in (0, 1)
-    assert cost_of(bones).image == cost_of(real).image
-    assert cost_of(bones).token == cost_of(real).token
+    assert flop_cost(bones).image == flop_cost(real).image
+    assert flop_cost(bones).token == flop_cost(real).token
 
 
 def said(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
@@ -152,8 +152,8 @@ def test_config_json_alone_is_enough(home: Path, capsys: pytest.CaptureFixture[s
     found = said(capsys, "qilin-med-vl-13b/align", *parts, "--gpu", "h200", "--json")
     assert found["fits"]
     assert "hours" not in found  # nothing is known of the data, so nothing is said of time
-    assert found["parameters"]["projector"]["learn"] == found["parameters"]["projector"]["all"] > 0
-    assert found["parameters"]["language"]["learn"] == 0
+    assert found["parameters"]["projector"]["trainable"] == found["parameters"]["projector"]["all"] > 0
+    assert found["parameters"]["language"]["trainable"] == 0
     assert found["memory_total"] == pytest.approx(sum(found["memory"].values()), abs=8)
     data = ["--samples", "5000", "--samples-per-image", "2.5"]
     usual = ["qilin-med-vl-13b/align", *parts, "--gpu", "h200", "--json", *data]
@@ -182,23 +182,25 @@ def test_what_does_not_fit_is_told_with_what_would(
 
     command = ["small/align", *words(home, "trainable=[projector, language]", "precision=bf16")]
     needs = said(capsys, *command, "--gpu", "l20", "--json")["memory_total"]
-    tight = estimate.Card(needs * 0.9, 1e12)
-    monkeypatch.setattr(estimate, "card_named", lambda name: tight)
+    tight = estimate.Gpu(needs * 0.9, 1e12)
+    monkeypatch.setattr(estimate, "find_gpu", lambda name: tight)
     found = said(capsys, *command, "--gpu", "l20", "--json")
     assert not found["fits"]
     assert any("gradient_checkpointing=true" in line for line in found["would fit"])
-    looks = len(memory.LOOKED)
+    looks = len(memory._peak_cache)
     assert cli.main(["estimate", *command, "--gpu", "l20"]) == 0
-    assert len(memory.LOOKED) == looks, "nothing that was looked at is looked at again"
+    assert len(memory._peak_cache) == looks, "nothing that was looked at is looked at again"
     assert "would fit with gradient_checkpointing=true" in capsys.readouterr().out
-    monkeypatch.setattr(estimate, "card_named", lambda name: estimate.Card(1e3, 1e12))
+    monkeypatch.setattr(estimate, "find_gpu", lambda name: estimate.Gpu(1e3, 1e12))
     assert said(capsys, *command, "--gpu", "l20", "--json")["would fit"] == []
 
 
 def test_auto_is_bf16_on_a_card_and_on_a_processor_what_it_is_fast_in(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qilin.train.flops.measure_peak", lambda device, dtype: 1e9 if dtype == torch.float32 else 5e8)
+    monkeypatch.setattr(
+        "qilin.train.flops.measure_peak_flops", lambda device, dtype: 1e9 if dtype == torch.float32 else 5e8
+    )
     for gpu, kind in (("h200", "bf16"), ("cpu", "fp32")):
         auto, named = (
             said(capsys, "small/align", *words(home, f"precision={precision}"), "--gpu", gpu, "--json")
@@ -233,7 +235,11 @@ def test_a_checkpoint_in_another_layout_is_named(home: Path, capsys: pytest.Capt
 
 
 def test_what_is_small_is_not_told_as_nothing() -> None:
-    assert (spoken(24.04), spoken(1234.5), spoken(0.25), spoken(0.001)) == (
+    assert (format_hours(24.04), format_hours(1234.5), format_hours(0.25), format_hours(0.001)) == (
         "24.0 hours", "1,234.5 hours", "15 minutes", "0.06 minutes",
     )  # fmt: skip
-    assert (rate(2.25e15), rate(989e12), rate(3.1e10)) == ("2,250.0 T/s", "989.0 T/s", "31.0 G/s")
+    assert (format_flops(2.25e15), format_flops(989e12), format_flops(3.1e10)) == (
+        "2,250.0 T/s",
+        "989.0 T/s",
+        "31.0 G/s",
+    )

@@ -13,11 +13,11 @@ from qilin.model.llava import compose, set_trainable
 from qilin.train import loss
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.data_loader import Pack, PackedDataset
-from qilin.train.distributed import Learner
+from qilin.train.distributed import ModelWithLoss
 from qilin.train.loop import learn_step, pack_loss
 from qilin.train.loss import answer_loss
 from qilin.train.packed_attention import use_packed_attention
-from qilin.train.plan import make_plan, pieces_of
+from qilin.train.plan import make_plan, group_samples
 
 CPU = torch.device("cpu")
 
@@ -46,11 +46,11 @@ def stage(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 def eight_in(feed: PackedDataset, packs: int) -> list[Pack]:
     """Eight samples, short answers and long captions, as one piece each in so many packs."""
-    names = [feed.sample(int(number)).sample_id for number in feed.index]
+    names = [feed.sample(int(number)).sample_id for number in feed.numbers]
     wanted = [f"train-caption-{i}" for i in range(4)] + [f"train-vqa-{i}-0" for i in range(4)]
-    each = [pieces_of(np.array([names.index(name)]), feed.lengths, 4096)[0] for name in wanted]
+    each = [group_samples(np.array([names.index(name)]), feed.lengths, 4096)[0] for name in wanted]
     size = 8 // packs
-    return [feed.pack(each[i : i + size], CPU, torch.float64) for i in range(0, 8, size)]
+    return [feed.make_pack(each[i : i + size], CPU, torch.float64) for i in range(0, 8, size)]
 
 
 def gradient(model: Any) -> torch.Tensor:
@@ -66,11 +66,11 @@ def far(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def test_accumulation_gives_the_gradient_of_the_whole(stage: tuple[Any, PackedDataset]) -> None:
     model, feed = stage
-    whole, count = learn_step(Learner(model, pack_loss), eight_in(feed, 1), feed.config, 0)
+    whole, count = learn_step(ModelWithLoss(model, pack_loss), eight_in(feed, 1), feed.config, 0)
     expected = gradient(model)
     assert expected.norm() > 0.01
     for packs in (2, 4, 8):
-        value, tokens = learn_step(Learner(model, pack_loss), eight_in(feed, packs), feed.config, 0)
+        value, tokens = learn_step(ModelWithLoss(model, pack_loss), eight_in(feed, packs), feed.config, 0)
         assert tokens == count
         assert value == pytest.approx(whole, rel=1e-9)
         assert far(gradient(model), expected) < 1e-6
@@ -82,9 +82,9 @@ def test_shared_prefixes_and_small_packs_give_the_gradient_of_the_whole(stage: t
     gradients, cut = [], []
     for pack_tokens in (4096, 400, 100):
         plan = make_plan(feed.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
-        packs = [feed.pack(pieces, CPU, torch.float64) for pieces in plan.packs(0)]
+        packs = [feed.make_pack(pieces, CPU, torch.float64) for pieces in plan.packs(0)[0]]
         cut.append(len(packs))
-        learn_step(Learner(model, pack_loss), packs, feed.config, 0)
+        learn_step(ModelWithLoss(model, pack_loss), packs, feed.config, 0)
         gradients.append(gradient(model))
     assert cut[0] == 1 < cut[1] < cut[2]
     assert far(gradients[1], gradients[0]) < 1e-6
@@ -93,7 +93,7 @@ def test_shared_prefixes_and_small_packs_give_the_gradient_of_the_whole(stage: t
 
 def test_control_means_of_packs_averaged_are_another_gradient(stage: tuple[Any, PackedDataset]) -> None:
     model, feed = stage
-    learn_step(Learner(model, pack_loss), eight_in(feed, 1), feed.config, 0)
+    learn_step(ModelWithLoss(model, pack_loss), eight_in(feed, 1), feed.config, 0)
     expected = gradient(model)
     packs = eight_in(feed, 8)
     for pack in packs:

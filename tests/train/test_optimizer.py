@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from qilin.train.checkpoint import make_state
-from qilin.train.optimizer import Learning, Together, make_optimizer, set_rates
+from qilin.train.checkpoint import init_optimizer_state
+from qilin.train.optimizer import TrainableParam, CombinedOptimizer, make_optimizer, set_learning_rates
 
 SHAPES = {
     "model.embed_tokens.weight": (40, 8),
@@ -16,15 +16,17 @@ SHAPES = {
 MATRIX = "layers.0.mlp.up_proj.weight"
 
 
-def learning() -> list[Learning]:
+def learning() -> list[TrainableParam]:
     random = torch.Generator().manual_seed(0)
     return [
-        Learning(name, torch.nn.Parameter(torch.randn(shape, generator=random)), 0.01, 0.1 if len(shape) > 1 else 0.0)
+        TrainableParam(
+            name, torch.nn.Parameter(torch.randn(shape, generator=random)), 0.01, 0.1 if len(shape) > 1 else 0.0
+        )
         for name, shape in SHAPES.items()
     ]
 
 
-def give_gradients(items: list[Learning], seed: int = 1) -> None:
+def give_gradients(items: list[TrainableParam], seed: int = 1) -> None:
     random = torch.Generator().manual_seed(seed)
     for item in items:
         item.parameter.grad = torch.randn(item.parameter.shape, generator=random)
@@ -33,7 +35,7 @@ def give_gradients(items: list[Learning], seed: int = 1) -> None:
 def test_only_matrices_inside_layers_are_moved_by_muon() -> None:
     items = learning()
     optimizer = make_optimizer(items, "muon", (0.9, 0.999))
-    assert isinstance(optimizer, Together)
+    assert isinstance(optimizer, CombinedOptimizer)
     adamw, muon = optimizer.optimizers
     assert isinstance(muon, torch.optim.Muon)
     names = {id(item.parameter): item.name for item in items}
@@ -41,17 +43,17 @@ def test_only_matrices_inside_layers_are_moved_by_muon() -> None:
     others = [names[id(p)] for group in adamw.param_groups for p in group["params"]]
     assert mine == [MATRIX]
     assert sorted(mine + others) == sorted(SHAPES)
-    assert not isinstance(make_optimizer(items, "adamw", (0.9, 0.999)), Together)
+    assert not isinstance(make_optimizer(items, "adamw", (0.9, 0.999)), CombinedOptimizer)
 
 
 def first_move(kind: str) -> torch.Tensor:
     """Singular values of a matrix's first move, without decay, in units of the rate."""
     item = next(item for item in learning() if item.name == MATRIX)
-    plain = [Learning(item.name, item.parameter, item.peak, 0.0)]
+    plain = [TrainableParam(item.name, item.parameter, item.peak_lr, 0.0)]
     before = item.parameter.detach().clone()
     give_gradients(plain)
     make_optimizer(plain, kind, (0.9, 0.999)).step()  # type: ignore[arg-type]
-    return torch.linalg.svdvals((item.parameter.detach() - before) / item.peak)
+    return torch.linalg.svdvals((item.parameter.detach() - before) / item.peak_lr)
 
 
 def test_muon_moves_in_all_directions_alike_and_by_as_much_as_adamw() -> None:
@@ -64,9 +66,11 @@ def test_muon_moves_in_all_directions_alike_and_by_as_much_as_adamw() -> None:
 
 
 def test_rates_are_shares_of_each_peak() -> None:
-    items = [Learning(i.name, i.parameter, 0.02 if i.name == MATRIX else 0.01, i.decay) for i in learning()]
+    items = [
+        TrainableParam(i.name, i.parameter, 0.02 if i.name == MATRIX else 0.01, i.weight_decay) for i in learning()
+    ]
     optimizer = make_optimizer(items, "muon", (0.9, 0.999))
-    set_rates(optimizer, 0.5)
+    set_learning_rates(optimizer, 0.5)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.005, 0.01])
 
 
@@ -80,9 +84,14 @@ def test_the_state_of_both_is_kept() -> None:
     give_gradients(halted, 1)
     before.step()
     after = make_optimizer(halted, "muon", (0.9, 0.999))
-    fresh = [Learning(i.name, torch.nn.Parameter(i.parameter.detach().clone()), i.peak, i.decay) for i in halted]
+    fresh = [
+        TrainableParam(i.name, torch.nn.Parameter(i.parameter.detach().clone()), i.peak_lr, i.weight_decay)
+        for i in halted
+    ]
     forgetful = make_optimizer(fresh, "muon", (0.9, 0.999))
-    make_state(after, [item.parameter for item in halted])  # as a checkpoint is loaded: into the tensors themselves
+    init_optimizer_state(
+        after, [item.parameter for item in halted]
+    )  # as a checkpoint is loaded: into the tensors themselves
     for parameter, kept in before.state.items():
         for key, value in kept.items():
             after.state[parameter][key].copy_(value)

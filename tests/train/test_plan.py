@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qilin.core.errors import UserError
-from qilin.train.plan import Lengths, Piece, imbalance, make_plan, pack, pieces_of
+from qilin.train.plan import Lengths, PackedGroup, imbalance, make_plan, pack, group_samples
 
 BUDGET = 120
 
@@ -46,7 +46,7 @@ sizes = st.integers(1, 40)
 seeds = st.integers(0, 10_000)
 
 
-def cost(piece: Piece, found: Lengths) -> int:
+def cost(piece: PackedGroup, found: Lengths) -> int:
     """Tokens of a piece, counted anew."""
     shared = int(found.prefix[piece.samples[0]])
     return shared + sum(int(found.total[i]) - shared for i in piece.samples)
@@ -71,14 +71,14 @@ def test_each_epoch_takes_each_sample_once(found: Lengths, batch: int, epochs: i
 def test_packs_hold_their_step_and_keep_within_the_budget(found: Lengths, batch: int, seed: int) -> None:
     plan = make_plan(found, [1.0], batch_size=batch, num_epochs=1, pack_tokens=BUDGET, seed=seed)
     for step in range(len(plan)):
-        packs = plan.packs(step)
+        packs = plan.packs(step)[0]
         laid = [i for pieces in packs for piece in pieces for i in piece.samples]
         assert sorted(laid) == sorted(plan.samples(step).tolist())
         for pieces in packs:
             assert 0 < sum(piece.tokens for piece in pieces) <= BUDGET
             for piece in pieces:
                 assert piece.tokens == cost(piece, found)
-                assert len({int(found.unit[i]) for i in piece.samples}) == 1
+                assert len({int(found.prefix_group[i]) for i in piece.samples}) == 1
                 assert len(piece.samples) == 1 or found.prefix[piece.samples[0]] > 0
 
 
@@ -107,7 +107,7 @@ def test_ranks_take_even_shares_where_there_is_something_to_share() -> None:
     for ranks in (2, 4, 8):
         packs = [plan.packs(0, rank, ranks) for rank in range(ranks)]
         assert 1 <= imbalance(packs) < 1.15
-    one_by_one = [[[Piece((i,), 100)] if i == 0 else []] for i in range(4)]
+    one_by_one = [[[PackedGroup((i,), 100)] if i == 0 else []] for i in range(4)]
     assert imbalance(one_by_one) == 4  # control: one computes, three wait
 
 
@@ -116,19 +116,19 @@ def test_ranks_take_even_shares_where_there_is_something_to_share() -> None:
 def test_samples_of_an_image_stay_together(found: Lengths, batch: int, seed: int) -> None:
     """In the order they stand side by side, so only a step's end or a full pack divides them."""
     plan = make_plan(found, [1.0], batch_size=batch, num_epochs=1, pack_tokens=10_000, seed=seed)
-    units = found.unit[plan.order].tolist()
+    units = found.prefix_group[plan.order].tolist()
     runs = 1 + sum(a != b for a, b in zip(units, units[1:], strict=False))
     assert runs == len(set(units))
     for step in range(len(plan)):
-        mine = {int(u) for u in found.unit[plan.samples(step)]}
-        pieces = [piece for pieces in plan.packs(step) for piece in pieces]
+        mine = {int(u) for u in found.prefix_group[plan.samples(step)]}
+        pieces = [piece for pieces in plan.packs(step)[0] for piece in pieces]
         assert len(pieces) == len(mine)  # with room enough, one prefix an image and step
 
 
 @settings(max_examples=40, deadline=None)
 @given(found=lengths(), batch=sizes, seed=seeds)
 def test_same_in_same_out(found: Lengths, batch: int, seed: int) -> None:
-    def plan() -> tuple[str, list[list[list[Piece]]]]:
+    def plan() -> tuple[str, list[list[list[PackedGroup]]]]:
         made = make_plan(found, [1.0], batch_size=batch, num_epochs=2, pack_tokens=BUDGET, seed=seed)
         return made.hash, [made.packs(step) for step in range(len(made))]
 
@@ -185,12 +185,12 @@ def test_another_seed_epoch_or_fact_gives_another_plan() -> None:
 
 def test_separate_samples_pay_for_their_images_branches_once() -> None:
     branches = some()
-    alone = np.arange(len(branches.unit))
-    separate = dataclasses.replace(branches, prefix=np.zeros_like(branches.prefix), unit=-1 - alone)
+    alone = np.arange(len(branches.prefix_group))
+    separate = dataclasses.replace(branches, prefix=np.zeros_like(branches.prefix), prefix_group=-1 - alone)
 
     def tokens(found: Lengths) -> tuple[int, set[int]]:
         plan = make_plan(found, [1.0], batch_size=60, num_epochs=1, pack_tokens=4000, seed=0)
-        pieces = [piece for pieces in plan.packs(0) for piece in pieces]
+        pieces = [piece for pieces in plan.packs(0)[0] for piece in pieces]
         return sum(piece.tokens for piece in pieces), {len(piece.samples) for piece in pieces}
 
     assert tokens(separate) == (int(branches.total.sum()), {1})
@@ -199,18 +199,18 @@ def test_separate_samples_pay_for_their_images_branches_once() -> None:
 
 def test_an_image_with_more_questions_than_a_pack_holds_pays_its_prefix_again() -> None:
     found = some(3)  # 40 shared, then 10, 11 and 12
-    assert pieces_of(np.array([0, 1, 2]), found, 62) == [Piece((0, 1), 61), Piece((2,), 52)]
-    assert pieces_of(np.array([], dtype=int), found, 62) == []
+    assert group_samples(np.array([0, 1, 2]), found, 62) == [PackedGroup((0, 1), 61), PackedGroup((2,), 52)]
+    assert group_samples(np.array([], dtype=int), found, 62) == []
 
 
 def test_a_sample_without_prefix_that_comes_twice_shares_nothing() -> None:
     """Weight 2 puts a sample beside itself; with no prefix each copy needs its own images."""
     found = dataclasses.replace(some(1), prefix=np.zeros(1, dtype=int))
-    assert pieces_of(np.array([0, 0]), found, 1000) == [Piece((0,), 50), Piece((0,), 50)]
+    assert group_samples(np.array([0, 0]), found, 1000) == [PackedGroup((0,), 50), PackedGroup((0,), 50)]
 
 
 def test_pieces_are_laid_where_they_leave_the_least_room() -> None:
-    pieces = [Piece((i,), tokens) for i, tokens in enumerate((30, 70, 60, 40, 20))]
+    pieces = [PackedGroup((i,), tokens) for i, tokens in enumerate((30, 70, 60, 40, 20))]
     laid = [[piece.tokens for piece in mine] for mine in pack(pieces, 100)]
     assert laid == [[70, 30], [60, 40], [20]]
 
@@ -231,7 +231,7 @@ def test_a_million_samples_are_planned_within_a_minute_and_a_gigabyte() -> None:
     assert plan.hash
     seen = 0
     for step in range(len(plan)):
-        for pieces in plan.packs(step):
+        for pieces in plan.packs(step)[0]:
             assert sum(piece.tokens for piece in pieces) <= 8192
             seen += sum(len(piece.samples) for piece in pieces)
     assert seen == count

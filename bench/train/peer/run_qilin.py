@@ -120,7 +120,7 @@ def no_blocks() -> None:
             out = out.index_copy(1, bucket.tokens, rows if bucket.real is None else rows[:, bucket.real])
         return out
 
-    attention.block_attention = whole
+    attention.bucketed_attention = whole
 
 
 def everything_read() -> None:

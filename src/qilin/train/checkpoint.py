@@ -1,8 +1,8 @@
-"""Save a run so that it continues exactly, on as many devices as it began with or on others.
+"""Saves and loads checkpoints, so that a run continues exactly, on the same or another number of devices.
 
-A checkpoint holds only what learns, the optimizer and the position (one integer: steps done), each device's share in a
-file of its own (torch.distributed.checkpoint). It is written beside and renamed when whole: a full disk or a kill never
-costs the one before.
+A checkpoint holds only trainable weights, their moving average, the optimizer and the number of steps done; each
+device writes its shard to a file of its own (torch.distributed.checkpoint). It is written to a temporary folder that
+is renamed when complete: a full disk or a kill never damages an earlier one.
 """
 
 import json
@@ -21,155 +21,170 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from qilin.core.errors import RunError
-from qilin.train.distributed import ALONE, World
-from qilin.train.optimizer import set_rate
+from qilin.train.distributed import SINGLE_DEVICE, World
+from qilin.train.optimizer import set_learning_rate
 
-FOLDER = "checkpoints"
-STATE = "state.json"  # written last
-LOSS = "validation_loss"
-warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one device saves in one process, as it means to
+CHECKPOINTS = "checkpoints"
+STATE = "state.json"  # written last: a folder with it is complete
+VALIDATION_LOSS = "validation_loss"
+READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, EOFError, CheckpointException, pickle.UnpicklingError)
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # intended on a single device
 
 
-def learning_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The parameters that learn, by name; one that is tied to another appears once."""
+def trainable_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The trainable parameters by name; tied ones appear once."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def state_of(model: Any, optimizer: Any | None, average: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What is saved, by the names of parameters, so that any number of devices finds its share."""
-    found: dict[str, Any] = {"weights": learning_weights(model)}
-    if average:
-        found["average"] = dict(average)
+def checkpoint_state(model: Any, optimizer: Any | None, ema: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The tensors of a checkpoint by parameter name, so that any number of devices finds its shards."""
+    state: dict[str, Any] = {"weights": trainable_weights(model)}
+    if ema:
+        state["average"] = dict(ema)
     if optimizer is not None:
-        found["optimizer"] = {
+        state["optimizer"] = {
             name: {key: value for key, value in optimizer.state[p].items() if isinstance(value, torch.Tensor)}
             for name, p in model.named_parameters()
             if p in optimizer.state
         }
-    return found
+    return state
 
 
-class Saver:
-    """Writes checkpoints; in the background where the recipe says so, one at a time."""
+class Checkpointer:
+    """Writes checkpoints, one at a time, on request in the background. Keeps the last and the best ones."""
 
-    def __init__(self, run: Path, keep: int, world: World = ALONE, background: bool = False, best: int = 0) -> None:
-        self.run, self.keep, self.world, self.background, self.best = run, keep, world, background, best
+    def __init__(
+        self, run_dir: Path, keep_last: int, world: World = SINGLE_DEVICE, background: bool = False, keep_best: int = 0
+    ) -> None:
+        self.run_dir, self.world, self.background = run_dir, world, background
+        self.keep_last, self.keep_best = keep_last, keep_best
         self.thread = ThreadPoolExecutor(1)
-        self.writing: Future[None] | None = None
+        self.pending: Future[None] | None = None
 
     def save(
         self,
         step: int,
         model: Any,
         optimizer: Any | None,
-        average: Mapping[str, torch.Tensor],
-        loss: float | None = None,
+        ema: Mapping[str, torch.Tensor],
+        validation_loss: float | None = None,
     ) -> None:
-        """Keep the state after `step` steps as it is now; once it is whole, those go that are neither among the `keep`
-        last nor the `best` ones.
+        """Save the state after `step` steps; when it is complete, checkpoints that are neither last nor best are
+        removed.
 
-        After the last step no optimizer is needed (None): what is saved then only lets the model be written again.
-        `loss`: on the validation samples, where it was looked at after this step.
+        After the last step the optimizer is None: such a checkpoint only serves to write the model again. Raises
+        RunError if it cannot be written.
         """
         self.wait()
-        work = self.run / FOLDER / f".step-{step:07d}.unfinished"
+        folder = self.run_dir / CHECKPOINTS / f".step-{step:07d}.unfinished"
         try:
-            if self.world.first:
-                sweep(self.run)
-                work.mkdir(parents=True)
+            if self.world.is_main:
+                remove_incomplete(self.run_dir)
+                folder.mkdir(parents=True)
         except OSError as error:
-            raise self.refused(step, error) from error
-        self.world.wait()
-        state = {"step": step, "finished": optimizer is None, "devices": self.world.size, LOSS: loss}
-        options = {"checkpoint_id": work, "process_group": self.world.saving, "no_dist": self.world.size == 1}
+            raise self.write_error(step, error) from error
+        self.world.barrier()
+        devices = self.world.size
+        metadata = {"step": step, "finished": optimizer is None, "devices": devices, VALIDATION_LOSS: validation_loss}
+        options = {"checkpoint_id": folder, "process_group": self.world.checkpoint_group, "no_dist": devices == 1}
         try:
             if self.background:
-                begun: Any = dcp.async_save(state_of(model, optimizer, average), **options)  # copies before it returns
-                self.writing = self.thread.submit(self.complete, work, state, begun)
+                future: Any = dcp.async_save(
+                    checkpoint_state(model, optimizer, ema), **options
+                )  # copies before returning
+                self.pending = self.thread.submit(self.complete, folder, metadata, future)
             else:
-                dcp.save(state_of(model, optimizer, average), **options)
-                self.complete(work, state, None)
+                dcp.save(checkpoint_state(model, optimizer, ema), **options)
+                self.complete(folder, metadata, None)
         except (OSError, RuntimeError, CheckpointException) as error:
-            raise self.refused(step, error) from error
+            raise self.write_error(step, error) from error
 
-    def complete(self, work: Path, state: Mapping[str, Any], begun: Any) -> None:
-        """Give the folder its name once all have written, and remove what is too old."""
-        if begun is not None:
-            begun.result()
-        if not self.world.first:
+    def complete(self, folder: Path, metadata: Mapping[str, Any], future: Any) -> None:
+        """Rename the folder when all devices have written it, and remove old checkpoints."""
+        if future is not None:
+            future.result()
+        if not self.world.is_main:
             return
-        (work / STATE).write_text(json.dumps(state), encoding="utf-8")
-        sync(work / STATE)  # the other files are synced as they are written
-        final = self.run / FOLDER / f"step-{state['step']:07d}"
+        (folder / STATE).write_text(json.dumps(metadata), encoding="utf-8")
+        sync_file(folder / STATE)  # the other files are synced as they are written
+        final = self.run_dir / CHECKPOINTS / f"step-{metadata['step']:07d}"
         shutil.rmtree(final, ignore_errors=True)
-        work.rename(final)
-        found = checkpoints(self.run)
-        staying = {*found[-self.keep :], *(best_first(found)[: self.best] if self.best else ())}
-        for old in found:
-            if old not in staying:
-                (old / STATE).unlink()  # first, so that one half removed is not taken for whole
-                shutil.rmtree(old)
+        folder.rename(final)
+        paths = list_checkpoints(self.run_dir)
+        keep = {*paths[-self.keep_last :], *sort_by_loss(paths)[: self.keep_best]}
+        for path in paths:
+            if path not in keep:
+                (path / STATE).unlink()  # first, so that a partly removed folder does not count as complete
+                shutil.rmtree(path)
 
-    def among_best(self, loss: float) -> bool:
-        """Whether a checkpoint with this validation loss would be kept for it; all processes get the same answer."""
+    def is_among_best(self, loss: float) -> bool:
+        """Whether a checkpoint with this validation loss would be one of the best; the same on all processes."""
         self.wait()
-        kept = [loss_of(path) for path in best_first(checkpoints(self.run))[: self.best]] if self.world.first else []
-        mine = self.world.first and (len(kept) < self.best or any(loss < other for other in kept))
-        return bool(self.world.most([mine])[0])
+        is_best = False
+        if self.world.is_main:
+            best = [loss_of(path) for path in sort_by_loss(list_checkpoints(self.run_dir))[: self.keep_best]]
+            is_best = len(best) < self.keep_best or any(loss < other for other in best)
+        return bool(self.world.max([is_best])[0])
 
     def wait(self) -> None:
-        """Until the checkpoint that is being written is whole. Raises RunError where it could not be written."""
-        writing, self.writing = self.writing, None
-        if writing is not None:
+        """Wait until the pending checkpoint is complete. Raises RunError if it could not be written."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
             try:
-                writing.result()
+                pending.result()
             except (OSError, RuntimeError, CheckpointException) as error:
-                raise self.refused(None, error) from error
-        self.world.wait()
+                raise self.write_error(None, error) from error
+        self.world.barrier()
 
-    def refused(self, step: int | None, error: BaseException) -> RunError:
-        """A checkpoint that could not be written, in words; what there is of it goes."""
-        if self.world.first:
-            sweep(self.run)
-        last = latest_checkpoint(self.run)
-        kept = f"the checkpoint of step {step_of(last)} is whole" if last else "no earlier checkpoint exists"
-        name = f"step-{step:07d}" if step is not None else "the checkpoint"
+    def write_error(self, step: int | None, error: BaseException) -> RunError:
+        """The error for a checkpoint that could not be written; removes its files."""
+        if self.world.is_main:
+            remove_incomplete(self.run_dir)
+        last = latest_checkpoint(self.run_dir)
+        available = f"the checkpoint of step {step_of(last)} is complete" if last else "there is no earlier checkpoint"
+        path = self.run_dir / CHECKPOINTS / (f"step-{step:07d}" if step is not None else "step-*")
         return RunError(
-            f"{self.run / FOLDER / name}: could not be written ({in_words(error)}); {kept}; free space and run again"
+            f"{path}: could not be written ({root_cause(error)}); {available}; free disk space and run again"
         )
 
 
-def in_words(error: BaseException) -> str:
-    """The reason that lies under torch's own errors, in a line."""
+def root_cause(error: BaseException) -> str:
+    """One line: the cause inside torch's own errors."""
     if isinstance(error, CheckpointException):
-        below = list(error.failures.values())
-        if below:
-            error = below[0][0]
+        failures = list(error.failures.values())
+        if failures:
+            error = failures[0][0]
     return str(getattr(error, "strerror", None) or error).strip().split("\n")[-1]
 
 
-def sweep(run: Path) -> None:
-    """Remove what a kill left half-written or half-removed: it would fill the disk in the end."""
-    whole = set(checkpoints(run))
-    for path in (run / FOLDER).glob("*") if (run / FOLDER).is_dir() else ():
-        if path not in whole:
+def remove_incomplete(run_dir: Path) -> None:
+    """Remove folders that a kill left incomplete or partly removed; they would fill the disk."""
+    complete = set(list_checkpoints(run_dir))
+    for path in (run_dir / CHECKPOINTS).glob("*"):
+        if path not in complete:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def sync(path: Path) -> None:
-    """Make sure the bytes are on the disk before the folder gets its name."""
+def sync_file(path: Path) -> None:
+    """Flush a file to disk before its folder gets its final name."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / FOLDER).glob("step-*") if (path / STATE).is_file())
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path for path in (run_dir / CHECKPOINTS).glob("step-*") if (path / STATE).is_file())
 
 
-def latest_checkpoint(run: Path) -> Path | None:
-    found = checkpoints(run)
-    return found[-1] if found else None
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    paths = list_checkpoints(run_dir)
+    return paths[-1] if paths else None
+
+
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss."""
+    paths = sort_by_loss(list_checkpoints(run_dir))
+    return paths[0] if paths else None
 
 
 def step_of(path: Path) -> int:
@@ -177,84 +192,68 @@ def step_of(path: Path) -> int:
 
 
 def loss_of(path: Path) -> float:
-    """A checkpoint's validation loss; infinite where there was none."""
-    found = said_of(path).get(LOSS)
-    return math.inf if found is None else float(found)
+    """A checkpoint's validation loss; infinite without one."""
+    loss = read_metadata(path).get(VALIDATION_LOSS)
+    return math.inf if loss is None else float(loss)
 
 
-def said_of(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A checkpoint's state.json. Raises RunError if it cannot be read."""
     try:
         return dict(json.loads((path / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
 
 
-def unreadable(path: Path, error: BaseException) -> RunError:
+def read_error(path: Path, error: BaseException) -> RunError:
     return RunError(
-        f"{path}: does not read ({in_words(error)}); remove this folder and run again, to continue from the one before"
+        f"{path}: cannot be read ({root_cause(error)}); remove this folder and run again, to continue from an "
+        "earlier one"
     )
 
 
-def best_first(found: Sequence[Path]) -> list[Path]:
-    """Those of some checkpoints that have a validation loss, lowest first; of equal ones the earlier."""
-    return sorted((path for path in found if loss_of(path) < math.inf), key=lambda p: (loss_of(p), step_of(p)))
+def sort_by_loss(paths: Sequence[Path]) -> list[Path]:
+    """The checkpoints that have a validation loss, lowest first; of equal ones the earlier first."""
+    return sorted((path for path in paths if loss_of(path) < math.inf), key=lambda path: (loss_of(path), step_of(path)))
 
 
-def load_best(run: Path, model: Any, average: dict[str, torch.Tensor]) -> int:
-    """Put the weights with the lowest validation loss into the model and its average; returns the step they are of."""
-    return load_checkpoint(best_first(checkpoints(run))[0], model, None, average)
+def load_checkpoint(path: Path, model: Any, optimizer: Any | None, ema: dict[str, torch.Tensor]) -> int:
+    """Load a checkpoint into model, optimizer (None: skip it) and moving average; returns the number of steps done.
 
-
-def load_checkpoint(path: Path, model: Any, optimizer: Any | None, average: dict[str, torch.Tensor]) -> int:
-    """Put a checkpoint's state into model, optimizer (None: not wanted) and average; returns the steps done.
-
-    Call it on all processes at once, or on one that is alone.
+    Call it on all processes, or without torch.distributed. Raises RunError if it cannot be read or has other weights.
     """
-    alone = not torch.distributed.is_initialized()
-    state = said_of(path)
+    metadata = read_metadata(path)
     try:
-        kept = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-        names = {name.removeprefix("weights.") for name in kept if name.startswith("weights.")}
-        if names != learning_weights(model).keys():
-            raise RunError(
-                f"{path}: its weights are not those that learn in this recipe; remove the run folder to start anew"
-            )
-        if state["finished"]:
+        keys = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        names = {key.removeprefix("weights.") for key in keys if key.startswith("weights.")}
+        if names != trainable_weights(model).keys():
+            raise RunError(f"{path}: its weights are not the trainable ones of this recipe; remove the run folder")
+        if metadata["finished"]:
             optimizer = None
         if optimizer is not None:
-            stepped = {
-                name.rpartition(".")[0].removeprefix("optimizer.") for name in kept if name.startswith("optimizer.")
-            }
-            make_state(optimizer, [p for name, p in model.named_parameters() if name in stepped])
-        wanted = state_of(model, optimizer, average)
-        dcp.load(wanted, checkpoint_id=path, no_dist=alone)  # into the tensors themselves
-        return int(state["step"])
+            prefix = "optimizer."
+            with_state = {key.rpartition(".")[0].removeprefix(prefix) for key in keys if key.startswith(prefix)}
+            init_optimizer_state(optimizer, [p for name, p in model.named_parameters() if name in with_state])
+        state = checkpoint_state(model, optimizer, ema)
+        dcp.load(state, checkpoint_id=path, no_dist=not torch.distributed.is_initialized())  # in place
+        return int(metadata["step"])
     except RunError:
         raise
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        EOFError,
-        CheckpointException,
-        pickle.UnpicklingError,
-    ) as error:
-        raise unreadable(path, error) from error
+    except READ_ERRORS as error:
+        raise read_error(path, error) from error
 
 
-def make_state(optimizer: Any, parameters: Sequence[torch.Tensor]) -> None:
-    """Let an optimizer that has taken no step make its state of `parameters` (others never had a gradient).
+def init_optimizer_state(optimizer: Any, parameters: Sequence[torch.Tensor]) -> None:
+    """Let a new optimizer create its state for `parameters` (the others never had a gradient).
 
-    One step at rate 0 with a gradient of zeros changes no weight.
+    A step with learning rate 0 and zero gradients changes no weight.
     """
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    learning_rates = [float(group["lr"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        set_rate(group, 0.0)
+        set_learning_rate(group, 0.0)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        set_rate(group, rate)
+    for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
+        set_learning_rate(group, learning_rate)

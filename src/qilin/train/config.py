@@ -1,7 +1,7 @@
 """The recipe of a training stage, and the flags of `qilin train` and `qilin estimate`. Free of torch.
 
-In: a recipe's name in the package (`small/align`) or a YAML file, and `key=value` overrides. Out: a validated TrainConfig.
-Both stages are two YAML files of this one class.
+In: a recipe's name in the package (`small/align`) or a YAML file, and `key=value` overrides. Out: a validated
+TrainConfig. Both stages are two YAML files of this one class.
 """
 
 import math
@@ -61,7 +61,8 @@ class ValidationOptions:
 
     split: str | float = option(
         default="validation",
-        help="a split of the datasets, or a share of the training data, such as 0.05, that is held out by whole images, "
+        help="a split of the datasets, or a share of the training data, such as 0.05, that is held out by whole "
+        "images, "
         "articles and patients",
     )
     interval: int = option(default=100, help="steps between validations; the last step is always followed by one")
@@ -155,12 +156,14 @@ class TrainConfig:
     )
     precision: Literal["auto", "fp32", "bf16"] = option(
         default="auto",
-        help="precision of the computation; trained weights are kept in fp32; auto: bf16 on GPUs, on a CPU the faster one "
+        help="precision of the computation; trained weights are kept in fp32; auto: bf16 on GPUs, on a CPU the "
+        "faster one "
         "by a short measurement; a resumed run keeps its precision",
     )
     gradient_checkpointing: bool | float | Literal["auto"] = option(
         default=False,
-        help="recompute activations in the backward pass: less memory, a third more computation; true: in all layers, a "
+        help="recompute activations in the backward pass: less memory, a third more computation; true: in all "
+        "layers, a "
         "share such as 0.5: in that share of them, auto: in as few as the memory requires",
     )
     frozen_weights: Literal["plain", "nf4", "fp8"] = option(
@@ -201,11 +204,13 @@ class TrainConfig:
             raise ValueError("lora and trainable: [language] exclude each other; adapters replace training the weights")
         if self.frozen_weights != "plain" and "language" in self.trainable:
             raise ValueError(
-                f"frozen_weights is {self.frozen_weights}, but trainable names language, which is then not frozen; use lora"
+                f"frozen_weights is {self.frozen_weights}, but trainable names language, which is then not "
+                "frozen; use lora"
             )
         if not isinstance(self.gradient_checkpointing, str) and not 0 <= self.gradient_checkpointing <= 1:
             raise ValueError(
-                f"gradient_checkpointing is {self.gradient_checkpointing}; expected true, false, auto or a share, 0 to 1"
+                f"gradient_checkpointing is {self.gradient_checkpointing}; expected true, false, auto or a share, "
+                "0 to 1"
             )
         if self.pack_tokens < self.max_length:
             raise ValueError(f"pack_tokens is {self.pack_tokens}; expected at least max_length ({self.max_length})")
@@ -277,7 +282,8 @@ class EstimateCommand:
     recipe: str = option(help="name of a recipe (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
     overrides: tuple[str, ...] = option(
         default=(),
-        help="key=value pairs that override the recipe; data=FOLDER measures your data if the tokenizer is a local folder",
+        help="key=value pairs that override the recipe; data=FOLDER measures your data if the tokenizer is a "
+        "local folder",
     )
     gpu: str = option(
         default="auto",
@@ -336,7 +342,7 @@ def read_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
 
 def reject_other_names(values: Mapping[str, Any], where: str) -> None:
     """Raise UserError for a key that has another name here."""
-    known = TrainConfig.__dataclass_fields__  # type: ignore[attr-defined]
+    known = TrainConfig.__dataclass_fields__
     validate = values.get("validate")
     keys = [key for key in values if key not in known]
     keys += [f"validate.{key}" for key in validate] if isinstance(validate, Mapping) else []
@@ -347,7 +353,7 @@ def reject_other_names(values: Mapping[str, Any], where: str) -> None:
 
 def reject_flags_for_keys(command: type, arguments: Sequence[str]) -> None:
     """Raise UserError for `--batch_size 16`: recipe keys are given as key=value."""
-    fields = TrainConfig.__dataclass_fields__  # type: ignore[attr-defined]
+    fields = TrainConfig.__dataclass_fields__
     flags = command.__dataclass_fields__  # type: ignore[attr-defined]
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.removeprefix("--").partition("=")

@@ -1,7 +1,7 @@
-"""Many devices: who takes part, what they tell each other, a model divided among them. On one device all is a no-op.
+"""Many devices: the processes of a run, their communication, and a model sharded over them. No-ops on a single device.
 
-In: the environment that torchrun sets. Out: a World. The model is divided by PyTorch's FSDP2; small words between the
-processes (sums of losses, who was asked to stop) go over gloo on the CPU, beside the gradients.
+In: the environment that torchrun sets. Out: a World. PyTorch's FSDP2 shards the model; small messages between the
+processes (sums of losses, stop signals) use gloo on the CPU, separate from the gradients.
 """
 
 import os
@@ -20,102 +20,108 @@ from qilin.core.errors import UserError
 from qilin.model.llava import pick_device
 from qilin.train.config import TrainConfig
 
-PATIENCE = timedelta(hours=2)  # reading a million samples or 13 billion weights in turns takes longer than the default
-GATHERED = 4e9  # bytes of whole gradients that a device may keep from pack to pack, to send them once a step
+TIMEOUT = timedelta(hours=2)  # reading a million samples or 13 billion weights rank by rank exceeds the default
+MAX_UNSHARDED_GRADIENTS = (
+    4e9  # bytes of gradients that a device accumulates over the packs of a step before it sends them
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, and this one among them."""
+    """The processes of a run, and this process among them."""
 
     rank: int = 0
     size: int = 1
-    place: int = 0  # among the processes of this machine
-    beside: int = 1  # how many those are
+    local_rank: int = 0
+    local_size: int = 1
     device: torch.device = torch.device("cpu")
-    words: Any = None  # gloo group for what the training loop says
-    saving: Any = None  # gloo group for checkpoints, which are written in a thread of their own
-    mesh: Any = None  # all devices in a row, for FSDP
+    control_group: Any = None  # gloo group for messages of the training loop
+    checkpoint_group: Any = None  # gloo group for checkpoints, which a thread of their own writes
+    mesh: Any = None  # 1-D device mesh for FSDP
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Number by number the sum over all processes."""
+        """Element-wise sum over all processes."""
         return self.reduce(numbers, dist.ReduceOp.SUM) if self.size > 1 else list(numbers)
 
-    def most(self, numbers: Sequence[float]) -> list[float]:
-        """Number by number the largest of all processes."""
+    def max(self, numbers: Sequence[float]) -> list[float]:
+        """Element-wise maximum over all processes."""
         return self.reduce(numbers, dist.ReduceOp.MAX) if self.size > 1 else list(numbers)
 
-    def reduce(self, numbers: Sequence[float], how: Any) -> list[float]:
-        table = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(table, how, group=self.words)
-        return [float(number) for number in table]
+    def reduce(self, numbers: Sequence[float], operation: Any) -> list[float]:
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(tensor, operation, group=self.control_group)
+        return [float(number) for number in tensor]
 
-    def all_of(self, mine: Sequence[str]) -> list[str]:
-        """The words of all processes, one after another."""
+    def gather(self, texts: Sequence[str]) -> list[str]:
+        """The texts of all processes, in order of rank."""
         if self.size == 1:
-            return list(mine)
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, list(mine), group=self.words)
-        return [word for words in found for word in words]
+            return list(texts)
+        by_rank: list[Any] = [None] * self.size
+        dist.all_gather_object(by_rank, list(texts), group=self.control_group)
+        return [text for rank_texts in by_rank for text in rank_texts]
 
-    def wait(self) -> None:
-        """Until all have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes have called this."""
         if self.size > 1:
-            dist.barrier(group=self.words)
+            dist.barrier(group=self.control_group)
 
     @contextmanager
-    def turns(self) -> Iterator[None]:
-        """The processes of a machine one after another: they share its memory, and what the first one caches."""
-        for _ in range(self.place):
-            self.wait()
+    def one_rank_at_a_time(self) -> Iterator[None]:
+        """Run a block on the processes of a machine in turn: they share memory, and the first fills the caches."""
+        for _ in range(self.local_rank):
+            self.barrier()
         yield
-        for _ in range(self.beside - self.place):
-            self.wait()
+        for _ in range(self.local_size - self.local_rank):
+            self.barrier()
 
 
-ALONE = World()
+SINGLE_DEVICE = World()
 
 
-def join(device: str) -> World:
-    """Take part in what torchrun started; without it, a world of one."""
+def init_world(device: str) -> World:
+    """Join the processes that torchrun started; without torchrun, a world of one.
+
+    Raises UserError where there are more processes than GPUs, or machines with different numbers of processes.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World(device=pick_device(device))
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    place, beside = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    found = pick_device(device)
-    if found.type == "cuda":
-        if place >= torch.cuda.device_count():
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    torch_device = pick_device(device)
+    if torch_device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"torchrun started {beside} processes here, but this machine has {torch.cuda.device_count()} GPUs; "
-                "give it --nproc-per-node no larger than that"
+                f"torchrun started {local_size} processes here, but this machine has {torch.cuda.device_count()} "
+                "GPUs; set "
+                "--nproc-per-node to at most that"
             )
-        found = torch.device("cuda", place)
-        torch.cuda.set_device(found)
+        torch_device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(torch_device)
     if size == 1:
-        return World(device=found)
-    if size % beside:
-        raise UserError(f"torchrun started {size} processes, {beside} of them here; start as many on every machine")
+        return World(device=torch_device)
+    if size % local_size:
+        raise UserError(f"torchrun started {size} processes, {local_size} of them here; start as many on every machine")
     if not dist.is_initialized():
-        backend = "gloo" if found.type == "cpu" else f"cpu:gloo,{found.type}:nccl"
-        dist.init_process_group(backend, timeout=PATIENCE)
-    words, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
-    mesh = dist.init_device_mesh(found.type, (size,))
-    return World(rank, size, place, beside, found, words, saving, mesh)
+        backend = "gloo" if torch_device.type == "cpu" else f"cpu:gloo,{torch_device.type}:nccl"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    control_group, checkpoint_group = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
+    mesh = dist.init_device_mesh(torch_device.type, (size,))
+    return World(rank, size, local_rank, local_size, torch_device, control_group, checkpoint_group, mesh)
 
 
-def leave(world: World) -> None:
-    """The processes part; each goes on alone."""
+def leave_world(world: World) -> None:
+    """End communication; each process continues alone."""
     if world.size > 1:
-        world.wait()
+        world.barrier()
         dist.destroy_process_group()
 
 
-class Learner(torch.nn.Module):
-    """A model with its loss as one module, since FSDP divides at the bounds of modules."""
+class ModelWithLoss(torch.nn.Module):
+    """A model and its loss as one module, since FSDP shards at module boundaries."""
 
     def __init__(self, model: Any, loss: Any) -> None:
         super().__init__()
@@ -126,62 +132,57 @@ class Learner(torch.nn.Module):
         return self.loss(self.model, pack, pixels)
 
 
-def divide(learner: Learner, world: World, config: TrainConfig) -> None:
-    """Divide the model's weights, their gradients and the optimizer's state over the devices, in place."""
+def shard_model(module: ModelWithLoss, world: World, config: TrainConfig) -> None:
+    """Shard weights, gradients and optimizer state over the devices, in place; `shard` is all or trainable."""
     if world.size == 1:
         return
-    model: Any = learner.model
-    kind = torch.bfloat16 if config.precision == "bf16" else None
-    policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    model: Any = module.model
+    dtype = torch.bfloat16 if config.precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     frozen = {p for p in model.parameters() if not p.requires_grad}
-    held = set() if divides_frozen(config, sum(p.nbytes for p in frozen), memory_of(world)) else frozen
-    for parameter in held:
+    replicated = set() if config.shard == "all" else frozen
+    for parameter in replicated:
         parameter.data = parameter.data.to(world.device)
-    options: dict[str, Any] = {"mesh": world.mesh, "mp_policy": policy, "ignored_params": held}
-    # the layers of encoder and language model; never a model of transformers itself, which would lose its outputs:
-    # fully_shard gives a module another class, and transformers finds by class what to record
-    for layer in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
-        if any(p not in held for p in layer.parameters()):
+    options: dict[str, Any] = {"mesh": world.mesh, "mp_policy": policy, "ignored_params": replicated}
+    # The layers of encoder and language model, never a complete transformers model: fully_shard changes a module's
+    # class, by which transformers finds the outputs to record, so such a model would lose them.
+    for layer in [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]:
+        if any(p not in replicated for p in layer.parameters()):
             fully_shard(layer, **options)
-    fully_shard(learner, **options)
+    fully_shard(module, **options)
 
 
-def divides_frozen(config: TrainConfig, frozen: float, memory: float) -> bool:
-    """Whether `frozen` bytes that do not learn are divided too, over devices of `memory` bytes.
-
-    Where a device holds them easily they need not be sent around at every step.
-    """
-    return config.shard == "all" or (config.shard == "auto" and frozen > 0.4 * memory)
+def shards_frozen(config: TrainConfig, frozen_bytes: float, memory: float) -> bool:
+    """Whether frozen weights are sharded too, over devices of `memory` bytes. Replicas save communication."""
+    return config.shard == "all" or (config.shard == "auto" and frozen_bytes > 0.4 * memory)
 
 
-def memory_of(world: World) -> float:
-    """Bytes of one GPU; on a CPU those of the machine, shared by the processes on it."""
+def device_memory(world: World) -> float:
+    """Bytes of one GPU; on a CPU those of the machine, divided by the processes on it."""
     if world.device.type == "cuda":
         return float(torch.cuda.get_device_properties(world.device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world.beside
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world.local_size
 
 
-def send_gradients(learner: Learner, world: World, now: bool) -> None:
-    """Whether the next backward pass sends gradients around (`now`), or they gather here until a later one does.
+def set_gradient_sync(module: ModelWithLoss, world: World, last_pack: bool) -> None:
+    """Let the next backward pass reduce gradients over devices, or accumulate them locally until the last pack.
 
-    Gathering takes a whole gradient on every device, so large ones are sent after each pack.
+    Local accumulation needs unsharded gradients on every device, so large ones are reduced after each pack.
     """
     if world.size > 1:
-        gathers = 4 * sum(p.numel() for p in learner.parameters() if p.requires_grad) <= GATHERED
-        divided: Any = learner  # fully_shard has given it FSDP's methods
-        divided.set_requires_gradient_sync(now or not gathers)
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        sharded: Any = module  # fully_shard added FSDP's methods
+        sharded.set_requires_gradient_sync(last_pack or 4 * trainable > MAX_UNSHARDED_GRADIENTS)
 
 
-def regather(learner: Learner, world: World) -> None:
-    """Let go of whole weights that a forward without a backward has left; the next one gathers them as they are then.
-
-    Only the outermost module keeps them so long.
-    """
+def reshard(module: ModelWithLoss, world: World) -> None:
+    """Free the unsharded weights that a forward pass without backward leaves in the outermost module; the next
+    forward pass gathers the current ones."""
     if world.size > 1:
-        divided: Any = learner
-        divided.reshard()
+        sharded: Any = module
+        sharded.reshard()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor with all of its numbers, wherever they lie."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor with all of its elements; other tensors unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,7 +1,7 @@
-"""`qilin estimate`: what a recipe takes, before anything is downloaded.
+"""`qilin estimate`: the requirements of a recipe, before anything is downloaded.
 
-In: a recipe, the machine, and the data or how much of it there will be. Out: parameters, memory by cause, steps,
-tokens, operations, hours and money; where it does not fit, the nearest settings that do.
+In: a recipe, the machine, and the data or its size. Out: parameters, memory by cause, steps, tokens, operations,
+hours and cost; where it does not fit, the smallest changes with which it does.
 """
 
 import json
@@ -20,277 +20,277 @@ from qilin.core.config import parse_override
 from qilin.core.errors import UserError
 from qilin.model.chat_template import chat_template
 from qilin.model.llava import pick_device
-from qilin.model.meta_model import load_processor, load_llava_config, build_meta_model
+from qilin.model.meta_model import build_meta_model, load_llava_config, load_processor
 from qilin.train.config import EstimateCommand, LoraOptions, TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
-from qilin.train.flops import CARDS, Card, card_named, cost_of, fast_precision, measure_peak
-from qilin.train.memory_estimate import SLACK, largest_pack, memory_by_cause, peak, read_bytes, ready, settled, standing
+from qilin.train.flops import GPUS, Gpu, fast_precision, find_gpu, flop_cost, measure_peak_flops
+from qilin.train.memory_estimate import (
+    USABLE_SHARE,
+    largest_pack,
+    load_memory,
+    memory_by_cause,
+    peak_memory,
+    prepare_model,
+    resolve_auto,
+    static_memory,
+)
+from qilin.train.model_setup import compute_dtype
 from qilin.train.plan import Lengths, Plan, make_plan
 
-TEMPLATE = 40  # tokens that a template adds before the image (v1 with its system prompt: 35)
+TEMPLATE_TOKENS = 40  # tokens of the chat template before the image (v1 with its system prompt: 35)
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What is asked about: one of `count` devices."""
+    """The machine of an estimate: `devices` equal devices."""
 
     name: str
-    memory: float
-    peak: float  # products a second
-    on_card: bool
-    count: int
+    memory: float  # bytes of one device
+    peak: float  # operations per second of one device
+    on_gpu: bool
+    devices: int
 
     @property
-    def room(self) -> float:
-        return self.memory * (SLACK if self.on_card else 1)
+    def usable_memory(self) -> float:
+        return self.memory * (USABLE_SHARE if self.on_gpu else 1)
 
 
 def estimate_command(command: EstimateCommand) -> None:
     """`qilin estimate RECIPE key=value …`"""
-    config = read_recipe(command.recipe, [*stand_ins(command), *command.overrides])
+    overridden = {parse_override(override)[0].split(".")[0] for override in command.overrides}
+    placeholder = [] if "data" in overridden else ["data=not-given"]  # a recipe requires data, an estimate does not
+    config = read_recipe(command.recipe, [*placeholder, *command.overrides])
     if config.precision == "auto":
-        here = command.gpu in ("auto", "cpu")
-        config = replace(config, precision=fast_precision(pick_device(command.gpu)) if here else "bf16")
-    machine = machine_of(command, config)
+        local = command.gpu in ("auto", "cpu")
+        config = replace(config, precision=fast_precision(pick_device(command.gpu)) if local else "bf16")
+    machine = find_machine(command, config)
     model_config = load_llava_config(config.vision, config.language, config.model, config.hub, config.feature_layer)
     model = build_meta_model(model_config)
-    lengths = measured(config, model_config) or imagined(command, config, model_config)
+    lengths = measure_lengths(config, model_config) or assume_lengths(command, config, model_config)
     plan = make_plan(
         lengths,
         [source.weight for source in config.data],
         batch_size=config.batch_size,
         num_epochs=config.num_epochs,
+        max_steps=config.max_steps,
         pack_tokens=config.pack_tokens,
         seed=config.seed,
     )
-    known = command.samples is not None or data_here(config)
-    config = settled(model_config, config, largest_pack(plan), machine.on_card, machine.count, machine.memory)
-    found = figures(command, config, machine, model_config, model, plan, known)
-    if not found["fits"]:
-        found["would fit"] = list(alternatives(config, machine, model_config, plan))
-    print(json.dumps(found, indent=2)) if command.json else show(found, machine, known)
+    size_known = command.samples is not None or has_local_data(config)
+    config = resolve_auto(model_config, config, largest_pack(plan), machine.on_gpu, machine.devices, machine.memory)
+    figures = estimate(command, config, machine, model_config, model, plan)
+    if not size_known:
+        figures = {key: value for key, value in figures.items() if key not in TIME_FIGURES}
+    if not figures["fits"]:
+        figures["would fit"] = list(find_alternatives(config, machine, model_config, plan))
+    print(json.dumps(figures, indent=2)) if command.json else print_figures(figures, machine)
 
 
-def stand_ins(command: EstimateCommand) -> list[str]:
-    """What a recipe asks for and an estimate can do without."""
-    given = {parse_override(word)[0].split(".")[0] for word in command.overrides}
-    return [] if "data" in given else ["data=not-given"]
-
-
-def machine_of(command: EstimateCommand, config: TrainConfig) -> Machine:
-    """The named card, or this machine's. Raises UserError for one that is not known."""
+def find_machine(command: EstimateCommand, config: TrainConfig) -> Machine:
+    """The GPU model of `--gpu`, or this machine. Raises UserError for an unknown one."""
     if command.gpu in ("auto", "cpu"):
         device = pick_device("auto" if command.gpu == "auto" else "cpu")
         if device.type == "cpu":
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            kind = torch.bfloat16 if config.precision == "bf16" else torch.float32
-            return Machine("this CPU", memory, measure_peak(device, kind), False, command.devices)
+            peak = measure_peak_flops(device, compute_dtype(config))
+            return Machine("this CPU", memory, peak, False, command.devices)
         name = torch.cuda.get_device_name(device)
         memory = torch.cuda.get_device_properties(device).total_memory
-        own = card_named(name) or Card(memory, measure_peak(device, torch.bfloat16))
-        return Machine(name, own.memory, own.bf16, True, command.devices)
-    card = card_named(command.gpu)
-    if card is None:
-        raise UserError(f"gpu is {command.gpu!r}; known are {', '.join(CARDS)}, and cpu for this machine")
+        gpu = find_gpu(name) or Gpu(memory, measure_peak_flops(device, torch.bfloat16))
+        return Machine(name, gpu.memory, gpu.bf16, True, command.devices)
+    named_gpu = find_gpu(command.gpu)
+    if named_gpu is None:
+        raise UserError(f"gpu is {command.gpu!r}; expected one of {', '.join(GPUS)}, or cpu for this machine")
     if config.precision != "bf16":
-        raise UserError(f"the data sheets of cards are kept for bf16; precision is {config.precision}")
-    return Machine(command.gpu.upper(), card.memory, card.bf16, True, command.devices)
+        raise UserError(f"precision is {config.precision}; the data sheets of GPUs are known for bf16 only")
+    return Machine(command.gpu.upper(), named_gpu.memory, named_gpu.bf16, True, command.devices)
 
 
-def data_here(config: TrainConfig) -> bool:
-    """Whether data and tokenizer lie on this machine, so that texts can be measured."""
-    words = config.model or config.language or ""
-    tokenizer = any(
-        (Path(words) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-    )
-    return tokenizer and all((source.path / "manifest.json").is_file() for source in config.data)
+def has_local_data(config: TrainConfig) -> bool:
+    """Whether data and tokenizer are on this machine, so that texts can be measured."""
+    folder = Path(config.model or config.language or "")
+    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    has_tokenizer = any((folder / name).is_file() for name in files)
+    return has_tokenizer and all((source.path / "manifest.json").is_file() for source in config.data)
 
 
-def measured(config: TrainConfig, model_config: LlavaConfig) -> Lengths | None:
-    """The lengths of the data itself, where it is at hand."""
-    if not data_here(config):
+def measure_lengths(config: TrainConfig, model_config: LlavaConfig) -> Lengths | None:
+    """The lengths of the data, if it is available."""
+    if not has_local_data(config):
         return None
     processor = load_processor(model_config, config.vision, config.language, config.model, config.hub)
     processor.chat_template = chat_template(config.template, config.system_prompt)
     return PackedDataset(config, processor).lengths
 
 
-def imagined(command: EstimateCommand, config: TrainConfig, model_config: LlavaConfig) -> Lengths:
-    """Lengths of a dataset of which only counts are known; a hundred steps of it where not even those are."""
+def assume_lengths(command: EstimateCommand, config: TrainConfig, model_config: LlavaConfig) -> Lengths:
+    """Lengths of a dataset by the counts in the flags; 100 steps of it if its size is unknown."""
     samples = command.samples or 100 * config.batch_size
     index = np.arange(samples)
     ones = np.ones(samples, dtype=np.int64)
-    image = int(model_config.image_seq_length) + TEMPLATE
+    image = int(model_config.image_seq_length) + TEMPLATE_TOKENS
     total = min(image + command.text_tokens, config.max_length)
-    shared = image if config.share_image_prefix else 0
+    prefix = image if config.share_image_prefix else 0
     return Lengths(
         total=ones * total,
-        prefix=ones * shared,
-        learnt=ones * command.answer_tokens,
-        unit=(index / command.samples_per_image).astype(np.int64) if shared else -1 - index,
+        prefix=ones * prefix,
+        answer_tokens=ones * command.answer_tokens,
+        prefix_group=(index / command.samples_per_image).astype(np.int64) if prefix else -1 - index,
         source=index % len(config.data),
         images=ones,
     )
 
 
-def figures(
+TIME_FIGURES = (
+    "samples", "steps", "tokens", "tokens_unshared", "answer_tokens", "operations", "hours", "device_hours", "money",
+)  # fmt: skip
+
+
+def estimate(
     command: EstimateCommand,
     config: TrainConfig,
     machine: Machine,
     model_config: LlavaConfig,
     model: Any,
     plan: Plan,
-    known: bool,
 ) -> dict[str, Any]:
-    """Everything that is told, as plain numbers."""
-    learner = ready(model, config)
-    parts = {
-        name: count(learner, prefix)
-        for name, prefix in (("vision", "vision_tower"), ("projector", "projector"), ("language", ""))
-    }
-    causes = memory_by_cause(model_config, learner, config, largest_pack(plan), machine.on_card, machine.count)
+    """All figures as plain numbers: bytes, operations, hours, money."""
+    model = prepare_model(model, config)
+    causes = memory_by_cause(model_config, model, config, largest_pack(plan), machine.on_gpu, machine.devices)
     counts = plan.counts()
-    operations = cost_of(learner).of(counts)
-    hours = operations / (machine.peak * command.mfu * machine.count) / 3600
-    found: dict[str, Any] = {
-        "parameters": parts,
+    operations = flop_cost(model).total(counts)
+    hours = operations / (machine.peak * command.mfu * machine.devices) / 3600
+    return {
+        "parameters": count_parameters(model),
         "memory": {cause: round(size) for cause, size in causes.items()},
         "memory_total": round(sum(causes.values())),
         "memory_of_machine": round(machine.memory),
-        "fits": sum(causes.values()) <= machine.room,
+        "fits": sum(causes.values()) <= machine.usable_memory,
         "mfu_assumed": command.mfu,
         "peak": machine.peak,
+        "samples": len(plan.order),
+        "steps": len(plan),
+        "tokens": counts.tokens,
+        "tokens_unshared": int(plan.lengths.total[plan.order].sum()),
+        "answer_tokens": counts.answer_tokens,
+        "operations": operations,
+        "hours": hours,
+        "device_hours": hours * machine.devices,
+        "money": None if command.price is None else hours * machine.devices * command.price,
     }
-    if known:
-        alone = int(plan.lengths.total[plan.order].sum())
-        found |= {
-            "samples": len(plan.order),
-            "steps": len(plan),
-            "tokens": counts.tokens,
-            "tokens_unshared": alone,
-            "answer_tokens": counts.answers,
-            "operations": operations,
-            "hours": hours,
-            "device_hours": hours * machine.count,
-            "money": None if command.price is None else hours * machine.count * command.price,
-        }
-    return found
 
 
-def count(model: Any, part: str) -> dict[str, int]:
-    """Parameters of a part, and how many of them learn; "" is all that is neither encoder nor projector."""
-    own = [
-        p
-        for name, p in model.named_parameters()
-        if (part in name if part else "vision_tower" not in name and "projector" not in name)
-    ]
-    return {"all": sum(p.numel() for p in own), "learn": sum(p.numel() for p in own if p.requires_grad)}
+def count_parameters(model: Any) -> dict[str, dict[str, int]]:
+    """All and trainable parameters of each part; adapters count as part of the language model."""
+    counts = {part: {"all": 0, "trainable": 0} for part in ("vision", "projector", "language")}
+    for name, parameter in model.named_parameters():
+        part = "vision" if "vision_tower" in name else "projector" if "projector" in name else "language"
+        counts[part]["all"] += parameter.numel()
+        counts[part]["trainable"] += parameter.numel() * parameter.requires_grad
+    return counts
 
 
-def alternatives(config: TrainConfig, machine: Machine, model_config: LlavaConfig, plan: Plan) -> Iterator[str]:
-    """Changes of the recipe with which it fits, smallest first; none that holds another of them."""
-    found: list[set[str]] = []
-    for words in LADDER:
+def find_alternatives(config: TrainConfig, machine: Machine, model_config: LlavaConfig, plan: Plan) -> Iterator[str]:
+    """Changes of the recipe with which it fits, smallest first; none that contains another one."""
+    fitting: list[set[str]] = []
+    for names in CANDIDATES:
         changed = config
-        for word in words:
-            changed = CHANGES[word](changed)
-        if changed == config or any(less <= set(words) for less in found):
+        for name in names:
+            changed = CHANGES[name](changed)
+        if changed == config or any(fewer <= set(names) for fewer in fitting):
             continue
-        size = size_of(changed, machine, model_config, plan, machine.count)
-        if size < machine.room:
-            found.append(set(words))
-            yield f"{' '.join(words)}: {size / 1e9:.1f} GB"
-    for count in [machine.count * 2**more for more in range(1, 7)] if machine.on_card else []:
-        size = size_of(config, machine, model_config, plan, count)
-        if size < machine.room:
-            yield f"--count {count}: {size / 1e9:.1f} GB each"
+        size = total_memory(changed, machine, model_config, plan, machine.devices)
+        if size < machine.usable_memory:
+            fitting.append(set(names))
+            yield f"{' '.join(names)}: {size / 1e9:.1f} GB"
+    for devices in [machine.devices * 2**power for power in range(1, 7)] if machine.on_gpu else []:
+        size = total_memory(config, machine, model_config, plan, devices)
+        if size < machine.usable_memory:
+            yield f"--devices {devices}: {size / 1e9:.1f} GB each"
             break
 
 
-def size_of(config: TrainConfig, machine: Machine, model_config: LlavaConfig, plan: Plan, count: int) -> float:
-    """Bytes on each of `count` devices; what moves is left out where what stays is too much already."""
+def total_memory(config: TrainConfig, machine: Machine, model_config: LlavaConfig, plan: Plan, devices: int) -> float:
+    """Bytes on each of `devices`; without activations where static memory alone is too large."""
     pack = largest_pack(replace(plan, pack_tokens=config.pack_tokens))
-    config = settled(model_config, config, pack, machine.on_card, count, machine.memory)
-    model = ready(build_meta_model(model_config), config)
-    size = sum(standing(model, config, machine.on_card, count).values())
-    if size > machine.room:
+    config = resolve_auto(model_config, config, pack, machine.on_gpu, devices, machine.memory)
+    model = prepare_model(build_meta_model(model_config), config)
+    size = sum(static_memory(model, config, machine.on_gpu, devices).values())
+    if size > machine.usable_memory:
         return size
-    size += peak(model_config, config, pack, machine.on_card, count > 1)
-    return size if machine.on_card else max(size, read_bytes(model))
+    size += peak_memory(model_config, config, pack, machine.on_gpu, devices > 1)
+    return size if machine.on_gpu else max(size, load_memory(model))
 
 
-def with_adapters(config: TrainConfig) -> TrainConfig:
-    """Adapters in place of the language model's weights."""
+def use_adapters(config: TrainConfig) -> TrainConfig:
+    """Adapters in place of training the language model's weights."""
     if "language" not in config.trainable:
         return config
     others = tuple(part for part in config.trainable if part != "language") or ("projector",)
     return replace(config, trainable=others, lora=LoraOptions(rank=64, alpha=128))
 
 
-# what takes less memory, in words for the command line; tried in this order
+# changes that reduce memory, as key=value pairs for the command line
 CHANGES: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "gradient_checkpointing=true": lambda config: replace(config, gradient_checkpointing=True),
     "pack_tokens=MAX_LENGTH": lambda config: replace(config, pack_tokens=config.max_length),
     "optimizer=adamw8bit": lambda config: replace(config, optimizer="adamw8bit"),
-    "'trainable=[projector]' 'lora={rank: 64, alpha: 128}'": with_adapters,
-    "frozen_weights=nf4": lambda config: (
-        config if "language" in config.trainable else replace(config, frozen_weights="nf4")
-    ),
+    "'trainable=[projector]' 'lora={rank: 64, alpha: 128}'": use_adapters,
+    "frozen_weights=nf4": lambda c: c if "language" in c.trainable else replace(c, frozen_weights="nf4"),
 }
-AGAIN, SMALL, EIGHT, ADAPTERS, FOUR = CHANGES
-LADDER = (
-    (AGAIN,),
-    (AGAIN, SMALL),
-    (EIGHT,),
-    (AGAIN, SMALL, EIGHT),
+RECOMPUTE, SMALL_PACKS, ADAMW_8BIT, ADAPTERS, NF4 = CHANGES
+CANDIDATES = (  # tried in this order
+    (RECOMPUTE,),
+    (RECOMPUTE, SMALL_PACKS),
+    (ADAMW_8BIT,),
+    (RECOMPUTE, SMALL_PACKS, ADAMW_8BIT),
     (ADAPTERS,),
-    (FOUR,),
-    (ADAPTERS, FOUR),
-    (AGAIN, SMALL, ADAPTERS, FOUR),
+    (NF4,),
+    (ADAPTERS, NF4),
+    (RECOMPUTE, SMALL_PACKS, ADAPTERS, NF4),
 )
 
 
-def show(found: Mapping[str, Any], machine: Machine, known: bool) -> None:
-    """The figures in lines for people."""
-    for part, counts in found["parameters"].items():
-        learn = f"{counts['learn']:,} learn" if counts["learn"] else "frozen"
-        console.print(f"  {part:10} {counts['all']:>15,} parameters, {learn}")
-    many = f"each of {machine.count} x {machine.name}" if machine.count > 1 else machine.name
-    console.print(f"\n  memory of {many}, at most")
-    for cause, size in found["memory"].items():
+def print_figures(figures: Mapping[str, Any], machine: Machine) -> None:
+    """Print the figures for people."""
+    for part, counts in figures["parameters"].items():
+        status = f"{counts['trainable']:,} trainable" if counts["trainable"] else "frozen"
+        console.print(f"  {part:10} {counts['all']:>15,} parameters, {status}")
+    name = f"each of {machine.devices} x {machine.name}" if machine.devices > 1 else machine.name
+    console.print(f"\n  peak memory of {name}")
+    for cause, size in figures["memory"].items():
         console.print(f"    {size / 1e9:>8.2f} GB  {cause}")
-    verdict = "fits" if found["fits"] else "does not fit"
-    console.print(
-        f"    {found['memory_total'] / 1e9:>8.2f} GB  together; {verdict} in {found['memory_of_machine'] / 1e9:.0f} GB"
-    )
-    for line in found.get("would fit", []):
+    verdict = "fits" if figures["fits"] else "does not fit"
+    total, available = figures["memory_total"] / 1e9, figures["memory_of_machine"] / 1e9
+    console.print(f"    {total:>8.2f} GB  total; {verdict} into {available:.0f} GB")
+    for line in figures.get("would fit", []):
         console.print(f"             would fit with {line}")
-    if not found["fits"] and not found["would fit"]:
+    if not figures["fits"] and not figures["would fit"]:
+        console.print("             no known change makes it fit; use a larger GPU, or more of them")
+    if "hours" not in figures:
         console.print(
-            "             no change that this program knows makes it fit; take a larger card, or more of them"
-        )
-    if not known:
-        console.print(
-            "\n  how long it takes: name the data (data=FOLDER), or say --samples, --text, --answers, --a-image"
+            "\n  for the training time name the data (data=FOLDER), or give --samples, --text-tokens, --answer-tokens, "
+            "--samples-per-image"
         )
         return
     console.print(
-        f"\n  {found['samples']:,} samples, {found['steps']:,} steps, {found['tokens']:,} tokens "
-        f"({found['tokens_unshared'] / found['tokens']:.1f}x fewer than one sample at a time), "
-        f"{found['answer_tokens']:,} of them answers\n"
-        f"  {found['operations']:.3g} operations: {spoken(found['hours'])} if {found['mfu_assumed']:.0%} (--mfu) of "
-        f"{rate(found['peak'])} each is reached"
+        f"\n  {figures['samples']:,} samples, {figures['steps']:,} steps, {figures['tokens']:,} tokens "
+        f"({figures['tokens_unshared'] / figures['tokens']:.1f}x fewer than without prefix sharing), "
+        f"{figures['answer_tokens']:,} answer tokens\n"
+        f"  {figures['operations']:.3g} operations: {format_hours(figures['hours'])} at "
+        f"{figures['mfu_assumed']:.0%} (--mfu) "
+        f"of {format_flops(figures['peak'])} per device"
     )
-    price = f", {found['money']:,.0f} of your money" if found["money"] is not None else " (--price says what they cost)"
-    console.print(f"  {spoken(found['device_hours'])} of devices{price}")
+    price = f", cost {figures['money']:,.0f}" if figures["money"] is not None else " (--price gives the cost)"
+    console.print(f"  {format_hours(figures['device_hours'])} of device time{price}")
 
 
-def spoken(hours: float) -> str:
-    """Hours, or minutes where there is less than one."""
+def format_hours(hours: float) -> str:
+    """Hours, or minutes below one hour."""
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
 
 
-def rate(operations: float) -> str:
-    """Operations a second: of cards in T, of a CPU in G."""
-    return f"{operations / 1e12:,.1f} T/s" if operations >= 1e12 else f"{operations / 1e9:,.1f} G/s"
+def format_flops(operations: float) -> str:
+    """Operations per second, in TFLOP/s for GPUs and GFLOP/s for CPUs."""
+    return f"{operations / 1e12:,.1f} TFLOP/s" if operations >= 1e12 else f"{operations / 1e9:,.1f} GFLOP/s"

@@ -1,8 +1,9 @@
-"""What training costs in arithmetic, counted from the model's shape; what machines can do at best.
+"""Floating-point operations of training, computed from the model's shape, and the peak rates of machines.
 
-In: a model (with weights or without, the learning parts set). Out: its `Cost`, four numbers that turn counts of tokens,
-answers, images and attended pairs into floating-point operations. Only what a pack needs is counted: a shared image
-once, no padding, no second computation of activations, no layer whose output is not used.
+In: a model (with or without weights) whose trainable parts are set. Out: a FlopCost that turns counts of tokens,
+answer tokens, images and attention pairs into operations. Only required work counts: a shared image once, no padding,
+no recomputed activations, no unused layer. torch.utils.flop_counter counts the opposite, whatever a forward pass
+executed, and has to run it for every pack shape; it is the reference in tests/train/test_flops.py.
 """
 
 import time
@@ -12,130 +13,130 @@ from typing import Any, Literal
 
 import torch
 
-from qilin.train.plan import Counts
-from qilin.train.skip_unused import features_depth, vision_layers
+from qilin.train.plan import WorkCounts
+from qilin.train.skip_unused import feature_depth, vision_layers
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Floating-point operations of forward and backward together; a multiply and an add are two."""
+class FlopCost:
+    """Operations of forward and backward together; a multiply-add is two."""
 
-    token: float  # of the language model, without attention and without the last layer's queries, projection and MLP
-    answer: float  # of these and the head, at a supervised position: nobody reads what they make of other tokens
-    image: float  # of vision encoder and projector
-    pair: float  # of attention, for one token that one other (or itself) sees, over all layers but the last
-    answer_pair: float  # in the last layer, for one that is seen by a supervised position
+    token: float  # language model without attention, and without queries, output projection and MLP of the last layer
+    answer_token: float  # these and the head, which only supervised positions need
+    image: float  # vision encoder and projector
+    attention_pair: float  # one token attending to one other (or itself), over all layers but the last
+    answer_pair: float  # the same in the last layer, for supervised positions
 
-    def of(self, counts: Counts) -> float:
+    def total(self, counts: WorkCounts) -> float:
         return (
             self.token * counts.tokens
-            + self.answer * counts.answers
+            + self.answer_token * counts.answer_tokens
             + self.image * counts.images
-            + self.pair * counts.pairs
+            + self.attention_pair * counts.attention_pairs
             + self.answer_pair * counts.answer_pairs
         )
 
 
-def cost_of(model: Any) -> Cost:
-    """The Cost of a stock Llava whose learning parameters are set."""
-    vision, projector, language = (
-        model.model.vision_tower,
-        model.model.multi_modal_projector,
-        model.model.language_model,
-    )
-    text = model.config.text_config
+def flop_cost(model: Any) -> FlopCost:
+    """The FlopCost of a stock Llava whose trainable parameters are set."""
+    vision, projector = model.model.vision_tower, model.model.multi_modal_projector
+    language, text_config = model.model.language_model, model.config.text_config
     patches = (vision.config.image_size // vision.config.patch_size) ** 2
-    vision_learns = any(p.requires_grad for p in vision.parameters())
-    first_learns = vision_learns or projector.linear_1.weight.requires_grad
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    layers = vision_layers(model)[: features_depth(model)]
-    strips = [module for module in vision.modules() if isinstance(module, torch.nn.Conv2d)]  # that cut patches
-    seen = patches * sum(products(module, vision_learns) for module in [*strips, *layers])
-    seen += patches * products(projector.linear_1, vision_learns) + patches * products(projector.linear_2, first_learns)
-    # QK' and PV, two operations a number each; backward has each product twice
-    lookup = 4 * len(layers) * vision.config.hidden_size * (3 if vision_learns else 1)
-    learns = first_learns or any(p.requires_grad for p in language.parameters())
-    end = language.layers[-1]
-    last = sum(products(part, learns) for part in (end.self_attn.q_proj, end.self_attn.o_proj, end.mlp))
-    pair = 4 * text.num_attention_heads * head_width * (3 if learns else 1)
-    return Cost(
-        token=products(language, learns) - last,
-        answer=last + products(model.lm_head, True),
-        image=seen + lookup * patches**2,
-        pair=pair * (text.num_hidden_layers - 1),
+    vision_trained = any(p.requires_grad for p in vision.parameters())
+    projector_trained = vision_trained or projector.linear_1.weight.requires_grad
+    head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    layers = vision_layers(model)[: feature_depth(model)]
+    patch_embeddings = [module for module in vision.modules() if isinstance(module, torch.nn.Conv2d)]
+    image = patches * sum(matmul_flops(module, vision_trained) for module in [*patch_embeddings, *layers])
+    image += patches * matmul_flops(projector.linear_1, vision_trained)
+    image += patches * matmul_flops(projector.linear_2, projector_trained)
+    # QK' and PV, two operations per element each; the backward pass has each product twice
+    vision_pair = 4 * len(layers) * vision.config.hidden_size * (3 if vision_trained else 1)
+    needs_grad = projector_trained or any(p.requires_grad for p in language.parameters())
+    last = language.layers[-1]
+    last_layer = sum(
+        matmul_flops(part, needs_grad) for part in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp)
+    )
+    pair = 4 * text_config.num_attention_heads * head_width * (3 if needs_grad else 1)
+    return FlopCost(
+        token=matmul_flops(language, needs_grad) - last_layer,
+        answer_token=last_layer + matmul_flops(model.lm_head, True),
+        image=image + vision_pair * patches**2,
+        attention_pair=pair * (text_config.num_hidden_layers - 1),
         answer_pair=pair,
     )
 
 
-def products(module: torch.nn.Module, gradient: bool) -> float:
-    """Operations of a module's matrices for one row; `gradient`: it also hands a gradient back to its input."""
+def matmul_flops(module: torch.nn.Module, needs_input_grad: bool) -> float:
+    """Operations of a module's matrices for one row; `needs_input_grad`: the backward pass continues to its input."""
     total = 0.0
     for inner in module.modules():
         if isinstance(inner, torch.nn.Linear):
-            total += 2 * inner.in_features * inner.out_features * (1 + gradient + inner.weight.requires_grad)
+            passes = 1 + needs_input_grad + inner.weight.requires_grad
+            total += 2 * inner.in_features * inner.out_features * passes
         elif isinstance(inner, torch.nn.Conv2d):
             total += 2 * inner.weight.numel() * (1 + inner.weight.requires_grad)
     return total
 
 
 @dataclass(frozen=True)
-class Card:
-    """An accelerator by its data sheet: memory in bytes, dense products a second in bf16 and (0: none) FP8."""
+class Gpu:
+    """A GPU by its data sheet: memory in bytes, dense bf16 and FP8 (0: none) operations per second."""
 
     memory: float
     bf16: float
     fp8: float = 0.0
 
 
-# NVIDIA's data sheets, without sparsity, bf16 with sums in fp32; the first name found in the device's own counts
-CARDS = {
-    "b200": Card(180e9, 2250e12, 4500e12),
-    "h200": Card(141e9, 989e12, 1979e12),
-    "h100 pcie": Card(80e9, 756e12, 1513e12),
-    "h100": Card(80e9, 989e12, 1979e12),
-    "h800": Card(80e9, 989e12, 1979e12),
-    "h20": Card(96e9, 148e12, 296e12),
-    "a100 40gb": Card(40e9, 312e12),
-    "a100": Card(80e9, 312e12),
-    "a800": Card(80e9, 312e12),
-    "l40s": Card(48e9, 362e12, 733e12),
-    "l20": Card(48e9, 119.5e12, 239e12),
-    "rtx a6000": Card(48e9, 154.8e12),
-    "rtx 4090": Card(24e9, 165e12, 330e12),
+# NVIDIA's data sheets, without sparsity, bf16 with fp32 accumulation; the first key in the device's name applies
+GPUS = {
+    "b200": Gpu(180e9, 2250e12, 4500e12),
+    "h200": Gpu(141e9, 989e12, 1979e12),
+    "h100 pcie": Gpu(80e9, 756e12, 1513e12),
+    "h100": Gpu(80e9, 989e12, 1979e12),
+    "h800": Gpu(80e9, 989e12, 1979e12),
+    "h20": Gpu(96e9, 148e12, 296e12),
+    "a100 40gb": Gpu(40e9, 312e12),
+    "a100": Gpu(80e9, 312e12),
+    "a800": Gpu(80e9, 312e12),
+    "l40s": Gpu(48e9, 362e12, 733e12),
+    "l20": Gpu(48e9, 119.5e12, 239e12),
+    "rtx a6000": Gpu(48e9, 154.8e12),
+    "rtx 4090": Gpu(24e9, 165e12, 330e12),
 }
 
 
-def card_named(name: str) -> Card | None:
-    """The card whose name stands in `name`, such as 'NVIDIA H100 80GB HBM3'."""
-    plain = name.lower().replace("-", " ")
-    return next((card for key, card in CARDS.items() if key in plain), None)
+def find_gpu(name: str) -> Gpu | None:
+    """The GPU whose key is in a device name such as 'NVIDIA H100 80GB HBM3'."""
+    normalized = name.lower().replace("-", " ")
+    return next((gpu for key, gpu in GPUS.items() if key in normalized), None)
 
 
 def fast_precision(device: torch.device) -> Literal["fp32", "bf16"]:
-    """What `precision=auto` stands for: bf16 on an accelerator that has it, on a processor the faster one there.
+    """The precision that `precision=auto` stands for: bf16 on an accelerator that supports it, on a CPU the faster one.
 
-    That is measured, since instructions do not tell: a Xeon with AVX-512's for bf16 multiplies fp32 twice as fast, and
-    another machine trained faster in bf16 (docs/training.md).
+    Measured, since instruction sets do not tell: a Xeon with AVX-512's bf16 instructions multiplies fp32 twice as
+    fast, and another machine trained faster in bf16 (docs/training.md).
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "bf16"
-    return "bf16" if peak_of(device, "bf16") > peak_of(device, "fp32") else "fp32"
+    return "bf16" if peak_flops(device, "bf16") > peak_flops(device, "fp32") else "fp32"
 
 
-def peak_of(device: torch.device, precision: str) -> float:
-    """Products a second that `device` can do at best: by the data sheet, else as a large matrix product shows it."""
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Operations per second that `device` can reach: by the data sheet, else measured on a large matrix product."""
     if device.type == "cuda" and precision == "bf16":
-        card = card_named(torch.cuda.get_device_name(device))
-        if card:
-            return card.bf16
-    return measure_peak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+        gpu = find_gpu(torch.cuda.get_device_name(device))
+        if gpu:
+            return gpu.bf16
+    return measure_peak_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
 @lru_cache
-def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """The best of a few products of square matrices; under half a second on a CPU."""
+def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of four products of square matrices; under half a second on a CPU."""
     side = 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = 0.0

@@ -1,8 +1,8 @@
-"""How much memory a run takes, by cause, before it begins.
+"""Estimates the memory of a run by cause, before it starts.
 
-In: a model's shape, the recipe, the layout of a pack. Out: bytes. What stands still (weights, gradients, optimizer) is
-counted; what comes and goes (activations, logits) is seen from PyTorch's own operations, run on tensors without data at
-two small depths. Depth adds the same to every layer, so the whole follows.
+In: a model's shape, the recipe, the layout of a pack. Out: bytes. Static memory (weights, gradients, optimizer) is
+computed; dynamic memory (activations, logits) is measured on PyTorch's own operations with fake tensors at two small
+depths. Every layer adds the same amount, so the total follows by extrapolation.
 """
 
 import copy
@@ -22,275 +22,283 @@ from transformers import AttentionInterface, LlavaConfig
 from qilin.model.llava import set_trainable
 from qilin.model.meta_model import build_meta_model
 from qilin.train.config import TrainConfig
-from qilin.train.distributed import GATHERED, divides_frozen
+from qilin.train.distributed import MAX_UNSHARDED_GRADIENTS, shards_frozen
 from qilin.train.loss import answer_loss
-from qilin.train.model_setup import add_adapters, arithmetic, base_of, fit_out, image_dtype
-from qilin.train.optimizer import Kind, Learning, inside_a_layer
-from qilin.train.packed_attention import make_layout, use_packed_attention
-from qilin.train.plan import Lengths, Piece, Plan, counts_of
+from qilin.train.model_setup import add_adapters, apply_precision, autocast_context, base_model, compute_dtype
+from qilin.train.optimizer import OptimizerName, TrainableParam, is_layer_matrix
+from qilin.train.packed_attention import Document, make_layout, use_packed_attention
+from qilin.train.plan import Lengths, PackedGroup, Plan, count_work
 
-SLACK = 0.94  # of a card's memory: what its context, fragments and libraries leave (not measured)
-LIKE_FLEX = "qilin_like_flex"
-DEPTHS = (3, 4)  # layers of the language model in the two trials
-UNSEEN: Mapping[str, Any] = {"optimizer": "adamw", "frozen_weights": "plain", "shard": "auto"}
-LOOKED: dict[str, int] = {}  # trials of this process, by all that they were given
-PROCESS = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)
+USABLE_SHARE = 0.94  # of a GPU's memory; the rest is for its context, fragmentation and libraries (not measured)
+FLEX_MEMORY = "qilin_flex_memory"  # an attention with the memory of FlexAttention
+DEPTHS = (3, 4)  # layers of the language model in the two simulations
+PROCESS_BYTES = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)
+# values for the keys that a simulation does not depend on, so that recipes that differ in them share a cache entry
+IRRELEVANT: Mapping[str, Any] = {"optimizer": "adamw", "frozen_weights": "plain", "shard": "auto"}
+_peak_cache: dict[str, int] = {}  # results of simulate_peak in this process
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The pack that is computed at once."""
+class PackShape:
+    """The shape of one pack."""
 
-    documents: Sequence[tuple[int, int, int]]  # as in attention.make_layout
-    answers: int
+    documents: Sequence[Document]
+    answer_tokens: int
     images: int
 
     @property
     def tokens(self) -> int:
         return sum(length for _, length, _ in self.documents)
 
-    def where(self) -> list[int]:
-        """Tokens that predict the answers, as if each document ended with its share of them."""
-        share = self.answers / self.tokens
+    def target_positions(self) -> list[int]:
+        """Positions that predict the answer tokens, as if each document ended with its share of them."""
+        share = self.answer_tokens / self.tokens
         ends = [
             range(start + length - math.ceil(share * length), start + length) for start, length, _ in self.documents
         ]
-        return [token for end in ends for token in end][: self.answers]
+        return [token for end in ends for token in end][: self.answer_tokens]
 
 
 def memory_by_cause(
-    model_config: LlavaConfig, model: Any, config: TrainConfig, pack: Shape, on_card: bool, devices: int = 1
+    model_config: LlavaConfig, model: Any, config: TrainConfig, pack: PackShape, on_gpu: bool, devices: int = 1
 ) -> dict[str, float]:
-    """Bytes at most on each device, by cause; `model` is the skeleton made ready."""
-    empty, silent = Shape([(0, 64, -1)], 1, 0), Shape(pack.documents, 1, pack.images)
-    few, most, whole = (peak(model_config, config, shape, on_card, devices > 1) for shape in (empty, silent, pack))
-    moving = {"copies of weights in bf16": few, "activations": most - few, "logits": whole - most}
-    stays = standing(model, config, on_card, devices)
-    causes = stays | {cause: size for cause, size in moving.items() if size > 0}
-    more = 0.0 if on_card else read_bytes(model) - sum(causes.values())
-    return causes | ({"more, while it is read and written": more} if more > 0 else {})
+    """Peak bytes on each device by cause; `model` is a meta model from `prepare_model`."""
+    minimal, without_answers = PackShape([(0, 64, -1)], 1, 0), PackShape(pack.documents, 1, pack.images)
+    shapes = (minimal, without_answers, pack)
+    copies, activations, total = (peak_memory(model_config, config, shape, on_gpu, devices > 1) for shape in shapes)
+    dynamic = {"copies of weights in bf16": copies, "activations": activations - copies, "logits": total - activations}
+    causes = static_memory(model, config, on_gpu, devices) | {
+        cause: size for cause, size in dynamic.items() if size > 0
+    }
+    extra = 0.0 if on_gpu else load_memory(model) - sum(causes.values())
+    return causes | ({"more, while loading and saving": extra} if extra > 0 else {})
 
 
-def read_bytes(model: Any) -> float:
-    """Bytes on the host while the whole model is read or written, in fp32."""
-    return 4.0 * sum(p.numel() for p in model.parameters()) + PROCESS
+def load_memory(model: Any) -> float:
+    """Bytes on the host while the complete model is loaded or saved, in fp32."""
+    return 4.0 * sum(p.numel() for p in model.parameters()) + PROCESS_BYTES
 
 
-def standing(model: Any, config: TrainConfig, on_card: bool, devices: int = 1) -> dict[str, float]:
-    """Bytes of what stays from step to step on each device, by cause."""
-    learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
+def static_memory(model: Any, config: TrainConfig, on_gpu: bool, devices: int = 1) -> dict[str, float]:
+    """Bytes on each device that stay from step to step, by cause."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = frozen_bytes(model, config)
-    gathered = 0.0
+    unsharded = 0.0
     if devices > 1:
         layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.language_model.layers]
         outside = sum(p.numel() for p in model.parameters()) - sum(layers)
-        kind = 2 if config.precision == "bf16" else 4
-        gathered = kind * (2 * max(layers) + outside) + 4.0 * max(layers)  # two layers whole, and a gradient under way
-        gathered += 4.0 * learn if 4 * learn <= GATHERED else 0.0
-    shared = frozen / devices if config.shard == "all" else frozen
-    found = {
-        "weights": shared + 4.0 * learn / devices,
-        "gradients": 4.0 * learn / devices,
+        itemsize = compute_dtype(config).itemsize
+        unsharded = itemsize * (2 * max(layers) + outside) + 4.0 * max(layers)  # two layers, and one layer's gradient
+        unsharded += 4.0 * trainable if 4 * trainable <= MAX_UNSHARDED_GRADIENTS else 0.0
+    causes = {
+        "weights": (frozen / devices if config.shard == "all" else frozen) + 4.0 * trainable / devices,
+        "gradients": 4.0 * trainable / devices,
         "optimizer": optimizer_bytes(model, config.optimizer) / devices,
-        "running average": 4.0 * learn / devices if config.ema_decay else 0.0,
-        "weights and gradients gathered": gathered,
-        "the program itself": 0.0 if on_card else PROCESS,
+        "moving average": 4.0 * trainable / devices if config.ema_decay else 0.0,
+        "unsharded weights and gradients": unsharded,
+        "the process itself": 0.0 if on_gpu else PROCESS_BYTES,
     }
-    return {cause: size for cause, size in found.items() if size}
+    return {cause: size for cause, size in causes.items() if size}
 
 
-def optimizer_bytes(model: Any, kind: Kind) -> float:
-    """Two averages a weight, in 32 or 8 bits (with scales); Muon keeps one."""
-    learning = [Learning(name, p, 0, 0) for name, p in model.named_parameters() if p.requires_grad]
-    muons = sum(item.parameter.numel() for item in learning if kind == "muon" and inside_a_layer(item))
-    others = sum(item.parameter.numel() for item in learning) - muons
-    return 4.0 * muons + (2.03 if kind == "adamw8bit" else 8.0) * others
+def optimizer_bytes(model: Any, name: OptimizerName) -> float:
+    """AdamW: two moments per weight, in 32 bits, or in 8 bits with scales; Muon: one."""
+    params = [TrainableParam(n, p, 0, 0) for n, p in model.named_parameters() if p.requires_grad]
+    by_muon = sum(param.parameter.numel() for param in params if name == "muon" and is_layer_matrix(param))
+    by_adamw = sum(param.parameter.numel() for param in params) - by_muon
+    return 4.0 * by_muon + (2.03 if name == "adamw8bit" else 8.0) * by_adamw
 
 
 def frozen_bytes(model: Any, config: TrainConfig) -> float:
-    """Bytes of what does not learn, all together; 4 bits with their scales are 0.516 bytes a number."""
-    small = {
+    """Bytes of all frozen weights; nf4 with its scales takes 0.516 bytes per weight."""
+    quantized = {
         p
         for module in model.model.language_model.modules()
         if isinstance(module, torch.nn.Linear) and config.frozen_weights == "nf4"
         for p in module.parameters()
     }
-    sizes = (0.516 * p.numel() if p in small else p.numel() * p.element_size() for p in frozen_of(model))
-    return float(sum(sizes))
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    return float(sum(0.516 * p.numel() if p in quantized else p.numel() * p.element_size() for p in frozen))
 
 
-def frozen_of(model: Any) -> list[torch.Tensor]:
-    return [p for p in model.parameters() if not p.requires_grad]
+def peak_memory(
+    model_config: LlavaConfig, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool = False
+) -> float:
+    """Peak bytes of forward and backward of one pack, without weights and their gradients.
 
-
-def peak(model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool = False) -> float:
-    """Bytes that forward and backward of one pack hold at most, beside weights and their gradients."""
+    A share of checkpointed layers lies linearly between none and all of them.
+    """
     share = float(config.gradient_checkpointing)
-    ends = {False: 1 - share, True: share}  # what so many layers keep lies between what none and what all of them do
     return sum(
-        part * at_depth(model_config, replace(config, gradient_checkpointing=end), shape, on_card, divided)
-        for end, part in ends.items()
+        part
+        * extrapolate_depth(model_config, replace(config, gradient_checkpointing=all_layers), shape, on_gpu, sharded)
+        for all_layers, part in ((False, 1 - share), (True, share))
         if part
     )
 
 
-def at_depth(model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool) -> float:
-    low, high = (trial(model_config, config, shape, on_card, divided, depth) for depth in DEPTHS)
-    text: Any = model_config.text_config
-    return low + (high - low) / (DEPTHS[1] - DEPTHS[0]) * (text.num_hidden_layers - DEPTHS[0])
+def extrapolate_depth(
+    model_config: LlavaConfig, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool
+) -> float:
+    shallow, deep = (cached_peak(model_config, config, shape, on_gpu, sharded, depth) for depth in DEPTHS)
+    text_config: Any = model_config.text_config
+    return shallow + (deep - shallow) / (DEPTHS[1] - DEPTHS[0]) * (text_config.num_hidden_layers - DEPTHS[0])
 
 
-def largest_pack(plan: Plan) -> Shape:
-    """The fullest pack of the first steps: the one that memory must hold."""
-    packs = [pieces for step in range(min(len(plan), 50)) for pieces in plan.packs(step)]
-    return shape_of_pack(max(packs, key=lambda pack: sum(piece.tokens for piece in pack)), plan.lengths)
+def largest_pack(plan: Plan) -> PackShape:
+    """The shape of the largest pack of the first 50 steps, which determines the memory."""
+    packs = [pack for step in range(min(len(plan), 50)) for pack in plan.packs(step)[0]]
+    return pack_shape(max(packs, key=lambda pack: sum(group.tokens for group in pack)), plan.lengths)
 
 
-def shape_of_pack(pieces: Sequence[Piece], lengths: Lengths) -> Shape:
-    """Pieces laid end to end, as the feed lays them."""
-    counts = counts_of(pieces, lengths)
-    documents: list[tuple[int, int, int]] = []
+def pack_shape(groups: Sequence[PackedGroup], lengths: Lengths) -> PackShape:
+    """The shape of groups packed as PackedDataset.make_pack does."""
+    counts = count_work(groups, lengths)
+    documents: list[Document] = []
     start = 0
-    for piece in pieces:
-        prefix = int(lengths.prefix[piece.samples[0]]) if len(piece.samples) > 1 else 0
-        head = len(documents) if prefix else -1
-        rests = [int(lengths.total[index]) - prefix for index in piece.samples]
-        for length, before in [(prefix, -1)] * bool(prefix) + [(rest, head) for rest in rests]:
+    for group in groups:
+        prefix = int(lengths.prefix[group.samples[0]]) if len(group.samples) > 1 else 0
+        prefix_document = len(documents) if prefix else -1
+        rests = [int(lengths.total[index]) - prefix for index in group.samples]
+        for length, before in [(prefix, -1)] * bool(prefix) + [(rest, prefix_document) for rest in rests]:
             documents.append((start, length, before))
             start += length
-    return Shape(documents, max(1, counts.answers), counts.images)
+    return PackShape(documents, max(1, counts.answer_tokens), counts.images)
 
 
-def settled(
-    model_config: LlavaConfig, config: TrainConfig, pack: Shape, on_card: bool, devices: int, memory: float
+def resolve_auto(
+    model_config: LlavaConfig, config: TrainConfig, pack: PackShape, on_gpu: bool, devices: int, memory: float
 ) -> TrainConfig:
-    """The recipe with what it leaves open decided for devices of `memory` bytes: `divide` and `checkpointing`.
+    """The recipe with `shard` and `gradient_checkpointing` resolved for devices of `memory` bytes.
 
-    Activations are computed again in as few layers as memory asks for: in all where even that seems too much, since
-    this is an estimate.
+    As few layers as the memory requires are checkpointed; all of them where even that seems too much, since this is an
+    estimate.
     """
-    trial = config if config.gradient_checkpointing != "auto" else replace(config, gradient_checkpointing=False)
-    model = ready(build_meta_model(model_config), trial)
-    whole = devices > 1 and divides_frozen(config, frozen_bytes(model, config), memory)
-    config = replace(config, shard="all" if whole else "trainable")
+    without_auto = config if config.gradient_checkpointing != "auto" else replace(config, gradient_checkpointing=False)
+    model = prepare_model(build_meta_model(model_config), without_auto)
+    shard_all = devices > 1 and shards_frozen(config, frozen_bytes(model, config), memory)
+    config = replace(config, shard="all" if shard_all else "trainable")
     if config.gradient_checkpointing != "auto":
         return config
-    room = memory * (SLACK if on_card else 1) - sum(standing(model, config, on_card, devices).values())
-    most, least = (
-        peak(model_config, replace(config, gradient_checkpointing=end), pack, on_card, devices > 1)
-        for end in (False, True)
+    available = memory * (USABLE_SHARE if on_gpu else 1) - sum(static_memory(model, config, on_gpu, devices).values())
+    highest, lowest = (
+        peak_memory(model_config, replace(config, gradient_checkpointing=all_layers), pack, on_gpu, devices > 1)
+        for all_layers in (False, True)
     )
-    layers: Any = model_config.text_config
-    needed = math.ceil((most - room) / max(most - least, 1.0) * layers.num_hidden_layers)
-    return replace(config, gradient_checkpointing=min(max(needed / layers.num_hidden_layers, 0.0), 1.0))
+    text_config: Any = model_config.text_config
+    num_layers = text_config.num_hidden_layers
+    needed = math.ceil((highest - available) / max(highest - lowest, 1.0) * num_layers)
+    return replace(config, gradient_checkpointing=min(max(needed / num_layers, 0.0), 1.0))
 
 
-def trial(
-    model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool, depth: int
+def cached_peak(
+    model_config: LlavaConfig, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool, depth: int
 ) -> int:
-    """The same for a language model of `depth` layers. Looked at once: most of what an estimate tries to make a recipe
-    fit changes nothing here."""
-    config = replace(config, **UNSEEN)  # a trial cannot depend on what it is not given
-    asked = repr((model_config.to_dict(), config, shape, on_card, divided, depth))
-    if asked not in LOOKED:
-        LOOKED[asked] = look(model_config, config, shape, on_card, divided, depth)
-    return LOOKED[asked]
+    """simulate_peak, once per distinct input: most changes that an estimate tries do not affect it."""
+    config = replace(config, **IRRELEVANT)
+    key = repr((model_config.to_dict(), config, shape, on_gpu, sharded, depth))
+    if key not in _peak_cache:
+        _peak_cache[key] = simulate_peak(model_config, config, shape, on_gpu, sharded, depth)
+    return _peak_cache[key]
 
 
-def look(model_config: LlavaConfig, config: TrainConfig, shape: Shape, on_card: bool, divided: bool, depth: int) -> int:
-    """What a run on tensors without data holds at most."""
+def simulate_peak(
+    model_config: LlavaConfig, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool, depth: int
+) -> int:
+    """Peak bytes of forward and backward on fake tensors, with `depth` layers of the language model."""
     model_config = copy.deepcopy(model_config)
-    shrink(model_config, depth, "vision" in config.trainable)
+    reduce_depth(model_config, depth, "vision" in config.trainable)
     cpu = torch.device("cpu")
-    layout = make_layout(shape.documents, cpu, shape.where())
-    model = ready(build_meta_model(model_config), config)
+    positions = shape.target_positions()
+    layout = make_layout(shape.documents, cpu, positions)
+    model = prepare_model(build_meta_model(model_config), config)
     use_packed_attention(model)
-    if on_card:
-        model.model.language_model.set_attn_implementation(LIKE_FLEX)
+    if on_gpu:
+        model.model.language_model.set_attn_implementation(FLEX_MEMORY)
         model.model.vision_tower.set_attn_implementation("sdpa")
     model.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        give_storage(model, torch.bfloat16 if divided and config.precision == "bf16" else None)
-        known = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
-        with Live([*known, *model.buffers()]) as live:
-            with arithmetic(config.precision, cpu):
-                words = torch.zeros(1, shape.tokens, dtype=torch.int64)
-                embedded = model.model.get_input_embeddings()(words)
+        allocate_fake(model, torch.bfloat16 if sharded and config.precision == "bf16" else None)
+        existing = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
+        with LiveMemory([*existing, *model.buffers()]) as live:
+            with autocast_context(config.precision, cpu):
+                ids = torch.zeros(1, shape.tokens, dtype=torch.int64)
+                embedded = model.model.get_input_embeddings()(ids)
                 if shape.images:
                     side = model.config.vision_config.image_size
-                    pixels = torch.zeros(shape.images, 3, side, side, dtype=image_dtype(config))
-                    seen = model.model.get_image_features(pixel_values=pixels).pooler_output
-                    place = (words == model_config.image_token_id).unsqueeze(-1)
-                    embedded = embedded.masked_scatter(place, torch.cat(seen).to(embedded.dtype))
+                    pixels = torch.zeros(shape.images, 3, side, side, dtype=compute_dtype(config))
+                    features = model.model.get_image_features(pixel_values=pixels).pooler_output
+                    is_image = (ids == model_config.image_token_id).unsqueeze(-1)
+                    embedded = embedded.masked_scatter(is_image, torch.cat(features).to(embedded.dtype))
                 hidden = model.model.language_model(
-                    inputs_embeds=embedded, position_ids=words, layout=layout, use_cache=False
+                    inputs_embeds=embedded, position_ids=ids, layout=layout, use_cache=False
                 ).last_hidden_state[0]
-                where = torch.tensor(shape.where())
-                loss = answer_loss(hidden, model.lm_head, where, where)
+                targets = torch.tensor(positions)
+                loss = answer_loss(hidden, model.lm_head, targets, targets)
             if loss.requires_grad:
                 loss.backward()
     return live.peak
 
 
-def ready(model: Any, config: TrainConfig) -> Any:
-    """The Llava that would learn, its adapters in place."""
+def prepare_model(model: Any, config: TrainConfig) -> Any:
+    """The Llava as it would be trained, adapters included."""
     set_trainable(model, config.trainable)
-    return base_of(add_adapters(fit_out(model, config), config))
+    return base_model(add_adapters(apply_precision(model, config), config))
 
 
-def give_storage(model: Any, kind: torch.dtype | None) -> None:
-    """From the meta device to tensors with a place but no data; what learns has a gradient from an earlier pack."""
+def allocate_fake(model: Any, dtype: torch.dtype | None) -> None:
+    """Move a model from the meta device to fake CPU tensors; trainable ones have a gradient from an earlier pack."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            placed = torch.nn.Parameter(torch.empty_like(parameter, device="cpu", dtype=kind), parameter.requires_grad)
+            fake = torch.nn.Parameter(torch.empty_like(parameter, device="cpu", dtype=dtype), parameter.requires_grad)
             if parameter.requires_grad:
-                placed.grad = torch.empty_like(placed)
-            setattr(module, name, placed)
+                fake.grad = torch.empty_like(fake)
+            setattr(module, name, fake)
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty_like(buffer, device="cpu"))
 
 
-def shrink(model_config: LlavaConfig, depth: int, vision_learns: bool) -> None:
-    """Fewer layers of the language model; of a frozen encoder too, whose tensors go from layer to layer."""
-    text: Any = model_config.text_config
-    vision: Any = model_config.vision_config
-    if not vision_learns:
-        vision.num_hidden_layers = min(vision.num_hidden_layers, 4)
+def reduce_depth(model_config: LlavaConfig, depth: int, vision_trained: bool) -> None:
+    """Fewer layers in the language model, and in a frozen encoder, whose activations are freed layer by layer."""
+    text_config: Any = model_config.text_config
+    vision_config: Any = model_config.vision_config
+    if not vision_trained:
+        vision_config.num_hidden_layers = min(vision_config.num_hidden_layers, 4)
         model_config.vision_feature_layer = -2
-    text.num_hidden_layers = depth
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:depth]
+    text_config.num_hidden_layers = depth
+    if getattr(text_config, "layer_types", None):
+        text_config.layer_types = text_config.layer_types[:depth]
 
 
-class Live(TorchDispatchMode):
-    """Adds up the storages that operations make, less those let go again. `peak`: most bytes at once."""
+class LiveMemory(TorchDispatchMode):
+    """Adds up the storages that operations allocate and subtracts freed ones. `peak`: most bytes at once."""
 
-    def __init__(self, known: Sequence[torch.Tensor]) -> None:
+    def __init__(self, existing: Sequence[torch.Tensor]) -> None:
         super().__init__()
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self.storages = {tensor.untyped_storage()._cdata for tensor in existing}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
+        output = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor):
-                self.note(tensor.untyped_storage())
-        return found
+                self.add(tensor.untyped_storage())
+        return output
 
-    def note(self, storage: Any) -> None:
+    def add(self, storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key not in self.seen:
-            self.seen.add(key)
+        if key not in self.storages:
+            self.storages.add(key)
             self.now += size
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.forget, key, size)
+            weakref.finalize(storage, self.remove, key, size)
 
-    def forget(self, key: int, size: int) -> None:
-        self.seen.discard(key)
+    def remove(self, key: int, size: int) -> None:
+        self.storages.discard(key)
         self.now -= size
 
 
-def like_flex(
+def flex_memory_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -299,10 +307,10 @@ def like_flex(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What FlexAttention keeps for the backward pass: queries, keys, values, output and a sum a row, no scores."""
+    """Stores for the backward pass what FlexAttention does: queries, keys, values, output, a sum per row; no scores."""
     grouped = query.shape[1] != key.shape[1]
     out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
     return out.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(LIKE_FLEX, like_flex)
+AttentionInterface.register(FLEX_MEMORY, flex_memory_attention)

@@ -1,9 +1,12 @@
-"""What a person sees of a run: the bar, metrics.jsonl, TensorBoard and other trackers by name.
+"""Metrics of a run: how they are measured, and where they go: the progress bar, metrics.jsonl, TensorBoard, other
+trackers.
 
-In: one row of figures a step. Out: a bar with stage, step, loss and time left; rows in metrics.jsonl (cut back to the
-checkpoint on resume, so that each step stands there once); curves in the trackers.
+In: the work, loss and gradient norm of each step. Out: throughput, MFU and memory since the last row; rows in
+metrics.jsonl, each step once, also after a resume; curves in the trackers.
 """
 
+import importlib
+import importlib.util
 import json
 import resource
 import sys
@@ -19,84 +22,144 @@ from qilin.core.config import to_dict
 from qilin.core.errors import UserError
 from qilin.core.files import write_atomic
 from qilin.core.progress import ProgressBars
-from qilin.train.config import TrainConfig
-from qilin.train.flops import Cost
-from qilin.train.plan import Counts
+from qilin.train.context import TrainContext
+from qilin.train.flops import FlopCost
+from qilin.train.plan import WorkCounts
 
 METRICS = "metrics.jsonl"
 
 
-class Log:
-    """The open log of a run: a context manager around the loop. One process of many speaks; the others are silent."""
+@dataclass(frozen=True)
+class StepWork:
+    """The work of one step over all devices."""
 
-    def __init__(self, run: Path, title: str, steps: int, done: int, config: TrainConfig, speaks: bool) -> None:
-        self.speaks = speaks
-        if not speaks:
+    samples: int
+    counts: WorkCounts  # required work
+    computed_tokens: int  # tokens that went through the model, padding included
+    capacity: int  # tokens that its packs could hold
+    data_wait: float  # seconds that the slowest device waited for data
+
+
+class Throughput:
+    """Accumulates steps and turns them into metrics. `peak`: operations per second that all devices can reach."""
+
+    def __init__(self, cost: FlopCost, peak: float, device: torch.device, num_steps: int, start: int) -> None:
+        self.cost, self.peak, self.device, self.num_steps = cost, peak, device, num_steps
+        self.start = self.done = start
+        self.started = time.perf_counter()
+        self.reset()
+
+    def add(self, work: StepWork) -> None:
+        """Add a finished step."""
+        self.work.append(work)
+        self.done += 1
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics since the last reset."""
+        now = time.perf_counter()
+        seconds = max(now - self.since, 1e-9)
+        tokens = sum(work.counts.tokens for work in self.work)
+        computed = sum(work.computed_tokens for work in self.work)
+        seconds_per_step = (now - self.started) / max(1, self.done - self.start)
+        return {
+            "samples_per_second": sum(work.samples for work in self.work) / seconds,
+            "tokens_per_second": tokens / seconds,
+            "answer_tokens_per_second": sum(work.counts.answer_tokens for work in self.work) / seconds,
+            "padding": 1 - tokens / max(1, computed),
+            "pack_filled": computed / max(1, sum(work.capacity for work in self.work)),
+            "data_wait": sum(work.data_wait for work in self.work) / seconds,
+            "mfu": sum(self.cost.total(work.counts) for work in self.work) / seconds / self.peak,
+            "memory_gb": peak_memory(self.device) / 1e9,
+            "left_seconds": seconds_per_step * (self.num_steps - self.done),
+        }
+
+    def exclude_time(self, seconds: float) -> None:
+        """Exclude time that was not training (validation) from the speed; the remaining time includes it."""
+        self.since += seconds
+
+    def reset(self) -> None:
+        self.since = time.perf_counter()
+        self.work: list[StepWork] = []
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak bytes: allocated on an accelerator, on a CPU resident in this process."""
+    if device.type != "cpu":
+        return float(torch.accelerator.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+class MetricsLog:
+    """The open log of a run, a context manager. Only the main process writes; elsewhere every method is a no-op."""
+
+    def __init__(self, context: TrainContext, start: int) -> None:
+        self.enabled = context.world.is_main
+        if not self.enabled:
             return
-        file = run / METRICS
-        cut_back(file, done)
-        self.rows = file.open("a", encoding="utf-8")
-        self.bar = ProgressBars()
-        self.task = self.bar.add_task(title, total=steps, completed=done, figure="")
-        self.looking = self.bar.add_task("  validation", visible=False, figure="")
-        self.writers = [open_tracker(name, run, title, done, to_dict(config)) for name in config.trackers]
+        file = context.run_dir / METRICS
+        remove_later_rows(file, start)
+        self.file = file.open("a", encoding="utf-8")
+        self.bars = ProgressBars()
+        self.task = self.bars.add_task(context.title, total=len(context.plan), completed=start)
+        self.validation_task = self.bars.add_task("  validation", visible=False)
+        self.trackers = [open_tracker(name, context, start) for name in context.config.trackers]
 
-    def __enter__(self) -> "Log":
-        if self.speaks:
-            self.bar.start()
+    def __enter__(self) -> "MetricsLog":
+        if self.enabled:
+            self.bars.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self.speaks:
+        if not self.enabled:
             return
-        self.bar.stop()
-        self.rows.close()
-        for writer in self.writers:
-            writer.close()
+        self.bars.stop()
+        self.file.close()
+        for tracker in self.trackers:
+            tracker.close()
 
-    def begin_validation(self, steps: int) -> Callable[[int], None]:
-        """A bar below the other, where the loss then stays; returns what moves it on."""
-        if not self.speaks:
+    def start_validation(self, num_steps: int) -> Callable[[int], None]:
+        """Show a second bar, which keeps the loss afterwards; returns the function that advances it."""
+        if not self.enabled:
             return lambda done: None
-        self.bar.reset(self.looking, total=steps, visible=True)
-        return lambda done: self.bar.update(self.looking, completed=done)
+        self.bars.reset(self.validation_task, total=num_steps, visible=True)
+        return lambda done: self.bars.update(self.validation_task, completed=done)
 
-    def step(self, figures: Mapping[str, float], write: bool) -> None:
-        """One step is done; `write` puts its figures into the files too."""
-        if not self.speaks:
+    def log_step(self, metrics: Mapping[str, float], write: bool) -> None:
+        """Show a step's metrics in the bar; with `write` also add them to metrics.jsonl and the trackers."""
+        if not self.enabled:
             return
-        if "validation_loss" in figures:
-            told = f"loss {figures['validation_loss']:.3f} at step {figures['step']:,}"
-            self.bar.update(self.looking, figure=told)
-        self.bar.update(self.task, completed=figures["step"], figure=in_short(figures))
+        if "validation_loss" in metrics:
+            figure = f"loss {metrics['validation_loss']:.3f} at step {metrics['step']:,}"
+            self.bars.update(self.validation_task, figure=figure)
+        self.bars.update(self.task, completed=metrics["step"], figure=format_metrics(metrics))
         if write:
-            self.rows.write(json.dumps(figures) + "\n")
-            self.rows.flush()
-            for writer in self.writers:
-                writer.add(figures)
+            self.file.write(json.dumps(metrics) + "\n")
+            self.file.flush()
+            for tracker in self.trackers:
+                tracker.log(metrics)
 
 
-def in_short(figures: Mapping[str, float]) -> str:
-    """What fits beside the bar."""
-    words = [
-        f"loss {figures['loss']:.3f}",
-        f"{figures['tokens_per_second']:,.0f} tokens/s",
-        f"MFU {figures['mfu']:.0%}",
-        f"{figures['memory_gb']:.1f} GB",
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """The metrics that fit beside the bar."""
+    parts = [
+        f"loss {metrics['loss']:.3f}",
+        f"{metrics['tokens_per_second']:,.0f} tokens/s",
+        f"MFU {metrics['mfu']:.0%}",
+        f"{metrics['memory_gb']:.1f} GB",
     ]
-    if figures["data_wait"] > 0.05:  # below that nothing is to be gained
-        words.append(f"waits for data {figures['data_wait']:.0%}")
-    if figures.get("imbalance", 1) > 1.1:
-        words.append(f"uneven {figures['imbalance']:.2f}x")
-    return "  ".join(words)
+    if metrics["data_wait"] > 0.05:  # less is not worth acting on
+        parts.append(f"waiting for data {metrics['data_wait']:.0%}")
+    if metrics.get("imbalance", 1) > 1.1:
+        parts.append(f"imbalance {metrics['imbalance']:.2f}x")
+    return "  ".join(parts)
 
 
-def cut_back(file: Path, done: int) -> None:
-    """Drop rows of steps after `done` (a run killed after its last checkpoint), and a half-written last one."""
-    if not file.is_file():
-        return
-    kept = [line for line in file.read_text(encoding="utf-8").splitlines() if row_step(line) <= done]
-    write_atomic(file, "".join(line + "\n" for line in kept))
+def remove_later_rows(file: Path, step: int) -> None:
+    """Remove rows after `step` (from a run killed after its last checkpoint), and an incomplete last row."""
+    if file.is_file():
+        rows = [line for line in file.read_text(encoding="utf-8").splitlines() if row_step(line) <= step]
+        write_atomic(file, "".join(line + "\n" for line in rows))
 
 
 def row_step(line: str) -> float:
@@ -109,15 +172,15 @@ def row_step(line: str) -> float:
 class TensorBoard:
     """Curves for `tensorboard --logdir`."""
 
-    def __init__(self, run: Path, done: int) -> None:
+    def __init__(self, run_dir: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)  # hides what is done again
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)  # hides steps that are repeated
 
-    def add(self, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
+    def log(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
             if name != "step":
-                self.writer.add_scalar(name, value, int(figures["step"]))
+                self.writer.add_scalar(name, value, int(metrics["step"]))
 
     def close(self) -> None:
         self.writer.close()
@@ -126,88 +189,25 @@ class TensorBoard:
 class Tracker:
     """SwanLab, W&B or trackio, which share init / log / finish."""
 
-    def __init__(self, name: str, run: Path, title: str, config: Any) -> None:
-        import importlib
-
+    def __init__(self, name: str, run_name: str, config: Any) -> None:
         self.library = importlib.import_module(name)
-        self.library.init(project="qilin", name=f"{run.name} {title}", config=config)
+        self.library.init(project="qilin", name=run_name, config=config)
 
-    def add(self, figures: Mapping[str, float]) -> None:
-        self.library.log(dict(figures), step=int(figures["step"]))
+    def log(self, metrics: Mapping[str, float]) -> None:
+        self.library.log(dict(metrics), step=int(metrics["step"]))
 
     def close(self) -> None:
         self.library.finish()
 
 
-def check_trackers(names: tuple[str, ...]) -> None:
-    """Raise UserError for a library that is not installed, before hours of reading."""
-    import importlib.util
+def open_tracker(name: str, context: TrainContext, start: int) -> TensorBoard | Tracker:
+    if name == "tensorboard":
+        return TensorBoard(context.run_dir, start)
+    return Tracker(name, f"{context.run_dir.name} {context.title}", to_dict(context.config))
 
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raise UserError for a library that is not installed, before the data is read."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"trackers names {name}, which is not installed: pip install {name}")
-
-
-def open_tracker(name: str, run: Path, title: str, done: int, config: Any) -> TensorBoard | Tracker:
-    return TensorBoard(run, done) if name == "tensorboard" else Tracker(name, run, title, config)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one step computed, over all devices."""
-
-    samples: int
-    counts: Counts  # what the samples need
-    computed: int  # tokens that went through the model, those that no sample needs among them
-    room: int  # tokens that its packs could have held
-
-
-class Meter:
-    """Adds up steps until their figures are asked for. `peak`: products a second that all devices can do at best."""
-
-    def __init__(self, cost: Cost, peak: float, device: torch.device, steps: int, done: int) -> None:
-        self.cost, self.peak, self.device, self.steps = cost, peak, device, steps
-        self.begun_at = self.done = done
-        self.started = self.since = time.perf_counter()
-        self.waited = 0.0
-        self.work: list[Work] = []
-
-    def add(self, work: Work, waited: float) -> None:
-        """A step is done; for `waited` seconds of it nothing was at hand to compute."""
-        self.work.append(work)
-        self.waited += waited
-        self.done += 1
-
-    def figures(self) -> dict[str, float]:
-        """The figures since the last reset."""
-        now = time.perf_counter()
-        seconds = max(now - self.since, 1e-9)
-        counts = [work.counts for work in self.work]
-        tokens, computed = sum(c.tokens for c in counts), sum(work.computed for work in self.work)
-        a_step = (now - self.started) / max(1, self.done - self.begun_at)
-        return {
-            "samples_per_second": sum(work.samples for work in self.work) / seconds,
-            "tokens_per_second": tokens / seconds,
-            "answer_tokens_per_second": sum(c.answers for c in counts) / seconds,
-            "padding": 1 - tokens / max(1, computed),
-            "pack_filled": computed / max(1, sum(work.room for work in self.work)),
-            "data_wait": self.waited / seconds,
-            "mfu": sum(map(self.cost.of, counts)) / seconds / self.peak,
-            "memory_gb": memory_used(self.device) / 1e9,
-            "left_seconds": a_step * (self.steps - self.done),
-        }
-
-    def aside(self, seconds: float) -> None:
-        """Time that was not for training (validation) counts in the time left, not in the speed."""
-        self.since += seconds
-
-    def reset(self) -> None:
-        self.since, self.waited, self.work = time.perf_counter(), 0.0, []
-
-
-def memory_used(device: torch.device) -> float:
-    """The most bytes so far: allocated on an accelerator, on a CPU resident in this process."""
-    if device.type != "cpu":
-        return float(torch.accelerator.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

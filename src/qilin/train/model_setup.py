@@ -1,7 +1,7 @@
-"""A model made ready to learn: kinds of numbers, activations kept or computed again, adapters.
+"""Prepares a model for training: precision, gradient checkpointing, quantization of frozen weights, adapters.
 
-In: a Llava whose learning parts are set, with weights or without. Out: the same model, changed in place (with adapters:
-wrapped by peft). What trains and what estimates go through here, so that they cannot differ.
+In: a Llava whose trainable parts are set, with or without weights. Out: the same model, changed in place (with
+adapters: wrapped by peft). Training and estimates both use these functions, so that they cannot differ.
 """
 
 import math
@@ -13,124 +13,131 @@ import torch
 from qilin.core.errors import UserError
 from qilin.train.config import TrainConfig
 
+PEFT_PREFIX = "base_model.model."
 
-def fit_out(model: Any, config: TrainConfig) -> Any:
-    """What is frozen takes the precision asked for, what learns keeps fp32."""
-    assert config.precision != "auto", "resolved before, when the device is known"
+
+def apply_precision(model: Any, config: TrainConfig) -> Any:
+    """Cast frozen parameters to the recipe's precision (trainable ones stay fp32) and enable gradient checkpointing."""
+    assert config.precision != "auto", "resolved when the device is known"
     if config.precision == "bf16":
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    assert config.gradient_checkpointing != "auto", "resolved before, when the plan is known"
+    assert config.gradient_checkpointing != "auto", "resolved when the plan is known"
     if config.gradient_checkpointing:
-        compute_again(model, config.gradient_checkpointing)
+        enable_activation_checkpointing(model, config.gradient_checkpointing)
     return model
 
 
-def compute_again(model: Any, share: float) -> None:
-    """Activations of so many of the language model's layers are not kept; the last layers keep theirs, for these are
-    let go first."""
+def enable_activation_checkpointing(model: Any, share: float) -> None:
+    """Recompute the activations of this share of the language model's layers, the first ones: the backward pass frees
+    those of the last layers first."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:  # its name in older versions of transformers, which goes in 6
+    else:  # the name in older versions of transformers, removed in 6
         model.gradient_checkpointing_enable({"use_reentrant": False})
     layers = model.model.language_model.layers
     for layer in layers[math.ceil(share * len(layers)) :]:
         layer.gradient_checkpointing = False
 
 
-def shrink_frozen(model: Any, config: TrainConfig, device: torch.device, emulate: bool = False) -> Any:
-    """The frozen language model's matrices in 4 bits, or computed in 8, in place. Its head stays as it is.
+def quantize_frozen(model: Any, config: TrainConfig, device: torch.device, emulate: bool = False) -> Any:
+    """Replace the linear layers of a frozen language model by nf4 or fp8 ones, in place; the head is unchanged.
 
-    `emulate`: FP8 by ordinary arithmetic, for a test where no GPU is.
+    `emulate` computes FP8 in ordinary precision, for tests without a GPU.
     """
     if config.frozen_weights == "plain":
         return model
-    make = four_bits(config) if config.frozen_weights == "nf4" else eight_bits(device, emulate)
+    convert = nf4_converter(config) if config.frozen_weights == "nf4" else fp8_converter(device, emulate)
     language = model.model.language_model
     for name, linear in [(n, m) for n, m in language.named_modules() if isinstance(m, torch.nn.Linear)]:
-        parent, _, last = name.rpartition(".")
-        setattr(language.get_submodule(parent), last, make(linear).to(device))
+        parent, _, attribute = name.rpartition(".")
+        setattr(language.get_submodule(parent), attribute, convert(linear).to(device))
     if config.frozen_weights == "nf4":
-        model.is_loaded_in_4bit = True  # peft asks this before it looks at a layer's class
+        model.is_loaded_in_4bit = True  # peft checks this before the class of a layer
     return model
 
 
-def four_bits(config: TrainConfig) -> Callable[[torch.nn.Linear], torch.nn.Module]:
-    """A linear layer -> the same in 4-bit normal floats with their scales compressed too (QLoRA, arXiv 2305.14314)."""
+def nf4_converter(config: TrainConfig) -> Callable[[torch.nn.Linear], torch.nn.Module]:
+    """Linear layer -> the same in 4-bit NormalFloat with double quantization (QLoRA, arXiv 2305.14314)."""
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError:
-        raise UserError("frozen is nf4, which needs bitsandbytes: pip install 'qilin-med[small]'") from None
-    kind = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        raise UserError("frozen_weights is nf4, which needs bitsandbytes: pip install 'qilin-med[small]'") from None
 
-    def make(linear: torch.nn.Linear) -> torch.nn.Module:
-        new = Linear4bit(
-            linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=kind, device="meta"
-        )
+    def convert(linear: torch.nn.Linear) -> torch.nn.Module:
+        bias = linear.bias is not None
+        dtype = compute_dtype(config)
+        new = Linear4bit(linear.in_features, linear.out_features, bias, compute_dtype=dtype, device="meta")
         new.weight = Params4bit(
             linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
         )
         new.bias = linear.bias
         return new
 
-    return make
+    return convert
 
 
-def eight_bits(device: torch.device, emulate: bool) -> Callable[[torch.nn.Linear], torch.nn.Module]:
-    """A linear layer -> the same with FP8 products, forward and back; scales are found anew at each product."""
+def fp8_converter(device: torch.device, emulate: bool) -> Callable[[torch.nn.Linear], torch.nn.Module]:
+    """Linear layer -> the same with FP8 products, forward and backward, scaled dynamically."""
     try:
         from torchao.float8 import Float8LinearConfig
         from torchao.float8.float8_linear import Float8Linear
     except ImportError:
-        raise UserError("frozen is fp8, which needs torchao: pip install 'qilin-med[small]'") from None
+        raise UserError("frozen_weights is fp8, which needs torchao: pip install 'qilin-med[small]'") from None
     if not emulate and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         raise UserError(
-            f"frozen is fp8, which needs a GPU of compute capability 8.9 or more (Ada, Hopper); the device is {device}"
+            "frozen_weights is fp8, which needs a GPU of compute capability 8.9 or more (Ada, Hopper); the device is "
+            f"{device}"
         )
-    model_config = Float8LinearConfig(emulate=emulate)
-    return lambda linear: Float8Linear.from_float(linear, model_config)
+    float8_config = Float8LinearConfig(emulate=emulate)
+    return lambda linear: Float8Linear.from_float(linear, float8_config)
 
 
 def add_adapters(model: Any, config: TrainConfig) -> Any:
-    """LoRA (peft) on the language model's linear layers, where the recipe asks for it; what `learn` names keeps
-    learning beside them."""
+    """Wrap the model with LoRA (peft) on the language model's linear layers, if the recipe has `lora`; the parts in
+    `trainable` stay trainable. Raises UserError if `lora.targets` matches no layer."""
     from peft import LoraConfig, get_peft_model
 
     lora = config.lora
     if lora is None:
         return model
-    learning = [name for name, p in model.named_parameters() if p.requires_grad]
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     language = model.model.language_model
-    found = [name for name, m in language.named_modules() if isinstance(m, torch.nn.Linear)]
-    wanted = [name for name in found if not lora.targets or name.split(".")[-1] in lora.targets]
-    if not wanted:
+    linears = [name for name, module in language.named_modules() if isinstance(module, torch.nn.Linear)]
+    targets = [name for name in linears if not lora.targets or name.split(".")[-1] in lora.targets]
+    if not targets:
         raise UserError(f"lora.targets: none of {', '.join(lora.targets)} is a linear layer of the language model")
-    model_config = LoraConfig(
+    lora_config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes a float as well
         lora_dropout=lora.dropout,
-        target_modules=[f"model.language_model.{name}" for name in wanted],
+        target_modules=[f"model.language_model.{name}" for name in targets],
     )
-    adapted = get_peft_model(model, model_config)
+    adapted = get_peft_model(model, lora_config)
     for name, parameter in adapted.named_parameters():
-        if name.removeprefix("base_model.model.") in learning:
+        if remove_peft_prefix(name) in trainable:
             parameter.requires_grad_(True)
     return adapted
 
 
-def base_of(model: Any) -> Any:
-    """The Llava inside an adapted model, or the model itself."""
+def remove_peft_prefix(name: str) -> str:
+    """A parameter's name in the model without adapters."""
+    return name.removeprefix(PEFT_PREFIX)
+
+
+def base_model(model: Any) -> Any:
+    """The Llava inside a model with adapters, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def arithmetic(precision: str, device: torch.device) -> torch.autocast:
-    """bf16 for the products, fp32 for what needs it; nothing changed in fp32.
+def autocast_context(precision: str, device: torch.device) -> torch.autocast:
+    """Autocast to bf16; no change in fp32.
 
-    Without its cache: a weight is used once a forward, and the cache would keep the copies of all layers at a time.
+    Without autocast's cache: each weight is used once per forward pass, and the cache would keep a copy of all layers.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
-def image_dtype(config: TrainConfig) -> torch.dtype:
+def compute_dtype(config: TrainConfig) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bf16" else torch.float32

@@ -1,6 +1,6 @@
-"""What moves the weights: AdamW, or Muon for the matrices inside the layers and AdamW for all else.
+"""Optimizers and learning rate schedules: AdamW, or Muon for the matrices inside the layers and AdamW for the rest.
 
-In: parameters with their rate and decay. Out: an optimizer whose groups remember their peak rate.
+In: parameters with their learning rate and weight decay. Out: an optimizer whose parameter groups keep their peak rate.
 """
 
 import math
@@ -12,45 +12,45 @@ import torch
 
 from qilin.core.errors import UserError
 
-Kind = Literal["adamw", "muon", "adamw8bit"]
+OptimizerName = Literal["adamw", "muon", "adamw8bit"]
 
 
 @dataclass(frozen=True)
-class Learning:
-    """A parameter that learns."""
+class TrainableParam:
+    """A parameter to optimize."""
 
     name: str
     parameter: torch.nn.Parameter
-    peak: float  # learning rate after the warm-up
-    decay: float
+    peak_lr: float  # learning rate after the warm-up
+    weight_decay: float
 
 
-def make_optimizer(learning: Iterable[Learning], kind: Kind, betas: tuple[float, float]) -> Any:
-    """An optimizer over all of `learning`, parameters of equal rate and decay in one group."""
+def make_optimizer(params: Iterable[TrainableParam], name: OptimizerName, betas: tuple[float, float]) -> Any:
+    """An optimizer over `params`; parameters of equal learning rate and weight decay form one group."""
     groups: dict[tuple[bool, float, float], list[torch.nn.Parameter]] = {}
-    for item in learning:
-        by_muon = kind == "muon" and inside_a_layer(item)
-        groups.setdefault((by_muon, item.peak, item.decay), []).append(item.parameter)
+    for param in params:
+        by_muon = name == "muon" and is_layer_matrix(param)
+        groups.setdefault((by_muon, param.peak_lr, param.weight_decay), []).append(param.parameter)
     muon, adamw = (
         [
-            {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
+            {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay}
             for (by_muon, peak, decay), parameters in groups.items()
-            if by_muon is wanted
+            if by_muon is for_muon
         ]
-        for wanted in (True, False)
+        for for_muon in (True, False)
     )
-    made: list[torch.optim.Optimizer] = []
-    if adamw and kind == "adamw8bit":
-        made.append(in_eight_bits(adamw, betas))
+    optimizers: list[torch.optim.Optimizer] = []
+    if adamw and name == "adamw8bit":
+        optimizers.append(make_adamw8bit(adamw, betas))
     elif adamw:
-        made.append(torch.optim.AdamW(adamw, betas=betas, fused=True))
-    if muon:  # its steps scaled to be of AdamW's size, so that one rate serves both
-        made.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
-    return made[0] if len(made) == 1 else Together(made)
+        optimizers.append(torch.optim.AdamW(adamw, betas=betas, fused=True))
+    if muon:  # its updates scaled to the size of AdamW's, so that one learning rate serves both
+        optimizers.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+    return optimizers[0] if len(optimizers) == 1 else CombinedOptimizer(optimizers)
 
 
-def in_eight_bits(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """AdamW whose averages are kept in 8 bits a number, with a scale for each block."""
+def make_adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """AdamW with moments in 8 bits and one scale per block. Raises UserError if torchao is not installed."""
     try:
         from torchao.optim import AdamW8bit
     except ImportError:
@@ -58,13 +58,13 @@ def in_eight_bits(groups: list[dict[str, Any]], betas: tuple[float, float]) -> t
     return AdamW8bit(groups, betas=betas)
 
 
-def inside_a_layer(item: Learning) -> bool:
-    """Muon is for matrices that turn hidden states into hidden states; tables of embeddings are not."""
-    return item.parameter.ndim == 2 and not any(word in item.name for word in ("embed", "lm_head"))
+def is_layer_matrix(param: TrainableParam) -> bool:
+    """Whether Muon applies: a matrix that maps hidden states to hidden states, not an embedding table or the head."""
+    return param.parameter.ndim == 2 and not any(part in param.name for part in ("embed", "lm_head"))
 
 
-class Together:
-    """Several optimizers that step as one."""
+class CombinedOptimizer:
+    """Several optimizers that step together."""
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
@@ -75,7 +75,7 @@ class Together:
 
     @property
     def state(self) -> dict[Any, Any]:
-        return {parameter: kept for optimizer in self.optimizers for parameter, kept in optimizer.state.items()}
+        return {parameter: state for optimizer in self.optimizers for parameter, state in optimizer.state.items()}
 
     def step(self) -> None:
         for optimizer in self.optimizers:
@@ -86,23 +86,24 @@ class Together:
             optimizer.zero_grad(set_to_none)
 
 
-def set_rates(optimizer: Any, share: float) -> None:
-    """Every group's rate, as a share of its peak."""
+def set_learning_rates(optimizer: Any, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its peak."""
     for group in optimizer.param_groups:
-        set_rate(group, group["peak"] * share)
+        set_learning_rate(group, group["peak_lr"] * factor)
 
 
-def set_rate(group: dict[str, Any], rate: float) -> None:
-    """A group's learning rate; torchao keeps it in a tensor, so that its compiled step need not be compiled again."""
+def set_learning_rate(group: dict[str, Any], learning_rate: float) -> None:
+    """Set a group's learning rate; torchao keeps it in a tensor so that its compiled step is not compiled again."""
     if isinstance(group["lr"], torch.Tensor):
-        group["lr"].fill_(rate)
+        group["lr"].fill_(learning_rate)
     else:
-        group["lr"] = rate
+        group["lr"] = learning_rate
 
 
-def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:
-    """The rate of step number `step` as a share of its peak (the formulas of transformers' schedulers)."""
-    if step < warmup:
-        return step / max(1, warmup) if warmup > 1 else 1.0
-    gone = (step - warmup) / max(1, steps - warmup)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[schedule]
+def lr_factor(scheduler_type: str, step: int, num_steps: int, warmup_steps: int) -> float:
+    """Learning rate of a step relative to its peak, by the formulas of transformers' schedulers."""
+    if step < warmup_steps:
+        return step / max(1, warmup_steps) if warmup_steps > 1 else 1.0
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    factors = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+    return factors[scheduler_type]

@@ -1,13 +1,15 @@
-"""Samples -> steps -> packs: the whole run known before it starts, a pure function of data, seed and settings.
+"""The order of all samples of a run, fixed before it starts: a pure function of data, seed and recipe.
 
-A seeded shuffle of images fills the steps with `batch` samples each; samples of one image stay together. Inside a
-step, images are laid into packs of at most `pack_tokens` tokens (best fit). The plan knows nothing of devices, and a
-position in the run is one integer: the number of steps done.
+In: the lengths of all samples. Out: a Plan, samples -> steps -> packs. A seeded shuffle of images fills the steps
+with `batch_size` samples each; samples of one image stay together. Within a step, images are packed into at most
+`pack_tokens` tokens (best fit). The plan does not depend on devices, and a position in the run is one integer: the
+steps done.
 """
 
 import hashlib
 import heapq
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
@@ -17,38 +19,38 @@ from qilin.core.errors import UserError
 
 @dataclass(frozen=True)
 class Lengths:
-    """What the plan needs to know of N samples; all arrays (N,), in tokens with images expanded."""
+    """Lengths of N samples; all arrays (N,), in tokens with images expanded."""
 
     total: np.ndarray
-    prefix: np.ndarray  # tokens up to and with the last image, shareable by samples of one unit; 0 where none
-    learnt: np.ndarray
-    unit: np.ndarray  # samples with the same number share their prefix
+    prefix: np.ndarray  # tokens up to and with the last image, which the samples of a prefix group share; 0: none
+    answer_tokens: np.ndarray  # tokens that the loss is computed on
+    prefix_group: np.ndarray  # samples with the same number start with the same images and tokens
     source: np.ndarray  # index of the dataset folder
-    images: np.ndarray  # a sample's own, shared or not
+    images: np.ndarray  # images of the sample, shared or not
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What is computed: the measure of work, whatever the machine."""
+class WorkCounts:
+    """The amount of computation, independent of the machine."""
 
-    tokens: int = 0  # shared ones once
-    answers: int = 0  # tokens that are learnt
+    tokens: int = 0  # a shared prefix counts once
+    answer_tokens: int = 0
     images: int = 0
-    pairs: int = 0  # (token, token it sees)
-    answer_pairs: int = 0  # the same of learnt tokens alone, as if they all stood at their sample's end
+    attention_pairs: int = 0  # (token, token it attends to)
+    answer_pairs: int = 0  # the same for answer tokens alone, as if all were at the end of their sample
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Samples of one unit laid into one pack: the prefix once, then each sample's rest."""
+class PackedGroup:
+    """Samples of one prefix group in one pack: the prefix once, then the rest of each sample."""
 
-    samples: tuple[int, ...]
+    samples: tuple[int, ...]  # indices into Lengths
     tokens: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of all samples over all epochs, cut into steps."""
+    """The order of all samples over all epochs, divided into steps."""
 
     order: np.ndarray  # (samples of the run,) indices into Lengths
     starts: np.ndarray  # (steps + 1,) step i is order[starts[i] : starts[i + 1]]
@@ -60,9 +62,9 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """The identity of the plan: the same data, seed and settings give the same hash."""
+        """Identity of the plan: the same data, seed and recipe give the same hash."""
         digest = hashlib.sha256()
-        for array in (self.order, self.starts, self.lengths.total, self.lengths.prefix, self.lengths.unit):
+        for array in (self.order, self.starts, self.lengths.total, self.lengths.prefix, self.lengths.prefix_group):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         digest.update(str(self.pack_tokens).encode())
         return digest.hexdigest()
@@ -71,141 +73,158 @@ class Plan:
         """The samples of a step."""
         return self.order[self.starts[step] : self.starts[step + 1]]
 
-    def pieces(self, step: int) -> list[Piece]:
+    def groups(self, step: int) -> list[PackedGroup]:
         """The samples of a step, those of one image together."""
-        return pieces_of(self.samples(step), self.lengths, self.pack_tokens)
+        return group_samples(self.samples(step), self.lengths, self.pack_tokens)
 
-    def counts(self) -> Counts:
-        """The work of the whole run."""
-        found = np.zeros(len(fields(Counts)), dtype=np.int64)
-        for step in range(len(self)):  # one at a time: the pieces of a long run take much more room than its order
-            found += np.array(astuple(counts_of(self.pieces(step), self.lengths)))
-        return Counts(*found.tolist())
+    def packs(self, step: int, num_ranks: int = 1) -> list[list[list[PackedGroup]]]:
+        """The packs of a step for each rank; every rank gets the same number, some possibly empty."""
+        if num_ranks == 1:
+            return [best_fit(self.groups(step), self.pack_tokens)]
+        return balance_ranks(self.groups(step), self.pack_tokens, num_ranks)
 
-    def packs(self, step: int, rank: int = 0, ranks: int = 1) -> list[list[Piece]]:
-        """The packs of a step that rank number `rank` of `ranks` computes."""
-        return self.shares(step, ranks)[rank]
-
-    def shares(self, step: int, ranks: int) -> list[list[list[Piece]]]:
-        """The packs of a step by rank: as many for each, some perhaps empty."""
-        if ranks == 1:
-            return [pack(self.pieces(step), self.pack_tokens)]
-        return spread(self.pieces(step), self.pack_tokens, ranks)
+    def counts(self) -> WorkCounts:
+        """The work of the complete run."""
+        totals = np.zeros(len(fields(WorkCounts)), dtype=np.int64)
+        for step in range(
+            len(self)
+        ):  # one step at a time: the groups of a long run take far more memory than its order
+            totals += np.array(astuple(count_work(self.groups(step), self.lengths)))
+        return WorkCounts(*totals.tolist())
 
 
 def make_plan(
-    lengths: Lengths, weights: Sequence[float], *, batch_size: int, num_epochs: int, pack_tokens: int, seed: int
+    lengths: Lengths,
+    weights: Sequence[float],
+    *,
+    batch_size: int,
+    num_epochs: int,
+    pack_tokens: int,
+    seed: int,
+    max_steps: int | None = None,
 ) -> Plan:
-    """Lay out a whole run. `weights` are by source: how often its samples come in an epoch.
+    """Plan a run. `weights`: per source, how often its samples occur in an epoch.
 
-    Raises UserError where the weights leave no sample at all.
+    With `max_steps` the plan is the first `max_steps` steps of as many epochs as they take; `num_epochs` has no effect.
+    Raises UserError if the weights leave no sample.
     """
-    orders, starts, done = [], [], 0
-    for epoch in range(num_epochs):
+    orders: list[np.ndarray] = []
+    starts: list[int] = []
+    num_samples = 0
+    for epoch in itertools.count():
+        if (epoch == num_epochs) if max_steps is None else (len(starts) >= max_steps):
+            break
         random = np.random.default_rng([seed, epoch])
-        order = shuffle_units(choose(lengths.source, weights, random), lengths.unit, random)
+        order = shuffle_groups(draw_epoch(lengths.source, weights, random), lengths.prefix_group, random)
+        if not len(order):
+            raise UserError(
+                f"the weights of the data ({', '.join(map(str, weights))}) leave none of {len(lengths.source)} "
+                "samples to "
+                "train on; raise them"
+            )
         orders.append(order)
-        starts.append(done + np.arange(0, len(order), batch_size))
-        done += len(order)
-    if not done:
-        raise UserError(
-            f"the weights of the data ({', '.join(map(str, weights))}) leave no sample of "
-            f"{len(lengths.source)} to learn from; raise them"
-        )
-    bounds = np.concatenate([*starts, np.array([done])])
-    return Plan(np.concatenate(orders), bounds, lengths, pack_tokens)
+        starts += range(num_samples, num_samples + len(order), batch_size)
+        num_samples += len(order)
+    bounds = np.array([*starts, num_samples])[: None if max_steps is None else max_steps + 1]
+    return Plan(np.concatenate(orders)[: bounds[-1]], bounds, lengths, pack_tokens)
 
 
-def counts_of(pieces: Sequence[Piece], lengths: Lengths) -> Counts:
-    """The work of some pieces."""
-    samples = np.array([index for piece in pieces for index in piece.samples], dtype=np.int64)
-    heads = np.array([piece.samples[0] for piece in pieces], dtype=np.int64)  # one prefix and one set of images each
+def count_work(groups: Iterable[PackedGroup], lengths: Lengths) -> WorkCounts:
+    """The work of some groups."""
+    groups = list(groups)
+    samples = np.array([index for group in groups for index in group.samples], dtype=np.int64)
+    first = np.array([group.samples[0] for group in groups], dtype=np.int64)  # one prefix and one set of images each
     shared = lengths.prefix[samples]
-    own = lengths.total[samples] - shared  # each sample sees itself and its prefix
-    prefix = lengths.prefix[heads]
-    learnt = lengths.learnt[samples]
-    return Counts(
-        tokens=int(own.sum() + prefix.sum()),
-        answers=int(learnt.sum()),
-        images=int(lengths.images[heads].sum()),
-        pairs=int((own * (own + 1) // 2 + own * shared).sum() + (prefix * (prefix + 1) // 2).sum()),
-        answer_pairs=int((learnt * lengths.total[samples] - learnt * (learnt - 1) // 2).sum()),
+    rest = lengths.total[samples] - shared  # each sample attends to itself and to its prefix
+    prefix = lengths.prefix[first]
+    answers = lengths.answer_tokens[samples]
+    return WorkCounts(
+        tokens=int(rest.sum() + prefix.sum()),
+        answer_tokens=int(answers.sum()),
+        images=int(lengths.images[first].sum()),
+        attention_pairs=int((rest * (rest + 1) // 2 + rest * shared).sum() + (prefix * (prefix + 1) // 2).sum()),
+        answer_pairs=int((answers * lengths.total[samples] - answers * (answers - 1) // 2).sum()),
     )
 
 
-def choose(source: np.ndarray, weights: Sequence[float], random: np.random.Generator) -> np.ndarray:
-    """The samples of one epoch: each source's samples as often as its weight says, the fraction drawn at random."""
-    chosen = []
+def draw_epoch(source: np.ndarray, weights: Sequence[float], random: np.random.Generator) -> np.ndarray:
+    """The samples of one epoch: each source as often as its weight says, the fractional part drawn at random."""
+    drawn = []
     for index, weight in enumerate(weights):
-        mine = np.flatnonzero(source == index)
-        whole = int(weight)
-        part = round((weight - whole) * len(mine))
-        chosen += [np.tile(mine, whole), np.sort(random.permutation(mine)[:part])]
-    return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
+        samples = np.flatnonzero(source == index)
+        times = int(weight)
+        remainder = round((weight - times) * len(samples))
+        drawn += [np.tile(samples, times), np.sort(random.permutation(samples)[:remainder])]
+    return np.concatenate(drawn) if drawn else np.zeros(0, dtype=np.int64)
 
 
-def shuffle_units(samples: np.ndarray, unit: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Samples in a random order of units, and in a random order within their unit."""
+def shuffle_groups(samples: np.ndarray, prefix_group: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Samples in a random order of prefix groups, and in a random order within their group."""
     samples = random.permutation(samples)
-    units, inverse = np.unique(unit[samples], return_inverse=True)
-    place = random.permutation(len(units))[inverse]
-    return samples[np.argsort(place, kind="stable")]
+    groups, inverse = np.unique(prefix_group[samples], return_inverse=True)
+    rank = random.permutation(len(groups))[inverse]
+    return samples[np.argsort(rank, kind="stable")]
 
 
-def pieces_of(samples: np.ndarray, lengths: Lengths, budget: int) -> list[Piece]:
-    """Consecutive samples of one unit -> pieces, each within the budget where a single sample is."""
-    pieces: list[Piece] = []
-    open_unit, mine, tokens = None, [], 0  # type: ignore[var-annotated]
+def group_samples(samples: np.ndarray, lengths: Lengths, max_tokens: int) -> list[PackedGroup]:
+    """Consecutive samples of one prefix group -> PackedGroups of at most `max_tokens`, unless a single sample exceeds
+    it."""
+    groups: list[PackedGroup] = []
+    current: list[int] = []
+    current_group, tokens = None, 0
     for index in samples.tolist():
-        unit, total, prefix = int(lengths.unit[index]), int(lengths.total[index]), int(lengths.prefix[index])
-        if unit == open_unit and tokens + total - prefix <= budget and prefix > 0:
-            mine.append(index)
+        group, total = int(lengths.prefix_group[index]), int(lengths.total[index])
+        prefix = int(lengths.prefix[index])
+        if group == current_group and tokens + total - prefix <= max_tokens and prefix > 0:
+            current.append(index)
             tokens += total - prefix
             continue
-        if mine:
-            pieces.append(Piece(tuple(mine), tokens))
-        open_unit, mine, tokens = unit, [index], total
-    return [*pieces, Piece(tuple(mine), tokens)] if mine else pieces
+        if current:
+            groups.append(PackedGroup(tuple(current), tokens))
+        current_group, current, tokens = group, [index], total
+    return [*groups, PackedGroup(tuple(current), tokens)] if current else groups
 
 
-def pack(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
-    """Best fit, longest first: each piece goes where it leaves the least room."""
-    packs: list[list[Piece]] = []
-    room: list[int] = []
-    for piece in sorted(pieces, key=lambda p: -p.tokens):
-        fits = [i for i, free in enumerate(room) if free >= piece.tokens]
-        if fits:
-            best = min(fits, key=lambda i: room[i])
-            packs[best].append(piece)
-            room[best] -= piece.tokens
+def best_fit(groups: Sequence[PackedGroup], max_tokens: int) -> list[list[PackedGroup]]:
+    """Best-fit decreasing: longest first, each group into the pack with the least sufficient space."""
+    packs: list[list[PackedGroup]] = []
+    space: list[int] = []
+    for group in sorted(groups, key=lambda group: -group.tokens):
+        fitting = [index for index, free in enumerate(space) if free >= group.tokens]
+        if fitting:
+            best = min(fitting, key=lambda index: space[index])
+            packs[best].append(group)
+            space[best] -= group.tokens
         else:
-            packs.append([piece])
-            room.append(budget - piece.tokens)
+            packs.append([group])
+            space.append(max_tokens - group.tokens)
     return packs
 
 
-def spread(pieces: Sequence[Piece], budget: int, ranks: int) -> list[list[list[Piece]]]:
-    """The packs of each rank: as many for every rank and as alike in length as can be, since they compute side by side.
+def balance_ranks(groups: Sequence[PackedGroup], max_tokens: int, num_ranks: int) -> list[list[list[PackedGroup]]]:
+    """The packs of each rank: equally many for every rank and of similar length, since ranks compute in parallel.
 
-    The longest piece goes first, each where the fewest tokens lie; one pack a rank more as long as one is too full.
+    Longest group first, each into the pack with the fewest tokens; one more pack per rank as long as one exceeds
+    `max_tokens`.
     """
-    order = sorted(pieces, key=lambda piece: -piece.tokens)
-    rounds = max(1, -(-sum(piece.tokens for piece in pieces) // (budget * ranks)))
+    longest_first = sorted(groups, key=lambda group: -group.tokens)
+    packs_per_rank = max(1, -(-sum(group.tokens for group in groups) // (max_tokens * num_ranks)))
     while True:
-        packs: list[list[Piece]] = [[] for _ in range(rounds * ranks)]
+        packs: list[list[PackedGroup]] = [[] for _ in range(packs_per_rank * num_ranks)]
         heap = [(0, index) for index in range(len(packs))]
-        for piece in order:
+        for group in longest_first:
             tokens, index = heap[0]
-            packs[index].append(piece)
-            heapq.heapreplace(heap, (tokens + piece.tokens, index))
-        if max(tokens for tokens, _ in heap) <= budget or rounds >= len(pieces):
+            packs[index].append(group)
+            heapq.heapreplace(heap, (tokens + group.tokens, index))
+        if max(tokens for tokens, _ in heap) <= max_tokens or packs_per_rank >= len(groups):
             break
-        rounds += 1
-    packs.sort(key=lambda mine: -sum(piece.tokens for piece in mine))  # alike ones side by side
-    return [packs[rank::ranks] for rank in range(ranks)]
+        packs_per_rank += 1
+    packs.sort(key=lambda pack: -sum(group.tokens for group in pack))  # packs of similar length run in parallel
+    return [packs[rank::num_ranks] for rank in range(num_ranks)]
 
 
-def imbalance(packs: Sequence[Sequence[Sequence[Piece]]]) -> float:
-    """How many times longer a step takes than with equal work: each pack waits for the longest one beside it."""
-    sizes = [[sum(piece.tokens for piece in pack) for pack in mine] for mine in packs]
+def imbalance(packs: Sequence[Sequence[Sequence[PackedGroup]]]) -> float:
+    """Step time relative to perfectly equal work (1 is best): every pack waits for the longest one that runs in
+    parallel."""
+    sizes = [[sum(group.tokens for group in pack) for pack in rank_packs] for rank_packs in packs]
     return sum(map(max, zip(*sizes, strict=True))) * len(packs) / max(1, sum(map(sum, sizes)))

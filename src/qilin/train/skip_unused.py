@@ -1,8 +1,8 @@
-"""Work whose result nobody reads is left out: the vision encoder's layers behind the features, and in the language
+"""Skips computation whose result is not used: the vision encoder's layers behind the features, and in the language
 model's last layer the queries and the MLP of tokens that predict nothing.
 
-In: a stock Llava. Out: the same with hooks (no code or weight of it is changed), which can be taken off again. What is
-read comes out as before, gradients too. The last layer's attention is left out in attention.py.
+In: a stock Llava. Out: the same with removable hooks; no code or weight of it changes. Used outputs and their
+gradients stay the same. packed_attention.py skips the attention of the last layer.
 """
 
 import re
@@ -11,71 +11,76 @@ from typing import Any
 import torch
 
 
-def skip_unread(model: Any) -> None:
-    """Put the hooks on; on a model that has them, nothing."""
-    skip_unread_no_more(model)
-    for layer in vision_layers(model)[max(1, features_depth(model)) :]:
-        layer.register_forward_pre_hook(Shrink())
-    LastLayer(model.model.language_model)
+def add_skip_hooks(model: Any) -> None:
+    """Add the hooks; a model that has them already is unchanged."""
+    remove_skip_hooks(model)
+    for layer in vision_layers(model)[max(1, feature_depth(model)) :]:
+        layer.register_forward_pre_hook(SkipLayer())
+    SkipLastLayer(model.model.language_model)
 
 
-def skip_unread_no_more(model: Any) -> None:
-    """Take the hooks off."""
+def remove_skip_hooks(model: Any) -> None:
+    """Remove the hooks."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", hook), OURS)]:
+            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", hook), HOOK_OWNERS)]:
                 del hooks[key]
 
 
 def vision_layers(model: Any) -> list[torch.nn.Module]:
-    """The vision encoder's transformer layers, first to last."""
-    found = model.model.vision_tower.named_modules()
-    return [module for name, module in found if re.search(r"(?:^|\.)layers?\.\d+$", name)]
+    """The vision encoder's transformer layers in order."""
+    modules = model.model.vision_tower.named_modules()
+    return [module for name, module in modules if re.search(r"(?:^|\.)layers?\.\d+$", name)]
 
 
-def features_depth(model: Any) -> int:
-    """How many layers of the vision encoder the features need: with feature_layer -2 all but the last, which
-    transformers computes and throws away."""
+def feature_depth(model: Any) -> int:
+    """Number of vision layers that the features depend on: all but the last for feature_layer -2, although transformers
+    computes the last one too."""
     layer = model.config.vision_feature_layer
     total = model.model.vision_tower.config.num_hidden_layers
     return max(n if n >= 0 else total + 1 + n for n in (layer if isinstance(layer, list | tuple) else [layer]))
 
 
-class Shrink:
-    """Gives a layer whose result is not read the first token of the first image alone."""
+class SkipLayer:
+    """Pre-hook that passes only the first token of the first image to a layer whose result is not used."""
 
-    def __call__(self, module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (given[0][:1, :1], *given[1:])
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][:1, :1], *args[1:])
 
 
-class LastLayer:
-    """Gives the last attention's queries and what follows it (its projection, norm and MLP, the last norm) the rows
-    that are read, as the layout of the pack says, and zeros to the rest."""
+class SkipLastLayer:
+    """Hooks on the last layer and the final norm: queries, projection, norms and MLP compute only the rows that the
+    pack's layout marks as used, and the other rows become zeros."""
 
     def __init__(self, language: Any) -> None:
-        self.read: torch.Tensor | None = None
+        self.used: torch.Tensor | None = None
+        self.shape: tuple[int, ...] = ()
         layer = language.layers[-1]
-        layer.register_forward_pre_hook(self.begin, with_kwargs=True)
+        layer.register_forward_pre_hook(self.set_used, with_kwargs=True)
         attention = layer.self_attn
-        ends = ((layer.post_attention_layernorm, layer.mlp), (language.norm, language.norm))
-        for first, last in (*ends, (attention.q_proj, attention.q_proj), (attention.o_proj, attention.o_proj)):
-            first.register_forward_pre_hook(self.choose)
-            last.register_forward_hook(self.spread)
+        for first, last in (
+            (layer.post_attention_layernorm, layer.mlp),
+            (language.norm, language.norm),
+            (attention.q_proj, attention.q_proj),
+            (attention.o_proj, attention.o_proj),
+        ):
+            first.register_forward_pre_hook(self.gather_rows)
+            last.register_forward_hook(self.scatter_rows)
 
-    def begin(self, module: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        layout = named.get("layout")
-        self.read = None if layout is None else layout.read
+    def set_used(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layout = kwargs.get("layout")
+        self.used = None if layout is None else layout.used
 
-    def choose(self, module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self.read is None:
+    def gather_rows(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.used is None:
             return None
-        self.tokens = given[0].shape[:2]  # 1, T
-        return (given[0].index_select(1, self.read),)
+        self.shape = args[0].shape[:2]  # 1, T
+        return (args[0].index_select(1, self.used),)
 
-    def spread(self, module: torch.nn.Module, given: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor | None:
-        if self.read is None:
+    def scatter_rows(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        if self.used is None:
             return None
-        return out.new_zeros(*self.tokens, out.shape[-1]).index_copy(1, self.read, out)
+        return output.new_zeros(*self.shape, output.shape[-1]).index_copy(1, self.used, output)
 
 
-OURS = (Shrink, LastLayer)
+HOOK_OWNERS = (SkipLayer, SkipLastLayer)

@@ -1,7 +1,7 @@
-"""One stage from recipe to finished model folder: what `qilin train` calls, and the demo too.
+"""One training stage, from recipe to model folder: `qilin train`, also called by the demo.
 
-The folder of a run is the folder of its model. While it trains it holds recipe.yaml, plan.json, metrics.jsonl and
-checkpoints/; at the end the Hugging Face files and, last of all, qilin.json.
+The run folder becomes the model folder. During training it has recipe.yaml, plan.json, metrics.jsonl and
+checkpoints/; at the end the Hugging Face files and, last, qilin.json.
 """
 
 import json
@@ -17,152 +17,171 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
+from qilin.convert.cache import ensure_hf_layout
 from qilin.core.config import read_yaml, to_dict, write_yaml
 from qilin.core.errors import RunError, UserError
-from qilin.core.files import write_atomic
+from qilin.core.files import read_json, to_json, write_atomic
 from qilin.core.progress import ProgressBars
 from qilin.core.provenance import commit, machine, versions
 from qilin.model.llava import QILIN_JSON, LoadedModel, compose, load_model, pick_device, set_template, set_trainable
 from qilin.model.saving import save_model
-from qilin.train.checkpoint import latest_checkpoint, step_of
+from qilin.train.checkpoint import CHECKPOINTS, latest_checkpoint, step_of
 from qilin.train.config import TrainCommand, TrainConfig, read_recipe
+from qilin.train.context import TrainContext, ValidationSet
 from qilin.train.data_loader import PackedDataset
-from qilin.train.data_sources import Part
-from qilin.train.distributed import ALONE, Learner, World, divide, join, leave, memory_of
+from qilin.train.data_sources import Purpose
+from qilin.train.distributed import (
+    SINGLE_DEVICE,
+    ModelWithLoss,
+    World,
+    device_memory,
+    init_world,
+    leave_world,
+    shard_model,
+    shards_frozen,
+)
 from qilin.train.flops import fast_precision
-from qilin.train.loop import pack_loss, plain_name, train, written_as_it_is
+from qilin.train.loop import load_final_weights, pack_loss, train
 from qilin.train.metrics import METRICS, check_trackers
-from qilin.train.model_setup import add_adapters, base_of, fit_out, shrink_frozen
+from qilin.train.model_setup import add_adapters, apply_precision, base_model, quantize_frozen, remove_peft_prefix
 from qilin.train.packed_attention import use_packed_attention, use_plain_attention
 from qilin.train.plan import Plan, make_plan
-from qilin.train.validation import Held, hold
+from qilin.train.validation import make_validation_set
 
 RECIPE = "recipe.yaml"
-PACKAGES = ("torch", "transformers", "peft", "safetensors")  # whose versions can change what is learnt
+PLAN = "plan.json"
 STARTS = "starts.jsonl"
-DROPPED = "dropped.jsonl"  # samples left out for their length, where there are any
-console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # one of many speaks
+DROPPED = "dropped.jsonl"  # samples dropped for their length, if any
+PACKAGES = ("torch", "transformers", "peft", "safetensors")  # their versions can change the result
+# keys that may change during a run, since the result does not depend on them
+MUTABLE_KEYS = ("save_steps", "save_total_limit", "logging_steps", "trackers", "device", "shard", "async_checkpoint",
+                "gradient_checkpointing")  # fmt: skip
+console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def train_command(command: TrainCommand) -> None:
     """`qilin train RECIPE key=value …`"""
     config = read_recipe(command.recipe, command.overrides)
     if config.out is None and not command.check:
-        raise UserError("out is required: say where the run is to be kept, out=FOLDER")
+        raise UserError("out is required: name the folder of the run, out=FOLDER")
     run_stage(config, command.recipe, check=command.check)
 
 
 def run_stage(config: TrainConfig, title: str, check: bool = False) -> Path | None:
-    """Train one stage; returns its folder. A finished one is left alone, an interrupted one continues."""
-    run = config.out
-    config = as_begun(config)
-    if run is not None and not check and already_done(run, config):
-        console.print(f"{title}: already done in {run}")
-        return run
+    """Train one stage; returns its folder. A finished run is left unchanged, an interrupted one continues.
+
+    With `check` it reads and checks everything, decodes every image, and returns None without training.
+    """
+    run_dir = config.out
+    config = keep_precision_of_run(config)
+    if run_dir is not None and not check and is_finished(run_dir, config):
+        console.print(f"{title}: already done in {run_dir}")
+        return run_dir
     check_trackers(config.trackers)
     if config.optimizer == "muon" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "optimizer is muon, which learns on one device only: its step needs whole matrices, and many devices hold "
-            "pieces of them; say optimizer=adamw"
+            "optimizer is muon, which runs on one device only: its step needs complete matrices, and many "
+            "devices hold shards "
+            "of them; set optimizer=adamw"
         )
-    world = join(config.device)
-    if config.precision == "auto":
-        kind: Any = world.all_of([fast_precision(world.device)])[0]  # the first one's word: they must not differ
-        config = replace(config, precision=kind)
-        console.print(f"  arithmetic in {kind} (precision=auto)")
-    with world.turns():
-        loaded = load_start(config)
-        counts = set_trainable(loaded.model, config.trainable)
-        for part, (mine, total) in counts.items():
-            console.print(f"  {part:10} {total:>14,} parameters, {f'{mine:,} learn' if mine else 'frozen'}")
-        feed = make_feed(config, loaded)
-        plan = make_plan(
-            feed.lengths,
-            [source.weight for source in config.data],
-            batch_size=config.batch_size,
-            num_epochs=config.num_epochs,
-            pack_tokens=config.pack_tokens,
-            seed=config.seed,
-        )
-        held = hold(config, make_feed(config, loaded, "validation")) if config.validate else None
-        facts = plan_facts(feed, plan, held)
-        console.print(tell(facts), soft_wrap=True)
-        check_text(config, feed)
+    world = init_world(config.device)
+    config = resolve_precision(config, world)
+    with world.one_rank_at_a_time():
+        loaded = load_trainable(config)
+        data = open_data(config, loaded)
+        plan = plan_run(config, data)
+        validation = make_validation_set(config, open_data(config, loaded, "validation")) if config.validate else None
+        facts = plan_facts(data, plan, validation)
+        console.print(format_plan(facts))
+        check_samples(config, data)
         if not check:
-            assert run is not None, "read_recipe and train_command ask for out"
-            model = made_ready(loaded, decided(config, loaded.model.config, plan, world), world)
-            learner = Learner(base_of(model), pack_loss)
-            divide(learner, world, config)
+            config = resolve_checkpointing(config, loaded.model.config, plan, world)
+            model = prepare_for_training(loaded, config, world)
+            config = resolve_shard(config, model, world)
+            module = ModelWithLoss(base_model(model), pack_loss)
+            shard_model(module, world, config)
     if check:
-        check_images([feed, held.feed] if held else [feed])
+        check_images([data, validation.data] if validation else [data])
         return None
-    assert run is not None
-    if world.first:
-        begin(run, config, facts, [*feed.refused, *(held.feed.refused if held else ())])
-        note_start(run, world)
-    world.wait()
-    step = train(learner, feed, plan, config, run, title, world, held)
-    leave(world)
-    if not world.first:
-        return run
-    if not written_as_it_is(config, world):
-        # put what the last checkpoint holds into a whole model, on the host
-        loaded = load_start(config)
-        set_trainable(loaded.model, config.trainable)
-        plain = replace(
-            config, frozen_weights="plain", precision="fp32", optimizer="adamw", gradient_checkpointing=False
+    assert run_dir is not None, "train_command requires out"
+    if world.is_main:
+        dropped = [*data.dropped, *(validation.data.dropped if validation else ())]
+        write_run_header(run_dir, config, facts, dropped)
+        append_start(run_dir, world)
+    world.barrier()
+    context = TrainContext(config, run_dir, title, data, plan, validation, world)
+    step = train(context, module)
+    leave_world(world)
+    if not world.is_main:
+        return run_dir
+    if not context.can_save_directly:
+        loaded, model, step = assemble_model(context)
+    finish(context, loaded, model, facts | validation_summary(run_dir, step))
+    return run_dir
+
+
+def keep_precision_of_run(config: TrainConfig) -> TrainConfig:
+    """precision=auto becomes the precision that the run in `out` started with, on whatever machine."""
+    recipe = config.out / RECIPE if config.out else None
+    if config.precision != "auto" or recipe is None or not recipe.is_file():
+        return config
+    return replace(config, precision=read_yaml(recipe).get("precision", "auto"))
+
+
+def is_finished(run_dir: Path, config: TrainConfig) -> bool:
+    """Whether the folder has this run, finished. Raises UserError if it has something else."""
+    if not run_dir.exists() or not any(run_dir.iterdir()):
+        return False
+    if not (run_dir / RECIPE).is_file():
+        raise UserError(f"{run_dir}: not empty and not a run of Qilin; choose another out=FOLDER")
+    previous, requested = read_yaml(run_dir / RECIPE), json.loads(json.dumps(to_dict(config)))
+    different = [key for key in requested if previous.get(key) != requested[key] and key not in MUTABLE_KEYS]
+    if different:
+        key = different[0]
+        more = f" (and {len(different) - 1} more keys differ)" if len(different) > 1 else ""
+        raise UserError(
+            f"{run_dir}: {key} differs: the run in this folder used {previous.get(key)!r}, this one has "
+            f"{requested[key]!r}"
+            f"{more}; choose another out=FOLDER, or remove the folder"
         )
-        model = made_ready(loaded, plain, ALONE)
-        step = train(Learner(base_of(model), pack_loss), feed, plan, plain, run, title)
-    finish(run, config, loaded, model, feed, facts | validated(run, step))
-    return run
+    return (run_dir / QILIN_JSON).is_file()
 
 
-def note_start(run: Path, world: World) -> None:
-    """A line in the run folder of each start: when, after which step, with what code, versions and machine."""
-    last = latest_checkpoint(run)
-    cuda = world.device.type == "cuda"
-    row = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "after_step": step_of(last) if last else 0,
-        "devices": world.size,
-        "device": torch.cuda.get_device_name(world.device) if cuda else str(world.device),
-        **machine(),
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-        **versions(PACKAGES),
-    }
-    with (run / STARTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+def resolve_precision(config: TrainConfig, world: World) -> TrainConfig:
+    """precision=auto becomes the faster one on the main process's device; it must not differ between devices."""
+    if config.precision != "auto":
+        return config
+    precision: Any = world.gather([fast_precision(world.device)])[0]
+    console.print(f"  precision {precision} (precision=auto)")
+    return replace(config, precision=precision)
 
 
-def made_ready(loaded: LoadedModel, config: TrainConfig, world: World) -> Any:
-    """The model as it learns; on many devices it stays on the host until it is divided, layer by layer."""
-    model = fit_out(loaded.model, config)
-    model = shrink_frozen(model, config, world.device)
-    model = add_adapters(model if world.size > 1 else model.to(world.device), config)
-    use_packed_attention(base_of(model))
-    return model
-
-
-def decided(config: TrainConfig, model_config: Any, plan: Plan, world: World) -> TrainConfig:
-    """The recipe with checkpointing=auto decided, by an estimate of this run's memory."""
+def resolve_checkpointing(config: TrainConfig, model_config: Any, plan: Plan, world: World) -> TrainConfig:
+    """gradient_checkpointing=auto becomes a share of the layers, by an estimate of the memory on this machine."""
     if config.gradient_checkpointing != "auto":
         return config
-    from qilin.train.memory_estimate import largest_pack, settled
+    from qilin.train.memory_estimate import largest_pack, resolve_auto
 
-    on_card = world.device.type != "cpu"
-    found = settled(model_config, config, largest_pack(plan), on_card, world.size, memory_of(world))
-    console.print(
-        f"  activations of {found.gradient_checkpointing:.0%} of the layers are computed again (gradient_checkpointing=auto)"
-    )
-    return replace(config, gradient_checkpointing=found.gradient_checkpointing)
+    on_gpu = world.device.type != "cpu"
+    resolved = resolve_auto(model_config, config, largest_pack(plan), on_gpu, world.size, device_memory(world))
+    share = resolved.gradient_checkpointing
+    console.print(f"  gradient checkpointing in {share:.0%} of the layers (gradient_checkpointing=auto)")
+    return replace(config, gradient_checkpointing=share)
+
+
+def resolve_shard(config: TrainConfig, model: Any, world: World) -> TrainConfig:
+    """shard=auto becomes all or trainable, by the size of the frozen weights."""
+    if config.shard != "auto" or world.size == 1:
+        return config
+    frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+    sharded = shards_frozen(config, frozen_bytes, device_memory(world))
+    return replace(config, shard="all" if sharded else "trainable")
 
 
 def load_start(config: TrainConfig) -> LoadedModel:
-    """The model a stage begins with: composed of two parts, or an earlier stage's with this stage's template.
+    """The model a stage starts from: composed of two parts, or an earlier stage's with this stage's template.
 
-    The same at every call, what is new in it (the projector, the row of `<image>`) too.
+    Deterministic, also in what it initializes (the projector, the embedding row of `<image>`).
     """
     torch.manual_seed(config.seed)
     if config.model is None:
@@ -177,7 +196,7 @@ def load_start(config: TrainConfig) -> LoadedModel:
             hub=config.hub,
         )
     else:
-        loaded = load_model(config.model, device="cpu", dtype="fp32", hub=config.hub)
+        loaded = load_model(ensure_hf_layout(config.model, config.hub), device="cpu", dtype="fp32", hub=config.hub)
         set_template(loaded.model, loaded.processor, config.template, config.system_prompt)
         loaded.processor.image_processor.do_pad = config.pad_square
     if config.feature_layer is not None:
@@ -185,206 +204,213 @@ def load_start(config: TrainConfig) -> LoadedModel:
     return loaded
 
 
-def make_feed(config: TrainConfig, loaded: LoadedModel, part: Part = "training") -> PackedDataset:
-    """Measure the data, under a bar."""
-    with ProgressBars() as bar:
-        task = bar.add_task(f"measuring texts for {part}", total=None, figure="")
-        feed = PackedDataset(
-            config, loaded.processor, lambda n, total: bar.update(task, completed=n, total=total), part
+def load_trainable(config: TrainConfig) -> LoadedModel:
+    """The starting model with its trainable parts set; prints the parameter counts."""
+    loaded = load_start(config)
+    for part, (trainable, total) in set_trainable(loaded.model, config.trainable).items():
+        status = f"{trainable:,} trainable" if trainable else "frozen"
+        console.print(f"  {part:10} {total:>14,} parameters, {status}")
+    return loaded
+
+
+def prepare_for_training(loaded: LoadedModel, config: TrainConfig, world: World) -> Any:
+    """The model ready for training. For many devices it stays on the host; sharding moves it layer by layer."""
+    model = apply_precision(loaded.model, config)
+    model = quantize_frozen(model, config, world.device)
+    model = add_adapters(model if world.size > 1 else model.to(world.device), config)
+    use_packed_attention(base_model(model))
+    return model
+
+
+def open_data(config: TrainConfig, loaded: LoadedModel, purpose: Purpose = "training") -> PackedDataset:
+    """Open and measure the data, with a progress bar."""
+    with ProgressBars() as bars:
+        task = bars.add_task(f"tokenizing {purpose} samples")
+        data = PackedDataset(
+            config, loaded.processor, lambda done, total: bars.update(task, completed=done, total=total), purpose
         )
-        bar.update(task, visible=False)
-    return feed
+        bars.update(task, visible=False)
+    return data
 
 
-def plan_facts(feed: PackedDataset, plan: Plan, held: Held | None) -> dict[str, Any]:
-    """What the plan says of the run: for the screen, plan.json and qilin.json."""
+def plan_run(config: TrainConfig, data: PackedDataset) -> Plan:
+    """The plan of a recipe over its data."""
+    return make_plan(
+        data.lengths,
+        [source.weight for source in config.data],
+        batch_size=config.batch_size,
+        num_epochs=config.num_epochs,
+        max_steps=config.max_steps,
+        pack_tokens=config.pack_tokens,
+        seed=config.seed,
+    )
+
+
+def plan_facts(data: PackedDataset, plan: Plan, validation: ValidationSet | None) -> dict[str, Any]:
+    """The numbers of a plan, for the console, plan.json and qilin.json."""
     lengths = plan.lengths
-    alone = int(lengths.total[plan.order].sum())
-    packed = sum(piece.tokens for step in range(len(plan)) for piece in plan.pieces(step))
-    found = {
+    facts = {
         "hash": plan.hash,
-        "data": [source.dataset.hash for source in feed.sources],
+        "data": [source.dataset.hash for source in data.sources],
         "steps": len(plan),
-        "samples": feed.report["samples"],
-        "cut": feed.report["cut"],
-        "dropped": feed.report["dropped"],
-        "tokens": packed,
-        "tokens_unshared": alone,
-        "answer_tokens": int(lengths.learnt[plan.order].sum()),
+        "samples": data.counts["samples"],
+        "cut": data.counts["cut"],
+        "dropped": data.counts["dropped"],
+        "tokens": sum(group.tokens for step in range(len(plan)) for group in plan.groups(step)),
+        "tokens_unshared": int(lengths.total[plan.order].sum()),
+        "answer_tokens": int(lengths.answer_tokens[plan.order].sum()),
     }
-    if held is not None:
-        found["validation"] = {
-            "samples": held.samples,
-            "of": held.feed.report["samples"],
-            "answer_tokens": held.answer_tokens,
+    if validation is not None:
+        facts["validation"] = {
+            "samples": validation.num_samples,
+            "of": validation.data.counts["samples"],
+            "answer_tokens": validation.answer_tokens,
         }
-    return found
+    return facts
 
 
-def tell(facts: Mapping[str, Any]) -> str:
-    saved = facts["tokens_unshared"] / max(1, facts["tokens"])
+def format_plan(facts: Mapping[str, Any]) -> str:
+    ratio = facts["tokens_unshared"] / max(1, facts["tokens"])
     text = (
         f"  {facts['samples']:,} samples, {facts['steps']:,} steps, {facts['tokens']:,} tokens "
-        f"({saved:.1f}x fewer than one sample at a time), {facts['answer_tokens']:,} of them answers"
+        f"({ratio:.1f}x fewer than without prefix sharing), {facts['answer_tokens']:,} answer tokens"
     )
     if facts["cut"] or facts["dropped"]:
-        text += f"; {facts['cut']} samples cut and {facts['dropped']} dropped for their length"
+        text += f"; {facts['cut']} samples truncated and {facts['dropped']} dropped for their length"
     if "validation" in facts:
-        of = facts["validation"]
+        validation = facts["validation"]
         text += (
-            f"\n  validation on {of['samples']:,} of {of['of']:,} other samples, {of['answer_tokens']:,} answer tokens"
+            f"\n  validation on {validation['samples']:,} of {validation['of']:,} held-out samples, "
+            f"{validation['answer_tokens']:,} answer tokens"
         )
     return text
 
 
-def check_images(feeds: Sequence[PackedDataset]) -> None:
-    """Decode every image of the samples taken, once. Raises UserError that names those that do not decode."""
-    seen: set[tuple[Path, str]] = set()
-    wrong: list[str] = []
-    with ProgressBars() as bar:
-        task = bar.add_task("reading images", total=sum(len(feed.index) for feed in feeds), figure="")
-        for feed, number in ((one, number) for one in feeds for number in one.index.tolist()):
-            bar.advance(task)
-            sample = feed.sample(number)
-            for image_id in sample.image_ids:
-                place = (feed.dataset_of(number).path, image_id)
-                if place not in seen:
-                    seen.add(place)
-                    try:
-                        feed.image(number, sample, image_id)
-                    except UserError as error:
-                        wrong.append(str(error))
-    if wrong:
-        more = f" (and {len(wrong) - 10} more)" if len(wrong) > 10 else ""
-        raise UserError(f"{len(wrong)} of {len(seen)} images do not read{more}:\n  " + "\n  ".join(wrong[:10]))
-    console.print("  every text and image reads well; nothing was trained (--check)")
-
-
-def check_text(config: TrainConfig, feed: PackedDataset) -> None:
-    """Say where texts without an image teach nothing, since only what images pass through learns."""
+def check_samples(config: TrainConfig, data: PackedDataset) -> None:
+    """Warn about text-only samples where only parts that see images are trained; UserError if there are no others."""
     if "language" in config.trainable or config.lora is not None:
         return
-    alone = feed.without_image()
-    if alone == len(feed.index):
-        raise UserError(f"no sample has an image, so {' and '.join(config.trainable)} cannot learn from them")
-    if alone:
-        what = " and ".join(config.trainable)
-        console.print(f"  {alone:,} of the samples have no image and teach {what} nothing", style="yellow")
+    without_image = data.count_without_image()
+    parts = " and ".join(config.trainable)
+    if without_image == len(data.numbers):
+        raise UserError(f"no sample has an image, so {parts} cannot be trained on them")
+    if without_image:
+        console.print(f"  {without_image:,} samples have no image and do not train {parts}", style="yellow")
 
 
-FREE = (
-    "save_every",
-    "keep",
-    "log_every",
-    "trackers",
-    "device",
-    "divide",
-    "background",
-)  # may change in the middle of a run
+def check_images(datasets: Sequence[PackedDataset]) -> None:
+    """Decode every image once. Raises UserError that names those that do not decode."""
+    checked: set[tuple[Path, str]] = set()
+    errors: list[str] = []
+    with ProgressBars() as bars:
+        task = bars.add_task("decoding images", total=sum(len(data.numbers) for data in datasets))
+        for data, number in [(dataset, number) for dataset in datasets for number in dataset.numbers.tolist()]:
+            bars.advance(task)
+            sample = data.sample(number)
+            for image_id in sample.image_ids:
+                key = (data.dataset_of(number).path, image_id)
+                if key in checked:
+                    continue
+                checked.add(key)
+                try:
+                    data.image(number, sample, image_id)
+                except UserError as error:
+                    errors.append(str(error))
+    if errors:
+        more = f" (and {len(errors) - 10} more)" if len(errors) > 10 else ""
+        listed = "\n  ".join(errors[:10])
+        raise UserError(f"{len(errors)} of {len(checked)} images do not decode{more}:\n  {listed}")
+    console.print("  all texts and images can be read; nothing was trained (--check)")
 
 
-def as_begun(config: TrainConfig) -> TrainConfig:
-    """precision=auto as the run in `out` was begun, on whatever machine that was; as it is where none was."""
-    recipe = config.out / RECIPE if config.out else None
-    if config.precision != "auto" or recipe is None or not recipe.is_file():
-        return config
-    return replace(config, precision=read_yaml(recipe).get("precision", "auto"))
-
-
-def already_done(run: Path, config: TrainConfig) -> bool:
-    """True if the folder holds this very run, finished; UserError if it holds something else."""
-    if not run.exists() or not any(run.iterdir()):
-        return False
-    if not (run / RECIPE).is_file():
-        raise UserError(f"{run}: holds something that is not a run of Qilin; name another out=FOLDER")
-    old, new = read_yaml(run / RECIPE), json.loads(json.dumps(to_dict(config)))
-    different = [key for key in new if old.get(key) != new[key] and key not in FREE]
-    if different:
-        key = different[0]
-        raise UserError(
-            f"{run}: holds another run: {key} is {old.get(key)!r} there and {new[key]!r} here"
-            + (f" (and {len(different) - 1} more)" if len(different) > 1 else "")
-            + "; name another out=FOLDER, or remove it"
-        )
-    return (run / QILIN_JSON).is_file()
-
-
-def begin(run: Path, config: TrainConfig, facts: Mapping[str, Any], dropped: Sequence[Mapping[str, str]] = ()) -> None:
-    """Write what is about to be done. A changed plan (other data under the same name) does not continue."""
-    run.mkdir(parents=True, exist_ok=True)
-    plan_file = run / "plan.json"
+def write_run_header(
+    run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], dropped: Sequence[Mapping[str, str]]
+) -> None:
+    """Write recipe, plan and dropped samples. Raises UserError if the run in the folder has another plan or data."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    plan_file = run_dir / PLAN
     if plan_file.is_file():
-        begun = json.loads(plan_file.read_text(encoding="utf-8"))
-        if begun["hash"] != facts["hash"] or begun.get("data", facts["data"]) != facts["data"]:
-            raise UserError(f"{run}: was begun with other data or lengths; remove it or name another out=FOLDER")
-        last = latest_checkpoint(run)
+        previous = read_json(plan_file)
+        if previous["hash"] != facts["hash"] or previous.get("data", facts["data"]) != facts["data"]:
+            raise UserError(
+                f"{run_dir}: this run started with other data or lengths; remove it or choose another out=FOLDER"
+            )
+        last = latest_checkpoint(run_dir)
         if last:
-            console.print(f"  continues after step {step_of(last):,} of {facts['steps']:,}")
-    write_yaml(config, run / f".{RECIPE}.unfinished")
-    (run / f".{RECIPE}.unfinished").replace(run / RECIPE)
+            console.print(f"  resuming after step {step_of(last):,} of {facts['steps']:,}")
+    temporary = run_dir / f".{RECIPE}.unfinished"
+    write_yaml(config, temporary)
+    temporary.replace(run_dir / RECIPE)
     if dropped:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in dropped]
-        write_atomic(run / DROPPED, "".join(lines))
+        write_atomic(run_dir / DROPPED, (to_json(row, indent=None) for row in dropped))
     write_atomic(plan_file, json.dumps(facts, indent=2))
 
 
-def validated(run: Path, step: int) -> dict[str, Any]:
-    """Which step's model it is and how it did on what was put aside, against the last; nothing where none was."""
-    rows = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+def append_start(run_dir: Path, world: World) -> None:
+    """Add a line to starts.jsonl: time, step, code, versions and machine of this start."""
+    last = latest_checkpoint(run_dir)
+    cuda = world.device.type == "cuda"
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "after_step": step_of(last) if last else 0,
+        "devices": world.size,
+        "device": torch.cuda.get_device_name(world.device) if cuda else str(world.device),
+        **machine(),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        **versions(PACKAGES),
+    }
+    with (run_dir / STARTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def validation_summary(run_dir: Path, step: int) -> dict[str, Any]:
+    """The step of the final model with its validation loss and that of the last step; {} without validation."""
+    rows = [json.loads(line) for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines()]
     losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
     if not losses:
         return {}
     last = max(losses)
     console.print(
-        f"  the model is that of step {step:,}: validation loss {losses[step]:.4f}"
-        + (f" (after the last step, {last:,}: {losses[last]:.4f})" if step != last else "")
+        f"  final model: step {step:,}, validation loss {losses[step]:.4f}"
+        + (f" (last step, {last:,}: {losses[last]:.4f})" if step != last else "")
     )
     return {"model_of_step": step, "validation_loss": losses[step], "validation_loss_last": losses[last]}
 
 
-def write_model(run: Path, config: TrainConfig, loaded: LoadedModel, model: Any) -> None:
-    """The Hugging Face files; adapters are kept beside, and merged into the model."""
-    use_plain_attention(base_of(model))
-    on_card = pick_device(config.device).type != "cpu"  # where it learnt; it may have been put together on the host
-    kind = torch.bfloat16 if config.precision == "bf16" and on_card else torch.float32
-    if kind == torch.float32:
-        read_frozen_again(model, config)
-    if config.lora is not None:
-        model.save_pretrained(str(run / "adapter"))
-        model = model.merge_and_unload()
-    model = model.to(kind).eval()
-    model.config.use_cache = True
-    save_model(run, model, loaded.processor)
+def assemble_model(context: TrainContext) -> tuple[LoadedModel, Any, int]:
+    """A complete model in fp32 on the host with the weights of the final checkpoint, for a run that was sharded or
+    quantized.
+
+    Returns the loaded model, the model with its adapters, and the step of its weights.
+    """
+    config = replace(context.config, frozen_weights="plain", precision="fp32", gradient_checkpointing=False)
+    loaded = load_start(config)
+    set_trainable(loaded.model, config.trainable)
+    model = prepare_for_training(loaded, config, SINGLE_DEVICE)
+    return loaded, model, load_final_weights(context, base_model(model))
 
 
-def read_frozen_again(model: Any, config: TrainConfig) -> None:
-    """What was frozen takes its weights from where they came: for the training they were rounded to bf16."""
-    rounded = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and p.dtype == torch.bfloat16]
-    if not rounded:
-        return
-    for _, parameter in rounded:  # its memory goes first
-        parameter.data = parameter.data.new_empty(0)
-    whole = dict(load_start(config).model.named_parameters())
-    for name, parameter in rounded:
-        parameter.data = whole[plain_name(name).replace(".base_layer", "")].data
-
-
-def finish(
-    run: Path, config: TrainConfig, loaded: LoadedModel, model: Any, feed: PackedDataset, facts: Mapping[str, Any]
-) -> None:
-    """Write the finished model folder: Hugging Face files, then qilin.json, then the checkpoints go."""
+def finish(context: TrainContext, loaded: LoadedModel, model: Any, facts: Mapping[str, Any]) -> None:
+    """Write the model folder: Hugging Face files, then qilin.json; then remove the checkpoints."""
+    config, run_dir = context.config, context.run_dir
     try:
-        write_model(run, config, loaded, model)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own
-        last = latest_checkpoint(run)
-        kept = f"step {step_of(last)} of {facts['steps']} is kept" if last else "there is no checkpoint"
-        raise RunError(f"{run}: the model could not be written ({error}); {kept}; free space and run again") from error
-    card = {
+        write_model(run_dir, config, loaded, model)
+    except (OSError, SafetensorError) as error:  # safetensors has an error class of its own
+        last = latest_checkpoint(run_dir)
+        available = (
+            f"the checkpoint of step {step_of(last)} of {facts['steps']} is complete" if last else "no checkpoint"
+        )
+        raise RunError(
+            f"{run_dir}: the model could not be written ({error}); {available}; free disk space and run again"
+        ) from error
+    parent_exists = config.model is not None and Path(config.model).exists()
+    metadata = {
         "stage": "+".join(config.trainable) + (" (adapters)" if config.lora else ""),
         "label": config.label,
         "recipe": to_dict(config),
-        "data": [{"path": str(s.dataset.path.resolve()), "hash": s.dataset.hash} for s in feed.sources],
-        "parent": str(Path(config.model).resolve()) if config.model and Path(config.model).exists() else config.model,
+        "data": [{"path": str(s.dataset.path.resolve()), "hash": s.dataset.hash} for s in context.data.sources],
+        "parent": str(Path(config.model or "").resolve()) if parent_exists else config.model,
         "template": config.template,
         "pad_square": config.pad_square,
         "instructions": list(config.instructions),
@@ -392,5 +418,32 @@ def finish(
         "metrics": METRICS,
         "versions": versions(PACKAGES),
     }
-    write_atomic(run / QILIN_JSON, json.dumps(card, ensure_ascii=False, indent=2))  # it says that the run is finished
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    write_atomic(run_dir / QILIN_JSON, to_json(metadata))  # marks the run as finished
+    shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
+
+
+def write_model(run_dir: Path, config: TrainConfig, loaded: LoadedModel, model: Any) -> None:
+    """Write the Hugging Face files; adapters are kept in adapter/ and merged into the model."""
+    use_plain_attention(base_model(model))
+    on_gpu = pick_device(config.device).type != "cpu"  # where it was trained; it may have been assembled on the host
+    dtype = torch.bfloat16 if config.precision == "bf16" and on_gpu else torch.float32
+    if dtype == torch.float32:
+        restore_frozen_weights(model, config)
+    if config.lora is not None:
+        model.save_pretrained(str(run_dir / "adapter"))
+        model = model.merge_and_unload()
+    model = model.to(dtype).eval()
+    model.config.use_cache = True
+    save_model(run_dir, model, loaded.processor)
+
+
+def restore_frozen_weights(model: Any, config: TrainConfig) -> None:
+    """Read frozen weights from their source again: for training they were rounded to bf16."""
+    rounded = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and p.dtype == torch.bfloat16]
+    if not rounded:
+        return
+    for _, parameter in rounded:  # free their memory first
+        parameter.data = parameter.data.new_empty(0)
+    original = dict(load_start(config).model.named_parameters())
+    for name, parameter in rounded:
+        parameter.data = original[remove_peft_prefix(name).replace(".base_layer", "")].data

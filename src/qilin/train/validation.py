@@ -1,94 +1,76 @@
-"""The loss on samples that are not learnt from: whether the model still gets better, told while it trains.
+"""Validation: the loss on samples that are not trained on.
 
-In: recipe and processor. Out: a Held, whose loss is looked at now and then. It is weighted by tokens and packed as the
-training loss is; images are not changed, nothing drops out. The model is left as it was, bit for bit.
+In: the context and state of a run. Out: the mean loss over all answer tokens of the validation set, packed as in
+training, without augmentation and dropout. Model, moving average and training stay bit-identical.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from qilin.core.errors import RunError
-from qilin.train.checkpoint import learning_weights
+from qilin.train.checkpoint import trainable_weights
 from qilin.train.config import TrainConfig
+from qilin.train.context import TrainContext, TrainState, ValidationSet
 from qilin.train.data_loader import PackedDataset, prefetch
-from qilin.train.distributed import Learner, World, regather
-from qilin.train.model_setup import arithmetic
-from qilin.train.plan import Plan, make_plan
+from qilin.train.distributed import reshard
+from qilin.train.model_setup import autocast_context
+from qilin.train.plan import make_plan
 
 
-@dataclass(frozen=True)
-class Held:
-    """Samples that are looked at and not learnt from, laid into packs once."""
-
-    feed: PackedDataset
-    plan: Plan
-
-    @property
-    def samples(self) -> int:
-        return len(self.plan.order)
-
-    @property
-    def answer_tokens(self) -> int:
-        return int(self.plan.lengths.learnt[self.plan.order].sum())
-
-
-def hold(config: TrainConfig, feed: PackedDataset) -> Held:
-    """The plan of a validation; the same samples at every look."""
-    assert config.validate is not None, "asked only where the recipe validates"
+def make_validation_set(config: TrainConfig, data: PackedDataset) -> ValidationSet:
+    """Plan a validation: the same samples each time."""
+    assert config.validate is not None, "the recipe does not validate"
     plan = make_plan(
-        feed.lengths,
-        [1.0] * len(feed.sources),
+        data.lengths,
+        [1.0] * len(data.sources),
         batch_size=config.batch_size,
         num_epochs=1,
         pack_tokens=config.pack_tokens,
         seed=config.seed,
     )
-    most = config.validate.samples
-    if most and most < len(plan.order):
-        plan = replace(plan, order=plan.order[:most], starts=np.append(plan.starts[plan.starts < most], most))
-    return Held(feed, plan)
+    limit = config.validate.samples
+    if limit and limit < len(plan.order):
+        plan = replace(plan, order=plan.order[:limit], starts=np.append(plan.starts[plan.starts < limit], limit))
+    return ValidationSet(data, plan)
 
 
 @torch.no_grad()
-def validation_loss(
-    learner: Learner,
-    held: Held,
-    average: Mapping[str, torch.Tensor],
-    config: TrainConfig,
-    world: World,
-    tick: Callable[[int], None],
-) -> float:
-    """The mean loss over all answer tokens held, by the weights that would be the result: the average, where there is
-    one. Nothing random is drawn; training seeds itself anew at each step in any case."""
+def validate(context: TrainContext, state: TrainState, on_progress: Callable[[int], None]) -> float:
+    """The validation loss of the weights that would become the model: the moving average, if there is one.
+
+    Draws nothing random, and training seeds every step anyway. Raises RunError if the loss is not finite.
+    """
+    validation, world = context.validation, context.world
+    assert validation is not None, "the recipe does not validate"
     total = 0.0
-    exchange(learner.model, average)
-    learner.eval()
-    for step, packs, _ in prefetch(held.feed, held.plan, 0, config, world):
-        mine = 0.0
-        for pack in packs:
-            with arithmetic(config.precision, pack.ids.device):
-                mine += float(learner(pack, pack.pixels))
-        (summed,) = world.sum([mine])
-        if not math.isfinite(summed):
-            names = world.all_of([name for pack in packs for name in pack.samples])
-            raise RunError(f"the validation loss is {summed}; samples of its pack {step + 1}: {', '.join(names[:20])}")
-        total += summed
-        tick(step + 1)
-    learner.train()
-    regather(learner, world)
-    exchange(learner.model, average)
-    return total / held.answer_tokens
+    swap_ema_weights(state.model, state.ema)
+    state.module.eval()
+    for batch in prefetch(validation.data, validation.plan, 0, context.config, world):
+        loss = 0.0
+        for pack in batch.packs:
+            with autocast_context(context.config.precision, pack.ids.device):
+                loss += float(state.module(pack, pack.pixels))
+        (step_loss,) = world.sum([loss])
+        if not math.isfinite(step_loss):
+            sample_ids = ", ".join(world.gather(batch.sample_ids)[:20])
+            raise RunError(f"the validation loss is {step_loss}; samples of batch {batch.step + 1}: {sample_ids}")
+        total += step_loss
+        on_progress(batch.step + 1)
+    state.module.train()
+    reshard(state.module, world)
+    swap_ema_weights(state.model, state.ema)
+    return total / validation.answer_tokens
 
 
-def exchange(model: Any, average: Mapping[str, torch.Tensor]) -> None:
-    """Weights and their average change places; nothing is computed, so that a second time puts all back."""
-    for name, weight in learning_weights(model).items():
-        if name in average:
-            kept = weight.clone()
-            weight.copy_(average[name])
-            average[name].copy_(kept)
+def swap_ema_weights(model: Any, ema: Mapping[str, torch.Tensor]) -> None:
+    """Exchange the weights and their moving average; a second call restores both exactly."""
+    for name, weight in trainable_weights(model).items():
+        if name in ema:
+            previous = weight.clone()
+            weight.copy_(ema[name])
+            ema[name].copy_(previous)

@@ -23,9 +23,9 @@ from qilin.demo.tiny_models.background import OnStep
 from qilin.demo.tiny_models.text_corpus import TextExample
 from qilin.demo.tiny_models.tokenizer import train_tokenizer
 from qilin.train.loss import answer_loss
-from qilin.train.model_setup import arithmetic
-from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
-from qilin.train.packed_attention import NAME, make_layout
+from qilin.train.model_setup import autocast_context
+from qilin.train.optimizer import TrainableParam, lr_factor, make_optimizer, set_learning_rates
+from qilin.train.packed_attention import PACKED, make_layout
 
 CPU = torch.device("cpu")  # where the tiny models are trained
 WARMUP_RATIO = 0.05
@@ -67,19 +67,19 @@ def train_language_model(
     # Tokens used alike (left, right) must start apart: at the usual 0.02 sides stayed at chance for 2,000 steps, at
     # 0.12 they were right after 500 (bench/results/drawn-trials.json).
     nn.init.normal_(model.model.embed_tokens.weight, std=EMBEDDING_STD)
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(PACKED)
     documents = [tokenize(example, tokenizer) for example in examples]
     batches = [
         batch
         for epoch in range(config.num_epochs)
         for batch in token_batches(documents, config.batch_tokens, np.random.default_rng([seed, epoch]))
     ]
-    parameters = [Learning(name, p, config.learning_rate, 0.01) for name, p in model.named_parameters()]
+    parameters = [TrainableParam(name, p, config.learning_rate, 0.01) for name, p in model.named_parameters()]
     optimizer = make_optimizer(parameters, "muon", betas=(0.9, 0.95))
     for step, batch in enumerate(batches):
-        set_rates(optimizer, rate_share("cosine", step, len(batches), math.ceil(WARMUP_RATIO * len(batches))))
+        set_learning_rates(optimizer, lr_factor("cosine", step, len(batches), math.ceil(WARMUP_RATIO * len(batches))))
         ids, position_ids, layout, positions, targets = pack_texts(batch)
-        with arithmetic(precision, CPU):
+        with autocast_context(precision, CPU):
             output = model.model(input_ids=ids, position_ids=position_ids, layout=layout, use_cache=False)
             loss = answer_loss(output.last_hidden_state[0], model.lm_head, positions, targets) / len(targets)
         optimizer_step(model, optimizer, loss)
@@ -158,7 +158,7 @@ class TextEncoder:
 
     @cached_property
     def model(self) -> Any:
-        return LlamaForCausalLM.from_pretrained(self.folder, attn_implementation=NAME).model.eval()
+        return LlamaForCausalLM.from_pretrained(self.folder, attn_implementation=PACKED).model.eval()
 
     @property
     def hidden_size(self) -> int:

@@ -37,8 +37,8 @@ from qilin.demo.tiny_models.vision_objectives import HEADS, SUPERVISION
 from qilin.imaging.augment import augment
 from qilin.model.processing import PixelCache
 from qilin.train.flops import fast_precision
-from qilin.train.model_setup import arithmetic
-from qilin.train.optimizer import Learning, make_optimizer, rate_share, set_rates
+from qilin.train.model_setup import autocast_context
+from qilin.train.optimizer import TrainableParam, lr_factor, make_optimizer, set_learning_rates
 from qilin.train.packed_attention import VISION
 
 
@@ -114,7 +114,7 @@ def train_vision_encoder(data: Path, out: Path, config: TinyModelsConfig, precis
     model = nn.ModuleList([encoder, *heads])
     optimizer = make_optimizer(
         [
-            Learning(name, p, vision.learning_rate, vision.weight_decay if p.ndim >= 2 else 0.0)
+            TrainableParam(name, p, vision.learning_rate, vision.weight_decay if p.ndim >= 2 else 0.0)
             for name, p in model.named_parameters()
         ],
         vision.optimizer,
@@ -125,9 +125,9 @@ def train_vision_encoder(data: Path, out: Path, config: TinyModelsConfig, precis
         if step % batches == 0:
             order = torch.randperm(len(pixels), generator=generator)
         rows = order[step % batches :: batches]
-        set_rates(optimizer, rate_share("cosine", step, steps, math.ceil(WARMUP_RATIO * steps)))
+        set_learning_rates(optimizer, lr_factor("cosine", step, steps, math.ceil(WARMUP_RATIO * steps)))
         augmented = augment(pixels[rows], vision.augment, generator)
-        with arithmetic(precision, CPU):
+        with autocast_context(precision, CPU):
             features = llava_features(encoder(pixel_values=augmented, output_hidden_states=True))
         batch_ids = [image_ids[row] for row in rows.tolist()]
         loss = torch.stack([head(features.float(), batch_ids, generator) for head in heads]).sum()

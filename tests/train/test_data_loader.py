@@ -16,8 +16,8 @@ from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.model.llava import compose
 from qilin.train.config import DataSource, TrainConfig
-from qilin.train.data_loader import PackedDataset, unit_of
-from qilin.train.plan import Piece, pieces_of
+from qilin.train.data_loader import PackedDataset, prefix_group
+from qilin.train.plan import PackedGroup, group_samples
 
 CPU = torch.device("cpu")
 
@@ -49,8 +49,8 @@ def stage(*folders: Path, source: Mapping[str, Any] | None = None, **options: An
 
 def same(one: PackedDataset, other: PackedDataset) -> bool:
     pairs = zip(dataclasses.astuple(one.lengths), dataclasses.astuple(other.lengths), strict=True)
-    equal = all(np.array_equal(a, b) for a, b in pairs) and np.array_equal(one.index, other.index)
-    return equal and one.report == other.report and one.refused == other.refused
+    equal = all(np.array_equal(a, b) for a, b in pairs) and np.array_equal(one.numbers, other.numbers)
+    return equal and one.counts == other.counts and one.dropped == other.dropped
 
 
 def measured(config: TrainConfig, processor: Any) -> tuple[PackedDataset, bool]:
@@ -66,7 +66,7 @@ def test_measured_once_and_read_again(home: Path, processor: Any) -> None:
     again, worked_again = measured(config, processor)
     assert (worked, worked_again) == (True, False)
     assert same(first, again)
-    assert first.refused  # the two-image sample and others, with their reasons, from the cache as well
+    assert first.dropped  # the two-image sample and others, with their reasons, from the cache as well
 
 
 @pytest.mark.parametrize("spoil", ["empty", "half", "text", "other", "columns"])
@@ -74,7 +74,7 @@ def test_broken_cache_is_made_again(home: Path, processor: Any, cache: Path, spo
     config = stage(home / "data")
     first, _ = measured(config, processor)
     (file,) = (cache / "lengths").glob("*.npz")
-    whole = file.read_bytes()
+    whole = file.load_memory()
     if spoil == "other":
         np.savez(file, something=np.zeros(3))
     elif spoil == "columns":
@@ -131,45 +131,45 @@ def test_overlong_is_an_error_or_cut_or_dropped_and_counted(home: Path, processo
         PackedDataset(stage(home / "data", max_length=60), processor)
 
     full = PackedDataset(stage(home / "data"), processor)
-    over = {full.sample(int(n)).sample_id for n, t in zip(full.index, full.lengths.total, strict=True) if t > 60}
+    over = {full.sample(int(n)).sample_id for n, t in zip(full.numbers, full.lengths.total, strict=True) if t > 60}
     assert over == {"train-chat", "train-two"}
     everything = len(full.lengths.total)
-    assert full.report == {"samples": everything, "cut": 0, "dropped": 0}
+    assert full.counts == {"samples": everything, "cut": 0, "dropped": 0}
 
     dropped = PackedDataset(stage(home / "data", max_length=60, on_overlength="drop"), processor)
-    assert dropped.report == {"samples": everything - len(over), "cut": 0, "dropped": len(over)}
-    assert {row["sample_id"] for row in dropped.refused} == over
-    assert all(row["reason"].endswith("tokens, max_length is 60") for row in dropped.refused)
+    assert dropped.counts == {"samples": everything - len(over), "cut": 0, "dropped": len(over)}
+    assert {row["sample_id"] for row in dropped.dropped} == over
+    assert all(row["reason"].endswith("tokens, max_length is 60") for row in dropped.dropped)
     assert dropped.lengths.total.max() <= 60
-    assert {dropped.sample(int(n)).sample_id for n in dropped.index}.isdisjoint(over)
+    assert {dropped.sample(int(n)).sample_id for n in dropped.numbers}.isdisjoint(over)
 
     cut = PackedDataset(stage(home / "data", max_length=60, on_overlength="truncate"), processor)
-    assert cut.report["cut"] > 0
-    assert cut.report["cut"] + cut.report["dropped"] == len(over)
-    assert cut.report["samples"] == everything - cut.report["dropped"]
+    assert cut.counts["cut"] > 0
+    assert cut.counts["cut"] + cut.counts["dropped"] == len(over)
+    assert cut.counts["samples"] == everything - cut.counts["dropped"]
     assert cut.lengths.total.max() == 60
-    assert (cut.lengths.learnt > 0).all()
+    assert (cut.lengths.answer_tokens > 0).all()
 
 
 def test_cut_samples_are_counted_once_however_often_they_are_packed(home: Path, processor: Any) -> None:
     config = stage(home / "data", max_length=60, on_overlength="truncate")
     PackedDataset(config, processor)
     feed = PackedDataset(config, processor)  # lengths from the cache, so that packing encodes for the first time
-    before = dict(feed.report)
+    before = dict(feed.counts)
     assert before["cut"]
-    for index in range(len(feed.index)):
-        made = feed.pack(pieces_of(np.array([index]), feed.lengths, 2048), CPU, torch.float32)
+    for index in range(len(feed.numbers)):
+        made = feed.make_pack(group_samples(np.array([index]), feed.lengths, 2048), CPU, torch.float32)
         assert made.ids.shape[1] == feed.lengths.total[index]
-        assert len(made.targets) == feed.lengths.learnt[index]
-    assert feed.report == before
+        assert len(made.targets) == feed.lengths.answer_tokens[index]
+    assert feed.counts == before
 
 
 def test_cut_never_takes_an_image_apart_nor_the_whole_answer(tmp_path: Path, processor: Any) -> None:
     long = "这张图片是什么模态？" * 40
     folder = write(tmp_path / "data", [("asks-long", long, "是"), ("says-long", "图？", long)])
     feed = PackedDataset(stage(folder, max_length=64, on_overlength="truncate"), processor)
-    assert feed.report == {"samples": 1, "cut": 1, "dropped": 1}
-    assert [row["sample_id"] for row in feed.refused] == ["asks-long"]
+    assert feed.counts == {"samples": 1, "cut": 1, "dropped": 1}
+    assert [row["sample_id"] for row in feed.dropped] == ["asks-long"]
     with pytest.raises(UserError, match=r"no sample is left for training; .*'dropped': 2"):
         PackedDataset(
             stage(folder, max_length=PATCHES, on_overlength="truncate"), processor
@@ -213,14 +213,14 @@ def test_unknown_split_and_absent_kinds_say_what_there_is(home: Path, processor:
 def test_units_are_samples_that_begin_alike(home: Path, processor: Any) -> None:
     feed = PackedDataset(stage(home / "data"), processor)
     units: dict[int, set[str]] = {}
-    for number, unit, prefix in zip(feed.index, feed.lengths.unit, feed.lengths.prefix, strict=True):
+    for number, unit, prefix in zip(feed.numbers, feed.lengths.prefix_group, feed.lengths.prefix, strict=True):
         units.setdefault(int(unit), set()).add(feed.sample(int(number)).sample_id)
         assert (prefix > 0) == bool(feed.sample(int(number)).image_ids)
     assert {"train-text"} in units.values()
     assert {"train-two"} in units.values()
     assert {"train-caption-1", "train-vqa-1-0", "train-vqa-1-1", "train-vqa-1-2"} in units.values()
     separate = PackedDataset(stage(home / "data", share_image_prefix=False), processor)
-    assert len(set(separate.lengths.unit.tolist())) == len(separate.index)
+    assert len(set(separate.lengths.prefix_group.tolist())) == len(separate.numbers)
     assert not separate.lengths.prefix.any()
 
 
@@ -228,19 +228,19 @@ def test_prefixes_that_differ_only_in_repeated_words_are_different_units(home: P
     """Only an image's own tokens may be shortened: 1 1 2 and 1 2 2 are not the same text."""
     sample, image = PackedDataset(stage(home / "data"), processor).sample(0), 9
     prefixes = ([1, 1, 2, image, image], [1, 2, 2, image, image], [1, 1, 2, image, image])
-    one, other, again = (unit_of(sample, prefix, 0, image) for prefix in prefixes)
+    one, other, again = (prefix_group(sample, prefix, 0, image) for prefix in prefixes)
     assert one != other
     assert one == again
 
 
 def test_images_stand_in_the_order_of_their_tokens(home: Path, processor: Any) -> None:
     feed = PackedDataset(stage(home / "data"), processor)
-    names = {feed.sample(int(number)).sample_id: place for place, number in enumerate(feed.index)}
+    names = {feed.sample(int(number)).sample_id: place for place, number in enumerate(feed.numbers)}
     wanted = ["train-vqa-2-0", "train-two", "train-text", "train-vqa-1-1"]
-    pieces = [Piece((names[name],), int(feed.lengths.total[names[name]])) for name in wanted]
-    made = feed.pack(pieces, CPU, torch.float32)
-    assert made.samples == tuple(wanted)
-    images = [image for name in wanted for image in feed.sample(int(feed.index[names[name]])).image_ids]
+    pieces = [PackedGroup((names[name],), int(feed.lengths.total[names[name]])) for name in wanted]
+    made = feed.make_pack(pieces, CPU, torch.float32)
+    assert made.sample_ids == tuple(wanted)
+    images = [image for name in wanted for image in feed.sample(int(feed.numbers[names[name]])).image_ids]
     expected = torch.stack([feed.pixels.get(feed.sources[0].dataset, image) for image in images])
     assert made.pixels is not None
     assert torch.equal(made.pixels, expected)
@@ -252,6 +252,6 @@ def test_images_stand_in_the_order_of_their_tokens(home: Path, processor: Any) -
 def test_two_folders_are_counted_on(home: Path, tmp_path: Path, processor: Any) -> None:
     second = write(tmp_path / "data", [("only", "图中有异常吗？", "有")])
     feed = PackedDataset(stage(home / "data", second), processor)
-    assert feed.sample(int(feed.index[-1])).sample_id == "only"
-    assert feed.lengths.source.tolist() == [0] * (len(feed.index) - 1) + [1]
-    assert feed.dataset_of(int(feed.index[-1])).path == second
+    assert feed.sample(int(feed.numbers[-1])).sample_id == "only"
+    assert feed.lengths.source.tolist() == [0] * (len(feed.numbers) - 1) + [1]
+    assert feed.dataset_of(int(feed.numbers[-1])).path == second

@@ -21,14 +21,14 @@ import qilin.train.checkpoint as checkpoint
 import qilin.train.loop as loop
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin import cli
-from qilin.convert.weight_files import list_weights
+from qilin.convert.weight_files import list_tensors
 from qilin.core.config import read_yaml
 from qilin.core.errors import RunError, UserError
 from qilin.imaging.augment import augment
 from qilin.model.llava import load_model, part_of
 from qilin.train.config import read_recipe
 from qilin.train.data_loader import PackedDataset
-from qilin.train.optimizer import rate_share
+from qilin.train.optimizer import lr_factor
 from qilin.train.stage import load_start, run_stage
 
 # twelve steps of a few samples in fp32, so that what should stay can be asked to stay bit for bit
@@ -107,7 +107,7 @@ def test_stage_one_moves_the_projector_alone(home: Path, aligned: Path, tmp_path
     before = dict(start.model.named_parameters())
     assert moved(before, weights(aligned)) == {"vision": {False}, "projector": {True}, "language": {False}}
     # On the disk under llava-hf's names, which servers look for.
-    names = {weight.name for weight in list_weights(aligned)}
+    names = {weight.name for weight in list_tensors(aligned)}
     assert {"vision_tower.vision_model.pre_layrnorm.weight", "language_model.model.norm.weight"} <= names
     figures = rows(aligned)
     assert [row["step"] for row in figures] == list(range(1, len(figures) + 1))
@@ -126,7 +126,7 @@ def test_what_is_frozen_is_written_as_it_was_read(home: Path, aligned: Path, tmp
 def multiplies(monkeypatch: pytest.MonkeyPatch, bf16: float) -> None:
     """A processor that multiplies bf16 so many times as fast as fp32."""
     peaks = {torch.float32: 1e9, torch.bfloat16: bf16 * 1e9}
-    monkeypatch.setattr("qilin.train.flops.measure_peak", lambda device, dtype: peaks[dtype])
+    monkeypatch.setattr("qilin.train.flops.measure_peak_flops", lambda device, dtype: peaks[dtype])
 
 
 @pytest.mark.parametrize(("bf16", "kind"), [(2.0, "bf16"), (0.5, "fp32")])
@@ -324,7 +324,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
         if step == 1:
             model.model.language_model.norm.weight.data[0] = float("nan")
             before.update({n: p.detach().clone() for n, p in model.named_parameters()})
-            kept.append((model, [name for pack in packs for name in pack.samples]))
+            kept.append((model, [name for pack in packs for name in pack.sample_ids]))
         return real(learner, packs, config, step, world)
 
     monkeypatch.setattr(loop, "learn_step", poisoned)
@@ -362,7 +362,7 @@ def test_a_full_disk_costs_no_checkpoint(
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-0000001"]
     stage(home, run, f"model={aligned}", "save_steps=1")
     whole = stage(home, tmp_path / "whole", f"model={aligned}", "save_steps=1")
-    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (run / "model.safetensors").load_memory() == (whole / "model.safetensors").load_memory()
 
 
 def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
@@ -372,10 +372,10 @@ def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
     assert checkpoint.latest_checkpoint(tmp_path) is None
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    saver = checkpoint.Saver(tmp_path, save_total_limit=2)
+    saver = checkpoint.Checkpointer(tmp_path, save_total_limit=2)
     for step in (1, 2, 3):
         saver.save(step, model, optimizer, {})
-    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [2, 3]
+    assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path)] == [2, 3]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -402,10 +402,10 @@ def test_asked_to_stop_it_saves_first(
         assert cli.main(command) == code
     assert "continue" in capsys.readouterr().err
     assert signal.getsignal(number) is before
-    assert checkpoint.step_of(checkpoint.checkpoints(run)[-1]) == 2
+    assert checkpoint.step_of(checkpoint.list_checkpoints(run)[-1]) == 2
     assert cli.main(command) == 0
     whole = stage(home, tmp_path / "whole", f"model={aligned}")
-    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (run / "model.safetensors").load_memory() == (whole / "model.safetensors").load_memory()
     assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(whole)]
 
 
@@ -431,10 +431,10 @@ def measure(home: Path, tmp_path: Path) -> list[int]:
 
 def test_the_average_is_the_result(home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, torch.Tensor]] = []
-    real = loop.update_average
+    real = loop.update_ema
 
     def watch(average: Any, model: Any, decay: float, step: int) -> None:
-        seen.append({name: p.clone() for name, p in loop.learning_weights(model).items()})
+        seen.append({name: p.clone() for name, p in loop.trainable_weights(model).items()})
         real(average, model, decay, step)
 
     monkeypatch.setattr(loop, "update_average", watch)
@@ -463,7 +463,7 @@ def test_augmentation_follows_from_its_seed() -> None:
 
 
 def test_schedules() -> None:
-    shares = {name: [rate_share(name, s, 100, 10) for s in range(100)] for name in ("cosine", "linear", "constant")}
+    shares = {name: [lr_factor(name, s, 100, 10) for s in range(100)] for name in ("cosine", "linear", "constant")}
     for found in shares.values():
         assert found[:11] == pytest.approx([s / 10 for s in range(11)])
     assert shares["constant"][10:] == [1.0] * 90
@@ -474,7 +474,7 @@ def test_schedules() -> None:
         fall = shares[name][10:]
         assert all(a > b >= 0 for a, b in zip(fall, fall[1:], strict=False))
         assert fall[-1] < 0.02
-    assert rate_share("cosine", 0, 1, 1) == 1.0  # one step with its warm-up learns something
+    assert lr_factor("cosine", 0, 1, 1) == 1.0  # one step with its warm-up learns something
 
 
 def test_tensorboard_file(home: Path, aligned: Path, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from qilin.model.processing import encode_sample
 from qilin.train import cpu_attention as blocks
 from qilin.train import packed_attention as attention
 from qilin.train.config import DataSource, TrainConfig
-from qilin.train.cpu_attention import block_attention
+from qilin.train.cpu_attention import bucketed_attention
 from qilin.train.data_loader import Pack, PackedDataset
 from qilin.train.loop import pack_loss
-from qilin.train.model_setup import compute_again
+from qilin.train.model_setup import enable_activation_checkpointing
 from qilin.train.packed_attention import Layout, make_block_mask, make_layout, packed_attention, use_packed_attention
 from qilin.train.plan import make_plan
 
@@ -63,7 +63,7 @@ def make_packs(feed: PackedDataset, dtype: torch.dtype) -> list[Pack]:
     pack_tokens = feed.config.pack_tokens
     plan = make_plan(feed.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
     assert len(plan) == 1
-    return [feed.pack(pieces, CPU, dtype) for pieces in plan.packs(0)]
+    return [feed.make_pack(pieces, CPU, dtype) for pieces in plan.packs(0)[0]]
 
 
 def gradients_of(model: Any, losses: Sequence[Callable[[], torch.Tensor]]) -> tuple[float, Gradients]:
@@ -96,7 +96,7 @@ def one_by_one(loaded: LoadedModel, feed: PackedDataset, dtype: torch.dtype) -> 
         chances = F.log_softmax(logits[[i - 1 for i in said]], dim=-1)
         return -chances[range(len(said)), [encoded.ids[i] for i in said]].sum()
 
-    return gradients_of(model, [lambda n=n: loss_of(int(n)) for n in feed.index])  # type: ignore[misc]
+    return gradients_of(model, [lambda n=n: loss_of(int(n)) for n in feed.numbers])  # type: ignore[misc]
 
 
 def packed(model: Any, packs: Sequence[Pack]) -> tuple[float, Gradients]:
@@ -130,11 +130,11 @@ def test_packs_teach_what_samples_teach(parts: Path, kind: str, template: str, d
     packs = make_packs(feed, dtype)
     if template == "plain":  # the prefix is all there is before the answer: its last token predicts the first word
         image = loaded.processor.tokenizer.convert_tokens_to_ids("<image>")
-        assert all((pack.ids[0, pack.where] == image).any() for pack in packs)
+        assert all((pack.ids[0, pack.target_positions] == image).any() for pack in packs)
     else:
         assert len(packs) > 1
         assert any((pack.layout.documents[:, 2] >= 0).sum() >= 3 for pack in packs)  # several questions an image
-        names = {name for pack in packs for name in pack.samples}
+        names = {name for pack in packs for name in pack.sample_ids}
         assert {"train-two", "train-text", "train-chat", "train-caption-0"} <= names
     expected = one_by_one(loaded, feed, dtype)
     assert {name.split(".")[1] for name in expected[1]} >= {"vision_tower", "multi_modal_projector", "language_model"}
@@ -149,7 +149,7 @@ def test_one_question_alone_or_many_on_a_prefix(parts: Path) -> None:
     before = [int((pack.layout.documents[:, 2] >= 0).sum()) for pack in packs]
     assert sum(before) == 4 * 4  # each image's caption and questions branch from it; nothing else does
     image = loaded.processor.tokenizer.convert_tokens_to_ids("<image>")
-    first_words = sum(int((pack.ids[0, pack.where] == image).sum()) for pack in packs)
+    first_words = sum(int((pack.ids[0, pack.target_positions] == image).sum()) for pack in packs)
     assert first_words == 4 * 4 + 1  # and the one of two images, alone
     assert far(packed(loaded.model, packs), one_by_one(loaded, feed, torch.float64)) < 1e-6
 
@@ -206,7 +206,7 @@ def test_weights_made_again_teach_the_same(parts: Path, monkeypatch: pytest.Monk
     loaded = put_together(parts, "mistral", torch.float64, "v1")
     packs = make_packs(make_feed(parts, loaded, "v1"), torch.float64)
     kept = packed(loaded.model, packs)
-    monkeypatch.setattr(blocks, "KEPT", 0)
+    monkeypatch.setattr(blocks, "STORED_KEYS", 0)
     assert far(packed(loaded.model, packs), kept) < 1e-6
 
 
@@ -215,7 +215,7 @@ def test_activations_computed_again_teach_the_same(parts: Path) -> None:
     loaded = put_together(parts, "qwen3", torch.float64, "chatml")
     packs = make_packs(make_feed(parts, loaded, "chatml"), torch.float64)
     kept = packed(loaded.model, packs)
-    compute_again(loaded.model, 1.0)
+    enable_activation_checkpointing(loaded.model, 1.0)
     loaded.model.train()  # nothing is computed again in eval mode
     layers = [layer for layer in loaded.model.model.language_model.layers if layer.gradient_checkpointing]
     assert layers
@@ -285,7 +285,7 @@ def test_the_last_layer_computes_what_is_read(name: str) -> None:
     torch.testing.assert_close(out[:, read], everything[:, read], rtol=1e-10, atol=1e-12)
     gradients = [torch.autograd.grad((made[:, read] ** 2).sum(), given) for made in (out, everything)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
-    computed = sum(len(bucket.tokens) for bucket in layout.last)
+    computed = sum(len(bucket.tokens) for bucket in layout.last_layer_buckets)
     assert len(read) <= computed < sum(len(bucket.tokens) for bucket in layout.buckets)
 
 
@@ -299,7 +299,7 @@ def test_bf16_errs_as_eager_attention_does(spread: float, most: float) -> None:
     seen = torch.ones(700, 700, dtype=torch.bool).tril()
     scores = (q @ k.transpose(1, 2) / 8).masked_fill(~seen, float("-inf"))
     eager = scores.softmax(-1, dtype=torch.float32).to(torch.bfloat16) @ v
-    found = block_attention(q, k, v, make_layout([(0, 700, -1)], CPU).buckets)
+    found = bucketed_attention(q, k, v, make_layout([(0, 700, -1)], CPU).buckets)
     fused = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
     error, known, least = (float((x.double() - exact).norm() / exact.norm()) for x in (found, eager, fused))
     assert error < most
@@ -308,7 +308,7 @@ def test_bf16_errs_as_eager_attention_does(spread: float, most: float) -> None:
 
 
 def test_shapes_come_again() -> None:
-    """Documents of any length take few shapes of products, for each new one costs time and memory."""
+    """Documents of any length take few shapes of matmul_flops, for each new one costs time and memory."""
     shapes = set()
     for length in range(1, 400):
         for bucket in make_layout([(0, length, -1)], CPU).buckets:

@@ -11,7 +11,7 @@ from builders.tiny import tiny_language, tiny_vision
 from qilin.core.errors import UserError
 from qilin.model.llava import compose, set_trainable
 from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
-from qilin.train.skip_unused import features_depth, vision_layers
+from qilin.train.skip_unused import feature_depth, vision_layers
 
 CPU = torch.device("cpu")
 IMAGE = 16  # tokens of an image
@@ -95,7 +95,7 @@ def test_features_of_a_deeper_layer_need_more(model: Any) -> None:
     found = {}
     for layer in (-1, -2, [1, -1], 1):
         model.config.vision_feature_layer = layer
-        found[str(layer)] = features_depth(model)
+        found[str(layer)] = feature_depth(model)
     assert found == {"-1": total, "-2": total - 1, "[1, -1]": total, "1": 1}
 
 

@@ -21,7 +21,7 @@ from qilin.train import checkpoint, loop
 from qilin.train import validation as validate
 from qilin.train.config import TrainConfig
 from qilin.train.data_sources import open_sources
-from qilin.train.distributed import Learner
+from qilin.train.distributed import ModelWithLoss
 from qilin.train.stage import run_stage
 
 # everything of a run that has a state of its own: dropout, changed images, an average, two optimizers
@@ -134,14 +134,14 @@ def test_training_goes_the_same_way_bit_for_bit(home: Path, tmp_path: Path, monk
     assert len(of(looked, "validation_loss")) == 6
     for figure in ("loss", "grad_norm"):
         assert of(looked, figure) == of(plain, figure)
-    assert (looked / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+    assert (looked / "model.safetensors").load_memory() == (plain / "model.safetensors").load_memory()
 
     # controls: a model that is left without dropout, or with the average in place of its weights
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "train", lambda learner, mode=True: torch.nn.Module.train(learner, False))
+        patch.setattr(ModelWithLoss, "train", lambda learner, mode=True: torch.nn.Module.train(learner, False))
         other = train(home, tmp_path / "eval", **MOVING, validate={"interval": 1, "keep_best": 0})
         assert of(other, "loss") != of(plain, "loss")
-    real, calls = validate.exchange, []
+    real, calls = validate.swap_ema_weights, []
 
     def once(*given: Any) -> None:
         calls.append(1)
@@ -162,7 +162,7 @@ def scripted(patch: pytest.MonkeyPatch, losses: list[float]) -> dict[int, dict[s
     real = loop.learn_step
 
     def step(learner: Any, packs: Any, config: Any, number: int, world: Any) -> Any:
-        weights[number] = {n: t.clone() for n, t in checkpoint.learning_weights(learner.model).items()}  # before it
+        weights[number] = {n: t.clone() for n, t in checkpoint.trainable_weights(learner.model).items()}  # before it
         said["step"] = number
         return real(learner, packs, config, number, world)
 
@@ -176,13 +176,13 @@ def test_the_best_stay_beside_the_last_and_the_model_is_the_best(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[list[int]] = []
-    real = checkpoint.Saver.complete
+    real = checkpoint.Checkpointer.complete
 
     def complete(saver: Any, *given: Any) -> None:
         real(saver, *given)
-        seen.append([checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path / "run")])
+        seen.append([checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path / "run")])
 
-    monkeypatch.setattr(checkpoint.Saver, "complete", complete)
+    monkeypatch.setattr(checkpoint.Checkpointer, "complete", complete)
     weights = scripted(monkeypatch, [5.0, 3.0, 4.0, 2.0, 6.0, 3.5])
     options: dict[str, Any] = {"validate": {"interval": 1, "keep_best": 2}, "save_total_limit": 1, "save_steps": 5}
     run = train(home, tmp_path / "run", **options, trackers=["tensorboard"])
@@ -245,7 +245,7 @@ def test_interrupted_at_every_step_in_turn_it_is_the_same_run(home: Path, tmp_pa
     train(home, run, **options)
     for figure in ("loss", "grad_norm", "validation_loss"):
         assert of(run, figure) == of(whole, figure)
-    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (run / "model.safetensors").load_memory() == (whole / "model.safetensors").load_memory()
     losses = of(whole, "validation_loss")
     best = json.loads((whole / "qilin.json").read_text())["plan"]["model_of_step"]
     assert best == min(losses, key=lambda step: (losses[step], step))

@@ -102,13 +102,13 @@ def test_two_writers_of_one_cache_do_not_meet(cache: Path, monkeypatch: pytest.M
 def test_encoded_texts_are_kept_only_while_there_is_room(
     parts: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed_module, "KEEP_TOKENS", 100)
+    monkeypatch.setattr(feed_module, "ENCODED_CACHE_TOKENS", 100)
     feed = PackedDataset(recipe(parts), loaded.processor)
     assert 0 < sum(len(encoded.ids) for encoded in feed.encoded.values()) <= 100
-    pieces = [feed_module.Piece((int(i),), 0) for i in range(len(feed.index))]
-    pack = feed.pack(pieces, torch.device("cpu"), torch.float32)  # the others are encoded when they are needed
+    pieces = [feed_module.PackedGroup((int(i),), 0) for i in range(len(feed.numbers))]
+    pack = feed.make_pack(pieces, torch.device("cpu"), torch.float32)  # the others are encoded when they are needed
     assert pack.ids.shape[1] == feed.lengths.total.sum()
-    assert feed.room >= 0
+    assert feed.free_tokens >= 0
 
 
 # ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,9 +127,9 @@ def test_an_image_that_does_not_decode_is_named_with_its_sample(
         return found[:60] if image_id == bad else found
 
     monkeypatch.setattr(type(dataset), "image_bytes", image_bytes)
-    piece = feed_module.Piece((0,), 0)
+    piece = feed_module.PackedGroup((0,), 0)
     with pytest.raises(UserError, match=rf"image {bad} \(sample train-caption-0\): .*damaged"):
-        feed.pack([piece], torch.device("cpu"), torch.float32)
+        feed.make_pack([piece], torch.device("cpu"), torch.float32)
 
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -218,7 +218,7 @@ def crash(parts: Path, run: Path, step: int, **changes: Any) -> None:
 
 
 def same(run: Path, whole: Path) -> bool:
-    equal = (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    equal = (run / "model.safetensors").load_memory() == (whole / "model.safetensors").load_memory()
     return equal and losses(run) == losses(whole)
 
 
@@ -264,17 +264,17 @@ def small_disk(limit: int) -> Iterator[None]:
 def test_a_disk_that_refuses_to_write_costs_no_checkpoint(
     parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, real = tmp_path / "run", checkpoint.Saver.save
+    run, real = tmp_path / "run", checkpoint.Checkpointer.save
 
     def refused(saver: Any, step: int, *rest: Any) -> None:
         if step < 4:
             return real(saver, step, *rest)
         with small_disk(12_000):
-            assert (checkpoint.checkpoints(run)[-1] / "__0_0.distcp").stat().st_size > 12_000
+            assert (checkpoint.list_checkpoints(run)[-1] / "__0_0.distcp").stat().st_size > 12_000
             return real(saver, step, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Saver, "save", refused)
+        patch.setattr(checkpoint.Checkpointer, "save", refused)
         with pytest.raises(RunError, match=r"step-0000004: could not be written .*of step 2 is whole; free space"):
             train(parts, run)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000002"]
@@ -332,7 +332,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
     crash(parts, run, 5)
     last = checkpoint.latest_checkpoint(run)
     assert last is not None
-    (last / file).write_bytes((last / file).read_bytes()[: 8 if file == "state.json" else 100])
+    (last / file).write_bytes((last / file).load_memory()[: 8 if file == "state.json" else 100])
     with pytest.raises(RunError, match=r"step-0000004: does not read .*remove this folder and run again"):
         train(parts, run)
     shutil.rmtree(last)
@@ -377,7 +377,7 @@ def test_text_alone_teaches_a_projector_nothing_and_breaks_nothing(
 
 
 def test_nothing_but_text_for_a_projector_is_refused(parts: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(PackedDataset, "without_image", lambda feed: len(feed.index))
+    monkeypatch.setattr(PackedDataset, "without_image", lambda feed: len(feed.numbers))
     with pytest.raises(UserError, match="no sample has an image, so projector cannot learn"):
         train(parts, tmp_path / "run")
     train(parts, tmp_path / "both", trainable=["projector", "language"], num_epochs=1)
@@ -398,7 +398,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(
         found = real(learner, packs, config, step, world)
         if step == 1:
             learner.model.model.multi_modal_projector.linear_1.bias.grad[0] = float("inf")
-            names.extend(name for pack in packs for name in pack.samples)
+            names.extend(name for pack in packs for name in pack.sample_ids)
         return found
 
     monkeypatch.setattr(loop, "learn_step", poisoned)

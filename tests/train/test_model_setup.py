@@ -14,9 +14,9 @@ from qilin.model.llava import set_trainable
 from qilin.model.meta_model import load_llava_config
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
-from qilin.train.loop import learning_parts, pack_loss
-from qilin.train.memory_estimate import largest_pack, peak, settled, standing
-from qilin.train.model_setup import arithmetic, fit_out, shrink_frozen
+from qilin.train.loop import trainable_params, pack_loss
+from qilin.train.memory_estimate import largest_pack, peak_memory, resolve_auto, static_memory
+from qilin.train.model_setup import autocast_context, apply_precision, quantize_frozen
 from qilin.train.optimizer import make_optimizer
 from qilin.train.packed_attention import use_packed_attention
 from qilin.train.plan import Plan, make_plan
@@ -49,17 +49,17 @@ def one_pack(config: TrainConfig) -> tuple[Any, Any, Plan]:
     set_trainable(loaded.model, config.trainable)
     feed = PackedDataset(config, loaded.processor)
     plan = make_plan(feed.lengths, [1.0], batch_size=100, num_epochs=1, pack_tokens=config.pack_tokens, seed=0)
-    model = fit_out(loaded.model, config).train()
+    model = apply_precision(loaded.model, config).train()
     use_packed_attention(model)
-    return model, feed.pack(plan.packs(0)[0], CPU, torch.float32), plan
+    return model, feed.make_pack(plan.packs(0)[0][0], CPU, torch.float32), plan
 
 
 def test_frozen_weights_in_bf16_err_as_products_in_bf16_do(home: Path) -> None:
     found = {}
-    for weights, products in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")):
+    for weights, matmul_flops in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")):
         model, pack, _ = one_pack(recipe(home, f"precision={weights}"))
-        with arithmetic(products, CPU):
-            found[weights, products] = gradient(model, pack)
+        with autocast_context(matmul_flops, CPU):
+            found[weights, matmul_flops] = gradient(model, pack)
     exact = found.pop(("fp32", "fp32"))
     alone, frozen = ((each - exact).norm() / exact.norm() for each in found.values())
     assert 1e-4 < frozen < 1.5 * alone + 1e-3
@@ -88,37 +88,41 @@ def test_auto_computes_again_only_as_much_as_memory_asks_for(home: Path) -> None
     _, _, plan = one_pack(replace(config, gradient_checkpointing=False))
     model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
     pack = largest_pack(plan)
-    most, least = (peak(model_config, replace(config, gradient_checkpointing=end), pack, True) for end in (False, True))
+    most, least = (
+        peak_memory(model_config, replace(config, gradient_checkpointing=end), pack, True) for end in (False, True)
+    )
     assert least < most
     from qilin.model.meta_model import build_meta_model
-    from qilin.train.memory_estimate import SLACK, ready
+    from qilin.train.memory_estimate import USABLE_SHARE, prepare_model
 
     stays = sum(
-        standing(
-            ready(build_meta_model(model_config), replace(config, gradient_checkpointing=False)), config, True
+        static_memory(
+            prepare_model(build_meta_model(model_config), replace(config, gradient_checkpointing=False)), config, True
         ).values()
     )
     shares = []
     for part in (2.0, 1.0, 0.5, 0.0, -1.0):  # of what lies between computing all again and nothing
-        memory = (stays + least + part * (most - least) + 1) / SLACK
-        shares.append(settled(model_config, config, pack, True, 1, memory).checkpointing)
+        memory = (stays + least + part * (most - least) + 1) / USABLE_SHARE
+        shares.append(resolve_auto(model_config, config, pack, True, 1, memory).checkpointing)
     assert shares == pytest.approx([0, 0, 0.6, 1, 1])
-    assert settled(model_config, replace(config, gradient_checkpointing=0.2), pack, True, 1, 1.0).checkpointing == 0.2
+    assert (
+        resolve_auto(model_config, replace(config, gradient_checkpointing=0.2), pack, True, 1, 1.0).checkpointing == 0.2
+    )
 
 
 def test_what_is_divided_takes_its_share_of_each_device(home: Path) -> None:
     from qilin.model.meta_model import build_meta_model
-    from qilin.train.memory_estimate import ready
+    from qilin.train.memory_estimate import prepare_model
 
     config = recipe(home, "trainable=[projector, language]", "shard=all", "precision=bf16")
-    model = ready(
+    model = prepare_model(
         build_meta_model(load_llava_config(config.vision, config.language, None, "huggingface", None)), config
     )
-    alone, eight = standing(model, config, True), standing(model, config, True, 8)
+    alone, eight = static_memory(model, config, True), static_memory(model, config, True, 8)
     assert eight["optimizer"] == alone["optimizer"] / 8
     assert eight["weights"] == pytest.approx(alone["weights"] / 8)
-    assert eight["weights and gradients gathered"] > 0
-    small = standing(model, replace(config, optimizer="adamw8bit"), True)
+    assert eight["unsharded weights and gradients"] > 0
+    small = static_memory(model, replace(config, optimizer="adamw8bit"), True)
     assert small["optimizer"] < 0.3 * alone["optimizer"]
 
 
@@ -156,11 +160,11 @@ def test_what_is_missing_is_named(home: Path) -> None:
 
 
 def optimizer_of(model: Any, config: TrainConfig) -> Any:
-    return make_optimizer(learning_parts(model, config), config.optimizer, config.betas)
+    return make_optimizer(trainable_params(model, config), config.optimizer, config.betas)
 
 
 def shrink(model: Any, config: TrainConfig) -> Any:
-    return shrink_frozen(model, config, CPU)
+    return quantize_frozen(model, config, CPU)
 
 
 def test_fp8_asks_for_a_gpu_that_has_it(home: Path) -> None:
@@ -168,16 +172,16 @@ def test_fp8_asks_for_a_gpu_that_has_it(home: Path) -> None:
     config = recipe(home, "frozen_weights=fp8")
     model, _, _ = one_pack(config)
     with pytest.raises(UserError, match="needs a GPU of compute capability 8.9 or more .*; the device is cpu"):
-        shrink_frozen(model, config, CPU)
+        quantize_frozen(model, config, CPU)
 
 
 def test_fp8_stays_near_the_plain_model(home: Path) -> None:
-    """By ordinary arithmetic on rounded numbers; the products of a GPU were not run."""
+    """By ordinary autocast_context on rounded numbers; the matmul_flops of a GPU were not run."""
     pytest.importorskip("torchao")
     plain, pack, _ = one_pack(recipe(home))
     small, _, _ = one_pack(recipe(home, "frozen_weights=fp8"))
     small.load_state_dict(plain.state_dict())
-    shrink_frozen(small, recipe(home, "frozen_weights=fp8"), CPU, emulate=True)
+    quantize_frozen(small, recipe(home, "frozen_weights=fp8"), CPU, emulate=True)
     a, b = pack_loss(plain, pack, pack.pixels), pack_loss(small, pack, pack.pixels)
     assert float(b) != float(a)
     assert float(b) == pytest.approx(float(a), rel=0.02)
@@ -189,7 +193,7 @@ def test_four_bits_stay_near_the_plain_model_and_learn(home: Path) -> None:
     small, _, _ = one_pack(recipe(home, "frozen_weights=nf4"))
     small.load_state_dict(plain.state_dict())
     before = sum(p.nbytes for p in small.model.language_model.layers.parameters())
-    shrink_frozen(small, recipe(home, "frozen_weights=nf4"), CPU)
+    quantize_frozen(small, recipe(home, "frozen_weights=nf4"), CPU)
     assert sum(p.nbytes for p in small.model.language_model.layers.parameters()) < 0.2 * before
     a, b = pack_loss(plain, pack, pack.pixels), pack_loss(small, pack, pack.pixels)
     assert float(b) != float(a)

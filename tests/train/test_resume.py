@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
-from qilin.train.checkpoint import checkpoints, step_of
+from qilin.train.checkpoint import list_checkpoints, step_of
 
 # dropout, augmentation, a running average and two optimizers, because each of them has a state that could be forgotten
 WORDS = (
@@ -30,7 +30,7 @@ import qilin.train.loop as loop
 from qilin import cli
 
 place, at = sys.argv[1].split("=")
-real_step, real_complete = loop.learn_step, checkpoint.Saver.complete
+real_step, real_complete = loop.learn_step, checkpoint.Checkpointer.complete
 
 def step(learner, packs, settings, number, world):
     found = real_step(learner, packs, settings, number, world)
@@ -43,7 +43,7 @@ def complete(saver, work, state, begun):
         os.kill(os.getpid(), signal.SIGKILL)
     real_complete(saver, work, state, begun)
 
-loop.learn_step, checkpoint.Saver.complete = step, complete
+loop.learn_step, checkpoint.Checkpointer.complete = step, complete
 sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -83,7 +83,7 @@ def test_killed_and_continued_is_the_same_run(tmp_path: Path) -> None:
 
     assert go(tmp_path, killed, "save=6") < 0
     assert (killed / "checkpoints" / ".step-0000006.unfinished").is_dir()
-    assert [step_of(path) for path in checkpoints(killed)] == [2, 4]
+    assert [step_of(path) for path in list_checkpoints(killed)] == [2, 4]
     assert go(tmp_path, killed, "step=11") < 0
     assert not (killed / "qilin.json").exists()
     begun = time.time()
@@ -92,6 +92,6 @@ def test_killed_and_continued_is_the_same_run(tmp_path: Path) -> None:
 
     assert losses(killed) == losses(whole)
     assert [row[0] for row in losses(whole)] == list(range(1, steps + 1))
-    sums = [hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest() for run in (whole, killed)]
+    sums = [hashlib.sha256((run / "model.safetensors").load_memory()).hexdigest() for run in (whole, killed)]
     assert sums[0] == sums[1]
     assert not (killed / "checkpoints").exists()
