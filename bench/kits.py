@@ -1,14 +1,14 @@
-"""How far `qilin score --scorer KIT` agrees with the kits' own functions, answer by answer.
+"""Agreement of `qilin score --scorer KIT` with the kits' own functions, answer by answer.
 
     pip download --no-deps evalscope lmms-eval nvidia-vlmeval mathruler, unpack each wheel, then
     python bench/kits.py predictions.jsonl --evalscope DIR --lmms-eval DIR --vlmevalkit DIR \\
         [--medevalkit utils.py --mathruler DIR]
 
-Reads tests/answer_pairs.jsonl, a model's own answers, noised forms of both, and answers made to strain choices, blanks
-and statements. Needs none of the kits' other dependencies: only the files with the matching functions are loaded. The
-file of MedEvalKit asks for clients of services at import; they are replaced by empty modules. VLMEvalKit is the package
-that NVIDIA makes of it; its CMMMU.evaluate is given a table of one row at a time.
-Prints a line a kit and writes bench/results/kits.json; a kit that is not given keeps its line there.
+Inputs: tests/evaluate/answer_pairs.jsonl, a model's predictions, noised forms of both, and constructed answers to
+choice questions, blanks and statements. Needs none of the kits' other dependencies: only the files with the scoring
+functions are loaded, and packages that they import without using are replaced by empty modules. VLMEvalKit is the
+package that NVIDIA builds of it; its CMMMU.evaluate gets a table of one row at a time.
+Prints one line per kit and writes bench/results/kits.json; a kit that is not passed keeps its entry there.
 """
 
 import argparse
@@ -18,18 +18,23 @@ import platform
 import random
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qilin.evaluate.items import is_caption, is_closed
-from qilin.evaluate.scoring import other_scorers as kits
+from qilin.evaluate.results import Prediction, read_predictions
+from qilin.evaluate.scoring import other_scorers as scorers
+from qilin.evaluate.scoring.multiple_choice import strip_choice_letter
 
 HERE = Path(__file__).parent
-GUESS = "guess"
+PAIRS = HERE.parent / "tests" / "evaluate" / "answer_pairs.jsonl"
+KIT_NAMES = ("evalscope", "lmms-eval", "vlmevalkit", "medevalkit")
+MAX_EXAMPLES = 20  # disagreements in the result
+
+NOISE = ("{}", "{}。", "答案是{}", "图中显示{}。", "（注）{}", "ANSWER: {}", "**Answer**: {}", "所以{}是对的\n结果为{}")
 STATEMENTS = "不正确 不准确 不对 对 错 正确 错误 是否正确 该说法是错误的 这个说法不正确。 判断为对"
 STATEMENTS += " 对错 答案是对。所以错 表述准确"
-PICKS = "B (B) 选B 根据MRI与CT，选B CT 气胸 A和B 没有 B.气胸 答案是(C)。 右肺 a AB 最可能是D，不是A"
+CHOICE_ANSWERS = "B (B) 选B 根据MRI与CT，选B CT 气胸 A和B 没有 B.气胸 答案是(C)。 右肺 a AB 最可能是D，不是A"
 BLANKS = "2 2个 12.5 1，234 3e2 约为3.14 等于5。所以是5 x=7 -4 0.5mm"
 ENGLISH = ["yes", "no", "Yes.", "No, there is none", "The answer is yes", "<answer>yes</answer>", "\\boxed{no}",
            "Answer: lung", "lung", "Lung.", "final answer is no", "<answer>a</answer> <answer>b</answer>",
@@ -39,69 +44,70 @@ ENGLISH = ["yes", "no", "Yes.", "No, there is none", "The answer is yes", "<answ
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", type=Path)
-    for name in ("evalscope", "lmms-eval", "vlmevalkit", "medevalkit", "mathruler"):
+    for name in (*KIT_NAMES, "mathruler"):
         parser.add_argument(f"--{name}", type=Path)
-    asked = parser.parse_args()
-    rows = all_rows(asked.predictions)
-    found: dict[str, Any] = {}
-    if asked.evalscope:
-        slake = load(asked.evalscope / "evalscope/benchmarks/slake/utils.py")
-        cmmmu = load(asked.evalscope / "evalscope/benchmarks/cmmmu/utils.py")
-        found["evalscope"] = agreement(rows, kits.evalscope, lambda row: by_evalscope(row, slake, cmmmu))
-    if asked.lmms_eval:
-        stand_ins("loguru", "lmms_eval", "lmms_eval.tasks", "lmms_eval.tasks._task_utils")
-        stand_ins("lmms_eval.tasks._task_utils.file_utils")
-        slake = load(asked.lmms_eval / "lmms_eval/tasks/slake/utils.py")
-        cmmmu = load(asked.lmms_eval / "lmms_eval/tasks/cmmmu/utils.py")
-        found["lmms-eval"] = agreement(rows, kits.lmms_eval, lambda row: by_lmms(row, slake, cmmmu))
-    if asked.vlmevalkit:
-        table = stand_in_tables()
-        kit = load(asked.vlmevalkit / "vlmeval/dataset/cmmmu.py", "vlmeval.dataset.cmmmu")
-        found["vlmevalkit"] = agreement(rows, kits.vlmevalkit, lambda row: by_vlmevalkit(row, kit, table))
-    if asked.medevalkit:
-        sys.path.insert(0, str(asked.mathruler))
-        stand_ins("google", "nltk.translate.bleu_score", "openai", "rouge", "tenacity", "tqdm.asyncio")
-        theirs = load(asked.medevalkit)
-        found["medevalkit"] = agreement(rows, kits.medevalkit, lambda row: by_medevalkit(row, theirs))
-    for name, kit in found.items():
-        print(f"{name:12} {kits.KITS[name].version}: {kit['agree']} of {kit['n']}", *kit["unlike"][:5], sep="\n  ")
-        kit["version"] = kits.KITS[name].version
-    about = {"command": "python bench/kits.py", "python": platform.python_version(), "machine": platform.machine()}
-    results = HERE / "results" / "kits.json"
-    before = json.loads(results.read_text(encoding="utf-8"))["kits"] if results.is_file() else {}
-    text = json.dumps({**about, "kits": before | found}, ensure_ascii=False, indent=1)
-    results.write_text(text + "\n", encoding="utf-8")
+    args = parser.parse_args()
+    kit_functions: dict[str, Callable[[Prediction], float]] = {}
+    if args.evalscope:
+        slake = load_file(args.evalscope / "evalscope/benchmarks/slake/utils.py")
+        cmmmu = load_file(args.evalscope / "evalscope/benchmarks/cmmmu/utils.py")
+        kit_functions["evalscope"] = lambda p: evalscope_score(p, slake, cmmmu)
+    if args.lmms_eval:
+        add_empty_modules("loguru", "lmms_eval.tasks._task_utils.file_utils")
+        lmms_slake = load_file(args.lmms_eval / "lmms_eval/tasks/slake/utils.py")
+        lmms_cmmmu = load_file(args.lmms_eval / "lmms_eval/tasks/cmmmu/utils.py")
+        kit_functions["lmms-eval"] = lambda p: lmms_eval_score(p, lmms_slake, lmms_cmmmu)
+    if args.vlmevalkit:
+        table = add_table_modules()
+        vlmevalkit = load_file(args.vlmevalkit / "vlmeval/dataset/cmmmu.py", "vlmeval.dataset.cmmmu")
+        kit_functions["vlmevalkit"] = lambda p: vlmevalkit_score(p, vlmevalkit, table)
+    if args.medevalkit:
+        sys.path.insert(0, str(args.mathruler))
+        add_empty_modules("google", "nltk.translate.bleu_score", "openai", "rouge", "tenacity", "tqdm.asyncio")
+        medevalkit = load_file(args.medevalkit)
+        kit_functions["medevalkit"] = lambda p: medevalkit_score(p, medevalkit)
+    predictions = [*noised_answers(args.predictions), *constructed_answers()]
+    results: dict[str, Any] = {}
+    for name, kit_score in kit_functions.items():
+        result = results[name] = measure_agreement(predictions, scorers.KITS[name].score, kit_score)
+        result["version"] = scorers.KITS[name].version
+        print(f"{name:12} {result['version']}: {result['agree']} of {result['n']}", *result["unlike"][:5], sep="\n  ")
+    path = HERE / "results" / "kits.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))["kits"] if path.is_file() else {}
+    header = {"command": "python bench/kits.py", "python": platform.python_version(), "machine": platform.machine()}
+    text = json.dumps({**header, "kits": stored | results}, ensure_ascii=False, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
-def load(path: Path, name: str | None = None) -> Any:
-    """A file as a module of its own, without its package; where it throws a coin, it says so."""
+class RandomRecorder:
+    """Replaces a kit's `random` module and records that the kit guessed."""
+
+    has_guessed = False
+
+    def choice(self, options: Any) -> Any:
+        self.has_guessed = True
+        return options[0]
+
+
+RANDOM = RandomRecorder()
+
+
+def load_file(path: Path, name: str | None = None) -> Any:
+    """A file as a module without its package; its random guesses are recorded by RANDOM."""
     spec = importlib.util.spec_from_file_location(name or "_".join(path.parts[-4:-1]), path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if hasattr(module, "random"):
-        module.random = LOT
+        module.random = RANDOM
     return module
 
 
-class Lot:
-    """random.choice that keeps in mind that it was asked."""
+def add_empty_modules(*names: str) -> None:
+    """Adds empty modules, and their parent packages, for what the kits import and their scoring never calls."""
 
-    asked = False
-
-    def choice(self, things: Any) -> Any:
-        self.asked = True
-        return things[0]
-
-
-LOT = Lot()
-
-
-def stand_ins(*names: str) -> None:
-    """Empty modules for what the kits import and the matching functions never call."""
-
-    class Empty(types.ModuleType):
+    class EmptyModule(types.ModuleType):
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
@@ -110,139 +116,136 @@ def stand_ins(*names: str) -> None:
     for name in names:
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
-            sys.modules.setdefault(".".join(parts[:end]), Empty(".".join(parts[:end])))
+            module_name = ".".join(parts[:end])
+            sys.modules.setdefault(module_name, EmptyModule(module_name))
 
 
-def all_rows(predictions: Path) -> list[dict[str, Any]]:
-    files = (HERE.parent / "tests" / "answer_pairs.jsonl", predictions)
-    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines() if line]
-    rows = [row for row in rows if not row.get("kind") or not is_caption(row)]
-    lot = random.Random(0)
-    noise = (
-        "{}",
-        "{}。",
-        "答案是{}",
-        "图中显示{}。",
-        "（注）{}",
-        "ANSWER: {}",
-        "**Answer**: {}",
-        "所以{}是对的\n结果为{}",
-    )
-    rows += [row | {"prediction": lot.choice(noise).replace("{}", row["prediction"])} for row in rows]
-    for said in (*STATEMENTS.split(), ""):
+def noised_answers(path: Path) -> list[Prediction]:
+    """The questions of the table of pairs and of a prediction file, each with its answer and with a noised answer."""
+    lines = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines() if line]
+    rows = [
+        *((r["question"], r["reference"], r["prediction"], r.get("answer_type"), r.get("choices")) for r in lines),
+        *((p.question, p.reference, p.prediction, p.answer_type, p.choices)
+          for p in read_predictions(path) if not p.is_caption),
+    ]  # fmt: skip
+    rng = random.Random(0)
+    rows += [(q, r, rng.choice(NOISE).replace("{}", p), kind, choices) for q, r, p, kind, choices in rows]
+    return [Prediction("", q, r, p, kind, tuple(choices or ())) for q, r, p, kind, choices in rows]
+
+
+def constructed_answers() -> Iterator[Prediction]:
+    """Answers to statements, choice questions, blanks, and questions in English."""
+    for text in (*STATEMENTS.split(), ""):
         for lead in ("", "答案：", "因此，", "题目中的说法是"):
-            rows += [{"question": "判断", "reference": r, "prediction": lead + said} for r in ("对", "错")]
-    for choices in (["肺炎", "气胸", "结节", "正常"], ["左肺", "右肺", "双肺", "都不是"]):
-        for said in (*PICKS.split(), ""):
+            yield from (Prediction("", "判断", reference, lead + text) for reference in ("对", "错"))
+    for choices in (("肺炎", "气胸", "结节", "正常"), ("左肺", "右肺", "双肺", "都不是")):
+        for text in (*CHOICE_ANSWERS.split(), ""):
             for lead in ("", "答案是", "The answer is "):
-                rows += [
-                    {"question": "?", "reference": r, "prediction": lead + said, "choices": choices} for r in "ABCD"
-                ]
-    rows += [
-        {"question": "多少", "reference": r, "prediction": "结果是" + p} for r in BLANKS.split() for p in BLANKS.split()
-    ]
-    for said in ENGLISH:
-        for kind in ("closed", "open"):
-            rows += [
-                {"question": "is it?", "reference": r, "prediction": said, "answer_type": kind}
-                for r in ("yes", "no", "lung", "Lung")
-            ]
-        rows += [
-            {"question": "?", "reference": r, "prediction": said, "choices": ["lung", "b text", "no", "yes"]}
-            for r in "AB"
-        ]
-    return [row | {"choices": row.get("choices") or [], "answer_type": row.get("answer_type")} for row in rows]
+                yield from (Prediction("", "?", reference, lead + text, choices=choices) for reference in "ABCD")
+    for reference in BLANKS.split():
+        yield from (Prediction("", "多少", reference, "结果是" + text) for text in BLANKS.split())
+    for text in ENGLISH:
+        for answer_type in ("closed", "open"):
+            references = ("yes", "no", "lung", "Lung")
+            yield from (Prediction("", "is it?", reference, text, answer_type) for reference in references)
+        yield from (Prediction("", "?", r, text, choices=("lung", "b text", "no", "yes")) for r in "AB")
 
 
-def agreement(
-    rows: list[dict[str, Any]], ours: Callable[[Any], kits.KitScore], theirs: Callable[[Any], Any]
+def measure_agreement(
+    predictions: Sequence[Prediction],
+    qilin_score: Callable[[Prediction], scorers.KitScore],
+    kit_score: Callable[[Prediction], float],
 ) -> dict[str, Any]:
-    unlike = []
-    for row in rows:
-        mark, LOT.asked = ours(row), False
-        said = theirs(row)
-        said = GUESS if LOT.asked else float(said)
-        if said != (GUESS if mark.rule == "guess" else mark.points):
-            unlike.append((row["reference"], row["prediction"], row["choices"], said, mark.points))
-    return {"n": len(rows), "agree": len(rows) - len(unlike), "unlike": unlike[:20]}
+    """How often both give the same points; two random guesses agree."""
+    disagreements = []
+    for p in predictions:
+        score, RANDOM.has_guessed = qilin_score(p), False
+        points = kit_score(p)
+        expected: float | str = scorers.GUESS if RANDOM.has_guessed else float(points)
+        if expected != (scorers.GUESS if score.rule == scorers.GUESS else score.points):
+            disagreements.append((p.reference, p.prediction, p.choices, expected, score.points))
+    num_agreements = len(predictions) - len(disagreements)
+    return {"n": len(predictions), "agree": num_agreements, "unlike": disagreements[:MAX_EXAMPLES]}
 
 
-def parsed(row: Any, kit: Any) -> tuple[str, Any, str] | None:
-    """(type, what the kit reads, reference) of a row that its CMMMU code takes; None for others."""
-    if row["choices"]:
-        by_letter, letters = kit.get_multi_choice_info([kits.bare_choice(choice) for choice in row["choices"]])
-        wanted = kits.selected_options(row["reference"], row["choices"])
-        reference = "".join(kits.LETTERS[i] for i in sorted(wanted)) if wanted else row["reference"]
-        return "选择", kit.get_multi_choice_prediction(row["prediction"], letters, by_letter), reference
-    if row["reference"] in ("对", "错"):
-        return "判断", kit.get_TF_prediction(row["prediction"]), row["reference"]
+def reference_letters(p: Prediction) -> str:
+    """The letters of the correct options, else the reference as it is."""
+    return (scorers.option_letters(p.reference, p.choices) if p.choices else None) or p.reference
+
+
+def cmmmu_answer(p: Prediction, cmmmu: Any) -> tuple[str, Any, str] | None:
+    """(question type, the answer as the kit parses it, reference) of a row for its CMMMU code; None for others."""
+    if p.choices:
+        by_letter, letters = cmmmu.get_multi_choice_info([strip_choice_letter(choice) for choice in p.choices])
+        return "选择", cmmmu.get_multi_choice_prediction(p.prediction, letters, by_letter), reference_letters(p)
+    if p.reference in ("对", "错"):
+        return "判断", cmmmu.get_TF_prediction(p.prediction), p.reference
     return None
 
 
-def by_evalscope(row: Any, slake: Any, cmmmu: Any) -> bool:
-    read = parsed(row, cmmmu)
-    if read:
-        return bool(cmmmu.eval_cmmmu(dict(zip(("type", "parsed_pred", "answer"), read, strict=True))))
-    return bool(
-        slake.normalize_answer(slake.parse_answer(row["prediction"])) == slake.normalize_answer(row["reference"])
-    )
+def evalscope_score(p: Prediction, slake: Any, cmmmu: Any) -> bool:
+    answer = cmmmu_answer(p, cmmmu)
+    if answer:
+        return bool(cmmmu.eval_cmmmu(dict(zip(("type", "parsed_pred", "answer"), answer, strict=True))))
+    return bool(slake.normalize_answer(slake.parse_answer(p.prediction)) == slake.normalize_answer(p.reference))
 
 
-def by_lmms(row: Any, slake: Any, cmmmu: Any) -> bool:
-    read = parsed(row, cmmmu)
-    if read:
-        entry = dict(zip(("question_type", "parsed_pred", "answer"), read, strict=True))
+def lmms_eval_score(p: Prediction, slake: Any, cmmmu: Any) -> bool:
+    answer = cmmmu_answer(p, cmmmu)
+    if answer:
+        entry = dict(zip(("question_type", "parsed_pred", "answer"), answer, strict=True))
         return bool(cmmmu.eval_cmmmu([entry])["correct_num"])
-    record = slake.slake_process_results({"answer": row["reference"]}, [row["prediction"]])["slake_accuracy"]
-    return bool(record["is_correct"])
+    return bool(slake.slake_process_results({"answer": p.reference}, [p.prediction])["slake_accuracy"]["is_correct"])
 
 
-MINE, *OTHERS = ["健康与医学", "技术与工程", "科学", "商业", "艺术与设计", "人文社会科学"]
+CATEGORY, *OTHER_CATEGORIES = ["健康与医学", "技术与工程", "科学", "商业", "艺术与设计", "人文社会科学"]
 
 
-def stand_in_tables() -> dict[str, Any]:
-    """What VLMEvalKit's own helpers do here: hand over `row` as the table, and keep what is dumped as `result`. Its sum
-    divides by the rows of each category, so every other category gets a wrong one."""
+def add_table_modules() -> dict[str, Any]:
+    """Replaces VLMEvalKit's file helpers: they read `row` of the returned table and store the output as `result`.
+
+    VLMEvalKit divides by the number of rows per category, so every other category gets one wrong row.
+    """
     import pandas as pd
 
     table: dict[str, Any] = {}
-    wrong = [{"category": name, "type": "填空", "answer": "甲乙丙丁", "prediction": "无"} for name in OTHERS]
-    stand_ins("vlmeval", "vlmeval.dataset", "vlmeval.dataset.image_base", "vlmeval.smp")
+    wrong = [{"category": c, "type": "填空", "answer": "甲乙丙丁", "prediction": "无"} for c in OTHER_CATEGORIES]
+    add_empty_modules("vlmeval.dataset.image_base", "vlmeval.smp")
     sys.modules["vlmeval.dataset.image_base"].ImageBaseDataset = object  # type: ignore[attr-defined]
-    smp = sys.modules["vlmeval.smp"]
-    smp.__dict__.update(
-        load=lambda path: pd.DataFrame([table["row"], *wrong]), dump=lambda result, path: table.update(result=result),
-        d2df=pd.Series, tqdm=iter, osp=types.SimpleNamespace(exists=lambda path: False),
-        pd=types.SimpleNamespace(read_csv=lambda path: None),
-    )  # fmt: skip
-    smp.__dict__["__all__"] = ["load", "dump", "d2df", "tqdm", "osp", "pd"]
+    helpers: dict[str, Any] = {
+        "load": lambda path: pd.DataFrame([table["row"], *wrong]),
+        "dump": lambda result, path: table.update(result=result),
+        "d2df": pd.Series,
+        "tqdm": iter,
+        "osp": types.SimpleNamespace(exists=lambda path: False),
+        "pd": types.SimpleNamespace(read_csv=lambda path: None),
+    }
+    sys.modules["vlmeval.smp"].__dict__.update(helpers, __all__=list(helpers))
     return table
 
 
-def by_vlmevalkit(row: Any, kit: Any, table: dict[str, Any]) -> float:
-    wanted = kits.selected_options(row["reference"], row["choices"]) if row["choices"] else None
-    reference = "".join(kits.LETTERS[i] for i in sorted(wanted)) if wanted else row["reference"]
-    kind = "选择" if row["choices"] else "判断" if row["reference"] in ("对", "错") else "填空"
-    options = {f"option{i}": kits.bare_choice(choice) for i, choice in enumerate(row["choices"], 1)}
-    given = {"category": MINE, "type": kind, "answer": reference, "prediction": row["prediction"]}
-    table["row"] = given | options
-    kit.CMMMU.evaluate("one.xlsx")
-    return float(table["result"][MINE])
+def vlmevalkit_score(p: Prediction, vlmevalkit: Any, table: dict[str, Any]) -> float:
+    question_type = "选择" if p.choices else "判断" if p.reference in ("对", "错") else "填空"
+    options = {f"option{i}": strip_choice_letter(choice) for i, choice in enumerate(p.choices, 1)}
+    row = {"category": CATEGORY, "type": question_type, "answer": reference_letters(p), "prediction": p.prediction}
+    table["row"] = row | options
+    vlmevalkit.CMMMU.evaluate("one.xlsx")
+    return float(table["result"][CATEGORY])
 
 
-def by_medevalkit(row: Any, kit: Any) -> bool:
-    reference, said = row["reference"], row["prediction"]
-    if row["choices"]:
-        choices = [kits.bare_choice(choice) for choice in row["choices"]]
-        return bool(kit.judge_multi_choice(choices, kits.bare_choice(reference), said))
-    if kit.extract_boxed_content(said) != "None":
-        said = kit.extract_boxed_content(said)
-    elif "<answer>" in said:
-        said = kit.extract(said, "answer")
-    if not is_closed(row):
-        return bool(kit.parse_response(said) == reference.lower())  # its em, without BLEU and ROUGE beside it
-    judge = kit.judge_judgement if reference in ("yes", "no") else kit.judge_close_end_vqa
-    return bool(judge(reference, said))
+def medevalkit_score(p: Prediction, medevalkit: Any) -> bool:
+    answer = p.prediction
+    if p.choices:
+        choices = [strip_choice_letter(choice) for choice in p.choices]
+        return bool(medevalkit.judge_multi_choice(choices, strip_choice_letter(p.reference), answer))
+    if medevalkit.extract_boxed_content(answer) != "None":
+        answer = medevalkit.extract_boxed_content(answer)
+    elif "<answer>" in answer:
+        answer = medevalkit.extract(answer, "answer")
+    if not p.is_closed:
+        return bool(medevalkit.parse_response(answer) == p.reference.lower())  # its exact match
+    judge = medevalkit.judge_judgement if p.reference in ("yes", "no") else medevalkit.judge_close_end_vqa
+    return bool(judge(p.reference, answer))
 
 
 if __name__ == "__main__":

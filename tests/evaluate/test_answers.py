@@ -180,9 +180,8 @@ def test_a_wrong_side_is_never_correct(side: str, other: str, finding: str, ques
     ],
 )
 def test_selected_letters(answer: str, choices: int, expected: set[int] | None) -> None:
-    assert selected_options(answer, [f"选择{i}号" for i in range(choices)]) == (
-        frozenset(expected) if expected else None
-    )
+    options = selected_options(answer, [f"选择{i}号" for i in range(choices)])
+    assert options == (frozenset(expected) if expected else None)
 
 
 def test_selected_texts() -> None:

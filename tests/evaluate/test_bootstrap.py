@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qilin.evaluate.scoring.bootstrap import assign_clusters, bootstrap_interval, compare_paired, near_pairs
+from qilin.evaluate.scoring.bootstrap import assign_clusters, bootstrap_interval, compare_paired
+from qilin.imaging.near_duplicates import near_pairs
 
 
 def test_clusters_join_rows_by_image_group_and_hash() -> None:

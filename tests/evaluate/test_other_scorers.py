@@ -21,9 +21,8 @@ SCORERS = ("qilin", "medevalkit", "vlmevalkit", "evalscope", "lmms-eval")  # ord
 def points(question: str, reference: str, prediction: str, options: dict[str, Any]) -> dict[str, float]:
     """The points of an answer by scorer."""
     p = Prediction("1", question, reference, prediction, **options)
-    return {"qilin": float(judge_prediction(p).correct is True)} | {
-        name: kit.score(p).points for name, kit in KITS.items()
-    }
+    qilin = float(judge_prediction(p).correct is True)
+    return {"qilin": qilin, **{name: kit.score(p).points for name, kit in KITS.items()}}
 
 
 CHOICES = ["肺炎", "气胸", "结节", "正常"]

@@ -1,4 +1,4 @@
-"""The report and the comparison: self-contained and escaped; in a real browser light and dark, Chinese, filters, mobile.
+"""The pages of report and comparison: self-contained and escaped; in a browser light and dark, filters, narrow screen.
 
 The browser tests need Debian's chromium (or any Chromium on the PATH), playwright, and a Chinese font such as
 fonts-noto-cjk.

@@ -1,6 +1,6 @@
 """Aggregates predictions into the blocks of scores.json; `qilin score` and `qilin evaluate` share this code.
 
-Inputs: predictions of any system and, where known, the answers of the controls. Outputs: the blocks of scores.json and
+Inputs: predictions of any system and, if available, the answers of the controls. Outputs: the blocks of scores.json and
 one verdict per row. A missing value is null, with its reason beside it. N question rows.
 """
 

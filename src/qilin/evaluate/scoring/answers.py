@@ -1,6 +1,6 @@
 """The answer scorer: decides by rules whether a Chinese medical answer agrees with its reference.
 
-Inputs: question, reference, prediction, and where known the answer type and choices. Output: a Verdict with the rule
+Inputs: question, reference, prediction and, if available, the answer type and choices. Output: a Verdict with the rule
 that decided. An answer that cannot be parsed has correct = None: it counts as wrong in accuracy, is reported separately
 and never guessed. Rules are tried in the order of `judge_answer`; tests/evaluate/answer_pairs.jsonl has examples of
 each. Below, q, r and p are the normalized question, reference and prediction.

@@ -108,9 +108,9 @@ def cider(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[st
     return scores
 
 
-def _count_ngrams(words: Sequence[str]) -> Counter[Ngram]:
+def _count_ngrams(sequence: Sequence[str]) -> Counter[Ngram]:
     sizes = range(1, CIDER_MAX_NGRAM + 1)
-    return Counter(tuple(words[i : i + size]) for size in sizes for i in range(len(words) - size + 1))
+    return Counter(tuple(sequence[i : i + n]) for n in sizes for i in range(len(sequence) - n + 1))
 
 
 def _num_bigrams(counts: Counter[Ngram]) -> int:
