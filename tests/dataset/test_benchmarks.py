@@ -134,7 +134,7 @@ def test_training_files_of_parquet_pairs_and_never_their_test_to_train_on(
         assert {s.license_tier for s in data.samples(split)} == {"attribution"}
     (folder / "train-00000-of-00001.parquet").unlink()
     assert main([*words, str(tmp_path / "none"), "--split", "train"]) == 2
-    assert "these rows are to test on" in capsys.readouterr().err
+    assert "these rows are for testing" in capsys.readouterr().err
 
 
 def test_cmmmu(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_gmai(tmp_path: Path) -> None:
         table.writerow(["2", "no base64!", "What?", "x", "y", "", "", "", "A", "Disease"])
     data, (sample,) = imported("gmai-mmbench", tmp_path / "GMAI_mm_bench_VAL.tsv", tmp_path / "out")
     assert sample.choices == ("x", "y", "z")
-    assert data.manifest["counts"]["dropped_reasons"] == {"image is no base64": 1}
+    assert data.manifest["counts"]["dropped_reasons"] == {"image is not base64": 1}
 
 
 def test_choice_answers_are_judged(tmp_path: Path) -> None:

@@ -11,14 +11,11 @@ from qilin.dataset.reader import Dataset
 from qilin.dataset.schema import text_of
 
 
-def import_table(
-    tmp_path: Path, text: str, encoding: str = "utf-8", name: str = "table.csv", **changes: Any
-) -> Dataset:
+def import_table(tmp_path: Path, text: str, encoding: str = "utf-8", **changes: Any) -> Dataset:
     write_gray_images(tmp_path / "imgs")
-    (tmp_path / name).write_bytes(text.encode(encoding))
-    return run_import(
-        "folder", tmp_path / name, tmp_path / "out", **{"images": tmp_path / "imgs", "split": "train"} | changes
-    )
+    (tmp_path / "table.csv").write_bytes(text.encode(encoding))
+    defaults = {"out": tmp_path / "out", "images": tmp_path / "imgs", "split": "train"}
+    return run_import("folder", tmp_path / "table.csv", **defaults | changes)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])

@@ -23,7 +23,7 @@ from qilin.dataset.schema import text_of
 
 def import_llava(tmp_path: Path, rows: list[Any], **changes: Any) -> Dataset:
     write_gray_images(tmp_path / "imgs")
-    file = tmp_path / "conversations.json"
+    file = tmp_path / "talks.json"
     file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     return run_import("llava", file, tmp_path / "out", images=tmp_path / "imgs", **{"split": "train"} | changes)
 
@@ -41,25 +41,25 @@ def test_single_and_multi_turn_conversations(tmp_path: Path) -> None:
     )
     rows = {row.sample_id: row for row in data.samples("train")}
     assert list(rows) == [
-        "conversations-a",
-        "conversations-b",
-        "conversations-c",
-        "conversations-d",
-        "conversations-a.2",
+        "talks-a",
+        "talks-b",
+        "talks-c",
+        "talks-d",
+        "talks-a.2",
     ]
     assert [row.kind for row in rows.values()] == ["vqa", "vqa", "chat", "vqa", "vqa"]
-    assert rows["conversations-a"].messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "这是什么？"}]
-    assert [part["type"] for part in rows["conversations-b"].messages[0]["content"]] == [
+    assert rows["talks-a"].messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "这是什么？"}]
+    assert [part["type"] for part in rows["talks-b"].messages[0]["content"]] == [
         "text",
         "image",
         "text",
         "image",
         "text",
     ]
-    assert rows["conversations-b"].answer_type == "closed"
-    assert rows["conversations-a"].answer_type == "open"
-    assert [text_of(m) for m in rows["conversations-c"].messages] == ["哪里？", "左肺", "大吗？", "不大"]
-    assert rows["conversations-d"].image_ids == ()
+    assert rows["talks-b"].answer_type == "closed"
+    assert rows["talks-a"].answer_type == "open"
+    assert [text_of(m) for m in rows["talks-c"].messages] == ["哪里？", "左肺", "大吗？", "不大"]
+    assert rows["talks-d"].image_ids == ()
     assert len(data.image_table()) == 5
 
 
@@ -111,10 +111,10 @@ def test_add_missing_marks(tmp_path: Path) -> None:
 def test_captions_and_jsonl_with_a_broken_line(tmp_path: Path) -> None:
     write_gray_images(tmp_path / "imgs")
     good = json.dumps({"image": "0.png", "conversations": turns("<image>\n描述。", "胸片。")}, ensure_ascii=False)
-    (tmp_path / "conversations.jsonl").write_text(f"{good}\n\n{good[:30]}\n", encoding="utf-8")
+    (tmp_path / "talks.jsonl").write_text(f"{good}\n\n{good[:30]}\n", encoding="utf-8")
     data = run_import(
         "llava",
-        tmp_path / "conversations.jsonl",
+        tmp_path / "talks.jsonl",
         tmp_path / "out",
         images=tmp_path / "imgs",
         kind="caption",
@@ -138,7 +138,7 @@ def test_pubmedvision_in_english_and_chinese(tmp_path: Path) -> None:
     assert data.image_table()["modality"].to_pylist() == ["CT", "CT"]
 
 
-def test_llava_med_with_its_misspelt_field(tmp_path: Path) -> None:
+def test_llava_med_with_its_misspelled_field(tmp_path: Path) -> None:
     root = write_jpegs(tmp_path / "med", "images/111_F1.jpg")
     source_rows = [{"id": "111_F1", "image": "111_F1.jpg", "domain": {"mri": True, "ct_scan": False},
                 "conversatons": turns("Describe it.\n<image>", "An MRI.")}]  # fmt: skip
@@ -164,7 +164,7 @@ def test_chimed_vl_in_the_usual_forms(tmp_path: Path, row: dict[str, Any]) -> No
     assert len(rows) == (2 if "context" in row else 1)
 
 
-def test_chimed_vl_in_another_form_is_refused_with_its_fields(
+def test_chimed_vl_in_another_form_is_an_error_with_its_fields(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_jsonl(tmp_path / "x.jsonl", [{"bild": "a.jpg", "worte": "b"}])

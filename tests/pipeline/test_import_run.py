@@ -230,10 +230,11 @@ def test_a_second_run_reports_the_same_dataset_and_refuses_another(tmp_path: Pat
     command = small_table(tmp_path)
     assert main(command) == 0
     summary = capsys.readouterr().out
-    assert f"{tmp_path / 'out'}: 2 images; samples: train 1" in summary
+    assert f"{tmp_path / 'out'}: 1 images; samples: train 1" in summary
     assert "empty answer" in summary
     assert "license" in summary
-    assert "--images DIR" in (tmp_path / "out" / "README.md").read_text()  # the command that makes it again
+    assert "data import folder" in (tmp_path / "out" / "README.md").read_text()  # the command that makes it again
+    assert "--images IMAGES --split train" in (tmp_path / "out" / "README.md").read_text()
     manifest = (tmp_path / "out" / "manifest.json").read_bytes()
     assert main(command) == 0
     assert "already exists" in capsys.readouterr().out

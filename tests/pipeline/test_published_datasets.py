@@ -16,6 +16,7 @@ from builders.import_sources import (
     write_jpegs,
     write_jsonl,
 )
+from builders.pmc_store import write_pmc_store
 from qilin.cli import main
 from qilin.dataset.benchmarks import BENCHMARKS
 from qilin.dataset.reader import open_dataset
@@ -75,10 +76,8 @@ def test_pmc_case_report(tmp_path: Path) -> None:
     assert first_exchange(rows["train-2"]) == ("Where?", "Left lung.")
     assert len(rows["train-1"].image_ids) == 2
     assert {row.group for row in rows.values()} == {"PMC7"}
-    assert [first_exchange(rows[f"train-1-{kind}"])[1] for kind in ("context", "inline")] == [
-        "A man came.",
-        "Fig 1 shows it.",
-    ]
+    assert first_exchange(rows["train-1-context"])[1] == "A man came."
+    assert first_exchange(rows["train-1-inline"])[1] == "Fig 1 shows it."
     assert dropped_reasons(data) == ["neither a text nor a question with its answer", "row without an image"]
 
 
@@ -175,16 +174,21 @@ def test_iu_xray_and_mimic(tmp_path: Path) -> None:
         "CXR1_IM-1": ("report", "CXR1", 2), "CXR2_IM-2": ("report", "CXR2", 1),
     }  # fmt: skip
     assert data.splits() == ["train", "test"]
-    mimic = write_jpegs(tmp_path / "mimic", "files/p10/p10000032/s5/d1.jpg", "files/p10/p10000032/s5/d2.jpg")
+    names = ("p10000032/s5/d1.jpg", "p10000032/s5/d2.jpg", "p10000099/s7/d4.jpg")
+    mimic = write_jpegs(tmp_path / "mimic", *(f"files/p10/{name}" for name in names))
     with gzip.open(mimic / "mimic-cxr-2.0.0-split.csv.gz", "wt") as file:
         file.write(
-            "dicom_id,study_id,subject_id,split\nd1,5,10000032,train\nd2,5,10000032,train\nd3,6,10000032,train\n"
+            "dicom_id,study_id,subject_id,split\nd1,5,10000032,train\nd2,5,10000032,train\nd3,6,10000032,train\nd4,7,10000099,validate\n"
         )
     report = " FINAL REPORT\n EXAMINATION: CHEST\n\n FINDINGS: The lungs\n are clear.\n\n IMPRESSION: Normal.\n"
     (mimic / "files/p10/p10000032/s5.txt").write_text(report)
+    (mimic / "files/p10/p10000099/s7.txt").write_text("A small effusion.")
     data, rows = run_import_command("mimic-cxr-jpg", mimic)
     assert first_exchange(rows["s5"])[1] == "The lungs are clear. Normal."
     assert (rows["s5"].group, rows["s5"].license_tier) == ("p10000032", "restricted")
+    assert {split: [sample.sample_id for sample in data.samples(split)] for split in data.splits()} == {
+        "train": ["s5"], "validation": ["s7"],
+    }  # fmt: skip
     assert dropped_reasons(data) == ["report is missing"]
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from qilin.core.config import flat_fields, to_dict
 from qilin.core.errors import RunError, UserError, suggest
 from qilin.core.files import sha256_file
+from qilin.core.output_dir import differing_keys, require_empty
 from qilin.core.progress import ProgressBars, refusals
 from qilin.dataset.import_rows import ImportRow, RejectedRow
 from qilin.dataset.licenses import license_tier, strictest
@@ -26,6 +27,7 @@ from qilin.dataset.schema import MANIFEST, Provenance, Sample
 from qilin.dataset.writer import DatasetWriter, image_from_encoded
 from qilin.imaging.decode import MISSING_FILE
 from qilin.pipeline.execution.sharded_map import read_step_record
+from qilin.pipeline.execution.step_output import EXECUTION_OPTIONS, command_line
 from qilin.pipeline.execution.workers import make_workers
 from qilin.pipeline.importers import (
     column_maps,
@@ -40,8 +42,8 @@ from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.image_index import ImportIndex, row_digest
 from qilin.pipeline.importers.table_files import TEXT_SUFFIXES, detect_encoding
 
-# options that name paths or control execution; they do not change the dataset
-NOT_IN_MANIFEST = ("name", "source", "out", "images", "pmc", "workers", "cluster", "json")
+# recorded under their own keys, or not at all because they are paths of this machine
+NOT_ARGUMENTS = ("name", "source", "out", "images", "pmc", *EXECUTION_OPTIONS)
 SHARDS_PER_WORKER = 4  # a process takes a second to start, so it should have several shards to decode
 
 
@@ -60,7 +62,7 @@ def import_data(config: ImportConfig) -> None:
     console = Console(stderr=config.execution.json, highlight=False, soft_wrap=True)
     exists = (config.out / MANIFEST).is_file()
     if not exists:
-        DatasetWriter(config.out, {})  # rejects an occupied folder now rather than after an hour
+        require_empty(config.out)  # now rather than after an hour
     index_folder = config.out.with_name(f".{config.out.name}.import")
     with ImportIndex(index_folder, decode=not exists) as index, ProgressBars(transient=True) as progress:
         index_rows(source, config, index, progress)
@@ -104,13 +106,14 @@ def describe(config: ImportConfig, source: "Source", index: ImportIndex) -> dict
     for content_line in index.content_lines():
         digest.update(content_line.encode())
     defaults = {field.name: field.default for field in flat_fields(ImportConfig)}
-    arguments = {k: v for k, v in to_dict(config).items() if k not in NOT_IN_MANIFEST and v != defaults[k]}
+    arguments = {k: v for k, v in to_dict(config).items() if k not in NOT_ARGUMENTS and v != defaults[k]}
     if config.images and config.name != "figures":  # figures always need it
         arguments["images"] = "DIR"
     settings: dict[str, Any] = {
         "importer": config.name,
         "source": config.source.resolve().name if config.source.is_dir() else source_name(config),
         "arguments": arguments,
+        "command": command_line("data import", config, ("name", "source", "out")),
         "license": "; ".join(sorted(index.licenses() | ({config.license} if config.license else set()))) or "unknown",
         "input": digest.hexdigest(),
     }
@@ -139,15 +142,17 @@ def source_name(config: ImportConfig) -> str:
 
 def check_same_import(out: Path, settings: dict[str, Any]) -> None:
     """Raise UserError, naming the settings that differ, unless `out` holds the result of exactly this import."""
-    existing, requested = open_dataset(out).manifest["settings"], json.loads(json.dumps(settings))
-    for values in (existing, requested):  # arguments as flags next to the other settings, so that one can be named
-        flags = values.pop("arguments", None) or {}
-        values |= {f"--{key.replace('_', '-')}": value for key, value in flags.items() if key != "images"}
-    keys = [key for key in dict.fromkeys([*requested, *existing]) if requested.get(key) != existing.get(key)]
-    if keys:
+    if keys := differing_keys(arguments_as_flags(open_dataset(out).manifest["settings"]), arguments_as_flags(settings)):
         raise UserError(
             f"{out}: already holds another dataset ({', '.join(keys)} differ); name a new folder, or remove this one"
         )
+
+
+def arguments_as_flags(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with each argument as a key of its own, so that an error can name the one that differs."""
+    arguments = {k: v for k, v in (settings.get("arguments") or {}).items() if k != "images"}
+    flags = {f"--{key.replace('_', '-')}": value for key, value in arguments.items()}
+    return {key: value for key, value in settings.items() if key != "arguments"} | flags
 
 
 def store_images(writer: DatasetWriter, index: ImportIndex, config: ImportConfig, progress: ProgressBars) -> None:

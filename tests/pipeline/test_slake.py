@@ -1,4 +1,4 @@
-"""SLAKE: one language an import, splits kept, captions made of an image's own answers and of nothing else."""
+"""SLAKE: one language per import, original splits, captions composed only from an image's own answers."""
 
 import json
 from collections import defaultdict
@@ -12,7 +12,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.import_rows import ImportRow
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import text_of
-from qilin.pipeline.importers import slake as slake_source
+from qilin.pipeline.importers import slake
 from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.run import import_data
 from qilin.pipeline.importers.slake_captions import compose_captions, extract_statements
@@ -26,7 +26,7 @@ def row(qid: int, image: str, question: str, answer: str, **changes: Any) -> dic
     return fields | changes
 
 
-def slake(folder: Path, **files: list[Any]) -> Path:
+def write_slake(folder: Path, **files: list[Any]) -> Path:
     (folder / "imgs").mkdir(parents=True)
     for n in range(5):
         Image.new("L", (24, 24), 40 * n).save(folder / "imgs" / f"{n}.jpg")
@@ -35,13 +35,13 @@ def slake(folder: Path, **files: list[Any]) -> Path:
     return folder
 
 
-def load(source: Path, out: Path, **changes: Any) -> Dataset:
+def import_slake(source: Path, out: Path, **changes: Any) -> Dataset:
     import_data(ImportConfig(name="slake", source=source, out=out, **changes))
     return open_dataset(out)
 
 
-def test_questions_keep_their_words_and_their_split(tmp_path: Path) -> None:
-    source = slake(
+def test_questions_keep_their_text_and_split(tmp_path: Path) -> None:
+    source = write_slake(
         tmp_path / "slake",
         train=[
             row(1, "imgs/0.jpg", "图片中包含肺吗?", "包含", answer_type="CLOSED"),
@@ -54,13 +54,18 @@ def test_questions_keep_their_words_and_their_split(tmp_path: Path) -> None:
         ],
         validate=[row(11, "imgs/1.jpg", "这是CT吗?", "是的"), row(12, "imgs/0.jpg", "图片中包含肝脏吗?", "不包含")],
     )
-    data = load(source, tmp_path / "out", captions=False)
+    data = import_slake(source, tmp_path / "out", captions=False)
     assert data.splits() == ["train", "validation"]
-    (kept,) = data.samples("train")
-    assert (kept.sample_id, kept.kind, kept.answer_type, kept.question_type) == ("slake-zh-1", "vqa", "closed", "Organ")
-    assert [text_of(m) for m in kept.messages] == ["图片中包含肺吗?", "包含"]
-    assert kept.license_tier == "attribution"
-    image = data.image(kept.image_ids[0])
+    (sample,) = data.samples("train")
+    assert (sample.sample_id, sample.kind, sample.answer_type, sample.question_type) == (
+        "slake-zh-1",
+        "vqa",
+        "closed",
+        "Organ",
+    )
+    assert [text_of(m) for m in sample.messages] == ["图片中包含肺吗?", "包含"]
+    assert sample.license_tier == "attribution"
+    image = data.image(sample.image_ids[0])
     assert (image.modality, image.body_part, image.format) == ("CT", "Lung", "jpeg")
     reasons = data.manifest["counts"]["dropped_reasons"]
     assert reasons == {
@@ -68,23 +73,23 @@ def test_questions_keep_their_words_and_their_split(tmp_path: Path) -> None:
         "image file is missing": 1,
         "empty answer": 1,
         "row without image": 1,
-        "answer is missing or no text": 1,
+        "answer is missing or not a text": 1,
         "row is not an object": 1,
     }
-    english = load(source, tmp_path / "english", lang="en")
+    english = import_slake(source, tmp_path / "english", lang="en")
     assert [text_of(sample.messages[0]) for sample in english.samples("train")] == ["Is there a lung?"]
 
 
 def test_folders_that_are_not_slake(tmp_path: Path) -> None:
-    for source, words in [(tmp_path / "none", "no such folder"), (tmp_path, r"none of train\.json")]:
-        with pytest.raises(UserError, match=words):
-            load(source, tmp_path / "out")
+    for source, message in [(tmp_path / "none", "no such folder"), (tmp_path, r"none of train\.json")]:
+        with pytest.raises(UserError, match=message):
+            import_slake(source, tmp_path / "out")
     with pytest.raises(UserError, match="no question with q_lang 'en'"):
-        load(slake(tmp_path / "s", train=[row(1, "imgs/0.jpg", "问", "答")]), tmp_path / "out", lang="en")
+        import_slake(write_slake(tmp_path / "s", train=[row(1, "imgs/0.jpg", "问", "答")]), tmp_path / "out", lang="en")
 
 
 @pytest.mark.parametrize(
-    ("question", "answer", "said"),
+    ("question", "answer", "statement"),
     [
         ("图片中包含肝脏吗?", "包含", ("present", "肝脏", "肝脏")),
         ("这张图像里有食道吗?", "没有", ("absent", "食道", "食道")),
@@ -94,33 +99,33 @@ def test_folders_that_are_not_slake(tmp_path: Path) -> None:
         ("肺是异常的吗?", "不是", ("status", "肺", "肺未见异常")),
         ("肝脏是不是异常的?", "是的", ("status", "肝脏", "肝脏异常")),
         ("肝脏是不健康的吗?", "不是", ("status", "肝脏", "肝脏未见异常")),
-        ("图中心脏在哪?", "中心", ("place", "心脏", "心脏位于图像中心")),
-        ("图中心脏是什么颜色?", "灰色", ("colour", "心脏", "心脏呈灰色")),
+        ("图中心脏在哪?", "中心", ("location", "心脏", "心脏位于图像中心")),
+        ("图中心脏是什么颜色?", "灰色", ("color", "心脏", "心脏呈灰色")),
         ("大脑看起来不正常吗?", "是的", ("status", "大脑", "大脑异常")),
         ("这张图片看起来正常吗?", "不正常", ("overall", "", "可见异常")),
         ("图片里是否存在异常?", "否", ("overall", "", "未见明显异常")),
         ("在这张图片中,右上肺可以观察到肿块吗?", "不可以", ("finding", "右上肺肿块", "右上肺未见肿块")),
         ("图中肺哪一侧是异常的,左侧还是右侧?", "左侧", ("side", "肺异常", "肺左侧异常")),
         ("图中肺、心脏和肝脏哪个更大?", "肝脏", ("compare", "肝脏肺和心脏", "肝脏的体积大于肺和心脏")),
-        ("肝脏在哪个位置?", "左侧", ("place", "肝脏", "肝脏位于图像左侧")),
-        ("异常病变在哪个位置?", "左肺, 右侧", ("where", "", "病变位于左肺（图像右侧）")),
+        ("肝脏在哪个位置?", "左侧", ("location", "肝脏", "肝脏位于图像左侧")),
+        ("异常病变在哪个位置?", "左肺, 右侧", ("lesion_location", "", "病变位于左肺（图像右侧）")),
         ("图片中包含哪些疾病?", "肝癌,肾癌", ("disease", "", "肝癌、肾癌")),
         ("这是T1加权还是T2加权的核磁共振图像?", "T2", ("weighting", "", "T2")),
     ],
 )
-def test_a_question_and_its_answer_become_a_statement(question: str, answer: str, said: tuple[str, str, str]) -> None:
-    assert extract_statements(question, answer) == [said]
+def test_statement_of_a_question_and_its_answer(question: str, answer: str, statement: tuple[str, str, str]) -> None:
+    assert extract_statements(question, answer) == [statement]
 
 
 @pytest.mark.parametrize(
     ("question", "answer"),
     [("这是矢状面吗?", "不是"), ("图中心脏和肝脏哪个更大?", "几乎相等"), ("这是一个没有人问过的问题吗?", "是的")],
 )
-def test_what_says_nothing_is_left_out(question: str, answer: str) -> None:
+def test_questions_without_a_statement(question: str, answer: str) -> None:
     assert extract_statements(question, answer) == []
 
 
-def test_a_caption_reads_as_a_report_would() -> None:
+def test_captions_of_one_image() -> None:
     rows = [
         row(1, "a", "这张图片的成像方式是什么?", "CT"),
         row(2, "a", "这个图像的扫描平面是什么?", "横断面"),
@@ -142,25 +147,25 @@ def test_a_caption_reads_as_a_report_would() -> None:
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real SLAKE questions are not in ../shared/data/slake_zh")
-def test_the_real_questions_all_arrive_and_captions_do_not_leak(tmp_path: Path) -> None:
-    data = load(REAL, tmp_path / "out")
+def test_real_questions_are_complete_and_captions_do_not_leak(tmp_path: Path) -> None:
+    data = import_slake(REAL, tmp_path / "out")
     assert data.manifest["counts"]["dropped"] == 0
-    homes: dict[str, set[str]] = defaultdict(set)
+    splits_of_image: dict[str, set[str]] = defaultdict(set)
     for split, questions in (("train", 4916), ("validation", 1046)):
         rows = list(data.samples(split))
         assert sum(sample.kind == "vqa" for sample in rows) == questions
         for sample in rows:
-            homes[sample.image_ids[0]].add(split)
+            splits_of_image[sample.image_ids[0]].add(split)
         captioned = {sample.image_ids for sample in rows if sample.kind == "caption"}
         assert captioned == {sample.image_ids for sample in rows}  # every image has at least one
         assert all(len(text_of(sample.messages[1])) > 8 for sample in rows if sample.kind == "caption")
-    assert len(homes) == 546
-    assert all(len(splits) == 1 for splits in homes.values())
+    assert len(splits_of_image) == 546
+    assert all(len(splits) == 1 for splits in splits_of_image.values())
     # without validate.json the captions of train are the same to the letter: nothing of it went into them
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "train.json").symlink_to((REAL / "train.json").resolve())
     (alone / "imgs").symlink_to((REAL / "imgs").resolve())
-    again = list(slake_source.read(ImportConfig(name="slake", source=alone, out=tmp_path / "none")))
+    again = list(slake.read(ImportConfig(name="slake", source=alone, out=tmp_path / "none")))
     captions = {row.sample_id: row.messages for row in again if isinstance(row, ImportRow) and row.kind == "caption"}
     assert captions == {row.sample_id: row.messages for row in data.samples("train") if row.kind == "caption"}
