@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from builders.evaluation import config_for
-from builders.llm_server import Service, serving
+from builders.llm_server import FakeService, serve
 from qilin.core.errors import RunError, UserError
 from qilin.evaluate.commands import evaluate_command
 from qilin.evaluate.config import EvaluateConfig
@@ -27,24 +27,38 @@ def answer_with_image(body: dict[str, Any]) -> str:
 
 
 def test_remote_model(dataset: Path, tmp_path: Path) -> None:
-    with serving(Service(answer_with_image)) as service:
+    with serve(FakeService(answer_with_image)) as service:
         options: dict[str, Any] = {
             "model": "served", "dataset": dataset, "endpoint": service.url, "resamples": 100, "shuffles": 1,
             "train": dataset, "out": tmp_path / "a",
         }  # fmt: skip
         scores = evaluate(EvaluateConfig(**options))
-        requests = len(service.seen)
+        requests = len(service.requests)
         # the second turn of a chat carries its history
-        assert any(len(body["messages"]) == 3 for body in service.seen)
+        assert any(len(body["messages"]) == 3 for body in service.requests)
         assert scores["manifest"]["model"] == {"path": "served", "sha256": None, "endpoint": service.url}
         assert scores["all"]["accuracy"]["value"] > 0.3
         assert scores["confidence"]["n"] == scores["all"]["n"]
         (tmp_path / "a" / "passes" / "as_it_is.jsonl").unlink()
         evaluate(EvaluateConfig(**options))
-        assert len(service.seen) == requests  # every reply comes from the cache
+        assert len(service.requests) == requests  # every reply comes from the cache
         other = options | {"endpoint": service.url.replace("127.0.0.1", "localhost")}
         with pytest.raises(UserError, match="different: model"):
             evaluate(EvaluateConfig(**other))
+
+
+def test_budget_is_for_the_whole_evaluation(dataset: Path, tmp_path: Path) -> None:
+    """A pass is sent in chunks of 8 batches; 300 tokens are enough for 20 requests of 15 tokens in all chunks."""
+    with serve(FakeService(answer_with_image)) as service:
+        options: dict[str, Any] = {
+            "model": "served", "dataset": dataset, "endpoint": service.url, "resamples": 10, "controls": False,
+            "train": dataset, "out": tmp_path / "a", "batch_size": 1, "concurrency": 1,
+        }  # fmt: skip
+        with pytest.raises(RunError, match="budget"):
+            evaluate(EvaluateConfig(**options, budget=300))
+        assert len(service.requests) == 20
+        evaluate(EvaluateConfig(**options))
+        assert len(service.requests) == 60  # nothing is asked twice
 
 
 def test_reproduce(

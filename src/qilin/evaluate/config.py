@@ -21,7 +21,7 @@ class EvaluateConfig:
     )
     concurrency: int = option(default=8, help="maximum number of concurrent requests to the endpoint")
     budget: int | None = option(
-        default=None, help="maximum number of tokens per pass over the questions at the endpoint"
+        default=None, help="stop after this many tokens at the endpoint, prompt and completion; run again to continue"
     )
     reproduce: Path | None = option(
         default=None, help="repeat the evaluation of this scores.json and compare the scores"

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,11 +140,16 @@ def local_model(load: Callable[[], Any], batch_size: int) -> AnswerFunction:
 
 
 def remote_model(endpoint: Endpoint) -> AnswerFunction:
-    """Answers by an OpenAI-compatible service."""
+    """Answers by an OpenAI-compatible service; the endpoint's token budget is for all calls together."""
+    tokens_used = 0
 
     def answer(requests: Sequence[Request], max_new_tokens: int) -> Iterator[ModelAnswer]:
+        nonlocal tokens_used
         chat_requests = [ChatRequest(to_openai(r.messages, r.images), max_new_tokens) for r in requests]
-        for reply in complete_all(endpoint, chat_requests):
+        remaining = None if endpoint.budget is None else max(0, endpoint.budget - tokens_used)
+        replies = complete_all(replace(endpoint, budget=remaining), chat_requests)
+        tokens_used += sum(reply.tokens_in + reply.tokens_out for reply in replies if not reply.cached)
+        for reply in replies:
             yield ModelAnswer(reply.text, reply.confidence)
 
     return answer
