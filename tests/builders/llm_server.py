@@ -1,4 +1,4 @@
-"""A local stand-in for an OpenAI-compatible service: answers by a function, fails when told to."""
+"""A local imitation of an OpenAI-compatible service: replies by a function, fails on demand."""
 
 import contextlib
 import json
@@ -12,36 +12,36 @@ from typing import Any
 
 
 @dataclass
-class Service:
-    """`answer(body)` gives the reply's text; `failures` are statuses to give first; `seen` are the bodies asked."""
+class FakeService:
+    """`answer(body)` returns the reply's text; `failures` are HTTP statuses to return first; the rest is recorded."""
 
     answer: Callable[[dict[str, Any]], str]
     failures: list[int] = field(default_factory=list)
-    logprobs: bool = True
-    seen: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    most_at_once: int = 0
+    logprobs: bool = True  # whether the service supports them
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)  # Authorization headers
+    max_concurrent: int = 0
     url: str = ""
 
 
 @contextmanager
-def serving(service: Service) -> Iterator[Service]:
+def serve(service: FakeService) -> Iterator[FakeService]:
     """Serve on a free local port; yields the service with its `url`."""
-    lock, now = threading.Lock(), [0]
+    lock, active = threading.Lock(), [0]
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
-                service.seen.append(body)
+                service.requests.append(body)
                 service.keys.append(self.headers.get("Authorization", ""))
-                now[0] += 1
-                service.most_at_once = max(service.most_at_once, now[0])
+                active[0] += 1
+                service.max_concurrent = max(service.max_concurrent, active[0])
                 status = service.failures.pop(0) if service.failures else 200
             if status == 200 and body.get("logprobs") and not service.logprobs:
                 status, reply = 400, {"error": {"message": "logprobs is not supported"}}
             elif status != 200:
-                reply = {"error": {"message": f"told to fail with {status}"}}
+                reply = {"error": {"message": f"requested failure {status}"}}
             else:
                 text = service.answer(body)
                 token = {"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}
@@ -54,7 +54,7 @@ def serving(service: Service) -> Iterator[Service]:
                          "choices": [choice], "usage": usage}  # fmt: skip
             data = json.dumps(reply, ensure_ascii=False).encode()
             with lock:
-                now[0] -= 1
+                active[0] -= 1
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -63,21 +63,21 @@ def serving(service: Service) -> Iterator[Service]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *words: Any) -> None: ...
+        def log_message(self, *arguments: Any) -> None: ...
 
-    with listening(Handler) as address:
+    with serve_http(Handler) as address:
         service.url = f"{address}/v1"
         yield service
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = True  # a request that hangs holds up nobody
-    request_queue_size = 64  # of five that wait at the door the sixth is turned away, and knocks again after seconds
+    daemon_threads = True  # a hanging request does not keep the test process alive
+    request_queue_size = 64  # with the default of 5, a sixth waiting client is refused and retries after seconds
 
 
 @contextmanager
-def listening(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Answer requests by `handler` on a free local port; yields the address."""
+def serve_http(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answer requests with `handler` on a free local port; yields the address."""
     server = Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True)
     thread.start()

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from builders.llm_server import Service, serving
+from builders.llm_server import FakeService, serve
 from qilin.cli import main
-from qilin.pipeline.pubmed.jats import BadArticle, read_article
+from qilin.pipeline.pubmed.jats import ArticleError, read_article
 from qilin.pipeline.translation.checks import ABBREVIATION
 
 WORDS = "图像显示可见病变组织结构形态密度信号边缘清晰模糊增大缩小均匀分布区域细胞表达水平方法结果患者样本"
@@ -76,7 +76,7 @@ def lay_out(articles: Path, images: Path, out: Path) -> int:
         shutil.copyfile(path, out / path.name)
         try:
             figures = read_article(path.read_bytes()).figures
-        except BadArticle:
+        except ArticleError:
             continue
         for forms in (forms for figure in figures for forms in figure.images):
             name = forms[0] if forms[0].endswith(".jpg") else f"{forms[0]}.jpg"
@@ -102,7 +102,7 @@ def build(shared: Path, out: Path, *words: str) -> int:
     inputs = out.with_name(f"{out.name}.inputs")
     lay_out(shared / "jats" / "data", shared / "bccd" / "imgs", inputs / "articles")
     few_questions(shared / "slake_zh", inputs / "slake", 8)
-    with serving(Service(answer)) as service:
+    with serve(FakeService(answer)) as service:
         return main([
             "data", "build", "miniature", f"articles={inputs / 'articles'}", f"questions={inputs / 'slake'}",
             f"endpoint={service.url}", "model=stand-in", f"out={out}", *words,

@@ -15,13 +15,13 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from builders.llm_server import listening
+from builders.llm_server import serve_http
 
 PAGE = 3  # keys or prefixes on one page of a listing: small, so that the pages are walked
 
 
 @dataclass
-class PmcStandIn:
+class FakePmcStore:
     """`objects`: key -> bytes. `faults`: key -> what to do wrong first, one a request: a status, "cut", "wrong",
     "slow", "drip", "html"."""
 
@@ -45,7 +45,7 @@ class PmcStandIn:
         }  # fmt: skip
         self.objects[f"metadata/{name}.json"] = json.dumps(row | about).encode()
 
-    def take_inventory(self, date: str) -> None:
+    def write_inventory(self, date: str) -> None:
         lines = io.StringIO()
         for key in self.objects:
             if key.startswith("metadata/"):
@@ -79,7 +79,7 @@ class PmcStandIn:
 
 
 @contextmanager
-def serving_store(store: PmcStandIn) -> Iterator[PmcStandIn]:
+def serve_store(store: FakePmcStore) -> Iterator[FakePmcStore]:
     """Serve on a free local port; yields the store with its `url`."""
     lock = threading.Lock()
 
@@ -90,7 +90,7 @@ def serving_store(store: PmcStandIn) -> Iterator[PmcStandIn]:
             parts = urlsplit(self.path)
             key, query = unquote(parts.path).strip("/"), parse_qs(parts.query)
             with lock:
-                store.asked.append(key or query.get("prefix", [""])[0])
+                store.requested.append(key or query.get("prefix", [""])[0])
                 faults = store.faults.get(key or query.get("prefix", [""])[0], [])
                 fault = faults.pop(0) if faults else None
                 if self.headers.get("Range"):
@@ -128,5 +128,5 @@ def serving_store(store: PmcStandIn) -> Iterator[PmcStandIn]:
 
         def log_message(self, *words: Any) -> None: ...
 
-    with listening(Handler) as store.url:
+    with serve_http(Handler) as store.url:
         yield store

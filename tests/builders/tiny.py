@@ -1,7 +1,7 @@
-"""Builders that tests share: tiny models, tokenizers, images and a dataset folder, made here in under a second.
+"""Tiny models, tokenizers, images and a dataset folder, built in under a second without a network.
 
-In: a folder. Out: ordinary Hugging Face folders and a Qilin dataset folder, with random weights and drawn images, so
-that no test needs a network. Everything follows from `seed`.
+In: a folder. Out: ordinary Hugging Face folders and a Qilin dataset folder, with random weights and drawn images.
+Everything follows from `seed`.
 """
 
 import io
@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw
 
 from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
+from qilin.model.llava import LoadedModel, compose
 
-SIZE = 32  # pixels a side of the tiny encoders' images
+SIZE = 32  # image side of the tiny encoders, in pixels
 PATCH = 8
 PATCHES = (SIZE // PATCH) ** 2
 TEXTS = (
@@ -32,21 +33,21 @@ TEXTS = (
 
 
 def tiny_tokenizer(kind: str = "demo") -> Any:
-    """demo: the project's own. chatml: byte-level BPE with Qwen's marks, and no beginning-of-sequence token."""
+    """demo: the tokenizer of `qilin demo`. chatml: byte-level BPE with Qwen's special tokens, without a BOS token."""
     if kind == "demo":
-        from qilin.demo.tiny_models.language_model import make_tokenizer
+        from qilin.demo.tiny_models.tokenizer import train_tokenizer
 
-        return make_tokenizer(list(TEXTS) * 3, 420)
+        return train_tokenizer(list(TEXTS) * 3, 420)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=420,
-        special_tokens=marks,
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -65,15 +66,15 @@ def tiny_language(
     *,
     tokenizer: Any = None,
     tie: bool = False,
-    spare: int = 0,
+    padding_rows: int = 0,
     width: int = 32,
     layers: int = 2,
     context: int = 2048,
     seed: int = 0,
 ) -> Path:
-    """A causal language model with its tokenizer: llama, qwen3, mistral or qwen2 (Qwens take a ChatML tokenizer).
+    """A causal language model with its tokenizer: llama, qwen3, mistral or qwen2 (with a ChatML tokenizer for Qwen).
 
-    `spare` rows pad the embedding table beyond the vocabulary; `tie` shares it with the head.
+    `padding_rows` extend the embedding table beyond the vocabulary; `tie` shares it with the output head.
     """
     from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -86,7 +87,7 @@ def tiny_language(
     tokenizer = tokenizer or tiny_tokenizer("chatml" if kind.startswith("qwen") else "demo")
     options: dict[str, Any] = {"head_dim": width // 4} if kind == "qwen3" else {}
     config = configs[kind](
-        vocab_size=len(tokenizer) + spare,
+        vocab_size=len(tokenizer) + padding_rows,
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=layers,
@@ -107,15 +108,15 @@ def tiny_language(
 
 
 def tiny_vision(folder: Path, kind: str = "clip", *, width: int = 32, layers: int = 3, seed: int = 0) -> Path:
-    """A vision encoder of 32 x 32 pixels, 16 patches: clip (with a class token) or siglip (without)."""
+    """A vision encoder for 32 x 32 pixels, 16 patches: clip (with a class token) or siglip (without)."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    config_of, model_of = {
+    config_class, model_class = {
         "clip": (CLIPVisionConfig, CLIPVisionModel),
         "siglip": (SiglipVisionConfig, SiglipVisionModel),
     }[kind]
-    config: Any = config_of(
+    config: Any = config_class(
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=layers,
@@ -125,8 +126,8 @@ def tiny_vision(folder: Path, kind: str = "clip", *, width: int = 32, layers: in
         initializer_range=0.2,
     )
     torch.manual_seed(seed)
-    model: Any = model_of
-    model(config).save_pretrained(folder)
+    model: Any = model_class(config)  # type: ignore[arg-type]
+    model.save_pretrained(folder)
     LlavaImageProcessorPil(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
@@ -136,8 +137,26 @@ def tiny_vision(folder: Path, kind: str = "clip", *, width: int = 32, layers: in
     return Path(folder)
 
 
+def tiny_llava(folder: Path, vision: str = "clip", language: str = "llama", **options: Any) -> LoadedModel:
+    """A Llava composed of tiny parts, in eval mode; v1 without a system prompt unless `options` of compose differ.
+
+    Parts are built below `folder` unless they exist there.
+    """
+    vision_folder, language_folder = folder / vision, folder / language
+    if not vision_folder.exists():
+        tiny_vision(vision_folder, vision)
+    if not language_folder.exists():
+        tiny_language(language_folder, language)
+    template = "chatml" if language.startswith("qwen") else "v1"
+    options = {"template": template, "system": "", "pad_square": True} | options
+    loaded = compose(str(vision_folder), str(language_folder), **options)
+    loaded.model.eval()
+    return loaded
+
+
 def tiny_png(index: int, side: int = 40) -> bytes:
-    """A PNG of noise with a disc whose place and brightness follow from `index`; not square, so padding shows."""
+    """A PNG of noise with a disc whose position and brightness follow from `index`; not square, to make padding
+    visible."""
     random = np.random.default_rng(index)
     image = Image.fromarray(random.integers(0, 60, (side, side + 16), dtype=np.uint8))
     x, y, r = (int(random.integers(8, side - 8)), int(random.integers(8, side - 8)), int(random.integers(4, 9)))
@@ -159,56 +178,56 @@ def tiny_dataset(
 
     With `extras`, each split also holds one chat of two turns, one sample without an image and one with two images.
     Sample ids: SPLIT-caption-0, SPLIT-vqa-0-1, SPLIT-chat, SPLIT-text, SPLIT-two.
-    Odd images are answered 是, even 否.
+    Closed questions are answered 是 for odd images, 否 for even ones.
     """
     with DatasetWriter(Path(folder), {"importer": "tiny"}) as writer:
         for number, split in enumerate(splits):
-            made = [
+            records = [
                 make_image(tiny_png(1000 * number + i), [Provenance("tiny", f"{split}-{i}")]) for i in range(images)
             ]
-            for image in made:
-                writer.add_image(image)
-            for sample in _samples(split, [image.image_id for image in made], questions, extras):
+            for record in records:
+                writer.add_image(record)
+            for sample in tiny_samples(split, [record.image_id for record in records], questions, extras):
                 assert writer.add_sample(split, sample), sample.sample_id
     return Path(folder)
 
 
-def _samples(split: str, images: Sequence[str], questions: int, extras: bool) -> list[Sample]:
-    found = []
+def tiny_samples(split: str, images: Sequence[str], questions: int, extras: bool) -> list[Sample]:
+    samples = []
     for index, image in enumerate(images):
-        yes = "是" if index % 2 else "否"
+        yes_no = "是" if index % 2 else "否"
         caption = TEXTS[index % 3]
-        found.append(
+        samples.append(
             Sample(f"{split}-caption-{index}", "caption", (image,), (user(images=1), assistant(caption)), group=image)
         )
         for turn in range(questions):
-            asked, said, kind = [
-                (f"图中有{'病变' if turn else '异常'}吗？", yes, "closed"),
+            question, answer, answer_type = [
+                (f"图中有{'病变' if turn else '异常'}吗？", yes_no, "closed"),
                 ("这张图片是什么模态？", f"第{index}张CT图像", "open"),
                 ("病变位于哪一侧？", "左侧" if index % 2 else "右侧，靠近胸壁", "open"),
             ][turn % 3]
-            found.append(
+            samples.append(
                 Sample(
                     f"{split}-vqa-{index}-{turn}",
                     "vqa",
                     (image,),
-                    (user(asked if turn < 3 else f"{turn}：{asked}", images=1), assistant(said)),
-                    answer_type=kind,  # type: ignore[arg-type]
+                    (user(question if turn < 3 else f"{turn}：{question}", images=1), assistant(answer)),
+                    answer_type=answer_type,  # type: ignore[arg-type]
                     group=image,
                 )
             )
     if extras:
-        talk = (
+        chat = (
             user("图中有异常吗？", 1),
             assistant("有，右下肺。"),
             user("考虑什么？"),
             assistant("考虑肺炎，建议复查。"),
         )
-        found.append(Sample(f"{split}-chat", "chat", (images[0],), talk))
-        found.append(
+        samples.append(Sample(f"{split}-chat", "chat", (images[0],), chat))
+        samples.append(
             Sample(f"{split}-text", "chat", (), (user("高血压应注意什么？"), assistant("低盐饮食，按时服药。")))
         )
-        found.append(
+        samples.append(
             Sample(
                 f"{split}-two",
                 "vqa",
@@ -217,4 +236,4 @@ def _samples(split: str, images: Sequence[str], questions: int, extras: bool) ->
                 answer_type="open",
             )
         )
-    return found
+    return samples

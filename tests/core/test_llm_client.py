@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
-from builders.llm_server import HtmlHandler, Service, listening, serving
+from builders.llm_server import HtmlHandler, FakeService, serve_http, serve
 from qilin.core.errors import RunError, UserError
 from qilin.core.llm_client import ChatRequest, ConcurrencyLimiter, Endpoint, complete_all, limiter_for
 
@@ -27,39 +27,39 @@ def chat_requests(count: int) -> list[ChatRequest]:
 
 def test_replies_are_in_order_concurrent_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QILIN_API_KEY", "secret-word")
-    with serving(Service(echo)) as service:
+    with serve(FakeService(echo)) as service:
         endpoint = Endpoint(service.url, "m", cache=tmp_path / "cache.sqlite", concurrency=4)
         indices: list[int] = []
         replies = complete_all(endpoint, chat_requests(20), lambda index, reply: indices.append(index))
         assert [reply.text for reply in replies] == [f"答{i}" for i in range(20)]
         assert sorted(indices) == list(range(20))
         assert replies[0].confidence == pytest.approx(exp(-0.5))
-        assert len(service.seen) == 20
+        assert len(service.requests) == 20
         assert service.keys[0] == "Bearer secret-word"
         repeated = complete_all(endpoint, chat_requests(21))
-        assert len(service.seen) == 21
+        assert len(service.requests) == 21
         assert [reply.cached for reply in repeated] == [True] * 20 + [False]
         assert b"secret-word" not in (tmp_path / "cache.sqlite").read_bytes()
         complete_all(Endpoint(service.url, "other", cache=endpoint.cache), chat_requests(1))
-        assert len(service.seen) == 22
+        assert len(service.requests) == 22
 
 
 def test_failed_requests_are_retried() -> None:
-    with serving(Service(echo, failures=[503, 429])) as service:
+    with serve(FakeService(echo, failures=[503, 429])) as service:
         assert complete_all(Endpoint(service.url, "m", concurrency=1), chat_requests(1))[0].text == "答0"
-        assert len(service.seen) == 3
-    with serving(Service(echo, failures=[500] * 9)) as service, pytest.raises(RunError, match="after 2 retries"):
+        assert len(service.requests) == 3
+    with serve(FakeService(echo, failures=[500] * 9)) as service, pytest.raises(RunError, match="after 2 retries"):
         complete_all(Endpoint(service.url, "m", retries=2), chat_requests(1))
 
 
 def test_replies_before_an_error_are_cached(tmp_path: Path) -> None:
-    with serving(Service(echo)) as service:
+    with serve(FakeService(echo)) as service:
         endpoint = Endpoint(service.url, "m", cache=tmp_path / "c.sqlite", concurrency=1, budget=40)
         with pytest.raises(RunError, match=r"budget is spent \(45 tokens used of 40\) after 3 of 10"):
             complete_all(endpoint, chat_requests(10))
-        assert len(service.seen) == 3
+        assert len(service.requests) == 3
         complete_all(Endpoint(service.url, "m", cache=tmp_path / "c.sqlite"), chat_requests(10))
-        assert len(service.seen) == 10
+        assert len(service.requests) == 10
 
 
 def test_requests_in_flight_when_the_budget_is_spent_are_cached(tmp_path: Path) -> None:
@@ -69,19 +69,19 @@ def test_requests_in_flight_when_the_budget_is_spent_are_cached(tmp_path: Path) 
         time.sleep(0.0 if body["messages"][-1]["content"] == "0" else 0.3)
         return echo(body)
 
-    with serving(Service(first_immediately)) as service:
+    with serve(FakeService(first_immediately)) as service:
         endpoint = Endpoint(service.url, "m", cache=tmp_path / "c.sqlite", concurrency=3, budget=1)
         with pytest.raises(RunError, match="after 3 of 10 replies"):
             complete_all(endpoint, chat_requests(10))
-        assert len(service.seen) == 3
+        assert len(service.requests) == 3
         complete_all(Endpoint(service.url, "m", cache=tmp_path / "c.sqlite"), chat_requests(10))
-        assert len(service.seen) == 10
+        assert len(service.requests) == 10
 
 
 def test_rejected_requests_are_user_errors(tmp_path: Path) -> None:
-    with serving(Service(echo, failures=[401])) as service, pytest.raises(UserError, match="QILIN_API_KEY"):
+    with serve(FakeService(echo, failures=[401])) as service, pytest.raises(UserError, match="QILIN_API_KEY"):
         complete_all(Endpoint(service.url, "m"), chat_requests(1))
-    with serving(Service(echo, failures=[404])) as service, pytest.raises(UserError, match="model m"):
+    with serve(FakeService(echo, failures=[404])) as service, pytest.raises(UserError, match="model m"):
         complete_all(Endpoint(service.url, "m"), chat_requests(1))
     with pytest.raises(UserError, match="expected a URL"):
         complete_all(Endpoint("localhost:8000", "m"), chat_requests(1))
@@ -98,13 +98,13 @@ def test_rejected_requests_are_user_errors(tmp_path: Path) -> None:
 
 
 def test_a_service_without_logprobs_is_supported() -> None:
-    with serving(Service(echo, logprobs=False)) as service:
+    with serve(FakeService(echo, logprobs=False)) as service:
         reply = complete_all(Endpoint(service.url, "m"), chat_requests(1))[0]
         assert (reply.text, reply.confidence) == ("答0", None)
 
 
 def test_services_that_return_html_or_time_out() -> None:
-    with listening(HtmlHandler) as base:
+    with serve_http(HtmlHandler) as base:
         with pytest.raises(RunError, match="OpenAI-compatible"):
             complete_all(Endpoint(f"{base}/v1", "m", retries=0), chat_requests(1))
         with pytest.raises(RunError, match="no answer"):
@@ -125,10 +125,10 @@ def test_a_429_lowers_the_concurrency() -> None:
     for _ in range(1000):
         limiter.increase()
     assert limiter.limit == 16
-    with serving(Service(echo, failures=[429] * 6)) as service:
+    with serve(FakeService(echo, failures=[429] * 6)) as service:
         replies = complete_all(Endpoint(service.url, "m", concurrency=4), chat_requests(12))
         assert [reply.text for reply in replies] == [f"答{i}" for i in range(12)]
-        assert service.most_at_once <= 4
+        assert service.max_concurrent <= 4
 
 
 def test_the_concurrency_limit_persists_between_calls() -> None:
@@ -171,12 +171,12 @@ def test_the_concurrency_limit_persists_between_calls() -> None:
             counts.append(rejected[0])
         return counts
 
-    with listening(LimitedHandler) as base:
+    with serve_http(LimitedHandler) as base:
         persistent, reset = count_rejections(False), count_rejections(True)
     assert sum(persistent[1:]) < sum(reset[1:]) / 2, (persistent, reset)
 
 
 def test_json_mode_is_requested() -> None:
-    with serving(Service(echo)) as service:
+    with serve(FakeService(echo)) as service:
         complete_all(Endpoint(service.url, "m"), [ChatRequest([{"role": "user", "content": "1"}], json=True)])
-        assert service.seen[0]["response_format"] == {"type": "json_object"}
+        assert service.requests[0]["response_format"] == {"type": "json_object"}

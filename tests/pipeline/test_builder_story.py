@@ -13,9 +13,9 @@ from PIL import Image
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from builders.jats import article, figure, link
-from builders.llm_server import Service, serving
+from builders.llm_server import FakeService, serve
 from builders.miniature import build
-from builders.pmc_server import PmcStandIn, serving_store
+from builders.pmc_server import FakePmcStore, serve_store
 from builders.tiny import tiny_language, tiny_vision
 from qilin.cli import main
 from qilin.dataset.reader import open_dataset
@@ -49,7 +49,7 @@ def translator(body: dict[str, Any]) -> str:
 
 
 def test_from_ids_to_llava(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = PmcStandIn()
+    store = FakePmcStore()
     for number in range(1, 4):
         body = figure("F1", f"CT of the left lung, a lesion of {10 + number} mm.", "f1", "Fig. 1")
         body += figure("F2", "Kaplan-Meier curves.", "f2", "Fig. 2")
@@ -62,12 +62,12 @@ def test_from_ids_to_llava(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert main(["data", *words]) == 0
 
     at = {name: str(tmp_path / name) for name in ("pmc", "figures", "en", "zh", "curated", "llava")}
-    with serving_store(store):
+    with serve_store(store):
         run("pmc", at["pmc"], "--ids", str(tmp_path / "ids.txt"), "--base", store.url, "--rate", "500")
     articles = str(tmp_path / "pmc" / "articles")
     run("figures", articles, at["figures"], "--workers", "1")
     run("import", "figures", at["figures"], at["en"], "--images", articles, "--split", "train")
-    with serving(Service(translator)) as service:
+    with serve(FakeService(translator)) as service:
         there = ("--endpoint", service.url, "--model", "stand-in", "--cache", str(tmp_path / "cache.sqlite"))
         run("translate", at["en"], at["zh"], *there)
     run("curate", at["zh"], at["curated"], "--workers", "1", "--license", "commercial")
@@ -171,7 +171,7 @@ def test_what_people_decided_goes_into_the_miniature_and_it_trains(
 
 def test_a_build_takes_what_has_changed_in_a_file_of_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not "already there" in silence: fetched, and the rows made of fewer articles refused by name."""
-    store = PmcStandIn()
+    store = FakePmcStore()
     for number in (1, 2):
         body = figure("F1", f"CT of the left lung, a lesion of {10 + number} mm.", "f1", "Fig. 1")
         store.add(number, 1, article(body, pmcid=f"PMC{number}"), {"f1.jpg": image(number)})
@@ -181,7 +181,7 @@ def test_a_build_takes_what_has_changed_in_a_file_of_ids(tmp_path: Path, capsys:
         "  figures: {do: figures, source: '{pmc}/articles', workers: 1}\n"
         "  last: {do: import, name: figures, source: '{figures}', images: '{pmc}/articles', lang: en, split: train}\n"
     )
-    with serving_store(store):
+    with serve_store(store):
         words = ["data", "build", str(recipe), f"ids={ids}", f"base={store.url}", f"out={tmp_path / 'out'}"]
         ids.write_text("PMC1\n")
         assert main(words) == 0

@@ -15,11 +15,17 @@ from PIL import Image
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from test_curate import image
-from test_translate import asked, dataset, good, results, run
 
 from builders.jats import article, figure
-from builders.llm_server import Service, serving
-from builders.pmc_server import PmcStandIn, serving_store
+from builders.llm_server import FakeService, serve
+from builders.pmc_server import FakePmcStore, serve_store
+from builders.translation import (
+    correct_reply,
+    english_dataset,
+    requested_texts,
+    run_translate,
+    translation_results,
+)
 from qilin.cli import explain_os_error, main
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
@@ -102,22 +108,22 @@ def test_a_full_disk_leaves_what_was_there_whole_and_the_same_command_goes_on(
 def test_a_full_disk_while_translating_keeps_what_was_answered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(Service(good)) as service:
-        dataset(tmp_path / "en")
+    with serve(FakeService(correct_reply)) as service:
+        english_dataset(tmp_path / "en")
         with full_disk(4096):
-            assert run(tmp_path, service) == 1
+            assert run_translate(tmp_path, service) == 1
         assert "free some space" in capsys.readouterr().err
         assert not (tmp_path / "zh").exists()
-        assert run(tmp_path, service) == 0
-    assert len(results(tmp_path)[0]) == 4
+        assert run_translate(tmp_path, service) == 0
+    assert len(translation_results(tmp_path)[0]) == 4
 
 
 @pytest.mark.parametrize("limit", [LIMIT, 60_000])  # the ledger does not fit, or the image does not
 def test_a_full_disk_while_fetching(tmp_path: Path, limit: int, capsys: pytest.CaptureFixture[str]) -> None:
-    store = PmcStandIn()
+    store = FakePmcStore()
     store.add(1, 1, article(figure("F1", "CT of the lung.", "f1.png"), pmcid="PMC1"), {"f1.png": noise(1, 300)})
     (tmp_path / "ids.txt").write_text("PMC1\n")
-    with serving_store(store):
+    with serve_store(store):
         words = ["data", "pmc", str(tmp_path / "pmc"), "--ids", str(tmp_path / "ids.txt"), "--base", store.url]
         with full_disk(limit):
             assert main([*words, "--rate", "500"]) == 1
@@ -162,12 +168,12 @@ def test_zips_that_climb_out_write_nothing(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_service_that_swaps_answers_mixes_nothing_up(tmp_path: Path) -> None:
     def swapping(body: dict[str, object]) -> str:
-        texts = list(json.loads(good(body)).values())  # type: ignore[arg-type]
-        return json.dumps(dict(zip(asked(body), reversed(texts), strict=True)), ensure_ascii=False)  # type: ignore[arg-type]
+        texts = list(json.loads(correct_reply(body)).values())  # type: ignore[arg-type]
+        return json.dumps(dict(zip(requested_texts(body), reversed(texts), strict=True)), ensure_ascii=False)  # type: ignore[arg-type]
 
-    with serving(Service(swapping)) as service:
-        assert run(tmp_path, service, "--asks", "2") == 0
-    rows, dropped = results(tmp_path)
+    with serve(FakeService(swapping)) as service:
+        assert run_translate(tmp_path, service, "--max-attempts", "2") == 0
+    rows, dropped = translation_results(tmp_path)
     assert set(rows) | set(dropped) == {"cap", "qa", "zh", "choice"}
     assert text_of(rows["cap"].messages[1]) == "左肺有一个3厘米的肿块。"  # a single text has nothing to be swapped with
     assert dropped["qa"].startswith("translation: ")
@@ -177,13 +183,13 @@ def test_a_service_that_swaps_answers_mixes_nothing_up(tmp_path: Path) -> None:
 def test_an_account_without_money_is_named_and_what_was_answered_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service = Service(good)
-    with serving(service):
+    service = FakeService(correct_reply)
+    with serve(service):
         service.failures = [402]
-        assert run(tmp_path, service, "--concurrency", "1") == 1
+        assert run_translate(tmp_path, service, "--concurrency", "1") == 1
         said = capsys.readouterr().err
         assert "the account has no credit" in said
         assert "run the same command again" in said
         assert not (tmp_path / "zh").exists()
-        assert run(tmp_path, service) == 0
-    assert len(results(tmp_path)[0]) == 4
+        assert run_translate(tmp_path, service) == 0
+    assert len(translation_results(tmp_path)[0]) == 4

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from builders.jats import article, figure
-from builders.pmc_server import PmcStandIn, serving_store
+from builders.pmc_server import FakePmcStore, serve_store
 from qilin.cli import main
 from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
@@ -30,20 +30,20 @@ def xml(number: int, **changes: Any) -> bytes:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[PmcStandIn]:
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePmcStore]:
     async def at_once(seconds: float) -> None:
         await real(min(seconds, 0.02))
 
     real = pmc_store.asyncio.sleep
     monkeypatch.setattr(pmc_store.asyncio, "sleep", at_once)
-    made = PmcStandIn()
+    made = FakePmcStore()
     for number in (1, 2, 3):
         made.add(number, 1, xml(number), {"f1.jpg": IMAGE, "f2.jpg": IMAGE, "S1.pdf": b"%PDF"})
-    with serving_store(made):
+    with serve_store(made):
         yield made
 
 
-def run(store: PmcStandIn, out: Path, ids: str = "PMC1\n2\npmc3\n", *more: str) -> int:
+def run(store: FakePmcStore, out: Path, ids: str = "PMC1\n2\npmc3\n", *more: str) -> int:
     (out.parent / "ids.txt").write_text(ids)
     source = () if "--query" in more or "--inventory" in more else ("--ids", str(out.parent / "ids.txt"))
     gentle = ("--base", store.url, "--rate", "1000", "--search", f"{store.url}/esearch")
@@ -65,7 +65,7 @@ def states(out: Path, table: str = "articles") -> list[tuple[Any, ...]]:
 
 
 def test_ids_to_figures_and_a_second_run_fetches_nothing(
-    store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: FakePmcStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "pmc"
     assert run(store, out) == 0
@@ -73,9 +73,9 @@ def test_ids_to_figures_and_a_second_run_fetches_nothing(
     assert files(out)[:3] == ["001/PMC1.1/PMC1.1.json", "001/PMC1.1/PMC1.1.xml", "001/PMC1.1/f1.jpg"]
     assert len(files(out)) == 9  # neither the chart nor the supplement
     assert (out / "articles/001/PMC1.1/f1.jpg").read_bytes() == IMAGE
-    asked = len(store.asked)
+    asked = len(store.requested)
     assert run(store, out) == 0
-    assert len(store.asked) == asked
+    assert len(store.requested) == asked
     assert main(["data", "figures", str(out / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0
     rows = list(read_shards(tmp_path / "figures"))
     assert [(row["article"], row["license"], row["file"]) for row in rows][0] == (
@@ -87,7 +87,7 @@ def test_ids_to_figures_and_a_second_run_fetches_nothing(
 
 @pytest.mark.parametrize("fault", [429, 503, 500, "cut", "slow", "wrong"])
 @pytest.mark.parametrize("key", ["metadata/PMC1.1.json", "PMC1.1/PMC1.1.xml", "PMC1.1/f1.jpg", "PMC1."])
-def test_a_passing_fault_costs_nothing(store: PmcStandIn, tmp_path: Path, fault: Any, key: str) -> None:
+def test_a_passing_fault_costs_nothing(store: FakePmcStore, tmp_path: Path, fault: Any, key: str) -> None:
     if fault == "wrong" and not key.endswith((".xml", ".jpg")):
         pytest.skip("only media and XML have an md5")
     store.faults[key] = [fault]
@@ -99,7 +99,7 @@ def test_a_passing_fault_costs_nothing(store: PmcStandIn, tmp_path: Path, fault:
 
 
 def test_lasting_faults_are_in_the_ledger_and_a_later_run_mends_them(
-    store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: FakePmcStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "pmc"
     store.faults["PMC1.1/f1.jpg"] = ["wrong"] * 2
@@ -123,13 +123,13 @@ def test_lasting_faults_are_in_the_ledger_and_a_later_run_mends_them(
     assert "tries them again" in capsys.readouterr().out
     assert run(store, out, "1\n2\n3\n4\n5\n6\n99\n") == 0
     assert {state for n, state, _ in states(out) if n in (1, 2, 5)} == {"have"}
-    assert store.asked.count("PMC1.1/PMC1.1.xml") == 1  # what was here was not fetched again
+    assert store.requested.count("PMC1.1/PMC1.1.xml") == 1  # what was here was not fetched again
     store.add(99, 1, xml(99), {"f1.jpg": IMAGE})
     assert run(store, out, "99\n", "--refresh") == 0
     assert states(out)[-1] == (99, "have", "")
 
 
-def test_what_is_not_wanted(store: PmcStandIn, tmp_path: Path) -> None:
+def test_what_is_not_wanted(store: FakePmcStore, tmp_path: Path) -> None:
     out = tmp_path / "pmc"
     media = {"f1.jpg": IMAGE}
     store.add(11, 1, xml(11), media, license_code="CC BY-NC")
@@ -155,7 +155,7 @@ def test_what_is_not_wanted(store: PmcStandIn, tmp_path: Path) -> None:
     assert [name for _, name, *_ in states(tmp_path / "bare", "files")] == ["PMC1.1.xml"]
 
 
-def test_versions_the_newest_a_named_one_and_one_that_moved(store: PmcStandIn, tmp_path: Path) -> None:
+def test_versions_the_newest_a_named_one_and_one_that_moved(store: FakePmcStore, tmp_path: Path) -> None:
     out = tmp_path / "pmc"
     assert run(store, out, "1\n") == 0
     for version in (2, 3, 4, 10):
@@ -172,11 +172,11 @@ def test_versions_the_newest_a_named_one_and_one_that_moved(store: PmcStandIn, t
     assert states(tmp_path / "none") == [(1, "missing", "HTTP 404")]
 
 
-def test_inventory_and_query(store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inventory_and_query(store: FakePmcStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store.add(3, 2, xml(3), {"f1.jpg": IMAGE})
-    store.take_inventory("2026-11-01T01-00Z")
+    store.write_inventory("2026-11-01T01-00Z")
     store.add(7, 1, xml(7), {"f1.jpg": IMAGE})
-    store.take_inventory("2026-11-02T01-00Z")
+    store.write_inventory("2026-11-02T01-00Z")
     out = tmp_path / "pmc"
     assert run(store, out, "", "--inventory", "--limit", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["done"] == 2
@@ -185,7 +185,7 @@ def test_inventory_and_query(store: PmcStandIn, tmp_path: Path, capsys: pytest.C
     assert [path.name for path in (out / "articles/003").iterdir()] == ["PMC3.2"]
     assert run(store, tmp_path / "old", "", "--inventory", "--date", "2026-11-01T01-00Z") == 0
     assert len(states(tmp_path / "old")) == 3
-    store.found = [7, 1, 2, 3]
+    store.search_results = [7, 1, 2, 3]
     assert run(store, tmp_path / "found", "", "--query", "chest CT") == 0
     assert [n for n, *_ in states(tmp_path / "found")] == [1, 2, 3, 7]
     store.faults["inventory-reports/pmc-oa-opendata/metadata/2026-11-02T01-00Z/manifest.json"] = ["html"]
@@ -203,13 +203,13 @@ def test_inventory_and_query(store: PmcStandIn, tmp_path: Path, capsys: pytest.C
 
 
 def test_a_search_that_fails_is_named_not_the_store(
-    store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: FakePmcStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(store, tmp_path / "pmc", "", "--query", "x", "--search", f"{store.url}/none") == 1
     assert f"{store.url}/none: cannot list what is wanted: HTTP 404" in capsys.readouterr().err
 
 
-def test_a_store_that_is_gone(store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_is_gone(store: FakePmcStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store.url = "http://127.0.0.1:9"
     assert run(store, tmp_path / "pmc", "1\n2\n3\n", "--concurrency", "2", "--retries", "1") == 1
     assert "in a row failed (connection: ConnectError, 2 times); the same command goes on" in capsys.readouterr().err
@@ -242,7 +242,7 @@ def test_bad_words_are_the_callers(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_folder_of_other_things_is_left_alone(
-    store: PmcStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: FakePmcStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "manifest.json").write_text("{}")
@@ -266,7 +266,7 @@ def test_names_of_media() -> None:
     assert find_media(urls, ("../../etc/passwd",)) is None
 
 
-def test_names_that_climb_out_are_refused(store: PmcStandIn, tmp_path: Path) -> None:
+def test_names_that_climb_out_are_refused(store: FakePmcStore, tmp_path: Path) -> None:
     store.add(1, 1, xml(1), {"f1.jpg": IMAGE})
     about = json.loads(store.objects["metadata/PMC1.1.json"])
     for bad in ("s3://b/PMC1.1/..", "s3://b/PMC1.1/", "s3://b/PMC1.1/..%5Cevil.xml"):
@@ -275,7 +275,7 @@ def test_names_that_climb_out_are_refused(store: PmcStandIn, tmp_path: Path) -> 
         assert states(tmp_path / "pmc") == [(1, "missing", "XML: no usable name")]
 
 
-def test_ctrl_c_keeps_what_was_settled(store: PmcStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_what_was_settled(store: FakePmcStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qilin.pipeline.pubmed.download_state import Ledger
 
     real, calls = Ledger.write, []
@@ -291,11 +291,11 @@ def test_ctrl_c_keeps_what_was_settled(store: PmcStandIn, tmp_path: Path, monkey
     monkeypatch.setattr(Ledger, "write", real)
     assert states(tmp_path / "pmc") == [(1, "have", "")]
     assert run(store, tmp_path / "pmc") == 0
-    assert store.asked.count("PMC1.1/PMC1.1.xml") == 1
+    assert store.requested.count("PMC1.1/PMC1.1.xml") == 1
     assert [state for _, state, _ in states(tmp_path / "pmc")] == ["have"] * 3
 
 
-def test_the_pace_is_kept(store: PmcStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pace_is_kept(store: FakePmcStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pace = pmc_store.Pace(10)
     waits: list[float] = []
 
@@ -319,7 +319,7 @@ def test_the_pace_is_kept(store: PmcStandIn, tmp_path: Path, monkeypatch: pytest
         PmcConfig(out=tmp_path, query="a", rate=0)
 
 
-def test_media_of_no_bytes_and_no_image_cost_their_own_rows(store: PmcStandIn, tmp_path: Path) -> None:
+def test_media_of_no_bytes_and_no_image_cost_their_own_rows(store: FakePmcStore, tmp_path: Path) -> None:
     """The store's md5 is right, so they are fetched; the import says what they are."""
     real = io.BytesIO()
     Image.radial_gradient("L").save(real, "JPEG")
