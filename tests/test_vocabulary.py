@@ -15,7 +15,11 @@ PARTICIPLE = "a participle does not say what the variable holds; use a noun: pat
 PRONOUN = "a pronoun needs a reader who knows whose; name the thing: expected_sides, local_rank, translated_text"
 VAGUE = {
     **dict.fromkeys(("found", "said", "told", "made", "kept", "asked", "given", "looked", "gone", "held"), PARTICIPLE),
-    **dict.fromkeys(("mine", "theirs", "ours", "there"), PRONOUN),
+    **dict.fromkeys(("begun", "spoken", "strange"), PARTICIPLE),
+    **dict.fromkeys(("mine", "theirs", "ours", "own", "there"), PRONOUN),
+    **dict.fromkeys(
+        ("aside", "beside", "way", "whole"), "name what it is: a reserved share, a process, a path, a total"
+    ),
     "tell": "say what the function does: print_summary, format_error, write_log",
     "place": "place was used for an index, a path, a URL and an anatomical site; name which of them",
     "places": "places was used for indices, paths and anatomical sites; name which of them",
