@@ -45,14 +45,6 @@ AnswerFunction = Callable[[Sequence["Request"], int], Iterable[ModelAnswer]]
 ImageLoader = Callable[[str], Image.Image]  # image_id -> RGB
 
 
-@dataclass(frozen=True)
-class InferencePass:
-    """One pass over the items: its name, and the image to show for each of an item's image ids."""
-
-    name: str
-    load_image: ImageLoader
-
-
 def image_loader(dataset: Dataset, cache_size: int = 128) -> ImageLoader:
     """image_id -> the dataset's image as RGB; caches decoded images, as an image has several questions."""
     return lru_cache(maxsize=cache_size)(lambda image_id: to_rgb(dataset.image(image_id).bytes))
@@ -61,23 +53,27 @@ def image_loader(dataset: Dataset, cache_size: int = 128) -> ImageLoader:
 def run_pass(
     answer: AnswerFunction,
     items: Sequence[Item],
-    inference_pass: InferencePass,
+    name: str,
+    load_image: ImageLoader,
     out: Path,
     *,
     batch_size: int,
     max_new_tokens: int,
     caption_tokens: int,
 ) -> dict[str, ModelAnswer]:
-    """Item id -> answer. Reads finished answers from the pass file and calls `answer` only for the others."""
+    """Item id -> answer; the model sees `load_image(image_id)` in place of each image.
+
+    Reads finished answers from the file of the pass `name` and calls `answer` only for the others.
+    """
     from qilin.model.generate import Request
 
-    path = out / PASSES_DIR / f"{inference_pass.name}.jsonl"
+    path = out / PASSES_DIR / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     answers = read_pass(path, {item.id for item in items})
     pending = [item for item in items if item.id not in answers]
     if not pending:
         return answers
-    title = f"answers, {inference_pass.name.replace('_', ' ')}"
+    title = f"answers, {name.replace('_', ' ')}"
     with path.open("a", encoding="utf-8") as file, progress_bar(title, len(items), len(answers)) as advance:
         for captions in (False, True):
             # Longest questions first: an out-of-memory error comes at once, and batches have similar lengths.
@@ -85,10 +81,7 @@ def run_pass(
             chunk_size = batch_size * BATCHES_PER_CHUNK
             for start in range(0, len(queue), chunk_size):
                 chunk = queue[start : start + chunk_size]
-                requests = [
-                    Request(list(item.messages), [inference_pass.load_image(i) for i in item.image_ids])
-                    for item in chunk
-                ]
+                requests = [Request(list(item.messages), [load_image(i) for i in item.image_ids]) for item in chunk]
                 max_length = caption_tokens if captions else max_new_tokens
                 for item, model_answer in zip(chunk, answer(requests, max_length), strict=True):
                     answers[item.id] = model_answer

@@ -35,7 +35,6 @@ from qilin.evaluate.predict import (
     PASSES_DIR,
     AnswerFunction,
     ImageLoader,
-    InferencePass,
     ModelAnswer,
     image_loader,
     local_model,
@@ -98,7 +97,8 @@ class ModelUnderTest:
         return run_pass(
             self.answer_function,
             items,
-            InferencePass(pass_name, load_image),
+            pass_name,
+            load_image,
             config.out,
             batch_size=config.batch_size,
             max_new_tokens=self.job.max_new_tokens,

@@ -92,7 +92,7 @@ def with_training_data(
     if training is None:
         raise UserError(f"{train}: has no train split; --train expects the dataset folder of the training data")
     most_frequent, known_question = most_frequent_answers(training, predictions)
-    controls = replace(context.controls, commonest=most_frequent)
+    controls = replace(context.controls, most_frequent=most_frequent)
     if dataset is None:
         return replace(context, controls=controls, known_question=known_question)
     missing = next(((p.id, image_id) for p in predictions for image_id in p.image_ids if image_id not in hashes), None)

@@ -25,12 +25,15 @@ def find_contamination(training: TrainingSet, items: Sequence[ItemLike], matches
     """
     image_ids = {image_id for item in items for image_id in item.image_ids}
     training_ids = set(training.image_ids)
-    known = {(normalize_text(row.question), normalize_text(row.answer), row.image_id) for row in training.answers}
+    training_rows = {
+        (normalize_text(row.question), normalize_text(row.answer), row.image_id) for row in training.answers
+    }
     with_image = [item for item in items if item.image_ids]
     repeated = [
         item
         for item in with_image
-        if (normalize_text(item.question), normalize_text(item.reference), matches.get(item.image_ids[0], "")) in known
+        if (normalize_text(item.question), normalize_text(item.reference), matches.get(item.image_ids[0], ""))
+        in training_rows
     ]
     shared_ids, long_texts = find_shared_texts(items, (row.answer for row in training.answers))
     return {

@@ -17,7 +17,10 @@ from qilin.evaluate.scoring.aggregate import Controls, ScoringContext
 from qilin.evaluate.scoring.captions import FactSource
 
 CONTROLS_FILE = "controls.jsonl"
-CONTROL_FIELDS = {"mean_picture": "mean_image", "commonest": "commonest"}  # name in controls.jsonl -> field of Controls
+CONTROL_FIELDS = {
+    "mean_picture": "mean_image",
+    "commonest": "most_frequent",
+}  # name in controls.jsonl -> field of Controls
 ROW_FIELDS = ("near_duplicate", "known_question", "modality", "body_part")  # of ScoringContext: row id -> value
 
 NO_MODEL = "only a model can be shown other images: run qilin evaluate"
@@ -93,7 +96,7 @@ def read_controls(path: Path, predictions: Sequence[Prediction]) -> StoredContro
     return StoredControls(
         controls=Controls(
             mean_image=column("mean_picture"),
-            commonest=column("commonest"),
+            most_frequent=column("commonest"),
             shuffled=columns("shuffled", header["shuffles"]),
             blank=blank if header.get("blank") else None,
             nearest=dict(zip(neighbors, columns("nearest", len(neighbors)), strict=True)),

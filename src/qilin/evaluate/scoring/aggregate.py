@@ -38,7 +38,7 @@ class Controls:
 
     mean_image: Answers | None = None
     blank: Answers | None = None  # to a black image, of the rows whose reference affirms a finding
-    commonest: Answers | None = None  # the most common training answer
+    most_frequent: Answers | None = None  # the most common training answer
     shuffled: Sequence[Answers] = ()  # one per derangement of the images
     nearest: Mapping[str, Answers] = field(default_factory=dict)  # image representation -> answers
     reasons: Mapping[str, str] = field(default_factory=dict)  # control -> why it is missing
@@ -148,7 +148,7 @@ def per_row_scores(
 
 def blind_answers(controls: Controls) -> dict[str, Answers]:
     """The controls that do not use the image, by name; the better of them is `blind`."""
-    answers = {"mean image": controls.mean_image, "commonest training answer": controls.commonest}
+    answers = {"mean image": controls.mean_image, "commonest training answer": controls.most_frequent}
     return {name: by_id for name, by_id in answers.items() if by_id is not None}
 
 
