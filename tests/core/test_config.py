@@ -154,6 +154,7 @@ def test_flattened_configs_share_the_keys_and_flags_of_the_outer_class(tmp_path:
     assert ("workers", "default: 2", "worker processes") in list_fields(Step)
     assert ("endpoint", "required", "URL") in list_fields(Step)
     assert "(default: replies.sqlite)" in parser.format_help()
+    assert "URL (required)" in parser.format_help()
     assert Step(source=Path("data"), service=expected.service).execution.workers == 2
 
 

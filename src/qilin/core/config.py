@@ -235,7 +235,9 @@ def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
             )
         else:
             default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-            suffix = "" if default in (MISSING, None, "") else f" (default: {default})"
+            suffix = (
+                " (required)" if default is MISSING else f" (default: {default})" if default not in (None, "") else ""
+            )
             parser.add_argument(
                 f"--{flag}",
                 dest=field.name,
