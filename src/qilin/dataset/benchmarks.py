@@ -1,7 +1,7 @@
-"""Named test sets as data: what each is, where to get it, under which licence, how it is imported, who says its layout.
+"""Known test sets: where to get each one, its license, how to import it, and what its expected file layout is based on.
 
-In: nothing. Out: BENCHMARKS, and `qilin data benchmarks`, which prints it. Qilin downloads none of them; licences and
-counts are as their authors are known to give them, not looked up again: read the page before you rely on one.
+In: nothing. Out: BENCHMARKS, and `qilin data benchmarks`, which prints it. Qilin downloads none of them. Licenses and
+counts are those that the authors stated and were not verified again: read the page before you rely on them.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ from qilin.core.config import config_class, option
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One test set. `importer` is the name for `qilin data import`; `layout` says whose reading of its files ours
-    follows."""
+    """One test set. `importer` is the name for `qilin data import`; `layout` is what the importer was written after."""
 
     title: str
     lang: str
-    where: str
-    licence: str
+    url: str
+    license: str
     split: str
     answers: str
     importer: str
     layout: str
     note: str = ""
-    # split -> Dataset.split_hash of the import, of those splits whose files were at hand; the others are unverified
+    # split -> Dataset.split_hash of the import, for splits whose files were available; the others are unverified
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @config_class
 class BenchmarksConfig:
-    """The test sets that Qilin can import."""
+    """The known test sets."""
 
     json: bool = option(default=False, help="print the table as JSON")
 
@@ -58,12 +57,12 @@ BENCHMARKS = {
         "VQA-RAD, the authors' split (Lau et al. 2018)", "en", "osf.io/89kps", "CC0 1.0",
         "phrase_type test_freeform and test_para: 451 questions", "open, closed", "vqa-rad",
         "readers of 'VQA_RAD Dataset Public.json' in public repositories",
-        "its test images are its training images: look at no_near_duplicate",
+        "its test images are its training images: report no_near_duplicate",
     ),
     "vqa-rad-hf": Benchmark(
         "VQA-RAD, the deduplicated split of the hub's copy", "en", "huggingface.co/datasets/flaviagiammarino/vqa-rad",
         "CC0 1.0", "test: 451 questions", "open, closed", "parquet-vqa", MEDEVALKIT + " of the same kind of copy",
-        "another split than the authors': name which one a score is of",
+        "differs from the authors' split: report which one a score is for",
     ),
     "pathvqa": Benchmark(
         "PathVQA (He et al. 2020)", "en", "huggingface.co/datasets/flaviagiammarino/path-vqa", "MIT",
@@ -76,12 +75,12 @@ BENCHMARKS = {
     ),
     "omnimedvqa": Benchmark(
         "OmniMedVQA, open-access part (Hu et al. 2024)", "en", "huggingface.co/datasets/foreverbeliever/OmniMedVQA",
-        "each of 42 sources its own", "QA_information/Open-access/*.json: 88,996 questions", "choice", "omnimedvqa",
+        "one per source, 42 sources", "QA_information/Open-access/*.json: 88,996 questions", "choice", "omnimedvqa",
         MEDEVALKIT,
     ),
     "cmmmu-health": Benchmark(
         "CMMMU, health and medicine (Zhang et al. 2024)", "zh", "huggingface.co/datasets/lmms-lab/CMMMU",
-        "Apache-2.0 of the collection; its questions' own rights vary", "val, category 健康与医学",
+        "Apache-2.0 for the collection; rights to the questions vary", "val, category 健康与医学",
         "choice, closed (对/错), open", "cmmmu", "evalscope 1.14.1 and lmms-eval 0.7.3",
     ),
     "mmmu-medical": Benchmark(
@@ -91,40 +90,39 @@ BENCHMARKS = {
     "gmai-mmbench": Benchmark(
         "GMAI-MMBench validation (Chen et al. 2024)", "en", "huggingface.co/datasets/OpenGVLab/GMAI-MMBench",
         "CC BY-NC-SA", "GMAI_mm_bench_VAL.tsv", "choice", "gmai-mmbench",
-        "unverified: written after VLMEvalKit's TSV form",
+        "unverified: written after VLMEvalKit's TSV format",
     ),
     "chimed-vl": Benchmark(
-        "ChiMed-VL, held out of the instruction data (Liu et al. 2023)", "zh",
+        "ChiMed-VL, a held-out part of the instruction data (Liu et al. 2023)", "zh",
         "huggingface.co/datasets/williamliu/ChiMed-VL",
-        "as its sources", "none published: keep --test 0.05 by image and article at import", "open, closed, choice",
+        "those of its sources", "none published: hold out --test 0.05 by image and article at import", "open, closed, choice",
         "llava", "unverified: released without images",
     ),
 }  # fmt: skip
 
 
 def find_benchmark(split_sha256: str) -> str | None:
-    """The benchmark and split that have this hash ("slake-zh, validation"); None for one never seen here."""
-    known = {sha256: f"{name}, {split}" for name, row in BENCHMARKS.items() for split, sha256 in row.sha256.items()}
-    return known.get(split_sha256)
+    """The benchmark and split with this hash ("slake-zh, validation"); None for an unknown one."""
+    names = {sha256: f"{name}, {split}" for name, row in BENCHMARKS.items() for split, sha256 in row.sha256.items()}
+    return names.get(split_sha256)
 
 
-def show_benchmarks(given: BenchmarksConfig) -> None:
-    """Print every named test set, and that any dataset folder is one."""
-    if given.json:
+def show_benchmarks(config: BenchmarksConfig) -> None:
+    """Print every known test set with the command that imports it."""
+    if config.json:
         print(json.dumps({name: asdict(row) for name, row in BENCHMARKS.items()}, ensure_ascii=False, indent=2))
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for name, row in BENCHMARKS.items():
+        hashes = ", ".join(f"{split} {sha256[:16]}…" for split, sha256 in row.sha256.items()) or "unverified"
+        lines = [row.url, f"license: {row.license}", f"{row.split} ({row.answers})", f"layout: {row.layout}"]
+        lines += [f"sha256 of the imported split: {hashes}", *([row.note] if row.note else [])]
         console.print(f"[bold]{name}[/]  {row.title}")
-        hashes = (
-            ", ".join(f"{split} {value[:16]}…" for split, value in row.sha256.items()) or "not seen here, unverified"
-        )
-        facts = [row.where, f"licence {row.licence}", f"{row.split} ({row.answers})", f"layout: {row.layout}"]
-        facts += [f"sha256 of the split as imported: {hashes}", *([row.note] if row.note else [])]
-        for fact in facts:
-            console.print(f"    {fact}", style="dim", soft_wrap=True)
-        lang = " --lang en" if row.importer == "slake" and row.lang == "en" else ""  # others tell by the words
-        console.print(f"    qilin data import {row.importer} SOURCE {name}{lang}", soft_wrap=True)
+        for line in lines:
+            console.print(f"    {line}", style="dim")
+        # other importers detect the language from the texts
+        lang = " --lang en" if row.importer == "slake" and row.lang == "en" else ""
+        console.print(f"    qilin data import {row.importer} SOURCE {name}{lang}")
     console.print("Any dataset folder is a test set too: qilin evaluate MODEL FOLDER --split test")

@@ -124,7 +124,7 @@ def contamination_note(settings: Mapping[str, Any]) -> str:
     is_curated, excluded = excluded_benchmarks(settings)
     if excluded:
         return f"Images and passages of these test sets were removed: {', '.join(sorted(excluded))}."
-    return "Curated without the name of any test set to remove." if is_curated else ""
+    return "No test set was named for removal when it was curated." if is_curated else ""
 
 
 def excluded_benchmarks(settings: Mapping[str, Any]) -> tuple[bool, set[str]]:

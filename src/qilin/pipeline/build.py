@@ -47,7 +47,7 @@ OUT_HELP = "dataset folder to write"
 # data command -> its config class and function: the commands that write a folder
 COMMANDS: Mapping[str, tuple[type, Callable[[Any], None]]] = {
     "pmc": (PmcConfig, download_articles),
-    "extract-figures": (FiguresConfig, extract_figures),
+    "figures": (FiguresConfig, extract_figures),
     "filter-figures": (FilterFiguresConfig, filter_figures),
     "import": (ImportConfig, import_data),
     "merge": (MergeConfig, merge),
