@@ -76,7 +76,7 @@ class ScoreConfig:
     )
     dataset: Path | None = option(
         default=None,
-        help="dataset folder of the questions, for near-duplicate clusters, caption facts and the nearest neighbour",
+        help="dataset folder of the questions, for near-duplicate clusters, caption facts and the nearest neighbor",
     )
     rows: Path | None = option(
         default=None, help="write the id, correct (true, false, null for unparsable) and rule of every row to this file"
