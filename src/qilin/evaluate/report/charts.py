@@ -20,8 +20,9 @@ from qilin.evaluate.report.html import render
 
 WIDTH, HEIGHT = 460, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 30  # margins
+FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT}
 MAX_LINE_POINTS, MAX_DOTS = 400, 60
-TENTHS = tuple(tick / 5 for tick in range(6))  # ticks of an axis from 0 to 1
+UNIT_TICKS = tuple(tick / 5 for tick in range(6))  # of an axis from 0 to 1
 
 SCORE_WIDTH, SCORE_LEFT, SCORE_RIGHT, SCORE_TOP, SCORE_BOTTOM, ROW_HEIGHT = 760, 190, 60, 26, 22, 34
 CONTROLS = ("blind", "shuffled", "nearest")
@@ -105,9 +106,6 @@ def loss_curve(stage: TrainingStage) -> Markup:
     )
 
 
-FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT}
-
-
 def polyline(points: Any) -> str:
     """The `points` attribute of an SVG polyline."""
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -158,7 +156,7 @@ def score_plot(rows: Sequence[tuple[str, Mapping[str, Any]]], metric: str) -> Ma
         "score_plot.svg.jinja",
         metric=metric,
         bars=bars,
-        x_ticks=[(to_x(value), f"{value:.1f}") for value in TENTHS],
+        x_ticks=[(to_x(value), f"{value:.1f}") for value in UNIT_TICKS],
         width=SCORE_WIDTH,
         height=SCORE_TOP + ROW_HEIGHT * len(rows) + SCORE_BOTTOM,
         left=SCORE_LEFT,
@@ -193,8 +191,8 @@ def _unit_chart(title: str, y_label: str, x_label: str, line: Sequence[Point], b
         x_label=x_label,
         line=polyline(line),
         bars=bars,
-        x_ticks=[(_unit_x(value), f"{value:.1f}") for value in TENTHS],
-        y_ticks=[(_unit_y(value), f"{value:.1f}") for value in TENTHS],
+        x_ticks=[(_unit_x(value), f"{value:.1f}") for value in UNIT_TICKS],
+        y_ticks=[(_unit_y(value), f"{value:.1f}") for value in UNIT_TICKS],
     )
 
 
