@@ -1,4 +1,4 @@
-"""A local imitation of PubMed Central's article store, with every fault a network has."""
+"""A local imitation of PubMed Central's article store, with the faults of a network."""
 
 import csv
 import gzip
@@ -17,23 +17,23 @@ from xml.sax.saxutils import escape
 
 from builders.llm_server import serve_http
 
-PAGE = 3  # keys or prefixes on one page of a listing: small, so that the pages are walked
+PAGE_SIZE = 3  # keys or prefixes per page of a listing: small, so that clients have to follow pages
 
 
 @dataclass
 class FakePmcStore:
-    """`objects`: key -> bytes. `faults`: key -> what to do wrong first, one a request: a status, "cut", "wrong",
-    "slow", "drip", "html"."""
+    """`objects`: key -> bytes. `faults`: key -> faults of its next requests: an HTTP status, "cut", "wrong", "slow" or
+    "html"."""
 
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, list[Any]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    ranges: list[str] = field(default_factory=list)
-    found: list[int] = field(default_factory=list)  # what the search finds
+    requested: list[str] = field(default_factory=list)  # keys or listing prefixes
+    ranges: list[str] = field(default_factory=list)  # Range headers
+    search_results: list[int] = field(default_factory=list)
     url: str = ""
 
-    def add(self, number: int, version: int, xml: bytes, media: dict[str, bytes], **about: Any) -> None:
-        """An article version as the store lays it out."""
+    def add(self, number: int, version: int, xml: bytes, media: dict[str, bytes], **metadata: Any) -> None:
+        """Add an article version: its XML, media and metadata."""
         name = f"PMC{number}.{version}"
         files = {f"{name}/{name}.xml": xml} | {f"{name}/{file}": data for file, data in media.items()}
         self.objects |= files
@@ -43,7 +43,7 @@ class FakePmcStore:
             "is_manuscript": False, "is_retracted": False, "license_code": "CC BY",
             "xml_url": links.pop(f"{name}/{name}.xml"), "media_urls": list(links.values()),
         }  # fmt: skip
-        self.objects[f"metadata/{name}.json"] = json.dumps(row | about).encode()
+        self.objects[f"metadata/{name}.json"] = json.dumps(row | metadata).encode()
 
     def write_inventory(self, date: str) -> None:
         lines = io.StringIO()
@@ -59,23 +59,27 @@ class FakePmcStore:
         self.objects |= {f"{base}/part.csv.gz": data, f"{base}/manifest.json": json.dumps(manifest).encode()}
 
     def listing(self, query: dict[str, list[str]]) -> bytes:
-        prefix, mark = query["prefix"][0], query.get("continuation-token", [""])[0]
+        prefix, token = query["prefix"][0], query.get("continuation-token", [""])[0]
         names = sorted({
             key[: key.index("/", len(prefix)) + 1] if "/" in key[len(prefix) :] else key
             for key in self.objects if key.startswith(prefix)
         })  # fmt: skip
-        left = [name for name in names if name > mark]
+        remaining = [name for name in names if name > token]
         rows = "".join(
             f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" if name.endswith("/")
-            else f"<Contents><Key>{escape(name)}</Key></Contents>" for name in left[:PAGE]
+            else f"<Contents><Key>{escape(name)}</Key></Contents>" for name in remaining[:PAGE_SIZE]
         )  # fmt: skip
-        more = f"<NextContinuationToken>{left[PAGE - 1]}</NextContinuationToken>" if len(left) > PAGE else ""
-        return f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{rows}{more}</ListBucketResult>'.encode()
+        next_token = (
+            f"<NextContinuationToken>{remaining[PAGE_SIZE - 1]}</NextContinuationToken>"
+            if len(remaining) > PAGE_SIZE
+            else ""
+        )
+        return f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{rows}{next_token}</ListBucketResult>'.encode()
 
     def search(self, query: dict[str, list[str]]) -> bytes:
         start = int(query["retstart"][0])
-        page = [str(n) for n in self.found[start : start + PAGE]]
-        return json.dumps({"esearchresult": {"count": str(len(self.found)), "idlist": page}}).encode()
+        page = [str(n) for n in self.search_results[start : start + PAGE_SIZE]]
+        return json.dumps({"esearchresult": {"count": str(len(self.search_results)), "idlist": page}}).encode()
 
 
 @contextmanager
@@ -96,20 +100,20 @@ def serve_store(store: FakePmcStore) -> Iterator[FakePmcStore]:
                 if self.headers.get("Range"):
                     store.ranges.append(self.headers["Range"])
             if key == "esearch":
-                return self.give(200, store.search(query))
+                return self.respond(200, store.search(query))
             if isinstance(fault, int):
-                return self.give(fault, b"told to fail")
+                return self.respond(fault, b"requested failure")
             if fault == "html":
-                return self.give(200, b"<html>Please log in</html>")
+                return self.respond(200, b"<html>Please log in</html>")
             data = store.listing(query) if not key else store.objects.get(key)
             if data is None:
-                return self.give(404, b"<Error><Code>NoSuchKey</Code></Error>")
+                return self.respond(404, b"<Error><Code>NoSuchKey</Code></Error>")
             if fault == "wrong":
-                return self.give(200, data[:-1] + b"?")
+                return self.respond(200, data[:-1] + b"?")
             start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-            return self.give(206 if start else 200, data[start:], fault)
+            return self.respond(206 if start else 200, data[start:], fault)
 
-        def give(self, status: int, data: bytes, fault: str | None = None) -> None:
+        def respond(self, status: int, data: bytes, fault: str | None = None) -> None:
             if fault == "slow":
                 time.sleep(1.5)
             self.send_response(status)
@@ -123,10 +127,10 @@ def serve_store(store: FakePmcStore) -> Iterator[FakePmcStore]:
                     self.close_connection = True
                     return
                 self.wfile.write(data)
-            except OSError:  # the client has gone
+            except OSError:  # the client closed the connection
                 self.close_connection = True
 
-        def log_message(self, *words: Any) -> None: ...
+        def log_message(self, *arguments: Any) -> None: ...
 
     with serve_http(Handler) as store.url:
         yield store

@@ -88,17 +88,9 @@ def test_the_budget_spans_all_batches_of_rows(
     root, figures = write_figures(tmp_path)
     monkeypatch.setattr("qilin.pipeline.pubmed.vision_filter.ROWS_PER_BATCH", 2)
     with serve(FakeService(answer)) as service:
-        arguments = [
-            "data",
-            "filter-figures",
-            figures,
-            str(tmp_path / "filtered"),
-            "--images",
-            root,
-            "--endpoint",
-            service.url,
-        ]
-        arguments += ["--model", "m", "--cache", str(tmp_path / "cache.sqlite"), "--concurrency", "1"]
+        arguments = ["data", "filter-figures", figures, str(tmp_path / "filtered"), "--images", root]
+        arguments += ["--endpoint", service.url, "--model", "m", "--cache", str(tmp_path / "cache.sqlite")]
+        arguments += ["--concurrency", "1"]
         assert main([*arguments, "--budget", "40"]) == 1  # three replies of 15 tokens, over two calls
         assert "budget" in capsys.readouterr().err
         assert len(service.requests) == 3

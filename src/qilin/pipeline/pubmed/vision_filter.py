@@ -26,7 +26,7 @@ from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import read_path_or_member
 from qilin.imaging.decode import ImageError, to_rgb
 from qilin.pipeline.execution.llm_budget import TokenBudget, open_budget
-from qilin.pipeline.execution.sharded_map import read_shards, read_step_record, run_sharded, shard_path
+from qilin.pipeline.execution.sharded_map import read_shards, read_step_record, run_sharded, shard_paths
 from qilin.pipeline.execution.step_output import command_line
 from qilin.pipeline.pubmed.caption_classifier import BODY_PARTS, MODALITIES
 from qilin.pipeline.pubmed.image_lookup import resolve
@@ -58,14 +58,13 @@ def filter_figures(config: FilterFiguresConfig) -> None:
     """Write the classified rows, unless they are complete. Raises UserError if the images' folder does not exist."""
     if not config.images.is_dir():
         raise UserError(f"{config.images}: no such folder; expected the articles that {config.source} was made from")
-    step = read_step_record(config.source)["made_by"]
-    shards = [str(shard_path(config.source.resolve(), "rows", n)) for n in range(step["pieces"])]
+    shards = [str(path) for path in shard_paths(config.source.resolve())]
     made_by = {
         "step": "filter-figures",
         "command": command_line("data filter-figures", config, ("source", "out")),
         "model": config.service.model,
         "prompt": PROMPT,
-        "made_from": step,
+        "made_from": read_step_record(config.source)["made_by"],
     }
     endpoint = make_endpoint(config.service)
     with open_budget(config.service, "classifying figures", len(shards)) as budget:
