@@ -1,6 +1,6 @@
-"""llama.cpp's mmproj: the tensors under its names, and that they compute what the model computes from an image.
+"""llama.cpp's mmproj file: tensor names, and that the tensors give the model's image features.
 
-What llama.cpp itself answers with it stands in bench/results/elsewhere.json.
+For llama.cpp's own answers with this file see bench/results/elsewhere.json.
 """
 
 import re
@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from builders.llava import EYE_LAYERS, llava_mini
-from builders.tiny import tiny_language, tiny_vision
+from builders.llava import VISION_LAYERS, tiny_llava_checkpoint
+from builders.tiny import tiny_llava
+from qilin.convert.config import ConvertConfig
 from qilin.convert.run import convert
 from qilin.convert.verify import encode_image, project
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertConfig
-from qilin.model.llava import compose, load_model
+from qilin.model.llava import load_model
 from qilin.model.saving import save_model
 
 gguf = pytest.importorskip("gguf")
-# LLaVA's names, which the reference forward asks for -> llama.cpp's.
+# LLaVA's names, as the reference reads them -> llama.cpp's.
 NAMES = (
     (r"model\.vision_tower\.vision_tower\.vision_model\.", ""),
     (r"embeddings\.class_embedding", "v.class_embd"),
@@ -38,8 +38,10 @@ NAMES = (
 )
 
 
-def made(tmp_path: Path, **options: Any) -> Path:
-    return convert(ConvertConfig(source=str(llava_mini(tmp_path / "source", **options)), out=tmp_path / "model"))
+def make_model(tmp_path: Path, **options: Any) -> Path:
+    return convert(
+        ConvertConfig(source=str(tiny_llava_checkpoint(tmp_path / "source", **options)), out=tmp_path / "model")
+    )
 
 
 def read(file: Path) -> tuple[dict[str, np.ndarray], Any]:
@@ -54,11 +56,11 @@ def llama_name(name: str) -> str:
 
 
 @pytest.mark.parametrize("layer", [-2, 1])
-def test_it_computes_what_the_model_sees(tmp_path: Path, layer: int) -> None:
-    model = made(tmp_path, kind=torch.float32, mm_vision_select_layer=layer)
+def test_the_tensors_give_the_models_image_features(tmp_path: Path, layer: int) -> None:
+    model = make_model(tmp_path, dtype=torch.float32, mm_vision_select_layer=layer)
     out = convert(ConvertConfig(source=str(model), out=tmp_path / "gguf", to="gguf"))
     tensors, reader = read(out / "mmproj-model.gguf")
-    used = layer if layer > 0 else EYE_LAYERS + 1 + layer
+    used = layer if layer > 0 else VISION_LAYERS + 1 + layer
     assert {name.split(".")[2] for name in tensors if ".blk." in name} == {str(n) for n in range(used)}
     assert reader.fields["clip.vision.block_count"].contents() == used
     assert reader.fields["clip.vision.feature_layer"].contents() == [used]
@@ -72,38 +74,32 @@ def test_it_computes_what_the_model_sees(tmp_path: Path, layer: int) -> None:
     with torch.inference_mode():
         features = loaded.model.get_image_features(pixel_values=pixels[None])
         features = getattr(features, "pooler_output", features)[0]
-        theirs = project(get, config, encode_image(get, config, loaded.config.vision_config, pixels))
-    torch.testing.assert_close(theirs, features, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(theirs.flip(0), features, atol=1e-2)  # control
+        expected = project(get, config, encode_image(get, config, loaded.config.vision_config, pixels))
+    torch.testing.assert_close(expected, features, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected.flip(0), features, atol=1e-2)  # control
 
 
-def test_half_numbers_stay_half(tmp_path: Path) -> None:
-    out = convert(ConvertConfig(source=str(made(tmp_path)), out=tmp_path / "gguf", to="gguf"))
+def test_dtypes(tmp_path: Path) -> None:
+    out = convert(ConvertConfig(source=str(make_model(tmp_path)), out=tmp_path / "gguf", to="gguf"))
     tensors, _ = read(out / "mmproj-model.gguf")
     assert tensors["v.blk.0.attn_q.weight"].dtype == tensors["mm.0.weight"].dtype == np.float16
     assert tensors["v.blk.0.attn_q.bias"].dtype == tensors["v.pre_ln.weight"].dtype == np.float32
     assert sorted(path.name for path in out.iterdir()) == ["mmproj-model.gguf", "qilin.json"]
 
 
-def test_what_llama_cpp_cannot_express_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(model: Path, words: str) -> None:
-        with pytest.raises(UserError, match=words):
+def test_unsupported_architectures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def assert_refused(model: Path, error: str) -> None:
+        with pytest.raises(UserError, match=error):
             convert(ConvertConfig(source=str(model), out=tmp_path / "gguf", to="gguf"))
         assert not (tmp_path / "gguf").exists()
 
-    for name, options, words in (
+    for name, options, error in (
         ("linear", {"mm_projector_type": "linear"}, "projector_hidden_act is 'linear'"),
-        ("whole", {"mm_vision_select_feature": "cls_patch"}, "vision_feature_select_strategy is 'full'"),
+        ("class token", {"mm_vision_select_feature": "cls_patch"}, "vision_feature_select_strategy is 'full'"),
     ):
-        refused(made(tmp_path / name, **options), words)
-    siglip = compose(
-        str(tiny_vision(tmp_path / "siglip", "siglip")),
-        str(tiny_language(tmp_path / "language")),
-        template="v1",
-        system=None,
-        pad_square=True,
-    )
+        assert_refused(make_model(tmp_path / name, **options), error)
+    siglip = tiny_llava(tmp_path, vision="siglip")
     save_model(tmp_path / "other", siglip.model, siglip.processor)
-    refused(tmp_path / "other", "vision_config.model_type is 'siglip_vision_model'")
+    assert_refused(tmp_path / "other", "vision_config.model_type is 'siglip_vision_model'")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    refused(tmp_path / "linear" / "model", r"pip install 'qilin-med\[gguf\]'")
+    assert_refused(tmp_path / "linear" / "model", r"pip install 'qilin-med\[gguf\]'")

@@ -1,4 +1,4 @@
-"""LoRA folders and bare projectors: merged as peft merges, kept as peft loads."""
+"""LoRA folders and projector files: merged as peft merges, kept in the form that peft loads."""
 
 import json
 from dataclasses import fields
@@ -10,54 +10,54 @@ import torch
 from peft import LoraConfig
 
 from builders.llava import (
-    INNER,
+    INTERMEDIATE,
     LAYERS,
     WIDTH,
-    eye,
-    language,
+    language_tensors,
     llava_config,
-    llava_mini,
-    projector,
+    projector_tensors,
     read_bins,
-    words,
+    tiny_llava_checkpoint,
+    vision_tensors,
     write_bins,
+    write_llama_tokenizer,
 )
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from qilin.convert.config import ConvertConfig
 from qilin.convert.run import convert
-from qilin.convert.weight_files import Reader, list_weights, same_bits
+from qilin.convert.weight_files import TensorReader, list_tensors, same_bits
 from qilin.core.errors import UserError
-from qilin.model.config import ConvertConfig
 from qilin.model.llava import load_model
 from qilin.train.config import read_recipe
 from qilin.train.stage import run_stage
 
 RANK, ALPHA = 4, 8
-SHAPES = {"self_attn.q_proj": (WIDTH, WIDTH), "mlp.down_proj": (WIDTH, INNER)}
+SHAPES = {"self_attn.q_proj": (WIDTH, WIDTH), "mlp.down_proj": (WIDTH, INTERMEDIATE)}
 
 
 def base_language(folder: Path) -> Path:
-    """A plain language model, as Vicuna is: no projector, no encoder."""
+    """A plain language model like Vicuna, without projector and encoder."""
     folder.mkdir()
-    rows = words(folder)
-    tensors = language(rows, 4, torch.Generator().manual_seed(5))
+    rows = write_llama_tokenizer(folder)
+    tensors = language_tensors(rows, 4, torch.Generator().manual_seed(5))
     write_bins(folder, {name: t for name, t in tensors.items() if "inv_freq" not in name}, 2)
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": rows}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
-def adapter(folder: Path, prefix: str, **changes: Any) -> dict[str, torch.Tensor]:
-    """adapter_config.json and adapter_model.bin; returns what each weight is to gain, by the module's name."""
+def write_adapter(folder: Path, prefix: str, **changes: Any) -> dict[str, torch.Tensor]:
+    """adapter_config.json and adapter_model.bin; returns the expected change of each weight, by the module's name."""
     folder.mkdir(exist_ok=True)
     random = torch.Generator().manual_seed(6)
-    halves, gains = {}, {}
+    matrices, deltas = {}, {}
     for n in range(LAYERS):
         for leaf, (out, into) in SHAPES.items():
             a, b = torch.randn(RANK, into, generator=random), torch.randn(out, RANK, generator=random) * 0.1
             name = f"layers.{n}.{leaf}"
-            halves[f"base_model.model.{prefix}{name}.lora_A.weight"] = a
-            halves[f"base_model.model.{prefix}{name}.lora_B.weight"] = b
-            gains[name] = (b @ a) * ALPHA / RANK
+            matrices[f"base_model.model.{prefix}{name}.lora_A.weight"] = a
+            matrices[f"base_model.model.{prefix}{name}.lora_B.weight"] = b
+            deltas[name] = (b @ a) * ALPHA / RANK
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -69,13 +69,13 @@ def adapter(folder: Path, prefix: str, **changes: Any) -> dict[str, torch.Tensor
         "target_modules": ["q_proj", "down_proj"],
     }
     (folder / "adapter_config.json").write_text(json.dumps(config | changes), encoding="utf-8")
-    torch.save(halves, folder / "adapter_model.bin")
-    return gains
+    torch.save(matrices, folder / "adapter_model.bin")
+    return deltas
 
 
-def clip(folder: Path) -> Path:
+def write_clip(folder: Path) -> Path:
     folder.mkdir()
-    write_bins(folder, eye(torch.Generator().manual_seed(7), ""), 1)
+    write_bins(folder, vision_tensors(torch.Generator().manual_seed(7), ""), 1)
     config = {
         "model_type": "clip_vision_model",
         "hidden_size": 64,
@@ -94,32 +94,32 @@ def lora(tmp_path: Path) -> tuple[Path, Path, dict[str, torch.Tensor]]:
     """A LLaVA LoRA folder on a plain language model, and its base."""
     base = base_language(tmp_path / "vicuna")
     folder = tmp_path / "llava-lora"
-    gains = adapter(folder, "model.")
-    own = projector("mlp2x_gelu", torch.Generator().manual_seed(8))
-    torch.save({f"base_model.model.{name}": t for name, t in own.items()}, folder / "non_lora_trainables.bin")
+    deltas = write_adapter(folder, "model.")
+    projector = projector_tensors("mlp2x_gelu", torch.Generator().manual_seed(8))
+    torch.save({f"base_model.model.{name}": t for name, t in projector.items()}, folder / "non_lora_trainables.bin")
     rows = json.loads((base / "config.json").read_text())["vocab_size"]
-    config = llava_config(rows, 4, mm_vision_tower=str(clip(tmp_path / "clip")))
+    config = llava_config(rows, 4, mm_vision_tower=str(write_clip(tmp_path / "clip")))
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder, base, gains
+    return folder, base, deltas
 
 
-def test_merged(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
-    folder, base, gains = lora
+def test_merge(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    folder, base, deltas = lora
     out = convert(ConvertConfig(source=str(folder), out=tmp_path / "out", base=str(base), check=True))
-    before, reader = read_bins(base), Reader()
-    after = {weight.name: reader.get(weight) for weight in list_weights(out)}
-    for name, gain in gains.items():
+    before, reader = read_bins(base), TensorReader()
+    after = {weight.name: reader.read(weight) for weight in list_tensors(out)}
+    for name, delta in deltas.items():
         old = before[f"model.{name}.weight"]
-        torch.testing.assert_close(after[f"language_model.model.{name}.weight"], old + gain, atol=1e-6, rtol=0)
-        assert gain.abs().max() > 0.1  # control
+        torch.testing.assert_close(after[f"language_model.model.{name}.weight"], old + delta, atol=1e-6, rtol=0)
+        assert delta.abs().max() > 0.1  # control
     untouched = "layers.0.self_attn.k_proj.weight"
     assert torch.equal(after[f"language_model.model.{untouched}"], before[f"model.{untouched}"])
-    own = projector("mlp2x_gelu", torch.Generator().manual_seed(8))
-    assert torch.equal(after["multi_modal_projector.linear_1.weight"], own["model.mm_projector.0.weight"])
+    projector = projector_tensors("mlp2x_gelu", torch.Generator().manual_seed(8))
+    assert torch.equal(after["multi_modal_projector.linear_1.weight"], projector["model.mm_projector.0.weight"])
 
 
-def test_kept_is_what_peft_loads(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
-    """The base with OUT/adapter on it computes what the merged model computes; without it, something else."""
+def test_keep_writes_what_peft_loads(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    """The base with OUT/adapter gives the merged model's logits; without the adapter, other logits."""
     from peft import PeftModel
     from transformers import LlavaForConditionalGeneration
 
@@ -134,26 +134,26 @@ def test_kept_is_what_peft_loads(lora: tuple[Path, Path, dict[str, torch.Tensor]
         other = PeftModel.from_pretrained(model, kept / "adapter").eval()(input_ids=ids, pixel_values=pixels).logits
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
     assert not torch.allclose(one, bare, atol=1e-2)
-    # And merged from peft's form, on our layout: the same weights as merging on the way in.
+    # Merging peft's form into the converted base gives the same weights as merging during conversion.
     again = convert(ConvertConfig(source=str(kept / "adapter"), out=tmp_path / "again", base=str(kept)))
-    first, second = Reader(), Reader()
-    theirs = {weight.name: weight for weight in list_weights(merged)}
-    for weight in list_weights(again):
-        assert torch.equal(second.get(weight), first.get(theirs[weight.name])), weight.name
+    first, second = TensorReader(), TensorReader()
+    theirs = {weight.name: weight for weight in list_tensors(merged)}
+    for weight in list_tensors(again):
+        assert torch.equal(second.read(weight), first.read(theirs[weight.name])), weight.name
     metadata = json.loads((again / "qilin.json").read_text())
     assert metadata["template"] == "v1"
     assert "adapter" not in metadata
-    # What answers is base and adapter together, not the base alone.
+    # load_model merges the adapter into the base.
     with torch.inference_mode():
-        asked = load_model(kept, "cpu", "fp32").model(ids, pixels).logits
-    torch.testing.assert_close(asked, one, atol=1e-4, rtol=1e-5)
+        logits = load_model(kept, "cpu", "fp32").model(ids, pixels).logits
+    torch.testing.assert_close(logits, one, atol=1e-4, rtol=1e-5)
     with pytest.raises(UserError, match="cannot be merged into weights of 8 bits"):
         load_model(kept, "cpu", bits=8)
 
 
-def test_kept_on_the_way_out(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
-    """LLaVA's LoRA folder, in and out again: the same config, adapters and projector; merged on the way, the same
-    weights as merging on the way in."""
+def test_keep_when_converting_back(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    """A LLaVA LoRA folder converted and back has the same config, adapters and projector; merging when converting back
+    gives the same weights as merging first."""
     folder, base, _ = lora
     kept = convert(ConvertConfig(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
     out = convert(ConvertConfig(source=str(kept), out=tmp_path / "llava-out", to="llava", lora="keep"))
@@ -162,41 +162,41 @@ def test_kept_on_the_way_out(lora: tuple[Path, Path, dict[str, torch.Tensor]], t
     for name in ("config.json", "adapter_config.json"):
         assert (out / name).read_bytes() == (folder / name).read_bytes(), name
     for name in ("adapter_model.bin", "non_lora_trainables.bin"):
-        before, after = (torch.load(place / name, weights_only=True) for place in (folder, out))
+        before, after = (torch.load(path / name, weights_only=True) for path in (folder, out))
         assert before.keys() == after.keys()
         assert all(same_bits(before[key], after[key]) for key in before), name
         assert not same_bits(next(iter(before.values())), next(iter(after.values())) + 1)  # control
-    merged_in = convert(ConvertConfig(source=str(folder), out=tmp_path / "merged", base=str(base)))
-    there = convert(ConvertConfig(source=str(merged_in), out=tmp_path / "one", to="llava"))
-    here = convert(ConvertConfig(source=str(kept), out=tmp_path / "other", to="llava", check=True))
-    reader, other = Reader(), Reader()
-    theirs = {weight.name: weight for weight in list_weights(there)}
-    for weight in list_weights(here):
-        assert same_bits(reader.get(weight), other.get(theirs[weight.name])), weight.name
+    merged = convert(ConvertConfig(source=str(folder), out=tmp_path / "merged", base=str(base)))
+    one = convert(ConvertConfig(source=str(merged), out=tmp_path / "one", to="llava"))
+    two = convert(ConvertConfig(source=str(kept), out=tmp_path / "other", to="llava", check=True))
+    reader, other = TensorReader(), TensorReader()
+    theirs = {weight.name: weight for weight in list_tensors(one)}
+    for weight in list_tensors(two):
+        assert same_bits(reader.read(weight), other.read(theirs[weight.name])), weight.name
 
 
-def test_adapters_trained_here_go_out_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`qilin train` with lora and a learning projector -> LLaVA's LoRA folder -> in again, on the language model that
-    was trained on: what the run's own model computes. Without the projector that was trained beside, something else."""
+def test_adapters_of_a_training_run_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`qilin train` with lora and a trainable projector -> LLaVA's LoRA folder -> Hugging Face, on the same language
+    model: the logits of the run's model. With another projector, other logits."""
     monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
     clip = tiny_vision(tmp_path / "clip", width=64)
     language = tiny_language(tmp_path / "language")
     tiny_dataset(tmp_path / "data")
-    more = {
+    changes = {
         "vision": str(clip), "language": str(language), "data": str(tmp_path / "data"), "out": tmp_path / "run",
-        "trainable": ("projector",), "lora": {"rank": 4, "targets": ("q_proj", "down_proj")}, "learning_rate": 1e-2, "learning_rates": {},
-        "batch_size": 8, "template": "v1", "system_prompt": "", "device": "cpu", "max_length": 512, "pack_tokens": 512,
-        "trackers": (), "on_overlength": "cut",
+        "trainable": ("projector",), "lora": {"rank": 4, "targets": ("q_proj", "down_proj")}, "learning_rate": 1e-2,
+        "learning_rates": {}, "batch_size": 8, "template": "v1", "system_prompt": "", "device": "cpu",
+        "max_length": 512, "pack_tokens": 512, "trackers": (), "on_overlength": "truncate",
     }  # fmt: skip
-    run_stage(read_recipe("small/instruct", ["vision=", "language="], more), "test")
+    run_stage(read_recipe("small/instruct", ["vision=", "language="], changes), "test")
     run = tmp_path / "run"
     out = convert(ConvertConfig(source=str(run), out=tmp_path / "lora", to="llava", lora="keep"))
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["target_modules"] == ["down_proj", "q_proj"]
     assert config.keys() <= {field.name for field in fields(LoraConfig)}
-    assert "modules_to_save" not in config  # keys that the peft of LLaVA's time does not know would stop it
-    halves = torch.load(out / "adapter_model.bin", weights_only=True)
-    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in halves
+    assert "modules_to_save" not in config  # the peft versions of LLaVA fail on unknown keys
+    matrices = torch.load(out / "adapter_model.bin", weights_only=True)
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in matrices
     again = convert(
         ConvertConfig(source=str(out), out=tmp_path / "again", base=str(language), vision=str(clip), system="")
     )
@@ -208,20 +208,20 @@ def test_adapters_trained_here_go_out_and_come_back(tmp_path: Path, monkeypatch:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
         theirs.model.multi_modal_projector.linear_1.weight.add_(0.1)  # control
         assert not torch.allclose(one, theirs(ids, pixels).logits[..., :image], atol=1e-3)
-    with pytest.raises(UserError, match="has no adapter/adapter_config.json, so no LoRA to keep"):
+    with pytest.raises(UserError, match="no adapter/adapter_config.json, so no LoRA to keep"):
         convert(ConvertConfig(source=str(again), out=tmp_path / "none", to="llava", lora="keep"))
 
 
-@pytest.mark.parametrize("named", ["model.", ""])
-def test_a_bare_projector(tmp_path: Path, named: str) -> None:
-    """What stage 1 leaves: mm_projector.bin and config.json, on a plain language model."""
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_a_projector_file(tmp_path: Path, prefix: str) -> None:
+    """The output of LLaVA's stage 1: mm_projector.bin and config.json, for a plain language model."""
     base = base_language(tmp_path / "vicuna")
     folder = tmp_path / "stage1"
     folder.mkdir()
-    own = projector("mlp2x_gelu", torch.Generator().manual_seed(8))
-    torch.save({name.replace("model.", named): t for name, t in own.items()}, folder / "mm_projector.bin")
+    projector = projector_tensors("mlp2x_gelu", torch.Generator().manual_seed(8))
+    torch.save({name.replace("model.", prefix): t for name, t in projector.items()}, folder / "mm_projector.bin")
     rows = json.loads((base / "config.json").read_text())["vocab_size"]
-    config = llava_config(rows, 4, mm_vision_tower=str(clip(tmp_path / "clip")))
+    config = llava_config(rows, 4, mm_vision_tower=str(write_clip(tmp_path / "clip")))
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match="name its language model with --base"):
         convert(ConvertConfig(source=str(folder), out=tmp_path / "out", template="plain"))
@@ -229,35 +229,35 @@ def test_a_bare_projector(tmp_path: Path, named: str) -> None:
     assert json.loads((out / "qilin.json").read_text())["template"] == "plain"
 
 
-def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+def test_options_without_effect_are_refused(tmp_path: Path) -> None:
     for options in ({"to": "gguf", "check": True}, {"to": "gguf", "lora": "keep"}, {"to": "llava", "base": "x"}):
-        with pytest.raises(ValueError, match="nothing to do|belongs to the way in"):
+        with pytest.raises(ValueError, match="have no effect with to=gguf|base requires to=hf"):
             ConvertConfig(source="x", out=tmp_path, **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="check the merged one"):
+    with pytest.raises(ValueError, match="check compares complete models"):
         ConvertConfig(source="x", out=tmp_path, lora="keep", check=True)
 
 
-def test_what_does_not_go_together(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+def test_mismatched_parts_are_refused(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     folder, base, _ = lora
 
-    def refused(words: str, **options: Any) -> None:
-        with pytest.raises(UserError, match=words):
+    def assert_refused(error: str, **options: Any) -> None:
+        with pytest.raises(UserError, match=error):
             convert(ConvertConfig(**({"source": str(folder), "out": tmp_path / "out", "base": str(base)} | options)))
         assert not (tmp_path / "out").exists()
 
-    refused("name the model it was trained on with --base", base=None)
-    refused("merge it first", base=None, to="llava")
-    refused("expected unquantised|adapts|missing|too many", base=str(tmp_path / "clip"))
-    other = llava_mini(tmp_path / "other")
+    assert_refused("name the model it was trained on with --base", base=None)
+    assert_refused("merge it first", base=None, to="llava")
+    assert_refused("expected unquantized|adapts|missing|unexpected", base=str(tmp_path / "clip"))
+    other = tiny_llava_checkpoint(tmp_path / "other")
     hf = convert(ConvertConfig(source=str(other), out=tmp_path / "hf"))
-    refused("--base of a LLaVA folder is a language model", base=str(hf))
+    assert_refused("--base of a LLaVA folder is a language model", base=str(hf))
     (folder / "non_lora_trainables.bin").rename(folder / "away.bin")
-    refused("no non_lora_trainables.bin, where the projector")
+    assert_refused("no non_lora_trainables.bin")
     (folder / "away.bin").rename(folder / "non_lora_trainables.bin")
     for changes, reason in (({"use_dora": True}, "use_dora is True"), ({"bias": "all"}, "bias is 'all'")):
-        adapter(folder, "model.", **changes)
-        refused(reason)
-    adapter(folder, "model.layers.7.")
-    refused("is that the base it was trained on")
+        write_adapter(folder, "model.", **changes)
+        assert_refused(reason)
+    write_adapter(folder, "model.layers.7.")
+    assert_refused("is that the base it was trained on")
     (folder / "adapter_model.bin").unlink()
-    refused("none of adapter_model.safetensors")
+    assert_refused("none of adapter_model.safetensors")

@@ -20,6 +20,7 @@ from qilin.convert.llava_format import is_linear, to_llava_name
 from qilin.convert.llava_to_hf import LlavaCheckpoint
 from qilin.convert.weight_files import TensorReader, list_tensors, same_bits
 from qilin.core.errors import RunError
+from qilin.model.llava import load_model
 
 # Relative to the largest logit. fp32 rounds at 6e-8, and the two sides add thousands of terms in different orders.
 TOLERANCE = 1e-5
@@ -51,8 +52,6 @@ def compare_weights(folder: Path, checkpoint: LlavaCheckpoint) -> int:
 def compare_logits(folder: Path, checkpoint: LlavaCheckpoint, llava_config: Mapping[str, Any], stock: Any) -> float:
     """The model in `folder` and the reference on the same ids and pixels, in fp32. Returns the largest difference
     relative to the largest logit; raises RunError beyond TOLERANCE."""
-    from transformers import LlavaForConditionalGeneration
-
     generator = torch.Generator().manual_seed(0)
     side = stock.vision_config.image_size
     pixels = torch.randn(3, side, side, generator=generator)
@@ -61,7 +60,7 @@ def compare_logits(folder: Path, checkpoint: LlavaCheckpoint, llava_config: Mapp
     expected = reference_logits(
         checkpoint.read, llava_config, stock.vision_config, [*before, IMAGE_TOKEN_INDEX, *after], pixels
     )
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_model(folder, "cpu", "fp32").model  # merges the adapter of a model converted with lora=keep
     ids = torch.tensor([[*before, *[stock.image_token_index] * stock.image_seq_length, *after]])
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels[None]).logits[0]
     logits = logits[:, : expected.shape[1]]

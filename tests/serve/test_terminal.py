@@ -199,12 +199,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """Requests that reach the model, which answers 好 and a number."""
     found: list[Request] = []
 
-    def stream(loaded: object, request: Request, room: int) -> Any:
+    def stream_answer(loaded: object, request: Request, room: int) -> Any:
         found.append(request)
         yield "好"
         yield str(len(found))
 
-    monkeypatch.setattr(room, "stream", stream)
+    monkeypatch.setattr(room, "stream", stream_answer)
     monkeypatch.setattr(room, "fit", lambda request, *rest: (request, 8))
     return found
 
@@ -249,14 +249,14 @@ def test_reset_help_and_bad_images(asked: list[Request], image: Path, tmp_path: 
 
 
 def test_the_model_failing_leaves_the_talk_as_it_was(asked: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
-    good = room.stream
+    good = room.stream_answer
 
-    def stream(loaded: object, request: Request, room: int) -> Any:
+    def stream_answer(loaded: object, request: Request, room: int) -> Any:
         if text_of(request.messages[-1]) == "二":
             raise RuntimeError("out of [memory]")
         yield from good(loaded, request, room)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(room, "stream", stream)
+    monkeypatch.setattr(room, "stream", stream_answer)
     notes = silent()
     talk = talk_through(["一", "二", "三"], notes)
     assert "out of [memory]" in printed(notes)
@@ -269,7 +269,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
 ) -> None:
     closed = []
 
-    def stream(loaded: object, request: Request, room: int) -> Any:
+    def stream_answer(loaded: object, request: Request, room: int) -> Any:
         try:
             if begun:
                 yield "肺部"
@@ -278,7 +278,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
             closed.append(True)
 
     notes = silent()
-    monkeypatch.setattr(room, "stream", stream)
+    monkeypatch.setattr(room, "stream", stream_answer)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(KeyboardInterrupt):  # a script ends, with exit code 130
         talk_through(["一"], notes)

@@ -1,0 +1,84 @@
+"""Model folders have llava-hf's layout: tensor names, files, and config keys for transformers 4 and 5."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from builders.tiny import tiny_language, tiny_llava, tiny_vision
+from qilin.convert.config import ConvertConfig
+from qilin.convert.llava_to_hf import expected_tensors
+from qilin.convert.run import convert
+from qilin.convert.weight_files import TensorReader, list_tensors
+from qilin.model.llava import LoadedModel, load_model
+from qilin.model.saving import save_model
+
+
+def make_model(folder: Path, vision: str, language: str) -> LoadedModel:
+    tiny_vision(folder / vision, vision, width=64)
+    tiny_language(folder / language, language, tie=vision == "siglip")
+    return tiny_llava(folder, vision, language, system=None)
+
+
+@pytest.mark.parametrize(("vision", "language"), [("clip", "llama"), ("siglip", "qwen3")])
+def test_tensor_names_equal_llava_hf(tmp_path: Path, vision: str, language: str) -> None:
+    loaded = make_model(tmp_path, vision, language)
+    save_model(tmp_path / "model", loaded.model, loaded.processor)
+    names = {weight.name: weight.shape for weight in list_tensors(tmp_path / "model")}
+    # The same names as in a folder that the converter writes.
+    assert names == expected_tensors(loaded.model.config)
+    assert "vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.bias" in names
+    assert ("language_model.lm_head.weight" in names) == (vision == "clip")  # tied embeddings are written once
+    model, report = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    for (name, one), other in zip(loaded.model.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    # Loading and saving, as a later stage does, gives the same files.
+    again = load_model(tmp_path / "model", "cpu")
+    save_model(tmp_path / "again", again.model, again.processor)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}.keys() == files.keys()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
+def test_config_keys_of_transformers_4(tmp_path: Path) -> None:
+    loaded = make_model(tmp_path, "clip", "llama")
+    loaded.model.config.text_config.rope_parameters["rope_theta"] = 5e5
+    save_model(tmp_path / "model", loaded.model, loaded.processor)
+
+    def read(name: str) -> dict[str, Any]:
+        return dict(json.loads((tmp_path / "model" / name).read_text(encoding="utf-8")))
+
+    config, tokenizer_config = read("config.json"), read("tokenizer_config.json")
+    assert config["text_config"]["rope_theta"] == 5e5
+    assert config["torch_dtype"] == config["text_config"]["torch_dtype"] == "float32"
+    assert tokenizer_config["additional_special_tokens"] == ["<image>"]
+    assert "extra_special_tokens" not in tokenizer_config
+    assert tokenizer_config["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 has no TokenizersBackend
+    assert read("preprocessor_config.json") == read("processor_config.json")["image_processor"]
+    again = load_model(tmp_path / "model", "cpu")
+    text = "图中<image>有异常吗？"
+    assert again.processor.tokenizer(text)["input_ids"] == loaded.processor.tokenizer(text)["input_ids"]
+    assert again.model.config.text_config.rope_parameters["rope_theta"] == 5e5
+
+
+def test_names_without_the_vision_prefix_are_read(tmp_path: Path) -> None:
+    """Tensor names as transformers 5 writes them, without `vision_model.`: loaded, and converted to LLaVA's layout."""
+    loaded = make_model(tmp_path, "clip", "llama")
+    loaded.model.save_pretrained(tmp_path / "old")
+    loaded.processor.save_pretrained(tmp_path / "old")
+    save_model(tmp_path / "new", loaded.model, loaded.processor)
+    old, new = load_model(tmp_path / "old", "cpu").model, load_model(tmp_path / "new", "cpu").model
+    assert "vision_tower.pre_layrnorm.weight" in {weight.name for weight in list_tensors(tmp_path / "old")}
+    for (name, one), other in zip(old.named_parameters(), new.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    reader, tensors = TensorReader(), {}
+    for name in ("old", "new"):
+        out = convert(ConvertConfig(source=str(tmp_path / name), out=tmp_path / f"{name}-llava", to="llava"))
+        tensors[name] = {weight.name: reader.read(weight) for weight in list_tensors(out)}
+    assert tensors["old"].keys() == tensors["new"].keys()
+    assert all(torch.equal(tensor, tensors["new"][name]) for name, tensor in tensors["old"].items())
