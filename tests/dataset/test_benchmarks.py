@@ -1,8 +1,7 @@
-"""Test sets in miniature, in their own layouts, imported and opened; those rows that are not theirs stay out."""
+"""Small copies of known test sets in their original layouts: they import, without rows of other splits."""
 
 import base64
 import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
+from builders.datasets import gradient_png
 from qilin.cli import main
 from qilin.dataset.benchmarks import BENCHMARKS
 from qilin.dataset.reader import Dataset, open_dataset
@@ -19,14 +18,12 @@ from qilin.dataset.schema import Sample, text_of
 from qilin.pipeline.importers.run import SOURCES
 
 
-def png(shade: int) -> bytes:
-    file = io.BytesIO()
-    Image.radial_gradient("L").rotate(shade).convert("RGB").resize((40, 40)).save(file, "PNG")
-    return file.getvalue()
+def png(angle: int) -> bytes:
+    return gradient_png(angle, 40, "RGB")
 
 
-def imported(name: str, source: Path, out: Path, *words: str) -> tuple[Dataset, list[Sample]]:
-    assert main(["data", "import", name, str(source), str(out), *words]) == 0
+def import_test_set(name: str, source: Path, out: Path, *flags: str) -> tuple[Dataset, list[Sample]]:
+    assert main(["data", "import", name, str(source), str(out), *flags]) == 0
     data = open_dataset(out)
     assert data.splits() == ["test"]
     return data, list(data.samples("test"))
@@ -36,14 +33,14 @@ def test_every_benchmark_has_an_importer() -> None:
     for name, row in BENCHMARKS.items():
         assert row.importer in SOURCES, name
         assert row.layout
-        assert row.licence
+        assert row.license
 
 
 def test_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "benchmarks"]) == 0
-    said = capsys.readouterr().out
-    assert "cmmmu-health" in said
-    assert "qilin data import slake SOURCE slake-en --lang en" in said
+    output = capsys.readouterr().out
+    assert "cmmmu-health" in output
+    assert "qilin data import slake SOURCE slake-en --lang en" in output
     assert main(["data", "benchmarks", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == set(BENCHMARKS)
 
@@ -65,7 +62,7 @@ def test_vqa_rad(tmp_path: Path) -> None:
          "answer_type": "OPEN"},
     ]  # fmt: skip
     (tmp_path / "rad" / "VQA_RAD Dataset Public.json").write_text(json.dumps([common | row for row in rows]))
-    data, samples = imported("vqa-rad", tmp_path / "rad", tmp_path / "out", "--license", "CC0 1.0")
+    data, samples = import_test_set("vqa-rad", tmp_path / "rad", tmp_path / "out", "--license", "CC0 1.0")
     assert [(s.sample_id, s.answer_type) for s in samples] == [("vqa-rad-1", "closed"), ("vqa-rad-2", "open")]
     assert text_of(samples[1].messages[-1]) == "2"
     assert data.manifest["counts"]["dropped_reasons"] == {"question is missing": 1}
@@ -78,7 +75,7 @@ def test_pmc_vqa(tmp_path: Path) -> None:
         table = csv.writer(file)
         table.writerow(["Figure_path", "Question", "Answer", *(f"Choice {x}" for x in "ABCD"), "Answer_label"])
         table.writerow(["PMC1_F1.jpg", " What is shown? ", " B:MRI ", " A:CT ", " B:MRI ", " C:PET ", " D:US ", "B"])
-    _, (sample,) = imported("pmc-vqa-test", tmp_path / "pmc", tmp_path / "out")
+    _, (sample,) = import_test_set("pmc-vqa-test", tmp_path / "pmc", tmp_path / "out")
     assert sample.choices == ("CT", "MRI", "PET", "US")
     assert text_of(sample.messages[0]) == "What is shown?\nA. CT\nB. MRI\nC. PET\nD. US"
     assert text_of(sample.messages[1]) == "MRI"
@@ -92,7 +89,7 @@ def test_omnimedvqa(tmp_path: Path) -> None:
            "question": "What is it?", "gt_answer": "Normal", "image_path": "Images/a.png", "option_A": "Cancer",
            "option_B": "Normal", "modality": "CT"}  # fmt: skip
     (tmp_path / "omni" / "QA_information" / "Open-access" / "Chest CT Scan.json").write_text(json.dumps([row]))
-    data, (sample,) = imported("omnimedvqa", tmp_path / "omni", tmp_path / "out")
+    data, (sample,) = import_test_set("omnimedvqa", tmp_path / "omni", tmp_path / "out")
     assert (sample.choices, sample.answer_type) == (("Cancer", "Normal"), "choice")
     assert data.image(sample.image_ids[0]).modality == "CT"
 
@@ -110,7 +107,7 @@ def test_parquet_pairs(tmp_path: Path) -> None:
     ]
     write_parquet(tmp_path / "path-vqa" / "data" / "test-00000-of-00001.parquet", rows)
     write_parquet(tmp_path / "path-vqa" / "data" / "train-00000-of-00001.parquet", rows[:1])
-    _, samples = imported("parquet-vqa", tmp_path / "path-vqa", tmp_path / "out")
+    _, samples = import_test_set("parquet-vqa", tmp_path / "path-vqa", tmp_path / "out")
     assert [s.answer_type for s in samples] == ["closed", "open"]
 
 
@@ -149,7 +146,7 @@ def test_cmmmu(tmp_path: Path) -> None:
     ]  # fmt: skip
     write_parquet(tmp_path / "cmmmu" / "val-00000.parquet", rows)
     write_parquet(tmp_path / "cmmmu" / "test-00000.parquet", [row | {"answer": "?"} for row in rows])
-    _, samples = imported("cmmmu", tmp_path / "cmmmu", tmp_path / "out")
+    _, samples = import_test_set("cmmmu", tmp_path / "cmmmu", tmp_path / "out")
     assert [(s.sample_id, s.answer_type) for s in samples] == [
         ("cmmmu-1", "choice"), ("cmmmu-2", "closed"), ("cmmmu-3", "open"),
     ]  # fmt: skip
@@ -163,7 +160,7 @@ def test_mmmu(tmp_path: Path) -> None:
         for i, subject in enumerate(("Pharmacy", "Music"))
     ]  # fmt: skip
     write_parquet(tmp_path / "mmmu" / "validation-00000.parquet", rows)
-    _, (sample,) = imported("mmmu", tmp_path / "mmmu", tmp_path / "out")
+    _, (sample,) = import_test_set("mmmu", tmp_path / "mmmu", tmp_path / "out")
     assert (sample.choices, sample.question_type) == (("a", "b"), "Pharmacy")
 
 
@@ -173,7 +170,7 @@ def test_gmai(tmp_path: Path) -> None:
         table.writerow(["index", "image", "question", *"ABCDE", "answer", "category"])
         table.writerow(["1", base64.b64encode(png(1)).decode(), "What?", "x", "y", "z", "", "", "C", "Disease"])
         table.writerow(["2", "no base64!", "What?", "x", "y", "", "", "", "A", "Disease"])
-    data, (sample,) = imported("gmai-mmbench", tmp_path / "GMAI_mm_bench_VAL.tsv", tmp_path / "out")
+    data, (sample,) = import_test_set("gmai-mmbench", tmp_path / "GMAI_mm_bench_VAL.tsv", tmp_path / "out")
     assert sample.choices == ("x", "y", "z")
     assert data.manifest["counts"]["dropped_reasons"] == {"image is not base64": 1}
 

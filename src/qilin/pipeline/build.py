@@ -37,7 +37,8 @@ from qilin.pipeline.pubmed.figures import FiguresConfig, extract_figures
 from qilin.pipeline.pubmed.vision_filter import FilterFiguresConfig, filter_figures
 from qilin.pipeline.questions.conversations import MakeConversationsConfig, make_conversations
 from qilin.pipeline.questions.generate import GenerateVqaConfig, generate_vqa
-from qilin.pipeline.review.apply import ApplyConfig, apply
+from qilin.pipeline.review.apply import apply_review
+from qilin.pipeline.review.config import ApplyReviewConfig
 from qilin.pipeline.translation.translate import TranslateConfig, translate
 
 PLACEHOLDER = re.compile(
@@ -53,7 +54,7 @@ COMMANDS: Mapping[str, tuple[type, Callable[[Any], None]]] = {
     "merge": (MergeConfig, merge),
     "translate": (TranslateConfig, translate),
     "generate-vqa": (GenerateVqaConfig, generate_vqa),
-    "apply-review": (ApplyConfig, apply),
+    "apply-review": (ApplyReviewConfig, apply_review),
     "make-conversations": (MakeConversationsConfig, make_conversations),
     "curate": (CurateConfig, curate),
 }

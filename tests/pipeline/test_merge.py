@@ -1,0 +1,71 @@
+"""Merging folders: all samples, splits that stay disjoint, and a chosen share of contexts."""
+
+from pathlib import Path
+
+import pytest
+
+from builders.datasets import all_samples, hidden_files, image_record, text_sample, write_splits
+from qilin.cli import main
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import text_of
+
+
+def test_merging_keeps_all_samples_and_disjoint_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two, three = image_record(1), image_record(2), image_record(3)
+    again = image_record(1, license="CC BY-NC")
+    assert again.image_id == one.image_id
+    a = write_splits(tmp_path / "a", [
+        ("train", text_sample("x", "caption", one, "甲", group="PMC1")),
+        ("train", text_sample("y", "context", two, "乙", group="PMC2")),
+    ], one, two)  # fmt: skip
+    b = write_splits(tmp_path / "b", [
+        ("test", text_sample("x", "vqa", again, "丙")),
+        ("validation", text_sample("z", "vqa", three, "丁", group="PMC2")),
+    ], again, three)  # fmt: skip
+    command = ["data", "merge", str(tmp_path / "out"), str(a), str(b)]
+    assert main(command) == 0
+    data = open_dataset(tmp_path / "out")
+    # a/x shares its image with a test question, a/y its article with a validation question
+    assert {sample_id: split for sample_id, (split, _) in all_samples(data).items()} == {
+        "a/x": "test", "b/x": "test", "a/y": "validation", "b/z": "validation",
+    }  # fmt: skip
+    shared = data.image(one.image_id)
+    assert [item.license for item in shared.provenance] == ["CC BY", "CC BY-NC"]
+    assert shared.license_tier == "noncommercial"
+    assert data.manifest["counts"]["pictures"] == 3
+    assert [entry["source"] for entry in data.manifest["settings"]["made_from"]] == ["a", "b"]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "already there" in capsys.readouterr().out
+    assert hidden_files(tmp_path) == []
+    assert main(["data", "merge", str(tmp_path / "out")]) == 2
+    assert main(["data", "merge", str(tmp_path / "o"), str(a), str(a)]) == 2
+    assert "two folders are named a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("contexts", "share"), [(40, 0.5), (4, 0.5), (40, 0.9)])
+def test_contexts_make_the_chosen_share_of_the_characters(tmp_path: Path, contexts: int, share: float) -> None:
+    image = image_record(1)
+    long = [text_sample(f"c{n}", "context", image, f"{n:03d}" + "长" * (50 + n)) for n in range(contexts)]
+    short = [text_sample(f"d{n}", "caption", image, f"{n:03d}" + "短" * 20) for n in range(40)]
+    question = text_sample("q", "vqa", image, "问" * 500)
+    source = write_splits(tmp_path / "a", [("train", sample) for sample in [*long, *short, question]], image)
+    assert main(["data", "merge", str(tmp_path / "out"), str(source), "--context", str(share), "--workers", "1"]) == 0
+    data = open_dataset(tmp_path / "out")
+    texts = [sample for _, sample in all_samples(data).values() if sample.kind != "vqa"]
+    size = {kind: sum(len(text_of(s.messages[1])) for s in texts if s.kind == kind) for kind in ("context", "caption")}
+    longest = max(len(text_of(sample.messages[1])) for sample in texts)
+    # one more sample of the reduced side would exceed the share, and the other side is complete
+    assert abs(size["context"] / sum(size.values()) - share) <= longest / sum(size.values())
+    assert len(texts) + data.manifest["counts"]["dropped"] == contexts + 40
+    assert {sample.kind for sample in texts} == {"context", "caption"}
+    assert len(data.manifest["counts"]["dropped_reasons"]) == 1
+
+
+def test_a_share_without_contexts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = image_record(1)
+    source = write_splits(tmp_path / "a", [("train", text_sample("c", "caption", image, "甲"))], image)
+    assert main(["data", "merge", str(tmp_path / "out"), str(source), "--context", "0.5"]) == 2
+    assert "there are no contexts to mix" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]  # no temporary folders stay
+    assert main(["data", "merge", str(tmp_path / "out"), str(source), "--context", "1.5"]) == 2
