@@ -97,3 +97,22 @@ def file_contents(folder: Path) -> dict[str, bytes]:
 def hidden_files(folder: Path) -> list[str]:
     """Names of temporary files and folders that a step left behind."""
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def mixed_dataset(path: Path) -> Path:
+    """A caption, a context and a question about two images, a question without an image, and a test question."""
+    origin = Provenance("t", "1", license="CC BY", attribution="A. Author")
+    images = [make_image(gradient_png(angle), [origin], modality="CT") for angle in (0, 30)]
+    a, b = (image.image_id for image in images)
+    with DatasetWriter(path, {"step": "made"}) as writer:
+        for image in images:
+            writer.add_image(image)
+        for split, sample in (
+            ("train", Sample("cap", "caption", (a,), (user("描述。", 1), assistant("一张CT图像。")), source="s1")),
+            ("train", Sample("ctx", "context", (a,), (user("描述。", 1), assistant("病人来诊" * 10)), source="s1")),
+            ("train", Sample("two", "vqa", (a, b), (user("有变化吗？", 2), assistant("没有")), "closed", source="s2")),
+            ("train", Sample("text", "vqa", (), (user("感冒？"), assistant("休息。")), "open", source="s2")),
+            ("test", Sample("t", "vqa", (), (user("一问？"), assistant("一答")), "open", source="s2")),
+        ):
+            assert writer.add_sample(split, sample)
+    return path

@@ -1,0 +1,95 @@
+"""The dataset card: counts, lengths, plots, and the commands that made the dataset."""
+
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from builders.datasets import mixed_dataset
+from qilin.cli import main
+from qilin.dataset.card import command_chain
+from qilin.dataset.card_plots import draw_category_plot
+from qilin.dataset.length_stats import quartiles
+from qilin.dataset.reader import open_dataset
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_the_card_counts_samples_and_lengths(tmp_path: Path) -> None:
+    card = (mixed_dataset(tmp_path / "data") / "README.md").read_text()
+    assert "| context | 1 | 40 | 40 (40, 40) | 167 M tokens | 435 (211, 757) |" in card
+    assert yaml.safe_load(card.split("---")[1])["language"] == ["zh"]
+    assert "| s2 | zh | unknown | 3 |" in card
+    assert "| train | vqa | 2 | 2 (2, 3) |" in card
+
+
+def test_quartiles_equal_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3, 50, 1001):
+        values = rng.integers(0, 40, n)
+        stats = quartiles(Counter(values.tolist()))
+        low, median, high = np.percentile(values, [25, 50, 75])
+        assert (stats["low"], stats["median"], stats["high"]) == pytest.approx((low, median, high))
+        assert (stats["n"], stats["total"]) == (n, values.sum())
+
+
+def test_the_card_shows_plots_and_the_commands_that_reproduce_it(tmp_path: Path) -> None:
+    source = mixed_dataset(tmp_path / "data")
+    assert main(["data", "merge", str(tmp_path / "both"), str(source), "--workers", "1"]) == 0
+    assert main(["data", "curate", str(tmp_path / "both"), str(tmp_path / "clean"), "--resplit", "--workers", "1"]) == 0
+    card = (tmp_path / "clean" / "README.md").read_text()
+    for name, categories in {"source": 2, "kind": 3, "modality": 2, "license": 1}.items():
+        assert f"](plots/{name}.svg)" in card
+        svg = ElementTree.parse(tmp_path / "both" / "plots" / f"{name}.svg").getroot()
+        assert next(svg.iter(f"{SVG}text")).text == f"samples by {name}"
+        assert len([box for box in svg.iter(f"{SVG}rect") if box.get("fill") == "#3b7dd8"]) == categories
+    first, second = open_dataset(source), open_dataset(tmp_path / "both")
+    lines = card.split("## How to reproduce it")[1].split("```")[1].strip().splitlines()
+    assert lines == [
+        "# data: made by made",
+        f"qilin data merge both data  # read {first.hash[:12]}",
+        f"qilin data curate both clean --resplit  # read {second.hash[:12]}",
+    ]
+    assert str(tmp_path) not in card
+    assert "plots/kind.svg" in second.manifest["files"]
+
+
+def test_commands_of_many_steps_come_once_each_in_order() -> None:
+    figures = {"step": "figures", "command": "qilin data figures SOURCE OUT --include-nonmedical"}
+    filtered = {"step": "filter-figures", "command": "qilin data filter-figures SOURCE OUT", "made_from": figures}
+    english = {
+        "importer": "figures", "source": "figures", "input": "2" * 64, "made_from": filtered,
+        "command": "qilin data import figures SOURCE OUT --images IMAGES --lang en",
+    }  # fmt: skip
+    chinese = {
+        "step": "translate", "source": "en", "input": "3" * 64, "made_from": english,
+        "command": "qilin data translate SOURCE OUT --endpoint ENDPOINT --model m",
+    }  # fmt: skip
+    chats = {
+        "step": "make-conversations", "source": "zh", "input": "4" * 64, "made_from": chinese,
+        "command": "qilin data make-conversations SOURCE OUT --max-turns 4",
+    }  # fmt: skip
+    inputs = [
+        {"source": "zh", "input": "4" * 64, "made_from": chinese},
+        {"source": "my chats", "input": "5" * 64, "made_from": chats},
+    ]
+    merged = {"step": "merge", "command": "qilin data merge OUT SOURCES --seed 3", "made_from": inputs}
+    assert command_chain(merged, "all") == [
+        "qilin data figures SOURCE figures --include-nonmedical",
+        "qilin data filter-figures figures figures",
+        "qilin data import figures figures en --images IMAGES --lang en  # read 222222222222",
+        "qilin data translate en zh --endpoint ENDPOINT --model m  # read 333333333333",
+        "qilin data make-conversations zh 'my chats' --max-turns 4  # read 444444444444",
+        "qilin data merge all zh 'my chats' --seed 3  # read 444444444444, 555555555555",
+    ]
+    assert command_chain({}, "x") == ["# x: made by a script"]
+
+
+def test_names_in_plots_are_escaped_and_shortened() -> None:
+    svg = draw_category_plot("source", {f"<{n}> & {'x' * 40}": Counter({5: n + 1}) for n in range(15)})
+    texts = [text.text or "" for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert any(text.startswith("<14> & x") and text.endswith("…") for text in texts)
+    assert texts[-1] == "and 3 more with 6 samples"
