@@ -24,7 +24,7 @@ class ImageFile:
     license: str | None = None
     url: str | None = None
     attribution: str | None = None
-    whole: bool = False  # the complete figure, because the panel that the name means is missing
+    is_whole_figure: bool = False  # the complete figure, because the panel that the name means is missing
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class ImportIndex:
         """The index of an image file; a new file is added to the list."""
         if row := self.query("select rowid from files where path = ?", str(file.path)):
             return int(row[0]) - 1
-        self.whole_figure_count += file.whole
+        self.whole_figure_count += file.is_whole_figure
         self.files.add(file.path)
         facts = json.dumps(asdict(file) | {"path": str(file.path)}, ensure_ascii=False)
         self.database.execute("insert into files (path, facts) values (?, ?)", (str(file.path), facts))

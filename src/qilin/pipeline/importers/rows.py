@@ -47,7 +47,7 @@ def find_image(
 ) -> ImageFile:  # fmt: skip
     """An image by its name in the data set: in these folders, their zips, or the folder of `qilin data pmc`."""
     resolved = resolve(name, folders, config.pmc)
-    return ImageFile(resolved.path, name, modality, body_part, license, whole=resolved.is_whole_figure)
+    return ImageFile(resolved.path, name, modality, body_part, license, is_whole_figure=resolved.is_whole_figure)
 
 
 def article_id(image_name: str) -> str:
