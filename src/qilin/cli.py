@@ -113,7 +113,7 @@ COMMANDS = {
     ),
     "data review": Command(
         "show samples on a local web page for a person to accept, fix or reject",
-        "qilin.serve.config:ReviewConfig",
+        "qilin.pipeline.review.config:ReviewConfig",
         "qilin.serve.review:review",
         ("source",),
         "qilin data review articles-zh\n"
@@ -122,8 +122,8 @@ COMMANDS = {
     ),
     "data apply-review": Command(
         "apply the decisions of a review to the dataset",
-        "qilin.pipeline.review.apply:ApplyConfig",
-        "qilin.pipeline.review.apply:apply",
+        "qilin.pipeline.review.config:ApplyReviewConfig",
+        "qilin.pipeline.review.apply:apply_review",
         ("source", "out"),
         "qilin data apply-review articles-zh reviewed\nqilin data apply-review articles-zh gold --reviewed-only",
     ),

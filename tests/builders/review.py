@@ -1,18 +1,31 @@
-"""A translated dataset with its original beside it, of drawn images, for the tests of the review."""
+"""A translated dataset next to its original, of drawn images, and a running review of it."""
 
+import http.client
 import io
-from dataclasses import replace
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import httpx2
 
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.sample_texts import with_texts
 from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
-from qilin.demo.synthetic.color import draw_one
+from qilin.demo.synthetic.color import draw_sample
 
-HOW = {"model": "qwen3-32b", "prompt": "5d1f", "glossary": "77aa", "checks": "passed"}
-# (kind, English, Chinese); the third turns a side round, the fourth holds a name
+SRC = Path(__file__).parents[2] / "src"
+TRANSLATION = {"model": "qwen3-32b", "prompt": "5d1f", "glossary": "77aa", "checks": "passed"}
+# (kind, English, Chinese); the third confuses left and right, the fourth contains a name
 CAPTIONS = (
     ("caption", "Axial CT of the chest shows a 12 mm nodule in the right upper lobe.",
      "胸部轴位CT显示右肺上叶一枚12 mm的结节。"),
@@ -27,41 +40,41 @@ CAPTIONS = (
 
 def png(seed: int, size: int = 224) -> bytes:
     buffer = io.BytesIO()
-    draw_one(3, seed, size)[1].save(buffer, "PNG")
+    draw_sample(3, seed, size)[1].save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def captioned(name: str, kind: object, text: str, images: tuple[str, ...], lang: str) -> Sample:
+def caption_sample(name: str, kind: object, text: str, images: tuple[str, ...], lang: str) -> Sample:
     messages = (user(CAPTION_INSTRUCTION, len(images)), assistant(text))
     return Sample(name, kind, images, messages, lang=lang, source="pmc", group=name, license_tier="attribution")  # type: ignore[arg-type]
 
 
 def write_both(folder: Path) -> tuple[Dataset, Dataset]:
-    """articles-en and articles-zh in a folder: captions, a question, a choice; and a question with no original."""
+    """articles-en and articles-zh: captions, a question with choices, and a question without an original."""
     records = [make_image(png(n), [Provenance("test", str(n), license="CC BY")]) for n in range(6)]
     ids = [image.image_id for image in records]
     english, chinese = [], []
     for n, (kind, en, zh) in enumerate(CAPTIONS):
         images = (ids[0], ids[1]) if n == 1 else (ids[n],)
-        before = captioned(f"row-{n}", kind, en, images, "en")
-        english.append(before)
-        chinese.append(replace(with_texts(before, {"text 1.0": zh}), lang="zh", translation=HOW))
+        original = caption_sample(f"row-{n}", kind, en, images, "en")
+        english.append(original)
+        chinese.append(replace(with_texts(original, {"text 1.0": zh}), lang="zh", translation=TRANSLATION))
     choice = Sample(
         "choice", "vqa", (ids[4],), (user("Which organ is shown?\nA. Liver\nB. Spleen", 1), assistant("Spleen")),
         "choice", ("Liver", "Spleen"), lang="en", source="pmc", group="choice",
     )  # fmt: skip
     texts = {"choice 0": "肝脏", "choice 1": "脾脏", "text 0.1": "图中显示的是哪个器官？"}
     english.append(choice)
-    chinese.append(replace(with_texts(choice, texts), lang="zh", translation=HOW))
-    plain = Sample(
+    chinese.append(replace(with_texts(choice, texts), lang="zh", translation=TRANSLATION))
+    untranslated = Sample(
         "plain", "vqa", (ids[5],), (user("图中有骨折吗？", 1), assistant("没有")), "closed", source="own", group="plain"
     )
-    chinese.append(plain)
+    chinese.append(untranslated)
     with DatasetWriter(folder / "articles-en", {"importer": "test"}) as writer:
         add_all(writer, records, english)
-    before_hash = open_dataset(folder / "articles-en").hash
-    made_by = {"step": "translate", "source": "articles-en", "input": before_hash, "made_from": {"importer": "test"}}
-    with DatasetWriter(folder / "articles-zh", made_by) as writer:
+    original_hash = open_dataset(folder / "articles-en").hash
+    settings = {"step": "translate", "source": "articles-en", "input": original_hash, "made_from": {"importer": "test"}}
+    with DatasetWriter(folder / "articles-zh", settings) as writer:
         add_all(writer, records, chinese)
     return open_dataset(folder / "articles-en"), open_dataset(folder / "articles-zh")
 
@@ -71,3 +84,73 @@ def add_all(writer: DatasetWriter, images: list[object], samples: list[Sample]) 
         writer.add_image(image)  # type: ignore[arg-type]
     for sample in samples:
         assert writer.add_sample("train", sample)
+
+
+@dataclass
+class RunningReview:
+    """A running `qilin data review`."""
+
+    address: str
+    token: str
+    process: subprocess.Popen[str]
+
+    def get(self, path: str, token: str | None = None, **headers: str) -> httpx2.Response:
+        return httpx2.get(self.address + path, headers={"X-Token": self.token if token is None else token, **headers})
+
+    def get_raw(self, path: str) -> tuple[int, bytes]:
+        """(status, body) of a path sent unchanged: httpx would normalize its dots."""
+        connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=10)
+        connection.request("GET", path, headers={"X-Token": self.token})
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    def post(self, body: Any) -> httpx2.Response:
+        return httpx2.post(self.address + "/decide", headers={"X-Token": self.token}, json=body)
+
+    def decide(self, sample_id: str, decision: str, **details: Any) -> httpx2.Response:
+        index = self.sample_ids().index(sample_id)
+        sample_hash = self.get(f"/samples/{index}").json()["hash"]
+        return self.post({"index": index, "hash": sample_hash, "decision": decision, **details})
+
+    def sample_ids(self) -> list[str]:
+        """The ids of all samples in the order of the session."""
+        count = len(self.get("/samples").json()["decisions"])
+        return [self.get(f"/samples/{index}").json()["sample_id"] for index in range(count)]
+
+    def stop(self) -> str:
+        """Press Ctrl-C; what was printed after the address."""
+        self.process.send_signal(signal.SIGINT)
+        output, error = self.process.communicate(timeout=30)
+        assert self.process.returncode == 0, error
+        return output
+
+
+@contextmanager
+def running_review(folder: Path, *flags: str) -> Iterator[RunningReview]:
+    """`qilin data review articles-zh` in a folder, as a process of its own on a free port."""
+    command = [sys.executable, "-m", "qilin.cli", "data", "review", "articles-zh", "--port", "0", *flags]
+    environment = os.environ | {"PYTHONPATH": str(SRC), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout
+    try:
+        match = None
+        for line in process.stdout:
+            match = re.search(r"(http://127\.0\.0\.1:\d+)/\?token=(\S+)", line)
+            if match:
+                break
+        assert match, process.stderr.read() if process.stderr else ""
+        review = RunningReview(match.group(1), match.group(2), process)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                review.get("/samples")
+                break
+            except httpx2.TransportError:
+                time.sleep(0.05)
+        yield review
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)

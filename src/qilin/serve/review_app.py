@@ -1,7 +1,7 @@
-"""The review page's service: five addresses, each behind the token; it reads the drawn samples and adds decisions.
+"""The web service of the review page: five routes, each behind the token.
 
-In: a Review, the file of decisions, a reviewer, a token. Out: a Starlette application. No path of a request ever
-becomes a path of the disk: images are asked for by id, and only those of the drawn samples are given.
+In: a ReviewSession, the file of decisions, the reviewer's name, a token. Out: a Starlette application. No part of a
+request becomes a file path: images are requested by id, and only those of the session's samples are served.
 """
 
 import json
@@ -19,29 +19,37 @@ from starlette.routing import Route
 
 from qilin.dataset.sample_texts import text_fields, with_texts
 from qilin.dataset.schema import Sample, sample_problem
-from qilin.pipeline.review.decisions import KINDS, Decision, add_decision, sample_hash, latest, read_decisions
-from qilin.pipeline.review.sampling import Review, shown
+from qilin.pipeline.review.decisions import (
+    DECISIONS,
+    Decision,
+    add_decision,
+    current_decisions,
+    read_decisions,
+    sample_hash,
+)
+from qilin.pipeline.review.sampling import ReviewSession, to_page_json
 
 PAGE = Path(__file__).with_name("review.html")
-LONGEST = 1 << 20  # bytes of a request
-Answer = Callable[[Request], Awaitable[Response]]
+MAX_REQUEST_BYTES = 1 << 20
+MAX_REASON_LENGTH = 500  # characters
+Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Bad(Exception):
-    """A request that cannot be done, in words for the page."""
+class BadRequest(Exception):
+    """A request that cannot be executed; the page shows the message."""
 
 
-def review_app(review: Review, decisions: Path, reviewer: str, token: str) -> Starlette:
-    """The application: GET /, /rows, /rows/N, /images/ID and POST /decide."""
-    numbers = {(sample.sample_id, sample_hash(sample)): n for n, sample in enumerate(review.samples)}
-    images = {image_id for sample in review.samples for image_id in sample.image_ids}
+def review_app(session: ReviewSession, path: Path, reviewer: str, token: str) -> Starlette:
+    """The application: GET /, /samples, /samples/INDEX, /images/ID and POST /decide."""
+    indexes = {(sample.sample_id, sample_hash(sample)): index for index, sample in enumerate(session.samples)}
+    image_ids = {image_id for sample in session.samples for image_id in sample.image_ids}
 
-    def own() -> dict[int, Decision]:
-        """What this reviewer has decided, by the row's number; read anew, for others may write to the file too."""
-        held = latest(read_decisions(decisions))
-        return {numbers[key]: found[reviewer] for key, found in held.items() if key in numbers and reviewer in found}
+    def reviewer_decisions() -> dict[int, Decision]:
+        """This reviewer's decisions by sample index; read on every request, because others may append to the file."""
+        current = current_decisions(read_decisions(path))
+        return {indexes[key]: row[reviewer] for key, row in current.items() if key in indexes and reviewer in row}
 
-    async def page(request: Request) -> Response:
+    async def get_page(request: Request) -> Response:
         nonce = secrets.token_urlsafe(16)
         html = PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce)
         policy = (
@@ -50,119 +58,124 @@ def review_app(review: Review, decisions: Path, reviewer: str, token: str) -> St
         )
         return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
-    async def rows(request: Request) -> Response:
-        made = own()
+    async def get_samples(request: Request) -> Response:
+        decisions = reviewer_decisions()
         return JSONResponse(
             {
-                "dataset": review.data.path.resolve().name,
+                "dataset": session.data.path.resolve().name,
                 "reviewer": reviewer,
-                "rows": [made[n].decision if n in made else None for n in range(len(review.samples))],
+                "decisions": [
+                    decisions[index].decision if index in decisions else None for index in range(len(session.samples))
+                ],
             }
         )
 
-    async def row(request: Request) -> Response:
-        n = int(request.path_params["n"])
-        if n >= len(review.samples):
-            raise Bad(f"there is no row {n}")
-        made = own().get(n)
-        said = {"decision": made.decision, "reason": made.reason, "texts": made.texts} if made else None
-        return JSONResponse(shown(review, n) | {"made_before": said})
+    async def get_sample(request: Request) -> Response:
+        index = int(request.path_params["index"])
+        if index >= len(session.samples):
+            raise BadRequest(f"there is no sample {index}")
+        decision = reviewer_decisions().get(index)
+        fields = ("decision", "reason", "texts")
+        previous = {name: getattr(decision, name) for name in fields} if decision else None
+        return JSONResponse(to_page_json(session, index) | {"previous": previous})
 
-    async def image(request: Request) -> Response:
+    async def get_image(request: Request) -> Response:
         image_id = request.path_params["image_id"]
-        if image_id not in images:
+        if image_id not in image_ids:
             return Response("no such image", 404)
-        found = review.data.image(image_id)
-        kept = {"Cache-Control": "private, max-age=86400, immutable"}  # an id is the hash of its bytes
-        return Response(found.bytes, media_type=f"image/{found.format.lower()}", headers=kept)
+        image = session.data.image(image_id)
+        caching = {"Cache-Control": "private, max-age=86400, immutable"}  # the id is the hash of the bytes
+        return Response(image.bytes, media_type=f"image/{image.format.lower()}", headers=caching)
 
-    async def decide(request: Request) -> Response:
-        made = decision_from(await body_of(request), review, reviewer)
-        add_decision(decisions, made)
-        return JSONResponse({"kept": made.decision})
+    async def post_decision(request: Request) -> Response:
+        decision = parse_decision_request(await read_json_body(request), session, reviewer)
+        add_decision(path, decision)
+        return JSONResponse({"saved": decision.decision})
 
     routes = [
-        Route("/", guarded(page, token)),
-        Route("/rows", guarded(rows, token)),
-        Route("/rows/{n:int}", guarded(row, token)),
-        Route("/images/{image_id}", guarded(image, token)),
-        Route("/decide", guarded(decide, token), methods=["POST"]),
+        Route("/", require_token(get_page, token)),
+        Route("/samples", require_token(get_samples, token)),
+        Route("/samples/{index:int}", require_token(get_sample, token)),
+        Route("/images/{image_id}", require_token(get_image, token)),
+        Route("/decide", require_token(post_decision, token), methods=["POST"]),
     ]
     return Starlette(routes=routes)
 
 
-def guarded(answer: Answer, token: str) -> Answer:
-    """The answer for whoever knows the token, in the address or in a header; what cannot be done comes as words."""
+def require_token(handler: Handler, token: str) -> Handler:
+    """The handler for requests with the token, in the address or in a header; errors become JSON with a message."""
 
-    async def checked(request: Request) -> Response:
-        given = request.headers.get("x-token") or request.query_params.get("token") or ""
-        if not secrets.compare_digest(given.encode(), token.encode()):
-            response: Response = Response("the address lacks its token; use the one that was printed", 403)
+    async def handle(request: Request) -> Response:
+        request_token = request.headers.get("x-token") or request.query_params.get("token") or ""
+        if not secrets.compare_digest(request_token.encode(), token.encode()):
+            response: Response = Response("the token is missing or wrong; use the address that was printed", 403)
         else:
             try:
-                response = await answer(request)
-            except Bad as error:
+                response = await handler(request)
+            except BadRequest as error:
                 response = JSONResponse({"error": str(error)}, 400)
             except OSError as error:
-                words = f"{error.filename or 'the decision'}: {error.strerror}; nothing was kept"
-                response = JSONResponse({"error": words}, 500)
+                message = f"{error.filename or 'the decision'}: {error.strerror}; nothing was saved"
+                response = JSONResponse({"error": message}, 500)
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"  # the token stands in the address
+        response.headers["Referrer-Policy"] = "no-referrer"  # the address contains the token
         return response
 
-    return checked
+    return handle
 
 
-async def body_of(request: Request) -> Mapping[str, Any]:
-    """A request's JSON object; another site's form cannot send one."""
+async def read_json_body(request: Request) -> Mapping[str, Any]:
+    """The JSON object of a request. A form of another site cannot send one. Raises BadRequest."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Bad("expected application/json")
-    data = b""
+        raise BadRequest("expected application/json")
+    body = b""
     async for chunk in request.stream():
-        data += chunk
-        if len(data) > LONGEST:
-            raise Bad(f"the request is longer than {LONGEST:,} bytes")
+        body += chunk
+        if len(body) > MAX_REQUEST_BYTES:
+            raise BadRequest(f"the request is longer than {MAX_REQUEST_BYTES:,} bytes")
     try:
-        found = json.loads(data)
+        value = json.loads(body)
     except ValueError:
-        raise Bad("the request is not JSON") from None
-    if not isinstance(found, dict):
-        raise Bad("expected an object")
-    return found
+        raise BadRequest("the request is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise BadRequest("expected a JSON object")
+    return value
 
 
-def decision_from(asked: Mapping[str, Any], review: Review, reviewer: str) -> Decision:
-    """A request as a decision about a row that was shown, as it was shown. Raises Bad."""
-    n, kind, reason = asked.get("n"), asked.get("decision"), asked.get("reason") or ""
-    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < len(review.samples):
-        raise Bad(f"there is no row {n!r}")
-    sample = review.samples[n]
-    if asked.get("row") != sample_hash(sample):
-        raise Bad("the row is not the one that was shown; reload the page")
-    if kind not in (*KINDS, "undo") or not isinstance(reason, str):
-        raise Bad(f"decision is {kind!r}; expected accept, fix, reject or undo")
+def parse_decision_request(body: Mapping[str, Any], session: ReviewSession, reviewer: str) -> Decision:
+    """A request as a decision about a sample of the session, as it was shown. Raises BadRequest."""
+    index, name, reason = body.get("index"), body.get("decision"), body.get("reason") or ""
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(session.samples):
+        raise BadRequest(f"there is no sample {index!r}")
+    sample = session.samples[index]
+    if body.get("hash") != sample_hash(sample):
+        raise BadRequest("the sample differs from the one that was shown; reload the page")
+    if name not in (*DECISIONS, "undo"):
+        raise BadRequest(f"decision is {name!r}; expected accept, fix, reject or undo")
+    if not isinstance(reason, str):
+        raise BadRequest(f"reason is {reason!r}; expected a text")
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    made = Decision(sample.sample_id, sample_hash(sample), kind, reviewer, now, reason.strip()[:500])
-    return replace(made, texts=fixed_texts(sample, asked.get("texts"))) if kind == "fix" else made
+    decision = Decision(sample.sample_id, sample_hash(sample), name, reviewer, now, reason.strip()[:MAX_REASON_LENGTH])
+    return replace(decision, texts=parse_fix(sample, body.get("texts"))) if name == "fix" else decision
 
 
-def fixed_texts(sample: Sample, given: Any) -> dict[str, str]:
-    """The texts of a fix that are new; the sample with them must still be sound."""
-    parts = text_fields(sample)
-    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
-        raise Bad("a fix needs its texts")
-    unknown = [place for place in given if place not in parts]
+def parse_fix(sample: Sample, texts: Any) -> dict[str, str]:
+    """The changed texts of a fix. Raises BadRequest unless the sample with them is valid."""
+    fields = text_fields(sample)
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise BadRequest("a fix needs its texts")
+    unknown = [field for field in texts if field not in fields]
     if unknown:
-        raise Bad(f"there is no text {unknown[0]!r} in this row")
-    made = {place: text.strip() for place, text in given.items() if text.strip() != parts[place]}
-    if not made:
-        raise Bad("nothing was changed: accept it, or change its text")
-    if not all(made.values()):
-        raise Bad("a text would be empty: reject the row")
-    new = with_texts(sample, made)
-    if len(set(new.choices)) < len(new.choices):
-        raise Bad("two options would be the same")
-    if problem := sample_problem(new):
-        raise Bad(problem)
-    return made
+        raise BadRequest(f"the sample has no text {unknown[0]!r}")
+    changed = {field: text.strip() for field, text in texts.items() if text.strip() != fields[field]}
+    if not changed:
+        raise BadRequest("nothing was changed: accept the sample, or change a text")
+    if not all(changed.values()):
+        raise BadRequest("a text is empty: reject the sample instead")
+    fixed = with_texts(sample, changed)
+    if len(set(fixed.choices)) < len(fixed.choices):
+        raise BadRequest("two options are the same")
+    if problem := sample_problem(fixed):
+        raise BadRequest(problem)
+    return changed

@@ -1,7 +1,7 @@
-"""Which samples a person is shown, and what is said of each: original, checks, images.
+"""The samples of a review session, and each of them as the page shows it.
 
-In: a dataset folder, the one it was translated from where there is one, a seed. Out: samples drawn evenly from sources,
-kinds and failed checks, in an order that the seed alone decides; each as the page shows it.
+In: a dataset folder, the dataset before translation if there is one, a seed. Out: samples stratified by source, kind
+and failed checks, in an order that depends only on the seed; JSON for the page: metadata, texts, originals, checks.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.sample_texts import text_fields
+from qilin.dataset.sample_texts import LETTERS, text_fields
 from qilin.dataset.schema import MANIFEST, Sample, text_of
 from qilin.pipeline.review.decisions import sample_hash
 from qilin.pipeline.translation.checks import CHECKS, check_translation
@@ -21,185 +21,201 @@ from qilin.text.facts import find_contradictions
 from qilin.text.normalize import detect_language
 from qilin.text.phi import find_personal_data
 
-POOL = 10  # times the rows to show: as many are looked at for failed checks, so a million rows are not checked for 200
+POOL_FACTOR = 10  # samples checked per sample shown, so that a million are not checked for the sake of 200
+MIXED_LANGUAGE_EXCERPT = 40  # characters
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a sample stands, and what it is drawn by."""
+class SampleRef:
+    """A sample's position in the dataset, and its stratum: the values that the sampling balances."""
 
     split: str
-    number: int
+    index: int
     sample_id: str
     stratum: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Review:
-    """The drawn samples, and those of them before they were translated, by id; no other sample is in memory."""
+class ReviewSession:
+    """The samples to review, and their originals before translation by id. No other sample is in memory."""
 
     data: Dataset
-    places: tuple[Place, ...]
+    refs: tuple[SampleRef, ...]
     samples: tuple[Sample, ...]
     originals: Mapping[str, Sample]
 
     def original_of(self, sample: Sample) -> Sample | None:
-        """The sample before it was translated; None where it was not."""
-        found = self.originals.get(sample.sample_id)
-        return found if found and found.lang != sample.lang else None
+        """The sample before translation; None if it was not translated."""
+        original = self.originals.get(sample.sample_id)
+        return original if original and original.lang != sample.lang else None
 
 
-def draw(data: Dataset, original: Dataset | None, splits: tuple[str, ...], rows: int, seed: int) -> Review:
-    """The samples to show; `rows` 0 is all of them."""
-    pool = first_of_each(places_of(data, splits), POOL * rows, seed)
-    if not rows:
-        return fetched(data, original, pool)
-    review = fetched(data, original, evenly(pool, POOL * rows))
-    flagged = []
-    for place, sample in zip(review.places, review.samples, strict=True):
-        failed = [check["name"] for check in checks_of(review, sample) if not check["passed"]]
-        flagged.append(replace(place, stratum=(*place.stratum, *failed)))
-    return fetched(data, original, evenly(flagged, rows))
+# --- choosing samples ------------------------------------------------------------------------------------------------
 
 
-def places_of(data: Dataset, splits: tuple[str, ...]) -> Iterator[Place]:
-    """Every sample's place, from four columns: no sample is made."""
+def draw_samples(
+    data: Dataset, original: Dataset | None, splits: tuple[str, ...], count: int, seed: int
+) -> ReviewSession:
+    """`count` samples, or all of them for 0. `splits` empty: of all splits."""
+    pool = first_per_stratum(sample_refs(data, splits), POOL_FACTOR * count, seed)
+    if not count:
+        return load_session(data, original, pool)
+    session = load_session(data, original, stratified_sample(pool, POOL_FACTOR * count))
+    checked = []
+    for ref, sample in zip(session.refs, session.samples, strict=True):
+        failed = [check["name"] for check in run_checks(session, sample) if not check["passed"]]
+        checked.append(replace(ref, stratum=(*ref.stratum, *failed)))
+    return load_session(data, original, stratified_sample(checked, count))
+
+
+def sample_refs(data: Dataset, splits: tuple[str, ...]) -> Iterator[SampleRef]:
+    """References to all samples of the splits, from four columns: no Sample is built."""
     for split in data.splits():
         if not splits or split in splits:
             columns = ("sample_id", "source", "kind", "answer_type")
-            for number, row in enumerate(data.stream_rows(split, columns=columns)):
+            for index, row in enumerate(data.stream_rows(split, columns=columns)):
                 stratum = (row["source"] or "", row["kind"], row["answer_type"] or "")
-                yield Place(split, number, row["sample_id"], stratum)
+                yield SampleRef(split, index, row["sample_id"], stratum)
 
 
-def first_of_each(places: Iterable[Place], count: int, seed: int) -> list[Place]:
-    """In an order that the seed draws, the first `count` places of each stratum; 0 is all. A million rows leave few."""
+def first_per_stratum(refs: Iterable[SampleRef], count: int, seed: int) -> list[SampleRef]:
+    """The first `count` of each stratum (0: all) in the order of a seeded hash; memory stays bounded."""
 
-    def rank(place: Place) -> bytes:
-        return hashlib.sha256(f"{seed} {place.sample_id}".encode()).digest()
+    def rank(ref: SampleRef) -> bytes:
+        return hashlib.sha256(f"{seed} {ref.sample_id}".encode()).digest()
 
-    kept: dict[tuple[str, ...], list[Place]] = defaultdict(list)
-    for place in places:
-        mine = kept[place.stratum]
-        mine.append(place)
-        if count and len(mine) >= 8 * count:
-            mine[:] = nsmallest(count, mine, key=rank)
-    return sorted(
-        (place for mine in kept.values() for place in nsmallest(count or len(mine), mine, key=rank)), key=rank
-    )
+    strata: dict[tuple[str, ...], list[SampleRef]] = defaultdict(list)
+    for ref in refs:
+        stratum = strata[ref.stratum]
+        stratum.append(ref)
+        if count and len(stratum) >= 8 * count:
+            stratum[:] = nsmallest(count, stratum, key=rank)
+    chosen = [ref for stratum in strata.values() for ref in nsmallest(count or len(stratum), stratum, key=rank)]
+    return sorted(chosen, key=rank)
 
 
-def fetched(data: Dataset, original: Dataset | None, places: Sequence[Place]) -> Review:
-    """A Review of these places, their samples read in the order they lie in."""
-    found = read_at(data, places)
-    before: dict[str, Sample] = {}
+def stratified_sample(refs: Sequence[SampleRef], count: int) -> list[SampleRef]:
+    """`count` references, one of each stratum in turn until it is exhausted; each stratum keeps its order."""
+    strata: dict[tuple[str, ...], list[SampleRef]] = defaultdict(list)
+    for ref in reversed(refs):
+        strata[ref.stratum].append(ref)
+    chosen: list[SampleRef] = []
+    while strata and len(chosen) < count:
+        for stratum in sorted(strata):
+            if len(chosen) < count:
+                chosen.append(strata[stratum].pop())
+            if not strata[stratum]:
+                del strata[stratum]
+    return chosen
+
+
+def load_session(data: Dataset, original: Dataset | None, refs: Sequence[SampleRef]) -> ReviewSession:
+    """Read the referenced samples and their originals."""
+    samples = read_samples(data, refs)
+    originals: dict[str, Sample] = {}
     if original is not None:
-        wanted = {place.sample_id for place in places}
-        before = read_at(original, [place for place in places_of(original, ()) if place.sample_id in wanted])
-    return Review(data, tuple(places), tuple(found[place.sample_id] for place in places), before)
+        sample_ids = {ref.sample_id for ref in refs}
+        originals = read_samples(original, [ref for ref in sample_refs(original, ()) if ref.sample_id in sample_ids])
+    return ReviewSession(data, tuple(refs), tuple(samples[ref.sample_id] for ref in refs), originals)
 
 
-def read_at(data: Dataset, places: Iterable[Place]) -> dict[str, Sample]:
-    """sample_id -> sample; a row group is read once for all of its samples."""
-    ordered = sorted(places, key=lambda place: (place.split, place.number))
-    return {place.sample_id: next(data.stream(place.split, place.number, place.number + 1)) for place in ordered}
-
-
-def evenly(places: Sequence[Place], count: int) -> list[Place]:
-    """`count` places, one of each stratum in turn until its places are spent; the order within a stratum is kept."""
-    waiting: dict[tuple[str, ...], list[Place]] = defaultdict(list)
-    for place in reversed(places):
-        waiting[place.stratum].append(place)
-    taken: list[Place] = []
-    while waiting and len(taken) < count:
-        for stratum in sorted(waiting):
-            if len(taken) < count:
-                taken.append(waiting[stratum].pop())
-            if not waiting[stratum]:
-                del waiting[stratum]
-    return taken
+def read_samples(data: Dataset, refs: Iterable[SampleRef]) -> dict[str, Sample]:
+    """sample_id -> sample. Read in the order of the file, so that each row group is decoded once."""
+    ordered = sorted(refs, key=lambda ref: (ref.split, ref.index))
+    return {ref.sample_id: next(data.stream(ref.split, ref.index, ref.index + 1)) for ref in ordered}
 
 
 def find_original(data: Dataset) -> Dataset | None:
-    """The dataset that this one was translated from, where it lies beside it: by name and hash, back to that step."""
-    made: Any = data.manifest["settings"]
-    while isinstance(made, Mapping):
-        if made.get("step") == "translate":
-            path = data.path.resolve().parent / Path(str(made.get("source"))).name
-            if (path / MANIFEST).is_file() and (found := open_dataset(path)).hash == made.get("input"):
-                return found
+    """The dataset that this one was translated from, if it is in the same parent folder and has the recorded hash."""
+    settings: Any = data.manifest["settings"]
+    while isinstance(settings, Mapping):
+        if settings.get("step") == "translate":
+            path = data.path.resolve().parent / Path(str(settings.get("source"))).name
+            if (path / MANIFEST).is_file() and (original := open_dataset(path)).hash == settings.get("input"):
+                return original
             return None
-        made = made.get("made_from")
+        settings = settings.get("made_from")
     return None
 
 
-def shown(review: Review, n: int) -> dict[str, Any]:
-    """A sample as the page shows it."""
-    sample = review.samples[n]
-    before = review.original_of(sample)
-    now = text_fields(sample)
-    english = {place: text for place, text in text_fields(before).items() if text != now.get(place)} if before else {}
+# --- one sample for the page -----------------------------------------------------------------------------------------
+
+
+def to_page_json(session: ReviewSession, index: int) -> dict[str, Any]:
+    """A sample as review.html shows it."""
+    sample = session.samples[index]
+    original = session.original_of(sample)
+    texts = text_fields(sample)
+    original_texts = text_fields(original) if original else {}
     return {
-        "n": n,
+        "index": index,
         "sample_id": sample.sample_id,
-        "row": sample_hash(sample),
-        "facts": facts_of(review.places[n].split, sample),
-        "pictures": list(sample.image_ids),
-        "parts": [
-            {"place": place, "name": name_of(place, sample), "text": text, "original": english.get(place)}
-            for place, text in in_order(now)
+        "hash": sample_hash(sample),
+        "metadata": sample_metadata(session.refs[index].split, sample),
+        "images": list(sample.image_ids),
+        "texts": [
+            {
+                "field": field,
+                "label": field_label(field, sample),
+                "text": text,
+                "original": original_texts.get(field) if original_texts.get(field) != text else None,
+            }
+            for field, text in in_reading_order(texts)
         ],
         "answer": text_of(sample.messages[-1]) if sample.choices else None,
-        "checks": checks_of(review, sample),
-        "made": {key: value for key, value in (sample.translation or {}).items() if value},
+        "checks": run_checks(session, sample),
+        "translation": {key: value for key, value in (sample.translation or {}).items() if value},
     }
 
 
-def facts_of(split: str, sample: Sample) -> dict[str, str]:
-    """What is known of a sample besides its words; empty facts are left out."""
-    known = {
+def sample_metadata(split: str, sample: Sample) -> dict[str, str]:
+    """What is known of a sample besides its texts; empty fields are omitted."""
+    metadata = {
         "split": split,
         "kind": sample.kind,
-        "answers": sample.answer_type,
-        "asks for": sample.question_type,
+        "answer type": sample.answer_type,
+        "question type": sample.question_type,
         "source": sample.source,
-        "licence": sample.license_tier,
+        "license": sample.license_tier,
         "group": sample.group,
         "id": sample.sample_id,
     }
-    return {name: value for name, value in known.items() if value}
+    return {name: value for name, value in metadata.items() if value}
 
 
-def in_order(parts: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Question, options, answer: as one reads them."""
-    texts = [(place, text) for place, text in parts.items() if place.startswith("text ")]
-    return texts[:1] + [(place, text) for place, text in parts.items() if place.startswith("choice ")] + texts[1:]
+def in_reading_order(texts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Question, options, answer."""
+    messages = [(field, text) for field, text in texts.items() if field.startswith("text ")]
+    choices = [(field, text) for field, text in texts.items() if field.startswith("choice ")]
+    return messages[:1] + choices + messages[1:]
 
 
-def name_of(place: str, sample: Sample) -> str:
-    """What a text is to its reader."""
-    kind, where = place.split(" ")
-    if kind == "choice":
-        return f"option {'ABCDEFGH'[int(where)]}"
-    role = sample.messages[int(where.split(".")[0])]["role"]
+def field_label(field: str, sample: Sample) -> str:
+    """The heading of a text on the page."""
+    field_type, position = field.split(" ")
+    if field_type == "choice":
+        return f"option {LETTERS[int(position)]}"
+    role = sample.messages[int(position.split(".")[0])]["role"]
+    is_dialogue = sample.kind in ("vqa", "chat")
     if role == "assistant":
-        return "answer" if sample.kind in ("vqa", "chat") else sample.kind
-    return {"user": "question" if sample.kind in ("vqa", "chat") else "instruction"}.get(role, role)
+        return "answer" if is_dialogue else sample.kind
+    return {"user": "question" if is_dialogue else "instruction"}.get(role, role)
 
 
-def checks_of(review: Review, sample: Sample) -> list[dict[str, Any]]:
-    """Every check that can be made of a sample, passed or failed, with what it found."""
-    found: dict[str, list[str]] = {}
-    before = review.original_of(sample)
-    if before:
-        found |= {name: [] for name in ("empty", *CHECKS)}
-        now = text_fields(sample)
-        for place, text in text_fields(before).items():
-            if place in now and now[place] != text:
-                for name, said in check_translation(text, now[place]).items():
-                    found[name].append(said)
-    texts = [text_of(message) for message in sample.messages]
-    found["personal data"] = find_personal_data("\n".join(texts))
-    found["one language"] = [text[:40] for text in texts if detect_language(text) == "other"]
-    found["agrees with itself"] = sorted(find_contradictions("\n".join(texts[1::2])))
-    return [{"name": name, "passed": not said, "said": "; ".join(said)} for name, said in found.items()]
+def run_checks(session: ReviewSession, sample: Sample) -> list[dict[str, Any]]:
+    """{name, passed, detail} of every check that applies to a sample."""
+    problems: dict[str, list[str]] = {}
+    if original := session.original_of(sample):
+        problems |= {name: [] for name in ("empty", *CHECKS)}
+        texts = text_fields(sample)
+        for field, original_text in text_fields(original).items():
+            if field in texts and texts[field] != original_text:
+                for name, problem in check_translation(original_text, texts[field]).items():
+                    problems[name].append(problem)
+    texts_of_turns = [text_of(message) for message in sample.messages]
+    problems["personal data"] = find_personal_data("\n".join(texts_of_turns))
+    problems["single language"] = [
+        text[:MIXED_LANGUAGE_EXCERPT] for text in texts_of_turns if detect_language(text) == "other"
+    ]
+    problems["no contradictions"] = sorted(find_contradictions("\n".join(texts_of_turns[1::2])))
+    return [{"name": name, "passed": not items, "detail": "; ".join(items)} for name, items in problems.items()]

@@ -1,0 +1,181 @@
+"""The service of the review page without a browser: a session and its result, and every request that is refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from builders.review import running_review, write_both
+from qilin.cli import main
+from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.schema import Sample, text_of
+from qilin.pipeline.review.decisions import decisions_path
+
+pytest.importorskip("starlette", reason="the serve extra is not installed")
+pytest.importorskip("uvicorn", reason="the serve extra is not installed")
+
+FIXED = "腹部超声显示左肾一个圆形囊肿，无分隔，未见实性成分。"
+Capture = pytest.CaptureFixture[str]
+
+
+def samples_by_id(data: Dataset) -> dict[str, Sample]:
+    return {sample.sample_id: sample for sample in data.samples("train")}
+
+
+def test_sessions_of_two_reviewers_and_their_result(tmp_path: Path, capsys: Capture) -> None:
+    _, chinese = write_both(tmp_path)
+    original_hash = chinese.hash
+    with running_review(tmp_path, "--reviewer", "王敏") as review:
+        session = review.get("/samples").json()
+        assert session == {"dataset": "articles-zh", "reviewer": "王敏", "decisions": [None] * 6}
+        page = review.get(f"/?token={review.token}", token="")
+        assert page.status_code == 200
+        assert "text/html" in page.headers["content-type"]
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        nonce = re.search(r"script-src 'nonce-([^']+)'", policy)
+        assert nonce
+        assert page.text.count(f'nonce="{nonce.group(1)}"') == 2
+        assert not re.search(r"(?:src|href)=\"(?!data:,)|url\(|@import|https?://", page.text)  # nothing external
+        first = review.get("/samples/0").json()
+        image = review.get(f"/images/{first['images'][0]}")
+        assert image.content == chinese.image(first["images"][0]).bytes
+        assert image.headers["content-type"] == "image/png"
+        assert image.headers["x-content-type-options"] == "nosniff"
+        assert review.decide("row-0", "accept").json() == {"saved": "accept"}
+        assert review.decide("row-2", "fix", texts={"text 1.0": f" {FIXED} "}).status_code == 200
+        assert review.decide("row-3", "reject", reason="含个人信息").status_code == 200
+        assert review.decide("choice", "fix", texts={"choice 1": "脾", "choice 0": "肝脏"}).status_code == 200
+        assert review.decide("plain", "accept").status_code == 200
+        assert review.decide("plain", "undo").status_code == 200
+        assert "4 of 6" in review.stop()
+    with running_review(tmp_path, "--reviewer", "王敏") as review:  # continues the first session
+        decisions = review.get("/samples").json()["decisions"]
+        assert sorted(filter(None, decisions)) == ["accept", "fix", "fix", "reject"]
+        previous = review.get(f"/samples/{review.sample_ids().index('row-2')}").json()["previous"]
+        assert (previous["decision"], previous["texts"]) == ("fix", {"text 1.0": FIXED})
+    with running_review(tmp_path, "--reviewer", "李华") as review:  # another reviewer does not see these decisions
+        assert review.get("/samples").json()["decisions"] == [None] * 6
+        assert review.decide("row-0", "accept").status_code == 200
+        assert review.decide("row-2", "reject", reason="不通").status_code == 200
+    assert open_dataset(tmp_path / "articles-zh").hash == original_hash
+
+    capsys.readouterr()
+    source = str(tmp_path / "articles-zh")
+    assert main(["data", "review", source, "--report", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["reviewers"] == {"李华": {"accept": 1, "reject": 1}, "王敏": {"accept": 1, "fix": 2, "reject": 1}}
+    agreement = {"reviewers": ["李华", "王敏"], "rows": 2, "same": 0.5, "kappa": pytest.approx(1 / 3)}
+    assert report["agreement"] == [agreement]
+    assert main(["data", "review", source, "--report"]) == 0
+    assert re.search(r"李华 and 王敏: 50% .*2 .*0\.33", capsys.readouterr().out)
+
+    out = tmp_path / "reviewed"
+    assert main(["data", "apply-review", source, str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["decided"] == {"accept": 1, "reject": 2, "fix": 1}
+    samples = samples_by_id(open_dataset(out))
+    assert set(samples) == {"row-0", "row-1", "choice", "plain"}
+    assert (samples["row-0"].translation or {})["checks"] == "passed; accepted by 李华, 王敏"
+    assert (samples["row-0"].translation or {})["model"] == "qwen3-32b"
+    assert samples["choice"].choices == ("肝脏", "脾")
+    assert [text_of(m) for m in samples["choice"].messages] == ["图中显示的是哪个器官？\nA. 肝脏\nB. 脾", "脾"]
+    assert samples["plain"].translation is None
+    assert samples["row-1"].translation == samples_by_id(chinese)["row-1"].translation
+    dropped = [json.loads(line) for line in (out / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["row"]["sample_id"]: row["reason"] for row in dropped} == {
+        "row-2": "review: 不通", "row-3": "review: 含个人信息",
+    }  # fmt: skip
+    assert dropped[0]["row"]["reviewer"] in ("王敏", "李华")
+    assert main(["data", "apply-review", source, str(out)]) == 0
+    assert "already" in capsys.readouterr().out
+    assert main(["data", "apply-review", source, str(tmp_path / "gold"), "--reviewed-only"]) == 0
+    assert set(samples_by_id(open_dataset(tmp_path / "gold"))) == {"row-0", "choice"}
+    # the decisions do not apply to the result: an accepted sample now names its reviewers, so it is another sample
+    path = str(decisions_path(Path(source)))
+    assert main(["data", "apply-review", str(out), str(tmp_path / "no"), "--decisions", path]) == 2
+    assert path in capsys.readouterr().err
+
+
+def test_without_the_token_and_outside_the_session_nothing_is_served(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    with running_review(tmp_path) as review:
+        first = review.get("/samples/0").json()
+        for path in ("/", "/samples", "/samples/0", f"/images/{first['images'][0]}"):
+            assert review.get(path, token="").status_code == 403
+            assert review.get(path, token="x" * len(review.token)).status_code == 403
+            assert review.get(f"{path}?token=ü", token="").status_code == 403
+        body = {"index": 0, "hash": first["hash"], "decision": "reject"}
+        assert httpx2.post(review.address + "/decide", json=body).status_code == 403
+        for name in (
+            "../secret.png", "..%2fsecret.png", "%2e%2e/%2e%2e/secret.png", "..%5csecret.png", "%00", "/etc/passwd",
+            "....//secret.png", "a" * 64,
+        ):  # fmt: skip
+            status, content = review.get_raw(f"/images/{name}")
+            assert status == 404, name
+            assert b"secret" not in content
+        for path in (
+            "/review.html", "/samples/99/../0", "/../secret.png", "/samples/-1", "/samples/0x1", "/docs",
+            "//etc/passwd",
+        ):  # fmt: skip
+            assert review.get_raw(path)[0] == 404, path
+        assert review.get_raw("/samples/0")[0] == 200  # the control
+        assert review.get("/samples/6").json() == {"error": "there is no sample 6"}
+        assert not decisions_path(tmp_path / "articles-zh").exists()
+
+
+BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no such sample": ({"index": 99}, "99"),
+    "not a number": ({"index": "0"}, "'0'"),
+    "true for a number": ({"index": True}, "True"),
+    "another sample": ({"hash": "0" * 24}, "reload"),
+    "unknown decision": ({"decision": "maybe"}, "'maybe'.*accept, fix, reject or undo"),
+    "a fix without a change": ({"decision": "fix", "texts": {}}, "nothing was changed"),
+    "a fix without texts": ({"decision": "fix"}, "needs its texts"),
+    "a fix of an unknown text": ({"decision": "fix", "texts": {"text 9.9": "新"}}, "'text 9.9'"),
+    "an empty fix": ({"decision": "fix", "texts": {"text 1.0": "  "}}, "empty"),
+    "a number for a text": ({"decision": "fix", "texts": {"text 1.0": 3}}, "needs its texts"),
+    "a list for a reason": ({"decision": "reject", "reason": ["x"]}, r"reason.*\['x'\]"),
+}
+
+
+def test_invalid_decisions_are_refused_and_not_saved(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    path = decisions_path(tmp_path / "articles-zh")
+    with running_review(tmp_path) as review:
+        index = review.sample_ids().index("row-1")
+        valid = {"index": index, "hash": review.get(f"/samples/{index}").json()["hash"], "decision": "accept"}
+        headers = {"X-Token": review.token}
+        for name, (change, pattern) in BAD_REQUESTS.items():
+            response = review.post(valid | change)
+            assert response.status_code == 400, name
+            assert re.search(pattern, response.json()["error"]), name
+        same_options = review.decide("choice", "fix", texts={"choice 0": "脾脏"})
+        assert "options" in same_options.json()["error"]
+        form = httpx2.post(review.address + "/decide", headers=headers, data={"index": "0", "decision": "reject"})
+        assert form.json() == {"error": "expected application/json"}  # what a form of another site could send
+        json_headers = headers | {"Content-Type": "application/json"}
+        for content in (b"{", b"[1]", json.dumps(valid | {"reason": "x" * (2 << 20)}).encode()):
+            assert httpx2.post(review.address + "/decide", headers=json_headers, content=content).status_code == 400
+        assert review.get("/decide").status_code == 405
+        assert not path.exists()
+        path.mkdir()  # nothing can be written here
+        response = review.post(valid)
+        assert response.status_code == 500
+        assert "nothing was saved" in response.json()["error"]
+
+
+def test_options_with_which_nothing_can_be_served(tmp_path: Path, capsys: Capture) -> None:
+    write_both(tmp_path)
+    source = str(tmp_path / "articles-zh")
+    for flags, message in (
+        (["--splits", "test"], "no sample to review in test"),
+        (["--port", "99999"], "127.0.0.1:99999"),
+        (["--rows", "-1"], "rows is -1"),
+        (["--json"], "--report"),
+    ):
+        assert main(["data", "review", source, *flags]) == 2
+        assert message in capsys.readouterr().err
