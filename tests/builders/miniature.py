@@ -1,9 +1,9 @@
-"""A miniature of the whole dataset from what is at hand: articles with images, SLAKE's questions, a local stand-in.
+"""A miniature of the whole dataset from local data: articles with images, SLAKE's questions, a fake LLM service.
 
-    python tests/miniature.py SHARED OUT
+    python tests/builders/miniature.py SHARED OUT
 
-SHARED holds jats/data, bccd/imgs and slake_zh. The articles come without images, so images of blood cells stand for
-them: what is built tries the way and teaches nothing. The stand-in puts a character for a word: no translation either.
+SHARED holds jats/data, bccd/imgs and slake_zh. The articles have no images, so images of blood cells replace them, and
+the fake service replaces each word by a character: the result exercises the pipeline and is useless for training.
 """
 
 import hashlib
@@ -19,58 +19,71 @@ from qilin.cli import main
 from qilin.pipeline.pubmed.jats import ArticleError, read_article
 from qilin.pipeline.translation.checks import ABBREVIATION
 
-WORDS = "图像显示可见病变组织结构形态密度信号边缘清晰模糊增大缩小均匀分布区域细胞表达水平方法结果患者样本"
-OPENING = "图像显示结节，未见囊肿。"
+CHARACTERS = "图像显示可见病变组织结构形态密度信号边缘清晰模糊增大缩小均匀分布区域细胞表达水平方法结果患者样本"
+FIRST_SENTENCE = "图像显示结节，未见囊肿。"
 SIDES = {"left": "左", "right": "右", "bilateral": "双侧", "both": "双侧"}
-DENIES = {"no", "not", "without", "none", "never", "neither", "nor", "cannot", "absence", "absent", "lack", "lacking"}
+NEGATIONS = {
+    "no",
+    "not",
+    "without",
+    "none",
+    "never",
+    "neither",
+    "nor",
+    "cannot",
+    "absence",
+    "absent",
+    "lack",
+    "lacking",
+}
 
 
-def answer(body: dict[str, Any]) -> str:
-    """What a model would answer, as far as the checks see: a translation, questions about a text, or a guess."""
-    system, said = body["messages"][0]["content"], body["messages"][1]["content"]
+def reply(body: dict[str, Any]) -> str:
+    """A reply that passes the checks: a translation, questions about a text, or a guess."""
+    system, prompt = body["messages"][0]["content"], body["messages"][1]["content"]
     if "你看不到图像" in system:
         return "不知道"
-    return questions(said) if "出题" in system else word_for_word(system, json.loads(said))
+    return generate_questions(prompt) if "出题" in system else translate_texts(system, json.loads(prompt))
 
 
-def questions(text: str) -> str:
-    """About what the stand-in itself put at the beginning of a text."""
-    there = ("结节", "图像显示结节"), ("囊肿", "未见囊肿")
-    rows = [{"type": "open", "question": "图中可见什么异常？", "answer": "结节", "evidence": there[0][1]}]
-    for (finding, evidence), said in zip(there, "是否", strict=True):
-        rows.append({"type": "yes_no", "question": f"图中有{finding}吗？", "answer": said, "evidence": evidence})
-    asked = [row | {"about": "Abnormality", "options": []} for row in rows if OPENING in text]
-    return json.dumps({"questions": asked}, ensure_ascii=False)
+def generate_questions(text: str) -> str:
+    """Questions about FIRST_SENTENCE, which the fake translation puts before long texts."""
+    findings = ("结节", "图像显示结节"), ("囊肿", "未见囊肿")
+    rows = [{"type": "open", "question": "图中可见什么异常？", "answer": "结节", "evidence": findings[0][1]}]
+    for (finding, evidence), answer in zip(findings, "是否", strict=True):
+        rows.append({"type": "yes_no", "question": f"图中有{finding}吗？", "answer": answer, "evidence": evidence})
+    questions = [row | {"about": "Abnormality", "options": []} for row in rows if FIRST_SENTENCE in text]
+    return json.dumps({"questions": questions}, ensure_ascii=False)
 
 
-def word_for_word(system: str, texts: dict[str, str]) -> str:
-    """Numbers, names, sides and terms kept, a character or two for each other word."""
+def translate_texts(system: str, texts: dict[str, str]) -> str:
+    """Keep numbers, names, sides and glossary terms, and replace every other word by one or two characters."""
     _, _, listed = system.partition("Use these translations: ")
     terms = dict(pair.split(" = ", 1) for pair in listed.split("; ") if " = " in pair)
-    return json.dumps({key: one_text(text, terms) for key, text in texts.items()}, ensure_ascii=False)
+    return json.dumps({key: translate_text(text, terms) for key, text in texts.items()}, ensure_ascii=False)
 
 
-def one_text(text: str, terms: dict[str, str]) -> str:
-    said = [OPENING] if len(text.split()) > 15 else []
-    said += [term for english, term in terms.items() if english in text.lower()]
+def translate_text(text: str, terms: dict[str, str]) -> str:
+    parts = [FIRST_SENTENCE] if len(text.split()) > 15 else []
+    parts += [term for english, term in terms.items() if english in text.lower()]
     for word in re.findall(r"[^\s]+", text):
         plain = word.strip(".,;:()[]").lower()
         if plain in SIDES:
-            said.append(SIDES[plain])
-        elif plain in DENIES or plain.endswith("n't"):
-            said.append("无")
+            parts.append(SIDES[plain])
+        elif plain in NEGATIONS or plain.endswith("n't"):
+            parts.append("无")
         elif re.search(r"[\d%°µμ]", word) or ABBREVIATION.search(word) or re.search(r"[A-Z]", word[1:]):
-            said.append(f" {word} ")
+            parts.append(f" {word} ")
         else:
-            place = hashlib.sha256(plain.encode()).digest()
-            said.append(WORDS[place[0] % len(WORDS)] + WORDS[place[1] % len(WORDS)])
-    return "".join(said) or "图像"
+            digest = hashlib.sha256(plain.encode()).digest()
+            parts.append(CHARACTERS[digest[0] % len(CHARACTERS)] + CHARACTERS[digest[1] % len(CHARACTERS)])
+    return "".join(parts) or "图像"
 
 
-def lay_out(articles: Path, images: Path, out: Path) -> int:
-    """The articles of a folder, with an image under every name that a figure of theirs says; how many images."""
+def write_articles(articles: Path, images: Path, out: Path) -> int:
+    """Copy articles and write an image for every name in their figures; returns the number of images."""
     out.mkdir(parents=True, exist_ok=True)
-    found = sorted(images.glob("*.jpg"))
+    files = sorted(images.glob("*.jpg"))
     number = 0
     for path in sorted(articles.glob("*.nxml")):
         shutil.copyfile(path, out / path.name)
@@ -80,34 +93,34 @@ def lay_out(articles: Path, images: Path, out: Path) -> int:
             continue
         for forms in (forms for figure in figures for forms in figure.images):
             name = forms[0] if forms[0].endswith(".jpg") else f"{forms[0]}.jpg"
-            shutil.copyfile(found[number], out / name)
+            shutil.copyfile(files[number], out / name)
             number += 1
     return number
 
 
-def few_questions(source: Path, out: Path, images: int) -> None:
-    """SLAKE's folder with the questions about its first images."""
+def write_questions(source: Path, out: Path, images: int) -> None:
+    """A copy of SLAKE's folder with the questions about its first images."""
     out.mkdir(parents=True, exist_ok=True)
     rows = json.loads((source / "train.json").read_text(encoding="utf-8"))
     names = sorted({row["image"] for row in rows})[:images]
-    kept = [row for row in rows if row["image"] in names]
-    (out / "train.json").write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
+    selected = [row for row in rows if row["image"] in names]
+    (out / "train.json").write_text(json.dumps(selected, ensure_ascii=False), encoding="utf-8")
     for name in names:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, out / name)
 
 
-def build(shared: Path, out: Path, *words: str) -> int:
-    """Lay out, serve, build; the exit code of the command."""
+def build_miniature(shared: Path, out: Path, *overrides: str) -> int:
+    """Write the inputs, start the service and run `qilin data build miniature`; returns its exit code."""
     inputs = out.with_name(f"{out.name}.inputs")
-    lay_out(shared / "jats" / "data", shared / "bccd" / "imgs", inputs / "articles")
-    few_questions(shared / "slake_zh", inputs / "slake", 8)
-    with serve(FakeService(answer)) as service:
+    write_articles(shared / "jats" / "data", shared / "bccd" / "imgs", inputs / "articles")
+    write_questions(shared / "slake_zh", inputs / "slake", 8)
+    with serve(FakeService(reply)) as service:
         return main([
             "data", "build", "miniature", f"articles={inputs / 'articles'}", f"questions={inputs / 'slake'}",
-            f"endpoint={service.url}", "model=stand-in", f"out={out}", *words,
+            f"endpoint={service.url}", "model=fake", f"out={out}", *overrides,
         ])  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(build(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(build_miniature(Path(sys.argv[1]), Path(sys.argv[2])))
