@@ -54,13 +54,13 @@ def same(one: PackedDataset, other: PackedDataset) -> bool:
 
 
 def measured(config: TrainConfig, processor: Any) -> tuple[PackedDataset, bool]:
-    """A feed, and whether it had to measure."""
+    """A data, and whether it had to measure."""
     ticks: list[int] = []
-    feed = PackedDataset(config, processor, lambda n, total: ticks.append(n))
-    return feed, bool(ticks)
+    data = PackedDataset(config, processor, lambda n, total: ticks.append(n))
+    return data, bool(ticks)
 
 
-def test_measured_once_and_read_again(home: Path, processor: Any) -> None:
+def test_lengths_are_measured_once_and_cached(home: Path, processor: Any) -> None:
     config = stage(home / "data", max_length=60, on_overlength="drop")
     first, worked = measured(config, processor)
     again, worked_again = measured(config, processor)
@@ -69,18 +69,18 @@ def test_measured_once_and_read_again(home: Path, processor: Any) -> None:
     assert first.dropped  # the two-image sample and others, with their reasons, from the cache as well
 
 
-@pytest.mark.parametrize("spoil", ["empty", "half", "text", "other", "columns"])
-def test_broken_cache_is_made_again(home: Path, processor: Any, cache: Path, spoil: str) -> None:
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "other", "columns"])
+def test_a_damaged_cache_is_measured_again(home: Path, processor: Any, cache: Path, damage: str) -> None:
     config = stage(home / "data")
     first, _ = measured(config, processor)
     (file,) = (cache / "lengths").glob("*.npz")
-    whole = file.load_memory()
-    if spoil == "other":
+    whole = file.read_bytes()
+    if damage == "other":
         np.savez(file, something=np.zeros(3))
-    elif spoil == "columns":
-        np.savez(file, table=np.zeros((5, 4), dtype=np.int64), found=np.array('{"report": {}, "refused": []}'))
+    elif damage == "columns":
+        np.savez(file, table=np.zeros((5, 4), dtype=np.int64), statistics=np.array('{"counts": {}, "dropped": []}'))
     else:
-        file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "text": b"not a cache"}[spoil])
+        file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "text": b"not a cache"}[damage])
     again, worked = measured(config, processor)
     assert worked
     assert same(first, again)
@@ -88,7 +88,7 @@ def test_broken_cache_is_made_again(home: Path, processor: Any, cache: Path, spo
     assert [path.name for path in (cache / "lengths").iterdir()] == [file.name]
 
 
-def test_key_covers_what_lengths_depend_on(home: Path, processor: Any) -> None:
+def test_the_cache_key_covers_all_dependencies(home: Path, processor: Any) -> None:
     base = stage(home / "data")
     other_template = compose(str(home / "clip"), str(home / "llama"), template="v1", system="你好", pad_square=True)
     variants: list[tuple[TrainConfig, Any]] = [
@@ -111,18 +111,18 @@ def test_key_covers_what_lengths_depend_on(home: Path, processor: Any) -> None:
     )
 
 
-def test_key_covers_every_row(home: Path, processor: Any) -> None:
+def test_the_cache_key_covers_every_row(home: Path, processor: Any) -> None:
     """Not only the first ones: two choices of rows that begin alike and are equally many."""
-    feed = PackedDataset(stage(home / "data"), processor)
-    source = feed.sources[0]
+    data = PackedDataset(stage(home / "data"), processor)
+    source = data.sources[0]
     keys = []
     for rows in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 5]):
-        feed.sources = [dataclasses.replace(source, rows=np.array(rows))]
-        keys.append(feed.cache_key())
+        data.sources = [dataclasses.replace(source, rows=np.array(rows))]
+        keys.append(data.cache_key())
     assert keys[0] != keys[1]
 
 
-def test_overlong_is_an_error_or_cut_or_dropped_and_counted(home: Path, processor: Any) -> None:
+def test_long_samples_are_refused_truncated_or_dropped(home: Path, processor: Any) -> None:
     """60 tokens: no room for two images, nor for the chat."""
     with pytest.raises(
         UserError,
@@ -151,25 +151,25 @@ def test_overlong_is_an_error_or_cut_or_dropped_and_counted(home: Path, processo
     assert (cut.lengths.answer_tokens > 0).all()
 
 
-def test_cut_samples_are_counted_once_however_often_they_are_packed(home: Path, processor: Any) -> None:
+def test_truncated_samples_are_counted_once(home: Path, processor: Any) -> None:
     config = stage(home / "data", max_length=60, on_overlength="truncate")
     PackedDataset(config, processor)
-    feed = PackedDataset(config, processor)  # lengths from the cache, so that packing encodes for the first time
-    before = dict(feed.counts)
+    data = PackedDataset(config, processor)  # lengths from the cache, so that packing encodes for the first time
+    before = dict(data.counts)
     assert before["cut"]
-    for index in range(len(feed.numbers)):
-        made = feed.make_pack(group_samples(np.array([index]), feed.lengths, 2048), CPU, torch.float32)
-        assert made.ids.shape[1] == feed.lengths.total[index]
-        assert len(made.targets) == feed.lengths.answer_tokens[index]
-    assert feed.counts == before
+    for index in range(len(data.numbers)):
+        made = data.make_pack(group_samples(np.array([index]), data.lengths, 2048), CPU, torch.float32)
+        assert made.ids.shape[1] == data.lengths.total[index]
+        assert len(made.targets) == data.lengths.answer_tokens[index]
+    assert data.counts == before
 
 
-def test_cut_never_takes_an_image_apart_nor_the_whole_answer(tmp_path: Path, processor: Any) -> None:
+def test_truncation_keeps_images_and_part_of_the_answer(tmp_path: Path, processor: Any) -> None:
     long = "这张图片是什么模态？" * 40
     folder = write(tmp_path / "data", [("asks-long", long, "是"), ("says-long", "图？", long)])
-    feed = PackedDataset(stage(folder, max_length=64, on_overlength="truncate"), processor)
-    assert feed.counts == {"samples": 1, "cut": 1, "dropped": 1}
-    assert [row["sample_id"] for row in feed.dropped] == ["asks-long"]
+    data = PackedDataset(stage(folder, max_length=64, on_overlength="truncate"), processor)
+    assert data.counts == {"samples": 1, "cut": 1, "dropped": 1}
+    assert [row["sample_id"] for row in data.dropped] == ["asks-long"]
     with pytest.raises(UserError, match=r"no sample is left for training; .*'dropped': 2"):
         PackedDataset(
             stage(folder, max_length=PATCHES, on_overlength="truncate"), processor
@@ -187,35 +187,35 @@ def write(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
     return folder
 
 
-def test_nothing_to_learn_names_the_sample(home: Path, processor: Any) -> None:
+def test_a_sample_without_answer_tokens_is_named(home: Path, processor: Any) -> None:
     """A template that marks nothing of what the assistant says."""
     broken = copy.copy(processor)
     broken.chat_template = processor.chat_template.replace("{%- generation -%}", "").replace(
         "{%- endgeneration -%}", ""
     )
-    with pytest.raises(UserError, match=r"sample train-\S+: nothing to learn"):
+    with pytest.raises(UserError, match=r"sample train-\S+: no token of an answer"):
         PackedDataset(stage(home / "data"), broken)
 
 
-def test_literal_image_mark_in_a_text_names_the_sample(tmp_path: Path, processor: Any) -> None:
+def test_a_literal_image_token_in_a_text_is_named(tmp_path: Path, processor: Any) -> None:
     folder = write(tmp_path / "data", [("marked", "这是 <image> 吗？", "是")])
     with pytest.raises(UserError, match=r"sample marked: 2 image tokens for 1 images"):
         PackedDataset(stage(folder), processor)
 
 
-def test_unknown_split_and_absent_kinds_say_what_there_is(home: Path, processor: Any) -> None:
+def test_errors_list_the_available_splits_and_kinds(home: Path, processor: Any) -> None:
     with pytest.raises(UserError, match=r"no split 'validation'; it has train, test"):
         PackedDataset(stage(home / "data", source={"split": "validation"}), processor)
     with pytest.raises(UserError, match=r"no samples of kind report in split train; it has caption, chat, vqa"):
         PackedDataset(stage(home / "data", kinds=("report",)), processor)
 
 
-def test_units_are_samples_that_begin_alike(home: Path, processor: Any) -> None:
-    feed = PackedDataset(stage(home / "data"), processor)
+def test_prefix_groups_are_samples_with_equal_prefixes(home: Path, processor: Any) -> None:
+    data = PackedDataset(stage(home / "data"), processor)
     units: dict[int, set[str]] = {}
-    for number, unit, prefix in zip(feed.numbers, feed.lengths.prefix_group, feed.lengths.prefix, strict=True):
-        units.setdefault(int(unit), set()).add(feed.sample(int(number)).sample_id)
-        assert (prefix > 0) == bool(feed.sample(int(number)).image_ids)
+    for number, unit, prefix in zip(data.numbers, data.lengths.prefix_group, data.lengths.prefix, strict=True):
+        units.setdefault(int(unit), set()).add(data.sample(int(number)).sample_id)
+        assert (prefix > 0) == bool(data.sample(int(number)).image_ids)
     assert {"train-text"} in units.values()
     assert {"train-two"} in units.values()
     assert {"train-caption-1", "train-vqa-1-0", "train-vqa-1-1", "train-vqa-1-2"} in units.values()
@@ -224,7 +224,7 @@ def test_units_are_samples_that_begin_alike(home: Path, processor: Any) -> None:
     assert not separate.lengths.prefix.any()
 
 
-def test_prefixes_that_differ_only_in_repeated_words_are_different_units(home: Path, processor: Any) -> None:
+def test_prefixes_that_differ_in_repeated_tokens_are_different_groups(home: Path, processor: Any) -> None:
     """Only an image's own tokens may be shortened: 1 1 2 and 1 2 2 are not the same text."""
     sample, image = PackedDataset(stage(home / "data"), processor).sample(0), 9
     prefixes = ([1, 1, 2, image, image], [1, 2, 2, image, image], [1, 1, 2, image, image])
@@ -233,15 +233,15 @@ def test_prefixes_that_differ_only_in_repeated_words_are_different_units(home: P
     assert one == again
 
 
-def test_images_stand_in_the_order_of_their_tokens(home: Path, processor: Any) -> None:
-    feed = PackedDataset(stage(home / "data"), processor)
-    names = {feed.sample(int(number)).sample_id: place for place, number in enumerate(feed.numbers)}
+def test_images_are_in_the_order_of_their_tokens(home: Path, processor: Any) -> None:
+    data = PackedDataset(stage(home / "data"), processor)
+    names = {data.sample(int(number)).sample_id: place for place, number in enumerate(data.numbers)}
     wanted = ["train-vqa-2-0", "train-two", "train-text", "train-vqa-1-1"]
-    pieces = [PackedGroup((names[name],), int(feed.lengths.total[names[name]])) for name in wanted]
-    made = feed.make_pack(pieces, CPU, torch.float32)
+    pieces = [PackedGroup((names[name],), int(data.lengths.total[names[name]])) for name in wanted]
+    made = data.make_pack(pieces, CPU, torch.float32)
     assert made.sample_ids == tuple(wanted)
-    images = [image for name in wanted for image in feed.sample(int(feed.numbers[names[name]])).image_ids]
-    expected = torch.stack([feed.pixels.get(feed.sources[0].dataset, image) for image in images])
+    images = [image for name in wanted for image in data.sample(int(data.numbers[names[name]])).image_ids]
+    expected = torch.stack([data.pixels.get(data.sources[0].dataset, image) for image in images])
     assert made.pixels is not None
     assert torch.equal(made.pixels, expected)
     assert len({row.numpy().tobytes() for row in expected}) == 4
@@ -249,9 +249,9 @@ def test_images_stand_in_the_order_of_their_tokens(home: Path, processor: Any) -
     assert int((made.ids == mark).sum()) == 4 * PATCHES
 
 
-def test_two_folders_are_counted_on(home: Path, tmp_path: Path, processor: Any) -> None:
+def test_sample_numbers_count_over_two_folders(home: Path, tmp_path: Path, processor: Any) -> None:
     second = write(tmp_path / "data", [("only", "图中有异常吗？", "有")])
-    feed = PackedDataset(stage(home / "data", second), processor)
-    assert feed.sample(int(feed.numbers[-1])).sample_id == "only"
-    assert feed.lengths.source.tolist() == [0] * (len(feed.numbers) - 1) + [1]
-    assert feed.dataset_of(int(feed.numbers[-1])).path == second
+    data = PackedDataset(stage(home / "data", second), processor)
+    assert data.sample(int(data.numbers[-1])).sample_id == "only"
+    assert data.lengths.source.tolist() == [0] * (len(data.numbers) - 1) + [1]
+    assert data.dataset_of(int(data.numbers[-1])).path == second

@@ -12,15 +12,15 @@ import torch
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin import cli
 from qilin.model.llava import set_trainable
-from qilin.model.meta_model import load_llava_config, build_meta_model
+from qilin.model.meta_model import build_meta_model, load_llava_config
 from qilin.train import memory_estimate as memory
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
-from qilin.train.estimate import largest_pack, format_flops, format_hours
+from qilin.train.estimate import format_flops, format_hours, largest_pack
 from qilin.train.flops import flop_cost
 from qilin.train.loop import pack_loss
 from qilin.train.memory_estimate import LiveMemory, peak_memory, prepare_model, static_memory
-from qilin.train.model_setup import add_adapters, autocast_context, base_model, apply_precision, compute_dtype
+from qilin.train.model_setup import add_adapters, apply_precision, autocast_context, base_model, compute_dtype
 from qilin.train.packed_attention import use_packed_attention
 from qilin.train.plan import Plan, make_plan
 from qilin.train.stage import load_start
@@ -57,13 +57,13 @@ def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
     """Bytes that a real pack holds at most, its plan, the real model's shape."""
     loaded = load_start(config)
     set_trainable(loaded.model, config.trainable)
-    feed = PackedDataset(config, loaded.processor)
+    data = PackedDataset(config, loaded.processor)
     plan = make_plan(
-        feed.lengths, [1.0], batch_size=config.batch_size, num_epochs=1, pack_tokens=config.pack_tokens, seed=0
+        data.lengths, [1.0], batch_size=config.batch_size, num_epochs=1, pack_tokens=config.pack_tokens, seed=0
     )
     model = base_model(add_adapters(apply_precision(loaded.model, config), config)).train()
     use_packed_attention(model)
-    pack = feed.make_pack(plan.packs(0)[0][0], CPU, compute_dtype(config))
+    pack = data.make_pack(plan.packs(0)[0][0], CPU, compute_dtype(config))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -90,17 +90,17 @@ def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
     ],
     ids=" ".join,
 )
-def test_memory_is_what_pytorch_allocates(home: Path, more: Sequence[str]) -> None:
+def test_estimated_memory_matches_pytorchs_allocations(home: Path, more: Sequence[str]) -> None:
     """Seen on tensors without data at 3 and 4 layers, and on real ones at 6."""
     more = [f"language={home / 'qwen3'}" if word == "language=qwen3" else word for word in more]
     config = read_recipe("small/align", words(home, *more))
     real, plan, model = allocated(config)
     model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
     bones = build_meta_model(model_config)
-    said = peak_memory(model_config, config, largest_pack(plan), on_card=False)
+    said = peak_memory(model_config, config, largest_pack(plan), on_gpu=False)
     # with activations computed again, the largest moment may be another at another depth
     assert said == pytest.approx(real, rel=0.12 if config.gradient_checkpointing else 0.05)
-    assert peak_memory(model_config, config, largest_pack(plan), on_card=True) != said
+    assert peak_memory(model_config, config, largest_pack(plan), on_gpu=True) != said
     stays = static_memory(prepare_model(bones, config), config, False)
     rows = model.get_input_embeddings().weight.shape[0] - model_config.get_text_config().vocab_size  # of <image>
     extra = 2 * 4 * rows * 64
@@ -109,9 +109,7 @@ def test_memory_is_what_pytorch_allocates(home: Path, more: Sequence[str]) -> No
     assert stays["optimizer"] == pytest.approx(8 * learn, abs=2 * extra)
 
 
-def test_the_host_holds_the_whole_model_while_it_is_read_and_written(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loading_needs_the_complete_model_on_the_host(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where training takes less: with frozen weights in bf16 and a small pack."""
     monkeypatch.setattr(memory, "peak_memory", lambda *given: 0.0)
     found, pack = {}, memory.PackShape([(0, 64, -1)], 1, 0)
@@ -119,14 +117,14 @@ def test_the_host_holds_the_whole_model_while_it_is_read_and_written(
         config = read_recipe("small/align", words(home, f"precision={precision}"))
         model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
         model = prepare_model(build_meta_model(model_config), config)
-        causes = [memory.memory_by_cause(model_config, model, config, pack, on_card) for on_card in (False, True)]
+        causes = [memory.memory_by_cause(model_config, model, config, pack, on_gpu) for on_gpu in (False, True)]
         found[precision] = ["more, while loading and saving" in each for each in causes]
         if precision == "bf16":
             assert sum(causes[0].values()) == memory.load_memory(model)
     assert found == {"bf16": [True, False], "fp32": [False, False]}
 
 
-def test_a_skeleton_is_the_model_without_its_weights(home: Path) -> None:
+def test_a_meta_model_has_the_shapes_of_the_real_one(home: Path) -> None:
     config = read_recipe("small/align", words(home))
     real = load_start(config).model
     model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
@@ -147,7 +145,7 @@ def said(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_config_json_alone_is_enough(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimate_needs_only_config_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = [f"vision={home / 'bare' / 'vision'}", f"language={home / 'bare' / 'language'}"]
     found = said(capsys, "qilin-med-vl-13b/align", *parts, "--gpu", "h200", "--json")
     assert found["fits"]
@@ -165,7 +163,7 @@ def test_config_json_alone_is_enough(home: Path, capsys: pytest.CaptureFixture[s
     assert said(capsys, *usual, "--devices", "2")["hours"] == pytest.approx(more["hours"] / 2)
 
 
-def test_with_data_and_tokenizer_at_hand_texts_are_measured(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_data_is_measured(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = said(capsys, "small/align", *words(home, "num_epochs=2"), "--gpu", "cpu", "--json")
     config = read_recipe("small/align", words(home))
     lengths = PackedDataset(config, load_start(config).processor).lengths
@@ -174,7 +172,7 @@ def test_with_data_and_tokenizer_at_hand_texts_are_measured(home: Path, capsys: 
     assert found["tokens"] < found["tokens_unshared"]
 
 
-def test_what_does_not_fit_is_told_with_what_would(
+def test_alternatives_are_listed_where_it_does_not_fit(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qilin.train import estimate
@@ -195,7 +193,7 @@ def test_what_does_not_fit_is_told_with_what_would(
     assert said(capsys, *command, "--gpu", "l20", "--json")["would fit"] == []
 
 
-def test_auto_is_bf16_on_a_card_and_on_a_processor_what_it_is_fast_in(
+def test_precision_auto_is_bf16_on_a_gpu_and_the_faster_one_on_a_cpu(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -214,14 +212,14 @@ def test_auto_is_bf16_on_a_card_and_on_a_processor_what_it_is_fast_in(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--gpu", "potato"), "gpu is 'potato'; known are b200, h200"),
-        (("--gpu", "h200", "precision=fp32"), "kept for bf16; precision is fp32"),
+        (("--gpu", "potato"), "gpu is 'potato'; expected one of b200, h200"),
+        (("--gpu", "h200", "precision=fp32"), "precision is fp32"),
         (("--answer-tokens", "500"), "answer_tokens is 500; expected at most text_tokens (120)"),
         (("--mfu", "40"), "mfu is 40.0; expected more than 0 and at most 1"),
         (("--samples", "0"), "samples is 0; expected at least 1"),
     ],
 )
-def test_what_cannot_be_estimated_is_refused(
+def test_invalid_requests_are_refused(
     home: Path, capsys: pytest.CaptureFixture[str], more: Sequence[str], told: str
 ) -> None:
     assert cli.main(["estimate", "small/align", *words(home), *more]) == 2
@@ -231,15 +229,15 @@ def test_what_cannot_be_estimated_is_refused(
 def test_a_checkpoint_in_another_layout_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["estimate", "small/instruct", "data=x", f"model={home / 'bare' / 'language'}", "--gpu", "h200"]
     assert cli.main(command) == 2
-    assert "its config.json says 'llama', expected 'llava'" in capsys.readouterr().err
+    assert "model_type in its config.json is 'llama', expected 'llava'" in capsys.readouterr().err
 
 
-def test_what_is_small_is_not_told_as_nothing() -> None:
+def test_small_figures_are_not_rounded_to_zero() -> None:
     assert (format_hours(24.04), format_hours(1234.5), format_hours(0.25), format_hours(0.001)) == (
         "24.0 hours", "1,234.5 hours", "15 minutes", "0.06 minutes",
     )  # fmt: skip
     assert (format_flops(2.25e15), format_flops(989e12), format_flops(3.1e10)) == (
-        "2,250.0 T/s",
-        "989.0 T/s",
-        "31.0 G/s",
+        "2,250.0 TFLOP/s",
+        "989.0 TFLOP/s",
+        "31.0 GFLOP/s",
     )

@@ -12,12 +12,13 @@ from builders.tiny import tiny_dataset, tiny_language, tiny_vision
 from qilin.model.llava import compose, set_trainable
 from qilin.train import loss
 from qilin.train.config import DataSource, TrainConfig
-from qilin.train.data_loader import Pack, PackedDataset
+from qilin.train.context import TrainContext
+from qilin.train.data_loader import Pack, PackedDataset, StepBatch
 from qilin.train.distributed import ModelWithLoss
-from qilin.train.loop import learn_step, pack_loss
+from qilin.train.loop import compute_gradients, pack_loss
 from qilin.train.loss import answer_loss
 from qilin.train.packed_attention import use_packed_attention
-from qilin.train.plan import make_plan, group_samples
+from qilin.train.plan import group_samples, make_plan
 
 CPU = torch.device("cpu")
 
@@ -33,24 +34,31 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, PackedDataset]:
-    """A float64 model of which all learns, and the feed of its samples."""
+    """A float64 model of which all learns, and the data of its samples."""
     monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(1)
-    made = compose(str(home / "clip"), str(home / "llama"), template="v1", system="", pad_square=True)
-    set_trainable(made.model, ("vision", "projector", "language"))
+    loaded = compose(str(home / "clip"), str(home / "llama"), template="v1", system="", pad_square=True)
+    set_trainable(loaded.model, ("vision", "projector", "language"))
     config = TrainConfig(model="here", data=(DataSource(path=home / "data"),), precision="fp32")
-    feed = PackedDataset(config, made.processor)
-    use_packed_attention(made.model)
-    return made.model.double(), feed
+    data = PackedDataset(config, loaded.processor)
+    use_packed_attention(loaded.model)
+    return loaded.model.double(), data
 
 
-def eight_in(feed: PackedDataset, packs: int) -> list[Pack]:
+def eight_samples_in(data: PackedDataset, packs: int) -> list[Pack]:
     """Eight samples, short answers and long captions, as one piece each in so many packs."""
-    names = [feed.sample(int(number)).sample_id for number in feed.numbers]
+    names = [data.sample(int(number)).sample_id for number in data.numbers]
     wanted = [f"train-caption-{i}" for i in range(4)] + [f"train-vqa-{i}-0" for i in range(4)]
-    each = [group_samples(np.array([names.index(name)]), feed.lengths, 4096)[0] for name in wanted]
+    each = [group_samples(np.array([names.index(name)]), data.lengths, 4096)[0] for name in wanted]
     size = 8 // packs
-    return [feed.make_pack(each[i : i + size], CPU, torch.float64) for i in range(0, 8, size)]
+    return [data.make_pack(each[i : i + size], CPU, torch.float64) for i in range(0, 8, size)]
+
+
+def step(model: Any, data: PackedDataset, packs: list[Pack]) -> tuple[float, int]:
+    """Forward and backward of one step; (mean loss, answer tokens)."""
+    plan = make_plan(data.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=4096, seed=0)
+    context = TrainContext(data.config, Path("unused"), "test", data, plan)
+    return compute_gradients(context, ModelWithLoss(model, pack_loss), StepBatch(0, packs, [], 0.0))
 
 
 def gradient(model: Any) -> torch.Tensor:
@@ -60,76 +68,76 @@ def gradient(model: Any) -> torch.Tensor:
     return found
 
 
-def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def test_accumulation_gives_the_gradient_of_the_whole(stage: tuple[Any, PackedDataset]) -> None:
-    model, feed = stage
-    whole, count = learn_step(ModelWithLoss(model, pack_loss), eight_in(feed, 1), feed.config, 0)
+def test_accumulation_gives_the_gradient_of_one_pack(stage: tuple[Any, PackedDataset]) -> None:
+    model, data = stage
+    whole, count = step(model, data, eight_samples_in(data, 1))
     expected = gradient(model)
     assert expected.norm() > 0.01
     for packs in (2, 4, 8):
-        value, tokens = learn_step(ModelWithLoss(model, pack_loss), eight_in(feed, packs), feed.config, 0)
+        value, tokens = step(model, data, eight_samples_in(data, packs))
         assert tokens == count
         assert value == pytest.approx(whole, rel=1e-9)
-        assert far(gradient(model), expected) < 1e-6
+        assert relative_error(gradient(model), expected) < 1e-6
 
 
-def test_shared_prefixes_and_small_packs_give_the_gradient_of_the_whole(stage: tuple[Any, PackedDataset]) -> None:
+def test_shared_prefixes_and_small_packs_give_the_same_gradient(stage: tuple[Any, PackedDataset]) -> None:
     """The same by the plan's own way: pieces of several samples, and pack_tokens that cut them apart."""
-    model, feed = stage
+    model, data = stage
     gradients, cut = [], []
     for pack_tokens in (4096, 400, 100):
-        plan = make_plan(feed.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
-        packs = [feed.make_pack(pieces, CPU, torch.float64) for pieces in plan.packs(0)[0]]
+        plan = make_plan(data.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
+        packs = [data.make_pack(pieces, CPU, torch.float64) for pieces in plan.packs(0)[0]]
         cut.append(len(packs))
-        learn_step(ModelWithLoss(model, pack_loss), packs, feed.config, 0)
+        step(model, data, packs)
         gradients.append(gradient(model))
     assert cut[0] == 1 < cut[1] < cut[2]
-    assert far(gradients[1], gradients[0]) < 1e-6
-    assert far(gradients[2], gradients[0]) < 1e-6
+    assert relative_error(gradients[1], gradients[0]) < 1e-6
+    assert relative_error(gradients[2], gradients[0]) < 1e-6
 
 
-def test_control_means_of_packs_averaged_are_another_gradient(stage: tuple[Any, PackedDataset]) -> None:
-    model, feed = stage
-    learn_step(ModelWithLoss(model, pack_loss), eight_in(feed, 1), feed.config, 0)
+def test_control_an_average_of_pack_means_is_another_gradient(stage: tuple[Any, PackedDataset]) -> None:
+    model, data = stage
+    step(model, data, eight_samples_in(data, 1))
     expected = gradient(model)
-    packs = eight_in(feed, 8)
+    packs = eight_samples_in(data, 8)
     for pack in packs:
         (pack_loss(model, pack, pack.pixels) / len(pack.targets) / len(packs)).backward()
-    assert far(gradient(model), expected) > 1e-3
+    assert relative_error(gradient(model), expected) > 1e-3
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 36])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_chunks_give_the_loss_and_gradients_of_the_whole(
+def test_chunks_give_the_loss_and_gradients_of_one_chunk(
     chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=False, dtype=dtype)
     hidden = torch.randn(60, 16, dtype=dtype, requires_grad=True)
-    where = torch.randint(60, (37,))  # some positions predict twice, as a prefix's last one does
+    target_positions = torch.randint(60, (37,))  # some positions predict twice, as a prefix's last one does
     targets = torch.randint(50, (37,))
 
-    logits = hidden[where] @ head.weight.T
+    logits = hidden[target_positions] @ head.weight.T
     by_hand = (logits.exp().sum(1).log() - logits[range(37), targets]).sum()
     expected = torch.autograd.grad(by_hand, [hidden, head.weight])
 
-    made = []
+    chunk_sizes = []
     real = loss.chunk_loss
-    monkeypatch.setattr(loss, "chunk_loss", lambda h, *rest: made.append(len(h)) or real(h, *rest))
+    monkeypatch.setattr(loss, "chunk_loss", lambda h, *rest: chunk_sizes.append(len(h)) or real(h, *rest))
     for limit in (37, chunk):
         monkeypatch.setattr(loss, "CHUNK", limit)
-        made.clear()
-        summed = answer_loss(hidden, head, where, targets)
+        chunk_sizes.clear()
+        summed = answer_loss(hidden, head, target_positions, targets)
         found = torch.autograd.grad(summed, [hidden, head.weight])
-        assert max(made) == limit  # never more logits at once
+        assert max(chunk_sizes) == limit  # never more logits at once
         torch.testing.assert_close([summed, *found], [by_hand, *expected])
 
 
 @torch.no_grad()
-def test_bf16_hidden_states_are_summed_in_fp32() -> None:
+def test_bf16_losses_are_summed_in_fp32() -> None:
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=False, dtype=torch.bfloat16)
     hidden, targets = torch.randn(4000, 16, dtype=torch.bfloat16), torch.randint(50, (4000,))

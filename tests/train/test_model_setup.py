@@ -14,9 +14,9 @@ from qilin.model.llava import set_trainable
 from qilin.model.meta_model import load_llava_config
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
-from qilin.train.loop import trainable_params, pack_loss
+from qilin.train.loop import pack_loss, trainable_params
 from qilin.train.memory_estimate import largest_pack, peak_memory, resolve_auto, static_memory
-from qilin.train.model_setup import autocast_context, apply_precision, quantize_frozen
+from qilin.train.model_setup import apply_precision, autocast_context, quantize_frozen
 from qilin.train.optimizer import make_optimizer
 from qilin.train.packed_attention import use_packed_attention
 from qilin.train.plan import Plan, make_plan
@@ -47,14 +47,14 @@ def recipe(home: Path, *more: str) -> TrainConfig:
 def one_pack(config: TrainConfig) -> tuple[Any, Any, Plan]:
     loaded = load_start(config)
     set_trainable(loaded.model, config.trainable)
-    feed = PackedDataset(config, loaded.processor)
-    plan = make_plan(feed.lengths, [1.0], batch_size=100, num_epochs=1, pack_tokens=config.pack_tokens, seed=0)
+    data = PackedDataset(config, loaded.processor)
+    plan = make_plan(data.lengths, [1.0], batch_size=100, num_epochs=1, pack_tokens=config.pack_tokens, seed=0)
     model = apply_precision(loaded.model, config).train()
     use_packed_attention(model)
-    return model, feed.make_pack(plan.packs(0)[0][0], CPU, torch.float32), plan
+    return model, data.make_pack(plan.packs(0)[0][0], CPU, torch.float32), plan
 
 
-def test_frozen_weights_in_bf16_err_as_products_in_bf16_do(home: Path) -> None:
+def test_bf16_frozen_weights_err_as_much_as_bf16_products(home: Path) -> None:
     found = {}
     for weights, matmul_flops in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")):
         model, pack, _ = one_pack(recipe(home, f"precision={weights}"))
@@ -70,7 +70,7 @@ def gradient(model: Any, pack: Any) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def test_activations_of_some_layers_again_change_no_gradient(home: Path) -> None:
+def test_gradient_checkpointing_changes_no_gradient(home: Path) -> None:
     found = []
     for share, layers in ((0.0, 0), (0.5, 3), (1.0, 5)):
         torch.manual_seed(0)
@@ -83,7 +83,7 @@ def test_activations_of_some_layers_again_change_no_gradient(home: Path) -> None
     assert torch.allclose(found[2], found[0], rtol=1e-6, atol=1e-8)
 
 
-def test_auto_computes_again_only_as_much_as_memory_asks_for(home: Path) -> None:
+def test_auto_checkpoints_as_few_layers_as_memory_requires(home: Path) -> None:
     config = recipe(home, "gradient_checkpointing=auto")
     _, _, plan = one_pack(replace(config, gradient_checkpointing=False))
     model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
@@ -103,14 +103,17 @@ def test_auto_computes_again_only_as_much_as_memory_asks_for(home: Path) -> None
     shares = []
     for part in (2.0, 1.0, 0.5, 0.0, -1.0):  # of what lies between computing all again and nothing
         memory = (stays + least + part * (most - least) + 1) / USABLE_SHARE
-        shares.append(resolve_auto(model_config, config, pack, True, 1, memory).checkpointing)
+        shares.append(resolve_auto(model_config, config, pack, True, 1, memory).gradient_checkpointing)
     assert shares == pytest.approx([0, 0, 0.6, 1, 1])
     assert (
-        resolve_auto(model_config, replace(config, gradient_checkpointing=0.2), pack, True, 1, 1.0).checkpointing == 0.2
+        resolve_auto(
+            model_config, replace(config, gradient_checkpointing=0.2), pack, True, 1, 1.0
+        ).gradient_checkpointing
+        == 0.2
     )
 
 
-def test_what_is_divided_takes_its_share_of_each_device(home: Path) -> None:
+def test_sharded_memory_is_divided_by_the_devices(home: Path) -> None:
     from qilin.model.meta_model import build_meta_model
     from qilin.train.memory_estimate import prepare_model
 
@@ -129,22 +132,22 @@ def test_what_is_divided_takes_its_share_of_each_device(home: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("gradient_checkpointing=1.5", "checkpointing is 1.5; expected true, false, auto or a share"),
-        ("gradient_checkpointing=often", "checkpointing"),
-        ("frozen_weights=int4", "frozen is 'int4'"),
+        ("gradient_checkpointing=1.5", "gradient_checkpointing is 1.5; expected true, false, auto or a share"),
+        ("gradient_checkpointing=often", "gradient_checkpointing"),
+        ("frozen_weights=int4", "frozen_weights is 'int4'"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(home: Path, word: str, told: str) -> None:
+def test_invalid_values_are_refused(home: Path, word: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         recipe(home, word)
 
 
-def test_a_language_model_that_learns_cannot_be_frozen_in_few_bits(home: Path) -> None:
-    with pytest.raises(UserError, match="frozen is nf4, but learn names language, which is then not frozen; use lora"):
+def test_a_trained_language_model_cannot_be_quantized(home: Path) -> None:
+    with pytest.raises(UserError, match="frozen_weights is nf4, but trainable names language.*use lora"):
         recipe(home, "trainable=[projector, language]", "frozen_weights=nf4")
 
 
-def test_what_is_missing_is_named(home: Path) -> None:
+def test_a_missing_package_is_named(home: Path) -> None:
     model, _, _ = one_pack(recipe(home))
     for word, package in (
         ("frozen_weights=nf4", "bitsandbytes"),
@@ -167,7 +170,7 @@ def shrink(model: Any, config: TrainConfig) -> Any:
     return quantize_frozen(model, config, CPU)
 
 
-def test_fp8_asks_for_a_gpu_that_has_it(home: Path) -> None:
+def test_fp8_requires_a_gpu_that_supports_it(home: Path) -> None:
     pytest.importorskip("torchao")
     config = recipe(home, "frozen_weights=fp8")
     model, _, _ = one_pack(config)
@@ -175,7 +178,7 @@ def test_fp8_asks_for_a_gpu_that_has_it(home: Path) -> None:
         quantize_frozen(model, config, CPU)
 
 
-def test_fp8_stays_near_the_plain_model(home: Path) -> None:
+def test_fp8_is_close_to_the_plain_model(home: Path) -> None:
     """By ordinary autocast_context on rounded numbers; the matmul_flops of a GPU were not run."""
     pytest.importorskip("torchao")
     plain, pack, _ = one_pack(recipe(home))
@@ -187,7 +190,7 @@ def test_fp8_stays_near_the_plain_model(home: Path) -> None:
     assert float(b) == pytest.approx(float(a), rel=0.02)
 
 
-def test_four_bits_stay_near_the_plain_model_and_learn(home: Path) -> None:
+def test_nf4_is_close_to_the_plain_model_and_trains(home: Path) -> None:
     pytest.importorskip("bitsandbytes")
     plain, pack, _ = one_pack(recipe(home))
     small, _, _ = one_pack(recipe(home, "frozen_weights=nf4"))

@@ -44,7 +44,7 @@ def no_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
 
 
-def put_together(parts: Path, kind: str, dtype: torch.dtype, template: str) -> LoadedModel:
+def compose_tiny(parts: Path, kind: str, dtype: torch.dtype, template: str) -> LoadedModel:
     torch.manual_seed(1)
     made = compose(str(parts / "clip"), str(parts / kind), template=template, system="", pad_square=True)
     made.model.to(dtype).eval()
@@ -52,18 +52,18 @@ def put_together(parts: Path, kind: str, dtype: torch.dtype, template: str) -> L
     return made
 
 
-def make_feed(parts: Path, loaded: LoadedModel, template: str, **options: Any) -> PackedDataset:
+def open_data(parts: Path, loaded: LoadedModel, template: str, **options: Any) -> PackedDataset:
     options = {"max_length": 300, "pack_tokens": 500, "kinds": ("caption",) if template == "plain" else ()} | options
     data = (DataSource(path=parts / "data"),)
     return PackedDataset(TrainConfig(model="here", data=data, template=template, **options), loaded.processor)  # type: ignore[arg-type]
 
 
-def make_packs(feed: PackedDataset, dtype: torch.dtype) -> list[Pack]:
+def make_packs(data: PackedDataset, dtype: torch.dtype) -> list[Pack]:
     """Every sample once, in one step of several packs."""
-    pack_tokens = feed.config.pack_tokens
-    plan = make_plan(feed.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
+    pack_tokens = data.config.pack_tokens
+    plan = make_plan(data.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
     assert len(plan) == 1
-    return [feed.make_pack(pieces, CPU, dtype) for pieces in plan.packs(0)[0]]
+    return [data.make_pack(pieces, CPU, dtype) for pieces in plan.packs(0)[0]]
 
 
 def gradients_of(model: Any, losses: Sequence[Callable[[], torch.Tensor]]) -> tuple[float, Gradients]:
@@ -77,15 +77,15 @@ def gradients_of(model: Any, losses: Sequence[Callable[[], torch.Tensor]]) -> tu
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def one_by_one(loaded: LoadedModel, feed: PackedDataset, dtype: torch.dtype) -> tuple[float, Gradients]:
+def one_by_one(loaded: LoadedModel, data: PackedDataset, dtype: torch.dtype) -> tuple[float, Gradients]:
     """The reference: each sample alone through Hugging Face's forward, its cross entropy written out."""
     model = loaded.model
     model.set_attn_implementation("sdpa")
 
     def loss_of(number: int) -> torch.Tensor:
-        sample = feed.sample(number)
+        sample = data.sample(number)
         encoded = encode_sample(sample, loaded.processor)
-        images = [feed.pixels.get(feed.dataset_of(number), image) for image in sample.image_ids]
+        images = [data.pixels.get(data.dataset_of(number), image) for image in sample.image_ids]
         logits = model(
             input_ids=torch.tensor([encoded.ids]),
             attention_mask=torch.ones(1, len(encoded.ids), dtype=torch.int64),
@@ -96,7 +96,7 @@ def one_by_one(loaded: LoadedModel, feed: PackedDataset, dtype: torch.dtype) -> 
         chances = F.log_softmax(logits[[i - 1 for i in said]], dim=-1)
         return -chances[range(len(said)), [encoded.ids[i] for i in said]].sum()
 
-    return gradients_of(model, [lambda n=n: loss_of(int(n)) for n in feed.numbers])  # type: ignore[misc]
+    return gradients_of(model, [lambda n=n: loss_of(int(n)) for n in data.numbers])  # type: ignore[misc]
 
 
 def packed(model: Any, packs: Sequence[Pack]) -> tuple[float, Gradients]:
@@ -104,7 +104,7 @@ def packed(model: Any, packs: Sequence[Pack]) -> tuple[float, Gradients]:
     return gradients_of(model, [lambda p=p: pack_loss(model, p, p.pixels) for p in packs])  # type: ignore[misc]
 
 
-def far(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> float:
+def relative_error(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> float:
     """The largest relative error: of the loss, and of each parameter's gradient by its norm.
 
     Some gradients are nothing but rounding (a bias of keys changes no softmax); they are measured against a
@@ -124,10 +124,10 @@ def far(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> fl
     [("llama", "v1"), ("qwen3", "chatml"), ("mistral", "v1"), ("llama", "plain")],
     ids=["llama", "qwen3", "mistral", "plain"],
 )
-def test_packs_teach_what_samples_teach(parts: Path, kind: str, template: str, dtype: torch.dtype) -> None:
-    loaded = put_together(parts, kind, dtype, template)
-    feed = make_feed(parts, loaded, template)
-    packs = make_packs(feed, dtype)
+def test_packs_have_the_gradients_of_their_samples(parts: Path, kind: str, template: str, dtype: torch.dtype) -> None:
+    loaded = compose_tiny(parts, kind, dtype, template)
+    data = open_data(parts, loaded, template)
+    packs = make_packs(data, dtype)
     if template == "plain":  # the prefix is all there is before the answer: its last token predicts the first word
         image = loaded.processor.tokenizer.convert_tokens_to_ids("<image>")
         assert all((pack.ids[0, pack.target_positions] == image).any() for pack in packs)
@@ -136,22 +136,22 @@ def test_packs_teach_what_samples_teach(parts: Path, kind: str, template: str, d
         assert any((pack.layout.documents[:, 2] >= 0).sum() >= 3 for pack in packs)  # several questions an image
         names = {name for pack in packs for name in pack.sample_ids}
         assert {"train-two", "train-text", "train-chat", "train-caption-0"} <= names
-    expected = one_by_one(loaded, feed, dtype)
+    expected = one_by_one(loaded, data, dtype)
     assert {name.split(".")[1] for name in expected[1]} >= {"vision_tower", "multi_modal_projector", "language_model"}
-    assert far(packed(loaded.model, packs), expected) < TOLERANCE[dtype]
+    assert relative_error(packed(loaded.model, packs), expected) < TOLERANCE[dtype]
 
 
-def test_one_question_alone_or_many_on_a_prefix(parts: Path) -> None:
+def test_single_and_shared_questions_have_the_same_gradients(parts: Path) -> None:
     """Captions alone under plain have no sibling: the image's last token stands in the sample's own document."""
-    loaded = put_together(parts, "llama", torch.float64, "plain")
-    feed = make_feed(parts, loaded, "plain", kinds=("caption", "vqa"))
-    packs = make_packs(feed, torch.float64)
+    loaded = compose_tiny(parts, "llama", torch.float64, "plain")
+    data = open_data(parts, loaded, "plain", kinds=("caption", "vqa"))
+    packs = make_packs(data, torch.float64)
     before = [int((pack.layout.documents[:, 2] >= 0).sum()) for pack in packs]
     assert sum(before) == 4 * 4  # each image's caption and questions branch from it; nothing else does
     image = loaded.processor.tokenizer.convert_tokens_to_ids("<image>")
     first_words = sum(int((pack.ids[0, pack.target_positions] == image).sum()) for pack in packs)
     assert first_words == 4 * 4 + 1  # and the one of two images, alone
-    assert far(packed(loaded.model, packs), one_by_one(loaded, feed, torch.float64)) < 1e-6
+    assert relative_error(packed(loaded.model, packs), one_by_one(loaded, data, torch.float64)) < 1e-6
 
 
 def blind(pack: Pack) -> Pack:
@@ -163,7 +163,7 @@ def swapped(pack: Pack) -> Pack:
     return pack if pack.pixels is None else replace(pack, pixels=pack.pixels.flip(0))
 
 
-def with_siblings(pack: Pack) -> Pack:
+def with_visible_siblings(pack: Pack) -> Pack:
     """A prefix and its branches as one document: a question sees the questions and answers before it."""
     merged: list[list[int]] = []
     for start, length, prefix in pack.layout.documents.tolist():
@@ -174,24 +174,24 @@ def with_siblings(pack: Pack) -> Pack:
     return replace(pack, layout=make_layout([(a, b, c) for a, b, c in merged], CPU))
 
 
-def counted_through(pack: Pack) -> Pack:
+def continuous_positions(pack: Pack) -> Pack:
     return replace(pack, positions=torch.arange(pack.ids.shape[1])[None])
 
 
-@pytest.mark.parametrize("spoil", [blind, swapped, with_siblings, counted_through])
-def test_control_a_spoilt_pack_is_noticed(parts: Path, spoil: Callable[[Pack], Pack]) -> None:
-    loaded = put_together(parts, "llama", torch.float64, "v1")
-    feed = make_feed(parts, loaded, "v1")
-    packs = make_packs(feed, torch.float64)
+@pytest.mark.parametrize("damage", [blind, swapped, with_visible_siblings, continuous_positions])
+def test_control_a_wrong_pack_is_detected(parts: Path, damage: Callable[[Pack], Pack]) -> None:
+    loaded = compose_tiny(parts, "llama", torch.float64, "v1")
+    data = open_data(parts, loaded, "v1")
+    packs = make_packs(data, torch.float64)
     right = packed(loaded.model, packs)
-    wrong = packed(loaded.model, [spoil(pack) for pack in packs])
-    assert far(wrong, right) > 1e-3
+    wrong = packed(loaded.model, [damage(pack) for pack in packs])
+    assert relative_error(wrong, right) > 1e-3
     assert abs(wrong[0] - right[0]) / right[0] > 1e-6  # the loss alone would tell
 
 
-def test_positions_begin_anew_and_continue_from_the_prefix(parts: Path) -> None:
-    feed = make_feed(parts, put_together(parts, "llama", torch.float32, "v1"), "v1")
-    for pack in make_packs(feed, torch.float32):
+def test_positions_restart_and_continue_from_the_prefix(parts: Path) -> None:
+    data = open_data(parts, compose_tiny(parts, "llama", torch.float32, "v1"), "v1")
+    for pack in make_packs(data, torch.float32):
         table = pack.layout.documents.tolist()
         assert [start for start, _, _ in table] == [
             sum(length for _, length, _ in table[:i]) for i in range(len(table))
@@ -201,34 +201,34 @@ def test_positions_begin_anew_and_continue_from_the_prefix(parts: Path) -> None:
             assert pack.positions[0, start : start + length].tolist() == list(range(first, first + length))
 
 
-def test_weights_made_again_teach_the_same(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_attention_weights_give_the_same_gradients(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long documents do not keep their attention weights for the backward pass."""
-    loaded = put_together(parts, "mistral", torch.float64, "v1")
-    packs = make_packs(make_feed(parts, loaded, "v1"), torch.float64)
+    loaded = compose_tiny(parts, "mistral", torch.float64, "v1")
+    packs = make_packs(open_data(parts, loaded, "v1"), torch.float64)
     kept = packed(loaded.model, packs)
     monkeypatch.setattr(blocks, "STORED_KEYS", 0)
-    assert far(packed(loaded.model, packs), kept) < 1e-6
+    assert relative_error(packed(loaded.model, packs), kept) < 1e-6
 
 
-def test_activations_computed_again_teach_the_same(parts: Path) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(parts: Path) -> None:
     """The pack's layout reaches every layer in the second computation too."""
-    loaded = put_together(parts, "qwen3", torch.float64, "chatml")
-    packs = make_packs(make_feed(parts, loaded, "chatml"), torch.float64)
+    loaded = compose_tiny(parts, "qwen3", torch.float64, "chatml")
+    packs = make_packs(open_data(parts, loaded, "chatml"), torch.float64)
     kept = packed(loaded.model, packs)
     enable_activation_checkpointing(loaded.model, 1.0)
     loaded.model.train()  # nothing is computed again in eval mode
     layers = [layer for layer in loaded.model.model.language_model.layers if layer.gradient_checkpointing]
     assert layers
-    assert far(packed(loaded.model, packs), kept) < 1e-6
+    assert relative_error(packed(loaded.model, packs), kept) < 1e-6
 
 
-def test_window_shorter_than_a_document_is_refused(parts: Path) -> None:
-    """A model whose layers look back only so far must not silently look back further in training."""
-    loaded = put_together(parts, "mistral", torch.float32, "v1")
-    packs = make_packs(make_feed(parts, loaded, "v1"), torch.float32)
+def test_a_sliding_window_shorter_than_a_sample_is_refused(parts: Path) -> None:
+    """A model whose layers look back only so relative_error must not silently look back further in training."""
+    loaded = compose_tiny(parts, "mistral", torch.float32, "v1")
+    packs = make_packs(open_data(parts, loaded, "v1"), torch.float32)
     use_packed_attention(loaded.model)
     loaded.model.model.language_model.config.sliding_window = 8
-    with pytest.raises(UserError, match=r"looks back 8 tokens.*max_length"):
+    with pytest.raises(UserError, match=r"attends to 8 tokens.*max_length"):
         pack_loss(loaded.model, packs[0], packs[0].pixels)
 
 
@@ -244,7 +244,9 @@ def random_qkv(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[torch.T
     return tuple(torch.randn(1, heads, tokens, 8, generator=random, dtype=dtype) for heads in (4, 2, 2))
 
 
-def by_the_rule(table: Sequence[tuple[int, int, int]], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+def reference_attention(
+    table: Sequence[tuple[int, int, int]], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> Any:
     """Attention token by token, from the words of the rule."""
     k, v = (x.repeat_interleave(2, dim=1)[0] for x in (k, v))
     rows = []  # (H, E) each
@@ -263,18 +265,18 @@ def layer(number: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_each_token_sees_its_document_and_its_prefix(name: str) -> None:
+def test_each_token_attends_to_its_document_and_prefix(name: str) -> None:
     table = TABLES[name]
     given = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
     out, _ = packed_attention(layer(), *given, None, 8**-0.5, layout=make_layout(table, CPU))
-    expected = by_the_rule(table, *given)
+    expected = reference_attention(table, *given)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     gradients = [torch.autograd.grad((made**2).sum(), given) for made in (out, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_last_layer_computes_what_is_read(name: str) -> None:
+def test_the_last_layer_computes_only_used_tokens(name: str) -> None:
     table = TABLES[name]
     given = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
     # of some documents the middle, of others the first or last token, of others nothing
@@ -290,7 +292,7 @@ def test_the_last_layer_computes_what_is_read(name: str) -> None:
 
 
 @pytest.mark.parametrize(("spread", "most"), [(1.0, 0.005), (3.0, 0.015)])
-def test_bf16_errs_as_eager_attention_does(spread: float, most: float) -> None:
+def test_bf16_error_is_that_of_eager_attention(spread: float, most: float) -> None:
     """Scores are rounded to bf16; docs/training.md says how much that is beside PyTorch's fused kernel."""
     random = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, 700, 64, generator=random) * s for s in (spread, spread, 1.0))
@@ -307,7 +309,7 @@ def test_bf16_errs_as_eager_attention_does(spread: float, most: float) -> None:
     assert error < 1.1 * known
 
 
-def test_shapes_come_again() -> None:
+def test_few_shapes_occur() -> None:
     """Documents of any length take few shapes of matmul_flops, for each new one costs time and memory."""
     shapes = set()
     for length in range(1, 400):
@@ -319,7 +321,7 @@ def test_shapes_come_again() -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("name", TABLES)
 @torch.no_grad()
-def test_flex_attention_sees_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_attention_matches_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an accelerator computes, here without its compiler."""
     from torch.nn.attention.flex_attention import flex_attention
 

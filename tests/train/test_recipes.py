@@ -1,5 +1,5 @@
-"""The recipes in the package: each one validates and is packed into the wheel; the paper's names its sources. Keys of other
-trainers are refused with the name to use."""
+"""The recipes in the package: each one validates and is packed into the wheel; the paper's names its sources. Keys of
+other trainers are refused with the name to use."""
 
 import re
 import tomllib

@@ -33,7 +33,7 @@ def model(parts: Path) -> Any:
     return made.train()
 
 
-def seen_by(model: Any, read: list[int] | None, **given: Any) -> tuple[torch.Tensor, dict[str, torch.Size]]:
+def run_and_record(model: Any, read: list[int] | None, **given: Any) -> tuple[torch.Tensor, dict[str, torch.Size]]:
     """Hidden states of one image and ten words, and the shape of what some modules were given."""
     size = model.config.vision_config.image_size
     ids = torch.tensor([[model.config.image_token_id] * IMAGE + list(range(5, 15))])
@@ -65,11 +65,11 @@ def seen_by(model: Any, read: list[int] | None, **given: Any) -> tuple[torch.Ten
     return hidden, shapes
 
 
-def test_layers_are_given_what_is_read(model: Any) -> None:
+def test_layers_get_only_the_used_rows(model: Any) -> None:
     use_packed_attention(model)
-    whole, before = seen_by(model, None)
+    whole, before = run_and_record(model, None)
     read = [20, 21, 25]
-    some, after = seen_by(model, read)
+    some, after = run_and_record(model, read)
     torch.testing.assert_close(some[read], whole[read])
     assert before["mlp"][1] == before["before"][1] == after["before"][1] == 26
     assert after["mlp"][1] == after["queries"][1] == len(read)
@@ -77,20 +77,20 @@ def test_layers_are_given_what_is_read(model: Any) -> None:
     assert after["vision"][:2] == (1, 1)  # its layer is behind the features: one token, for its form
 
 
-def test_twice_is_once_and_off_is_off(model: Any) -> None:
+def test_hooks_are_added_once_and_removed_completely(model: Any) -> None:
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     use_packed_attention(model)
-    once, _ = seen_by(model, [25])
+    once, _ = run_and_record(model, [25])
     use_packed_attention(model)
     use_packed_attention(copied := copy.deepcopy(model))
     for again in (model, copied):
-        torch.testing.assert_close(seen_by(again, [25])[0][25], once[25])
+        torch.testing.assert_close(run_and_record(again, [25])[0][25], once[25])
     use_plain_attention(model)
     left = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     assert left - hooks == sum(1 for m in model.modules() for h in m._forward_hooks.values() if "capturing" in str(h))
 
 
-def test_features_of_a_deeper_layer_need_more(model: Any) -> None:
+def test_deeper_features_need_more_layers(model: Any) -> None:
     total = len(vision_layers(model))
     found = {}
     for layer in (-1, -2, [1, -1], 1):
@@ -99,7 +99,7 @@ def test_features_of_a_deeper_layer_need_more(model: Any) -> None:
     assert found == {"-1": total, "-2": total - 1, "[1, -1]": total, "1": 1}
 
 
-def test_dropout_of_attention_is_refused(model: Any) -> None:
+def test_attention_dropout_is_refused(model: Any) -> None:
     model.config.text_config.attention_dropout = 0.1
     with pytest.raises(UserError, match=r"attention_dropout is 0.1.*0"):
         use_packed_attention(model)

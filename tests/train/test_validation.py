@@ -48,7 +48,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def recipe(home: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "vision": str(home / "vision"), "language": str(home / "language"), "data": [{"path": str(home / "data")}],
-        "system_prompt": "", "batch_size": 8, "num_epochs": 2, "learning_rate": 1e-2, "warmup_ratio": 0, "max_length": 300, "pack_tokens": 300,
+        "system_prompt": "", "batch_size": 8, "num_epochs": 2, "learning_rate": 1e-2, "warmup_ratio": 0,
+        "max_length": 300, "pack_tokens": 300,
         "logging_steps": 1, "save_steps": 0, "device": "cpu", "precision": "fp32", "trackers": [],
     }  # fmt: skip
     return build_config(TrainConfig, values | changes, "test")
@@ -89,7 +90,7 @@ def alone(run: Path, home: Path, split: str) -> list[tuple[float, int]]:
     return found
 
 
-def test_it_is_the_mean_over_answer_tokens_of_samples_one_by_one(home: Path, tmp_path: Path) -> None:
+def test_validation_loss_is_the_mean_over_answer_tokens(home: Path, tmp_path: Path) -> None:
     run = train(home, tmp_path / "run", trainable=["projector", "language"], validate={"interval": 2, "keep_best": 0})
     told = of(run, "validation_loss")
     assert list(told) == [2, 4, 6]
@@ -104,14 +105,14 @@ def test_it_is_the_mean_over_answer_tokens_of_samples_one_by_one(home: Path, tmp
     assert (card["model_of_step"], card["validation_loss"]) == (6, told[6])
 
 
-def test_it_is_of_the_average_where_the_average_is_the_result(home: Path, tmp_path: Path) -> None:
+def test_validation_uses_the_moving_average(home: Path, tmp_path: Path) -> None:
     run = train(home, tmp_path / "run", ema_decay=0.9, validate={"interval": 6, "keep_best": 0})
     sums = alone(run, home, "validation")
     by_token = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
     assert of(run, "validation_loss")[6] == pytest.approx(by_token, rel=1e-5)
 
 
-def test_some_of_the_samples_the_same_each_time(home: Path, tmp_path: Path) -> None:
+def test_a_limited_validation_uses_the_same_samples_each_time(home: Path, tmp_path: Path) -> None:
     run = train(home, tmp_path / "run", num_epochs=1, validate={"interval": 1, "samples": 10, "keep_best": 0})
     assert json.loads((run / "plan.json").read_text())["validation"]["samples"] == 10
     still = train(
@@ -128,17 +129,17 @@ def test_some_of_the_samples_the_same_each_time(home: Path, tmp_path: Path) -> N
 # --- training is not touched
 
 
-def test_training_goes_the_same_way_bit_for_bit(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_leaves_training_bit_identical(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = train(home, tmp_path / "plain", **MOVING)
     looked = train(home, tmp_path / "looked", **MOVING, validate={"interval": 1, "keep_best": 0})
     assert len(of(looked, "validation_loss")) == 6
     for figure in ("loss", "grad_norm"):
         assert of(looked, figure) == of(plain, figure)
-    assert (looked / "model.safetensors").load_memory() == (plain / "model.safetensors").load_memory()
+    assert (looked / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
     # controls: a model that is left without dropout, or with the average in place of its weights
     with monkeypatch.context() as patch:
-        patch.setattr(ModelWithLoss, "train", lambda learner, mode=True: torch.nn.Module.train(learner, False))
+        patch.setattr(ModelWithLoss, "train", lambda module, mode=True: torch.nn.Module.train(module, False))
         other = train(home, tmp_path / "eval", **MOVING, validate={"interval": 1, "keep_best": 0})
         assert of(other, "loss") != of(plain, "loss")
     real, calls = validate.swap_ema_weights, []
@@ -148,7 +149,7 @@ def test_training_goes_the_same_way_bit_for_bit(home: Path, tmp_path: Path, monk
         if len(calls) % 2:
             real(*given)
 
-    monkeypatch.setattr(validate, "exchange", once)
+    monkeypatch.setattr(validate, "swap_ema_weights", once)
     other = train(home, tmp_path / "other", **MOVING, validate={"interval": 1, "keep_best": 0})
     assert of(other, "loss") != of(plain, "loss")
 
@@ -159,20 +160,20 @@ def test_training_goes_the_same_way_bit_for_bit(home: Path, tmp_path: Path, monk
 def scripted(patch: pytest.MonkeyPatch, losses: list[float]) -> dict[int, dict[str, torch.Tensor]]:
     """Let validations say these losses, one a step; the weights at each step, as they are gathered."""
     weights: dict[int, dict[str, torch.Tensor]] = {}
-    real = loop.learn_step
+    real = loop.compute_gradients
 
-    def step(learner: Any, packs: Any, config: Any, number: int, world: Any) -> Any:
-        weights[number] = {n: t.clone() for n, t in checkpoint.trainable_weights(learner.model).items()}  # before it
-        said["step"] = number
-        return real(learner, packs, config, number, world)
+    def step(context: Any, module: Any, batch: Any) -> Any:
+        weights[batch.step] = {n: t.clone() for n, t in checkpoint.trainable_weights(module.model).items()}  # before it
+        said["step"] = batch.step
+        return real(context, module, batch)
 
     said = {"step": 0}
-    patch.setattr(loop, "learn_step", step)
-    patch.setattr(loop, "validation_loss", lambda *given: losses[said["step"]])
+    patch.setattr(loop, "compute_gradients", step)
+    patch.setattr(loop, "validate", lambda *given: losses[said["step"]])
     return weights
 
 
-def test_the_best_stay_beside_the_last_and_the_model_is_the_best(
+def test_best_checkpoints_are_kept_and_the_model_is_the_best(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[list[int]] = []
@@ -190,12 +191,12 @@ def test_the_best_stay_beside_the_last_and_the_model_is_the_best(
     assert seen == [[1], [1, 2], [2, 3], [2, 4], [2, 4, 5], [2, 4, 6]]
     card = json.loads((run / "qilin.json").read_text())["plan"]
     assert (card["model_of_step"], card["validation_loss"], card["validation_loss_last"]) == (4, 2.0, 3.5)
-    assert "the model is that of step 4: validation loss 2.0000 (after the last step, 6: 3.5000)" in (
+    assert "final model: step 4, validation loss 2.0000 (last step, 6: 3.5000)" in (
         " ".join(capsys.readouterr().err.split())
     )
     (stage,) = training_stages(run)  # as the report of an evaluation will draw it
     assert list(stage.validation) == [(1, 5.0), (2, 3.0), (3, 4.0), (4, 2.0), (5, 6.0), (6, 3.5)]
-    assert stage.model_of_step == 4
+    assert stage.selected_step == 4
     saved = load_file(run / "model.safetensors")
     projector = {name: tensor for name, tensor in saved.items() if "projector" in name}
     assert len(projector) == 4
@@ -218,20 +219,20 @@ class Crash(Exception):
 
 
 def crash(home: Path, run: Path, stop: int, **options: Any) -> None:
-    real = loop.learn_step
+    real = loop.compute_gradients
 
-    def crashing(learner: Any, packs: Any, config: Any, number: int, world: Any) -> Any:
-        if number == stop:
+    def crashing(context: Any, module: Any, batch: Any) -> Any:
+        if batch.step == stop:
             raise Crash
-        return real(learner, packs, config, number, world)
+        return real(context, module, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "learn_step", crashing)
+        patch.setattr(loop, "compute_gradients", crashing)
         with pytest.raises(Crash):
             train(home, run, **options)
 
 
-def test_interrupted_at_every_step_in_turn_it_is_the_same_run(home: Path, tmp_path: Path) -> None:
+def test_a_run_interrupted_at_every_step_is_bit_identical(home: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         **MOVING,
         "learning_rate": 0.3,
@@ -245,15 +246,13 @@ def test_interrupted_at_every_step_in_turn_it_is_the_same_run(home: Path, tmp_pa
     train(home, run, **options)
     for figure in ("loss", "grad_norm", "validation_loss"):
         assert of(run, figure) == of(whole, figure)
-    assert (run / "model.safetensors").load_memory() == (whole / "model.safetensors").load_memory()
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     losses = of(whole, "validation_loss")
     best = json.loads((whole / "qilin.json").read_text())["plan"]["model_of_step"]
     assert best == min(losses, key=lambda step: (losses[step], step))
 
 
-def test_a_best_checkpoint_that_does_not_read_is_named(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_best_checkpoint_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import qilin.train.stage as run_module
 
     def refused(*given: Any) -> None:
@@ -267,14 +266,14 @@ def test_a_best_checkpoint_that_does_not_read_is_named(
             train(home, tmp_path / "run", **options)
     best = tmp_path / "run" / "checkpoints" / "step-0000002"
     (best / "__0_0.distcp").write_bytes(b"half")
-    with pytest.raises(RunError, match=r"step-0000002: does not read .*remove this folder and run again"):
+    with pytest.raises(RunError, match=r"step-0000002: cannot be read .*remove this folder"):
         train(home, tmp_path / "run", **options)
     shutil.rmtree(best)
     train(home, tmp_path / "run", **options)
     assert json.loads((tmp_path / "run" / "qilin.json").read_text())["plan"]["model_of_step"] == 6
 
 
-def test_a_validation_loss_that_is_not_finite_names_its_samples(
+def test_a_non_finite_validation_loss_names_its_samples(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = loop.pack_loss
@@ -282,7 +281,7 @@ def test_a_validation_loss_that_is_not_finite_names_its_samples(
         "qilin.train.stage.pack_loss",
         lambda model, pack, pixels: real(model, pack, pixels) * (1.0 if model.training else math.nan),
     )
-    with pytest.raises(RunError, match=r"the validation loss is nan; samples of its pack 1: validation-"):
+    with pytest.raises(RunError, match=r"the validation loss is nan; samples of batch 1: validation-"):
         train(home, tmp_path / "run", validate={"interval": 1})
 
 
@@ -293,16 +292,16 @@ def test_a_validation_loss_that_is_not_finite_names_its_samples(
     ("changes", "said"),
     [
         ({"validate": {"split": "test"}}, r"nothing to validate on: .*data has train, validation; name one of these"),
-        ({"validate": {"split": "train"}}, r"validate\.split is 'train', which .* is learnt from"),
-        ({"validate": {"split": 0.999}}, "nothing is left to learn from"),
-        ({"validate": {"split": 1e-6}}, "nothing is left to validate on"),
-        ({"validate": {"split": 1.5}}, r"validate\.split is 1\.5; expected a split's name, or a share"),
-        ({"validate": {"interval": 0}}, r"validate\.every is 0; expected at least 1"),
-        ({"validate": {"evry": 1}}, r"unknown key validate\.evry; did you mean validate\.every"),
+        ({"validate": {"split": "train"}}, r"validate\.split is 'train', which .* is trained on"),
+        ({"validate": {"split": 0.999}}, "0.999.*none of 23 samples to train on"),
+        ({"validate": {"split": 1e-6}}, "none of 23 samples to validate on"),
+        ({"validate": {"split": 1.5}}, r"validate\.split is 1\.5; expected the name of a split, or a share"),
+        ({"validate": {"interval": 0}}, r"validate\.interval is 0; expected at least 1"),
+        ({"validate": {"intervall": 1}}, r"unknown key validate\.intervall; did you mean validate\.interval"),
         ({"validate": {}, "kinds": ["report"]}, "no samples of kind report in split"),
     ],
 )
-def test_nothing_to_validate_on_is_told_before_anything(
+def test_invalid_validation_is_refused_before_training(
     home: Path, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
@@ -310,7 +309,7 @@ def test_nothing_to_validate_on_is_told_before_anything(
     assert not (tmp_path / "run").exists()
 
 
-def test_check_reads_the_images_that_are_validated_on(
+def test_check_decodes_the_images_of_the_validation_set(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = recipe(home, out=str(tmp_path / "run"), validate={})
@@ -324,7 +323,7 @@ def test_check_reads_the_images_that_are_validated_on(
 
     monkeypatch.setattr(PixelCache, "get", get)
     assert run_stage(recipe(home, out=str(tmp_path / "run")), "test", check=True) is None  # control: not read there
-    with pytest.raises(UserError, match=rf"1 of 10 images do not read:\n .*image {bad} \(sample validation-"):
+    with pytest.raises(UserError, match=rf"1 of 10 images do not decode:\n .*image {bad} \(sample validation-"):
         run_stage(config, "test", check=True)
 
 
@@ -340,7 +339,7 @@ def keys(sources: Any) -> tuple[set[str], set[str], int]:
     return images, groups, count
 
 
-def test_a_share_is_put_aside_by_whole_images_and_groups(home: Path, tmp_path: Path) -> None:
+def test_a_share_is_held_out_by_whole_images_and_groups(home: Path, tmp_path: Path) -> None:
     config = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}],
                       validate={"split": 0.3})  # fmt: skip
     mine, held = (keys(open_sources(config, part)) for part in ("training", "validation"))
@@ -355,7 +354,7 @@ def test_a_share_is_put_aside_by_whole_images_and_groups(home: Path, tmp_path: P
     assert facts["samples"] + facts["validation"]["samples"] == 23
 
 
-def test_a_dataset_without_the_split_is_learnt_from_only(home: Path) -> None:
+def test_a_dataset_without_the_split_is_only_trained_on(home: Path) -> None:
     config = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}], validate={})
     assert [source.dataset.path.name for source in open_sources(config, "validation")] == ["data"]
     assert len(open_sources(config, "training")) == 2
