@@ -22,7 +22,7 @@ from qilin.core.errors import UserError
 from qilin.core.llm_client import ChatReply, complete_all, retry_delay
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
-from qilin.pipeline.translation.translate import read_glossary, texts_to_translate
+from qilin.pipeline.translation.translate import PROMPT, read_glossary, short_hash, texts_to_translate
 
 
 def test_an_abbreviation_next_to_chinese_is_not_translated() -> None:
@@ -206,3 +206,8 @@ def test_glossaries(tmp_path: Path) -> None:
         read_glossary(tmp_path / "bad.tsv")
     with pytest.raises(UserError, match="none.tsv"):
         read_glossary(tmp_path / "none.tsv")
+
+
+def test_the_prompt_is_unchanged() -> None:
+    """It is part of every cache key: a changed word makes users pay for all translations again."""
+    assert short_hash(PROMPT) == "a976a543e3b02ade"

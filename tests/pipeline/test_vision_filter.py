@@ -14,6 +14,8 @@ from builders.jats import article, figure
 from builders.llm_server import FakeService, serve
 from qilin.cli import main
 from qilin.pipeline.execution.sharded_map import read_shards
+from qilin.pipeline.pubmed.vision_filter import PROMPT
+from qilin.pipeline.translation.translate import short_hash
 
 REPLIES = {
     "One.": '{"medical": true, "modality": "CT", "body_part": "Chest"}',
@@ -100,3 +102,8 @@ def test_the_budget_spans_all_batches_of_rows(
     assert main(arguments) == 0
     assert "0 tokens in 0 replies\n" in capsys.readouterr().out  # no price, no cost
     assert len(list(read_shards(tmp_path / "filtered"))) == 5
+
+
+def test_the_prompt_is_unchanged() -> None:
+    """It is part of every cache key: a changed word makes users pay for all classifications again."""
+    assert short_hash(PROMPT) == "96c225c672b018e8"

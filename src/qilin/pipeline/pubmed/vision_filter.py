@@ -35,7 +35,7 @@ MAX_SIDE = 768  # pixels of the longer side of the image that is sent
 NO_IMAGE = "its image is not there, or damaged"  # end of the reason of a row whose image cannot be read
 ROWS_PER_BATCH = 256  # in memory at once, each with an image of some 100 KB
 PROMPT = (
-    "Is this a medical image of a body or tissue (a scan, an endoscopy, a photograph of a patient, microscopy), and "
+    "Is this a medical picture of a body or tissue (a scan, an endoscopy, a photograph of a patient, microscopy), and "
     'not a chart, a drawing or a table? Answer with JSON alone: {"medical": true or false, "modality": one of '
     f"{', '.join(MODALITIES)} or null, "
     f'"body_part": one of {", ".join(BODY_PARTS)} or null}}. Its caption: '

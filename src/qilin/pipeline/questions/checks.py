@@ -295,29 +295,30 @@ def check_negation(evidence: str, question: Question) -> str | None:
 def implied_answer(evidence: str, question: str) -> bool | None:
     """The answer that a text implies to a yes/no question, None if undecided: by the findings that both name, otherwise
     as the scorer reads a free-text answer."""
-    text, asked = normalize_text(evidence), normalize_text(question)
-    in_question, in_text = negation_by_finding(asked), negation_by_finding(extend_chinese_negation_scope(text))
+    text, question = normalize_text(evidence), normalize_text(question)
+    in_question, in_text = negation_by_finding(question), negation_by_finding(extend_chinese_negation_scope(text))
     pairs = [(a, b) for a in in_question for b in in_text if a.endswith(b) or b.endswith(a)]
     if pairs:
         facts = extract_facts(evidence)
-        has_one_side = len(named_sides(asked) & {"left", "right"}) == 1
+        has_one_side = len(named_sides(question) & {"left", "right"}) == 1
         implied = set()
         for finding, text_finding in pairs:
             sides = sides_of(text_finding, facts)
-            is_elsewhere = has_one_side and sides and all(sides_conflict(side, asked) for side in sides)
+            is_elsewhere = has_one_side and sides and all(sides_conflict(side, question) for side in sides)
             if is_elsewhere or len(in_text[text_finding]) == 1:
                 implied.add(False if is_elsewhere else in_text[text_finding] == in_question[finding])
         return implied.pop() if len(implied) == 1 else None
-    polarities = {yes_no.polarity(normalize_text(clause), asked) for clause in _SENTENCE.findall(evidence)} - {None}
+    polarities = {yes_no.polarity(normalize_text(clause), question) for clause in _SENTENCE.findall(evidence)} - {None}
     if len(polarities) != 1:
         return None
     answer = polarities.pop()
-    if yes_no.question_normality(asked) is not None:
+    if yes_no.question_normality(question) is not None:
         return None if answer and yes_no.normality(text) is None else answer
-    terms = [(yes_no.named_terms(asked, category), yes_no.named_terms(text, category)) for category in CATEGORIES]
-    is_mentioned = overlap_share(asked, text) >= MIN_OVERLAP or any(map(all, terms))
+    terms = [(yes_no.named_terms(question, category), yes_no.named_terms(text, category)) for category in CATEGORIES]
+    is_mentioned = overlap_share(question, text) >= MIN_OVERLAP or any(map(all, terms))
     if answer:  # needs every term of the question: 核磁共振 does not imply T1
-        return True if all(asked_terms <= text_terms for asked_terms, text_terms in terms) and is_mentioned else None
+        has_all_terms = all(question_terms <= text_terms for question_terms, text_terms in terms)
+        return True if has_all_terms and is_mentioned else None
     return False if is_mentioned else None
 
 

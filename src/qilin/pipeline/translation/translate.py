@@ -26,7 +26,7 @@ from qilin.pipeline.execution.step_output import command_line, print_summary
 from qilin.pipeline.translation.checks import ABBREVIATION, check_translation
 from qilin.text.normalize import has_chinese
 
-PROMPT = """You translate medical English into simplified Chinese for a data set of medical images.
+PROMPT = """You translate medical English into simplified Chinese for a data set of medical pictures.
 You are given a JSON object whose values are texts that belong together. Answer with one JSON object that has the same
 keys, each value being the translation of its text and nothing else.
 Keep every number, unit, side (left, right), negation and degree of certainty. Leave abbreviations (CT, MRI, T2), names
@@ -124,7 +124,7 @@ def translate_shard(
             continue
         result = next(results)
         if result.texts is None:
-            checks = ", ".join(sorted({check for found in result.doubts.values() for check in found}))
+            checks = ", ".join(sorted({check for failed in result.doubts.values() for check in failed}))
             yield reject(sample, f"translation: {checks}", doubts=result.doubts)
         else:
             yield split, replace(with_texts(sample, result.texts), lang="zh", translation=translator.metadata())
@@ -213,7 +213,7 @@ def first_messages(texts: Mapping[str, str], glossary: Glossary) -> list[dict[st
 
 
 def retry_message(doubts: Doubts) -> dict[str, str]:
-    faults = "; ".join(f"{check}: {doubt}" for found in doubts.values() for check, doubt in found.items())
+    faults = "; ".join(f"{check}: {doubt}" for failed in doubts.values() for check, doubt in failed.items())
     return {"role": "user", "content": f"That has faults: {faults}. Answer with the whole corrected JSON object."}
 
 
@@ -234,9 +234,9 @@ def check_reply(texts: Mapping[str, str], reply: ChatReply, glossary: Glossary) 
         return Result(None, {"": {"form": f"the reply does not have the keys {', '.join(keys)} with a text each"}})
     translations = {name: value[key].strip() for name, key in zip(texts, keys, strict=True)}
     doubts = {
-        name: found
+        name: failed
         for name, english in texts.items()
-        if (found := check_translation(english, translations[name], terms_in(english, glossary)))
+        if (failed := check_translation(english, translations[name], terms_in(english, glossary)))
     }
     return Result(None, doubts) if doubts else Result(translations, {})
 
