@@ -64,7 +64,9 @@ def main() -> None:
         found = FingerprintMapBuilder()
         began, spent = time.monotonic(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            find_duplicates(data, NearDuplicateGroups(np.empty(0), np.empty(0)), Path(folder), found, make_workers(asked.workers))
+            find_duplicates(
+                data, NearDuplicateGroups(np.empty(0), np.empty(0)), Path(folder), found, make_workers(asked.workers)
+            )
         texts, cpu = time.monotonic() - began, time.process_time() - spent
         rng = np.random.default_rng(0)
         values = rng.integers(0, 2**63, size, dtype=np.uint64)

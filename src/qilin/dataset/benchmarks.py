@@ -95,8 +95,8 @@ BENCHMARKS = {
     "chimed-vl": Benchmark(
         "ChiMed-VL, a held-out part of the instruction data (Liu et al. 2023)", "zh",
         "huggingface.co/datasets/williamliu/ChiMed-VL",
-        "those of its sources", "none published: hold out --test 0.05 by image and article at import", "open, closed, choice",
-        "llava", "unverified: released without images",
+        "those of its sources", "none published: hold out --test 0.05 by image and article at import",
+        "open, closed, choice", "llava", "unverified: released without images",
     ),
 }  # fmt: skip
 

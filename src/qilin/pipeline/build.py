@@ -157,11 +157,11 @@ def read_recipe(name: str) -> Recipe:
 def read_values(name: str, recipe: Recipe, overrides: Sequence[str]) -> dict[str, Any]:
     """The recipe's values with the overrides applied. Raises UserError for an unknown key or a missing value."""
     needs = {"out": OUT_HELP, **recipe.needs}
-    known = [*needs, *recipe.values]
+    keys = [*needs, *recipe.values]
     values = dict(recipe.values)
     for key, value in map(parse_override, overrides):
-        if key not in known:
-            raise UserError(f"recipe {name}: unknown key {key}; {suggest(key, known)}")
+        if key not in keys:
+            raise UserError(f"recipe {name}: unknown key {key}; {suggest(key, keys)}")
         values[key] = value
     if missing := [key for key in needs if values.get(key) is None]:
         listed = "; ".join(f"{key}=… ({needs[key]})" for key in missing)
@@ -171,7 +171,7 @@ def read_values(name: str, recipe: Recipe, overrides: Sequence[str]) -> dict[str
 
 def resolve_steps(name: str, recipe: Recipe, values: Mapping[str, Any], out: Path) -> list[Step]:
     """The steps to run, in order, with validated configs. Raises UserError naming the step and the key."""
-    known: dict[str, Any] = {**values, "steps": str(steps_folder(out))}
+    names: dict[str, Any] = {**values, "steps": str(steps_folder(out))}
     if not recipe.steps:
         raise UserError(f"recipe {name}: steps is empty")
     steps, last = [], list(recipe.steps)[-1]
@@ -183,45 +183,45 @@ def resolve_steps(name: str, recipe: Recipe, values: Mapping[str, Any], out: Pat
                 f"{where}: do is {entry.get('do')!r}; expected a command of `qilin data` that writes a folder "
                 f"({suggest(command, COMMANDS, ', '.join(COMMANDS))})"
             )
-        if step_name in known:
+        if step_name in names:
             raise UserError(f"{where}: a value or an earlier step has that name already")
-        if "if" in entry and not fill_placeholders(f"{{{entry['if']}}}", known, where):
-            known[step_name] = None
+        if "if" in entry and not fill_placeholders(f"{{{entry['if']}}}", names, where):
+            names[step_name] = None
             continue
         step_out = out if step_name == last else steps_folder(out) / step_name
-        config = build_step_config(COMMANDS[command][0], entry, step_out, known, where)
+        config = build_step_config(COMMANDS[command][0], entry, step_out, names, where)
         steps.append(Step(step_name, command, config, step_out))
-        known[step_name] = str(step_out)
-    if known[last] is None:
+        names[step_name] = str(step_out)
+    if names[last] is None:
         raise UserError(f"recipe {name}: its last step, {last}, is skipped, but it writes the dataset")
     return steps
 
 
-def build_step_config(cls: type, entry: Mapping[str, Any], out: Path, known: Mapping[str, Any], where: str) -> Any:
+def build_step_config(cls: type, entry: Mapping[str, Any], out: Path, names: Mapping[str, Any], where: str) -> Any:
     """The config of a step. `workers` and `cluster` among the values apply to every step that has these options."""
-    options = {key: fill_placeholders(value, known, where) for key, value in entry.items() if key not in ("do", "if")}
+    options = {key: fill_placeholders(value, names, where) for key, value in entry.items() if key not in ("do", "if")}
     reject_unknown_keys(cls, options, where)
     options = {key: value for key, value in options.items() if value is not None} | {"out": str(out)}
     for shared in {"workers", "cluster"} & {field.name for field in flat_fields(cls)}:
-        if known.get(shared) is not None:
-            options.setdefault(shared, known[shared])
+        if names.get(shared) is not None:
+            options.setdefault(shared, names[shared])
     return build_config(cls, options, where)
 
 
-def fill_placeholders(value: Any, known: Mapping[str, Any], where: str) -> Any:
+def fill_placeholders(value: Any, names: Mapping[str, Any], where: str) -> Any:
     """An option with its {names} replaced. A string that is only a placeholder takes the value's type; unset values are
     left out of lists. Raises UserError for a name that is neither a value nor an earlier step."""
     if isinstance(value, list):
-        return [item for item in (fill_placeholders(item, known, where) for item in value) if item is not None]
+        return [item for item in (fill_placeholders(item, names, where) for item in value) if item is not None]
     if not isinstance(value, str):
         return value
 
-    def look_up(names: str) -> Any:
-        for name in names.split("|"):
-            if name not in known:
-                hint = suggest(name, known)
+    def look_up(alternatives: str) -> Any:
+        for name in alternatives.split("|"):
+            if name not in names:
+                hint = suggest(name, names)
                 raise UserError(f"{where}: {{{name}}} is neither a value nor an earlier step; {hint}")
-        return next((known[name] for name in names.split("|") if known[name] is not None), None)
+        return next((names[name] for name in alternatives.split("|") if names[name] is not None), None)
 
     if match := PLACEHOLDER.fullmatch(value):
         return look_up(match[1])
