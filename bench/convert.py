@@ -1,8 +1,8 @@
-"""What converting costs: memory and speed on a synthetic checkpoint in LLaVA's layout, about 2 GB in 3 .bin shards.
+"""Memory and speed of `qilin convert` on a synthetic checkpoint in LLaVA's layout, about 2 GB in 3 .bin shards.
 
-In: a folder to work in (twice the checkpoint's size is needed) and, for precision, one to keep. Out: a JSON file with
-the command, the machine, the versions and the numbers. The converter runs in a process of its own, whose peak of memory
-the system reports (resident set, mapped files included); the disk is measured by copying the same bytes.
+In: a working folder (with space for twice the checkpoint). Out: a JSON file with command, machine, versions, numbers.
+The conversion runs in its own process, whose peak memory the system reports (resident set, mapped files included); disk
+speed is measured by copying the same bytes.
 
     nice -n 19 python bench/convert.py DIR bench/results/convert.json
 """
@@ -20,69 +20,67 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-WIDTH, INNER, LAYERS, SHARDS = 2048, 5504, 21, 3
+WIDTH, INTERMEDIATE, LAYERS, HEADS, SHARDS = 2048, 5504, 21, 16, 3
 
 
-def make(folder: Path) -> None:
-    """The miniature of the tests with a wide language model, shard by shard; bf16."""
+def make_checkpoint(folder: Path) -> None:
+    """The tests' tiny checkpoint with a wide language model in bf16, written shard by shard."""
     import torch
 
-    from builders import llava as llava_mini
+    from builders import llava
 
-    llava_mini.WIDTH, llava_mini.INNER, llava_mini.LAYERS, llava_mini.HEADS = WIDTH, INNER, 1, 16
-    llava_mini.llava_mini(folder, shards=1, groups=16)
-    small = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    llava.WIDTH, llava.INTERMEDIATE, llava.LAYERS, llava.HEADS = WIDTH, INTERMEDIATE, 1, HEADS
+    llava.tiny_llava_checkpoint(folder, shards=1, kv_heads=HEADS)
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
     (folder / "pytorch_model.bin").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"num_hidden_layers": LAYERS, "num_attention_heads": 16, "num_key_value_heads": 16}
-    (folder / "config.json").write_text(json.dumps(config))
-    files: dict[str, str] = {}
+    llava.edit_config(folder, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS)
+    weight_map: dict[str, str] = {}
     for n in range(SHARDS):
-        part = {} if n else {name: t for name, t in small.items() if ".layers.0." not in name or "vision" in name}
+        shard = {} if n else {name: t for name, t in tensors.items() if ".layers.0." not in name or "vision" in name}
         for layer in range(LAYERS * n // SHARDS, LAYERS * (n + 1) // SHARDS):
-            part |= {
+            shard |= {
                 name.replace("layers.0.", f"layers.{layer}."): t.clone()
-                for name, t in small.items()
+                for name, t in tensors.items()
                 if name.startswith("model.layers.0.")
             }
         file = f"pytorch_model-{n + 1:05}-of-{SHARDS:05}.bin"
-        torch.save(part, folder / file)
-        files |= dict.fromkeys(part, file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+        torch.save(shard, folder / file)
+        weight_map |= dict.fromkeys(shard, file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-def status() -> dict[str, int]:
-    """This process's memory in bytes, as Linux says it: VmRSS now, VmHWM at most, RssAnon its own, RssFile mapped."""
+def memory_status() -> dict[str, int]:
+    """This process's memory in bytes from Linux: VmRSS now, VmHWM peak, RssAnon private, RssFile mapped."""
     rows = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {row[0][:-1]: int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
 
 
-def convert_alone(source: str, out: str) -> None:
-    """In a process of its own: what importing takes, what converting adds."""
+def convert_and_measure(source: str, out: str) -> None:
+    """Runs in its own process: memory after imports, and what the conversion adds. Prints JSON."""
     import transformers  # noqa: F401
     from transformers import LlavaForConditionalGeneration  # noqa: F401
 
+    from qilin.convert.config import ConvertConfig
     from qilin.convert.run import convert
-    from qilin.model.config import ConvertConfig
 
-    before = status()["VmRSS"]
+    before = memory_status()["VmRSS"]
     highest = {"RssAnon": 0, "RssFile": 0}
     done = threading.Event()
 
-    def watch() -> None:
+    def watch_memory() -> None:
         while not done.wait(0.1):
-            now = status()
-            highest.update({name: max(value, now[name]) for name, value in highest.items()})
+            status = memory_status()
+            highest.update({name: max(value, status[name]) for name, value in highest.items()})
 
-    watcher = threading.Thread(target=watch, daemon=True)
+    watcher = threading.Thread(target=watch_memory, daemon=True)
     watcher.start()
-    start, used = time.perf_counter(), time.process_time()
+    wall_start, cpu_start = time.perf_counter(), time.process_time()
     convert(ConvertConfig(source=source, out=Path(out)))
-    seconds, used = time.perf_counter() - start, time.process_time() - used
+    seconds, cpu_seconds = time.perf_counter() - wall_start, time.process_time() - cpu_start
     done.set()
     watcher.join()
-    peak = status()["VmHWM"]  # not getrusage's: that keeps the peak of the process this one was forked from
-    print(json.dumps({"seconds": seconds, "cpu_seconds": used, "before": before, "peak": peak, **highest}))
+    peak = memory_status()["VmHWM"]  # getrusage would include the peak of the parent process before the fork
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "before": before, "peak": peak, **highest}))
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -90,17 +88,15 @@ def measure(folder: Path) -> dict[str, Any]:
     import transformers
 
     source, out = folder / "source", folder / "out"
-    make(source)
+    make_checkpoint(source)
     sizes = [file.stat().st_size for file in sorted(source.glob("*.bin"))]
     start = time.perf_counter()
     for file in source.glob("*.bin"):
         shutil.copyfile(file, folder / "copy")
-    copying = time.perf_counter() - start
+    copy_seconds = time.perf_counter() - start
     (folder / "copy").unlink()
-    found = subprocess.run(
-        [sys.executable, __file__, "alone", str(source), str(out)], capture_output=True, text=True, check=True
-    )
-    numbers = json.loads(found.stdout)
+    command = [sys.executable, __file__, "--measure", str(source), str(out)]
+    numbers = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     added = numbers["peak"] - numbers["before"]
     return {
         "command": "nice -n 19 python bench/convert.py DIR bench/results/convert.json",
@@ -117,19 +113,19 @@ def measure(folder: Path) -> dict[str, Any]:
         "seconds": round(numbers["seconds"], 2),
         "cpu_seconds": round(numbers["cpu_seconds"], 2),
         "mb_per_second": round(sum(sizes) / 1e6 / numbers["seconds"]),
-        "copying_mb_per_second": round(sum(sizes) / 1e6 / copying),
+        "copying_mb_per_second": round(sum(sizes) / 1e6 / copy_seconds),
     }
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "alone":
-        convert_alone(sys.argv[2], sys.argv[3])
+    if sys.argv[1] == "--measure":
+        convert_and_measure(sys.argv[2], sys.argv[3])
     else:
-        work = Path(sys.argv[1])
-        work.mkdir(parents=True)
+        folder = Path(sys.argv[1])
+        folder.mkdir(parents=True)
         try:
-            result = measure(work)
+            result = measure(folder)
         finally:
-            shutil.rmtree(work)
+            shutil.rmtree(folder)
         Path(sys.argv[2]).write_text(json.dumps(result, indent=2) + "\n")
         print(json.dumps(result, indent=2))

@@ -212,7 +212,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 def llava_ids(folder: Path, prompt: str, special_ids: Mapping[str, int], legacy: bool) -> list[int]:
     """LLaVA's tokenization, reimplemented: split at the image, tokenize each piece separately with SentencePiece,
-    special tokens first. Text after a special token gets a space only if `legacy` (the slow tokenizer of transformers 4.31)."""
+    special tokens first. Text after a special token gets a space only if `legacy` (as in transformers 4.31)."""
     model = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     ids = [model.bos_id()]
     special = {"</s>": model.eos_id(), "<s>": model.bos_id()} | {k: v for k, v in special_ids.items() if k != "<image>"}

@@ -1,6 +1,6 @@
 """llama.cpp's mmproj file: tensor names, and that the tensors give the model's image features.
 
-For llama.cpp's own answers with this file see bench/results/elsewhere.json.
+For llama.cpp's own answers with this file see bench/results/servers.json.
 """
 
 import re

@@ -25,7 +25,7 @@ from qilin.model.generate import Request, prepare_inputs, stream_answer
 from qilin.model.llava import LoadedModel, load_model
 from qilin.serve.config import ChatConfig
 
-NOTICE = "For research only. Not for diagnosis or treatment: the model's answers may be wrong."
+NOTICE = "For research only. Not for diagnosis or treatment: answers may be wrong."
 HELP = """\
   /image PATH …   add images to the next question (PNG, JPEG, TIFF, …)
   /reset          start a new conversation without images
