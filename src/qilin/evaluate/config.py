@@ -5,9 +5,6 @@ from typing import Literal
 
 from qilin.core.config import config_class, option
 
-# The instruction before a caption in the published figure of Qilin-Med-VL.
-CAPTION_PROMPT = "根据图中的信息，撰写一段描述性文本。"
-
 
 @config_class
 class EvaluateConfig:

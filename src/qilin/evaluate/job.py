@@ -13,8 +13,9 @@ from typing import Any
 from qilin.core.errors import UserError
 from qilin.core.files import read_json, to_json, write_atomic
 from qilin.dataset.benchmarks import find_benchmark
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.evaluate.config import CAPTION_PROMPT, EvaluateConfig
+from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.controls.training_set import TrainingSet, read_training_set
 from qilin.evaluate.items import Item, iter_items
 from qilin.evaluate.manifest import config_hash, model_hash
@@ -55,7 +56,7 @@ def open_job(config: EvaluateConfig) -> EvaluationJob:
     dataset = open_dataset(config.dataset)
     path = Path(config.model) / "qilin.json"
     qilin_json = read_json(path) if config.endpoint is None and path.is_file() else {}
-    caption_prompt = config.caption_prompt or next(iter(qilin_json.get("instructions") or []), CAPTION_PROMPT)
+    caption_prompt = config.caption_prompt or next(iter(qilin_json.get("instructions") or []), CAPTION_INSTRUCTION)
     protocol = get_protocol(config.protocol)
     samples = dataset.samples(config.split)
     samples = samples if config.limit is None else samples[: config.limit]

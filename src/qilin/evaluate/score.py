@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qilin.core.errors import UserError
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.evaluate.config import CAPTION_PROMPT, ScoreConfig
+from qilin.evaluate.config import ScoreConfig
 from qilin.evaluate.controls.contamination import find_contamination, format_contamination
 from qilin.evaluate.controls.controls_file import CONTROLS_FILE, StoredControls, read_controls
 from qilin.evaluate.controls.nearest_neighbor import embed_thumbnails, nearest_neighbor_answers
@@ -88,7 +89,7 @@ def with_training_data(
 
     With a dataset also: the nearest neighbor by thumbnails and the near-duplicates; prints the contamination.
     """
-    training = read_training_set(open_dataset(train), CAPTION_PROMPT)
+    training = read_training_set(open_dataset(train), CAPTION_INSTRUCTION)
     if training is None:
         raise UserError(f"{train}: has no train split; --train expects the dataset folder of the training data")
     most_frequent, known_question = most_frequent_answers(training, predictions)
