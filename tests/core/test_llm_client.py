@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
-from builders.llm_server import HtmlHandler, FakeService, serve_http, serve
+from builders.llm_server import FakeService, HtmlHandler, serve, serve_http
 from qilin.core.errors import RunError, UserError
 from qilin.core.llm_client import ChatRequest, ConcurrencyLimiter, Endpoint, complete_all, limiter_for
 
