@@ -1,13 +1,13 @@
-"""Does packing change what is learnt? The same run packed and one sample at a time, three seeds, some hundred steps.
+"""Effect of packing on the result: the same run packed and one sample at a time, three seeds, 300 steps.
 
 In: a work folder and seeds. Out: a JSON file with the losses of every step and on held-out samples, and their plot.
-"packed" is what `qilin train` computes: samples end to end, an image's tokens shared by its questions. "one by one"
-puts each sample of the same step alone through transformers' own forward. The control lets the samples of a pack see
-each other. Model, samples, order and optimizer are the same; images are drawn, weights begin random.
+"packed" is what `qilin train` computes: samples end to end, with shared image prefixes. "one by one" passes each
+sample of the step through transformers' own forward. In the control the samples of a pack attend to each other.
+Model, samples, order and optimizer are the same; images are synthetic and weights random.
 
     nice python bench/train/curve.py WORK bench/results/curve.json --seeds 0 1 2
 
-A run that is in the file already is left as it is, so that it can be interrupted.
+Runs in the file are not repeated, so that it can be interrupted.
 """
 
 import argparse
@@ -26,17 +26,18 @@ import torch
 import torch.nn.functional as F
 from made import make_parts
 
-from qilin.demo.synthetic.dataset import write_drawn
+from qilin.demo.synthetic.dataset import write_synthetic
 from qilin.model.llava import set_trainable
 from qilin.train.config import TrainConfig, read_recipe
-from qilin.train.data_loader import Pack, PackedDataset
-from qilin.train.distributed import SINGLE_DEVICE, ModelWithLoss
-from qilin.train.loop import clip, learn_step, trainable_params, pack_loss
-from qilin.train.optimizer import make_optimizer, lr_factor, set_learning_rates
+from qilin.train.context import TrainContext, TrainState
+from qilin.train.data_loader import Pack, PackedDataset, StepBatch
+from qilin.train.distributed import ModelWithLoss
+from qilin.train.loop import clip_gradients, compute_gradients, pack_loss, trainable_params
+from qilin.train.optimizer import lr_factor, make_optimizer, set_learning_rates
 from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
 from qilin.train.plan import PackedGroup, Plan, make_plan
 from qilin.train.stage import load_start
-from qilin.train.validation import make_validation_set, validation_loss
+from qilin.train.validation import make_validation_set, validate
 
 RECIPE = [
     *[
@@ -93,7 +94,7 @@ def main(work: Path, out: Path, seeds: list[int]) -> None:
     torch.set_num_threads(1)
     data = work / "data"
     if not data.is_dir():
-        write_drawn(data, IMAGES, size=SIDE, validation=0.1, test=0.05)
+        write_synthetic(data, IMAGES, size=SIDE, validation=0.1, test=0.05)
     for seed in seeds:
         for variant in VARIANTS:
             runs = json.loads(out.read_text())["runs"] if out.is_file() else []
@@ -122,7 +123,7 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     set_trainable(model, config.trainable)
     feed, held = (
         PackedDataset(config, loaded.processor),
-        make_validation_set(config, PackedDataset(config, loaded.processor, part="validation")),
+        make_validation_set(config, PackedDataset(config, loaded.processor, purpose="validation")),
     )
     plan = make_plan(
         feed.lengths,
@@ -136,19 +137,22 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     optimizer = make_optimizer(trainable_params(model, config), "adamw", config.betas)
     packs_of, loss_of = VARIANTS[variant]
     (use_plain_attention if loss_of is plain_loss else use_packed_attention)(model)
-    learner, losses, tokens = ModelWithLoss(model, loss_of), [], 0
+    module, losses, tokens = ModelWithLoss(model, loss_of), [], 0
+    context = TrainContext(config, work, "bench", feed, plan, held)
     begun = time.process_time()
     for step in range(STEPS):
         packs = packs_of(feed, plan, step)
         tokens += sum(pack.ids.shape[1] for pack in packs)
         set_learning_rates(optimizer, lr_factor("cosine", step, STEPS, int(config.warmup_ratio * STEPS)))
-        losses.append(learn_step(learner, packs, config, step)[0])
-        clip(model, config.max_grad_norm, packs, step)
+        batch = StepBatch(step, packs, [], 0.0)
+        losses.append(compute_gradients(context, module, batch)[0])
+        clip_gradients(context, model, batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     took = time.process_time() - begun
     use_packed_attention(model)
-    held_loss = validation_loss(ModelWithLoss(model, pack_loss), held, {}, config, SINGLE_DEVICE, lambda done: None)
+    state = TrainState(ModelWithLoss(model, pack_loss), optimizer, {})
+    held_loss = validate(context, state, lambda done: None)
     return {
         "seed": seed,
         "variant": variant,
@@ -214,7 +218,7 @@ def plot(runs: list[dict[str, Any]]) -> str:
         parts.append(f'<rect x="{x0}" y="20" width="{wide}" height="{high}" fill="none" stroke="#bbb"/>')
         parts.append(f'<text x="{x0 + wide - 50}" y="36">seed {seed}</text>')
         parts.append(f'<text x="{x0 + wide / 2 - 30}" y="{high + 34}">{STEPS} steps</text>')
-        for variant, (colour, width) in styles.items():
+        for variant, (color, width) in styles.items():
             for run in runs:
                 if (run["seed"], run["variant"]) == (seed, variant):
                     means = np.array(run["losses"]).reshape(-1, 10).mean(1)
@@ -222,13 +226,13 @@ def plot(runs: list[dict[str, Any]]) -> str:
                         f"{x0 + wide * (i + 0.5) / len(means):.1f},{20 + high * (1 - loss / top):.1f}"
                         for i, loss in enumerate(means)
                     )
-                    parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
+                    parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="{width}"/>')
         for mark in range(0, int(top) + 1, 2):
             y = 20 + high * (1 - mark / top)
             parts.append(f'<text x="{x0 - 14}" y="{y + 4:.1f}">{mark}</text>' if place == 0 else "")
-    for place, (variant, (colour, width)) in enumerate(styles.items()):
+    for place, (variant, (color, width)) in enumerate(styles.items()):
         x = left + place * 260
-        parts.append(f'<path d="M{x} {high + 60}h24" stroke="{colour}" stroke-width="{width}"/>')
+        parts.append(f'<path d="M{x} {high + 60}h24" stroke="{color}" stroke-width="{width}"/>')
         parts.append(f'<text x="{x + 30}" y="{high + 64}">{variant}</text>')
     size = f'width="{left + len(seeds) * (wide + 20)}" height="{high + 80}"'
     style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12"'

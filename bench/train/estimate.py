@@ -1,8 +1,8 @@
-"""What `qilin estimate` says of memory, against what a run takes: peak resident memory of `qilin train` on a CPU.
+"""Accuracy of `qilin estimate`: its memory against the peak resident memory of `qilin train` on a CPU.
 
-In: a work folder. Out: a JSON file with the estimate by cause, the measurement and the error, case by case; cases that
-are in it already are left as they are. The model is random, the data are noise with texts of random length; nothing is
-learnt and nothing is fetched.
+In: a work folder. Out: a JSON file with the estimate by cause, the measurement and the error of each case; cases in the
+file are not measured again. The model is random and the data are noise with texts of random length; nothing is
+downloaded.
 
     nice python bench/train/estimate.py WORK bench/results/estimate.json
 """
@@ -21,10 +21,13 @@ import torch
 from made import make_data, make_parts
 
 SHAPES = {"small": (512, 6), "larger": (1024, 8)}  # width and depth of the language model
-# two steps of 12 samples: AdamW makes its averages at the end of the first
-USUAL = "batch_size=12 num_epochs=1 template=v1 kinds=[vqa] device=cpu save_steps=0 trackers=[] max_length=1024 pack_tokens=4096"
-# glibc keeps freed blocks of up to 32 MB for later; this gives them back, so that what is left is what a run needs
-TIGHT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+# two steps of 12 samples: AdamW creates its moments at the end of the first
+COMMON = (
+    "batch_size=12 num_epochs=1 template=v1 kinds=[vqa] device=cpu save_steps=0 trackers=[] max_length=1024 "
+    "pack_tokens=4096"
+)
+# glibc keeps freed blocks of up to 32 MB for later; this returns them to the system
+TRIMMED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 CASES: dict[str, tuple[str, str]] = {
     "stage 1, fp32": ("small", "small/align precision=fp32"),
     "stage 1, bf16": ("small", "small/align precision=bf16"),
@@ -42,23 +45,23 @@ CASES: dict[str, tuple[str, str]] = {
 def main(work: Path, out: Path) -> None:
     make_data(work / "data", images=8, side=128, longest=600)
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
-    for name, (shape, words) in CASES.items():
+    for name, (shape, recipe) in CASES.items():
         if any(row["case"] == name for row in rows):
-            continue  # measured before an interruption
+            continue
         parts = make_parts(work / shape, *SHAPES[shape], side=128, tower=(384, 6))
-        command = [w.replace(":", ": ") for w in (words + " " + USUAL).split()]
+        command = [w.replace(":", ": ") for w in (recipe + " " + COMMON).split()]
         command += [f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={work / 'data'}"]
-        said = json.loads(run(work, ["estimate", *command, "--gpu", "cpu", "--json"])[0])
-        took, tight = (peak_memory(work, command, allocator) for allocator in ({}, TIGHT))
+        estimate = json.loads(run(work, ["estimate", *command, "--gpu", "cpu", "--json"])[0])
+        untrimmed, trimmed = (peak_memory(work, command, allocator) for allocator in ({}, TRIMMED))
         row = {
             "case": name,
-            "estimated_gb": round(said["memory_total"] / 1e9, 3),
-            "measured_gb": round(tight / 1e9, 3),
-            "error": round(said["memory_total"] / tight - 1, 4),
-            "measured_with_the_allocator_as_it_is_gb": round(took / 1e9, 3),
-            "error_with_the_allocator_as_it_is": round(said["memory_total"] / took - 1, 4),
-            "by_cause_gb": {cause: round(size / 1e9, 3) for cause, size in said["memory"].items()},
-            "words": words,
+            "estimated_gb": round(estimate["memory_total"] / 1e9, 3),
+            "measured_gb": round(trimmed / 1e9, 3),
+            "error": round(estimate["memory_total"] / trimmed - 1, 4),
+            "measured_with_the_allocator_as_it_is_gb": round(untrimmed / 1e9, 3),
+            "error_with_the_allocator_as_it_is": round(estimate["memory_total"] / untrimmed - 1, 4),
+            "by_cause_gb": {cause: round(size / 1e9, 3) for cause, size in estimate["memory"].items()},
+            "words": recipe,
         }
         rows.append(row)
         print(json.dumps(row), file=sys.stderr)
@@ -71,7 +74,7 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
         "command": "nice python bench/train/estimate.py WORK bench/results/estimate.json",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, threads {torch.get_num_threads()}",
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in ("torch", "transformers")}},
-        "usual": USUAL,
+        "usual": COMMON,
         "shapes (width, depth)": SHAPES,
         "largest_error": max((row["error"] for row in rows), key=abs),
         "largest_error_with_the_allocator_as_it_is": max(
@@ -83,22 +86,22 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def peak_memory(work: Path, command: list[str], allocator: dict[str, str]) -> int:
-    """Peak resident memory of a whole run."""
+    """Peak resident memory of one training run, in bytes."""
     shutil.rmtree(work / "run", ignore_errors=True)
     return run(work, ["train", *command, f"out={work / 'run'}"], allocator)[1]
 
 
-def run(work: Path, words: list[str], more: dict[str, str] | None = None) -> tuple[str, int]:
-    """A command of Qilin -> what it printed, and its peak resident memory in bytes."""
+def run(work: Path, arguments: list[str], variables: dict[str, str] | None = None) -> tuple[str, int]:
+    """A command of Qilin -> its stdout and its peak resident memory in bytes."""
     code = (
         "import resource, sys\nfrom qilin import cli\ncode = cli.main(sys.argv[1:])\n"
         "print('\\n', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\nsys.exit(code)"
     )
-    environment = os.environ | {"QILIN_CACHE": str(work / "cache")} | (more or {})
-    found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
-    if found.returncode:
-        raise SystemExit(found.stderr)
-    return found.stdout, int(found.stderr.split()[-1]) * 1024
+    environment = os.environ | {"QILIN_CACHE": str(work / "cache")} | (variables or {})
+    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    if process.returncode:
+        raise SystemExit(process.stderr)
+    return process.stdout, int(process.stderr.split()[-1]) * 1024
 
 
 if __name__ == "__main__":

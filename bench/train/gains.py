@@ -39,7 +39,7 @@ def main() -> None:
     until = time.monotonic() + 60 * arguments.minutes
     bench = Bench(arguments.work.resolve(), results, arguments.threads, until)
     for number in range(1, arguments.rounds + 1):
-        for setting in arguments.config:
+        for setting in arguments.settings:
             for case in CASES:
                 bench.once(setting, "qilin", "default", number, case)
     results.write(about("gains.py", arguments.out) | {"tricks": TRICKS})

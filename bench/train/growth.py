@@ -1,13 +1,13 @@
-"""How the cost of getting ready and of a step grows with the number of samples, and with ranks.
+"""Cost of preparation and of a training step by the number of samples and of ranks.
 
-In: a work folder and sizes. Out: a JSON file, a row a size: CPU seconds and peak memory of opening the dataset,
-measuring its texts (the first time, and from the cache), planning, cutting a step for 1, 2 and 64 ranks, the first
-batch, a later batch, a step of a tiny model; and, at 10,000 samples, whole runs on one and on two processes (gloo).
+In: a work folder and sizes. Out: a JSON file, one row per size: CPU seconds and peak memory of opening the dataset,
+measuring its texts (without and with the cache), planning, packing a step for 1, 2 and 64 ranks, the first batch, a
+later batch, a step of a tiny model; and, at 10,000 samples, complete runs on one and on two processes (gloo).
 
     nice python bench/train/growth.py WORK bench/results/growth.json 10000 100000 1000000
 
-What is in the file already is left as it is, so that it can be interrupted. Plans of all sizes come first, since they
-need no dataset. Each phase is a process of its own.
+Rows in the file are not measured again, so a run can be interrupted. Plans of all sizes come first, since they need no
+dataset. Each phase is a process of its own.
 """
 
 import json
@@ -27,11 +27,11 @@ from made import make_data, make_parts
 
 T = TypeVar("T")
 QUESTIONS = 3
-USUAL = (
+COMMON = (
     "batch_size=64 num_epochs=1 template=v1 kinds=[vqa] precision=fp32 device=cpu save_steps=0 trackers=[] "
     "max_length=256 pack_tokens=4096 logging_steps=1"
 )
-_peak_cache = 200  # steps whose cutting is timed
+TIMED_STEPS = 200  # steps whose packing is timed
 BATCHES = 50
 STEPS = 30
 WHOLE = 10_000  # samples up to which a run is made from end to end
@@ -52,7 +52,7 @@ def main(work: Path, out: Path, sizes: list[int]) -> None:
         size = row["samples"]
         made, data = timed(lambda n=size: make_data(work / f"data-{n}", images=-(-n // QUESTIONS), side=32, longest=40))
         found: dict[str, Any] = {"dataset made": made}
-        words = [*USUAL.split(), f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={data}"]
+        words = [*COMMON.split(), f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={data}"]
         for phase in ("first", "again"):
             found |= in_a_process(work, phase, words)
         if size <= WHOLE:
@@ -71,7 +71,7 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
             "python": platform.python_version(),
             **{n: version(n) for n in ("torch", "transformers", "pyarrow")},
         },
-        "settings": USUAL,
+        "settings": COMMON,
         "reads": "seconds are CPU seconds; peak_gb is the most memory of the process so far, 0.5 of it the program",
         "rows": rows,
     }
@@ -136,9 +136,9 @@ def plan(words: list[str]) -> dict[str, Any]:
     )
     found["its hash"], _ = timed(lambda: made.hash)
     found["its account"], _ = timed(made.counts)
-    steps = range(min(len(made), _peak_cache))
+    steps = range(min(len(made), TIMED_STEPS))
     for ranks in (1, 2, 64):
-        took, _ = timed(lambda n=ranks: [made.shares(step, n) for step in steps])
+        took, _ = timed(lambda n=ranks: [made.packs(step, n) for step in steps])
         found[f"a step cut for {ranks}"] = took | {"seconds": round(took["seconds"] / len(steps), 6)}
     return found
 
@@ -164,10 +164,11 @@ def again(words: list[str]) -> dict[str, Any]:
 
     from qilin.model.llava import set_trainable
     from qilin.train.config import read_recipe
-    from qilin.train.data_loader import PackedDataset
+    from qilin.train.context import TrainContext
+    from qilin.train.data_loader import PackedDataset, StepBatch
     from qilin.train.data_sources import open_sources
     from qilin.train.distributed import ModelWithLoss
-    from qilin.train.loop import learn_step, trainable_params, pack_loss
+    from qilin.train.loop import compute_gradients, pack_loss, trainable_params
     from qilin.train.optimizer import make_optimizer
     from qilin.train.packed_attention import use_packed_attention
     from qilin.train.plan import make_plan
@@ -198,17 +199,18 @@ def again(words: list[str]) -> dict[str, Any]:
     found["a batch"] = took | {"seconds": round(took["seconds"] / len(later), 6)}
     set_trainable(loaded.model, config.trainable)
     use_packed_attention(loaded.model.train())
-    learner = ModelWithLoss(loaded.model, pack_loss)
+    module = ModelWithLoss(loaded.model, pack_loss)
+    context = TrainContext(config, Path("unused"), "bench", feed, plan)
     optimizer = make_optimizer(trainable_params(loaded.model, config), "adamw", config.betas)
 
-    def learn(packs: Any, step: int) -> None:
-        learn_step(learner, packs, config, step)
+    def train_on(packs: Any, step: int) -> None:
+        compute_gradients(context, module, StepBatch(step, packs, [], 0.0))
         optimizer.step()
         optimizer.zero_grad()
 
-    learn(batches[0], 0)
+    train_on(batches[0], 0)
     chosen = batches[1 : STEPS + 1]
-    took, _ = timed(lambda: [learn(packs, step) for step, packs in enumerate(chosen)])
+    took, _ = timed(lambda: [train_on(packs, step) for step, packs in enumerate(chosen)])
     found["a step"] = took | {"seconds": round(took["seconds"] / len(chosen), 6)}
     return found
 

@@ -1,8 +1,8 @@
-"""How much of one GPU's autocast_context training puts to use: 7B and 13B shapes, both stages, against LLaVA's padded batch.
+"""MFU of training on one GPU: 7B and 13B shapes, both stages, against LLaVA's padded batch.
 
-In: nothing but the machine; weights are random, samples are lengths drawn like ChiMed-VL's. Out: a JSON file, a row a
-case: samples/s, tokens/s, MFU, memory. Without a GPU it runs in miniature on the CPU, which proves that the script
-runs and nothing about a GPU; the file says so.
+In: the machine; weights are random, and lengths are drawn from ChiMed-VL's distribution. Out: a JSON file with one row
+per case: samples/s, tokens/s, MFU, memory. Without a GPU it runs a miniature on the CPU, which shows only that the
+script works; the file records this.
 
     python bench/train/h200.py bench/results/h200.json
     nice -n 15 python bench/train/h200.py bench/results/h200-miniature.json --miniature
@@ -26,19 +26,19 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from qilin.core.errors import UserError
 from qilin.model.llava import set_trainable
-from qilin.train.config import DataSource, LoraOptions, TrainConfig
+from qilin.train.config import DataSource, LoraOptions, ModelPart, TrainConfig
 from qilin.train.data_loader import Pack
 from qilin.train.distributed import ModelWithLoss
 from qilin.train.flops import flop_cost, peak_flops
-from qilin.train.loop import trainable_params, pack_loss
+from qilin.train.loop import pack_loss, trainable_params
 from qilin.train.memory_estimate import PackShape, pack_shape
-from qilin.train.model_setup import add_adapters, autocast_context, base_model, apply_precision, quantize_frozen
+from qilin.train.model_setup import add_adapters, apply_precision, autocast_context, base_model, quantize_frozen
 from qilin.train.optimizer import make_optimizer
 from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
-from qilin.train.plan import WorkCounts, Lengths, Plan, count_work, make_plan
+from qilin.train.plan import Lengths, Plan, WorkCounts, count_work, make_plan
 
 IMAGE_ID = 5
-SECONDS = 25.0  # for each case, after its first step; fifteen cases within a call of ten minutes
+SECONDS = 25.0  # per case, after its first step; all cases fit into ten minutes
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Case:
     shape: str
     stage: int
     changes: dict[str, Any]
-    padded: bool = False  # LLaVA's way: a batch of single samples padded to the longest, all logits
+    padded: bool = False  # as LLaVA: single samples padded to the longest of the batch, logits of all positions
 
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -55,18 +55,31 @@ SHAPES: dict[str, dict[str, int]] = {
     "13B": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
     "miniature": {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "num_attention_heads": 4},
 }
-AGAIN = {"checkpointing": True}
+RECOMPUTE = {"gradient_checkpointing": True}
 CASES = (
-    Case("stage 1, LLaVA's batch", "13B", 1, AGAIN, padded=True),
+    Case("stage 1, LLaVA's batch", "13B", 1, RECOMPUTE, padded=True),
     Case("stage 1, packed", "13B", 1, {}),
-    Case("stage 1, packed, activations again", "13B", 1, AGAIN),
-    Case("stage 1, packed, fp8", "13B", 1, {"frozen": "fp8"}),
-    Case("stage 2, adapters, LLaVA's batch", "13B", 2, {"lora": LoraOptions(rank=64, alpha=128), **AGAIN}, padded=True),
-    Case("stage 2, adapters, packed, shared", "13B", 2, {"lora": LoraOptions(rank=64, alpha=128), **AGAIN}),
-    Case("stage 2, full, LLaVA's batch", "7B", 2, {"optimizer": "adamw8bit", **AGAIN}, padded=True),
-    Case("stage 2, full, packed, not shared", "7B", 2, {"optimizer": "adamw8bit", "questions": "separate", **AGAIN}),
-    Case("stage 2, full, packed, shared", "7B", 2, {"optimizer": "adamw8bit", **AGAIN}),
-    Case("stage 2, full, packed, shared, half again", "7B", 2, {"optimizer": "adamw8bit", "checkpointing": 0.5}),
+    Case("stage 1, packed, activations again", "13B", 1, RECOMPUTE),
+    Case("stage 1, packed, fp8", "13B", 1, {"frozen_weights": "fp8"}),
+    Case(
+        "stage 2, adapters, LLaVA's batch",
+        "13B",
+        2,
+        {"lora": LoraOptions(rank=64, alpha=128), **RECOMPUTE},
+        padded=True,
+    ),
+    Case("stage 2, adapters, packed, shared", "13B", 2, {"lora": LoraOptions(rank=64, alpha=128), **RECOMPUTE}),
+    Case("stage 2, full, LLaVA's batch", "7B", 2, {"optimizer": "adamw8bit", **RECOMPUTE}, padded=True),
+    Case(
+        "stage 2, full, packed, not shared",
+        "7B",
+        2,
+        {"optimizer": "adamw8bit", "share_image_prefix": False, **RECOMPUTE},
+    ),
+    Case("stage 2, full, packed, shared", "7B", 2, {"optimizer": "adamw8bit", **RECOMPUTE}),
+    Case(
+        "stage 2, full, packed, shared, half again", "7B", 2, {"optimizer": "adamw8bit", "gradient_checkpointing": 0.5}
+    ),
 )
 
 
@@ -97,26 +110,28 @@ def main(out: Path, miniature: bool) -> None:
 
 
 def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
-    """One case: a first step that compiles, then as many as its time allows."""
+    """One case: a first step that compiles, then as many steps as its time allows."""
     small = device.type == "cpu"
-    changes = {key: value for key, value in case.changes.items() if key != "questions"}
+    changes = dict(case.changes)
     if small:
         changes.pop("optimizer", None)
-    learn = ("projector",) if case.stage == 1 or "lora" in case.changes else ("projector", "language")
+    trainable: tuple[ModelPart, ...] = (
+        ("projector",) if case.stage == 1 or "lora" in case.changes else ("projector", "language")
+    )
     config = TrainConfig(
-        model="random", data=(DataSource(path=Path("none")),), trainable=learn, pack_tokens=512 if small else 8192,
+        model="random", data=(DataSource(path=Path("none")),), trainable=trainable, pack_tokens=512 if small else 8192,
         max_length=512 if small else 2048, precision="bf16", **changes,
     )  # fmt: skip
     model = make_model(SHAPES["miniature" if small else case.shape], small, config, device)
-    plan = make_lengths(case, config, 16 if small else 576, batch_size=8 if small else 32)
+    plan = draw_plan(case, config, 16 if small else 576, batch_size=8 if small else 32)
     optimizer = make_optimizer(trainable_params(model, config), config.optimizer, config.betas)
     cost = flop_cost(model)
-    step, needed = (padded_step if case.padded else packed_step)(model, plan, config, device)
+    step, required = (padded_step if case.padded else packed_step)(model, plan, config, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times: list[float] = []
-    begun = time.perf_counter()
-    while not times or (time.perf_counter() - begun < (1.0 if small else SECONDS) and len(times) < 20):
+    first_done = time.perf_counter()
+    while not times or (time.perf_counter() - first_done < (1.0 if small else SECONDS) and len(times) < 20):
         started = time.perf_counter()
         step()
         optimizer.step()
@@ -125,20 +140,20 @@ def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
         if len(times) == 1:
-            begun = time.perf_counter()
+            first_done = time.perf_counter()
     seconds = float(np.median(times[1:] or times))
     samples = len(plan.samples(0))
     return {
         "samples_per_second": round(samples / seconds, 3),
-        "tokens_per_second": round(needed.tokens / seconds, 1),
-        "mfu": round(cost.of(needed) / seconds / peak, 4),
+        "tokens_per_second": round(required.tokens / seconds, 1),
+        "mfu": round(cost.total(required) / seconds / peak, 4),
         "memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None,
         "steps": len(times) - 1,
     }
 
 
 def make_model(shape: dict[str, int], small: bool, config: TrainConfig, device: torch.device) -> Any:
-    """A random Llava of a shape, made on the device itself: CLIP ViT-L/14 at 336 pixels, or a tiny one."""
+    """A random Llava of a shape, created on the device: CLIP ViT-L/14 at 336 pixels, or a tiny encoder."""
     vision = (
         CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
                          image_size=56, patch_size=14)
@@ -155,56 +170,55 @@ def make_model(shape: dict[str, int], small: bool, config: TrainConfig, device: 
     return base_model(add_adapters(model, config)).train()
 
 
-def make_lengths(case: Case, config: TrainConfig, image: int, batch: int) -> Plan:
-    """Samples like ChiMed-VL's: contexts and captions in stage 1, three questions an image in stage 2."""
+def draw_plan(case: Case, config: TrainConfig, image: int, batch_size: int) -> Plan:
+    """One step of samples like ChiMed-VL's: contexts and captions in stage 1, three questions per image in stage 2."""
     random = np.random.default_rng(0)
     small = image < 100
 
-    def drawn(median: float, upper: float, count: int) -> np.ndarray:
-        spread = math.log(upper / median) / 0.6745  # log-normal through median and upper quartile
-        return np.maximum(2, np.exp(math.log(median) + spread * random.standard_normal(count))).astype(np.int64)
+    def log_normal(median: float, upper_quartile: float) -> np.ndarray:
+        sigma = math.log(upper_quartile / median) / 0.6745
+        return np.maximum(2, np.exp(math.log(median) + sigma * random.standard_normal(batch_size))).astype(np.int64)
 
     shared = image + 40
     if case.stage == 1:
-        texts = np.where(np.arange(batch) % 2, drawn(435, 757, batch), drawn(59, 83, batch))
-        learnt, units = texts, np.arange(batch)
+        texts = np.where(np.arange(batch_size) % 2, log_normal(435, 757), log_normal(59, 83))
+        answers, groups = texts, np.arange(batch_size)
     else:
-        questions, learnt = drawn(20, 25, batch), drawn(22, 34, batch)
-        texts, units = questions + learnt, np.arange(batch) // 3
+        questions, answers = log_normal(20, 25), log_normal(22, 34)
+        texts, groups = questions + answers, np.arange(batch_size) // 3
     total = np.minimum(shared + texts // (4 if small else 1), config.max_length)
-    learnt = np.minimum(learnt, total - shared)
-    together = case.changes.get("questions") != "separate"
+    answers = np.minimum(answers, total - shared)
     lengths = Lengths(
         total=total,
-        prefix=np.full(batch, shared if together else 0),
-        learnt=np.maximum(1, learnt),
-        prefix_group=units if together else -1 - np.arange(batch),
-        source=np.zeros(batch, dtype=np.int64),
-        images=np.ones(batch, dtype=np.int64),
+        prefix=np.full(batch_size, shared if config.share_image_prefix else 0),
+        answer_tokens=np.maximum(1, answers),
+        prefix_group=groups if config.share_image_prefix else -1 - np.arange(batch_size),
+        source=np.zeros(batch_size, dtype=np.int64),
+        images=np.ones(batch_size, dtype=np.int64),
     )
-    return make_plan(lengths, [1.0], batch_size=batch, num_epochs=1, pack_tokens=config.pack_tokens, seed=0)
+    return make_plan(lengths, [1.0], batch_size=batch_size, num_epochs=1, pack_tokens=config.pack_tokens, seed=0)
 
 
 def packed_step(
     model: Any, plan: Plan, config: TrainConfig, device: torch.device
 ) -> tuple[Callable[[], None], WorkCounts]:
-    """Qilin's step over packs, and the work its samples need."""
+    """Qilin's step over packs, and the work that its samples require."""
     use_packed_attention(model)
-    packs = [make_pack(pack_shape(pieces, plan.lengths), model, device) for pieces in plan.packs(0)[0]]
-    learner = ModelWithLoss(model, pack_loss)
+    packs = [make_pack(pack_shape(groups, plan.lengths), model, device) for groups in plan.packs(0)[0]]
+    module = ModelWithLoss(model, pack_loss)
     total = sum(len(pack.targets) for pack in packs)
 
     def step() -> None:
         for pack in packs:
             with autocast_context(config.precision, device):
-                loss = learner(pack, pack.pixels)
+                loss = module(pack, pack.pixels)
             (loss / total).backward()
 
-    return step, count_work(plan.pieces(0), plan.lengths)
+    return step, count_work(plan.groups(0), plan.lengths)
 
 
 def make_pack(shape: PackShape, model: Any, device: torch.device) -> Pack:
-    """A pack of random words: every document that begins one carries an image's tokens."""
+    """A pack of random tokens: every document without a prefix starts with an image."""
     image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
     ids = torch.randint(10, 31_000, (1, shape.tokens))
     positions = torch.zeros(1, shape.tokens, dtype=torch.int64)
@@ -215,17 +229,17 @@ def make_pack(shape: PackShape, model: Any, device: torch.device) -> Pack:
             ids[0, start + 1 : start + 1 + image] = IMAGE_ID
     images = int((ids == IMAGE_ID).sum()) // image
     side = model.config.vision_config.image_size
-    where = torch.tensor(shape.target_positions())
-    kind = torch.bfloat16 if device.type != "cpu" else torch.float32
+    positions_of_targets = torch.tensor(shape.target_positions())
+    dtype = torch.bfloat16 if device.type != "cpu" else torch.float32
     return Pack(
         ids=ids.to(device),
         positions=positions.to(device),
         layout=make_layout(shape.documents, device, shape.target_positions()),
-        where=where.to(device),
-        targets=torch.randint(10, 31_000, where.shape).to(device),
-        pixels=torch.randn(images, 3, side, side).to(device, kind),
-        seeds=(0,) * images,
-        samples=(),
+        target_positions=positions_of_targets.to(device),
+        targets=torch.randint(10, 31_000, positions_of_targets.shape).to(device),
+        pixels=torch.randn(images, 3, side, side).to(device, dtype),
+        augment_seeds=(0,) * images,
+        sample_ids=(),
     )
 
 
@@ -235,30 +249,30 @@ def padded_step(
     """LLaVA's step: single samples, padded to the longest of the batch, logits of all positions, four at a time."""
     use_plain_attention(model)
     image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
-    side, kind = model.config.vision_config.image_size, torch.bfloat16 if device.type != "cpu" else torch.float32
+    side, dtype = model.config.vision_config.image_size, torch.bfloat16 if device.type != "cpu" else torch.float32
     lengths = [int(plan.lengths.total[i]) for i in plan.samples(0)]
     batches = [lengths[i : i + 4] for i in range(0, len(lengths), 4)]
 
     def step() -> None:
-        for mine in batches:
-            longest = max(mine)
-            ids = torch.randint(10, 31_000, (len(mine), longest), device=device)
+        for batch in batches:
+            longest = max(batch)
+            ids = torch.randint(10, 31_000, (len(batch), longest), device=device)
             ids[:, 1 : 1 + image] = IMAGE_ID
-            mask = torch.arange(longest, device=device)[None] < torch.tensor(mine, device=device)[:, None]
+            mask = torch.arange(longest, device=device)[None] < torch.tensor(batch, device=device)[:, None]
             labels = ids.masked_fill(~mask, -100)
             labels[:, : image + 1] = -100
-            pixels = torch.randn(len(mine), 3, side, side, device=device, dtype=kind)
+            pixels = torch.randn(len(batch), 3, side, side, device=device, dtype=dtype)
             with autocast_context(config.precision, device):
                 loss = model(
                     input_ids=ids, pixel_values=pixels, attention_mask=mask, labels=labels, use_cache=False
                 ).loss
             (loss / len(batches)).backward()
 
-    # what its samples need, each with its own image: the same measure as ours when nothing is shared
-    own = plan.lengths.total[plan.samples(0)]
-    learnt = plan.lengths.answer_tokens[plan.samples(0)]
-    seen = int((own * (own + 1) // 2).sum()), int((learnt * own - learnt * (learnt - 1) // 2).sum())
-    return step, WorkCounts(int(own.sum()), int(learnt.sum()), len(own), *seen)
+    # the required work, each sample with its own image: as for packs without prefix sharing
+    total = plan.lengths.total[plan.samples(0)]
+    answers = plan.lengths.answer_tokens[plan.samples(0)]
+    pairs = int((total * (total + 1) // 2).sum()), int((answers * total - answers * (answers - 1) // 2).sum())
+    return step, WorkCounts(int(total.sum()), int(answers.sum()), len(total), *pairs)
 
 
 if __name__ == "__main__":

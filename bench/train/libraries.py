@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {name: Results(Path(folder) / f"{name}.json") for name in CASES}
         for number in range(1, arguments.rounds + 1):
-            for setting in arguments.config:
+            for setting in arguments.settings:
                 for name, (way, before) in CASES.items():
                     os.environ.update(before)
                     Bench(arguments.work.resolve(), found[name], 1, float("inf")).once(setting, "qilin", way, number)

@@ -1,6 +1,6 @@
-"""What benches of training train: random parts and drawn noise, as large as they ask.
+"""Random models and noise datasets of a given size for the training benchmarks.
 
-In: a folder and sizes. Out: Hugging Face folders of the two parts, or a dataset folder; made once, then left.
+In: a folder and sizes. Out: Hugging Face folders of the two parts, or a dataset folder; created once.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from qilin.dataset.schema import ImageRecord, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter
-from qilin.demo.tiny_models.language_model import make_tokenizer
+from qilin.demo.tiny_models.language_model import train_tokenizer
 
 PATCH = 16
-WORDS = "肺心影右下左片高密度考虑炎不大"
+CHARACTERS = "肺心影右下左片高密度考虑炎不大"
 
 
 def make_parts(
@@ -29,7 +29,7 @@ def make_parts(
     if (folder / "vision" / "preprocessor_config.json").is_file():
         return folder
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer(["双肺纹理清晰，心影不大。右下肺野片状高密度影，考虑肺炎。"] * 3, 400)
+    tokenizer = train_tokenizer(["双肺纹理清晰，心影不大。右下肺野片状高密度影，考虑肺炎。"] * 3, 400)
     shape: dict[str, Any] = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": depth}
     LlamaForCausalLM(
         LlamaConfig(
@@ -51,7 +51,7 @@ def make_parts(
 
 
 def make_data(folder: Path, *, images: int, side: int, longest: int, questions: int = 3) -> Path:
-    """Images of noise, `questions` on each, answers of up to `longest` characters (60 at least)."""
+    """Images of noise with `questions` each; answers of up to `longest` characters."""
     if folder.is_dir():
         return folder
     random = np.random.default_rng(0)
@@ -60,11 +60,11 @@ def make_data(folder: Path, *, images: int, side: int, longest: int, questions: 
             buffer = io.BytesIO()
             Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(buffer, "PNG")
             data = buffer.getvalue()
-            image = hashlib.sha256(data).hexdigest()  # a Image by hand: hashing what it looks like takes longest
+            image = hashlib.sha256(data).hexdigest()  # without make_image, whose perceptual hash takes longest
             writer.add_image(ImageRecord(image, data, "png", side, side, "0" * 16))
             for turn in range(questions):
                 length = int(random.integers(min(60, longest // 2), longest))
-                answer = "".join(WORDS[i] for i in random.integers(0, len(WORDS), length).tolist())
+                answer = "".join(CHARACTERS[i] for i in random.integers(0, len(CHARACTERS), length).tolist())
                 messages = (user(f"第{turn}问", images=1), assistant(answer))
                 sample = Sample(f"{index}-{turn}", "vqa", (image,), messages, answer_type="open", group=image)
                 writer.add_sample("train", sample)

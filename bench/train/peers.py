@@ -72,7 +72,7 @@ SYSTEMS = {
     "qilin": System(
         "run_qilin.py",
         ((TORCH, "-c", str(CONSTRAINTS), "-e", str(CONSTRAINTS.parent)),),
-        {"batch": BATCH, "epochs": 1, "rate": 1e-4, "trackers": []},
+        {"batch_size": BATCH, "num_epochs": 1, "learning_rate": 1e-4, "trackers": []},
         {
             "default": {},  # bf16 or fp32, what the processor multiplies faster
             "bf16": {"precision": "bf16"},
@@ -81,7 +81,7 @@ SYSTEMS = {
             # no smaller ones: the longest sample has 2,000 tokens, and nothing is cut
             "packs of 2048, fp32": {"pack_tokens": 2048, "precision": "fp32"},
         },
-        {"precision": "fp32", "rate": 1e-30},
+        {"precision": "fp32", "learning_rate": 1e-30},
     ),
     "hf": System(
         "run_hf.py",
@@ -138,7 +138,7 @@ SYSTEMS = {
             plain=WORKER | {"disable_gradient_checkpointing": True},
         )
         | {
-            # its batch is packs then, of 2048 tokens: 5 of them make_validation_set some 16 samples
+            # its batch is packs then, of 2048 tokens: 5 of them contain about 16 samples
             "neat packing": {
                 "per_device_train_batch_size": 1,
                 "gradient_accumulation_steps": 5,
@@ -158,7 +158,7 @@ def main() -> None:
     if not arguments.summary:
         bench = Bench(arguments.work.resolve(), results, arguments.threads, time.monotonic() + 60 * arguments.minutes)
         numbers = range(arguments.first_round, arguments.rounds + 1)
-        bench.all_rounds(arguments.config, arguments.systems, arguments.ways, numbers)
+        bench.all_rounds(arguments.settings, arguments.systems, arguments.ways, numbers)
     results.write(about("peers.py", arguments.out))
     print(results.table())
 
@@ -188,9 +188,9 @@ class Bench:
     threads: int
     until: float
 
-    def all_rounds(self, config: list[str], systems: list[str], ways: list[str] | None, numbers: range) -> None:
+    def all_rounds(self, settings: list[str], systems: list[str], ways: list[str] | None, numbers: range) -> None:
         for number in numbers:
-            for setting in config:
+            for setting in settings:
                 for system, way in self.turn(setting, systems, ways, number):
                     self.once(setting, system, way, number)
 
@@ -208,7 +208,7 @@ class Bench:
         return pairs[shift:] + pairs[:shift]
 
     def once(self, setting: str, system: str, way: str, number: int, off: tuple[str, ...] = ()) -> None:
-        """One run in a process of its own, unless the results make_validation_set it."""
+        """One run in a process of its own, unless the results contain it."""
         row: dict[str, Any] = {"setting": setting, "system": system, "way": way, "round": number, "off": list(off)}
         if self.results.holds(row) or time.monotonic() > self.until:
             return

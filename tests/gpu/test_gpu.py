@@ -1,6 +1,6 @@
-"""What only an accelerator can show: FlexAttention against the CPU's way, memory against its estimate, few bits.
+"""Tests that need a GPU: FlexAttention against the CPU, memory against its estimate, quantized weights.
 
-Run on a machine with an NVIDIA GPU: `python -m pytest -m gpu`. Not run yet: no GPU was at hand.
+Run on a machine with an NVIDIA GPU: `python -m pytest -m gpu`.
 """
 
 import json
@@ -33,38 +33,38 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def attended(device: str, dtype: torch.dtype) -> torch.Tensor:
+def attention_and_gradients(device: str, dtype: torch.dtype) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 512, 32, generator=random).to(device, dtype) for heads in (4, 2, 2))
     for tensor in (q, k, v):
         tensor.requires_grad_(True)
     layout = make_layout(DOCUMENTS, torch.device(device))
-    place: Any = SimpleNamespace(layer_idx=0, config=SimpleNamespace(num_hidden_layers=2))
-    out, _ = packed_attention(place, q, k, v, None, layout=layout)
+    module: Any = SimpleNamespace(layer_idx=0, config=SimpleNamespace(num_hidden_layers=2))
+    out, _ = packed_attention(module, q, k, v, None, layout=layout)
     out.square().sum().backward()
     gradients = [tensor.grad for tensor in (q, k, v) if tensor.grad is not None]
     return torch.cat([tensor.detach().flatten().float().cpu() for tensor in (out, *gradients)])
 
 
-def test_flex_attention_is_the_cpus_attention_with_its_gradients() -> None:
-    expected = attended("cpu", torch.float32)
-    found = attended("cuda", torch.float32)
+def test_flex_attention_matches_the_cpu() -> None:
+    expected = attention_and_gradients("cpu", torch.float32)
+    found = attention_and_gradients("cuda", torch.float32)
     assert float((found - expected).norm() / expected.norm()) < 5e-3  # TF32 in flex's matmul_flops
     assert PACKED == "qilin_packed"
 
 
-def test_a_step_gives_the_cpus_loss(home: Path, tmp_path: Path) -> None:
+def test_loss_matches_the_cpu(home: Path, tmp_path: Path) -> None:
     words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={tmp_path}"]
     config = read_recipe("small/align", [*words, "precision=fp32", "template=v1", "kinds=[]", "batch_size=100"])
     values = []
     for device in ("cpu", "cuda"):
         loaded = load_start(config)
         set_trainable(loaded.model, ("projector", "language"))
-        feed = PackedDataset(config, loaded.processor)
-        plan = make_plan(feed.lengths, [1.0], batch_size=100, num_epochs=1, pack_tokens=8192, seed=0)
+        data = PackedDataset(config, loaded.processor)
+        plan = make_plan(data.lengths, [1.0], batch_size=100, num_epochs=1, pack_tokens=8192, seed=0)
         model: Any = loaded.model.to(device)
         use_packed_attention(model)
-        pack = feed.make_pack(plan.packs(0)[0][0], torch.device(device), torch.float32)
+        pack = data.make_pack(plan.packs(0)[0][0], torch.device(device), torch.float32)
         values.append(float(pack_loss(model, pack, pack.pixels)))
     assert values[1] == pytest.approx(values[0], rel=2e-3)
 

@@ -179,7 +179,7 @@ def test_fp8_requires_a_gpu_that_supports_it(home: Path) -> None:
 
 
 def test_fp8_is_close_to_the_plain_model(home: Path) -> None:
-    """By ordinary autocast_context on rounded numbers; the matmul_flops of a GPU were not run."""
+    """Emulated on rounded numbers; the FP8 products of a GPU were not run."""
     pytest.importorskip("torchao")
     plain, pack, _ = one_pack(recipe(home))
     small, _, _ = one_pack(recipe(home, "frozen_weights=fp8"))

@@ -310,7 +310,7 @@ def test_bf16_error_is_that_of_eager_attention(spread: float, most: float) -> No
 
 
 def test_few_shapes_occur() -> None:
-    """Documents of any length take few shapes of matmul_flops, for each new one costs time and memory."""
+    """Documents of any length need few shapes of products; each new one costs time and memory."""
     shapes = set()
     for length in range(1, 400):
         for bucket in make_layout([(0, length, -1)], CPU).buckets:

@@ -1,4 +1,4 @@
-"""Qilin's own `qilin train` on a job's samples; for bench/train/gains.py with one of its tricks switched off.
+"""`qilin train` on a job's samples; for bench/train/gains.py with one of its optimizations disabled.
 
 python run_qilin.py JOB.json
 """
@@ -14,12 +14,11 @@ from watch import Watch, read_job
 
 from qilin.core.config import read_yaml
 from qilin.core.provenance import code_hash, commit
-from qilin.model import processing as inputs
-from qilin.train import data_loader as feed
-from qilin.train import loop, plan
+from qilin.model import processing
+from qilin.train import data_loader, loop, plan
 from qilin.train import packed_attention as attention
 from qilin.train.config import DataSource, TrainConfig
-from qilin.train.metrics import Log
+from qilin.train.metrics import MetricsLog
 from qilin.train.stage import run_stage
 
 
@@ -35,7 +34,7 @@ def main(path: str) -> None:
     watch_loop(watch)
     config = TrainConfig(
         model=job["model"], data=(DataSource(path=Path(job["data"])),), trainable=tuple(job["learn"]), template="v1",
-        system="", out=Path(job["out"]), seed=job["seed"], save_steps=0, device="cpu", **flags,
+        system_prompt="", out=Path(job["out"]), seed=job["seed"], save_steps=0, device="cpu", **flags,
     )  # fmt: skip
     run_stage(config, "bench")
     done = read_yaml(Path(job["out"]) / "recipe.yaml")
@@ -45,36 +44,39 @@ def main(path: str) -> None:
 
 def watch_loop(watch: Watch) -> None:
     """Qilin's loop carries the watch: at its begin, before each step's packs, after each step."""
-    prefetch, learn_step, log_step = loop.prefetch, loop.learn_step, Log.step
+    prefetch, compute_gradients, log_step = loop.prefetch, loop.compute_gradients, MetricsLog.log_step
 
-    def begin(*given: Any) -> Iterator[Any]:
+    def begin(*arguments: Any) -> Iterator[Any]:
         watch.begin()
-        return prefetch(*given)
+        return prefetch(*arguments)
 
-    def count(learner: Any, packs: Any, *given: Any) -> Any:
-        for pack in packs:
+    def count(context: Any, module: Any, batch: Any) -> Any:
+        for pack in batch.packs:
             watch.batch(pack.ids, pack.ids, pack.targets, pack.ids.numel())
-        return learn_step(learner, packs, *given)
+        return compute_gradients(context, module, batch)
 
-    def mark(self: Any, figures: Any, write: bool) -> None:
-        log_step(self, figures, write)
+    def mark(self: Any, metrics: Any, write: bool) -> None:
+        log_step(self, metrics, write)
         watch.step()
-        watch.loss(figures["loss"])
+        watch.loss(metrics["loss"])
 
-    loop.prefetch, loop.learn_step, Log.step = begin, count, mark  # type: ignore[assignment, method-assign]
+    loop.prefetch, loop.compute_gradients = begin, count
+    MetricsLog.log_step = mark  # type: ignore[assignment, method-assign]
 
 
 def no_packing() -> None:
-    """Each piece (an image with its questions) is computed by itself."""
-    plan.pack = lambda pieces, budget: [[piece] for piece in pieces]
+    """Each group (an image with its questions) is a pack of its own."""
+    plan.best_fit = lambda groups, max_tokens: [[group] for group in groups]
 
 
 def all_logits() -> None:
     """Logits of every position, as a causal language model's own loss computes them."""
 
-    def answer_loss(hidden: torch.Tensor, head: Any, where: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        assert len(where.unique()) == len(where), "a word stands between an image and each answer"
-        labels = torch.full((len(hidden),), -100).index_copy(0, where, targets)
+    def answer_loss(
+        hidden: torch.Tensor, head: Any, target_positions: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        assert len(target_positions.unique()) == len(target_positions), "a token separates an image from each answer"
+        labels = torch.full((len(hidden),), -100).index_copy(0, target_positions, targets)
         return F.cross_entropy(head(hidden).float(), labels, ignore_index=-100, reduction="sum")
 
     loop.answer_loss = answer_loss
@@ -83,14 +85,14 @@ def all_logits() -> None:
 def dense_mask() -> None:
     """One attention call a pack, with the mask of who sees whom, in place of one call a document."""
 
-    def masked(documents: Sequence[tuple[int, int, int]], device: torch.device, read: Any = None) -> attention.Layout:
+    def masked(documents: Sequence[tuple[int, int, int]], device: torch.device, used: Any = None) -> attention.Layout:
         table = torch.tensor(documents)
         number = torch.repeat_interleave(torch.arange(len(table)), table[:, 1])
         prefix = torch.repeat_interleave(table[:, 2], table[:, 1])
         mask = (number[:, None] == number) | (prefix[:, None] == number)
         return attention.Layout(table, block_mask=mask & torch.ones(mask.shape, dtype=torch.bool).tril())
 
-    feed.make_layout = masked
+    data_loader.make_layout = masked
     attention.flex = lambda q, k, v, mask, scaling: F.scaled_dot_product_attention(
         q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     ).transpose(1, 2)
@@ -99,7 +101,7 @@ def dense_mask() -> None:
 def no_blocks() -> None:
     """PyTorch's attention for each bucket of documents: causal where they see themselves alone, else with a mask."""
 
-    def whole(query: Any, key: Any, value: Any, buckets: Sequence[Any], scaling: float | None = None) -> Any:
+    def sdpa_by_bucket(query: Any, key: Any, value: Any, buckets: Sequence[Any], scaling: float | None = None) -> Any:
         out = torch.zeros_like(query, dtype=value.dtype)
         for bucket in buckets:
             q, k, v = (
@@ -107,36 +109,36 @@ def no_blocks() -> None:
                 for rows, tokens in ((query, bucket.queries), (key, bucket.keys), (value, bucket.keys))
             )
             mask = None
-            if bucket.blocks[0].hidden is not None and len(bucket.queries) < len(bucket.keys):
+            if bucket.blocks[0].mask is not None and len(bucket.queries) < len(bucket.keys):
                 mask = torch.zeros(bucket.count, q.shape[2], k.shape[2], dtype=torch.bool)
                 for block in bucket.blocks:
-                    mask[:, block.rows, : block.free] = True
-                    mask[:, block.rows, block.free : block.keys] = ~block.hidden
+                    mask[:, block.rows, : block.visible] = True
+                    mask[:, block.rows, block.visible : block.keys] = ~block.mask
                 mask = mask[:, None]
-            causal = mask is None and bucket.blocks[0].hidden is not None
+            causal = mask is None and bucket.blocks[0].mask is not None
             grouped = q.shape[1] != k.shape[1]
             found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
             rows = found.transpose(0, 1).flatten(1, 2)
             out = out.index_copy(1, bucket.tokens, rows if bucket.real is None else rows[:, bucket.real])
         return out
 
-    attention.bucketed_attention = whole
+    attention.bucketed_attention = sdpa_by_bucket
 
 
-def everything_read() -> None:
+def no_skipping() -> None:
     """The last layer and the encoder's last are computed for all tokens."""
     make_layout = attention.make_layout
-    feed.make_layout = lambda documents, device, read: make_layout(documents, device)
-    attention.skip_unread = lambda model: None
+    data_loader.make_layout = lambda documents, device, used=None: make_layout(documents, device)
+    attention.add_skip_hooks = lambda model: None
 
 
-def no_kept_images() -> None:
-    """An image is read and scaled each time it is asked for."""
-    inputs.PixelCache.__init__.__defaults__ = (0,)
+def no_image_cache() -> None:
+    """An image is decoded and scaled each time it is used."""
+    processing.PixelCache.__init__.__defaults__ = (0,)
 
 
 def no_prefetch() -> None:
-    """A step's packs are made when the step before is done, in the same thread."""
+    """The packs of a step are built after the previous step, in the same thread."""
 
     class Now:
         def __init__(self, workers: int) -> None: ...
@@ -151,17 +153,17 @@ def no_prefetch() -> None:
 
             return Later()
 
-    feed.ThreadPoolExecutor = Now  # type: ignore[assignment, misc]
+    data_loader.ThreadPoolExecutor = Now  # type: ignore[assignment, misc]
 
 
-OFF_BY_FLAG = {"shared prefix": {"questions": "separate"}, "bf16": {"precision": "fp32"}}
+OFF_BY_FLAG = {"shared prefix": {"share_image_prefix": False}, "bf16": {"precision": "fp32"}}
 OFF: dict[str, Callable[[], None]] = {
     "packing": no_packing,
     "supervised-only loss": all_logits,
     "attention by document": dense_mask,
     "attention in blocks": no_blocks,
-    "what nobody reads left out": everything_read,
-    "images kept": no_kept_images,
+    "what nobody reads left out": no_skipping,
+    "images kept": no_image_cache,
     "packs made ahead": no_prefetch,
 }
 
