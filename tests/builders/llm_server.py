@@ -61,7 +61,8 @@ def serve(service: FakeService) -> Iterator[FakeService]:
             if status in (429, 500, 503):
                 self.send_header("Retry-After-Ms", "10")
             self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(OSError):  # the client closed the connection
+                self.wfile.write(data)
 
         def log_message(self, *arguments: Any) -> None: ...
 

@@ -1,17 +1,14 @@
 """A small English dataset, a service that translates it correctly, and the command that runs one on the other."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from builders.datasets import image_record, write_dataset
 from builders.llm_server import FakeService
 from qilin.cli import main
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.schema import ImageRecord, Provenance, Sample, assistant, user
-from qilin.dataset.writer import DatasetWriter, make_image
+from qilin.dataset.schema import Sample, assistant, user
 
 TRANSLATIONS = {
     "A 3 cm mass in the left lung.": "左肺有一个3厘米的肿块。",
@@ -23,15 +20,9 @@ TRANSLATIONS = {
 }
 
 
-def gradient_image() -> ImageRecord:
-    buffer = io.BytesIO()
-    Image.radial_gradient("L").resize((40, 40)).save(buffer, "PNG")
-    return make_image(buffer.getvalue(), [Provenance("test", "1", license="CC BY")])
-
-
 def english_dataset(path: Path) -> Dataset:
     """A caption, a yes/no question and a multiple-choice question in English, and one question in Chinese."""
-    image = gradient_image()
+    image = image_record(0)
     ids = (image.image_id,)
     samples = [
         Sample("cap", "caption", ids, (user("描述图片。", 1), assistant("A 3 cm mass in the left lung.")), lang="en"),
@@ -40,26 +31,18 @@ def english_dataset(path: Path) -> Dataset:
         Sample("choice", "vqa", ids, (user("Which organ?\nA. Liver\nB. CT", 1), assistant("Liver")), "choice",
                ("Liver", "CT"), lang="en"),
     ]  # fmt: skip
-    return write_samples(path, image, samples)
+    return open_dataset(write_dataset(path, [(sample, image) for sample in samples]))
 
 
 def numbered_captions(path: Path, count: int) -> Dataset:
     """English captions that differ in one number."""
-    image = gradient_image()
+    image = image_record(0)
     texts = [f"A mass of {n + 2} cm in the left lung." for n in range(count)]
     samples = [
         Sample(f"cap{n}", "caption", (image.image_id,), (user("描述图片。", 1), assistant(text)), lang="en")
         for n, text in enumerate(texts)
     ]
-    return write_samples(path, image, samples)
-
-
-def write_samples(path: Path, image: ImageRecord, samples: list[Sample]) -> Dataset:
-    with DatasetWriter(path, {"made": "here"}) as writer:
-        writer.add_image(image)
-        for sample in samples:
-            writer.add_sample("train", sample)
-    return open_dataset(path)
+    return open_dataset(write_dataset(path, [(sample, image) for sample in samples]))
 
 
 def requested_texts(body: dict[str, Any]) -> dict[str, str]:

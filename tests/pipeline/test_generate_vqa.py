@@ -1,7 +1,6 @@
-"""`qilin data generate-vqa` against a local service that writes questions and guesses, errs, waits, fails and lies."""
+"""`qilin data generate-vqa` against local services that write and guess correctly, wrongly or not at all."""
 
 import hashlib
-import io
 import json
 import re
 import subprocess
@@ -10,19 +9,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 
+from builders.datasets import image_record, question_sample, write_dataset
 from builders.llm_server import FakeService, HtmlHandler, serve, serve_http
 from qilin.cli import main
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
-from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.schema import Provenance, Sample, assistant, text_of, user
-from qilin.dataset.writer import DatasetWriter, make_image
+from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import ImageRecord, Sample, assistant, text_of, user
 from qilin.pipeline.importers.slake_captions import compose_captions
 from qilin.pipeline.questions.generate import PROMPT, PROMPT_VERSION
 
@@ -34,28 +31,21 @@ TEXTS = {
 }
 
 
-def png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    noise = np.random.default_rng(seed).integers(0, 256, (40, 40), dtype=np.uint8)
-    Image.fromarray(noise).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def caption(name: str, text: str, images: tuple[str, ...], kind: Any = "caption", group: str = "") -> Sample:
     return Sample(name, kind, images, (user(CAPTION_INSTRUCTION, len(images)), assistant(text)), group=group or name)
 
 
-def write_texts(path: Path) -> Dataset:
-    images = [make_image(png(n), [Provenance("test", str(n), license="CC BY")]) for n in range(len(TEXTS))]
-    with DatasetWriter(path, {"made": "here"}) as writer:
-        for image, (name, text) in zip(images, TEXTS.items(), strict=True):
-            writer.add_image(image)
-            writer.add_sample("train", caption(name, text, (image.image_id,)))
-        writer.add_sample("train", caption("english", "A nodule.", (images[0].image_id,)))
-        writer.add_sample("train", caption("no image", "右肺结节。", ()))
-        messages = (user("有结节吗？", 1), assistant("是"))
-        writer.add_sample("train", Sample("vqa", "vqa", (images[0].image_id,), messages, "closed"))
-    return open_dataset(path)
+def write_texts(path: Path) -> None:
+    images = [image_record(n) for n in range(len(TEXTS))]
+    rows = [
+        (caption(name, text, (image.image_id,)), image)
+        for image, (name, text) in zip(images, TEXTS.items(), strict=True)
+    ]
+    rows += [(caption("english", "A nodule.", (images[0].image_id,)), images[0])]
+    no_image = (caption("no image", "右肺结节。", ()), None)
+    write_dataset(
+        path, [*rows, no_image, (question_sample("vqa", images[0], "有结节吗？", "是", answer_type="closed"), None)]
+    )
 
 
 def question_row(kind: str, question: str, answer: str, evidence: str, *options: str) -> dict[str, Any]:
@@ -97,7 +87,7 @@ def write_questions(body: dict[str, Any]) -> str:
 
 
 def correct_reply(body: dict[str, Any]) -> str:
-    """Writes sound questions; without an image always says 是, A, and that it does not know."""
+    """Writes correct questions; guesses are always 是, A, or unknown."""
     if not is_guess(body):
         return write_questions(body)
     text = body["messages"][1]["content"]
@@ -406,11 +396,10 @@ def extract_questions(body: dict[str, Any]) -> str:
 @pytest.mark.skipif(not (SHARED / "openi_zh_text").is_dir(), reason="openi_zh_text is not on this machine")
 def test_real_reports(tmp_path: Path) -> None:
     reports = json.loads((SHARED / "openi_zh_text" / "openi-zh.json").read_text(encoding="utf-8"))["annotations"][:120]
-    image = make_image(png(0), [Provenance("test", "0", license="CC0")])
-    with DatasetWriter(tmp_path / "texts", {"made": "here"}) as writer:
-        writer.add_image(image)
-        for n, report in enumerate(reports):
-            writer.add_sample("train", caption(f"report {n}", report["caption"], (image.image_id,), "report", "one"))
+    image = image_record(0)
+    ids = (image.image_id,)
+    samples = [caption(f"report {n}", row["caption"], ids, "report", "one") for n, row in enumerate(reports)]
+    write_dataset(tmp_path / "texts", [(sample, image) for sample in samples])
     with serve(FakeService(extract_questions)) as service:
         assert run(tmp_path, service, "--open", "2", "--yes-no", "4", "--choice", "0", "--guesses", "1") == 0
     rows, dropped = results(tmp_path)
@@ -427,27 +416,15 @@ def test_real_captions(tmp_path: Path) -> None:
     questions_of: dict[str, list[Any]] = {}
     for question in json.loads((SHARED / "slake_zh" / "train.json").read_text(encoding="utf-8")):
         questions_of.setdefault(question.get("img_name") or question["image"], []).append(question)
-    with DatasetWriter(tmp_path / "texts", {"made": "here"}) as writer:
-        for n, rows_of_image in enumerate(list(questions_of.values())[:80]):
-            image = make_image(png(n), [Provenance("test", str(n), license="CC BY")])
-            writer.add_image(image)
-            for name, _, text in compose_captions(rows_of_image):
-                writer.add_sample("train", caption(f"{n} {name}", text, (image.image_id,), group=str(n)))
+    texts: list[tuple[Sample, ImageRecord | None]] = []
+    for n, questions in enumerate(list(questions_of.values())[:80]):
+        image = image_record(n)
+        for name, _, text in compose_captions(questions):
+            texts.append((caption(f"{n} {name}", text, (image.image_id,), group=str(n)), image))
+    write_dataset(tmp_path / "texts", texts)
     with serve(FakeService(extract_questions)) as service:
-        words = [
-            "--open",
-            "2",
-            "--yes-no",
-            "4",
-            "--choice",
-            "0",
-            "--guesses",
-            "1",
-            "--only-questions",
-            "--max-attempts",
-            "1",
-        ]
-        assert run(tmp_path, service, *words) == 0
+        flags = "--open 2 --yes-no 4 --choice 0 --guesses 1 --only-questions --max-attempts 1"
+        assert run(tmp_path, service, *flags.split()) == 0
     rows, dropped = results(tmp_path)
     answers = [text_of(row.messages[1]) for row in rows.values() if row.answer_type == "closed"]
     assert answers.count("是") == answers.count("否") > 2
