@@ -32,9 +32,9 @@ TEXTS = (
 )
 
 
-def tiny_tokenizer(kind: str = "demo") -> Any:
+def tiny_tokenizer(name: str = "demo") -> Any:
     """demo: the tokenizer of `qilin demo`. chatml: byte-level BPE with Qwen's special tokens, without a BOS token."""
-    if kind == "demo":
+    if name == "demo":
         from qilin.demo.tiny_models.tokenizer import train_tokenizer
 
         return train_tokenizer(list(TEXTS) * 3, 420)
@@ -62,7 +62,7 @@ def tiny_tokenizer(kind: str = "demo") -> Any:
 
 def tiny_language(
     folder: Path,
-    kind: str = "llama",
+    name: str = "llama",
     *,
     tokenizer: Any = None,
     tie: bool = False,
@@ -84,9 +84,9 @@ def tiny_language(
         "qwen2": Qwen2Config,
         "qwen3": Qwen3Config,
     }
-    tokenizer = tokenizer or tiny_tokenizer("chatml" if kind.startswith("qwen") else "demo")
-    options: dict[str, Any] = {"head_dim": width // 4} if kind == "qwen3" else {}
-    config = configs[kind](
+    tokenizer = tokenizer or tiny_tokenizer("chatml" if name.startswith("qwen") else "demo")
+    options: dict[str, Any] = {"head_dim": width // 4} if name == "qwen3" else {}
+    config = configs[name](
         vocab_size=len(tokenizer) + padding_rows,
         hidden_size=width,
         intermediate_size=2 * width,
@@ -107,7 +107,7 @@ def tiny_language(
     return Path(folder)
 
 
-def tiny_vision(folder: Path, kind: str = "clip", *, width: int = 32, layers: int = 3, seed: int = 0) -> Path:
+def tiny_vision(folder: Path, name: str = "clip", *, width: int = 32, layers: int = 3, seed: int = 0) -> Path:
     """A vision encoder for 32 x 32 pixels, 16 patches: clip (with a class token) or siglip (without)."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -115,7 +115,7 @@ def tiny_vision(folder: Path, kind: str = "clip", *, width: int = 32, layers: in
     config_class, model_class = {
         "clip": (CLIPVisionConfig, CLIPVisionModel),
         "siglip": (SiglipVisionConfig, SiglipVisionModel),
-    }[kind]
+    }[name]
     config: Any = config_class(
         hidden_size=width,
         intermediate_size=2 * width,

@@ -125,38 +125,38 @@ def test_keep_writes_what_peft_loads(lora: tuple[Path, Path, dict[str, torch.Ten
 
     folder, base, _ = lora
     merged = convert(ConvertConfig(source=str(folder), out=tmp_path / "merged", base=str(base)))
-    kept = convert(ConvertConfig(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
+    unmerged = convert(ConvertConfig(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
     ids, pixels = torch.tensor([[5, 6, 7, *[440] * 16, 9]]), torch.ones(1, 3, 32, 32)
     with torch.inference_mode():
         one = LlavaForConditionalGeneration.from_pretrained(merged).eval()(ids, pixels).logits
-        model: Any = LlavaForConditionalGeneration.from_pretrained(kept).eval()
-        bare = model(ids, pixels).logits
-        other = PeftModel.from_pretrained(model, kept / "adapter").eval()(input_ids=ids, pixel_values=pixels).logits
+        model: Any = LlavaForConditionalGeneration.from_pretrained(unmerged).eval()
+        base_logits = model(ids, pixels).logits
+        other = PeftModel.from_pretrained(model, unmerged / "adapter").eval()(input_ids=ids, pixel_values=pixels).logits
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
-    assert not torch.allclose(one, bare, atol=1e-2)
+    assert not torch.allclose(one, base_logits, atol=1e-2)
     # Merging peft's form into the converted base gives the same weights as merging during conversion.
-    again = convert(ConvertConfig(source=str(kept / "adapter"), out=tmp_path / "again", base=str(kept)))
+    again = convert(ConvertConfig(source=str(unmerged / "adapter"), out=tmp_path / "again", base=str(unmerged)))
     first, second = TensorReader(), TensorReader()
-    theirs = {weight.name: weight for weight in list_tensors(merged)}
+    expected = {weight.name: weight for weight in list_tensors(merged)}
     for weight in list_tensors(again):
-        assert torch.equal(second.read(weight), first.read(theirs[weight.name])), weight.name
+        assert torch.equal(second.read(weight), first.read(expected[weight.name])), weight.name
     metadata = json.loads((again / "qilin.json").read_text())
     assert metadata["template"] == "v1"
     assert "adapter" not in metadata
     # load_model merges the adapter into the base.
     with torch.inference_mode():
-        logits = load_model(kept, "cpu", "fp32").model(ids, pixels).logits
+        logits = load_model(unmerged, "cpu", "fp32").model(ids, pixels).logits
     torch.testing.assert_close(logits, one, atol=1e-4, rtol=1e-5)
     with pytest.raises(UserError, match="cannot be merged into weights of 8 bits"):
-        load_model(kept, "cpu", bits=8)
+        load_model(unmerged, "cpu", bits=8)
 
 
 def test_keep_when_converting_back(lora: tuple[Path, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     """A LLaVA LoRA folder converted and back has the same config, adapters and projector; merging when converting back
     gives the same weights as merging first."""
     folder, base, _ = lora
-    kept = convert(ConvertConfig(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
-    out = convert(ConvertConfig(source=str(kept), out=tmp_path / "llava-out", to="llava", lora="keep"))
+    unmerged = convert(ConvertConfig(source=str(folder), out=tmp_path / "kept", base=str(base), lora="keep"))
+    out = convert(ConvertConfig(source=str(unmerged), out=tmp_path / "llava-out", to="llava", lora="keep"))
     assert {path.name for path in out.iterdir()} >= {"config.json", "adapter_config.json", "tokenizer.model"}
     assert not list(out.glob("*.safetensors"))  # no base weights
     for name in ("config.json", "adapter_config.json"):
@@ -168,11 +168,11 @@ def test_keep_when_converting_back(lora: tuple[Path, Path, dict[str, torch.Tenso
         assert not same_bits(next(iter(before.values())), next(iter(after.values())) + 1)  # control
     merged = convert(ConvertConfig(source=str(folder), out=tmp_path / "merged", base=str(base)))
     one = convert(ConvertConfig(source=str(merged), out=tmp_path / "one", to="llava"))
-    two = convert(ConvertConfig(source=str(kept), out=tmp_path / "other", to="llava", check=True))
+    two = convert(ConvertConfig(source=str(unmerged), out=tmp_path / "other", to="llava", check=True))
     reader, other = TensorReader(), TensorReader()
-    theirs = {weight.name: weight for weight in list_tensors(one)}
+    expected = {weight.name: weight for weight in list_tensors(one)}
     for weight in list_tensors(two):
-        assert same_bits(reader.read(weight), other.read(theirs[weight.name])), weight.name
+        assert same_bits(reader.read(weight), other.read(expected[weight.name])), weight.name
 
 
 def test_adapters_of_a_training_run_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,14 +200,14 @@ def test_adapters_of_a_training_run_round_trip(tmp_path: Path, monkeypatch: pyte
     again = convert(
         ConvertConfig(source=str(out), out=tmp_path / "again", base=str(language), vision=str(clip), system="")
     )
-    ours, theirs = load_model(run, "cpu", "fp32").model, load_model(again, "cpu", "fp32").model
-    image = ours.config.image_token_index
+    trained, imported = load_model(run, "cpu", "fp32").model, load_model(again, "cpu", "fp32").model
+    image = trained.config.image_token_index
     ids, pixels = torch.tensor([[5, 6, 7, *[image] * 16, 9, 11]]), torch.ones(1, 3, 32, 32)
     with torch.inference_mode():
-        one, other = (model(ids, pixels).logits[..., :image] for model in (ours, theirs))
+        one, other = (model(ids, pixels).logits[..., :image] for model in (trained, imported))
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-        theirs.model.multi_modal_projector.linear_1.weight.add_(0.1)  # control
-        assert not torch.allclose(one, theirs(ids, pixels).logits[..., :image], atol=1e-3)
+        imported.model.multi_modal_projector.linear_1.weight.add_(0.1)  # control
+        assert not torch.allclose(one, imported(ids, pixels).logits[..., :image], atol=1e-3)
     with pytest.raises(UserError, match="no adapter/adapter_config.json, so no LoRA to keep"):
         convert(ConvertConfig(source=str(again), out=tmp_path / "none", to="llava", lora="keep"))
 

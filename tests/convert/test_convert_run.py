@@ -210,8 +210,8 @@ def test_pixels_equal_llavas(conversions: dict[str, tuple[Path, Path]], name: st
     # transformers' rounding of the longer side, also in the CLIP processor that LLaVA used
     width, height = (SIDE if edge == short else int(SIDE * edge / short) for edge in padded.size)
     resized = padded.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - SIDE) // 2, (height - SIDE) // 2
-    pixels = np.asarray(resized.crop((left, top, left + SIDE, top + SIDE)), dtype=np.float64) / 255
+    x, y = (width - SIDE) // 2, (height - SIDE) // 2
+    pixels = np.asarray(resized.crop((x, y, x + SIDE, y + SIDE)), dtype=np.float64) / 255
     expected = ((pixels - np.array(mean)) / np.array(deviation)).transpose(2, 0, 1)
     processor = AutoProcessor.from_pretrained(conversions[name][1]).image_processor
     actual = np.asarray(processor(images=[image], return_tensors="np")["pixel_values"][0])

@@ -37,7 +37,7 @@ CASES = {
 IMAGE_TOKENS = 5
 
 
-def sentencepiece_folder(folder: Path, kind: str, prefix: bool) -> Path:
+def write_sentencepiece(folder: Path, model_type: str, prefix: bool) -> Path:
     """A Llama folder in Meta's form: a SentencePiece tokenizer.model, no tokenizer.json."""
     import sentencepiece
 
@@ -47,7 +47,7 @@ def sentencepiece_folder(folder: Path, kind: str, prefix: bool) -> Path:
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus),
         model_prefix=str(folder / "tokenizer"),
-        model_type=kind,
+        model_type=model_type,
         vocab_size=420,
         hard_vocab_limit=False,
         byte_fallback=True,
@@ -72,7 +72,7 @@ def add_chinese_tokens(folder: Path) -> Path:
     """A Llama tokenizer with added Chinese words, like Chinese-LLaMA's."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(sentencepiece_folder(folder, "bpe", True))
+    tokenizer = AutoTokenizer.from_pretrained(write_sentencepiece(folder, "bpe", True))
     assert tokenizer.add_tokens(["右下肺", "异常", "片状影", "一侧", "图中有"]) > 0
     extended = folder.parent / "extended"
     tokenizer.save_pretrained(extended)
@@ -97,9 +97,9 @@ def write_char_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def save_tiny_tokenizer(kind: str) -> Callable[[Path], Path]:
+def save_tiny_tokenizer(tokenizer_name: str) -> Callable[[Path], Path]:
     def save(folder: Path) -> Path:
-        tiny_tokenizer(kind).save_pretrained(folder)
+        tiny_tokenizer(tokenizer_name).save_pretrained(folder)
         return folder
 
     return save
@@ -107,14 +107,19 @@ def save_tiny_tokenizer(kind: str) -> Callable[[Path], Path]:
 
 TOKENIZERS: dict[str, Callable[[Path], Path]] = {
     "byte-level BPE": save_tiny_tokenizer("chatml"),
-    "sentencepiece BPE, prefix": lambda folder: sentencepiece_folder(folder, "bpe", True),
-    "sentencepiece BPE, no prefix": lambda folder: sentencepiece_folder(folder, "bpe", False),
-    "sentencepiece unigram": lambda folder: sentencepiece_folder(folder, "unigram", True),
+    "sentencepiece BPE, prefix": lambda folder: write_sentencepiece(folder, "bpe", True),
+    "sentencepiece BPE, no prefix": lambda folder: write_sentencepiece(folder, "bpe", False),
+    "sentencepiece unigram": lambda folder: write_sentencepiece(folder, "unigram", True),
     "Chinese-extended": add_chinese_tokens,
     "characters": write_char_tokenizer,
     "demo": save_tiny_tokenizer("demo"),
 }
-PAIRS = [(kind, name) for kind in TOKENIZERS for name in TEMPLATES if name != "chatml" or kind == "byte-level BPE"]
+PAIRS = [
+    (tokenizer_name, name)
+    for tokenizer_name in TOKENIZERS
+    for name in TEMPLATES
+    if name != "chatml" or tokenizer_name == "byte-level BPE"
+]
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +127,8 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = tmp_path_factory.mktemp("tokenizers")
     # With AutoTokenizer, like a recipe's language model.
     return {
-        kind: load_tokenizer(str(make(home / f"t{n}")), "huggingface")
-        for n, (kind, make) in enumerate(TOKENIZERS.items())
+        tokenizer_name: load_tokenizer(str(make(home / f"t{n}")), "huggingface")
+        for n, (tokenizer_name, make) in enumerate(TOKENIZERS.items())
     }
 
 
@@ -153,9 +158,11 @@ def supervised_runs(ids: list[int], mask: list[bool], tokenizer: Any) -> list[st
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("kind", "name"), PAIRS)
-def test_exactly_the_assistants_text_is_supervised(tokenizers: dict[str, Any], kind: str, name: str, case: str) -> None:
-    tokenizer, messages = tokenizers[kind], CASES[case]
+@pytest.mark.parametrize(("tokenizer_name", "name"), PAIRS)
+def test_exactly_the_assistants_text_is_supervised(
+    tokenizers: dict[str, Any], tokenizer_name: str, name: str, case: str
+) -> None:
+    tokenizer, messages = tokenizers[tokenizer_name], CASES[case]
     encoded = encode(messages, tokenizer, chat_template(name), IMAGE_TOKENS)
     expected = expected_spans(messages, name, tokenizer.eos_token)
     if name == "plain":  # user text is dropped, so the answers are adjacent
@@ -170,10 +177,10 @@ def test_exactly_the_assistants_text_is_supervised(tokenizers: dict[str, Any], k
         assert supervised_runs(encoded.ids, shifted, tokenizer) != expected
 
 
-@pytest.mark.parametrize(("kind", "name"), PAIRS)
-def test_the_last_supervised_token_ends_an_answer(tokenizers: dict[str, Any], kind: str, name: str) -> None:
+@pytest.mark.parametrize(("tokenizer_name", "name"), PAIRS)
+def test_the_last_supervised_token_ends_an_answer(tokenizers: dict[str, Any], tokenizer_name: str, name: str) -> None:
     """Generation stops at the supervised end token, whatever token that is, and at no earlier one."""
-    tokenizer = tokenizers[kind]
+    tokenizer = tokenizers[tokenizer_name]
     ends = end_token_ids(tokenizer, name)
     ends = ends if isinstance(ends, list) else [ends]
     for text in (*ANSWERS, "双肺纹理清晰。", "X"):
@@ -203,9 +210,9 @@ def test_a_line_end_inside_a_merged_token_ends_plain_answers() -> None:
     assert tokenizer.eos_token_id in ends
 
 
-@pytest.mark.parametrize(("kind", "name"), PAIRS)
-def test_mask_equals_transformers(tokenizers: dict[str, Any], kind: str, name: str) -> None:
-    tokenizer = tokenizers[kind]
+@pytest.mark.parametrize(("tokenizer_name", "name"), PAIRS)
+def test_mask_equals_transformers(tokenizers: dict[str, Any], tokenizer_name: str, name: str) -> None:
+    tokenizer = tokenizers[tokenizer_name]
     for messages in CASES.values():
         encoded = encode(messages, tokenizer, chat_template(name), 1)
         expected = tokenizer.apply_chat_template(
@@ -217,8 +224,8 @@ def test_mask_equals_transformers(tokenizers: dict[str, Any], kind: str, name: s
 
 def test_the_prompt_is_a_prefix_of_the_training_ids(tokenizers: dict[str, Any]) -> None:
     """A generation prompt ends directly before the first supervised token of training."""
-    for kind, name in PAIRS:
-        tokenizer = tokenizers[kind]
+    for tokenizer_name, name in PAIRS:
+        tokenizer = tokenizers[tokenizer_name]
         for messages in (CHAT[:2], CHAT[:4], CHAT):
             template = chat_template(name)
             complete = encode(messages, tokenizer, template, 1)
@@ -231,7 +238,7 @@ def test_the_prompt_is_a_prefix_of_the_training_ids(tokenizers: dict[str, Any]) 
                 last_answer = max(
                     i for i, flag in enumerate(complete.loss_mask) if flag and not complete.loss_mask[i - 1]
                 )
-                assert len(prompt) == last_answer, (kind, name)
+                assert len(prompt) == last_answer, (tokenizer_name, name)
 
 
 def processor_for(tokenizer: Any, name: str, strategy: str, extra: int) -> Any:
@@ -252,12 +259,12 @@ def processor_for(tokenizer: Any, name: str, strategy: str, extra: int) -> Any:
 
 
 @pytest.mark.parametrize(("strategy", "extra", "expected"), [("default", 1, 16), ("full", 0, 16), ("full", 1, 17)])
-@pytest.mark.parametrize(("kind", "name"), PAIRS)
+@pytest.mark.parametrize(("tokenizer_name", "name"), PAIRS)
 def test_ids_equal_the_processors(
-    tokenizers: dict[str, Any], kind: str, name: str, strategy: str, extra: int, expected: int
+    tokenizers: dict[str, Any], tokenizer_name: str, name: str, strategy: str, extra: int, expected: int
 ) -> None:
     """An image through transformers' processor gives the ids of training."""
-    processor = processor_for(tokenizers[kind], name, strategy, extra)
+    processor = processor_for(tokenizers[tokenizer_name], name, strategy, extra)
     assert image_tokens(processor) == expected
     image = to_rgb(tiny_png(0))
     for case in ("three turns", "two images"):
@@ -288,23 +295,23 @@ def test_errors_name_the_sample(tokenizers: dict[str, Any], name: str) -> None:
 
 
 def test_instructions_stay_with_their_sample() -> None:
-    words = ("描述图片。", "写出所见。")
-    bare = [Sample(f"s{n}", "caption", ("x",), (user(images=1), assistant("肺"))) for n in range(20)]
-    given = [with_instruction(sample, words)[0]["content"][-1]["text"] for sample in bare]
-    assert set(given) == set(words)
-    assert given == [with_instruction(sample, words)[0]["content"][-1]["text"] for sample in bare]
-    asked = Sample("q", "caption", ("x",), (user("说明", 1), assistant("肺")))
-    assert with_instruction(asked, words) == asked.messages  # has a question of its own
+    instructions = ("描述图片。", "写出所见。")
+    unprompted = [Sample(f"{n}-caption", "caption", ("x",), (user(images=1), assistant("肺"))) for n in range(20)]
+    texts = [with_instruction(sample, instructions)[0]["content"][-1]["text"] for sample in unprompted]
+    assert set(texts) == set(instructions)
+    assert texts == [with_instruction(sample, instructions)[0]["content"][-1]["text"] for sample in unprompted]
+    captioned = Sample("q", "caption", ("x",), (user("说明", 1), assistant("肺")))
+    assert with_instruction(captioned, instructions) == captioned.messages  # has a question of its own
     question = Sample("q", "vqa", ("x",), (user(images=1), assistant("肺")))
-    assert with_instruction(question, words) == question.messages
+    assert with_instruction(question, instructions) == question.messages
 
 
 def test_template_texts(tokenizers: dict[str, Any]) -> None:
     """The formats of LLaVA and Qwen, handwritten."""
 
-    def text(kind: str, name: str, system: str | None = None) -> str:
-        encoded = encode(CHAT[:4], tokenizers[kind], chat_template(name, system), 1)
-        return str(tokenizers[kind].decode(encoded.ids))
+    def text(tokenizer_name: str, name: str, system: str | None = None) -> str:
+        encoded = encode(CHAT[:4], tokenizers[tokenizer_name], chat_template(name, system), 1)
+        return str(tokenizers[tokenizer_name].decode(encoded.ids))
 
     system = TEMPLATES["v1"].system
     chat = f"USER: <image>\n{QUESTIONS[0]} ASSISTANT: {ANSWERS[0]}</s>USER: {QUESTIONS[1]} ASSISTANT: {ANSWERS[1]}</s>"

@@ -87,11 +87,11 @@ def test_feature_layer_is_applied_and_saved(parts: Path, tmp_path: Path) -> None
         assert not torch.allclose(again.get_image_features(pixels).pooler_output[0], before)
 
 
-@pytest.mark.parametrize("kind", VISIONS)
-def test_the_encoder_of_an_image_text_model(parts: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("architecture", VISIONS)
+def test_the_encoder_of_an_image_text_model(parts: Path, tmp_path: Path, architecture: str) -> None:
     """Hub models hold both encoders (openai/clip-vit-large-patch14-336 does); the vision encoder is extracted."""
     small: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config_class, model_class = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}[kind]
+    config_class, model_class = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}[architecture]
     config: Any = config_class(vision_config=small | {"image_size": 32, "patch_size": 8}, text_config=small)
     torch.manual_seed(1)
     both: Any = model_class(config)

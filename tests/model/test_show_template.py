@@ -42,22 +42,24 @@ EXPECTED = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tokenizers: of the demo, byte-level BPE, SentencePiece with and without legacy."""
     home = tmp_path_factory.mktemp("tokenizers")
-    for kind in ("demo", "chatml"):
-        tiny_tokenizer(kind).save_pretrained(home / kind)
+    for tokenizer_name in ("demo", "chatml"):
+        tiny_tokenizer(tokenizer_name).save_pretrained(home / tokenizer_name)
     tiny_llava_checkpoint(home / "legacy")
     tiny_llava_checkpoint(home / "modern", legacy=False)
-    paths = {kind: home / kind for kind in ("demo", "chatml")}
-    for kind in ("legacy", "modern"):
-        paths[kind] = convert(ConvertConfig(source=str(home / kind), out=home / f"{kind}-hf"))
+    paths = {tokenizer_name: home / tokenizer_name for tokenizer_name in ("demo", "chatml")}
+    for tokenizer_name in ("legacy", "modern"):
+        paths[tokenizer_name] = convert(
+            ConvertConfig(source=str(home / tokenizer_name), out=home / f"{tokenizer_name}-hf")
+        )
     return paths
 
 
-@pytest.mark.parametrize("kind", ["demo", "chatml", "legacy", "modern"])
+@pytest.mark.parametrize("tokenizer_name", ["demo", "chatml", "legacy", "modern"])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_text_and_mask_equal_the_handmarked_text(folders: dict[str, Path], kind: str, name: str) -> None:
-    if name == "chatml" and kind != "chatml":
+def test_text_and_mask_equal_the_handmarked_text(folders: dict[str, Path], tokenizer_name: str, name: str) -> None:
+    if name == "chatml" and tokenizer_name != "chatml":
         pytest.skip("needs <|im_start|> and <|im_end|> in the vocabulary")
-    tokenizer = load_tokenizer(str(folders[kind]), "huggingface")
+    tokenizer = load_tokenizer(str(folders[tokenizer_name]), "huggingface")
     marked = EXPECTED[name].format(bos=tokenizer.bos_token or "", eos=tokenizer.eos_token)
     encoded = encode(CHAT, tokenizer, chat_template(name), 1)
     text = marked.replace("«", "").replace("»", "")
@@ -97,8 +99,8 @@ def test_custom_system_prompt() -> None:
         text = tokenizer.apply_chat_template(messages, chat_template=chat_template(name), tokenize=False)
         assert "<<SYS>>\n只答是或否。\n<</SYS>>" in text
         assert LLAMA_2_SYSTEM not in text
-        bare = tokenizer.apply_chat_template(CHAT[:2], chat_template=chat_template(name, ""), tokenize=False)
-        assert "<<SYS>>" not in bare
+        without_system = tokenizer.apply_chat_template(CHAT[:2], chat_template=chat_template(name, ""), tokenize=False)
+        assert "<<SYS>>" not in without_system
 
 
 def test_command_prints_text_tokens_and_json(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,14 +30,14 @@ LEGACY: dict[str, bool] = {
 }
 
 
-def write_tokenizer(folder: Path, kind: str) -> Path:
+def write_tokenizer(folder: Path, variant: str) -> Path:
     folder.mkdir()
-    write_llama_tokenizer(folder, None if kind in ("tokenizer.model alone", "key missing") else "true" in kind)
-    if kind == "tokenizer.model alone":
+    write_llama_tokenizer(folder, None if variant in ("tokenizer.model alone", "key missing") else "true" in variant)
+    if variant == "tokenizer.model alone":
         (folder / "tokenizer_config.json").unlink()
         (folder / "special_tokens_map.json").unlink()
     (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    if "saved" in kind:  # transformers 5 omits `legacy`
+    if "saved" in variant:  # transformers 5 omits `legacy`
         tokenizer = AutoTokenizer.from_pretrained(folder)
         for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
             (folder / name).rename(folder / f".{name}")
@@ -48,11 +48,11 @@ def write_tokenizer(folder: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", LEGACY)
+@pytest.mark.parametrize("variant", LEGACY)
 @pytest.mark.parametrize("template", ["v1", "plain"])
-def test_ids_of_a_composed_model_equal_llavas(tmp_path: Path, kind: str, template: str) -> None:
+def test_ids_of_a_composed_model_equal_llavas(tmp_path: Path, variant: str, template: str) -> None:
     """From the language model's folder through compose, and again from the saved folder."""
-    language = write_tokenizer(tmp_path / "tokenizer", kind)
+    language = write_tokenizer(tmp_path / "tokenizer", variant)
     tokenizer = load_tokenizer(str(language), "huggingface")
     shutil.copytree(language, tmp_path / "language")
     weights = tiny_language(tmp_path / "weights", tokenizer=tokenizer)
@@ -70,7 +70,7 @@ def test_ids_of_a_composed_model_equal_llavas(tmp_path: Path, kind: str, templat
         prompt = f"{SYSTEM} USER: <image>\n图中有异常吗？ ASSISTANT: {CAPTION}</s>"
         prompt += "USER: 病变位于哪一侧？ ASSISTANT: 左侧。</s>"
     image = {"<image>": int(composed.model.config.image_token_index)}
-    expected = llava_ids(language, prompt, image, legacy=LEGACY[kind])
+    expected = llava_ids(language, prompt, image, legacy=LEGACY[variant])
     for loaded in (composed, again):
         encoded = encode(messages, loaded.processor.tokenizer, loaded.processor.chat_template, 1)
         assert encoded.ids == expected
@@ -78,7 +78,7 @@ def test_ids_of_a_composed_model_equal_llavas(tmp_path: Path, kind: str, templat
         assert not any(encoded.loss_mask[: expected.index(image["<image>"]) + 1])
         assert template == "v1" or all(encoded.loss_mask[2:])
     if template == "v1":
-        assert expected != llava_ids(language, prompt, image, legacy=not LEGACY[kind])  # control
+        assert expected != llava_ids(language, prompt, image, legacy=not LEGACY[variant])  # control
 
 
 def test_a_checkpoint_with_only_a_tokenizer_model(tmp_path: Path) -> None:
@@ -99,11 +99,11 @@ def test_a_checkpoint_with_only_a_tokenizer_model(tmp_path: Path) -> None:
 
 
 def test_other_tokenizers_load_unchanged(tmp_path: Path) -> None:
-    for kind in ("demo", "chatml"):
-        tokenizer = tiny_tokenizer(kind)
-        tokenizer.save_pretrained(tmp_path / kind)
+    for variant in ("demo", "chatml"):
+        tokenizer = tiny_tokenizer(variant)
+        tokenizer.save_pretrained(tmp_path / variant)
         text = "A 图中有异常吗？ chest"
-        assert load_tokenizer(str(tmp_path / kind), "huggingface")(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert load_tokenizer(str(tmp_path / variant), "huggingface")(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
 @pytest.mark.parametrize("legacy", [True, False])

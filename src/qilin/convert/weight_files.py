@@ -204,7 +204,7 @@ def write_shards(
     if len(shards) == 1:
         write_safetensors(folder / SINGLE_FILES[0], shards[0], on_written)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for n, shard in enumerate(shards, 1):
         name = f"model-{n:05}-of-{len(shards):05}.safetensors"
         write_safetensors(folder / name, shard, on_written)
