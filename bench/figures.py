@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kept import keep
+from write_result import write_result
 
 TIMED = """
 import json, sys, time
@@ -65,7 +65,9 @@ def main() -> None:
         "times_faster_than_caption_alone": round(best["parse_pubmed_caption"] / best["read_article"], 2),
         "articles_a_second_a_core": round(len(files) / best["read_article"]),
     }  # fmt: skip
-    keep("figures", "python bench/figures.py ARTICLES --peer VENV/bin/python", result, "one core, best of 5 x 20 turns")
+    write_result(
+        "figures", "python bench/figures.py ARTICLES --peer VENV/bin/python", result, "one core, best of 5 x 20 turns"
+    )
 
 
 if __name__ == "__main__":

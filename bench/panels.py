@@ -19,8 +19,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from kept import keep
-from qilin.imaging.panels import Box, divide_image
+from qilin.imaging.panels import Box, split_image
+from write_result import write_result
 
 
 def compound(paths: list[Path], rng: random.Random) -> tuple[Image.Image, list[Box], str]:
@@ -103,7 +103,7 @@ def same(found: list[Box], true: list[Box], margin: int) -> bool:
 
 
 def state_of(image: Image.Image, true: list[Box]) -> str:
-    found = divide_image(image)
+    found = split_image(image)
     if same(found, true, margin=true[0][0]):
         return "right"
     if len(found) == 1:
@@ -140,14 +140,14 @@ def main() -> None:
         page, boxes, _ = unequal(singles, hard)
         uneven[state_of(through_jpeg(page, hard.randint(75, 95)), boxes)] += 1
     false = {
-        name: sum(len(divide_image(through_jpeg(make(singles, hard), hard.randint(75, 95)))) > 1 for _ in range(300))
+        name: sum(len(split_image(through_jpeg(make(singles, hard), hard.randint(75, 95)))) > 1 for _ in range(300))
         for name, make in (("two things", two_things), ("on a screen", on_a_screen))
     }
     began = time.process_time()
     divided = Counter(
         p.parent.name if p.parent.name == "imgs" else "slake"
         for p in singles
-        if len(divide_image(Image.open(p).convert("RGB"))) > 1
+        if len(split_image(Image.open(p).convert("RGB"))) > 1
     )
     seconds = (time.process_time() - began) / len(singles)
     result = {
@@ -156,7 +156,7 @@ def main() -> None:
         "singles": len(singles), "singles_divided": sum(divided.values()),
         "milliseconds_a_single": round(1000 * seconds, 2),
     }  # fmt: skip
-    keep("panels", "python bench/panels.py SLAKE HANNOVER BCCD", result)
+    write_result("panels", "python bench/panels.py SLAKE HANNOVER BCCD", result)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def pairs_of(folder: Path) -> list[tuple[str, Question]]:
             continue
         text = texts[0]
         nothing = len(re.findall("[^。]+。", text)) == 1 and row.get("content_type") not in ("Modality", "Plane")
-        if nothing or normalize_text(answer) in normalize_text(question):  # no statement of it was made; A还是B is refused by design
+        # the statement says nothing about the answer, or the question names it (A还是B), which the checks refuse
+        if nothing or normalize_text(answer) in normalize_text(question):
             continue
         if is_yes_no_question(normalize_text(question)):
             said = word_polarity(normalize_text(answer))

@@ -55,12 +55,12 @@ COMMANDS = {
         "qilin data pmc pmc --query 'case report[filter] AND chest CT' --license commercial --limit 1000\n"
         "qilin data pmc pmc --inventory --article-types case-report",
     ),
-    "data figures": Command(
+    "data extract-figures": Command(
         "extract figures from JATS articles: captions, mentions, context, licenses and panels",
-        "qilin.pipeline.pubmed.figures:FiguresConfig",
+        "qilin.pipeline.pubmed.figures:ExtractFiguresConfig",
         "qilin.pipeline.pubmed.figures:extract_figures",
         ("source", "out"),
-        "qilin data figures pmc/articles figures\nqilin data figures articles figures --workers 8",
+        "qilin data extract-figures pmc/articles figures\nqilin data extract-figures articles figures --workers 8",
     ),
     "data filter-figures": Command(
         "classify the figures that captions leave undecided with a vision-language model",
@@ -230,6 +230,7 @@ RENAMED = {
     "data apply": "data apply-review",
     "data to": "data export",
     "--as": "--scorer",
+    "--only-read": "--reviewed-only",
     "--count": "--devices",
     "--text": "--text-tokens",
     "--answers": "--answer-tokens",

@@ -58,7 +58,7 @@ def test_the_card_shows_plots_and_the_commands_that_reproduce_it(tmp_path: Path)
 
 
 def test_commands_of_many_steps_come_once_each_in_order() -> None:
-    figures = {"step": "figures", "command": "qilin data figures SOURCE OUT --include-nonmedical"}
+    figures = {"step": "figures", "command": "qilin data extract-figures SOURCE OUT --include-nonmedical"}
     filtered = {"step": "filter-figures", "command": "qilin data filter-figures SOURCE OUT", "made_from": figures}
     english = {
         "importer": "figures", "source": "figures", "input": "2" * 64, "made_from": filtered,
@@ -78,7 +78,7 @@ def test_commands_of_many_steps_come_once_each_in_order() -> None:
     ]
     merged = {"step": "merge", "command": "qilin data merge OUT SOURCES --seed 3", "made_from": inputs}
     assert command_chain(merged, "all") == [
-        "qilin data figures SOURCE figures --include-nonmedical",
+        "qilin data extract-figures SOURCE figures --include-nonmedical",
         "qilin data filter-figures figures figures",
         "qilin data import figures figures en --images IMAGES --lang en  # read 222222222222",
         "qilin data translate en zh --endpoint ENDPOINT --model m  # read 333333333333",

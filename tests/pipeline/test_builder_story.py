@@ -140,7 +140,7 @@ def test_review_decisions_apply_to_the_miniature_and_it_trains(
     out, vqa = tmp_path / "mini", tmp_path / "mini.steps" / "vqa"
     overrides = ("workers=1", f"decisions={decisions_path(vqa)}")
     assert build_miniature(SHARED, out, *overrides) == 2  # it stops and names the review command
-    assert f"make some with `qilin data review {vqa}`" in capsys.readouterr().err
+    assert f"`qilin data review {vqa}`" in capsys.readouterr().err
     rejected, fixed, accepted = write_decisions(vqa)
     assert build_miniature(SHARED, out, *overrides) == 0
     assert capsys.readouterr().out.count("already there: ") == 6
@@ -193,7 +193,7 @@ def test_a_build_notices_a_changed_file_of_ids(tmp_path: Path, capsys: pytest.Ca
     recipe, ids = tmp_path / "r.yaml", tmp_path / "ids.txt"
     recipe.write_text(
         "needs: {ids: ids, base: an address}\nsteps:\n  pmc: {do: pmc, ids: '{ids}', base: '{base}', rate: 500}\n"
-        "  figures: {do: figures, source: '{pmc}/articles', workers: 1}\n"
+        "  figures: {do: extract-figures, source: '{pmc}/articles', workers: 1}\n"
         "  last: {do: import, name: figures, source: '{figures}', images: '{pmc}/articles', lang: en, split: train}\n"
     )
     with serve_store(store):

@@ -77,7 +77,7 @@ def test_ids_to_figures_and_a_second_run_downloads_nothing(
     num_requests = len(store.requested)
     assert run(store, out) == 0
     assert len(store.requested) == num_requests
-    assert main(["data", "figures", str(out / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0
+    assert main(["data", "extract-figures", str(out / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0
     rows = list(read_shards(tmp_path / "figures"))
     assert [(row["article"], row["license"], row["file"]) for row in rows][0] == (
         "PMC1",
@@ -329,7 +329,7 @@ def test_empty_and_damaged_media_are_rejected_by_the_import(store: FakePmcStore,
     out = tmp_path / "pmc"
     assert run(store, out, "1\n2\n3\n4\n") == 0
     assert {state for _, state, _ in states(out)} == {"have"}
-    assert main(["data", "figures", str(out / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0
+    assert main(["data", "extract-figures", str(out / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0
     arguments = ["data", "import", "figures", str(tmp_path / "figures"), str(tmp_path / "data"), "--lang", "en"]
     assert main([*arguments, "--images", str(out / "articles"), "--split", "train"]) == 0
     data = open_dataset(tmp_path / "data")

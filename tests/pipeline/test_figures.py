@@ -1,4 +1,4 @@
-"""`qilin data figures`: caption classes, figure rows, rejected articles and figures, real articles."""
+"""`qilin data extract-figures`: caption classes, figure rows, rejected articles and figures, real articles."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def write_articles(root: Path) -> Path:
 
 def test_articles_become_figure_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write_articles(tmp_path / "articles"), tmp_path / "figures"
-    assert main(["data", "figures", str(source), str(out), "--workers", "1"]) == 0
+    assert main(["data", "extract-figures", str(source), str(out), "--workers", "1"]) == 0
     rows = {row["row_id"]: row for row in read_shards(out)}
     assert sorted(rows) == ["PMC1/F1", "PMC2/F1"]
     assert (rows["PMC1/F1"]["license"], rows["PMC1/F1"]["license_tier"]) == ("CC BY-NC", "noncommercial")
@@ -65,19 +65,20 @@ def test_articles_become_figure_rows(tmp_path: Path, capsys: pytest.CaptureFixtu
         "article: retracted, or a notice of retraction", "figure: a chart or a drawing by its caption",
     ]  # fmt: skip
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")}
-    assert main(["data", "figures", str(source), str(out), "--workers", "1", "--json"]) == 0
+    assert main(["data", "extract-figures", str(source), str(out), "--workers", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["figures"] == 2
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("rows-*")} == before
     (source / "new.xml").write_bytes(article("", pmcid="PMC9"))
-    assert main(["data", "figures", str(source), str(out)]) == 2
+    assert main(["data", "extract-figures", str(source), str(out)]) == 2
     assert "(articles, listing differ)" in capsys.readouterr().err
-    assert main(["data", "figures", str(tmp_path / "none"), str(out)]) == 2
-    assert main(["data", "figures", str(out), str(tmp_path / "x")]) == 2  # no articles in it
+    assert main(["data", "extract-figures", str(tmp_path / "none"), str(out)]) == 2
+    assert main(["data", "extract-figures", str(out), str(tmp_path / "x")]) == 2  # no articles in it
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real articles are not on this machine")
 def test_real_articles(tmp_path: Path) -> None:
-    assert main(["data", "figures", str(REAL), str(tmp_path / "out"), "--include-nonmedical", "--workers", "1"]) == 0
+    arguments = ["--include-nonmedical", "--workers", "1"]
+    assert main(["data", "extract-figures", str(REAL), str(tmp_path / "out"), *arguments]) == 0
     rows = list(read_shards(tmp_path / "out"))
     assert len(rows) == 17
     assert all(row["caption"] and row["label"] and row["images"] and row["mentions"] for row in rows)
@@ -94,5 +95,5 @@ def test_an_unreadable_file_is_rejected(tmp_path: Path) -> None:
     source.mkdir()
     (source / "ok.xml").write_bytes(article(figure("F1", "CT.", "a.jpg"), license=CC_BY))
     os.symlink(source / "nowhere", source / "gone.xml")
-    assert main(["data", "figures", str(source), str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert main(["data", "extract-figures", str(source), str(tmp_path / "out"), "--workers", "1"]) == 0
     assert '"article: file cannot be read"' in (tmp_path / "out" / "dropped-00000.jsonl").read_text()

@@ -194,7 +194,7 @@ def test_iu_xray_and_mimic(tmp_path: Path) -> None:
 
 def test_figures_with_panels(tmp_path: Path) -> None:
     pmc = write_pmc_store(tmp_path / "pmc")
-    assert main(["data", "figures", str(pmc / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0
+    assert main(["data", "extract-figures", str(pmc / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0
     data, rows = run_import_command(
         "figures", tmp_path / "figures", "--images", str(pmc / "articles"), "--split", "train"
     )

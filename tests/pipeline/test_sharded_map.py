@@ -213,7 +213,7 @@ def test_commands_write_the_same_folders_on_a_cluster(
     add_decision(decisions_path(reviewed), decisions[0])
     for name, flags in (("here", ["--workers", "1"]), ("there", ["--cluster", cluster.scheduler_address])):
         at = tmp_path / name
-        assert main(["data", "figures", str(tmp_path / "articles"), str(at / "figures"), *flags]) == 0
+        assert main(["data", "extract-figures", str(tmp_path / "articles"), str(at / "figures"), *flags]) == 0
         assert main(["data", "merge", str(at / "merged"), str(source), *flags]) == 0
         assert main(["data", "curate", str(at / "merged"), str(at / "curated"), "--resplit", *flags]) == 0
         assert main(["data", "make-conversations", str(reviewed), str(at / "conversations"), *flags]) == 0

@@ -42,7 +42,7 @@ def write_figures(tmp_path: Path) -> tuple[str, str]:
         buffer = io.BytesIO()
         Image.radial_gradient("L").resize((900, 80 + n)).save(buffer, "JPEG")
         (root / f"f{n}.jpg").write_bytes(buffer.getvalue())
-    assert main(["data", "figures", str(root), str(tmp_path / "figures"), "--workers", "1"]) == 0
+    assert main(["data", "extract-figures", str(root), str(tmp_path / "figures"), "--workers", "1"]) == 0
     return str(root), str(tmp_path / "figures")
 
 

@@ -33,7 +33,7 @@ from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.run import import_data
 from qilin.pipeline.merge import MergeConfig, merge
 from qilin.pipeline.pubmed.download import PmcConfig, download_articles
-from qilin.pipeline.pubmed.figures import FiguresConfig, extract_figures
+from qilin.pipeline.pubmed.figures import ExtractFiguresConfig, extract_figures
 from qilin.pipeline.pubmed.vision_filter import FilterFiguresConfig, filter_figures
 from qilin.pipeline.questions.conversations import MakeConversationsConfig, make_conversations
 from qilin.pipeline.questions.generate import GenerateVqaConfig, generate_vqa
@@ -48,7 +48,7 @@ OUT_HELP = "dataset folder to write"
 # data command -> its config class and function: the commands that write a folder
 COMMANDS: Mapping[str, tuple[type, Callable[[Any], None]]] = {
     "pmc": (PmcConfig, download_articles),
-    "figures": (FiguresConfig, extract_figures),
+    "extract-figures": (ExtractFiguresConfig, extract_figures),
     "filter-figures": (FilterFiguresConfig, filter_figures),
     "import": (ImportConfig, import_data),
     "merge": (MergeConfig, merge),

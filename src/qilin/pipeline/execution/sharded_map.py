@@ -155,7 +155,7 @@ def read_step_record(folder: Path) -> dict[str, Any]:
     if not (folder / STEP_FILE).is_file():
         interrupted = (folder / BEGUN_FILE).is_file()
         problem = (
-            "interrupted; run its command again" if interrupted else "not a folder of `qilin data figures`"
+            "interrupted; run its command again" if interrupted else "not a folder of `qilin data extract-figures`"
         )
         raise UserError(f"{folder}: no {STEP_FILE} in it: {problem}")
     record: dict[str, Any] = read_json(folder / STEP_FILE)

@@ -25,20 +25,11 @@ from qilin.pipeline.importers.table_files import (
 )
 
 # field of ImportConfig -> the column used if no flag names one
-DEFAULT_COLUMNS = {
-    "image": "image",
-    "question": "question",
-    "answer": "answer",
-    "caption": "caption",
-    "id": "id",
-    "group": "group",
-    "split_column": "split",
-    "answer_type": "answer_type",
-    "choices": "choices",
-    "question_type": "question_type",
-    "modality": "modality",
-    "body_part": "body_part",
-}
+DEFAULT_COLUMNS = {"split_column": "split"} | {
+    name: name
+    for name in ("image", "question", "answer", "caption", "id", "group", "answer_type", "choices", "question_type",
+                 "modality", "body_part")
+}  # fmt: skip
 ANSWER_TYPES = ("open", "closed", "choice")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 CHOICE_LETTER = re.compile(r"[(（]?[A-Ha-h甲乙丙丁戊己庚辛](?![a-z\u4e00-\u9fff])")

@@ -6,20 +6,17 @@ decoded in between, in shards. A source whose rows differ between the two passes
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qilin.core.config import flat_fields, to_dict
 from qilin.core.errors import RunError, UserError, suggest
 from qilin.core.files import sha256_file
 from qilin.core.output_dir import differing_keys, require_empty
-from qilin.core.progress import ProgressBars, refusals
+from qilin.core.progress import ProgressBars
 from qilin.dataset.import_rows import ImportRow, RejectedRow
 from qilin.dataset.licenses import license_tier, strictest
 from qilin.dataset.reader import Dataset, open_dataset
@@ -27,7 +24,7 @@ from qilin.dataset.schema import MANIFEST, Provenance, Sample
 from qilin.dataset.writer import DatasetWriter, image_from_encoded
 from qilin.imaging.decode import MISSING_FILE
 from qilin.pipeline.execution.sharded_map import read_step_record
-from qilin.pipeline.execution.step_output import EXECUTION_OPTIONS, command_line
+from qilin.pipeline.execution.step_output import EXECUTION_OPTIONS, command_line, print_summary
 from qilin.pipeline.execution.workers import make_workers
 from qilin.pipeline.importers import (
     column_maps,
@@ -59,7 +56,6 @@ def import_data(config: ImportConfig) -> None:
     for flag, folder in (("--images", config.images), ("--pmc", config.pmc)):
         if folder and not folder.exists():
             raise UserError(f"{flag} {folder}: no such folder")
-    console = Console(stderr=config.execution.json, highlight=False, soft_wrap=True)
     exists = (config.out / MANIFEST).is_file()
     if not exists:
         require_empty(config.out)  # now rather than after an hour
@@ -75,7 +71,8 @@ def import_data(config: ImportConfig) -> None:
                 store_images(writer, index, config, progress)
                 store_samples(writer, source.read(config), index, config, progress)
                 require_samples(writer, index, config)
-    print_summary(open_dataset(config.out), config, console, created=not exists)
+    dataset = open_dataset(config.out)
+    print_summary(config.out, dataset, not exists, config.execution.json, lines=summary_notes(dataset, config))
 
 
 def index_rows(source: "Source", config: ImportConfig, index: ImportIndex, progress: ProgressBars) -> None:
@@ -230,20 +227,12 @@ def require_samples(writer: DatasetWriter, index: ImportIndex, config: ImportCon
     raise UserError(f"{config.source}: no usable sample; rejected: {reasons}{hint}")
 
 
-def print_summary(dataset: Dataset, config: ImportConfig, console: Console, created: bool) -> None:
-    """Print counts, rejections with reasons, notes on licenses and splits, and the next command; or JSON."""
+def summary_notes(dataset: Dataset, config: ImportConfig) -> list[str]:
+    """Lines about images, licenses, encoding and splits, and the next command."""
     counts, settings = dataset.manifest["counts"], dataset.manifest["settings"]
-    if config.execution.json:
-        summary = {"out": str(config.out), "made": created, "hash": dataset.hash} | counts
-        print(json.dumps(summary, ensure_ascii=False))
-        return
-    samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
-    action = "wrote" if created else "already exists, from the same input and settings:"
-    console.print(f"{action} {config.out}: {counts['pictures']:,} images; samples: {samples}")
-    if counts["dropped"]:
-        console.print(refusals(counts["dropped_reasons"], "rows rejected", str(config.out / "dropped.jsonl")))
+    notes = []
     if images := settings.get("pictures"):
-        console.print(
+        notes.append(
             f"images: {images['found']:,} found, {images['whole_figure']:,} only as the whole figure, "
             f"{images['missing']:,} missing"
         )
@@ -251,17 +240,21 @@ def print_summary(dataset: Dataset, config: ImportConfig, console: Console, crea
     if unknown_licenses:
         names = ", ".join(map(repr, unknown_licenses))
         problem = "the source names no license" if unknown_licenses == ["unknown"] else f"unknown license {names}"
-        console.print(f"{problem}: `curate --license` will exclude it; set one with --license, such as 'CC BY 4.0'")
+        notes.append(f"{problem}: `curate --license` will exclude it; set one with --license, such as 'CC BY 4.0'")
     if encoding := settings.get("encoding"):
-        console.print(f"the table was read as {encoding.upper()}")
+        notes.append(f"the table was read as {encoding.upper()}")
     if config.name != "slake" and not config.split:
-        for split, share in (("validation", config.validation), ("test", config.test)):
-            if share and split not in counts["samples"]:
-                console.print(f"the {split} split is empty: too few images for a share of {share:g}")
+        shares = {"validation": config.validation, "test": config.test}
+        notes += [
+            f"the {split} split is empty: too few images for a share of {share:g}"
+            for split, share in shares.items()
+            if share and split not in counts["samples"]
+        ]
     if counts["pictures"] and "train" in counts["samples"]:
-        console.print(f"next: qilin demo --data {config.out} --recipes small")
+        notes.append(f"next: qilin demo --data {config.out} --recipes small")
     elif "train" in counts["samples"]:
-        console.print("next: list it with a dataset that has images, under data: in a recipe (docs/training.md)")
+        notes.append("next: list it with a dataset that has images, under data: in a recipe (docs/training.md)")
+    return notes
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """`qilin data pmc`: download articles and the images of their figures from PubMed Central's open-access store.
 
 In: a list of ids, a search query, or the store's inventory, and which licenses, types and versions to accept. Out:
-article folders that `qilin data figures` reads, and a ledger of what was downloaded, rejected, missing or replaced. An
-interrupted run continues; files already here are not downloaded again.
+article folders that `qilin data extract-figures` reads, and a ledger of what was downloaded, rejected, missing or
+replaced. An interrupted run continues; files already here are not downloaded again.
 """
 
 import asyncio
@@ -341,4 +341,4 @@ def print_summary(config: PmcConfig, ledger: Ledger, processed: int) -> None:
     if ledger.count_articles("failed"):
         console.print("some articles failed: run the same command again to retry them")
     if ledger.count_articles("have"):
-        console.print(f"next: qilin data figures {config.out / 'articles'} figures")
+        console.print(f"next: qilin data extract-figures {config.out / 'articles'} figures")

@@ -1,4 +1,4 @@
-"""`qilin data figures`: extract the figures of a folder of JATS articles, one row per figure, in numbered shards.
+"""`qilin data extract-figures`: the figures of a folder of JATS articles, one row per figure, in numbered shards.
 
 In: article files (.xml, .nxml), laid out as by `qilin data pmc` or in any other way. Out: rows as JSON lines with
 caption, image names, mentions, context, license, panels and the kind of image; unusable figures are rejected with a
@@ -37,7 +37,7 @@ RETRACTION_TYPES = ("retraction", "retracted-article", "partial-retraction", "ex
 
 
 @config_class
-class FiguresConfig:
+class ExtractFiguresConfig:
     """Which articles to read, and which figures to keep."""
 
     source: Path = option(help="folder of articles: .xml or .nxml files, at any depth")
@@ -48,14 +48,14 @@ class FiguresConfig:
     execution: ExecutionConfig = option(default=ExecutionConfig(), flatten=True)
 
 
-def extract_figures(config: FiguresConfig) -> None:
+def extract_figures(config: ExtractFiguresConfig) -> None:
     """Write the figure rows, unless they are complete already. Raises UserError if there are no articles."""
     names = list_articles(config.source)
     shards = [names[start : start + ARTICLES_PER_SHARD] for start in range(0, len(names), ARTICLES_PER_SHARD)]
     listing = hashlib.sha256("\n".join(f"{name} {file_size(config.source / name)}" for name in names).encode())
     made_by = {
-        "step": "figures",
-        "command": command_line("data figures", config, ("source", "out")),
+        "step": "extract-figures",
+        "command": command_line("data extract-figures", config, ("source", "out")),
         "articles": len(names),
         "listing": listing.hexdigest(),
         "include_nonmedical": config.include_nonmedical,
@@ -173,7 +173,7 @@ def figure_problem(row: Mapping[str, Any], include_nonmedical: bool) -> str | No
     return row["reason"] if row["medical"] == "no" and not include_nonmedical else None
 
 
-def print_summary(config: FiguresConfig, articles: int, counts: Mapping[str, Any]) -> None:
+def print_summary(config: ExtractFiguresConfig, articles: int, counts: Mapping[str, Any]) -> None:
     medical: Counter[str] = Counter()
     split_captions = 0
     for row in read_shards(config.out):

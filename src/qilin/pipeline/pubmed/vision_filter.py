@@ -1,7 +1,7 @@
 """`qilin data filter-figures`: a vision-language model classifies the figures that captions leave undecided.
 
-In: rows of `qilin data figures`, the articles' folder, a service with a vision-language model. Out: the same rows in a
-new folder: figures that the model calls medical with modality and body part, those it does not rejected, the others
+In: rows of `qilin data extract-figures`, the articles' folder, a service with a vision-language model. Out: the same
+rows in a new folder: figures that the model calls medical with modality and body part, those it does not rejected, the others
 still unsure.
 """
 
@@ -46,7 +46,7 @@ PROMPT = (
 class FilterFiguresConfig:
     """Which figures to classify, and with which model."""
 
-    source: Path = option(help="folder written by `qilin data figures`")
+    source: Path = option(help="folder written by `qilin data extract-figures`")
     out: Path = option(help="folder for the figure rows; an interrupted run continues")
     images: Path = option(help="folder of the articles that the figures were extracted from")
     service: ServiceConfig = option(default={"cache": Path("looks.sqlite"), "concurrency": 8}, flatten=True)
