@@ -1,4 +1,4 @@
-"""The dataset folder: rows are read as written, images stored once, rejections kept, interrupted writes leave nothing."""
+"""The dataset folder: rows round-trip, images are stored once, rejections are kept, interrupted writes vanish."""
 
 import gc
 import json
