@@ -1,7 +1,8 @@
 """`qilin data filter-figures`: a vision-language model classifies the figures that captions leave undecided.
 
 In: rows of `qilin data extract-figures`, the articles' folder, a service with a vision-language model. Out: the same
-rows in a new folder: medical figures with modality and body part, others rejected, undecided ones still unsure.
+rows in a new folder: figures that the model calls medical with modality and body part, those it does not rejected, the
+others still unsure.
 """
 
 import io
