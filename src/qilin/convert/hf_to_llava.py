@@ -22,7 +22,14 @@ from qilin.convert.llava_format import (
     to_llava_name,
 )
 from qilin.convert.llava_tokenizer import SOURCE_FILES_FOLDER
-from qilin.convert.lora import Adapter, adapter_folder, read_adapters, stock_to_llava_name, write_llava_lora
+from qilin.convert.lora import (
+    Adapter,
+    adapter_folder,
+    read_adapters,
+    read_merged,
+    stock_to_llava_name,
+    write_llava_lora,
+)
 from qilin.convert.output import log, write_tensors
 from qilin.convert.weight_files import StoredTensor, TensorReader, TensorToWrite, list_file, list_tensors
 from qilin.core.errors import UserError
@@ -127,8 +134,7 @@ def plan_tensor(
     truncated = name in VOCAB_TENSORS and stored.shape[0] > rows
 
     def load() -> torch.Tensor:
-        tensor = reader.read(stored)
-        tensor = tensor if adapter is None else adapter.merge_into(tensor)
+        tensor = read_merged(reader, stored, adapter)
         return tensor[:rows] if truncated else tensor
 
     return TensorToWrite(name, (rows, *stored.shape[1:]) if truncated else stored.shape, stored.dtype, load)

@@ -8,7 +8,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,23 +34,13 @@ SOURCE_FILES_FOLDER = "llava"  # the source's small files, for converting back
 MAX_PADDING_ROWS = 1024
 
 
-@dataclass(frozen=True)
-class ChatTokenizer:
-    """A tokenizer with `<image>`, its chat template, and the ids that end an answer."""
-
-    tokenizer: Any
-    template: str
-    end_ids: int | list[int]
-
-    @property
-    def image_id(self) -> int:
-        return int(self.tokenizer.convert_tokens_to_ids(IMAGE))
-
-
 def load_chat_tokenizer(
     folder: Path, llava_config: Mapping[str, Any], config: ConvertConfig, rows: int
-) -> ChatTokenizer:
-    """The tokenizer in `folder` with the tokens that LLaVA adds, for a model with `rows` rows of embeddings."""
+) -> tuple[Any, int | list[int]]:
+    """(the tokenizer in `folder` with the tokens that LLaVA adds and its chat template, the ids that end an answer).
+
+    `rows` is the number of rows of the model's embeddings.
+    """
     tokenizer = load_tokenizer_files(folder, llava_config)
     size = len(tokenizer) - (IMAGE in tokenizer.get_vocab())  # a tokenizer that Qilin exported still has <image>
     if size > rows:
@@ -69,8 +58,8 @@ def load_chat_tokenizer(
             f"than padding explains; is the larger tokenizer of a Chinese model missing?"
         )
     add_image_token(tokenizer, folder)
-    template = chat_template_for(tokenizer, config.template, config.system)
-    return ChatTokenizer(tokenizer, template, end_token_ids(tokenizer, config.template))
+    tokenizer.chat_template = chat_template_for(tokenizer, config.template, config.system)
+    return tokenizer, end_token_ids(tokenizer, config.template)
 
 
 def load_tokenizer_files(folder: Path, llava_config: Mapping[str, Any]) -> Any:
@@ -93,7 +82,8 @@ def load_tokenizer_files(folder: Path, llava_config: Mapping[str, Any]) -> Any:
 def write_configs(
     folder: Path,
     stock: Any,
-    chat_tokenizer: ChatTokenizer,
+    tokenizer: Any,
+    end_ids: int | list[int],
     normalization: Mapping[str, Any],
     pad_square: bool,
     tensors: Sequence[TensorToWrite],
@@ -102,7 +92,6 @@ def write_configs(
     from transformers import GenerationConfig, LlavaProcessor
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    tokenizer = chat_tokenizer.tokenizer
     side = stock.vision_config.image_size
     processor = LlavaProcessor(
         image_processor=LlavaImageProcessorPil(
@@ -116,9 +105,8 @@ def write_configs(
         vision_feature_select_strategy=stock.vision_feature_select_strategy,
         num_additional_image_tokens=1,
         image_token=IMAGE,
-        chat_template=chat_tokenizer.template,
+        chat_template=tokenizer.chat_template,
     )
-    tokenizer.chat_template = chat_tokenizer.template
     save_processor(folder, processor)
     stock.architectures = ["LlavaForConditionalGeneration"]
     stock.dtype = main_dtype(tensors)
@@ -129,7 +117,7 @@ def write_configs(
     add_transformers4_keys(folder)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=chat_tokenizer.end_ids,
+        eos_token_id=end_ids,
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(folder)
 

@@ -24,6 +24,7 @@ from qilin.convert.weight_files import list_tensors
 from qilin.core.config import to_dict
 from qilin.core.errors import UserError
 from qilin.core.files import read_json, to_json
+from qilin.model.chat_template import IMAGE
 from qilin.model.hub import fetch_folder
 from qilin.model.llava import QILIN_JSON
 
@@ -100,14 +101,13 @@ def convert_to_hf(source: Path, layout: str, folder: Path, config: ConvertConfig
     checkpoint = collect_checkpoint(source, layout, llava_config, config)
     rows = checkpoint.vocab_rows
     vision, normalization = load_vision_config(checkpoint, llava_config, config)
-    chat_tokenizer = load_chat_tokenizer(checkpoint.tokenizer_folder, llava_config, config, rows)
-    tokenizer = chat_tokenizer.tokenizer
+    tokenizer, end_ids = load_chat_tokenizer(checkpoint.tokenizer_folder, llava_config, config, rows)
     stock = stock_config(llava_config, vision, max(rows, len(tokenizer)), source / "config.json")
-    stock.image_token_index = chat_tokenizer.image_id
+    stock.image_token_index = tokenizer.convert_tokens_to_ids(IMAGE)
     tensors = plan_tensors(checkpoint, stock, llava_config, config, tokenizer, source)
     write_tensors(folder, tensors, config)
     pad_square = llava_config.get("image_aspect_ratio") == "pad"
-    write_configs(folder, stock, chat_tokenizer, normalization, pad_square, tensors)
+    write_configs(folder, stock, tokenizer, end_ids, normalization, pad_square, tensors)
     save_source_files(source, checkpoint.tokenizer_folder, folder, rows, checkpoint.buffers)
     if checkpoint.adapters and config.lora == "keep":
         write_peft_adapter(source, folder, checkpoint.adapters)
