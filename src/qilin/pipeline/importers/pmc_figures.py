@@ -1,4 +1,4 @@
-"""Figures of PubMed Central articles: the output of `qilin data figures`, and PMC-Inline.
+"""Figures of PubMed Central articles: the output of `qilin data extract-figures`, and PMC-Inline.
 
 In: the folder of figure rows, or PMC-Inline's JSON files. Out: `caption`, `inline` and `context` rows; a figure whose
 caption and image split into the same panels also gives one caption per panel.
@@ -23,7 +23,7 @@ from qilin.pipeline.pubmed.image_lookup import resolve
 
 
 def figures_inputs(config: ImportConfig) -> list[Path]:
-    """The step record and the shards of `qilin data figures`."""
+    """The step record and the shards of `qilin data extract-figures`."""
     return [config.source / STEP_FILE, *shard_paths(config.source)]
 
 
