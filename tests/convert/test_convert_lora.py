@@ -198,7 +198,7 @@ def test_adapters_of_a_training_run_round_trip(tmp_path: Path, monkeypatch: pyte
     matrices = torch.load(out / "adapter_model.bin", weights_only=True)
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in matrices
     again = convert(
-        ConvertConfig(source=str(out), out=tmp_path / "again", base=str(language), vision=str(clip), system="")
+        ConvertConfig(source=str(out), out=tmp_path / "again", base=str(language), vision=str(clip), system_prompt="")
     )
     trained, imported = load_model(run, "cpu", "fp32").model, load_model(again, "cpu", "fp32").model
     image = trained.config.image_token_index

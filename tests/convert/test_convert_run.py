@@ -307,7 +307,7 @@ def test_a_model_composed_by_qilin_round_trips(tmp_path: Path) -> None:
     names = {weight.name: weight.shape for weight in list_tensors(out)}
     assert {name for name in names if name in vision_tensors(torch.Generator()) and "position_ids" not in name}
     assert names["lm_head.weight"][0] == config["vocab_size"] == loaded.model.config.image_token_index
-    again_folder = to_hf(out, tmp_path / "again", vision=str(tmp_path / "clip"), system="", check=True)
+    again_folder = to_hf(out, tmp_path / "again", vision=str(tmp_path / "clip"), system_prompt="", check=True)
     again = load_model(again_folder, "cpu").model
     for (name, one), other in zip(loaded.model.named_parameters(), again.parameters(), strict=True):
         rows = config["vocab_size"] if "embed_tokens" in name or "lm_head" in name else None

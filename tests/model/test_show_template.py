@@ -126,5 +126,5 @@ def test_command_errors(folders: dict[str, Path], capsys: pytest.CaptureFixture[
     assert "no processor (processor_config.json), so no template" in capsys.readouterr().err
     assert main(["template", str(folders["demo"]), "--template", "vicuna"]) == 2
     assert "expected one of plain, v1" in capsys.readouterr().err
-    assert main(["template", str(folders["demo"]), "--system", "x"]) == 2
-    assert "system requires template" in capsys.readouterr().err
+    assert main(["template", str(folders["demo"]), "--system-prompt", "x"]) == 2
+    assert "system_prompt requires template" in capsys.readouterr().err

@@ -19,7 +19,7 @@ class ConvertConfig:
     template: str = option(
         default="v1", help="chat template the model was trained with: v1, plain, llama_2, mistral, chatml"
     )
-    system: str | None = option(default=None, help="system prompt instead of the template's own; '' for none")
+    system_prompt: str | None = option(default=None, help="system prompt instead of the template's own; '' for none")
     base: str | None = option(default=None, help="base model of a LoRA folder or of an mm_projector.bin")
     vision: str | None = option(
         default=None, help="vision encoder, folder or hub id, if the checkpoint lacks its weights or its config"

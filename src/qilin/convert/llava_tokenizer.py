@@ -58,7 +58,7 @@ def load_chat_tokenizer(
             f"than padding explains; is the larger tokenizer of a Chinese model missing?"
         )
     add_image_token(tokenizer, folder)
-    tokenizer.chat_template = chat_template_for(tokenizer, config.template, config.system)
+    tokenizer.chat_template = chat_template_for(tokenizer, config.template, config.system_prompt)
     return tokenizer, end_token_ids(tokenizer, config.template)
 
 

@@ -30,7 +30,9 @@ class TemplateConfig:
 
     model: str = option(help="model folder (or hub id); a folder with only a tokenizer works with --template")
     template: str | None = option(default=None, help="another template: v1, plain, llama_2, mistral, chatml")
-    system: str | None = option(default=None, help="system prompt instead of the template's own; with --template")
+    system_prompt: str | None = option(
+        default=None, help="system prompt instead of the template's own; with --template"
+    )
     question: str = option(default="图中有异常吗？", help="the user's question")
     answer: str = option(default="右下肺见片状影。", help="the assistant's answer")
     turns: int = option(default=2, help="how many times question and answer are repeated")
@@ -41,8 +43,8 @@ class TemplateConfig:
     def __post_init__(self) -> None:
         if self.turns < 1:
             raise ValueError(f"turns is {self.turns}; expected at least 1")
-        if self.system is not None and self.template is None:
-            raise ValueError("system requires template")
+        if self.system_prompt is not None and self.template is None:
+            raise ValueError("system_prompt requires template")
 
 
 def show_template(config: TemplateConfig) -> None:
@@ -78,7 +80,7 @@ def load_template(config: TemplateConfig) -> tuple[Any, str, int]:
         tokenizer, template, tokens = processor.tokenizer, processor.chat_template, image_tokens(processor)
         missing = "chat template (chat_template.jinja)"
     if config.template is not None:
-        return tokenizer, chat_template_for(tokenizer, config.template, config.system), tokens
+        return tokenizer, chat_template_for(tokenizer, config.template, config.system_prompt), tokens
     if not template:
         raise UserError(f"{config.model}: no {missing}; choose one with --template")
     return tokenizer, template, tokens
