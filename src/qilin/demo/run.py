@@ -159,10 +159,10 @@ def run_stage(config: DemoConfig, data: Path, recipes: str, name: str, number: i
 
 def run_evaluation(config: DemoConfig, data: Dataset) -> None:
     section(5, "Evaluation on held-out images, with controls that do not see them")
+    from qilin.evaluate.commands import evaluate_command
     from qilin.evaluate.config import EvaluateConfig
-    from qilin.evaluate.run import evaluate
 
-    evaluate(
+    evaluate_command(
         EvaluateConfig(
             model=str(config.out / "instruct"),
             dataset=data.path,
