@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.model.llava import compose
+from qilin.model.processing import with_instruction
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.data_loader import PackedDataset, prefix_group
 from qilin.train.plan import PackedGroup, group_samples
@@ -255,3 +258,38 @@ def test_sample_numbers_count_over_two_folders(home: Path, tmp_path: Path, proce
     assert data.sample(int(data.numbers[-1])).sample_id == "only"
     assert data.lengths.source.tolist() == [0] * (len(data.numbers) - 1) + [1]
     assert data.dataset_of(int(data.numbers[-1])).path == second
+
+
+def choose(sample_id: str, instructions: tuple[str, ...], seed: int = 0) -> str:
+    sample = Sample(sample_id, "caption", ("x",), (user(images=1), assistant("肺")))
+    text: str = with_instruction(sample, instructions, seed)[0]["content"][-1]["text"]
+    return text
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_instructions_are_chosen_almost_uniformly(count: int) -> None:
+    """By real ids, which are sha256 in hexadecimal: their last byte has only 16 values."""
+    sample_ids = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(2000)]
+    instructions = tuple(f"指令{number}" for number in range(count))
+    chosen = [choose(sample_id, instructions) for sample_id in sample_ids]
+    expected = len(sample_ids) / count
+    counts = Counter(chosen)
+    assert len(counts) == count
+    assert all(abs(n - expected) < 4 * expected**0.5 for n in counts.values())  # four standard deviations
+    assert chosen == [choose(sample_id, instructions) for sample_id in sample_ids]
+    assert chosen != [choose(sample_id, instructions, seed=1) for sample_id in sample_ids]
+
+
+def test_the_chosen_instruction_does_not_depend_on_the_process() -> None:
+    """Pinned: training, resuming and evaluation on any machine choose the same one."""
+    sample_ids = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(8)]
+    assert [choose(sample_id, ("a", "b", "c", "d")) for sample_id in sample_ids] == list("dcaccccd")
+
+
+def test_the_cache_key_has_the_seed_only_where_it_chooses_instructions(home: Path, processor: Any) -> None:
+    def key(instructions: tuple[str, ...], seed: int) -> str:
+        config = stage(home / "data", instructions=instructions, seed=seed)
+        return PackedDataset(config, processor).cache_key()
+
+    assert key(("描述。",), 0) == key(("描述。",), 1)
+    assert key(("描述。", "写出所见。"), 0) != key(("描述。", "写出所见。"), 1)

@@ -493,3 +493,50 @@ def test_tensorboard_has_the_metrics(home: Path, aligned: Path, tmp_path: Path) 
         assert [e.value for e in curves.Scalars(name)] == pytest.approx([row[name] for row in rows(run)]), name
     assert all(0 < row["mfu"] < 1.5 and row["padding"] == 0 for row in rows(run))
     assert rows(run)[-1]["left_seconds"] == 0
+
+
+# --- number of steps and resolved values
+
+
+def test_max_steps_trains_the_first_steps_of_the_same_plan(home: Path, aligned: Path, tmp_path: Path) -> None:
+    options = (f"model={aligned}", "lr_scheduler_type=constant")
+    whole = stage(home, tmp_path / "whole", *options, "num_epochs=2")
+    steps = steps_of(whole) - 1
+    limited = stage(home, tmp_path / "limited", *options, "num_epochs=1", f"max_steps={steps}")
+    assert steps_of(limited) == steps > steps_of(whole) // 2  # in the second epoch
+    assert [row["loss"] for row in rows(limited)] == [row["loss"] for row in rows(whole)][:steps]
+
+
+def test_the_schedule_has_the_length_of_max_steps(home: Path, aligned: Path, tmp_path: Path) -> None:
+    run = stage(home, tmp_path / "run", f"model={aligned}", "max_steps=3", "learning_rate=1e-3", "warmup_ratio=0.3")
+    factors = [row["rate"] / 1e-3 for row in rows(run)]
+    assert factors == pytest.approx([lr_factor("cosine", step, 3, 1) for step in range(3)])
+
+
+def test_the_recipe_of_a_run_has_resolved_values(
+    home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the run resumes on another machine, where `auto` resolves to something else."""
+    fake_peaks(monkeypatch, 0.5)
+    memory = [1e12, 1.0]  # bytes: nothing needs checkpointing, then everything
+    monkeypatch.setattr("qilin.train.stage.device_memory", lambda world: memory.pop(0))
+    auto = (f"model={aligned}", "precision=auto", "gradient_checkpointing=auto", "save_steps=1")
+    run, real = tmp_path / "run", loop.compute_gradients
+
+    def stop_after_first(context: Any, module: Any, batch: Any) -> Any:
+        if batch.step == 1:
+            raise KeyboardInterrupt
+        return real(context, module, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_gradients", stop_after_first)
+        with pytest.raises(KeyboardInterrupt):
+            stage(home, run, *auto)
+    recipe = read_yaml(run / "recipe.yaml")
+    assert (recipe["precision"], recipe["gradient_checkpointing"]) == ("fp32", 0.0)
+    fake_peaks(monkeypatch, 2.0)
+    stage(home, run, *auto)
+    assert not memory
+    recipe = json.loads((run / "qilin.json").read_text())["recipe"]
+    assert (recipe["precision"], recipe["gradient_checkpointing"]) == ("fp32", 1.0)
+    assert [row["step"] for row in rows(run)] == list(range(1, steps_of(run) + 1))
