@@ -64,7 +64,7 @@ def test_from_ids_to_llava(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with serve_store(store):
         run("pmc", folders["pmc"], "--ids", str(tmp_path / "ids.txt"), "--base", store.url, "--rate", "500")
     articles = str(tmp_path / "pmc" / "articles")
-    run("figures", articles, folders["figures"], "--workers", "1")
+    run("extract-figures", articles, folders["figures"], "--workers", "1")
     run("import", "figures", folders["figures"], folders["en"], "--images", articles, "--split", "train")
     with serve(FakeService(translator)) as service:
         options = ("--endpoint", service.url, "--model", "stand-in", "--cache", str(tmp_path / "cache.sqlite"))
@@ -160,7 +160,7 @@ def test_review_decisions_apply_to_the_miniature_and_it_trains(
     lines = card.split("## How to reproduce it")[1].split("```")[1].strip().splitlines()
     commands = [line.split()[2] for line in lines]
     assert commands == [
-        "figures", "import", "import", "merge", "translate", "generate-vqa", "apply-review", "make-conversations",
+        "extract-figures", "import", "import", "merge", "translate", "generate-vqa", "apply-review", "make-conversations",
         "merge", "curate",
     ]  # fmt: skip
     assert {row.kind for row in rows} == {"caption", "context", "inline", "vqa", "chat"}

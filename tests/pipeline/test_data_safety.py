@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 STEPS = {
-    "figures": "figures {w}/articles {w}/out --workers 1",
+    "figures": "extract-figures {w}/articles {w}/out --workers 1",
     "import": "import folder {w}/t.csv {w}/out --images {w}/articles",
     "curate": "curate {w}/data {w}/out --workers 1",
     "merge": "merge {w}/out {w}/data --workers 1",
