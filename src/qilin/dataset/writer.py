@@ -45,27 +45,18 @@ SAMPLES_PER_GROUP = 8192
 
 
 def make_image(
-    data: bytes,
+    image: bytes | EncodedImage,
     provenance: Sequence[Provenance],
     modality: str | None = None,
     body_part: str | None = None,
     deidentified: str | None = None,
 ) -> ImageRecord:
-    """The record of a PNG, JPEG, TIFF, BMP, WebP or GIF file; `image_id` is the sha256 of the bytes stored.
+    """The record of an image file (PNG, JPEG, TIFF, BMP, WebP, GIF), or of one that `read_image` decoded earlier.
 
-    The license tier is the strictest of the provenance. Raises `qilin.imaging.decode.ImageError`.
+    `image_id` is the sha256 of the bytes stored; the license tier is the strictest of the provenance. Raises
+    `qilin.imaging.decode.ImageError`.
     """
-    return image_from_encoded(read_image(data), provenance, modality, body_part, deidentified)
-
-
-def image_from_encoded(
-    encoded: EncodedImage,
-    provenance: Sequence[Provenance],
-    modality: str | None = None,
-    body_part: str | None = None,
-    deidentified: str | None = None,
-) -> ImageRecord:
-    """The record of an image that `read_image` returned earlier."""
+    encoded = read_image(image) if isinstance(image, bytes) else image
     return ImageRecord(
         image_id=hashlib.sha256(encoded.bytes).hexdigest(),
         bytes=encoded.bytes,

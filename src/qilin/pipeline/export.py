@@ -6,7 +6,6 @@ tar shards; attribution.jsonl records the origin and license of every image.
 
 import io
 import json
-import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -20,7 +19,7 @@ from rich.console import Console
 from qilin.core.config import config_class, option
 from qilin.core.output_dir import staged_dir
 from qilin.core.progress import ProgressBars
-from qilin.dataset.hash_tables import FingerprintMapBuilder, open_fingerprint_map
+from qilin.dataset.hash_tables import FingerprintMap, FingerprintMapBuilder
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample
 
@@ -65,22 +64,17 @@ def write_attribution(data: Dataset, path: Path) -> None:
 
 def export_lists(data: Dataset, out: Path, row: Callable[[Sample, list[str]], dict[str, Any]]) -> None:
     """Write one JSON list per split, and every image as a file."""
-    suffix_folder = write_images(data, out)
-    suffixes = open_fingerprint_map(suffix_folder)
-
-    def path_of(image_id: str) -> str:
-        suffix = suffixes.get(image_id)
-        assert suffix, f"image {image_id} is named by a sample but is not in images/"
-        return image_path(image_id, suffix)
-
+    suffixes = write_images(data, out)
     for split in data.splits():
-        rows = (row(sample, list(map(path_of, sample.image_ids))) for sample in data.stream(split))
+        rows = (
+            row(sample, [image_path(image_id, suffixes.get(image_id)) for image_id in sample.image_ids])
+            for sample in data.stream(split)
+        )
         write_json_list(out / f"{split}.json", rows)
-    shutil.rmtree(suffix_folder)
 
 
-def write_images(data: Dataset, out: Path) -> Path:
-    """Write every image as a file, in up to 256 folders; returns the folder of a FingerprintMap: image id -> suffix."""
+def write_images(data: Dataset, out: Path) -> FingerprintMap:
+    """Write every image as a file, in up to 256 folders; returns image id -> suffix, in 10 bytes per image."""
     suffixes = FingerprintMapBuilder()
     for image in with_progress(data.images(), "writing images", data.manifest["counts"]["pictures"]):
         suffix = SUFFIXES.get(image.format, image.format)
@@ -88,11 +82,12 @@ def write_images(data: Dataset, out: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image.bytes)
         suffixes.add(image.image_id, suffix)
-    return suffixes.save(out / "suffixes")
+    return suffixes.build()
 
 
-def image_path(image_id: str, suffix: str) -> str:
+def image_path(image_id: str, suffix: str | None) -> str:
     """An image's path relative to the exported folder."""
+    assert suffix, f"image {image_id} is named by a sample but is not in images/"
     return f"images/{image_id[:2]}/{image_id}.{suffix}"
 
 

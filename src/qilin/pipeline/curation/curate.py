@@ -7,7 +7,7 @@ rejected sample with its reason, and, if asked for, new splits by article or pat
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -76,76 +76,55 @@ class CurateConfig:
                     raise ValueError(f"--{name} needs --resplit; without it the splits stay as they are")
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What decides about a sample.
-
-    `folder` holds lookup tables over the whole dataset: images and samples to reject with their reasons, and the new
-    split of each sample.
-    """
-
-    folder: Path
-    benchmarks: tuple[Path, ...]
-    retracted: frozenset[str]
-    strictest_tier: str
-    keep_personal: bool
-    keep_languages: bool
-    resplit: bool
-
-
 RULES = ("allow_leaks", "license", "keep_personal", "keep_languages", "resplit", "validation", "test", "seed")
 
 
 def curate(config: CurateConfig) -> None:
     """Write the curated folder unless it is complete already."""
     data = open_dataset(config.source)
+    retracted = (
+        frozenset(f"PMC{number}" for number, _ in read_ids(config.retracted)) if config.retracted else frozenset()
+    )
     settings = {
         "step": "curate",
         "command": command_line("data curate", config, ("source", "out")),
         "rules": {name: getattr(config, name) for name in RULES},
         "benchmarks": {path.name: open_dataset(path).hash for path in config.benchmarks},
-        "retracted": sorted(read_retracted(config.retracted)),
+        "retracted": sorted(retracted),
     }
     if is_complete(config.out, step_settings([data], settings)):
         return print_curated(config, open_dataset(config.out), is_new=False)
     workers = make_workers(config.execution.workers, config.execution.cluster)
-    folder = config.out.resolve().with_name(f".{config.out.name}.rules")
+    lookups = config.out.resolve().with_name(f".{config.out.name}.rules")
+    benchmarks = () if config.allow_leaks else tuple(path.resolve() for path in config.benchmarks)
     with ProgressBars(transient=True) as progress:
-        build_lookups(data, config, folder, workers, progress)
-        rules = Rules(
-            folder=folder,
-            benchmarks=() if config.allow_leaks else tuple(path.resolve() for path in config.benchmarks),
-            retracted=read_retracted(config.retracted),
-            strictest_tier=ALLOWED[config.license],
-            keep_personal=config.keep_personal,
-            keep_languages=config.keep_languages,
-            resplit=config.resplit,
-        )
+        build_lookups(data, config, lookups, benchmarks, workers, progress)
         task = progress.add_task("writing samples", total=None)
-        step = partial(filter_samples, rules)
+        step = partial(filter_samples, config, lookups, benchmarks, retracted)
         curated, is_new = map_dataset(
             config.source, config.out, step, settings, workers, lambda number: progress.advance(task)
         )
-    shutil.rmtree(folder)
+    shutil.rmtree(lookups)
     return print_curated(config, curated, is_new)
-
-
-def read_retracted(path: Path | None) -> frozenset[str]:
-    return frozenset(f"PMC{number}" for number, _ in read_ids(path)) if path else frozenset()
 
 
 # --- passes over the whole dataset ----------------------------------------------------------------------------------
 
 
 def build_lookups(
-    data: Dataset, config: CurateConfig, folder: Path, workers: Workers | None, progress: ProgressBars
+    data: Dataset,
+    config: CurateConfig,
+    folder: Path,
+    benchmarks: tuple[Path, ...],
+    workers: Workers | None,
+    progress: ProgressBars,
 ) -> None:
-    """Write the lookup tables of the rules."""
+    """Write lookup tables: images and samples to reject with their reasons, and the new split of each sample."""
     image_reasons, sample_reasons = FingerprintMapBuilder(), FingerprintMapBuilder()
     check_images(data, folder, workers, progress, image_reasons)
     task = progress.add_task("comparing", total=None)
     groups = group_near_duplicates(data)
-    mark_contaminated_images(data, () if config.allow_leaks else config.benchmarks, image_reasons)
+    mark_contaminated_images(data, benchmarks, image_reasons)
     find_duplicates(data, groups, folder / "texts", sample_reasons, workers, lambda number: progress.advance(task))
     image_reasons.save(folder / "images")
     sample_reasons.save(folder / "samples")
@@ -206,34 +185,42 @@ def assign_splits(data: Dataset, groups: NearDuplicateGroups, config: CurateConf
 # --- the step over samples ------------------------------------------------------------------------------------------
 
 
-def filter_samples(rules: Rules, rows: Iterable[tuple[str, Sample]]) -> Iterator[tuple[str, Sample] | RejectedRow]:
+def filter_samples(
+    config: CurateConfig,
+    lookups: Path,
+    benchmarks: tuple[Path, ...],
+    retracted: frozenset[str],
+    rows: Iterable[tuple[str, Sample]],
+) -> Iterator[tuple[str, Sample] | RejectedRow]:
     """Normalized samples that may stay, and the others as rejected rows."""
     for split, sample in rows:
         normalized = normalize_sample(sample)
-        if reason := rejection_reason(normalized, rules):
+        if reason := rejection_reason(normalized, config, lookups, benchmarks, retracted):
             yield reject(sample, reason)
         else:
-            new_split = open_fingerprint_map(rules.folder / "splits").get(sample.sample_id) if rules.resplit else None
+            new_split = open_fingerprint_map(lookups / "splits").get(sample.sample_id) if config.resplit else None
             yield new_split or split, normalized
 
 
-def rejection_reason(sample: Sample, rules: Rules) -> str | None:
+def rejection_reason(
+    sample: Sample, config: CurateConfig, lookups: Path, benchmarks: tuple[Path, ...], retracted: frozenset[str]
+) -> str | None:
     """Why a sample is rejected, the most serious reason first; None for one that stays."""
-    image_reasons = open_fingerprint_map(rules.folder / "images")
+    image_reasons = open_fingerprint_map(lookups / "images")
     if reason := next((reason for id in sample.image_ids if (reason := image_reasons.get(id))), None):
         return reason
-    if reason := contamination_reason(sample, rules.benchmarks):
+    if reason := contamination_reason(sample, benchmarks):
         return reason
-    if sample.group in rules.retracted:
+    if sample.group in retracted:
         return "its article is retracted"
-    if TIERS.index(sample.license_tier) > TIERS.index(rules.strictest_tier):
+    if TIERS.index(sample.license_tier) > TIERS.index(ALLOWED[config.license]):
         return f"licence: {sample.license_tier}"
     text = "\n".join(text_of(message) for message in sample.messages)
-    if not rules.keep_personal and (categories := find_personal_data(text)):
+    if not config.keep_personal and (categories := find_personal_data(text)):
         return f"personal data: {categories[0]}"
-    if not rules.keep_languages and any(detect_language(text_of(m)) == "other" for m in sample.messages):
+    if not config.keep_languages and any(detect_language(text_of(m)) == "other" for m in sample.messages):
         return "neither Chinese nor English"
-    return open_fingerprint_map(rules.folder / "samples").get(sample.sample_id)
+    return open_fingerprint_map(lookups / "samples").get(sample.sample_id)
 
 
 def normalize_sample(sample: Sample) -> Sample:

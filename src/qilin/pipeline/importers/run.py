@@ -21,7 +21,7 @@ from qilin.dataset.import_rows import ImportRow, RejectedRow
 from qilin.dataset.licenses import license_tier, strictest
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, Provenance, Sample
-from qilin.dataset.writer import DatasetWriter, image_from_encoded
+from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.imaging.decode import MISSING_FILE
 from qilin.pipeline.execution.sharded_map import read_step_record
 from qilin.pipeline.execution.step_output import EXECUTION_OPTIONS, command_line, print_summary
@@ -157,7 +157,7 @@ def store_images(writer: DatasetWriter, index: ImportIndex, config: ImportConfig
     task = progress.add_task("storing images", total=index.counts()["images"])
     for encoded, files in index.images():
         provenance = [Provenance(source_name(config), f.name, f.url, f.license, f.attribution) for f in files]
-        writer.add_image(image_from_encoded(encoded, provenance, files[0].modality, files[0].body_part))
+        writer.add_image(make_image(encoded, provenance, files[0].modality, files[0].body_part))
         progress.advance(task)
 
 
