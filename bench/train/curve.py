@@ -57,23 +57,23 @@ TAIL = 30  # steps at the end over which a training loss is averaged
 CPU = torch.device("cpu")
 
 
-def packed(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
-    return [feed.make_pack(pieces, CPU, torch.float32) for pieces in plan.packs(step)[0]]
+def packed(data: PackedDataset, plan: Plan, step: int) -> list[Pack]:
+    return [data.make_pack(groups, CPU, torch.float32) for groups in plan.packs(step)[0]]
 
 
-def one_by_one(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
+def one_by_one(data: PackedDataset, plan: Plan, step: int) -> list[Pack]:
     """Each sample of the step a pack of its own."""
     lengths = plan.lengths.total
     return [
-        feed.make_pack([PackedGroup((i,), int(lengths[i]))], CPU, torch.float32) for i in plan.samples(step).tolist()
+        data.make_pack([PackedGroup((i,), int(lengths[i]))], CPU, torch.float32) for i in plan.samples(step).tolist()
     ]
 
 
-def all_visible(feed: PackedDataset, plan: Plan, step: int) -> list[Pack]:
+def all_visible(data: PackedDataset, plan: Plan, step: int) -> list[Pack]:
     """The control: a pack is one document, so that a sample sees those laid before it."""
     return [
         Pack(**vars(pack) | {"layout": make_layout([(0, pack.ids.shape[1], -1)], CPU)})
-        for pack in packed(feed, plan, step)
+        for pack in packed(data, plan, step)
     ]
 
 
@@ -100,12 +100,12 @@ def main(work: Path, out: Path, seeds: list[int]) -> None:
             runs = json.loads(out.read_text())["runs"] if out.is_file() else []
             if any((run["seed"], run["variant"]) == (seed, variant) for run in runs):
                 continue
-            run = learn(work, seed, variant)
+            run = train(work, seed, variant)
             print({key: value for key, value in run.items() if key != "losses"}, file=sys.stderr, flush=True)
             write(out, seeds, [*runs, run])
 
 
-def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
+def train(work: Path, seed: int, variant: str) -> dict[str, Any]:
     """One run, from random weights that follow from the seed."""
     parts = make_parts(work / f"parts-{seed}", 128, 4, side=SIDE, tower=(128, 4), vocabulary=1000, seed=seed)
     config: TrainConfig = read_recipe(
@@ -121,12 +121,12 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     loaded = load_start(config)
     model = loaded.model.train()
     set_trainable(model, config.trainable)
-    feed, held = (
+    data, validation = (
         PackedDataset(config, loaded.processor),
         make_validation_set(config, PackedDataset(config, loaded.processor, purpose="validation")),
     )
     plan = make_plan(
-        feed.lengths,
+        data.lengths,
         [1.0],
         batch_size=config.batch_size,
         num_epochs=1,
@@ -138,10 +138,10 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
     packs_of, loss_of = VARIANTS[variant]
     (use_plain_attention if loss_of is plain_loss else use_packed_attention)(model)
     module, losses, tokens = ModelWithLoss(model, loss_of), [], 0
-    context = TrainContext(config, work, "bench", feed, plan, held)
-    begun = time.process_time()
+    context = TrainContext(config, work, "bench", data, plan, validation)
+    started = time.process_time()
     for step in range(STEPS):
-        packs = packs_of(feed, plan, step)
+        packs = packs_of(data, plan, step)
         tokens += sum(pack.ids.shape[1] for pack in packs)
         set_learning_rates(optimizer, lr_factor("cosine", step, STEPS, int(config.warmup_ratio * STEPS)))
         batch = StepBatch(step, packs, [], 0.0)
@@ -149,14 +149,14 @@ def learn(work: Path, seed: int, variant: str) -> dict[str, Any]:
         clip_gradients(context, model, batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    took = time.process_time() - begun
+    seconds = time.process_time() - started
     use_packed_attention(model)
     state = TrainState(ModelWithLoss(model, pack_loss), optimizer, {})
     held_loss = validate(context, state, lambda done: None)
     return {
         "seed": seed,
         "variant": variant,
-        "cpu_seconds": round(took, 1),
+        "cpu_seconds": round(seconds, 1),
         "tokens": tokens,
         "loss_at_the_end": float(np.mean(losses[-TAIL:])),
         "validation_loss": held_loss,
@@ -185,12 +185,12 @@ def write(out: Path, seeds: list[int], runs: list[dict[str, Any]]) -> None:
 def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Each variant's distance from the run of the same seed one sample at a time, and how far apart seeds are."""
     plain = {run["seed"]: run for run in runs if run["variant"] == "one by one"}
-    found: dict[str, Any] = {}
+    comparison: dict[str, Any] = {}
     for run in runs:
         if run["seed"] in plain and run["variant"] != "one by one":
             other = plain[run["seed"]]
             gaps = np.abs(np.array(run["losses"]) / np.array(other["losses"]) - 1)
-            found.setdefault(run["variant"], []).append({
+            comparison.setdefault(run["variant"], []).append({
                 "seed": run["seed"],
                 "first step": float(gaps[0]),
                 "largest of all steps": float(gaps.max()),
@@ -201,20 +201,20 @@ def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
             })  # fmt: skip
     ends = [run["validation_loss"] for run in plain.values()]
     if len(ends) > 1:
-        found["seeds apart (validation loss, one by one)"] = max(ends) / min(ends) - 1
-    return found
+        comparison["seeds apart (validation loss, one by one)"] = max(ends) / min(ends) - 1
+    return comparison
 
 
 def plot(runs: list[dict[str, Any]]) -> str:
     """The losses as SVG, a mean of ten steps a point: a panel a seed, packed drawn thin over one by one."""
-    wide, high, left, styles = 300, 220, 40, {
+    wide, high, margin, styles = 300, 220, 40, {
         "one by one": ("#8ab", 5.0), "packed": ("#c22", 1.2), "control: samples of a pack see each other": ("#999", 1.2)
     }  # fmt: skip
     seeds = sorted({run["seed"] for run in runs})
     top = max(max(run["losses"]) for run in runs)
     parts = []
-    for place, seed in enumerate(seeds):
-        x0 = left + place * (wide + 20)
+    for index, seed in enumerate(seeds):
+        x0 = margin + index * (wide + 20)
         parts.append(f'<rect x="{x0}" y="20" width="{wide}" height="{high}" fill="none" stroke="#bbb"/>')
         parts.append(f'<text x="{x0 + wide - 50}" y="36">seed {seed}</text>')
         parts.append(f'<text x="{x0 + wide / 2 - 30}" y="{high + 34}">{STEPS} steps</text>')
@@ -229,12 +229,12 @@ def plot(runs: list[dict[str, Any]]) -> str:
                     parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="{width}"/>')
         for mark in range(0, int(top) + 1, 2):
             y = 20 + high * (1 - mark / top)
-            parts.append(f'<text x="{x0 - 14}" y="{y + 4:.1f}">{mark}</text>' if place == 0 else "")
-    for place, (variant, (color, width)) in enumerate(styles.items()):
-        x = left + place * 260
+            parts.append(f'<text x="{x0 - 14}" y="{y + 4:.1f}">{mark}</text>' if index == 0 else "")
+    for index, (variant, (color, width)) in enumerate(styles.items()):
+        x = margin + index * 260
         parts.append(f'<path d="M{x} {high + 60}h24" stroke="{color}" stroke-width="{width}"/>')
         parts.append(f'<text x="{x + 30}" y="{high + 64}">{variant}</text>')
-    size = f'width="{left + len(seeds) * (wide + 20)}" height="{high + 80}"'
+    size = f'width="{margin + len(seeds) * (wide + 20)}" height="{high + 80}"'
     style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12"'
     return f"<svg {style} {size}>" + '<rect width="100%" height="100%" fill="#fff"/>' + "".join(parts) + "</svg>\n"
 
@@ -244,5 +244,5 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    asked = parser.parse_args()
-    main(asked.work, asked.out, asked.seeds)
+    arguments = parser.parse_args()
+    main(arguments.work, arguments.out, arguments.seeds)

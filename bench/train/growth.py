@@ -44,20 +44,22 @@ def main(work: Path, out: Path, sizes: list[int]) -> None:
     rows.sort(key=lambda row: row["samples"])
     for row in rows:
         if "a plan" not in row:
-            row["a plan"] = in_a_process(work, "plan", [str(row["samples"])])
+            row["a plan"] = run_phase(work, "plan", [str(row["samples"])])
             write(out, rows)
     for row in rows:
         if "with a dataset" in row:
             continue
         size = row["samples"]
-        made, data = timed(lambda n=size: make_data(work / f"data-{n}", images=-(-n // QUESTIONS), side=32, longest=40))
-        found: dict[str, Any] = {"dataset made": made}
-        words = [*COMMON.split(), f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={data}"]
+        writing, data = timed(
+            lambda n=size: make_data(work / f"data-{n}", images=-(-n // QUESTIONS), side=32, longest=40)
+        )
+        phases: dict[str, Any] = {"dataset made": writing}
+        overrides = [*COMMON.split(), f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={data}"]
         for phase in ("first", "again"):
-            found |= in_a_process(work, phase, words)
+            phases |= run_phase(work, phase, overrides)
         if size <= WHOLE:
-            found["a whole run"] = {f"{ranks} processes": whole_run(work, words, ranks) for ranks in (1, 2)}
-        row["with a dataset"] = found
+            phases["a whole run"] = {f"{ranks} processes": train_completely(work, overrides, ranks) for ranks in (1, 2)}
+        row["with a dataset"] = phases
         write(out, rows)
         shutil.rmtree(data)
 
@@ -79,29 +81,29 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def timed(work: Callable[[], T]) -> tuple[dict[str, float], T]:
-    """CPU seconds and memory of some work in this process, and what it gives."""
+    """CPU seconds and peak memory of a call in this process, and its result."""
     before = time.process_time()
-    found = work()
+    result = work()
     took = time.process_time() - before
     status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss would begin at the parent's
     peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    return {"seconds": round(took, 6), "peak_gb": round(peak / 1e9, 3)}, found
+    return {"seconds": round(took, 6), "peak_gb": round(peak / 1e9, 3)}, result
 
 
-def in_a_process(work: Path, phase: str, words: list[str]) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--phase", phase, str(work), *words]
+def run_phase(work: Path, phase: str, overrides: list[str]) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--phase", phase, str(work), *overrides]
     environment = os.environ | {"QILIN_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment, text=True)
-    row: dict[str, Any] = json.loads(found.stdout)
+    process = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment, text=True)
+    row: dict[str, Any] = json.loads(process.stdout)
     print(json.dumps(row), file=sys.stderr)
     return row
 
 
-def whole_run(work: Path, words: list[str], ranks: int) -> dict[str, float]:
-    """`qilin train` on so many processes: CPU seconds of all of them, and a step's wall time in its middle."""
+def train_completely(work: Path, overrides: list[str], ranks: int) -> dict[str, float]:
+    """`qilin train` on `ranks` processes: CPU seconds of all of them, and the median wall time of a step."""
     shutil.rmtree(work / "run", ignore_errors=True)
     launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launch, "-m", "qilin.cli", "train", "small/align", *words, f"out={work / 'run'}"]
+    command = [sys.executable, *launch, "-m", "qilin.cli", "train", "small/align", *overrides, f"out={work / 'run'}"]
     environment = os.environ | {"QILIN_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
@@ -117,39 +119,39 @@ def whole_run(work: Path, words: list[str], ranks: int) -> dict[str, float]:
     }
 
 
-def plan(words: list[str]) -> dict[str, Any]:
-    """A plan of so many samples, their lengths drawn."""
+def plan(overrides: list[str]) -> dict[str, Any]:
+    """A plan of a number of samples with random lengths."""
     import numpy as np
 
     from qilin.train.plan import Lengths, make_plan
 
-    samples = int(words[0])
+    samples = int(overrides[0])
     start, _ = timed(lambda: None)
     prefix = np.full(samples, 40, dtype=np.int64)
     rest = np.random.default_rng(0).integers(10, 60, samples)
     index = np.arange(samples)
     zero, one = np.zeros(samples, dtype=np.int64), np.ones(samples, dtype=np.int64)
     lengths = Lengths(prefix + rest, prefix, rest // 2, index // QUESTIONS, zero, one)
-    found: dict[str, Any] = {"the program": start["peak_gb"]}
-    found["made"], made = timed(
+    row: dict[str, Any] = {"the program": start["peak_gb"]}
+    row["made"], planned = timed(
         lambda: make_plan(lengths, [1.0], batch_size=64, num_epochs=1, pack_tokens=4096, seed=0)
     )
-    found["its hash"], _ = timed(lambda: made.hash)
-    found["its account"], _ = timed(made.counts)
-    steps = range(min(len(made), TIMED_STEPS))
+    row["its hash"], _ = timed(lambda: planned.hash)
+    row["its account"], _ = timed(planned.counts)
+    steps = range(min(len(planned), TIMED_STEPS))
     for ranks in (1, 2, 64):
-        took, _ = timed(lambda n=ranks: [made.packs(step, n) for step in steps])
-        found[f"a step cut for {ranks}"] = took | {"seconds": round(took["seconds"] / len(steps), 6)}
-    return found
+        took, _ = timed(lambda n=ranks: [planned.packs(step, n) for step in steps])
+        row[f"a step cut for {ranks}"] = took | {"seconds": round(took["seconds"] / len(steps), 6)}
+    return row
 
 
-def first(words: list[str]) -> dict[str, Any]:
-    """The first time: texts are measured."""
+def first(overrides: list[str]) -> dict[str, Any]:
+    """Without the cache: texts are measured."""
     from qilin.train.config import read_recipe
     from qilin.train.data_loader import PackedDataset
     from qilin.train.stage import load_start
 
-    config = read_recipe("small/align", words)
+    config = read_recipe("small/align", overrides)
     loaded = load_start(config)
     start, _ = timed(lambda: None)
     return {
@@ -158,7 +160,7 @@ def first(words: list[str]) -> dict[str, Any]:
     }
 
 
-def again(words: list[str]) -> dict[str, Any]:
+def again(overrides: list[str]) -> dict[str, Any]:
     """The second time, as far as some steps."""
     import torch
 
@@ -176,13 +178,13 @@ def again(words: list[str]) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    config = read_recipe("small/align", words)
+    config = read_recipe("small/align", overrides)
     loaded = load_start(config)
-    found: dict[str, Any] = {}
-    found["dataset opened"], _ = timed(lambda: open_sources(config, "training"))
-    found["opened, lengths from the cache"], feed = timed(lambda: PackedDataset(config, loaded.processor))
+    row: dict[str, Any] = {}
+    row["dataset opened"], _ = timed(lambda: open_sources(config, "training"))
+    row["opened, lengths from the cache"], data = timed(lambda: PackedDataset(config, loaded.processor))
     plan = make_plan(
-        feed.lengths,
+        data.lengths,
         [1.0],
         batch_size=config.batch_size,
         num_epochs=1,
@@ -191,16 +193,16 @@ def again(words: list[str]) -> dict[str, Any]:
     )
 
     def batch(step: int) -> Any:
-        return [feed.make_pack(pieces, cpu, torch.float32) for pieces in plan.packs(step)[0]]
+        return [data.make_pack(groups, cpu, torch.float32) for groups in plan.packs(step)[0]]
 
-    found["first batch"], _ = timed(lambda: batch(0))
+    row["first batch"], _ = timed(lambda: batch(0))
     later = range(1, min(len(plan), BATCHES))
     took, batches = timed(lambda: [batch(step) for step in later])
-    found["a batch"] = took | {"seconds": round(took["seconds"] / len(later), 6)}
+    row["a batch"] = took | {"seconds": round(took["seconds"] / len(later), 6)}
     set_trainable(loaded.model, config.trainable)
     use_packed_attention(loaded.model.train())
     module = ModelWithLoss(loaded.model, pack_loss)
-    context = TrainContext(config, Path("unused"), "bench", feed, plan)
+    context = TrainContext(config, Path("unused"), "bench", data, plan)
     optimizer = make_optimizer(trainable_params(loaded.model, config), "adamw", config.betas)
 
     def train_on(packs: Any, step: int) -> None:
@@ -211,8 +213,8 @@ def again(words: list[str]) -> dict[str, Any]:
     train_on(batches[0], 0)
     chosen = batches[1 : STEPS + 1]
     took, _ = timed(lambda: [train_on(packs, step) for step, packs in enumerate(chosen)])
-    found["a step"] = took | {"seconds": round(took["seconds"] / len(chosen), 6)}
-    return found
+    row["a step"] = took | {"seconds": round(took["seconds"] / len(chosen), 6)}
+    return row
 
 
 if __name__ == "__main__":

@@ -37,22 +37,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: Results(Path(folder) / f"{name}.json") for name in CASES}
+        results_by_case = {name: Results(Path(folder) / f"{name}.json") for name in CASES}
         for number in range(1, arguments.rounds + 1):
             for setting in arguments.settings:
                 for name, (way, before) in CASES.items():
                     os.environ.update(before)
-                    Bench(arguments.work.resolve(), found[name], 1, float("inf")).once(setting, "qilin", way, number)
+                    Bench(arguments.work.resolve(), results_by_case[name], 1, float("inf")).once(
+                        setting, "qilin", way, number
+                    )
                     for key in before:
                         del os.environ[key]
     facts = about("libraries.py", arguments.out)
-    told = {key: facts[key] for key in ("command", "machine", "code")}
+    header = {key: facts[key] for key in ("command", "machine", "code")}
     cases = {
-        name: {"way": way, "before": before, "medians": found[name].medians(), "rows": found[name].rows}
+        name: {
+            "way": way,
+            "before": before,
+            "medians": results_by_case[name].medians(),
+            "rows": results_by_case[name].rows,
+        }
         for name, (way, before) in CASES.items()
     }
-    arguments.out.write_text(json.dumps(told | {"cases": cases}, indent=1) + "\n", encoding="utf-8")
-    for name, results in found.items():
+    arguments.out.write_text(json.dumps(header | {"cases": cases}, indent=1) + "\n", encoding="utf-8")
+    for name, results in results_by_case.items():
         print(name, results.table(), sep="\n")
 
 

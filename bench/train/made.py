@@ -16,7 +16,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from qilin.dataset.schema import ImageRecord, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter
-from qilin.demo.tiny_models.language_model import train_tokenizer
+from qilin.demo.tiny_models.tokenizer import train_tokenizer
 
 PATCH = 16
 CHARACTERS = "肺心影右下左片高密度考虑炎不大"

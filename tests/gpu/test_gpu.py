@@ -48,14 +48,19 @@ def attention_and_gradients(device: str, dtype: torch.dtype) -> torch.Tensor:
 
 def test_flex_attention_matches_the_cpu() -> None:
     expected = attention_and_gradients("cpu", torch.float32)
-    found = attention_and_gradients("cuda", torch.float32)
-    assert float((found - expected).norm() / expected.norm()) < 5e-3  # TF32 in FlexAttention's products
+    actual = attention_and_gradients("cuda", torch.float32)
+    assert float((actual - expected).norm() / expected.norm()) < 5e-3  # TF32 in FlexAttention's products
     assert PACKED == "qilin_packed"
 
 
 def test_loss_matches_the_cpu(home: Path, tmp_path: Path) -> None:
-    words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={tmp_path}"]
-    config = read_recipe("small/align", [*words, "precision=fp32", "template=v1", "kinds=[]", "batch_size=100"])
+    overrides = [
+        f"vision={home / 'vision'}",
+        f"language={home / 'language'}",
+        f"data={home / 'data'}",
+        f"out={tmp_path}",
+    ]
+    config = read_recipe("small/align", [*overrides, "precision=fp32", "template=v1", "kinds=[]", "batch_size=100"])
     values = []
     for device in ("cpu", "cuda"):
         loaded = load_start(config)
@@ -82,7 +87,7 @@ def test_loss_matches_the_cpu(home: Path, tmp_path: Path) -> None:
 )
 def test_runs_on_the_gpu(home: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     run = tmp_path / "run"
-    words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={run}"]
+    overrides = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={run}"]
     usual = [
         "device=cuda",
         "precision=bf16",
@@ -92,7 +97,7 @@ def test_runs_on_the_gpu(home: Path, tmp_path: Path, more: tuple[str, ...]) -> N
         "num_epochs=4",
         "logging_steps=1",
     ]
-    run_stage(read_recipe("small/align", [*words, *usual, "trackers=[]", "learning_rate=5e-3", *more]), "test")
+    run_stage(read_recipe("small/align", [*overrides, *usual, "trackers=[]", "learning_rate=5e-3", *more]), "test")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert (run / "qilin.json").is_file()

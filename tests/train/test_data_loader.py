@@ -45,7 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def stage(*folders: Path, source: Mapping[str, Any] | None = None, **options: Any) -> TrainConfig:
+def make_config(*folders: Path, source: Mapping[str, Any] | None = None, **options: Any) -> TrainConfig:
     data = tuple(DataSource(path=folder, **source or {}) for folder in folders)
     return TrainConfig(model="here", data=data, **options)
 
@@ -56,7 +56,7 @@ def same(one: PackedDataset, other: PackedDataset) -> bool:
     return equal and one.counts == other.counts and one.dropped == other.dropped
 
 
-def measured(config: TrainConfig, processor: Any) -> tuple[PackedDataset, bool]:
+def open_measured(config: TrainConfig, processor: Any) -> tuple[PackedDataset, bool]:
     """A data, and whether it had to measure."""
     ticks: list[int] = []
     data = PackedDataset(config, processor, lambda n, total: ticks.append(n))
@@ -64,59 +64,60 @@ def measured(config: TrainConfig, processor: Any) -> tuple[PackedDataset, bool]:
 
 
 def test_lengths_are_measured_once_and_cached(home: Path, processor: Any) -> None:
-    config = stage(home / "data", max_length=60, on_overlength="drop")
-    first, worked = measured(config, processor)
-    again, worked_again = measured(config, processor)
-    assert (worked, worked_again) == (True, False)
+    config = make_config(home / "data", max_length=60, on_overlength="drop")
+    first, measured = open_measured(config, processor)
+    again, measured_again = open_measured(config, processor)
+    assert (measured, measured_again) == (True, False)
     assert same(first, again)
     assert first.dropped  # the two-image sample and others, with their reasons, from the cache as well
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "text", "other", "columns"])
 def test_a_damaged_cache_is_measured_again(home: Path, processor: Any, cache: Path, damage: str) -> None:
-    config = stage(home / "data")
-    first, _ = measured(config, processor)
+    config = make_config(home / "data")
+    first, _ = open_measured(config, processor)
     (file,) = (cache / "lengths").glob("*.npz")
-    whole = file.read_bytes()
+    content = file.read_bytes()
     if damage == "other":
         np.savez(file, something=np.zeros(3))
     elif damage == "columns":
         np.savez(file, table=np.zeros((5, 4), dtype=np.int64), statistics=np.array('{"counts": {}, "dropped": []}'))
     else:
-        file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "text": b"not a cache"}[damage])
-    again, worked = measured(config, processor)
-    assert worked
+        file.write_bytes({"empty": b"", "half": content[: len(content) // 2], "text": b"not a cache"}[damage])
+    again, measured = open_measured(config, processor)
+    assert measured
     assert same(first, again)
-    assert not measured(config, processor)[1]  # and mended
+    assert not open_measured(config, processor)[1]  # and mended
     assert [path.name for path in (cache / "lengths").iterdir()] == [file.name]
 
 
 def test_the_cache_key_covers_all_dependencies(home: Path, processor: Any) -> None:
-    base = stage(home / "data")
+    base = make_config(home / "data")
     other_template = compose(str(home / "clip"), str(home / "llama"), template="v1", system="你好", pad_square=True)
     variants: list[tuple[TrainConfig, Any]] = [
         (base, processor),
         (base, other_template.processor),
-        (stage(home / "data", kinds=("vqa",)), processor),
-        (stage(home / "data", kinds=("vqa", "chat")), processor),
-        (stage(home / "data", source={"kinds": ("caption",)}), processor),
-        (stage(home / "data", source={"split": "test"}), processor),
-        (stage(home / "data", home / "data"), processor),
-        (stage(home / "data", max_length=1024), processor),
-        (stage(home / "data", on_overlength="truncate"), processor),
-        (stage(home / "data", share_image_prefix=False), processor),
-        (stage(home / "data", instructions=("描述这张图片。",)), processor),
+        (make_config(home / "data", kinds=("vqa",)), processor),
+        (make_config(home / "data", kinds=("vqa", "chat")), processor),
+        (make_config(home / "data", source={"kinds": ("caption",)}), processor),
+        (make_config(home / "data", source={"split": "test"}), processor),
+        (make_config(home / "data", home / "data"), processor),
+        (make_config(home / "data", max_length=1024), processor),
+        (make_config(home / "data", on_overlength="truncate"), processor),
+        (make_config(home / "data", share_image_prefix=False), processor),
+        (make_config(home / "data", instructions=("描述这张图片。",)), processor),
     ]
-    keys = [PackedDataset(config, made).cache_key() for config, made in variants]
+    keys = [PackedDataset(config, pack).cache_key() for config, pack in variants]
     assert len(set(keys)) == len(keys)
     assert (
-        keys[0] == PackedDataset(stage(home / "data", seed=5, batch_size=3, learning_rate=1.0), processor).cache_key()
+        keys[0]
+        == PackedDataset(make_config(home / "data", seed=5, batch_size=3, learning_rate=1.0), processor).cache_key()
     )
 
 
 def test_the_cache_key_covers_every_row(home: Path, processor: Any) -> None:
     """Not only the first ones: two choices of rows that begin alike and are equally many."""
-    data = PackedDataset(stage(home / "data"), processor)
+    data = PackedDataset(make_config(home / "data"), processor)
     source = data.sources[0]
     keys = []
     for rows in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 5]):
@@ -131,22 +132,22 @@ def test_long_samples_are_refused_truncated_or_dropped(home: Path, processor: An
         UserError,
         match=r"sample train-\S+: \d+ tokens, max_length is 60; .*on_overlength=truncate or on_overlength=drop",
     ):
-        PackedDataset(stage(home / "data", max_length=60), processor)
+        PackedDataset(make_config(home / "data", max_length=60), processor)
 
-    full = PackedDataset(stage(home / "data"), processor)
+    full = PackedDataset(make_config(home / "data"), processor)
     over = {full.sample(int(n)).sample_id for n, t in zip(full.numbers, full.lengths.total, strict=True) if t > 60}
     assert over == {"train-chat", "train-two"}
     everything = len(full.lengths.total)
     assert full.counts == {"samples": everything, "cut": 0, "dropped": 0}
 
-    dropped = PackedDataset(stage(home / "data", max_length=60, on_overlength="drop"), processor)
+    dropped = PackedDataset(make_config(home / "data", max_length=60, on_overlength="drop"), processor)
     assert dropped.counts == {"samples": everything - len(over), "cut": 0, "dropped": len(over)}
     assert {row["sample_id"] for row in dropped.dropped} == over
     assert all(row["reason"].endswith("tokens, max_length is 60") for row in dropped.dropped)
     assert dropped.lengths.total.max() <= 60
     assert {dropped.sample(int(n)).sample_id for n in dropped.numbers}.isdisjoint(over)
 
-    cut = PackedDataset(stage(home / "data", max_length=60, on_overlength="truncate"), processor)
+    cut = PackedDataset(make_config(home / "data", max_length=60, on_overlength="truncate"), processor)
     assert cut.counts["cut"] > 0
     assert cut.counts["cut"] + cut.counts["dropped"] == len(over)
     assert cut.counts["samples"] == everything - cut.counts["dropped"]
@@ -155,27 +156,27 @@ def test_long_samples_are_refused_truncated_or_dropped(home: Path, processor: An
 
 
 def test_truncated_samples_are_counted_once(home: Path, processor: Any) -> None:
-    config = stage(home / "data", max_length=60, on_overlength="truncate")
+    config = make_config(home / "data", max_length=60, on_overlength="truncate")
     PackedDataset(config, processor)
     data = PackedDataset(config, processor)  # lengths from the cache, so that packing encodes for the first time
     before = dict(data.counts)
     assert before["cut"]
     for index in range(len(data.numbers)):
-        made = data.make_pack(group_samples(np.array([index]), data.lengths, 2048), CPU, torch.float32)
-        assert made.ids.shape[1] == data.lengths.total[index]
-        assert len(made.targets) == data.lengths.answer_tokens[index]
+        pack = data.make_pack(group_samples(np.array([index]), data.lengths, 2048), CPU, torch.float32)
+        assert pack.ids.shape[1] == data.lengths.total[index]
+        assert len(pack.targets) == data.lengths.answer_tokens[index]
     assert data.counts == before
 
 
 def test_truncation_keeps_images_and_part_of_the_answer(tmp_path: Path, processor: Any) -> None:
     long = "这张图片是什么模态？" * 40
     folder = write(tmp_path / "data", [("asks-long", long, "是"), ("says-long", "图？", long)])
-    data = PackedDataset(stage(folder, max_length=64, on_overlength="truncate"), processor)
+    data = PackedDataset(make_config(folder, max_length=64, on_overlength="truncate"), processor)
     assert data.counts == {"samples": 1, "cut": 1, "dropped": 1}
     assert [row["sample_id"] for row in data.dropped] == ["asks-long"]
     with pytest.raises(UserError, match=r"no sample is left for training; .*'dropped': 2"):
         PackedDataset(
-            stage(folder, max_length=PATCHES, on_overlength="truncate"), processor
+            make_config(folder, max_length=PATCHES, on_overlength="truncate"), processor
         )  # the image alone is longer
 
 
@@ -184,8 +185,8 @@ def write(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
     with DatasetWriter(folder, {"importer": "tiny"}) as writer:
         image = make_image(tiny_png(1), [Provenance("tiny", "1")])
         writer.add_image(image)
-        for name, asked, said in rows:
-            messages = (user(asked, images=1), assistant(said))
+        for name, question, answer in rows:
+            messages = (user(question, images=1), assistant(answer))
             assert writer.add_sample("train", Sample(name, "vqa", (image.image_id,), messages, answer_type="open"))
     return folder
 
@@ -197,39 +198,39 @@ def test_a_sample_without_answer_tokens_is_named(home: Path, processor: Any) -> 
         "{%- endgeneration -%}", ""
     )
     with pytest.raises(UserError, match=r"sample train-\S+: no token of an answer"):
-        PackedDataset(stage(home / "data"), broken)
+        PackedDataset(make_config(home / "data"), broken)
 
 
 def test_a_literal_image_token_in_a_text_is_named(tmp_path: Path, processor: Any) -> None:
     folder = write(tmp_path / "data", [("marked", "这是 <image> 吗？", "是")])
     with pytest.raises(UserError, match=r"sample marked: 2 image tokens for 1 images"):
-        PackedDataset(stage(folder), processor)
+        PackedDataset(make_config(folder), processor)
 
 
 def test_errors_list_the_available_splits_and_kinds(home: Path, processor: Any) -> None:
     with pytest.raises(UserError, match=r"no split 'validation'; it has train, test"):
-        PackedDataset(stage(home / "data", source={"split": "validation"}), processor)
+        PackedDataset(make_config(home / "data", source={"split": "validation"}), processor)
     with pytest.raises(UserError, match=r"no samples of kind report in split train; it has caption, chat, vqa"):
-        PackedDataset(stage(home / "data", kinds=("report",)), processor)
+        PackedDataset(make_config(home / "data", kinds=("report",)), processor)
 
 
 def test_prefix_groups_are_samples_with_equal_prefixes(home: Path, processor: Any) -> None:
-    data = PackedDataset(stage(home / "data"), processor)
-    units: dict[int, set[str]] = {}
-    for number, unit, prefix in zip(data.numbers, data.lengths.prefix_group, data.lengths.prefix, strict=True):
-        units.setdefault(int(unit), set()).add(data.sample(int(number)).sample_id)
+    data = PackedDataset(make_config(home / "data"), processor)
+    groups: dict[int, set[str]] = {}
+    for number, group, prefix in zip(data.numbers, data.lengths.prefix_group, data.lengths.prefix, strict=True):
+        groups.setdefault(int(group), set()).add(data.sample(int(number)).sample_id)
         assert (prefix > 0) == bool(data.sample(int(number)).image_ids)
-    assert {"train-text"} in units.values()
-    assert {"train-two"} in units.values()
-    assert {"train-caption-1", "train-vqa-1-0", "train-vqa-1-1", "train-vqa-1-2"} in units.values()
-    separate = PackedDataset(stage(home / "data", share_image_prefix=False), processor)
+    assert {"train-text"} in groups.values()
+    assert {"train-two"} in groups.values()
+    assert {"train-caption-1", "train-vqa-1-0", "train-vqa-1-1", "train-vqa-1-2"} in groups.values()
+    separate = PackedDataset(make_config(home / "data", share_image_prefix=False), processor)
     assert len(set(separate.lengths.prefix_group.tolist())) == len(separate.numbers)
     assert not separate.lengths.prefix.any()
 
 
 def test_prefixes_that_differ_in_repeated_tokens_are_different_groups(home: Path, processor: Any) -> None:
     """Only an image's own tokens may be shortened: 1 1 2 and 1 2 2 are not the same text."""
-    sample, image = PackedDataset(stage(home / "data"), processor).sample(0), 9
+    sample, image = PackedDataset(make_config(home / "data"), processor).sample(0), 9
     prefixes = ([1, 1, 2, image, image], [1, 2, 2, image, image], [1, 1, 2, image, image])
     one, other, again = (prefix_group(sample, prefix, 0, image) for prefix in prefixes)
     assert one != other
@@ -237,24 +238,24 @@ def test_prefixes_that_differ_in_repeated_tokens_are_different_groups(home: Path
 
 
 def test_images_are_in_the_order_of_their_tokens(home: Path, processor: Any) -> None:
-    data = PackedDataset(stage(home / "data"), processor)
-    names = {data.sample(int(number)).sample_id: place for place, number in enumerate(data.numbers)}
+    data = PackedDataset(make_config(home / "data"), processor)
+    names = {data.sample(int(number)).sample_id: index for index, number in enumerate(data.numbers)}
     wanted = ["train-vqa-2-0", "train-two", "train-text", "train-vqa-1-1"]
-    pieces = [PackedGroup((names[name],), int(data.lengths.total[names[name]])) for name in wanted]
-    made = data.make_pack(pieces, CPU, torch.float32)
-    assert made.sample_ids == tuple(wanted)
+    groups = [PackedGroup((names[name],), int(data.lengths.total[names[name]])) for name in wanted]
+    pack = data.make_pack(groups, CPU, torch.float32)
+    assert pack.sample_ids == tuple(wanted)
     images = [image for name in wanted for image in data.sample(int(data.numbers[names[name]])).image_ids]
     expected = torch.stack([data.pixels.get(data.sources[0].dataset, image) for image in images])
-    assert made.pixels is not None
-    assert torch.equal(made.pixels, expected)
+    assert pack.pixels is not None
+    assert torch.equal(pack.pixels, expected)
     assert len({row.numpy().tobytes() for row in expected}) == 4
     mark = processor.tokenizer.convert_tokens_to_ids("<image>")
-    assert int((made.ids == mark).sum()) == 4 * PATCHES
+    assert int((pack.ids == mark).sum()) == 4 * PATCHES
 
 
 def test_sample_numbers_count_over_two_folders(home: Path, tmp_path: Path, processor: Any) -> None:
     second = write(tmp_path / "data", [("only", "图中有异常吗？", "有")])
-    data = PackedDataset(stage(home / "data", second), processor)
+    data = PackedDataset(make_config(home / "data", second), processor)
     assert data.sample(int(data.numbers[-1])).sample_id == "only"
     assert data.lengths.source.tolist() == [0] * (len(data.numbers) - 1) + [1]
     assert data.dataset_of(int(data.numbers[-1])).path == second
@@ -288,7 +289,7 @@ def test_the_chosen_instruction_does_not_depend_on_the_process() -> None:
 
 def test_the_cache_key_has_the_seed_only_where_it_chooses_instructions(home: Path, processor: Any) -> None:
     def key(instructions: tuple[str, ...], seed: int) -> str:
-        config = stage(home / "data", instructions=instructions, seed=seed)
+        config = make_config(home / "data", instructions=instructions, seed=seed)
         return PackedDataset(config, processor).cache_key()
 
     assert key(("描述。",), 0) == key(("描述。",), 1)

@@ -77,11 +77,11 @@ def go(home: Path, out: Path, ranks: int, more: Sequence[str], kill: str = "none
         *(*USUAL.split(), *more),
     ]
     environment = os.environ | {"QILIN_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert found.returncode in (0, 1, -signal.SIGKILL), found.stderr
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert process.returncode in (0, 1, -signal.SIGKILL), process.stderr
     if kill.startswith("none"):
-        assert found.returncode == 0, found.stderr
-    return found.returncode
+        assert process.returncode == 0, process.stderr
+    return process.returncode
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows(run)]
 
 
-def relative_error(one: Path, other: Path) -> float:
+def relative_distance(one: Path, other: Path) -> float:
     """The largest difference of two models' weights, relative to the largest weight of its tensor."""
     a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert a.keys() == b.keys()
@@ -106,7 +106,7 @@ def test_two_processes_match_one_and_survive_kills(home: Path, tmp_path: Path) -
     go(home, one, 1, more)
     go(home, two, 2, more)
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    assert relative_error(one, two) < 1e-3
+    assert relative_distance(one, two) < 1e-3
     steps = len(losses(one))
     assert [row["step"] for row in rows(two)] == list(range(1, steps + 1))
     for a, b in zip(rows(one), rows(two), strict=True):
@@ -130,26 +130,28 @@ def test_two_processes_match_one_and_survive_kills(home: Path, tmp_path: Path) -
     (tmp_path / "other" / "recipe.yaml").write_text(recipe.replace(str(killed), str(tmp_path / "other")))
     go(home, tmp_path / "other", 1, more)  # on one device from what two have saved
     assert losses(tmp_path / "other") == pytest.approx(losses(one), rel=1e-5)
-    assert relative_error(one, tmp_path / "other") < 1e-3
+    assert relative_distance(one, tmp_path / "other") < 1e-3
 
 
 @pytest.mark.story
 def test_two_processes_validate_as_one_does(home: Path, tmp_path: Path) -> None:
     more = ("trainable=[projector,language]", "shard=all")
-    look = (*more, "validate={interval: 2}", "save_steps=3", "save_total_limit=1")
+    validating = (*more, "validate={interval: 2}", "save_steps=3", "save_total_limit=1")
     plain, one, two, killed = (tmp_path / name for name in ("plain", "one", "two", "killed"))
     go(home, plain, 2, more)
-    go(home, one, 1, look)
-    go(home, two, 2, look)
+    go(home, one, 1, validating)
+    go(home, two, 2, validating)
     assert losses(two) == losses(plain)  # whole weights that a validation has gathered are not trained on
-    told = [[row["validation_loss"] for row in rows(run) if "validation_loss" in row] for run in (one, two)]
-    assert len(told[0]) > 3
-    assert told[1] == pytest.approx(told[0], rel=1e-5)
-    assert len(set(told[0])) == len(told[0]), "control: it moves with the weights"
-    assert relative_error(one, two) < 1e-3
+    validation_losses = [
+        [row["validation_loss"] for row in rows(run) if "validation_loss" in row] for run in (one, two)
+    ]
+    assert len(validation_losses[0]) > 3
+    assert validation_losses[1] == pytest.approx(validation_losses[0], rel=1e-5)
+    assert len(set(validation_losses[0])) == len(validation_losses[0]), "control: it moves with the weights"
+    assert relative_distance(one, two) < 1e-3
 
-    assert go(home, killed, 2, look, "step=5=1") != 0
-    go(home, killed, 2, look)
+    assert go(home, killed, 2, validating, "step=5=1") != 0
+    go(home, killed, 2, validating)
     assert [row.get("validation_loss") for row in rows(killed)] == [row.get("validation_loss") for row in rows(two)]
     assert (killed / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
 
@@ -160,13 +162,18 @@ def test_adapters_over_a_replicated_frozen_model(home: Path, tmp_path: Path) -> 
     go(home, tmp_path / "one", 1, more)
     go(home, tmp_path / "two", 2, more)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-    assert relative_error(tmp_path / "one", tmp_path / "two") < 1e-3
+    assert relative_distance(tmp_path / "one", tmp_path / "two") < 1e-3
     assert (tmp_path / "two" / "adapter" / "adapter_config.json").is_file()
 
 
 def test_muon_on_many_devices_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", "optimizer=muon"]
-    config = read_recipe("small/align", [*words, f"out={tmp_path / 'run'}"])
+    overrides = [
+        f"vision={home / 'vision'}",
+        f"language={home / 'language'}",
+        f"data={home / 'data'}",
+        "optimizer=muon",
+    ]
+    config = read_recipe("small/align", [*overrides, f"out={tmp_path / 'run'}"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="optimizer=adamw"):
         run_stage(config, "test")

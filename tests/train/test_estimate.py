@@ -46,11 +46,11 @@ def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QILIN_CACHE", str(home / "cache"))
 
 
-def words(home: Path, *more: str) -> list[str]:
-    given = {word.split("=")[0] for word in more}
+def overrides(home: Path, *more: str) -> list[str]:
+    overridden = {word.split("=")[0] for word in more}
     usual = ["vision=" + str(home / "vision"), "language=" + str(home / "language"), "data=" + str(home / "data")]
     usual += ["kinds=[vqa]", "template=v1", "batch_size=24", "pack_tokens=2048", "max_length=512"]
-    return [word for word in usual if word.split("=")[0] not in given] + list(more)
+    return [word for word in usual if word.split("=")[0] not in overridden] + list(more)
 
 
 def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
@@ -67,10 +67,10 @@ def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    known = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
-    known += [*model.buffers(), pack.ids, pack.positions, pack.target_positions, pack.targets]
+    existing = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
+    existing += [*model.buffers(), pack.ids, pack.positions, pack.target_positions, pack.targets]
     assert pack.pixels is not None
-    with LiveMemory([*known, pack.pixels]) as live:
+    with LiveMemory([*existing, pack.pixels]) as live:
         with autocast_context(config.precision, CPU):
             loss = pack_loss(model, pack, pack.pixels)
         loss.backward()
@@ -93,39 +93,39 @@ def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
 def test_estimated_memory_matches_pytorchs_allocations(home: Path, more: Sequence[str]) -> None:
     """Seen on tensors without data at 3 and 4 layers, and on real ones at 6."""
     more = [f"language={home / 'qwen3'}" if word == "language=qwen3" else word for word in more]
-    config = read_recipe("small/align", words(home, *more))
+    config = read_recipe("small/align", overrides(home, *more))
     real, plan, model = allocated(config)
     model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
     bones = build_meta_model(model_config)
-    said = peak_memory(model_config, config, largest_pack(plan), on_gpu=False)
+    run_estimate = peak_memory(model_config, config, largest_pack(plan), on_gpu=False)
     # with activations computed again, the largest moment may be another at another depth
-    assert said == pytest.approx(real, rel=0.12 if config.gradient_checkpointing else 0.05)
-    assert peak_memory(model_config, config, largest_pack(plan), on_gpu=True) != said
+    assert run_estimate == pytest.approx(real, rel=0.12 if config.gradient_checkpointing else 0.05)
+    assert peak_memory(model_config, config, largest_pack(plan), on_gpu=True) != run_estimate
     stays = static_memory(prepare_model(bones, config), config, False)
     rows = model.get_input_embeddings().weight.shape[0] - model_config.get_text_config().vocab_size  # of <image>
     extra = 2 * 4 * rows * 64
     assert stays["weights"] == pytest.approx(sum(p.nbytes for p in model.parameters()), abs=extra)
-    learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert stays["optimizer"] == pytest.approx(8 * learn, abs=2 * extra)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert stays["optimizer"] == pytest.approx(8 * trainable, abs=2 * extra)
 
 
 def test_loading_needs_the_complete_model_on_the_host(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where training takes less: with frozen weights in bf16 and a small pack."""
-    monkeypatch.setattr(memory, "peak_memory", lambda *given: 0.0)
-    found, pack = {}, memory.PackShape([(0, 64, -1)], 1, 0)
+    monkeypatch.setattr(memory, "peak_memory", lambda *overridden: 0.0)
+    figures, pack = {}, memory.PackShape([(0, 64, -1)], 1, 0)
     for precision in ("bf16", "fp32"):
-        config = read_recipe("small/align", words(home, f"precision={precision}"))
+        config = read_recipe("small/align", overrides(home, f"precision={precision}"))
         model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
         model = prepare_model(build_meta_model(model_config), config)
         causes = [memory.memory_by_cause(model_config, model, config, pack, on_gpu) for on_gpu in (False, True)]
-        found[precision] = ["more, while loading and saving" in each for each in causes]
+        figures[precision] = ["more, while loading and saving" in each for each in causes]
         if precision == "bf16":
             assert sum(causes[0].values()) == memory.load_memory(model)
-    assert found == {"bf16": [True, False], "fp32": [False, False]}
+    assert figures == {"bf16": [True, False], "fp32": [False, False]}
 
 
 def test_a_meta_model_has_the_shapes_of_the_real_one(home: Path) -> None:
-    config = read_recipe("small/align", words(home))
+    config = read_recipe("small/align", overrides(home))
     real = load_start(config).model
     model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
     bones = build_meta_model(model_config)
@@ -140,36 +140,36 @@ def test_a_meta_model_has_the_shapes_of_the_real_one(home: Path) -> None:
     assert flop_cost(bones).token == flop_cost(real).token
 
 
-def said(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
+def run_estimate(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
     assert cli.main(["estimate", *command]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_estimate_needs_only_config_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = [f"vision={home / 'bare' / 'vision'}", f"language={home / 'bare' / 'language'}"]
-    found = said(capsys, "qilin-med-vl-13b/align", *parts, "--gpu", "h200", "--json")
-    assert found["fits"]
-    assert "hours" not in found  # nothing is known of the data, so nothing is said of time
-    assert found["parameters"]["projector"]["trainable"] == found["parameters"]["projector"]["all"] > 0
-    assert found["parameters"]["language"]["trainable"] == 0
-    assert found["memory_total"] == pytest.approx(sum(found["memory"].values()), abs=8)
+    figures = run_estimate(capsys, "qilin-med-vl-13b/align", *parts, "--gpu", "h200", "--json")
+    assert figures["fits"]
+    assert "hours" not in figures  # nothing is known of the data, so nothing is said of time
+    assert figures["parameters"]["projector"]["trainable"] == figures["parameters"]["projector"]["all"] > 0
+    assert figures["parameters"]["language"]["trainable"] == 0
+    assert figures["memory_total"] == pytest.approx(sum(figures["memory"].values()), abs=8)
     data = ["--samples", "5000", "--samples-per-image", "2.5"]
     usual = ["qilin-med-vl-13b/align", *parts, "--gpu", "h200", "--json", *data]
-    more = said(capsys, *usual, "--price", "3")
+    more = run_estimate(capsys, *usual, "--price", "3")
     assert more["samples"] == 5000
     assert more["steps"] == 20
     assert more["tokens"] < more["tokens_unshared"]
     assert more["money"] == pytest.approx(3 * more["device_hours"])
-    assert said(capsys, *usual, "--devices", "2")["hours"] == pytest.approx(more["hours"] / 2)
+    assert run_estimate(capsys, *usual, "--devices", "2")["hours"] == pytest.approx(more["hours"] / 2)
 
 
 def test_local_data_is_measured(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = said(capsys, "small/align", *words(home, "num_epochs=2"), "--gpu", "cpu", "--json")
-    config = read_recipe("small/align", words(home))
+    figures = run_estimate(capsys, "small/align", *overrides(home, "num_epochs=2"), "--gpu", "cpu", "--json")
+    config = read_recipe("small/align", overrides(home))
     lengths = PackedDataset(config, load_start(config).processor).lengths
-    assert found["samples"] == 2 * len(lengths.total)
-    assert found["tokens_unshared"] == 2 * int(lengths.total.sum())
-    assert found["tokens"] < found["tokens_unshared"]
+    assert figures["samples"] == 2 * len(lengths.total)
+    assert figures["tokens_unshared"] == 2 * int(lengths.total.sum())
+    assert figures["tokens"] < figures["tokens_unshared"]
 
 
 def test_alternatives_are_listed_where_it_does_not_fit(
@@ -178,19 +178,19 @@ def test_alternatives_are_listed_where_it_does_not_fit(
     from qilin.train import estimate
     from qilin.train import memory_estimate as memory
 
-    command = ["small/align", *words(home, "trainable=[projector, language]", "precision=bf16")]
-    needs = said(capsys, *command, "--gpu", "l20", "--json")["memory_total"]
+    command = ["small/align", *overrides(home, "trainable=[projector, language]", "precision=bf16")]
+    needs = run_estimate(capsys, *command, "--gpu", "l20", "--json")["memory_total"]
     tight = estimate.Gpu(needs * 0.9, 1e12)
     monkeypatch.setattr(estimate, "find_gpu", lambda name: tight)
-    found = said(capsys, *command, "--gpu", "l20", "--json")
-    assert not found["fits"]
-    assert any("gradient_checkpointing=true" in line for line in found["would fit"])
+    figures = run_estimate(capsys, *command, "--gpu", "l20", "--json")
+    assert not figures["fits"]
+    assert any("gradient_checkpointing=true" in line for line in figures["would fit"])
     looks = len(memory._peak_cache)
     assert cli.main(["estimate", *command, "--gpu", "l20"]) == 0
     assert len(memory._peak_cache) == looks, "nothing that was looked at is looked at again"
     assert "would fit with gradient_checkpointing=true" in capsys.readouterr().out
     monkeypatch.setattr(estimate, "find_gpu", lambda name: estimate.Gpu(1e3, 1e12))
-    assert said(capsys, *command, "--gpu", "l20", "--json")["would fit"] == []
+    assert run_estimate(capsys, *command, "--gpu", "l20", "--json")["would fit"] == []
 
 
 def test_precision_auto_is_bf16_on_a_gpu_and_the_faster_one_on_a_cpu(
@@ -199,18 +199,18 @@ def test_precision_auto_is_bf16_on_a_gpu_and_the_faster_one_on_a_cpu(
     monkeypatch.setattr(
         "qilin.train.flops.measure_peak_flops", lambda device, dtype: 1e9 if dtype == torch.float32 else 5e8
     )
-    for gpu, kind in (("h200", "bf16"), ("cpu", "fp32")):
+    for gpu, resolved in (("h200", "bf16"), ("cpu", "fp32")):
         auto, named = (
-            said(capsys, "small/align", *words(home, f"precision={precision}"), "--gpu", gpu, "--json")
-            for precision in ("auto", kind)
+            run_estimate(capsys, "small/align", *overrides(home, f"precision={precision}"), "--gpu", gpu, "--json")
+            for precision in ("auto", resolved)
         )
         assert auto["memory"] == named["memory"]
-    other = said(capsys, "small/align", *words(home, "precision=bf16"), "--gpu", "cpu", "--json")
+    other = run_estimate(capsys, "small/align", *overrides(home, "precision=bf16"), "--gpu", "cpu", "--json")
     assert other["memory"] != auto["memory"], "control: it is seen"
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected_error"),
     [
         (("--gpu", "potato"), "gpu is 'potato'; expected one of b200, h200"),
         (("--gpu", "h200", "precision=fp32"), "precision is fp32"),
@@ -220,10 +220,10 @@ def test_precision_auto_is_bf16_on_a_gpu_and_the_faster_one_on_a_cpu(
     ],
 )
 def test_invalid_requests_are_refused(
-    home: Path, capsys: pytest.CaptureFixture[str], more: Sequence[str], told: str
+    home: Path, capsys: pytest.CaptureFixture[str], more: Sequence[str], expected_error: str
 ) -> None:
-    assert cli.main(["estimate", "small/align", *words(home), *more]) == 2
-    assert told in capsys.readouterr().err
+    assert cli.main(["estimate", "small/align", *overrides(home), *more]) == 2
+    assert expected_error in capsys.readouterr().err
 
 
 def test_a_checkpoint_in_another_layout_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

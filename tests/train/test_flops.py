@@ -20,10 +20,10 @@ TOKENS, ANSWERS, IMAGES = 40, 7, 2
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("flops")
-    for kind in ("llama", "qwen3"):
-        tiny_language(home / kind, kind, width=64, layers=3)
-    for kind in ("clip", "siglip"):
-        tiny_vision(home / kind, kind)
+    for architecture in ("llama", "qwen3"):
+        tiny_language(home / architecture, architecture, width=64, layers=3)
+    for architecture in ("clip", "siglip"):
+        tiny_vision(home / architecture, architecture)
     return home
 
 

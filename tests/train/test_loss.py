@@ -63,24 +63,24 @@ def step(model: Any, data: PackedDataset, packs: list[Pack]) -> tuple[float, int
 
 def gradient(model: Any) -> torch.Tensor:
     """All gradients end to end, taken off the model."""
-    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad(set_to_none=True)
-    return found
+    return gradients
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def relative_error(gradients: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((gradients - expected).norm() / expected.norm())
 
 
 def test_accumulation_gives_the_gradient_of_one_pack(stage: tuple[Any, PackedDataset]) -> None:
     model, data = stage
-    whole, count = step(model, data, eight_samples_in(data, 1))
+    loss_of_one_pack, count = step(model, data, eight_samples_in(data, 1))
     expected = gradient(model)
     assert expected.norm() > 0.01
     for packs in (2, 4, 8):
         value, tokens = step(model, data, eight_samples_in(data, packs))
         assert tokens == count
-        assert value == pytest.approx(whole, rel=1e-9)
+        assert value == pytest.approx(loss_of_one_pack, rel=1e-9)
         assert relative_error(gradient(model), expected) < 1e-6
 
 
@@ -90,7 +90,7 @@ def test_shared_prefixes_and_small_packs_give_the_same_gradient(stage: tuple[Any
     gradients, cut = [], []
     for pack_tokens in (4096, 400, 100):
         plan = make_plan(data.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
-        packs = [data.make_pack(pieces, CPU, torch.float64) for pieces in plan.packs(0)[0]]
+        packs = [data.make_pack(groups, CPU, torch.float64) for groups in plan.packs(0)[0]]
         cut.append(len(packs))
         step(model, data, packs)
         gradients.append(gradient(model))
@@ -131,9 +131,9 @@ def test_chunks_give_the_loss_and_gradients_of_one_chunk(
         monkeypatch.setattr(loss, "CHUNK", limit)
         chunk_sizes.clear()
         summed = answer_loss(hidden, head, target_positions, targets)
-        found = torch.autograd.grad(summed, [hidden, head.weight])
+        gradients = torch.autograd.grad(summed, [hidden, head.weight])
         assert max(chunk_sizes) == limit  # never more logits at once
-        torch.testing.assert_close([summed, *found], [by_hand, *expected])
+        torch.testing.assert_close([summed, *gradients], [by_hand, *expected])
 
 
 @torch.no_grad()

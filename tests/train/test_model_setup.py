@@ -40,8 +40,8 @@ def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe(home: Path, *more: str) -> TrainConfig:
-    words = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", "template=v1"]
-    return read_recipe("small/align", [*words, "kinds=[vqa]", "batch_size=100", "precision=fp32", *more])
+    overrides = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", "template=v1"]
+    return read_recipe("small/align", [*overrides, "kinds=[vqa]", "batch_size=100", "precision=fp32", *more])
 
 
 def one_pack(config: TrainConfig) -> tuple[Any, Any, Plan]:
@@ -55,13 +55,13 @@ def one_pack(config: TrainConfig) -> tuple[Any, Any, Plan]:
 
 
 def test_bf16_frozen_weights_err_as_much_as_bf16_products(home: Path) -> None:
-    found = {}
+    results = {}
     for weights, matmul_flops in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")):
         model, pack, _ = one_pack(recipe(home, f"precision={weights}"))
         with autocast_context(matmul_flops, CPU):
-            found[weights, matmul_flops] = gradient(model, pack)
-    exact = found.pop(("fp32", "fp32"))
-    alone, frozen = ((each - exact).norm() / exact.norm() for each in found.values())
+            results[weights, matmul_flops] = gradient(model, pack)
+    exact = results.pop(("fp32", "fp32"))
+    alone, frozen = ((each - exact).norm() / exact.norm() for each in results.values())
     assert 1e-4 < frozen < 1.5 * alone + 1e-3
 
 
@@ -71,16 +71,16 @@ def gradient(model: Any, pack: Any) -> torch.Tensor:
 
 
 def test_gradient_checkpointing_changes_no_gradient(home: Path) -> None:
-    found = []
+    results = []
     for share, layers in ((0.0, 0), (0.5, 3), (1.0, 5)):
         torch.manual_seed(0)
         config = recipe(home, f"gradient_checkpointing={share}", "trainable=[projector, language]")
         model, pack, _ = one_pack(config)
         again = [layer.gradient_checkpointing for layer in model.model.language_model.layers]
         assert again == [True] * layers + [False] * (5 - layers)
-        found.append(gradient(model, pack))
-    assert torch.allclose(found[1], found[0], rtol=1e-6, atol=1e-8)
-    assert torch.allclose(found[2], found[0], rtol=1e-6, atol=1e-8)
+        results.append(gradient(model, pack))
+    assert torch.allclose(results[1], results[0], rtol=1e-6, atol=1e-8)
+    assert torch.allclose(results[2], results[0], rtol=1e-6, atol=1e-8)
 
 
 def test_auto_checkpoints_as_few_layers_as_memory_requires(home: Path) -> None:
@@ -88,10 +88,10 @@ def test_auto_checkpoints_as_few_layers_as_memory_requires(home: Path) -> None:
     _, _, plan = one_pack(replace(config, gradient_checkpointing=False))
     model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
     pack = largest_pack(plan)
-    most, least = (
+    highest, lowest = (
         peak_memory(model_config, replace(config, gradient_checkpointing=end), pack, True) for end in (False, True)
     )
-    assert least < most
+    assert lowest < highest
     from qilin.model.meta_model import build_meta_model
     from qilin.train.memory_estimate import USABLE_SHARE, prepare_model
 
@@ -102,7 +102,7 @@ def test_auto_checkpoints_as_few_layers_as_memory_requires(home: Path) -> None:
     )
     shares = []
     for part in (2.0, 1.0, 0.5, 0.0, -1.0):  # of what lies between computing all again and nothing
-        memory = (stays + least + part * (most - least) + 1) / USABLE_SHARE
+        memory = (stays + lowest + part * (highest - lowest) + 1) / USABLE_SHARE
         shares.append(resolve_auto(model_config, config, pack, True, 1, memory).gradient_checkpointing)
     assert shares == pytest.approx([0, 0, 0.6, 1, 1])
     assert (
@@ -130,15 +130,15 @@ def test_sharded_memory_is_divided_by_the_devices(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "expected_error"),
     [
         ("gradient_checkpointing=1.5", "gradient_checkpointing is 1.5; expected true, false, auto or a share"),
         ("gradient_checkpointing=often", "gradient_checkpointing"),
         ("frozen_weights=int4", "frozen_weights is 'int4'"),
     ],
 )
-def test_invalid_values_are_refused(home: Path, word: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_invalid_values_are_refused(home: Path, word: str, expected_error: str) -> None:
+    with pytest.raises(UserError, match=expected_error):
         recipe(home, word)
 
 
@@ -157,7 +157,7 @@ def test_a_missing_package_is_named(home: Path) -> None:
         if importlib.util.find_spec(package) is not None:
             continue
         config = recipe(home, word)
-        ask = optimizer_of if word.startswith("optimizer") else shrink
+        ask = optimizer_of if word.startswith("optimizer") else quantize
         with pytest.raises(UserError, match=rf"needs {package}: pip install 'qilin-med\[small\]'"):
             ask(model, config)
 
@@ -166,7 +166,7 @@ def optimizer_of(model: Any, config: TrainConfig) -> Any:
     return make_optimizer(trainable_params(model, config), config.optimizer, config.betas)
 
 
-def shrink(model: Any, config: TrainConfig) -> Any:
+def quantize(model: Any, config: TrainConfig) -> Any:
     return quantize_frozen(model, config, CPU)
 
 

@@ -32,8 +32,8 @@ Gradients = dict[str, torch.Tensor]
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("parts")
-    for kind in ("llama", "qwen3", "mistral"):
-        tiny_language(home / kind, kind)
+    for architecture in ("llama", "qwen3", "mistral"):
+        tiny_language(home / architecture, architecture)
     tiny_vision(home / "clip")
     tiny_dataset(home / "data", images=4, splits=("train",))
     return home
@@ -44,12 +44,12 @@ def no_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
 
 
-def compose_tiny(parts: Path, kind: str, dtype: torch.dtype, template: str) -> LoadedModel:
+def compose_tiny(parts: Path, architecture: str, dtype: torch.dtype, template: str) -> LoadedModel:
     torch.manual_seed(1)
-    made = compose(str(parts / "clip"), str(parts / kind), template=template, system="", pad_square=True)
-    made.model.to(dtype).eval()
-    set_trainable(made.model, ("vision", "projector", "language"))
-    return made
+    loaded = compose(str(parts / "clip"), str(parts / architecture), template=template, system="", pad_square=True)
+    loaded.model.to(dtype).eval()
+    set_trainable(loaded.model, ("vision", "projector", "language"))
+    return loaded
 
 
 def open_data(parts: Path, loaded: LoadedModel, template: str, **options: Any) -> PackedDataset:
@@ -63,7 +63,7 @@ def make_packs(data: PackedDataset, dtype: torch.dtype) -> list[Pack]:
     pack_tokens = data.config.pack_tokens
     plan = make_plan(data.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=pack_tokens, seed=0)
     assert len(plan) == 1
-    return [data.make_pack(pieces, CPU, dtype) for pieces in plan.packs(0)[0]]
+    return [data.make_pack(groups, CPU, dtype) for groups in plan.packs(0)[0]]
 
 
 def gradients_of(model: Any, losses: Sequence[Callable[[], torch.Tensor]]) -> tuple[float, Gradients]:
@@ -92,9 +92,9 @@ def one_by_one(loaded: LoadedModel, data: PackedDataset, dtype: torch.dtype) -> 
             pixel_values=torch.stack(images).to(dtype) if images else None,
             use_cache=False,
         ).logits[0]
-        said = [i for i, learnt in enumerate(encoded.loss_mask) if learnt]
-        chances = F.log_softmax(logits[[i - 1 for i in said]], dim=-1)
-        return -chances[range(len(said)), [encoded.ids[i] for i in said]].sum()
+        supervised = [i for i, learnt in enumerate(encoded.loss_mask) if learnt]
+        chances = F.log_softmax(logits[[i - 1 for i in supervised]], dim=-1)
+        return -chances[range(len(supervised)), [encoded.ids[i] for i in supervised]].sum()
 
     return gradients_of(model, [lambda n=n: loss_of(int(n)) for n in data.numbers])  # type: ignore[misc]
 
@@ -104,28 +104,30 @@ def packed(model: Any, packs: Sequence[Pack]) -> tuple[float, Gradients]:
     return gradients_of(model, [lambda p=p: pack_loss(model, p, p.pixels) for p in packs])  # type: ignore[misc]
 
 
-def relative_error(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> float:
+def relative_error(actual: tuple[float, Gradients], expected: tuple[float, Gradients]) -> float:
     """The largest relative error: of the loss, and of each parameter's gradient by its norm.
 
     Some gradients are nothing but rounding (a bias of keys changes no softmax); they are measured against a
     thousandth of the whole gradient.
     """
-    assert set(found[1]) == set(expected[1])
-    whole = torch.stack([g.norm() for g in expected[1].values()]).norm()
-    errors = [abs(found[0] - expected[0]) / abs(expected[0])]
+    assert set(actual[1]) == set(expected[1])
+    total_norm = torch.stack([g.norm() for g in expected[1].values()]).norm()
+    errors = [abs(actual[0] - expected[0]) / abs(expected[0])]
     for name, gradient in expected[1].items():
-        errors.append(float((found[1][name] - gradient).norm() / torch.maximum(gradient.norm(), 1e-3 * whole)))
+        errors.append(float((actual[1][name] - gradient).norm() / torch.maximum(gradient.norm(), 1e-3 * total_norm)))
     return max(errors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize(
-    ("kind", "template"),
+    ("architecture", "template"),
     [("llama", "v1"), ("qwen3", "chatml"), ("mistral", "v1"), ("llama", "plain")],
     ids=["llama", "qwen3", "mistral", "plain"],
 )
-def test_packs_have_the_gradients_of_their_samples(parts: Path, kind: str, template: str, dtype: torch.dtype) -> None:
-    loaded = compose_tiny(parts, kind, dtype, template)
+def test_packs_have_the_gradients_of_their_samples(
+    parts: Path, architecture: str, template: str, dtype: torch.dtype
+) -> None:
+    loaded = compose_tiny(parts, architecture, dtype, template)
     data = open_data(parts, loaded, template)
     packs = make_packs(data, dtype)
     if template == "plain":  # the prefix is all there is before the answer: its last token predicts the first word
@@ -205,21 +207,21 @@ def test_recomputed_attention_weights_give_the_same_gradients(parts: Path, monke
     """Long documents do not keep their attention weights for the backward pass."""
     loaded = compose_tiny(parts, "mistral", torch.float64, "v1")
     packs = make_packs(open_data(parts, loaded, "v1"), torch.float64)
-    kept = packed(loaded.model, packs)
+    expected = packed(loaded.model, packs)
     monkeypatch.setattr(blocks, "STORED_KEYS", 0)
-    assert relative_error(packed(loaded.model, packs), kept) < 1e-6
+    assert relative_error(packed(loaded.model, packs), expected) < 1e-6
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(parts: Path) -> None:
     """The pack's layout reaches every layer in the second computation too."""
     loaded = compose_tiny(parts, "qwen3", torch.float64, "chatml")
     packs = make_packs(open_data(parts, loaded, "chatml"), torch.float64)
-    kept = packed(loaded.model, packs)
+    expected = packed(loaded.model, packs)
     enable_activation_checkpointing(loaded.model, 1.0)
     loaded.model.train()  # nothing is computed again in eval mode
     layers = [layer for layer in loaded.model.model.language_model.layers if layer.gradient_checkpointing]
     assert layers
-    assert relative_error(packed(loaded.model, packs), kept) < 1e-6
+    assert relative_error(packed(loaded.model, packs), expected) < 1e-6
 
 
 def test_a_sliding_window_shorter_than_a_sample_is_refused(parts: Path) -> None:
@@ -253,9 +255,9 @@ def reference_attention(
     for start, length, prefix in table:
         before = list(range(table[prefix][0], sum(table[prefix][:2]))) if prefix >= 0 else []
         for token in range(start, start + length):
-            seen = [*before, *range(start, token + 1)]
-            weights = torch.einsum("he,hke->hk", q[0, :, token], k[:, seen]) / 8**0.5
-            rows.append(torch.einsum("hk,hke->he", weights.softmax(-1), v[:, seen]))
+            visible = [*before, *range(start, token + 1)]
+            weights = torch.einsum("he,hke->hk", q[0, :, token], k[:, visible]) / 8**0.5
+            rows.append(torch.einsum("hk,hke->he", weights.softmax(-1), v[:, visible]))
     return torch.stack(rows)[None]
 
 
@@ -267,46 +269,48 @@ def layer(number: int = 0) -> Any:
 @pytest.mark.parametrize("name", TABLES)
 def test_each_token_attends_to_its_document_and_prefix(name: str) -> None:
     table = TABLES[name]
-    given = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
-    out, _ = packed_attention(layer(), *given, None, 8**-0.5, layout=make_layout(table, CPU))
-    expected = reference_attention(table, *given)
+    inputs = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
+    out, _ = packed_attention(layer(), *inputs, None, 8**-0.5, layout=make_layout(table, CPU))
+    expected = reference_attention(table, *inputs)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
-    gradients = [torch.autograd.grad((made**2).sum(), given) for made in (out, expected)]
+    gradients = [torch.autograd.grad((loaded**2).sum(), inputs) for loaded in (out, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_last_layer_computes_only_used_tokens(name: str) -> None:
     table = TABLES[name]
-    given = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
+    inputs = [x.requires_grad_() for x in random_qkv(sum(length for _, length, _ in table))]
     # of some documents the middle, of others the first or last token, of others nothing
-    read = [a + place for a, length, _ in table[::2] for place in (length // 3, length - 2) if 0 <= place < length]
+    read = [a + offset for a, length, _ in table[::2] for offset in (length // 3, length - 2) if 0 <= offset < length]
     layout = make_layout(table, CPU, read)
-    out, _ = packed_attention(layer(1), *given, None, 8**-0.5, layout=layout)
-    everything, _ = packed_attention(layer(0), *given, None, 8**-0.5, layout=layout)
+    out, _ = packed_attention(layer(1), *inputs, None, 8**-0.5, layout=layout)
+    everything, _ = packed_attention(layer(0), *inputs, None, 8**-0.5, layout=layout)
     torch.testing.assert_close(out[:, read], everything[:, read], rtol=1e-10, atol=1e-12)
-    gradients = [torch.autograd.grad((made[:, read] ** 2).sum(), given) for made in (out, everything)]
+    gradients = [torch.autograd.grad((loaded[:, read] ** 2).sum(), inputs) for loaded in (out, everything)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
     computed = sum(len(bucket.tokens) for bucket in layout.last_layer_buckets)
     assert len(read) <= computed < sum(len(bucket.tokens) for bucket in layout.buckets)
 
 
-@pytest.mark.parametrize(("spread", "most"), [(1.0, 0.005), (3.0, 0.015)])
-def test_bf16_error_is_that_of_eager_attention(spread: float, most: float) -> None:
+@pytest.mark.parametrize(("spread", "max_error"), [(1.0, 0.005), (3.0, 0.015)])
+def test_bf16_error_is_that_of_eager_attention(spread: float, max_error: float) -> None:
     """Scores are rounded to bf16; docs/training.md says how much that is beside PyTorch's fused kernel."""
     random = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, 700, 64, generator=random) * s for s in (spread, spread, 1.0))
     q, k, v = (x.to(torch.bfloat16) for x in (q, k, v))
     exact = F.scaled_dot_product_attention(q.double()[None], k.double()[None], v.double()[None], is_causal=True)[0]
-    seen = torch.ones(700, 700, dtype=torch.bool).tril()
-    scores = (q @ k.transpose(1, 2) / 8).masked_fill(~seen, float("-inf"))
+    visible = torch.ones(700, 700, dtype=torch.bool).tril()
+    scores = (q @ k.transpose(1, 2) / 8).masked_fill(~visible, float("-inf"))
     eager = scores.softmax(-1, dtype=torch.float32).to(torch.bfloat16) @ v
-    found = bucketed_attention(q, k, v, make_layout([(0, 700, -1)], CPU).buckets)
+    actual = bucketed_attention(q, k, v, make_layout([(0, 700, -1)], CPU).buckets)
     fused = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
-    error, known, least = (float((x.double() - exact).norm() / exact.norm()) for x in (found, eager, fused))
-    assert error < most
-    assert least < 0.0025
-    assert error < 1.1 * known
+    error, eager_error, fused_error = (
+        float((x.double() - exact).norm() / exact.norm()) for x in (actual, eager, fused)
+    )
+    assert error < max_error
+    assert fused_error < 0.0025
+    assert error < 1.1 * eager_error
 
 
 def test_few_shapes_occur() -> None:
@@ -330,9 +334,9 @@ def test_flex_attention_matches_the_cpu(name: str, monkeypatch: pytest.MonkeyPat
     rows = torch.tensor(table)
     q, k, v = random_qkv(sum(length for _, length, _ in table), torch.float32)
     plain, _ = packed_attention(layer(), q, k, v, None, 8**-0.5, layout=make_layout(table, CPU))
-    there = Layout(rows, block_mask=make_block_mask(rows, CPU))
-    found, _ = packed_attention(layer(), q, k, v, None, 8**-0.5, layout=there)
-    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+    layout = Layout(rows, block_mask=make_block_mask(rows, CPU))
+    actual, _ = packed_attention(layer(), q, k, v, None, 8**-0.5, layout=layout)
+    torch.testing.assert_close(actual, plain, rtol=1e-5, atol=1e-5)
     without = torch.tensor([(a, b, -1) for a, b, _ in table])
     other, _ = packed_attention(
         layer(), q, k, v, None, 8**-0.5, layout=Layout(without, block_mask=make_block_mask(without, CPU))

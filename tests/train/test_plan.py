@@ -71,17 +71,17 @@ def test_each_epoch_uses_each_sample_once(lengths: Lengths, batch_size: int, epo
 def test_max_steps_gives_the_first_steps_of_the_same_plan(
     lengths: Lengths, batch_size: int, seed: int, share: float
 ) -> None:
-    whole = plan_of(lengths, batch_size=batch_size, num_epochs=3, seed=seed)
-    max_steps = max(1, round(share * len(whole) / 3))
+    complete = plan_of(lengths, batch_size=batch_size, num_epochs=3, seed=seed)
+    max_steps = max(1, round(share * len(complete) / 3))
     plan = plan_of(lengths, batch_size=batch_size, num_epochs=1, seed=seed, max_steps=max_steps)
     assert len(plan) == max_steps  # over as many epochs as they take
-    assert [plan.packs(step) for step in range(max_steps)] == [whole.packs(step) for step in range(max_steps)]
+    assert [plan.packs(step) for step in range(max_steps)] == [complete.packs(step) for step in range(max_steps)]
 
 
 def test_max_steps_equal_to_whole_epochs_is_the_same_plan() -> None:
-    whole = plan_of(three_per_image(), num_epochs=2)
-    assert plan_of(three_per_image(), max_steps=len(whole)).hash == whole.hash
-    assert plan_of(three_per_image(), max_steps=len(whole) - 1).hash != whole.hash
+    complete = plan_of(three_per_image(), num_epochs=2)
+    assert plan_of(three_per_image(), max_steps=len(complete)).hash == complete.hash
+    assert plan_of(three_per_image(), max_steps=len(complete) - 1).hash != complete.hash
 
 
 @settings(max_examples=60, deadline=None)

@@ -54,16 +54,16 @@ def go(home: Path, out: Path, kill: str) -> int:
         *(f"data={home / 'data'}", f"out={out}", *split(WORDS)),
     ]
     environment = os.environ | {"QILIN_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM, kill, *command], env=environment, capture_output=True, text=True, timeout=600
     )
-    assert found.returncode in (0, -signal.SIGKILL), found.stderr
-    return found.returncode
+    assert process.returncode in (0, -signal.SIGKILL), process.stderr
+    return process.returncode
 
 
-def split(words: str) -> list[str]:
+def split(overrides: str) -> list[str]:
     """Words apart, but what stands in braces together."""
-    return re.findall(r"\S*\{[^}]*\}|\S+", words)
+    return re.findall(r"\S*\{[^}]*\}|\S+", overrides)
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
@@ -76,9 +76,9 @@ def test_a_killed_and_resumed_run_is_bit_identical(tmp_path: Path) -> None:
     tiny_language(tmp_path / "language")
     tiny_vision(tmp_path / "vision")
     tiny_dataset(tmp_path / "data", images=4, questions=3, extras=False, splits=("train",))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert go(tmp_path, whole, "step=-1") == 0
-    steps = json.loads((whole / "plan.json").read_text())["steps"]
+    uninterrupted, killed = tmp_path / "whole", tmp_path / "killed"
+    assert go(tmp_path, uninterrupted, "step=-1") == 0
+    steps = json.loads((uninterrupted / "plan.json").read_text())["steps"]
     assert steps == 12
 
     assert go(tmp_path, killed, "save=6") < 0
@@ -86,12 +86,12 @@ def test_a_killed_and_resumed_run_is_bit_identical(tmp_path: Path) -> None:
     assert [step_of(path) for path in list_checkpoints(killed)] == [2, 4]
     assert go(tmp_path, killed, "step=11") < 0
     assert not (killed / "qilin.json").exists()
-    begun = time.time()
+    started = time.time()
     assert go(tmp_path, killed, "step=-1") == 0
-    assert (killed / "qilin.json").stat().st_mtime >= begun
+    assert (killed / "qilin.json").stat().st_mtime >= started
 
-    assert losses(killed) == losses(whole)
-    assert [row[0] for row in losses(whole)] == list(range(1, steps + 1))
-    sums = [hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest() for run in (whole, killed)]
+    assert losses(killed) == losses(uninterrupted)
+    assert [row[0] for row in losses(uninterrupted)] == list(range(1, steps + 1))
+    sums = [hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest() for run in (uninterrupted, killed)]
     assert sums[0] == sums[1]
     assert not (killed / "checkpoints").exists()

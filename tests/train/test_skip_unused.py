@@ -28,12 +28,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(parts: Path) -> Any:
     torch.manual_seed(3)
-    made = compose(str(parts / "clip"), str(parts / "qwen3"), template="chatml", system=None, pad_square=True).model
-    set_trainable(made, ("projector", "language"))
-    return made.train()
+    model_ = compose(str(parts / "clip"), str(parts / "qwen3"), template="chatml", system=None, pad_square=True).model
+    set_trainable(model_, ("projector", "language"))
+    return model_.train()
 
 
-def run_and_record(model: Any, read: list[int] | None, **given: Any) -> tuple[torch.Tensor, dict[str, torch.Size]]:
+def run_and_record(model: Any, used: list[int] | None, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Size]]:
     """Hidden states of one image and ten words, and the shape of what some modules were given."""
     size = model.config.vision_config.image_size
     ids = torch.tensor([[model.config.image_token_id] * IMAGE + list(range(5, 15))])
@@ -55,7 +55,7 @@ def run_and_record(model: Any, read: list[int] | None, **given: Any) -> tuple[to
         )
         for name, module in watched.items()
     ]
-    layout = make_layout([(0, 26, -1)], CPU, read)
+    layout = make_layout([(0, 26, -1)], CPU, used)
     positions = torch.arange(26)[None]
     hidden = model.model(
         input_ids=ids, pixel_values=pixels, position_ids=positions, layout=layout, use_cache=False
@@ -67,12 +67,12 @@ def run_and_record(model: Any, read: list[int] | None, **given: Any) -> tuple[to
 
 def test_layers_get_only_the_used_rows(model: Any) -> None:
     use_packed_attention(model)
-    whole, before = run_and_record(model, None)
-    read = [20, 21, 25]
-    some, after = run_and_record(model, read)
-    torch.testing.assert_close(some[read], whole[read])
+    all_rows, before = run_and_record(model, None)
+    used = [20, 21, 25]
+    some, after = run_and_record(model, used)
+    torch.testing.assert_close(some[used], all_rows[used])
     assert before["mlp"][1] == before["before"][1] == after["before"][1] == 26
-    assert after["mlp"][1] == after["queries"][1] == len(read)
+    assert after["mlp"][1] == after["queries"][1] == len(used)
     assert after["keys"][1] == before["queries"][1] == 26
     assert after["vision"][:2] == (1, 1)  # its layer is behind the features: one token, for its form
 
@@ -86,17 +86,19 @@ def test_hooks_are_added_once_and_removed_completely(model: Any) -> None:
     for again in (model, copied):
         torch.testing.assert_close(run_and_record(again, [25])[0][25], once[25])
     use_plain_attention(model)
-    left = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-    assert left - hooks == sum(1 for m in model.modules() for h in m._forward_hooks.values() if "capturing" in str(h))
+    remaining = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    assert remaining - hooks == sum(
+        1 for m in model.modules() for h in m._forward_hooks.values() if "capturing" in str(h)
+    )
 
 
 def test_deeper_features_need_more_layers(model: Any) -> None:
     total = len(vision_layers(model))
-    found = {}
+    depths = {}
     for layer in (-1, -2, [1, -1], 1):
         model.config.vision_feature_layer = layer
-        found[str(layer)] = feature_depth(model)
-    assert found == {"-1": total, "-2": total - 1, "[1, -1]": total, "1": 1}
+        depths[str(layer)] = feature_depth(model)
+    assert depths == {"-1": total, "-2": total - 1, "[1, -1]": total, "1": 1}
 
 
 def test_attention_dropout_is_refused(model: Any) -> None:

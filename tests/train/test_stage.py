@@ -61,16 +61,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("QILIN_CACHE", str(tmp_path_factory.getbasetemp() / "lengths-of-runs"))
 
 
-def words(home: Path, out: Path, more: Sequence[str] = ()) -> list[str]:
-    given = {word.split("=")[0] for word in more}
-    begin = [] if "model" in given else [f"vision={home / 'vision'}", f"language={home / 'language'}"]
-    usual = [word for word in (*SMALL, f"data={home / 'data'}", f"out={out}") if word.split("=")[0] not in given]
+def overrides(home: Path, out: Path, more: Sequence[str] = ()) -> list[str]:
+    arguments = {word.split("=")[0] for word in more}
+    begin = [] if "model" in arguments else [f"vision={home / 'vision'}", f"language={home / 'language'}"]
+    usual = [word for word in (*SMALL, f"data={home / 'data'}", f"out={out}") if word.split("=")[0] not in arguments]
     return [*begin, *usual, *more]
 
 
 def stage(home: Path, out: Path, *more: str, recipe: str = "small/align") -> Path:
-    found = run_stage(read_recipe(recipe, words(home, out, more)), "test")
-    assert found == out
+    result = run_stage(read_recipe(recipe, overrides(home, out, more)), "test")
+    assert result == out
     return out
 
 
@@ -88,10 +88,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def changed_parts(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> dict[str, set[bool]]:
     """Part -> whether its parameters changed: {True} all of them, {False} none."""
     assert before.keys() == after.keys()
-    found: dict[str, set[bool]] = {}
+    result: dict[str, set[bool]] = {}
     for name, tensor in before.items():
-        found.setdefault(part_of(name), set()).add(not torch.equal(tensor, after[name]))
-    return found
+        result.setdefault(part_of(name), set()).add(not torch.equal(tensor, after[name]))
+    return result
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -103,15 +103,15 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def test_stage_one_trains_only_the_projector(home: Path, aligned: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    start = load_start(read_recipe("small/align", words(home, tmp_path)))
+    start = load_start(read_recipe("small/align", overrides(home, tmp_path)))
     before = dict(start.model.named_parameters())
     assert changed_parts(before, weights(aligned)) == {"vision": {False}, "projector": {True}, "language": {False}}
     # On the disk under llava-hf's names, which servers look for.
     names = {weight.name for weight in list_tensors(aligned)}
     assert {"vision_tower.vision_model.pre_layrnorm.weight", "language_model.model.norm.weight"} <= names
-    figures = rows(aligned)
-    assert [row["step"] for row in figures] == list(range(1, len(figures) + 1))
-    assert figures[-1]["loss"] < figures[0]["loss"]
+    metrics = rows(aligned)
+    assert [row["step"] for row in metrics] == list(range(1, len(metrics) + 1))
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
 def test_frozen_weights_are_saved_unrounded(home: Path, aligned: Path, tmp_path: Path) -> None:
@@ -129,13 +129,14 @@ def fake_peaks(monkeypatch: pytest.MonkeyPatch, bf16: float) -> None:
     monkeypatch.setattr("qilin.train.flops.measure_peak_flops", lambda device, dtype: peaks[dtype])
 
 
-@pytest.mark.parametrize(("bf16", "kind"), [(2.0, "bf16"), (0.5, "fp32")])
+@pytest.mark.parametrize(("bf16", "expected"), [(2.0, "bf16"), (0.5, "fp32")])
 def test_precision_auto_takes_the_faster_one_on_a_cpu(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: float, kind: str
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: float, expected: str
 ) -> None:
     fake_peaks(monkeypatch, bf16)
     assert (
-        read_yaml(stage(home, tmp_path / "run", "precision=auto", "num_epochs=1") / "recipe.yaml")["precision"] == kind
+        read_yaml(stage(home, tmp_path / "run", "precision=auto", "num_epochs=1") / "recipe.yaml")["precision"]
+        == expected
     )
 
 
@@ -182,10 +183,10 @@ def test_vision_has_its_own_learning_rate(home: Path, aligned: Path, tmp_path: P
             "num_epochs=1",
         )
         before, after = weights(aligned), weights(run)
-        found = changed_parts(before, after)
-        assert found["language"] == {False}
-        assert found["projector"] == {True}
-        assert True in found["vision"]
+        result = changed_parts(before, after)
+        assert result["language"] == {False}
+        assert result["projector"] == {True}
+        assert True in result["vision"]
         assert steps_of(run) == 1
         reach[rate] = max(
             float((after[n] - t).detach().abs().max()) for n, t in before.items() if part_of(n) == "vision"
@@ -206,10 +207,10 @@ def test_lora_trains_adapters_and_the_named_parts(home: Path, aligned: Path, tmp
     run = stage(
         home, tmp_path / "run", f"model={aligned}", "trainable=[projector]", "lora={rank: 4}", f"precision={precision}"
     )
-    found = changed_parts(weights(aligned), weights(run))
-    assert found["vision"] == {False}
-    assert found["projector"] == {True}
-    assert found["language"] == {True, False}
+    result = changed_parts(weights(aligned), weights(run))
+    assert result["vision"] == {False}
+    assert result["projector"] == {True}
+    assert result["language"] == {True, False}
     for name, tensor in weights(run).items():  # adapters sit on linear layers: embeddings, norms and head stay
         if part_of(name) == "language" and "_proj" not in name:
             assert torch.equal(tensor, weights(aligned)[name]), name
@@ -226,9 +227,9 @@ def test_lora_trains_adapters_and_the_named_parts(home: Path, aligned: Path, tmp
         plain = base.eval()(input_ids=ids, pixel_values=pixels).logits
         apart: Any = PeftModel.from_pretrained(base, str(run / "adapter")).eval()
         unmerged = apart(input_ids=ids, pixel_values=pixels).logits
-        whole = merged.eval()(input_ids=ids, pixel_values=pixels).logits
-    assert torch.allclose(unmerged, whole, atol=1e-5)
-    assert not torch.allclose(plain, whole, atol=1e-3), "control: the adapter does something"
+        uninterrupted = merged.eval()(input_ids=ids, pixel_values=pixels).logits
+    assert torch.allclose(unmerged, uninterrupted, atol=1e-5)
+    assert not torch.allclose(plain, uninterrupted, atol=1e-3), "control: the adapter does something"
 
 
 # --- runs that are there already
@@ -259,7 +260,7 @@ def test_a_folder_that_is_not_a_run_is_refused(home: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("recipe", "more", "said"),
+    ("recipe", "more", "expected_error"),
     [
         ("small/aling", [], "'small/aling'; did you mean small/align"),
         ("small/align", ["bacth_size=4"], "unknown key bacth_size; did you mean batch_size"),
@@ -275,16 +276,18 @@ def test_a_folder_that_is_not_a_run_is_refused(home: Path, tmp_path: Path) -> No
         ("small/align", ["max_length=20", "pack_tokens=20"], "sample train-.*: .* tokens, max_length is 20"),
     ],
 )
-def test_an_error_names_its_cause(home: Path, tmp_path: Path, recipe: str, more: list[str], said: str) -> None:
+def test_an_error_names_its_cause(
+    home: Path, tmp_path: Path, recipe: str, more: list[str], expected_error: str
+) -> None:
     more = [word.replace("DATA", str(home / "data")) for word in more]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=expected_error):
         stage(home, tmp_path / "run", *more, recipe=recipe)
     assert not (tmp_path / "run").exists()
 
 
 def test_check_names_images_that_do_not_decode(home: Path, tmp_path: Path) -> None:
-    whole = read_recipe("small/align", words(home, tmp_path / "run"))
-    assert run_stage(whole, "test", check=True) is None  # control: whole images pass
+    uninterrupted = read_recipe("small/align", overrides(home, tmp_path / "run"))
+    assert run_stage(uninterrupted, "test", check=True) is None  # control: whole images pass
     assert not (tmp_path / "run").exists()
     data = tmp_path / "data"
     shutil.copytree(home / "data", data)
@@ -293,14 +296,14 @@ def test_check_names_images_that_do_not_decode(home: Path, tmp_path: Path) -> No
     name = next(n for n in table.column_names if table.schema.field(n).type in ("binary", "large_binary"))
     bytes_ = table.column(name).to_pylist()
     bytes_[2] = bytes_[2][:60]
-    place = table.schema.get_field_index(name)
-    pq.write_table(table.set_column(place, table.schema.field(name), pa.array(bytes_)), file)
+    owner = table.schema.get_field_index(name)
+    pq.write_table(table.set_column(owner, table.schema.field(name), pa.array(bytes_)), file)
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["files"][f"images/{file.name}"]["bytes"] = file.stat().st_size  # not a copy cut short
     (data / "manifest.json").write_text(json.dumps(manifest))
-    config = read_recipe("small/align", words(home, tmp_path / "run", [f"data={data}"]))
-    said = rf"image {table.column('image_id')[2]} \(sample train-vqa-"
-    with pytest.raises(UserError, match=said):
+    config = read_recipe("small/align", overrides(home, tmp_path / "run", [f"data={data}"]))
+    expected_error = rf"image {table.column('image_id')[2]} \(sample train-vqa-"
+    with pytest.raises(UserError, match=expected_error):
         run_stage(config, "test", check=True)
 
 
@@ -316,7 +319,7 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step(
     home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before: dict[str, torch.Tensor] = {}
-    kept: list[Any] = []
+    recorded: list[Any] = []
     real = loop.compute_gradients
 
     def poisoned(context: Any, module: Any, batch: Any) -> Any:
@@ -324,13 +327,13 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step(
         if batch.step == 1:
             model.model.language_model.norm.weight.data[0] = float("nan")
             before.update({n: p.detach().clone() for n, p in model.named_parameters()})
-            kept.append((model, batch.sample_ids))
+            recorded.append((model, batch.sample_ids))
         return real(context, module, batch)
 
     monkeypatch.setattr(loop, "compute_gradients", poisoned)
     with pytest.raises(RunError, match="step 2: the loss is nan") as caught:
         stage(home, tmp_path / "run", f"model={aligned}")
-    model, samples = kept[0]
+    model, samples = recorded[0]
     assert all(name in str(caught.value) for name in samples)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
@@ -338,31 +341,31 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step(
     assert not (tmp_path / "run" / "qilin.json").exists()
 
 
-@pytest.mark.parametrize("where", ["data", "name"])
+@pytest.mark.parametrize("failing_call", ["data", "name"])
 @pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk_damages_no_checkpoint(
-    home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, background: bool
+    home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_call: str, background: bool
 ) -> None:
     """Full while the numbers are written, or when the folder is to get its name."""
     run, calls = tmp_path / "run", []
-    place, name = (FileSystemWriter, "write_data") if where == "data" else (checkpoint, "sync_file")
-    real = getattr(place, name)
+    owner, name = (FileSystemWriter, "write_data") if failing_call == "data" else (checkpoint, "sync_file")
+    real = getattr(owner, name)
 
-    def full(*given: Any) -> Any:
+    def full(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*given)
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, name, full)
-        told = r"could not be written \(No space left on device\); the checkpoint of step 1 is complete"
-        with pytest.raises(RunError, match=told):
+        patch.setattr(owner, name, full)
+        message = r"could not be written \(No space left on device\); the checkpoint of step 1 is complete"
+        with pytest.raises(RunError, match=message):
             stage(home, run, f"model={aligned}", "save_steps=1", f"async_checkpoint={str(background).lower()}")
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-0000001"]
     stage(home, run, f"model={aligned}", "save_steps=1")
-    whole = stage(home, tmp_path / "whole", f"model={aligned}", "save_steps=1")
-    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    uninterrupted = stage(home, tmp_path / "whole", f"model={aligned}", "save_steps=1")
+    assert (run / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
 
 
 def test_incomplete_checkpoints_are_ignored(tmp_path: Path) -> None:
@@ -395,7 +398,7 @@ def test_stop_signals_save_a_checkpoint_first(
             os.kill(os.getpid(), number)
         return real(context, module, batch)
 
-    command = ["train", "small/align", *words(home, run, [f"model={aligned}"])]
+    command = ["train", "small/align", *overrides(home, run, [f"model={aligned}"])]
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "compute_gradients", signalled)
@@ -404,9 +407,9 @@ def test_stop_signals_save_a_checkpoint_first(
     assert signal.getsignal(number) is before
     assert checkpoint.step_of(checkpoint.list_checkpoints(run)[-1]) == 2
     assert cli.main(command) == 0
-    whole = stage(home, tmp_path / "whole", f"model={aligned}")
-    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(whole)]
+    uninterrupted = stage(home, tmp_path / "whole", f"model={aligned}")
+    assert (run / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+    assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(uninterrupted)]
 
 
 # --- the rest of what a recipe can ask for
@@ -425,31 +428,33 @@ def test_dropped_samples_are_listed(home: Path, aligned: Path, tmp_path: Path) -
 
 
 def measure(home: Path, tmp_path: Path) -> list[int]:
-    config = read_recipe("small/align", words(home, tmp_path / "unused"))
+    config = read_recipe("small/align", overrides(home, tmp_path / "unused"))
     return PackedDataset(config, load_start(config).processor).lengths.total.tolist()  # type: ignore[no-any-return]
 
 
 def test_the_moving_average_becomes_the_model(
     home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[dict[str, torch.Tensor]] = []
+    weights_by_step: list[dict[str, torch.Tensor]] = []
     real = loop.update_ema
 
     def watch(average: Any, model: Any, decay: float, step: int) -> None:
-        seen.append({name: p.clone() for name, p in checkpoint.trainable_weights(model).items()})
+        weights_by_step.append({name: p.clone() for name, p in checkpoint.trainable_weights(model).items()})
         real(average, model, decay, step)
 
     monkeypatch.setattr(loop, "update_ema", watch)
     decay = 0.3
     run = stage(home, tmp_path / "run", f"model={aligned}", f"ema_decay={decay}")
-    expected = {name: weights(aligned)[name].detach() for name in seen[0]}
-    for step, now in enumerate(seen):
+    expected = {name: weights(aligned)[name].detach() for name in weights_by_step[0]}
+    for step, now in enumerate(weights_by_step):
         share = min(decay, (step + 1) / (step + 10))
         expected = {name: share * tensor + (1 - share) * now[name] for name, tensor in expected.items()}
-    found = weights(run)
+    result = weights(run)
     for name, tensor in expected.items():
-        assert torch.allclose(found[name], tensor, atol=1e-6), name
-        assert not torch.allclose(found[name], seen[-1][name], atol=1e-6), "control: not simply the last weights"
+        assert torch.allclose(result[name], tensor, atol=1e-6), name
+        assert not torch.allclose(result[name], weights_by_step[-1][name], atol=1e-6), (
+            "control: not simply the last weights"
+        )
 
 
 def test_augmentation_is_determined_by_its_seed() -> None:
@@ -466,8 +471,8 @@ def test_augmentation_is_determined_by_its_seed() -> None:
 
 def test_lr_schedules() -> None:
     shares = {name: [lr_factor(name, s, 100, 10) for s in range(100)] for name in ("cosine", "linear", "constant")}
-    for found in shares.values():
-        assert found[:11] == pytest.approx([s / 10 for s in range(11)])
+    for result in shares.values():
+        assert result[:11] == pytest.approx([s / 10 for s in range(11)])
     assert shares["constant"][10:] == [1.0] * 90
     assert shares["linear"][55] == pytest.approx(0.5)
     assert shares["cosine"][55] == pytest.approx(0.5)
@@ -500,11 +505,11 @@ def test_tensorboard_has_the_metrics(home: Path, aligned: Path, tmp_path: Path) 
 
 def test_max_steps_trains_the_first_steps_of_the_same_plan(home: Path, aligned: Path, tmp_path: Path) -> None:
     options = (f"model={aligned}", "lr_scheduler_type=constant")
-    whole = stage(home, tmp_path / "whole", *options, "num_epochs=2")
-    steps = steps_of(whole) - 1
+    uninterrupted = stage(home, tmp_path / "whole", *options, "num_epochs=2")
+    steps = steps_of(uninterrupted) - 1
     limited = stage(home, tmp_path / "limited", *options, "num_epochs=1", f"max_steps={steps}")
-    assert steps_of(limited) == steps > steps_of(whole) // 2  # in the second epoch
-    assert [row["loss"] for row in rows(limited)] == [row["loss"] for row in rows(whole)][:steps]
+    assert steps_of(limited) == steps > steps_of(uninterrupted) // 2  # in the second epoch
+    assert [row["loss"] for row in rows(limited)] == [row["loss"] for row in rows(uninterrupted)][:steps]
 
 
 def test_the_schedule_has_the_length_of_max_steps(home: Path, aligned: Path, tmp_path: Path) -> None:

@@ -105,38 +105,38 @@ def test_encoded_samples_are_cached_up_to_a_limit(
     parts: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader_module, "ENCODED_CACHE_TOKENS", 100)
-    feed = PackedDataset(recipe(parts), loaded.processor)
-    assert 0 < sum(len(encoded.ids) for encoded in feed.encoded.values()) <= 100
-    pieces = [loader_module.PackedGroup((int(i),), 0) for i in range(len(feed.numbers))]
-    pack = feed.make_pack(pieces, torch.device("cpu"), torch.float32)  # the others are encoded when they are needed
-    assert pack.ids.shape[1] == feed.lengths.total.sum()
-    assert feed.free_tokens >= 0
+    data = PackedDataset(recipe(parts), loaded.processor)
+    assert 0 < sum(len(encoded.ids) for encoded in data.encoded.values()) <= 100
+    groups = [loader_module.PackedGroup((int(i),), 0) for i in range(len(data.numbers))]
+    pack = data.make_pack(groups, torch.device("cpu"), torch.float32)  # the others are encoded when they are needed
+    assert pack.ids.shape[1] == data.lengths.total.sum()
+    assert data.free_tokens >= 0
 
 
 # ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_damaged_image_is_named_with_its_sample(parts: Path, loaded: LoadedModel, monkeypatch: Any) -> None:
-    feed = PackedDataset(recipe(parts, kinds=["caption"]), loaded.processor)
-    bad = feed.sample(0).image_ids[0]
-    dataset = feed.sources[0].dataset
-    whole = type(dataset).image_bytes
+    data = PackedDataset(recipe(parts, kinds=["caption"]), loaded.processor)
+    bad = data.sample(0).image_ids[0]
+    dataset = data.sources[0].dataset
+    uninterrupted = type(dataset).image_bytes
 
     def image_bytes(self: Any, image_id: str) -> bytes:
-        found: bytes = whole(self, image_id)
-        return found[:60] if image_id == bad else found
+        content: bytes = uninterrupted(self, image_id)
+        return content[:60] if image_id == bad else content
 
     monkeypatch.setattr(type(dataset), "image_bytes", image_bytes)
-    piece = loader_module.PackedGroup((0,), 0)
+    group = loader_module.PackedGroup((0,), 0)
     with pytest.raises(UserError, match=rf"image {bad} \(sample train-caption-0\): .*damaged"):
-        feed.make_pack([piece], torch.device("cpu"), torch.float32)
+        data.make_pack([group], torch.device("cpu"), torch.float32)
 
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "expected_error"),
     [
         (["max_grad_norm=0"], "max_grad_norm is 0.0; expected more than 0"),
         (["learning_rate=-1e-3"], "learning_rate is -0.001; expected more than 0"),
@@ -161,9 +161,9 @@ def test_a_damaged_image_is_named_with_its_sample(parts: Path, loaded: LoadedMod
         (["template=v2"], "template is 'v2'"),
     ],
 )
-def test_invalid_values_are_refused_by_key(words: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        read_recipe("tiny/instruct", ["data=somewhere", "out=run", "model=align", *words])
+def test_invalid_values_are_refused_by_key(overrides: list[str], expected_error: str) -> None:
+    with pytest.raises(UserError, match=expected_error):
+        read_recipe("tiny/instruct", ["data=somewhere", "out=run", "model=align", *overrides])
 
 
 def test_an_unknown_recipe_is_answered_with_the_closest_name() -> None:
@@ -179,8 +179,8 @@ def test_control_the_recipe_without_the_mistake_is_valid() -> None:
 
 
 def train(parts: Path, out: Path, **changes: Any) -> Path:
-    made = run_stage(recipe(parts, out=str(out), **{"num_epochs": 2, "learning_rate": 1e-2} | changes), "test")
-    assert made == out
+    result = run_stage(recipe(parts, out=str(out), **{"num_epochs": 2, "learning_rate": 1e-2} | changes), "test")
+    assert result == out
     return out
 
 
@@ -190,7 +190,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 @pytest.fixture(scope="module")
-def whole(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QILIN_CACHE", str(tmp_path_factory.mktemp("cache")))
         return train(parts, tmp_path_factory.mktemp("whole") / "run")
@@ -218,37 +218,39 @@ def crash(parts: Path, run: Path, step: int, **changes: Any) -> None:
             train(parts, run, **changes)
 
 
-def same(run: Path, whole: Path) -> bool:
-    equal = (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    return equal and losses(run) == losses(whole)
+def same(run: Path, uninterrupted: Path) -> bool:
+    equal = (run / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+    return equal and losses(run) == losses(uninterrupted)
 
 
-def test_a_run_interrupted_at_every_step_is_bit_identical(parts: Path, whole: Path, tmp_path: Path) -> None:
-    steps = len(losses(whole))
+def test_a_run_interrupted_at_every_step_is_bit_identical(parts: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    steps = len(losses(uninterrupted))
     assert steps == 6
     for step in range(steps):
         crash(parts, tmp_path / "run", step)
-    assert same(train(parts, tmp_path / "run"), whole)
+    assert same(train(parts, tmp_path / "run"), uninterrupted)
 
 
 def test_resume_with_parameters_that_never_have_a_gradient(parts: Path, tmp_path: Path) -> None:
     """Features come from the layer before the last, so AdamW has no averages of the last one."""
-    learn = ["vision", "projector", "language"]
-    whole = train(parts, tmp_path / "whole", trainable=learn)
-    crash(parts, tmp_path / "run", 3, trainable=learn)
-    run = train(parts, tmp_path / "run", trainable=learn)
-    assert same(run, whole)
+    trainable = ["vision", "projector", "language"]
+    uninterrupted = train(parts, tmp_path / "whole", trainable=trainable)
+    crash(parts, tmp_path / "run", 3, trainable=trainable)
+    run = train(parts, tmp_path / "run", trainable=trainable)
+    assert same(run, uninterrupted)
     starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
     assert [row["after_step"] for row in starts] == [0, 2]
     assert all(row["devices"] == 1 and row["device"] == "cpu" and row["torch"] for row in starts)
 
 
-def test_control_without_optimizer_state_a_resumed_run_differs(parts: Path, whole: Path, tmp_path: Path) -> None:
+def test_control_without_optimizer_state_a_resumed_run_differs(
+    parts: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     crash(parts, tmp_path / "run", 3)
     last = checkpoint.latest_checkpoint(tmp_path / "run")
     assert last is not None
     (last / "state.json").write_text(json.dumps({"step": 2, "finished": True}))  # its optimizer is not looked at
-    assert not same(train(parts, tmp_path / "run"), whole)
+    assert not same(train(parts, tmp_path / "run"), uninterrupted)
 
 
 @contextmanager
@@ -263,7 +265,7 @@ def small_disk(limit: int) -> Iterator[None]:
 
 
 def test_a_failed_write_damages_no_checkpoint(
-    parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, real = tmp_path / "run", checkpoint.Checkpointer.save
 
@@ -279,25 +281,25 @@ def test_a_failed_write_damages_no_checkpoint(
         with pytest.raises(RunError, match=r"step-0000004: could not be written .*step 2 is complete"):
             train(parts, run)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000002"]
-    assert same(train(parts, run), whole)
+    assert same(train(parts, run), uninterrupted)
 
 
 def test_a_model_that_cannot_be_saved_loses_no_step(
-    parts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, real = tmp_path / "run", loop.compute_gradients
-    steps = len(losses(whole))
+    steps = len(losses(uninterrupted))
 
-    def never(*given: Any) -> Any:
+    def never(*arguments: Any) -> Any:
         raise AssertionError("all steps are done")
 
     import qilin.train.stage as run_module
 
     write = run_module.write_model
 
-    def refused(*given: Any) -> None:
+    def refused(*arguments: Any) -> None:
         with small_disk(5000):
-            write(*given)
+            write(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "write_model", refused)
@@ -309,7 +311,7 @@ def test_a_model_that_cannot_be_saved_loses_no_step(
     saved = FileSystemReader(last).read_metadata().state_dict_metadata
     assert not [name for name in saved if name.startswith("optimizer")]  # nothing is left to optimize
     monkeypatch.setattr(loop, "compute_gradients", never)
-    assert same(train(parts, run), whole)
+    assert same(train(parts, run), uninterrupted)
     assert real is not never
 
 
@@ -325,7 +327,7 @@ def test_incomplete_checkpoints_are_removed(parts: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_works(
-    parts: Path, whole: Path, tmp_path: Path, file: str
+    parts: Path, uninterrupted: Path, tmp_path: Path, file: str
 ) -> None:
     run = tmp_path / "run"
     crash(parts, run, 5)
@@ -335,14 +337,14 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_works(
     with pytest.raises(RunError, match=r"step-0000004: cannot be read .*remove this folder"):
         train(parts, run)
     shutil.rmtree(last)
-    assert same(train(parts, run), whole)
+    assert same(train(parts, run), uninterrupted)
 
 
-def test_keys_that_do_not_affect_the_result_may_change(parts: Path, whole: Path, tmp_path: Path) -> None:
+def test_keys_that_do_not_affect_the_result_may_change(parts: Path, uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     crash(parts, run, 3)
     train(parts, run, save_steps=3, save_total_limit=1, trackers=["tensorboard"])
-    assert same(run, whole)
+    assert same(run, uninterrupted)
     assert read_yaml(run / "recipe.yaml")["save_steps"] == 3
 
 
@@ -376,7 +378,7 @@ def test_text_only_samples_do_not_train_a_projector(
 
 
 def test_text_only_data_for_a_projector_is_refused(parts: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(PackedDataset, "count_without_image", lambda feed: len(feed.numbers))
+    monkeypatch.setattr(PackedDataset, "count_without_image", lambda data: len(data.numbers))
     with pytest.raises(UserError, match="no sample has an image, so projector"):
         train(parts, tmp_path / "run")
     train(parts, tmp_path / "both", trainable=["projector", "language"], num_epochs=1)
@@ -395,11 +397,11 @@ def test_a_non_finite_gradient_stops_before_the_optimizer_step(
     real = loop.compute_gradients
 
     def poisoned(context: Any, module: Any, batch: Any) -> Any:
-        found = real(context, module, batch)
+        content = real(context, module, batch)
         if batch.step == 1:
             module.model.model.multi_modal_projector.linear_1.bias.grad[0] = float("inf")
             names.extend(batch.sample_ids)
-        return found
+        return content
 
     monkeypatch.setattr(loop, "compute_gradients", poisoned)
     with pytest.raises(RunError, match="step 2: the gradient norm is inf") as caught:

@@ -77,32 +77,34 @@ def alone(run: Path, home: Path, split: str) -> list[tuple[float, int]]:
     model: Any = LlavaForConditionalGeneration.from_pretrained(run, dtype=torch.float32)
     model = model.eval()
     source = open_sources(recipe(home, validate={"split": split}), "validation")[0]
-    pixels, found = PixelCache(loaded.processor.image_processor), []
+    pixels, losses_and_counts = PixelCache(loaded.processor.image_processor), []
     for sample in source.dataset.samples(split):
         encoded = encode_sample(sample, loaded.processor)
-        seen = [pixels.get(source.dataset, image) for image in sample.image_ids]
+        kept_steps = [pixels.get(source.dataset, image) for image in sample.image_ids]
         ids = torch.tensor([encoded.ids])
         labels = torch.where(torch.tensor([encoded.loss_mask]), ids, -100)
         with torch.no_grad():
-            loss = model(input_ids=ids, pixel_values=torch.stack(seen) if seen else None, labels=labels).loss
+            loss = model(
+                input_ids=ids, pixel_values=torch.stack(kept_steps) if kept_steps else None, labels=labels
+            ).loss
         count = int((labels[0, 1:] != -100).sum())
-        found.append((float(loss) * count, count))
-    return found
+        losses_and_counts.append((float(loss) * count, count))
+    return losses_and_counts
 
 
 def test_validation_loss_is_the_mean_over_answer_tokens(home: Path, tmp_path: Path) -> None:
     run = train(home, tmp_path / "run", trainable=["projector", "language"], validate={"interval": 2, "keep_best": 0})
-    told = of(run, "validation_loss")
-    assert list(told) == [2, 4, 6]
+    losses = of(run, "validation_loss")
+    assert list(losses) == [2, 4, 6]
     sums = alone(run, home, "validation")
     assert len(sums) == 23
     by_token = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
-    assert told[6] == pytest.approx(by_token, rel=1e-5)
+    assert losses[6] == pytest.approx(by_token, rel=1e-5)
     by_sample = sum(loss / count for loss, count in sums) / len(sums)
     assert abs(by_sample / by_token - 1) > 1e-2, "control: a mean of means is another number"
     card = json.loads((run / "qilin.json").read_text())["plan"]
     assert card["validation"] == {"samples": 23, "of": 23, "answer_tokens": sum(count for _, count in sums)}
-    assert (card["model_of_step"], card["validation_loss"]) == (6, told[6])
+    assert (card["model_of_step"], card["validation_loss"]) == (6, losses[6])
 
 
 def test_validation_uses_the_moving_average(home: Path, tmp_path: Path) -> None:
@@ -131,11 +133,11 @@ def test_a_limited_validation_uses_the_same_samples_each_time(home: Path, tmp_pa
 
 def test_validation_leaves_training_bit_identical(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = train(home, tmp_path / "plain", **MOVING)
-    looked = train(home, tmp_path / "looked", **MOVING, validate={"interval": 1, "keep_best": 0})
-    assert len(of(looked, "validation_loss")) == 6
+    validated = train(home, tmp_path / "looked", **MOVING, validate={"interval": 1, "keep_best": 0})
+    assert len(of(validated, "validation_loss")) == 6
     for figure in ("loss", "grad_norm"):
-        assert of(looked, figure) == of(plain, figure)
-    assert (looked / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+        assert of(validated, figure) == of(plain, figure)
+    assert (validated / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
     # controls: a model that is left without dropout, or with the average in place of its weights
     with monkeypatch.context() as patch:
@@ -144,10 +146,10 @@ def test_validation_leaves_training_bit_identical(home: Path, tmp_path: Path, mo
         assert of(other, "loss") != of(plain, "loss")
     real, calls = validate.swap_ema_weights, []
 
-    def once(*given: Any) -> None:
+    def once(*arguments: Any) -> None:
         calls.append(1)
         if len(calls) % 2:
-            real(*given)
+            real(*arguments)
 
     monkeypatch.setattr(validate, "swap_ema_weights", once)
     other = train(home, tmp_path / "other", **MOVING, validate={"interval": 1, "keep_best": 0})
@@ -164,31 +166,31 @@ def scripted(patch: pytest.MonkeyPatch, losses: list[float]) -> dict[int, dict[s
 
     def step(context: Any, module: Any, batch: Any) -> Any:
         weights[batch.step] = {n: t.clone() for n, t in checkpoint.trainable_weights(module.model).items()}  # before it
-        said["step"] = batch.step
+        current["step"] = batch.step
         return real(context, module, batch)
 
-    said = {"step": 0}
+    current = {"step": 0}
     patch.setattr(loop, "compute_gradients", step)
-    patch.setattr(loop, "validate", lambda *given: losses[said["step"]])
+    patch.setattr(loop, "validate", lambda *arguments: losses[current["step"]])
     return weights
 
 
 def test_best_checkpoints_are_kept_and_the_model_is_the_best(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen: list[list[int]] = []
+    kept_steps: list[list[int]] = []
     real = checkpoint.Checkpointer.complete
 
-    def complete(saver: Any, *given: Any) -> None:
-        real(saver, *given)
-        seen.append([checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path / "run")])
+    def complete(saver: Any, *arguments: Any) -> None:
+        real(saver, *arguments)
+        kept_steps.append([checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path / "run")])
 
     monkeypatch.setattr(checkpoint.Checkpointer, "complete", complete)
     weights = scripted(monkeypatch, [5.0, 3.0, 4.0, 2.0, 6.0, 3.5])
     options: dict[str, Any] = {"validate": {"interval": 1, "keep_best": 2}, "save_total_limit": 1, "save_steps": 5}
     run = train(home, tmp_path / "run", **options, trackers=["tensorboard"])
     # kept for their loss 1 2 | 2 3 | 2 4; for save_every 5; at the end 6
-    assert seen == [[1], [1, 2], [2, 3], [2, 4], [2, 4, 5], [2, 4, 6]]
+    assert kept_steps == [[1], [1, 2], [2, 3], [2, 4], [2, 4, 5], [2, 4, 6]]
     card = json.loads((run / "qilin.json").read_text())["plan"]
     assert (card["model_of_step"], card["validation_loss"], card["validation_loss_last"]) == (4, 2.0, 3.5)
     assert "final model: step 4, validation loss 2.0000 (last step, 6: 3.5000)" in (
@@ -201,9 +203,9 @@ def test_best_checkpoints_are_kept_and_the_model_is_the_best(
     projector = {name: tensor for name, tensor in saved.items() if "projector" in name}
     assert len(projector) == 4
     for name, tensor in projector.items():
-        own = next(n for n in weights[4] if n.endswith(name.split("projector.")[1]))
-        assert torch.equal(tensor, weights[4][own]), name  # before step 5 as numbered from 1: after 4
-        assert not torch.equal(tensor, weights[5][own]), "control: the step after is another"
+        key = next(n for n in weights[4] if n.endswith(name.split("projector.")[1]))
+        assert torch.equal(tensor, weights[4][key]), name  # before step 5 as numbered from 1: after 4
+        assert not torch.equal(tensor, weights[5][key]), "control: the step after is another"
     assert not (run / "checkpoints").exists()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -240,22 +242,22 @@ def test_a_run_interrupted_at_every_step_is_bit_identical(home: Path, tmp_path: 
         "save_steps": 3,
         "save_total_limit": 1,
     }
-    whole, run = train(home, tmp_path / "whole", **options), tmp_path / "run"
+    uninterrupted, run = train(home, tmp_path / "whole", **options), tmp_path / "run"
     for stop in range(6):
         crash(home, run, stop, **options)
     train(home, run, **options)
     for figure in ("loss", "grad_norm", "validation_loss"):
-        assert of(run, figure) == of(whole, figure)
-    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    losses = of(whole, "validation_loss")
-    best = json.loads((whole / "qilin.json").read_text())["plan"]["model_of_step"]
+        assert of(run, figure) == of(uninterrupted, figure)
+    assert (run / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+    losses = of(uninterrupted, "validation_loss")
+    best = json.loads((uninterrupted / "qilin.json").read_text())["plan"]["model_of_step"]
     assert best == min(losses, key=lambda step: (losses[step], step))
 
 
 def test_a_damaged_best_checkpoint_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import qilin.train.stage as run_module
 
-    def refused(*given: Any) -> None:
+    def refused(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
     options: dict[str, Any] = {"validate": {"interval": 1}}
@@ -289,7 +291,7 @@ def test_a_non_finite_validation_loss_names_its_samples(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "current"),
     [
         ({"validate": {"split": "test"}}, r"nothing to validate on: .*data has train, validation; name one of these"),
         ({"validate": {"split": "train"}}, r"validate\.split is 'train', which .* is trained on"),
@@ -302,9 +304,9 @@ def test_a_non_finite_validation_loss_names_its_samples(
     ],
 )
 def test_invalid_validation_is_refused_before_training(
-    home: Path, tmp_path: Path, changes: dict[str, Any], said: str
+    home: Path, tmp_path: Path, changes: dict[str, Any], current: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=current):
         train(home, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
@@ -342,13 +344,13 @@ def keys(sources: Any) -> tuple[set[str], set[str], int]:
 def test_a_share_is_held_out_by_whole_images_and_groups(home: Path, tmp_path: Path) -> None:
     config = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}],
                       validate={"split": 0.3})  # fmt: skip
-    mine, held = (keys(open_sources(config, part)) for part in ("training", "validation"))
-    assert not mine[0] & held[0]
-    assert not mine[1] & held[1]
+    training, validation = (keys(open_sources(config, part)) for part in ("training", "validation"))
+    assert not training[0] & validation[0]
+    assert not training[1] & validation[1]
     total = keys(open_sources(recipe(home, data=config.data), "training"))
-    assert mine[2] + held[2] == total[2] == 23 + 15
-    assert 0.1 < held[2] / total[2] < 0.5
-    assert keys(open_sources(config, "validation")) == held
+    assert training[2] + validation[2] == total[2] == 23 + 15
+    assert 0.1 < validation[2] / total[2] < 0.5
+    assert keys(open_sources(config, "validation")) == validation
     run = train(home, tmp_path / "run", validate={"split": 0.3, "interval": 2}, num_epochs=1)
     facts = json.loads((run / "plan.json").read_text())
     assert facts["samples"] + facts["validation"]["samples"] == 23

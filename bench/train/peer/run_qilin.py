@@ -61,7 +61,7 @@ def watch_loop(watch: Watch) -> None:
         watch.loss(metrics["loss"])
 
     loop.prefetch, loop.compute_gradients = begin, count
-    MetricsLog.log_step = mark  # type: ignore[assignment, method-assign]
+    MetricsLog.log_step = mark  # type: ignore[method-assign]
 
 
 def no_packing() -> None:
@@ -117,8 +117,10 @@ def no_blocks() -> None:
                 mask = mask[:, None]
             causal = mask is None and bucket.blocks[0].mask is not None
             grouped = q.shape[1] != k.shape[1]
-            found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
-            rows = found.transpose(0, 1).flatten(1, 2)
+            attended = F.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=grouped
+            )
+            rows = attended.transpose(0, 1).flatten(1, 2)
             out = out.index_copy(1, bucket.tokens, rows if bucket.real is None else rows[:, bucket.real])
         return out
 
