@@ -41,7 +41,8 @@ class ProgressBars:
         columns += [TextColumn("{task.fields[figure]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn()]
         self.progress = Progress(*columns, console=self.console, transient=transient, disable=not self.on_terminal)
         self.unit = unit
-        self.started = self.last_line = time.monotonic()
+        self.started: dict[Any, tuple[float, float]] = {}  # per task: when, and how many units were already complete
+        self.last_line: dict[Any, float] = {}
 
     def __enter__(self) -> "ProgressBars":
         self.start()
@@ -51,7 +52,6 @@ class ProgressBars:
         self.stop()
 
     def start(self) -> None:
-        self.started = self.last_line = time.monotonic()
         self.progress.start()
 
     def stop(self) -> None:
@@ -61,7 +61,9 @@ class ProgressBars:
         self, description: str, total: float | None = None, completed: int = 0, figure: str = "", visible: bool = True
     ) -> Any:
         """Add a bar and return its id. `figure` is a short text next to it, such as a loss."""
-        return self.progress.add_task(description, total=total, completed=completed, figure=figure, visible=visible)
+        task = self.progress.add_task(description, total=total, completed=completed, figure=figure, visible=visible)
+        self.start_clock(task, completed)
+        return task
 
     def update(self, task: Any, **changes: Any) -> None:
         """Change a bar: `completed`, `advance`, `total`, `description`, `figure`, `visible`."""
@@ -76,21 +78,27 @@ class ProgressBars:
     def reset(self, task: Any, total: float | None = None, visible: bool = True) -> None:
         """Reset a bar to zero."""
         self.progress.reset(task, total=total, visible=visible)
+        self.start_clock(task, 0)
+
+    def start_clock(self, task: Any, completed: float) -> None:
+        """Estimate the time left from here: units of an earlier, interrupted run took none of this run's time."""
+        self.started[task], self.last_line[task] = (time.monotonic(), completed), time.monotonic()
 
     def log_line(self, task_id: Any) -> None:
         """Without a terminal, print a line every LOG_INTERVAL seconds; shorter work prints nothing."""
         now = time.monotonic()
-        if self.on_terminal or now - self.last_line < LOG_INTERVAL:
+        if self.on_terminal or now - self.last_line[task_id] < LOG_INTERVAL:
             return
         task = next(task for task in self.progress.tasks if task.id == task_id)
         if not task.visible:
             return
-        self.last_line = now
+        self.last_line[task_id] = now
         text = f"{task.description}: {format_count(task.completed, self.unit)}"
         if task.total:
             text += f" of {format_count(task.total, self.unit)} ({task.completed / task.total:.0%})"
-            if 0 < task.completed < task.total:
-                seconds = (now - self.started) * (task.total - task.completed) / task.completed
+            start, completed_before = self.started[task_id]
+            if completed_before < task.completed < task.total:
+                seconds = (now - start) * (task.total - task.completed) / (task.completed - completed_before)
                 text += f", {format_seconds(seconds)} left"
         if task.fields["figure"]:
             text += f", {task.fields['figure']}"
