@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from qilin.core.llm_parameters import parameters_of
+
 
 @dataclass
 class FakeService:
@@ -22,12 +24,25 @@ class FakeService:
     keys: list[str] = field(default_factory=list)  # Authorization headers
     max_concurrent: int = 0
     url: str = ""
+    # (status, body) in place of the usual reply, None for that one; sees the request's body
+    respond: Callable[[dict[str, Any]], tuple[int, Any] | None] = lambda body: None
+
+
+def completion(
+    text: Any, finish: str | None = "stop", logprobs: Any = None, usage: Any = None, **message: Any
+) -> dict[str, Any]:
+    """A chat completion with one choice; `message` adds fields to its message."""
+    choice = {"index": 0, "finish_reason": finish, "logprobs": logprobs,
+              "message": {"role": "assistant", "content": text, **message}}  # fmt: skip
+    usage = usage or {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
 
 
 @contextmanager
 def serve(service: FakeService) -> Iterator[FakeService]:
     """Serve on a free local port; yields the service with its `url`."""
     lock, active = threading.Lock(), [0]
+    parameters_of.cache_clear()  # a port may be used again: what its last service accepted does not hold
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -38,21 +53,18 @@ def serve(service: FakeService) -> Iterator[FakeService]:
                 active[0] += 1
                 service.max_concurrent = max(service.max_concurrent, active[0])
                 status = service.failures.pop(0) if service.failures else 200
-            if status == 200 and body.get("logprobs") and not service.logprobs:
+            if status == 200 and (special := service.respond(body)) is not None:
+                status, reply = special
+            elif status == 200 and body.get("logprobs") and not service.logprobs:
                 status, reply = 400, {"error": {"message": "logprobs is not supported"}}
             elif status != 200:
                 reply = {"error": {"message": f"requested failure {status}"}}
             else:
                 text = service.answer(body)
                 token = {"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}
-                choice: dict[str, Any] = {
-                    "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text},
-                    "logprobs": {"content": [token, token]} if body.get("logprobs") else None,
-                }  # fmt: skip
-                usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-                reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-                         "choices": [choice], "usage": usage}  # fmt: skip
-            data = json.dumps(reply, ensure_ascii=False).encode()
+                logprobs = {"content": [token, token]} if body.get("logprobs") else None
+                reply = completion(text, logprobs=logprobs)
+            data = json.dumps(reply).encode()
             with lock:
                 active[0] -= 1
             self.send_response(status)

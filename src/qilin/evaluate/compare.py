@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qilin.core.errors import UserError
 from qilin.core.files import to_json
 from qilin.core.llm_client import Endpoint
+from qilin.core.llm_client_config import parse_extra
 from qilin.dataset.reader import open_dataset
 from qilin.evaluate.config import CompareConfig
 from qilin.evaluate.controls.controls_file import CONTROLS_FILE, read_controls
@@ -49,7 +50,10 @@ def compare_command(config: CompareConfig) -> dict[str, Any]:
     )
     if config.judge is not None and config.endpoint is not None:
         cache = (config.a if config.a.is_dir() else config.a.parent) / "judge.sqlite"
-        judge = Endpoint(config.endpoint, config.judge, cache=cache, budget=config.budget, seed=config.seed)
+        judge = Endpoint(
+            config.endpoint, config.judge, cache=cache, budget=config.budget, seed=config.seed,
+            extra=parse_extra(config.extra),
+        )  # fmt: skip
         result["judge"] = judge_pairs(predictions_a, predictions_b, cluster, judge, config.resamples, config.seed)
     result["names"] = {"a": system_name(config.a), "b": system_name(config.b)}
     result["manifest"] = {

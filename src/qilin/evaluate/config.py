@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from qilin.core.config import config_class, option
+from qilin.core.llm_client_config import EXTRA_HELP, parse_extra
 
 
 @config_class
@@ -20,6 +21,7 @@ class EvaluateConfig:
     budget: int | None = option(
         default=None, help="stop after this many tokens at the endpoint, prompt and completion; run again to continue"
     )
+    extra: str | None = option(default=None, help=EXTRA_HELP)
     reproduce: Path | None = option(
         default=None, help="repeat the evaluation of this scores.json and compare the scores"
     )
@@ -55,8 +57,10 @@ class EvaluateConfig:
             raise ValueError("model and dataset are required: qilin evaluate MODEL DATASET")
         if self.reproduce is not None and self.endpoint is not None:
             raise ValueError("--reproduce takes the endpoint from scores.json; remove --endpoint")
-        if self.endpoint is None and self.budget is not None:
-            raise ValueError("--budget applies only with --endpoint")
+        for name in ("budget", "extra"):
+            if self.endpoint is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} applies only with --endpoint")
+        parse_extra(self.extra)
         for name in ("batch_size", "max_new_tokens", "caption_tokens", "resamples", "concurrency", "limit"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("shuffles", self.shuffles, 0)
@@ -112,6 +116,7 @@ class CompareConfig:
     )
     endpoint: str | None = option(default=None, help="base URL of the judge's OpenAI-compatible service")
     budget: int | None = option(default=None, help="maximum number of tokens for the judge")
+    extra: str | None = option(default=None, help=EXTRA_HELP)
     resamples: int = option(default=10_000, help="bootstrap resamples and sign flips")
     seed: int = option(default=0, help="random seed of bootstrap and sign flips")
     json: bool = option(default=False, help="print the result as JSON")
@@ -121,6 +126,9 @@ class CompareConfig:
             raise ValueError("--report shows the images: add --dataset")
         if (self.judge is None) != (self.endpoint is None):
             raise ValueError("--judge (model name) and --endpoint (its URL) go together: give both or neither")
+        if self.judge is None and self.extra is not None:
+            raise ValueError("--extra applies only with --judge")
+        parse_extra(self.extra)
         check_at_least("resamples", self.resamples, 1)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from qilin.core.config import to_dict
 from qilin.core.llm_client import Endpoint
+from qilin.core.llm_client_config import parse_extra, public_address
 from qilin.dataset.reader import is_synthetic
 from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.controls.blind import blank_image, derangements
@@ -126,6 +127,7 @@ def model_under_test(job: EvaluationJob) -> ModelUnderTest:
         cache=config.out / "replies.sqlite",
         budget=config.budget,
         seed=config.seed,
+        extra=parse_extra(config.extra),
     )
     return ModelUnderTest(job, remote_model(endpoint), load)
 
@@ -247,13 +249,15 @@ def nearest_neighbor_controls(model: ModelUnderTest, training: TrainingSet) -> d
 
 def evaluation_manifest(job: EvaluationJob, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of scores.json: everything needed to repeat the evaluation."""
+    endpoint = job.config.endpoint
+    public_endpoint = {"endpoint": public_address(endpoint)} if endpoint else {}  # without a password
     return {
         **identity,
         "label": job.label,
         "pictures": DRAWN_IMAGES if is_synthetic(job.dataset) else "as the dataset has them",
         "training_data": str(job.training.dataset.path) if job.training else None,
         "training_reason": job.no_training_reason or None,
-        "settings": {key: value for key, value in to_dict(job.config).items() if key != "json"},
+        "settings": {key: value for key, value in to_dict(job.config).items() if key != "json"} | public_endpoint,
         "stage": job.qilin_json.get("stage"),
         "judge": None,  # rules decide; `qilin compare --judge` names a language model
         **scoring_manifest(),

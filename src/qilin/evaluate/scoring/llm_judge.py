@@ -107,7 +107,7 @@ def judge_pairs(
         "difference": result.difference,
         "interval": list(result.interval) if result.interval else None,
         "p_value": result.p_value,
-        "judge": {"model": judge.model, "endpoint": judge.url, "prompt": PROMPT, "orders": "both"},
+        "judge": {"model": judge.model, "endpoint": judge.address, "prompt": PROMPT, "orders": "both"},
     }
 
 

@@ -20,8 +20,9 @@ from rich.console import Console
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
 from qilin.core.files import data_uri
-from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, make_endpoint, parse_json_reply
+from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, make_endpoint
 from qilin.core.llm_client_config import KEY_HELP, ServiceConfig
+from qilin.core.llm_reply import parse_json_reply
 from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import read_path_or_member
 from qilin.imaging.decode import ImageError, to_rgb
@@ -130,12 +131,15 @@ def apply_reply(row: dict[str, Any], reply: ChatReply) -> dict[str, Any] | Rejec
     try:
         answer = parse_json_reply(reply)
         is_medical = answer["medical"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError):
         is_medical = None
     if is_medical is False:
         return RejectedRow(row, "figure: no medical image, as a vision model sees it")
     if is_medical is not True:
-        return row | {"reason": f"{row['reason']}; the vision model's answer is of no use"}
+        why = "the vision model's answer is of no use"
+        if reply.refusal and reply.refused_by != "form":
+            why = f"the {reply.refused_by} refused it"
+        return row | {"reason": f"{row['reason']}; {why}"}
     # str(): a list or a number is not a valid name, and may not be hashable
     modality = answer["modality"] if str(answer.get("modality")) in MODALITIES else row["modality"]
     body_part = answer["body_part"] if str(answer.get("body_part")) in BODY_PARTS else row["body_part"]

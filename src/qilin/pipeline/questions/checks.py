@@ -16,6 +16,7 @@ from qilin.pipeline.translation.checks import (
     ENGLISH_RUN,
     NUMBER,
     REFUSALS,
+    compare_endless_numbers,
     extend_chinese_negation_scope,
     negation_by_finding,
     parse_numbers,
@@ -231,6 +232,8 @@ def check_numbers(evidence: str, question: Question) -> str | None:
     added = parse_numbers(_COUNT, counts_to_digits(to_halfwidth(stated))) - allowed - rescaled(allowed)
     if added:
         return f"not in its sentence: {', '.join(f'{float(number):g}' for number in sorted(added))}"
+    if doubt := compare_endless_numbers(f"{stated} {evidence}", evidence):
+        return f"not in its sentence: {doubt.removeprefix('lost ')}"
     measured, in_evidence = ({(m.quantity, m.value) for m in find_measurements(t)} for t in (stated, evidence))
     wrong = ", ".join(f"{quantity} {float(value):g}" for quantity, value in sorted(measured - in_evidence))
     return f"not in its sentence: {wrong}" if wrong else None

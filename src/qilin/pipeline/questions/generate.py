@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qilin.core.config import config_class, option
-from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, make_endpoint, parse_json_reply
-from qilin.core.llm_client_config import KEY_HELP, ServiceConfig
+from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, make_endpoint
+from qilin.core.llm_client_config import KEY_HELP, ServiceConfig, parse_extra
+from qilin.core.llm_reply import parse_json_reply
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
 from qilin.pipeline.execution.dataset_map import RejectedRow, reject
@@ -59,6 +60,9 @@ class GenerateVqaConfig:
         default=None, help="endpoint of the model that guesses without the image, with the same key (default: the same)"
     )
     guess_model: str | None = option(default=None, help="name of the model that guesses (default: the one that writes)")
+    guess_extra: str | None = option(
+        default=None, help="as extra, for the model that guesses (default: extra, unless it is at another endpoint)"
+    )
     guesses: int = option(default=3, help="tries to guess each question without the image; 0: skip this filter")
     kinds: tuple[TextKind, ...] = option(
         default=("caption", "context", "inline", "report"), help="kinds of texts to make questions from"
@@ -74,6 +78,7 @@ class GenerateVqaConfig:
     EPILOG = KEY_HELP
 
     def __post_init__(self) -> None:
+        parse_extra(self.guess_extra, "guess_extra")
         for name in ("open", "choice", "yes_no", "guesses"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
@@ -102,8 +107,11 @@ Faulty = tuple[Any, dict[str, str]]  # a row of a reply, and check -> what it fo
 
 @dataclass
 class Draft:
-    """The state of one text: accepted questions, faulty ones to request again, rejected ones; `form_error` if the last
-    reply could not be read."""
+    """The state of one text: accepted questions, faulty ones to request again, rejected ones.
+
+    `form_error`: why the last reply could not be read, and `beginning`: how it began. `refused_by`: what refuses the
+    text, such as a content filter, so that asking again is of no use.
+    """
 
     sample: Sample
     text: str
@@ -112,12 +120,14 @@ class Draft:
     faulty: list[Faulty] = field(default_factory=list)
     rejected: list[Faulty] = field(default_factory=list)
     form_error: str | None = None
+    beginning: str = ""
+    refused_by: str = ""
 
 
 def generate_vqa(config: GenerateVqaConfig) -> None:
     """Write the dataset, unless it exists. Raises RunError if the budget is spent or the service fails."""
     writer = make_endpoint(config.service)
-    guesser = replace(writer, url=config.guess_endpoint or writer.url, model=config.guess_model or writer.model)
+    guesser = make_guesser(config, writer)
     settings = {
         "step": "generate-vqa",
         "command": command_line("data generate-vqa", config, ("source", "out")),
@@ -137,6 +147,13 @@ def generate_vqa(config: GenerateVqaConfig) -> None:
     needed = "" if count else f" (questions need a Chinese text with an image, of kind {' or '.join(config.kinds)})"
     lines = [*([budget.usage_summary()] if is_new else []), f"questions: {count:,}{needed}"]
     print_summary(config.out, dataset, is_new, config.json, budget.usage_json(), lines)
+
+
+def make_guesser(config: GenerateVqaConfig, writer: Endpoint) -> Endpoint:
+    """The endpoint that guesses. Extra fields are those of one service: another one gets its own or none."""
+    url = config.guess_endpoint or writer.url
+    extra = writer.extra if url == writer.url and config.guess_extra is None else parse_extra(config.guess_extra)
+    return replace(writer, url=url, model=config.guess_model or writer.model, extra=extra)
 
 
 def prompt_name() -> str:
@@ -209,7 +226,7 @@ def request_questions(generator: Generator, budget: TokenBudget, drafts: Sequenc
         requests = [ChatRequest(draft.messages, max_tokens, json=True) for draft in pending]
         for draft, reply in zip(pending, budget.complete(generator.writer, requests), strict=True):
             sort_reply(draft, reply, mix)
-        pending = [draft for draft in pending if draft.form_error or draft.faulty]
+        pending = [draft for draft in pending if (draft.form_error or draft.faulty) and not draft.refused_by]
 
 
 def sort_reply(draft: Draft, reply: ChatReply, mix: Mapping[str, int]) -> None:
@@ -222,20 +239,29 @@ def sort_reply(draft: Draft, reply: ChatReply, mix: Mapping[str, int]) -> None:
             raise ValueError('the reply is no object {"questions": [...]}')
         rows = value["questions"]
     except ValueError as error:
-        draft.form_error = str(error)
+        draft.form_error, draft.beginning = str(error), reply.beginning
+        draft.refused_by = reply.refused_by if reply.refusal else ""
     draft.rejected += draft.faulty[len(rows) :]  # a second reply may omit questions: those are not requested again
     draft.faulty = []
     for row in rows:
         question = read_question(row)
         if isinstance(question, str):
             draft.faulty.append((row, {"form": question}))
-        elif doubts := check_question(draft.text, question):
+        elif doubts := find_doubts(draft.text, question):
             draft.faulty.append((row, doubts))
         elif sum(other.kind == question.kind for other in draft.accepted) >= mix[question.kind]:
             draft.rejected.append((row, {"surplus": "more than were asked for"}))
         else:
             draft.accepted.append(question)
     draft.messages = [*draft.messages[:2], {"role": "assistant", "content": reply.text}, retry_message(draft)]
+
+
+def find_doubts(text: str, question: Question) -> dict[str, str]:
+    """`check_question`; a question that the checks cannot read, such as a number of 400 digits, fails by its form."""
+    try:
+        return check_question(text, question)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        return {"form": f"it cannot be checked: {str(error)[:80]}"}
 
 
 def retry_message(draft: Draft) -> dict[str, str]:
@@ -254,7 +280,9 @@ def rejected_rows(draft: Draft) -> Iterator[RejectedRow]:
         question = row if isinstance(row, dict) else {"row": row}
         yield reject_question(draft.sample, question | {"doubts": doubts}, f"question: {', '.join(sorted(doubts))}")
     if draft.form_error:
-        yield reject(draft.sample, "questions: the reply is of no use", doubts={"form": draft.form_error})
+        reason = "of no use" if draft.refused_by in ("", "form") else f"refused by the {draft.refused_by}"
+        details = {"doubts": {"form": draft.form_error}, "reply_began": draft.beginning}
+        yield reject(draft.sample, f"questions: the reply is {reason}", **details)
     elif not draft.accepted and not draft.rejected and not draft.faulty:
         yield reject(draft.sample, "questions: none, the service found nothing to ask")
 

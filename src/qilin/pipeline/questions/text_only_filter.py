@@ -37,6 +37,7 @@ class Guesses:
     right: int = 0
     tries: int = 0
     majority_answer: str | None = None
+    refusal: str = ""  # why there is no guess at all, although one was asked for
 
     @property
     def mostly_correct(self) -> bool:
@@ -50,10 +51,12 @@ def guess_answers(budget: TokenBudget, guesser: Endpoint, tries: int, questions:
     """Ask each question `tries` times without image or text, each time with another seed."""
     requests = [guess_request(question) for question in questions]
     replies = [budget.complete(replace(guesser, seed=seed, temperature=TEMPERATURE), requests) for seed in range(tries)]
-    return [
-        score_guesses(question, [replies[seed][index].text for seed in range(tries)])
-        for index, question in enumerate(questions)
-    ]
+    guesses = []
+    for index, question in enumerate(questions):
+        answered = [replies[seed][index].text for seed in range(tries) if not replies[seed][index].refusal]
+        refusal = replies[0][index].refused_by if tries and not answered else ""
+        guesses.append(replace(score_guesses(question, answered), refusal=refusal))
+    return guesses
 
 
 def guess_request(question: Question) -> ChatRequest:
@@ -117,7 +120,9 @@ def rejections_for_balance(
     `mix`: how many questions of each kind were requested per text; open and closed ones keep that proportion.
     """
     order = sorted(range(len(keys)), key=lambda n: hashlib.sha256(f"{seed} {keys[n]}".encode()).digest())
-    rejected: dict[int, str] = {}
+    # no guess is no evidence that a question cannot be guessed
+    rejected = {n: f"guessed: not tried, refused by the {guesses[n].refusal}" for n in order if guesses[n].refusal}
+    order = [n for n in order if n not in rejected]
     for n in order:
         if questions[n].kind == "open" and guesses[n].mostly_correct:
             rejected[n] = "guessed: answered without the image"

@@ -122,7 +122,20 @@ def check_numbers(english: str, chinese: str) -> str | None:
     lost = source - target - parse_numbers(CHINESE_NUMBER, chinese) - rescaled(target)
     added = target - source - source_words - rescaled(source | source_words)
     parts = [("lost", lost), ("added", added)]
-    return ", ".join(f"{name} {', '.join(f'{float(n):g}' for n in sorted(ns))}" for name, ns in parts if ns) or None
+    if doubt := ", ".join(f"{name} {', '.join(f'{float(n):g}' for n in sorted(ns))}" for name, ns in parts if ns):
+        return doubt
+    return compare_endless_numbers(english, chinese)
+
+
+def compare_endless_numbers(source: str, target: str) -> str | None:
+    """What differs in the numbers that are too long to be read: a model that repeats a digit writes hundreds of them."""
+    source_numbers, target_numbers = (
+        {number for number in NUMBER.findall(text) if parse_number(number) is None} for text in (source, target)
+    )
+    lost, added = sorted(source_numbers - target_numbers), sorted(target_numbers - source_numbers)
+    return next(
+        (f"{name} a number of {len(ns[0])} digits" for name, ns in (("lost", lost), ("added", added)) if ns), None
+    )
 
 
 def parse_numbers(pattern: re.Pattern[str], text: str) -> set[Fraction]:

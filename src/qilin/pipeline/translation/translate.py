@@ -16,8 +16,9 @@ from pathlib import Path
 
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, make_endpoint, parse_json_reply
+from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, make_endpoint
 from qilin.core.llm_client_config import KEY_HELP, ServiceConfig
+from qilin.core.llm_reply import parse_json_reply
 from qilin.dataset.sample_texts import text_fields, with_texts
 from qilin.dataset.schema import Sample
 from qilin.pipeline.execution.dataset_map import SAMPLES_PER_SHARD, RejectedRow, reject
@@ -85,10 +86,16 @@ class Translator:
 
 @dataclass(frozen=True)
 class Result:
-    """A sample's translations by text field, or None with the doubts that the last reply raised."""
+    """A sample's translations by text field, or None with the doubts that the last reply raised.
+
+    `beginning`: how a reply began that could not be read. `is_final`: the service refuses the sample, asking again is
+    of no use.
+    """
 
     texts: dict[str, str] | None
     doubts: Doubts
+    beginning: str = ""
+    is_final: bool = False
 
 
 def translate(config: TranslateConfig) -> None:
@@ -125,7 +132,8 @@ def translate_shard(
         result = next(results)
         if result.texts is None:
             checks = ", ".join(sorted({check for failed in result.doubts.values() for check in failed}))
-            yield reject(sample, f"translation: {checks}", doubts=result.doubts)
+            beginning = {"reply_began": result.beginning} if result.beginning else {}
+            yield reject(sample, f"translation: {checks}", doubts=result.doubts, **beginning)
         else:
             yield split, replace(with_texts(sample, result.texts), lang="zh", translation=translator.metadata())
 
@@ -197,7 +205,7 @@ def request_translations(
         for n, reply in zip(pending, replies, strict=True):
             answer = {"role": "assistant", "content": reply.text}
             messages[n] = [*messages[n][:2], answer, retry_message(results[n].doubts)]
-        pending = [n for n in pending if results[n].texts is None]
+        pending = [n for n in pending if results[n].texts is None and not results[n].is_final]
     return results
 
 
@@ -218,8 +226,12 @@ def retry_message(doubts: Doubts) -> dict[str, str]:
 
 
 def max_reply_tokens(texts: Mapping[str, str]) -> int:
-    """A Chinese character takes up to two tokens and replaces several English ones; 200 more for the JSON object."""
-    return 200 + 2 * sum(map(len, texts.values()))
+    """A Chinese character takes up to two tokens and replaces several English ones; 200 more for the JSON object.
+
+    Of long texts one token a character, which is still more than a translation takes: many services refuse over 8,192.
+    """
+    length = sum(map(len, texts.values()))
+    return min(200 + 2 * length, max(8192, 200 + length))
 
 
 def check_reply(texts: Mapping[str, str], reply: ChatReply, glossary: Glossary) -> Result:
@@ -227,18 +239,27 @@ def check_reply(texts: Mapping[str, str], reply: ChatReply, glossary: Glossary) 
     try:
         value = parse_json_reply(reply)
     except ValueError as error:
-        return Result(None, {"": {"form": str(error)}})
+        return Result(None, {"": {reply.refused_by: str(error)}}, reply.beginning, bool(reply.refusal))
     keys = [str(n) for n in range(1, len(texts) + 1)]
     is_complete = isinstance(value, dict) and sorted(value) == sorted(keys)
     if not is_complete or not all(isinstance(text, str) for text in value.values()):
-        return Result(None, {"": {"form": f"the reply does not have the keys {', '.join(keys)} with a text each"}})
+        fault = f"the reply does not have the keys {', '.join(keys)} with a text each"
+        return Result(None, {"": {"form": fault}}, reply.beginning)
     translations = {name: value[key].strip() for name, key in zip(texts, keys, strict=True)}
     doubts = {
         name: failed
         for name, english in texts.items()
-        if (failed := check_translation(english, translations[name], terms_in(english, glossary)))
+        if (failed := check_text(english, translations[name], terms_in(english, glossary)))
     }
     return Result(None, doubts) if doubts else Result(translations, {})
+
+
+def check_text(english: str, chinese: str, terms: Mapping[str, str]) -> dict[str, str]:
+    """`check_translation`; a text that the checks cannot read, such as a number of 400 digits, fails by its form."""
+    try:
+        return check_translation(english, chinese, terms)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        return {"form": f"it cannot be checked: {str(error)[:80]}"}
 
 
 def check_back_translations(
