@@ -12,6 +12,7 @@ from typing import Any
 
 from qilin.core.errors import UserError
 from qilin.core.files import read_json, to_json, write_atomic
+from qilin.core.llm_client_config import public_address
 from qilin.dataset.benchmarks import find_benchmark
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
@@ -98,7 +99,8 @@ def job_identity(job: EvaluationJob) -> dict[str, Any]:
     if config.endpoint is None:
         model = {"path": job.model, "sha256": model_hash(job.model)}
     else:
-        model = {"path": job.model, "sha256": None, "endpoint": config.endpoint}
+        model = {"path": job.model, "sha256": None, "endpoint": public_address(config.endpoint)}
+        model |= {"extra": config.extra} if config.extra else {}
     return {
         "model": model,
         "dataset": {
@@ -134,7 +136,7 @@ def bind_output_dir(out: Path, identity: Mapping[str, Any]) -> None:
     model = identity["model"]
     state = {
         **identity,
-        "model": model["sha256"] or " at ".join(filter(None, (model["path"], model.get("endpoint")))),
+        "model": model["sha256"] or " at ".join(model[name] for name in ("path", "endpoint", "extra") if model.get(name)),
         # The dataset's path and benchmark name do not change the answers.
         "dataset": {k: v for k, v in identity["dataset"].items() if k not in ("path", "benchmark")},
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -135,6 +136,7 @@ def local_model(load: Callable[[], Any], batch_size: int) -> AnswerFunction:
 def remote_model(endpoint: Endpoint) -> AnswerFunction:
     """Answers by an OpenAI-compatible service; the endpoint's token budget is for all calls together."""
     tokens_used = 0
+    reported: set[str] = set()
 
     def answer(requests: Sequence[Request], max_new_tokens: int) -> Iterator[ModelAnswer]:
         nonlocal tokens_used
@@ -143,6 +145,9 @@ def remote_model(endpoint: Endpoint) -> AnswerFunction:
         replies = complete_all(replace(endpoint, budget=remaining), chat_requests)
         tokens_used += sum(reply.tokens_in + reply.tokens_out for reply in replies if not reply.cached)
         for reply in replies:
+            if reply.refusal and reply.refusal not in reported:
+                reported.add(reply.refusal)
+                print(f"{endpoint.address}: an answer counts as empty: {reply.refusal}", file=sys.stderr)
             yield ModelAnswer(reply.text, reply.confidence)
 
     return answer
