@@ -13,11 +13,13 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
 
 from qilin.core.errors import RunError
@@ -27,6 +29,21 @@ from qilin.train.optimizer import set_learning_rate
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"  # written last: a folder with it is complete
 VALIDATION_LOSS = "validation_loss"
+METADATA_LIMIT = 256 << 20  # bytes; 100,000 shards take some 30 MB
+# the only names that a checkpoint's own metadata pickle holds, besides torch's data types and the checkpoint's path
+METADATA_CLASSES: dict[tuple[str, str], Any] = {
+    (cls.__module__, cls.__qualname__): cls
+    for cls in (
+        dcp_metadata.ChunkStorageMetadata,
+        dcp_metadata.Metadata,
+        dcp_metadata.MetadataIndex,
+        dcp_metadata.StorageMeta,
+        dcp_metadata.TensorProperties,
+        dcp_metadata.TensorStorageMetadata,
+        dcp_metadata._MEM_FORMAT_ENCODING,
+        filesystem._StorageInfo,
+    )
+} | {("torch", "Size"): torch.Size, ("torch.serialization", "_get_layout"): torch.serialization._get_layout}
 READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, EOFError, CheckpointException, pickle.UnpicklingError)
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # intended on a single device
 
@@ -217,6 +234,57 @@ def sort_by_loss(paths: Sequence[Path]) -> list[Path]:
     return sorted((path for path in paths if loss_of(path) < math.inf), key=lambda path: (loss_of(path), step_of(path)))
 
 
+class MetadataUnpickler(pickle.Unpickler):
+    """Reads the metadata of a checkpoint; a pickle that names anything else is refused before it can run it."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) in METADATA_CLASSES:
+            return METADATA_CLASSES[module_name, global_name]
+        if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
+            return getattr(torch, global_name)
+        if module_name.partition(".")[0] == "pathlib" and global_name.endswith("Path"):
+            return PurePath  # where the checkpoint was written; it cannot open a file
+        raise pickle.UnpicklingError(f".metadata names {module_name}.{global_name}, which no checkpoint of Qilin does")
+
+
+class CheckpointReader(dcp.FileSystemReader):
+    """Reads a checkpoint that may come from a stranger: torch's own reader runs what the pickle .metadata names.
+
+    Tensors are read with `weights_only`. Everything else would be unpickled without it, so it is refused.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> dcp_metadata.Metadata:
+        """The metadata, checked. Raises UnpicklingError for anything but the tensors of files in this folder."""
+        path = Path(self.path) / ".metadata"
+        if path.stat().st_size > METADATA_LIMIT:
+            raise pickle.UnpicklingError(f".metadata has more than {METADATA_LIMIT:,} bytes")
+        try:
+            with path.open("rb") as file:
+                metadata = MetadataUnpickler(file).load()
+            problem = metadata_problem(metadata)
+        except pickle.UnpicklingError:
+            raise
+        except Exception as error:  # a damaged pickle can raise anything
+            raise pickle.UnpicklingError(f".metadata is damaged: {error}") from error
+        if problem:
+            raise pickle.UnpicklingError(problem)
+        metadata.storage_meta = dcp_metadata.StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+def metadata_problem(metadata: Any) -> str | None:
+    """What a checkpoint's metadata names besides tensors in files of its own folder."""
+    if not isinstance(metadata, dcp_metadata.Metadata):
+        return ".metadata holds no metadata of a checkpoint"
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, dcp_metadata.TensorStorageMetadata):
+            return f".metadata says that {name} is not a tensor"
+    for info in metadata.storage_data.values():
+        if PurePath(info.relative_path).name != info.relative_path or info.transform_descriptors:
+            return f".metadata names the file {info.relative_path}, expected one in the same folder"
+    return None
+
+
 def load_checkpoint(path: Path, model: Any, optimizer: Any | None, ema: dict[str, torch.Tensor]) -> int:
     """Load a checkpoint into model, optimizer (None: skip it) and moving average; returns the number of steps done.
 
@@ -224,7 +292,8 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any | None, ema: dict[str
     """
     metadata = read_metadata(path)
     try:
-        keys = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        reader = CheckpointReader(path)
+        keys = reader.read_metadata().state_dict_metadata
         names = {key.removeprefix("weights.") for key in keys if key.startswith("weights.")}
         if names != trainable_weights(model).keys():
             raise RunError(f"{path}: its weights are not the trainable ones of this recipe; remove the run folder")
@@ -235,7 +304,7 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any | None, ema: dict[str
             with_state = {key.rpartition(".")[0].removeprefix(prefix) for key in keys if key.startswith(prefix)}
             init_optimizer_state(optimizer, [p for name, p in model.named_parameters() if name in with_state])
         state = checkpoint_state(model, optimizer, ema)
-        dcp.load(state, checkpoint_id=path, no_dist=not torch.distributed.is_initialized())  # in place
+        dcp.load(state, storage_reader=reader, no_dist=not torch.distributed.is_initialized())  # in place
         return int(metadata["step"])
     except RunError:
         raise
