@@ -4,10 +4,13 @@ In: a folder or id, and the hub. Out: a folder, or the object that transformers 
 RunError with the reason in one line.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import RunError, UserError
+from qilin.core.files import read_json
 
 OTHER_FRAMEWORKS = ["*.msgpack", "*.h5", "*.ot", "*.onnx", "*.gguf"]
 WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth", *OTHER_FRAMEWORKS]
@@ -17,13 +20,125 @@ OFFLINE_HINT = (
 )
 
 
+# Parts of an encoder behind the features that a Llava uses; checkpoints of classifiers lack them.
+UNUSED_PARTS = ("pooler.", "head.", "layernorm.", "post_layernorm.")
+
+
 def from_pretrained(cls: Any, name: str, hub: str, **options: Any) -> Any:
-    """cls.from_pretrained with one-line errors: no such folder, no network, not a model."""
+    """cls.from_pretrained with one-line errors: no such folder, no network, not a model. Never runs a folder's code."""
     path = fetch(name, hub)
+    check_no_own_code(name, Path(path))
     try:
-        return cls.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
+        return cls.from_pretrained(path, trust_remote_code=False, **options)
+    except UserError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many types; all mean that it does not load
         raise UserError(explain_load_error(name, path, error)) from error
+
+
+def load_weights(cls: Any, name: str, hub: str, may_miss: Sequence[str] = (), **options: Any) -> Any:
+    """A model with all its weights from its files: what they lack, transformers would fill with random numbers.
+
+    Weights whose name starts with one of `may_miss` may be missing. Raises UserError that names the others.
+    """
+    path = Path(fetch(name, hub))
+    if path.is_dir():
+        check_weight_files(path)
+    with quiet_loading():
+        model, info = from_pretrained(cls, name, hub, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    wrong = sorted(info["mismatched_keys"])
+    if wrong:
+        key, stored, expected = wrong[0]
+        raise UserError(
+            f"{name}: {key} is {list(stored)} in the files, but config.json implies {list(expected)}"
+            f"{f' (and {len(wrong) - 1} more weights)' if len(wrong) > 1 else ''}; are both from one upload?"
+        )
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(tuple(may_miss)))
+    if missing:
+        raise UserError(
+            f"{name}: {len(missing)} of its {len(model.state_dict())} weights are in no file ({shorten(missing)}) and "
+            "would be random; copy or download the complete folder (for vision=, name the encoder's own folder)"
+        )
+    if info.get("error_msgs"):
+        raise UserError(f"{name}: its weights do not load ({shorten(list(info['error_msgs']))})")
+    return model
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' table of missing weights: what matters of it is an error of one line."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def shorten(names: Sequence[str], limit: int = 3) -> str:
+    """The first names, and that there are more."""
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+
+
+def check_no_own_code(name: str, path: Path) -> None:
+    """Raise UserError for a model type that only the folder's own Python code knows: it is not run, and a stock Llava
+    could not hold the model."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    file = path / "config.json"
+    values = read_json(file) if file.is_file() else {}
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected a JSON object, found a {type(values).__name__}")
+    model_type = values.get("model_type")
+    if values.get("auto_map") and model_type not in CONFIG_MAPPING_NAMES:
+        raise UserError(
+            f"{name}: its config.json has model_type {model_type!r}, which needs the Python code in the folder "
+            "(auto_map); Qilin runs no code of a model's folder. Use a model that transformers has a class for"
+        )
+
+
+def check_weight_files(path: Path) -> None:
+    """Raise UserError for a git-lfs pointer in place of a weight file, and a safetensors file cut short.
+
+    Only of the files that transformers reads: it takes the first of these kinds that a folder has.
+    """
+    kinds = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+    files = next((found for pattern in kinds if (found := sorted(path.glob(pattern)))), [])
+    for file in files:
+        with file.open("rb") as stream:
+            start = stream.read(64)
+        if start.startswith(b"version https://git-lfs"):
+            raise UserError(f"{file}: a git-lfs pointer, not the file itself; run git lfs pull, or download it again")
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+
+
+def check_safetensors(file: Path) -> None:
+    """Raise UserError if a safetensors file is incomplete; only its header is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise UserError(
+            f"{file}: not a complete safetensors file ({error}; {file.stat().st_size:,} bytes); download it again"
+        ) from error
+
+
+def check_not_quantized(name: str, config: Any) -> None:
+    """Raise UserError for a checkpoint of quantized weights (GPTQ, AWQ, bitsandbytes, FP8, …), which is not trained."""
+    for part in (config, getattr(config, "text_config", None)):
+        quantization = getattr(part, "quantization_config", None)
+        if quantization:
+            values = quantization if isinstance(quantization, dict) else quantization.to_dict()
+            method = values.get("quant_method", "an unknown method")
+            raise UserError(
+                f"{name}: its weights are quantized (quantization_config in config.json: {getattr(method, 'value', method)}"
+                "), which training does not support; use the checkpoint in fp16, bf16 or fp32 that it was made from"
+            )
 
 
 def fetch(name: str, hub: str) -> str:

@@ -29,7 +29,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from qilin.core.errors import UserError
 from qilin.core.files import read_json
 from qilin.model.chat_template import IMAGE
-from qilin.model.hub import from_pretrained
+from qilin.model.hub import UNUSED_PARTS, check_not_quantized, from_pretrained, load_weights
 from qilin.model.quantization import loading_options
 from qilin.model.tokenizer import chat_template_for, end_token_ids, load_tokenizer
 
@@ -63,7 +63,8 @@ def compose(
     """
     vision_encoder = load_vision_encoder(vision, hub)
     tokenizer = load_tokenizer(language, hub)
-    language_model = from_pretrained(AutoModelForCausalLM, language, hub, dtype=torch.float32)
+    check_not_quantized(language, from_pretrained(AutoConfig, language, hub))
+    language_model = load_weights(AutoModelForCausalLM, language, hub, dtype=torch.float32)
     image_tokens, class_tokens = count_image_tokens(vision_encoder)
     grow_embeddings(language_model, tokenizer)
     model_config = LlavaConfig(
@@ -134,7 +135,7 @@ def load_model(
             f"{path}: its adapter cannot be merged into weights of {bits} bits; convert it with --lora merge"
         )
     options = loading_options(bits, torch_dtype, torch_device, device_map_auto)
-    model = from_pretrained(AutoModelForImageTextToText, path, hub, **options).eval()
+    model = load_weights(AutoModelForImageTextToText, path, hub, **options).eval()
     if metadata.get("adapter"):
         model = merge_adapter(model, Path(path) / metadata["adapter"])
     if "device_map" not in options:
@@ -171,11 +172,24 @@ def load_vision_encoder(name: str, hub: str) -> Any:
     """The vision encoder of any Hugging Face vision or image-text model (CLIP, SigLIP, …), in fp32."""
     model_config = from_pretrained(AutoConfig, name, hub)
     vision_config = getattr(model_config, "vision_config", model_config)
-    encoder = from_pretrained(AutoModel, name, hub, config=vision_config, dtype=torch.float32)
+    check_not_quantized(name, model_config)
+    encoder = load_weights(AutoModel, name, hub, UNUSED_PARTS, config=vision_config, dtype=torch.float32)
     for key in ("patch_size", "image_size", "hidden_size"):
         if not isinstance(getattr(encoder.config, key, None), int):
             raise UserError(f"{name}: its config has no integer {key}; expected a ViT such as CLIP or SigLIP")
     return encoder
+
+
+def check_feature_layer(config: LlavaConfig) -> None:
+    """Raise UserError if the encoder has no layer vision_feature_layer: 1 to N, or -1 to -N from the last one."""
+    total = getattr(config.vision_config, "num_hidden_layers", 0)
+    layer = config.vision_feature_layer
+    for number in layer if isinstance(layer, list | tuple) else [layer]:
+        if total and not 1 <= abs(number) <= total:
+            raise UserError(
+                f"feature_layer is {number}, but the vision encoder has {total} layers; expected 1 to {total}, or "
+                f"-1 to -{total} counted from the last"
+            )
 
 
 def grow_embeddings(model: Any, tokenizer: Any) -> None:

@@ -23,7 +23,17 @@ from qilin.core.errors import RunError, UserError
 from qilin.core.files import read_json, to_json, write_atomic
 from qilin.core.progress import ProgressBars
 from qilin.core.provenance import commit, machine, versions
-from qilin.model.llava import QILIN_JSON, LoadedModel, compose, load_model, pick_device, set_template, set_trainable
+from qilin.model.hub import check_not_quantized
+from qilin.model.llava import (
+    QILIN_JSON,
+    LoadedModel,
+    check_feature_layer,
+    compose,
+    load_model,
+    pick_device,
+    set_template,
+    set_trainable,
+)
 from qilin.model.saving import save_model
 from qilin.train.checkpoint import CHECKPOINTS, latest_checkpoint, step_of
 from qilin.train.config import TrainCommand, TrainConfig, read_recipe
@@ -45,7 +55,7 @@ from qilin.train.loop import load_final_weights, pack_loss, train
 from qilin.train.metrics import METRICS, check_trackers
 from qilin.train.model_setup import add_adapters, apply_precision, base_model, quantize_frozen, remove_peft_prefix
 from qilin.train.packed_attention import use_packed_attention, use_plain_attention
-from qilin.train.plan import Plan, make_plan
+from qilin.train.plan import Plan, format_saving, make_plan
 from qilin.train.validation import make_validation_set
 
 RECIPE = "recipe.yaml"
@@ -199,8 +209,10 @@ def load_start(config: TrainConfig) -> LoadedModel:
         loaded = load_model(ensure_hf_layout(config.model, config.hub), device="cpu", dtype="fp32", hub=config.hub)
         set_template(loaded.model, loaded.processor, config.template, config.system_prompt)
         loaded.processor.image_processor.do_pad = config.pad_square
+        check_not_quantized(config.model, loaded.model.config)
     if config.feature_layer is not None:
         loaded.model.config.vision_feature_layer = config.feature_layer
+    check_feature_layer(loaded.model.config)
     return loaded
 
 
@@ -270,10 +282,9 @@ def plan_facts(data: PackedDataset, plan: Plan, validation: ValidationSet | None
 
 
 def format_plan(facts: Mapping[str, Any]) -> str:
-    ratio = facts["tokens_unshared"] / max(1, facts["tokens"])
     text = (
-        f"  {facts['samples']:,} samples, {facts['steps']:,} steps, {facts['tokens']:,} tokens "
-        f"({ratio:.1f}x fewer than without prefix sharing), {facts['answer_tokens']:,} answer tokens"
+        f"  {facts['samples']:,} samples, {facts['steps']:,} steps, {facts['tokens']:,} tokens"
+        f"{format_saving(facts)}, {facts['answer_tokens']:,} answer tokens"
     )
     if facts["cut"] or facts["dropped"]:
         text += f"; {facts['cut']} samples truncated and {facts['dropped']} dropped for their length"
