@@ -73,12 +73,12 @@ def test_unsure_figures_are_classified(tmp_path: Path, capsys: pytest.CaptureFix
         "F5": ("yes", None, None), "F6": ("yes", "MRI", "Limb"),
     }  # fmt: skip
     rejected = json.loads((out / "dropped-00000.jsonl").read_text())
-    assert rejected["reason"] == "figure: no medical image, as a vision model sees it"
+    assert rejected["reason"] == "figure: not a medical image according to the vision model"
     output = capsys.readouterr().out
     assert "yes 3, unsure 2; 1 rejected" in output
     assert f"1 unsure figures were not classified: their images are missing from {root}" in output
-    assert rows["F4"]["reason"] == "names no kind of image; its image is not there, or damaged"
-    assert rows["F3"]["reason"].endswith("; the vision model's answer is of no use")
+    assert rows["F4"]["reason"] == "names no kind of image; its image is missing or damaged"
+    assert rows["F3"]["reason"].endswith("; the vision model's answer could not be read")
     arguments[arguments.index(root)] = str(tmp_path / "nowhere")
     assert main(arguments) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err

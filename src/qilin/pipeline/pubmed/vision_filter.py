@@ -1,8 +1,8 @@
 """`qilin data filter-figures`: a vision-language model classifies the figures that captions leave undecided.
 
 In: rows of `qilin data extract-figures`, the articles' folder, a service with a vision-language model. Out: the same
-rows in a new folder: figures that the model calls medical with modality and body part, those it does not rejected, the
-others still unsure.
+rows in a new folder: figures that the model calls medical get a modality and a body part, others are rejected; a figure
+without a usable image or reply stays unsure.
 """
 
 import io
@@ -33,7 +33,7 @@ from qilin.pipeline.pubmed.caption_classifier import BODY_PARTS, MODALITIES
 from qilin.pipeline.pubmed.image_lookup import resolve
 
 MAX_SIDE = 768  # pixels of the longer side of the image that is sent
-NO_IMAGE = "its image is not there, or damaged"  # end of the reason of a row whose image cannot be read
+NO_IMAGE = "its image is missing or damaged"  # end of the reason of a row whose image cannot be read
 ROWS_PER_BATCH = 256  # in memory at once, each with an image of some 100 KB
 PROMPT = (
     "Is this a medical picture of a body or tissue (a scan, an endoscopy, a photograph of a patient, microscopy), and "
@@ -50,7 +50,7 @@ class FilterFiguresConfig:
     source: Path = option(help="folder written by `qilin data extract-figures`")
     out: Path = option(help="folder for the figure rows; an interrupted run continues")
     images: Path = option(help="folder of the articles that the figures were extracted from")
-    service: ServiceConfig = option(default={"cache": Path("looks.sqlite"), "concurrency": 8}, flatten=True)
+    service: ServiceConfig = option(default={"cache": Path("filter.sqlite"), "concurrency": 8}, flatten=True)
 
     EPILOG = KEY_HELP
 
@@ -134,13 +134,14 @@ def apply_reply(row: dict[str, Any], reply: ChatReply) -> dict[str, Any] | Rejec
     except (ValueError, LookupError, TypeError):
         is_medical = None
     if is_medical is False:
-        return RejectedRow(row, "figure: no medical image, as a vision model sees it")
+        return RejectedRow(row, "figure: not a medical image according to the vision model")
     if is_medical is not True:
-        why = "the vision model's answer is of no use"
+        why = "the vision model's answer could not be read"
         if reply.refusal and reply.refused_by != "form":
             why = f"the {reply.refused_by} refused it"
         return row | {"reason": f"{row['reason']}; {why}"}
     # str(): a list or a number is not a valid name, and may not be hashable
     modality = answer["modality"] if str(answer.get("modality")) in MODALITIES else row["modality"]
     body_part = answer["body_part"] if str(answer.get("body_part")) in BODY_PARTS else row["body_part"]
-    return row | {"medical": "yes", "modality": modality, "body_part": body_part, "reason": "seen by a vision model"}
+    reason = "classified by the vision model"
+    return row | {"medical": "yes", "modality": modality, "body_part": body_part, "reason": reason}
