@@ -45,8 +45,9 @@ class TranslateConfig:
     source: Path = option(help="dataset folder; its Chinese samples are copied unchanged")
     out: Path = option(help="dataset folder to write; new, empty, or an interrupted run of the same command")
     service: ServiceConfig = option(default={"cache": Path("translations.sqlite")}, flatten=True)
-    glossary: Path = option(
-        default=GLOSSARY, help="TSV file with an English and a Chinese term per line; the longest match counts"
+    glossary: Path | None = option(
+        default=None,
+        help="TSV file with an English and a Chinese term per line; the longest match counts (default: Qilin's own)",
     )
     max_attempts: int = option(default=3, help="times a translation is requested before its sample is rejected")
     min_backtranslation_chrf: float = option(
@@ -100,7 +101,7 @@ class Result:
 
 def translate(config: TranslateConfig) -> None:
     """Write the translated dataset, unless it exists. Raises RunError if the budget is spent or the service fails."""
-    glossary = read_glossary(config.glossary)
+    glossary = read_glossary(config.glossary or GLOSSARY)
     translator = Translator(
         make_endpoint(config.service), glossary, config.max_attempts, config.min_backtranslation_chrf
     )
