@@ -99,7 +99,7 @@ def test_help_shows_defaults_and_choices() -> None:
     assert text.endswith("which others")
     assert list_fields(Flags) == [
         ("captions", "default: true", "slake: compose captions"),
-        ("kinds", "of vqa, chat; default: [vqa]", "which kinds"),
+        ("kinds", "list of vqa, chat; default: [vqa]", "which kinds"),
         ("others", "", "which others"),
     ]
     assert ("mode", "a or b; default: a", "one of two") in list_fields(Recipe)

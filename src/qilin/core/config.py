@@ -133,6 +133,8 @@ def format_validation_error(item: Any, where: str, flattened: typing.Collection[
         return f"{where}: {field} is required"
     if item["type"] == "value_error":  # raised by __post_init__, which names the fields itself
         return f"{where}: {item['ctx']['error']}"
+    if item["type"] == "tuple_type":
+        return f"{where}: {field} is {item['input']!r}; expected a list, such as [{item['input']}]"
     return f"{where}: {field} is {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
@@ -223,7 +225,8 @@ def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
         text = field.help.replace("%", "%%")
         is_list = typing.get_origin(field.hint) is tuple
         if field.name in positional:
-            nargs = None if field.default is MISSING else ("*" if is_list else "?")
+            is_required = field.default is MISSING
+            nargs = ("+" if is_required else "*") if is_list else (None if is_required else "?")
             parser.add_argument(field.name, help=text, nargs=nargs)
             continue
         flag = field.name.replace("_", "-")
@@ -303,7 +306,7 @@ def format_choices(hint: Any) -> str:
     if typing.get_origin(item_type) is not typing.Literal:
         return ""
     *names, last = map(str, typing.get_args(item_type))
-    return f"of {', '.join([*names, last])}" if is_list else f"{', '.join(names)} or {last}"
+    return f"list of {', '.join([*names, last])}" if is_list else f"{', '.join(names)} or {last}"
 
 
 def format_default(field: FlatField) -> str:

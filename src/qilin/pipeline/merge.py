@@ -39,7 +39,7 @@ class MergeConfig:
     """Which folders, and how much of their text may be contexts."""
 
     out: Path = option(help="dataset folder to write; new or empty, or an interrupted run with the same options")
-    sources: tuple[Path, ...] = option(default=(), help="dataset folders, one or more")
+    sources: tuple[Path, ...] = option(help="dataset folders, at least one")
     context: float | None = option(
         default=None,
         help="share of contexts in the characters of all captions, mentions, reports and contexts; a seeded draw "
@@ -163,5 +163,5 @@ def print_merged(config: MergeConfig, data: Dataset, is_new: bool) -> None:
             if sample.kind in CAPTION_KINDS:
                 characters[sample.kind == "context"] += len(text_of(sample.messages[-1]))
     share = characters[True] / characters.total() if characters.total() else None
-    lines = [] if share is None else [f"contexts make {share:.1%} of the characters of all captions and contexts"]
+    lines = [f"contexts make {share:.1%} of the characters of all captions and contexts"] if share else []
     print_summary(config.out, data, is_new, config.execution.json, {"context": share}, lines)
