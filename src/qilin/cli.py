@@ -31,7 +31,7 @@ class Command:
 
 COMMANDS = {
     "demo": Command(
-        "run the whole pipeline on this machine: data, two pre-trained parts, both stages, evaluation, report",
+        "run the whole pipeline on this machine: data, two small base models, both training stages, evaluation, report",
         "qilin.demo.config:DemoConfig",
         "qilin.demo.run:demo",
         example="qilin demo --out qilin-demo\nqilin demo --quick\nqilin demo --data slake --recipes small",
@@ -63,7 +63,7 @@ COMMANDS = {
         "qilin data extract-figures pmc/articles figures\nqilin data extract-figures articles figures --workers 8",
     ),
     "data filter-figures": Command(
-        "classify the figures that captions leave undecided with a vision-language model",
+        "classify figures whose captions leave it undecided, with a vision-language model",
         "qilin.pipeline.pubmed.vision_filter:FilterFiguresConfig",
         "qilin.pipeline.pubmed.vision_filter:filter_figures",
         ("source", "out"),
@@ -128,15 +128,15 @@ COMMANDS = {
         "qilin data apply-review articles-zh reviewed\nqilin data apply-review articles-zh gold --reviewed-only",
     ),
     "data build": Command(
-        "run a dataset recipe: every step from PMC ids to one dataset folder; finished steps are skipped",
+        "run a dataset recipe: all steps from PMC ids to one dataset folder; finished steps are skipped",
         "qilin.pipeline.build:BuildConfig",
         "qilin.pipeline.build:build",
-        ("recipe", "changes"),
+        ("recipe", "overrides"),
         "qilin data build chimed-vl ids=ids.txt endpoint=http://127.0.0.1:8000/v1 model=qwen3-32b out=chimed-vl\n"
         "qilin data build miniature articles=DIR questions=slake_zh endpoint=URL model=any out=mini",
     ),
     "data stats": Command(
-        "print counts and text lengths of a dataset next to those of the paper",
+        "print counts and text lengths of a dataset next to those of ChiMed-VL in the paper",
         "qilin.pipeline.stats:StatsConfig",
         "qilin.pipeline.stats:stats",
         ("source",),
@@ -146,7 +146,7 @@ COMMANDS = {
         "write a dataset folder in the layout of another trainer: LLaVA, ShareGPT, TRL or WebDataset",
         "qilin.pipeline.export:ExportConfig",
         "qilin.pipeline.export:export",
-        ("form", "source", "out"),
+        ("layout", "source", "out"),
         "qilin data export llava chinese for-llava\nqilin data export webdataset chinese shards",
     ),
     "data benchmarks": Command(

@@ -65,7 +65,7 @@ class BuildConfig:
     """Which recipe, with which values."""
 
     recipe: str = option(help="name of a recipe (chimed-vl, miniature) or a YAML file")
-    changes: tuple[str, ...] = option(
+    overrides: tuple[str, ...] = option(
         default=(), help="key=value overrides of the recipe's values, such as ids=ids.txt out=DIR"
     )
     EPILOG = ""  # set below: the recipes that ship with Qilin
@@ -93,7 +93,7 @@ class Step:
 def build(config: BuildConfig) -> None:
     """Run the steps that are not done yet. All steps' options are validated before the first one runs."""
     recipe = read_recipe(config.recipe)
-    values = read_values(config.recipe, recipe, config.changes)
+    values = read_values(config.recipe, recipe, config.overrides)
     out = Path(values["out"])
     steps = resolve_steps(config.recipe, recipe, values, out)
     console = Console(highlight=False, soft_wrap=True)

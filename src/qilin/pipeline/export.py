@@ -1,4 +1,4 @@
-"""`qilin data export`: a dataset folder in the formats of other trainers: LLaVA, ShareGPT, TRL, WebDataset.
+"""`qilin data export`: a dataset folder in the layouts of other trainers: LLaVA, ShareGPT, TRL, WebDataset.
 
 In: a dataset folder. Out: a new folder with one JSON file per split and images as files, with parquet files, or with
 tar shards; attribution.jsonl records the origin and license of every image.
@@ -31,9 +31,11 @@ SUFFIXES = {"jpeg": "jpg", "png": "png"}
 
 @config_class
 class ExportConfig:
-    """Which format, from which folder, to which folder."""
+    """Which layout, from which folder, to which folder."""
 
-    form: Literal["llava", "sharegpt", "trl", "webdataset"] = option(help="llava, sharegpt, trl or webdataset")
+    layout: Literal["llava", "sharegpt", "trl", "webdataset"] = option(
+        help="layout to write: llava, sharegpt, trl or webdataset"
+    )
     source: Path = option(help="dataset folder")
     out: Path = option(help="folder to write; must be new or empty")
 
@@ -42,9 +44,9 @@ def export(config: ExportConfig) -> None:
     """Write the folder. Raises UserError where `out` is occupied."""
     data = open_dataset(config.source)
     with staged_dir(config.out) as staging:
-        FORMATS[config.form](data, staging)
+        LAYOUTS[config.layout](data, staging)
         write_attribution(data, staging / "attribution.jsonl")
-        origin = {"dataset": config.source.resolve().name, "hash": data.hash, "form": config.form}
+        origin = {"dataset": config.source.resolve().name, "hash": data.hash, "layout": config.layout}
         (staging / "source.json").write_text(json.dumps(origin) + "\n")
     counts = data.manifest["counts"]
     Console(highlight=False, soft_wrap=True).print(
@@ -108,7 +110,7 @@ def llava_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
 
 
 def sharegpt_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
-    """`messages` with role and content, `images` a list: the form that LLaMA-Factory and ms-swift read."""
+    """`messages` with role and content, `images` a list: the layout that LLaMA-Factory and ms-swift read."""
     messages = [{"role": message["role"], "content": text_with_markers(message)} for message in sample.messages]
     return {"id": sample.sample_id, "messages": messages, "images": paths}
 
@@ -187,7 +189,7 @@ def with_progress(items: Iterable[T], description: str, total: int) -> Iterator[
             progress.advance(task)
 
 
-FORMATS: dict[str, Callable[[Dataset, Path], None]] = {
+LAYOUTS: dict[str, Callable[[Dataset, Path], None]] = {
     "llava": lambda data, out: export_lists(data, out, llava_row),
     "sharegpt": lambda data, out: export_lists(data, out, sharegpt_row),
     "trl": export_parquet,
