@@ -22,7 +22,7 @@ from qilin.pipeline.execution.sharded_map import read_bucket, run_sharded, write
 from qilin.pipeline.execution.step_output import command_line, is_complete, print_summary, step_settings
 from qilin.pipeline.execution.workers import make_workers
 
-CAPTION_INSTRUCTION = "请描述这张图像。"
+DESCRIBE_INSTRUCTION = "请描述这张图像。"  # asks for the caption in the first turn
 
 
 @config_class
@@ -100,7 +100,7 @@ def combine(turns: list[Sample]) -> Sample:
     """Samples about the same images as one chat sample; the images precede the first question."""
     messages: list[dict[str, Any]] = []
     for index, turn in enumerate(turns):
-        question = CAPTION_INSTRUCTION if turn.kind != "vqa" else text_of(turn.messages[0])
+        question = DESCRIBE_INSTRUCTION if turn.kind != "vqa" else text_of(turn.messages[0])
         messages += [user(question, 0 if index else len(turn.image_ids)), assistant(text_of(turn.messages[-1]))]
     first = turns[0]
     return Sample(
