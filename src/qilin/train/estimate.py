@@ -35,7 +35,7 @@ from qilin.train.memory_estimate import (
     static_memory,
 )
 from qilin.train.model_setup import compute_dtype
-from qilin.train.plan import Lengths, Plan, make_plan
+from qilin.train.plan import Lengths, Plan, format_saving, make_plan
 
 TEMPLATE_TOKENS = 40  # tokens of the chat template before the image (v1 with its system prompt: 35)
 console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -275,9 +275,8 @@ def print_figures(figures: Mapping[str, Any], machine: Machine) -> None:
         )
         return
     console.print(
-        f"\n  {figures['samples']:,} samples, {figures['steps']:,} steps, {figures['tokens']:,} tokens "
-        f"({figures['tokens_unshared'] / figures['tokens']:.1f}x fewer than without prefix sharing), "
-        f"{figures['answer_tokens']:,} answer tokens\n"
+        f"\n  {figures['samples']:,} samples, {figures['steps']:,} steps, {figures['tokens']:,} tokens"
+        f"{format_saving(figures)}, {figures['answer_tokens']:,} answer tokens\n"
         f"  {figures['operations']:.3g} operations: {format_hours(figures['hours'])} at "
         f"{figures['mfu_assumed']:.0%} (--mfu) "
         f"of {format_flops(figures['peak'])} per device"

@@ -9,8 +9,9 @@ steps done.
 import hashlib
 import heapq
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -119,8 +120,7 @@ def make_plan(
         if not len(order):
             raise UserError(
                 f"the weights of the data ({', '.join(map(str, weights))}) leave none of {len(lengths.source)} "
-                "samples to "
-                "train on; raise them"
+                "samples to train on; raise them"
             )
         orders.append(order)
         starts += range(num_samples, num_samples + len(order), batch_size)
@@ -228,3 +228,9 @@ def imbalance(packs: Sequence[Sequence[Sequence[PackedGroup]]]) -> float:
     parallel."""
     sizes = [[sum(group.tokens for group in pack) for pack in rank_packs] for rank_packs in packs]
     return sum(map(max, zip(*sizes, strict=True))) * len(packs) / max(1, sum(map(sum, sizes)))
+
+
+def format_saving(figures: Mapping[str, Any]) -> str:
+    """What prefix sharing saves, in parentheses after the number of tokens; "" if it saves nothing."""
+    ratio = figures["tokens_unshared"] / max(1, figures["tokens"])
+    return f" (prefix sharing saves a factor of {ratio:.1f})" if ratio >= 1.05 else ""
