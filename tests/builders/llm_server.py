@@ -22,6 +22,7 @@ class FakeService:
     logprobs: bool = True  # whether the service supports them
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)  # Authorization headers
+    paths: list[str] = field(default_factory=list)
     max_concurrent: int = 0
     url: str = ""
     # (status, body) in place of the usual reply, None for that one; sees the request's body
@@ -50,6 +51,7 @@ def serve(service: FakeService) -> Iterator[FakeService]:
             with lock:
                 service.requests.append(body)
                 service.keys.append(self.headers.get("Authorization", ""))
+                service.paths.append(self.path)
                 active[0] += 1
                 service.max_concurrent = max(service.max_concurrent, active[0])
                 status = service.failures.pop(0) if service.failures else 200
@@ -64,7 +66,7 @@ def serve(service: FakeService) -> Iterator[FakeService]:
                 token = {"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}
                 logprobs = {"content": [token, token]} if body.get("logprobs") else None
                 reply = completion(text, logprobs=logprobs)
-            data = json.dumps(reply).encode()
+            data = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
             with lock:
                 active[0] -= 1
             self.send_response(status)

@@ -29,7 +29,7 @@ from qilin.core.llm_client_config import API_KEY_VARIABLES, ServiceConfig, parse
 from qilin.core.llm_connection import causes, hide_key, is_tls_refusal, one_line, open_client, root_cause
 from qilin.core.llm_errors import ServiceError, error_in_completion, from_response
 from qilin.core.llm_parameters import ServiceParameters, parameters_of, room_for_reply
-from qilin.core.llm_reply import ChatReply, is_encodable, read_completion, refused_reply
+from qilin.core.llm_reply import ChatReply, is_encodable, join_stream, read_completion, refused_reply
 
 MAX_REJECTIONS = 20  # requests in a row that the service rejects: then all are at fault, not one
 MAX_PARAMETER_CHANGES = 8  # of one request, after errors that name a parameter
@@ -230,7 +230,7 @@ class ConcurrencyLimiter:
 
 @cache
 def limiter_for(url: str, maximum: int) -> ConcurrencyLimiter:
-    """One limiter per service for the life of the process: each shard of a long run starts at the last one's limit."""
+    """One per service for the life of the process: each shard of a long run starts at the last one's limit."""
     return ConcurrencyLimiter(maximum)
 
 
@@ -379,10 +379,12 @@ async def post(client: Any, endpoint: Endpoint, body: Mapping[str, Any]) -> Mapp
 
     try:
         completion = await client.post("/chat/completions", body=dict(body), cast_to=object)
+        if body.get("stream") and isinstance(completion, str):
+            completion = join_stream(completion) or completion
     except openai.APIStatusError as error:
         raise from_response(error.status_code, error.response.text, error.response.headers) from None
-    except (ValueError, RecursionError, openai.APIResponseValidationError) as error:
-        if isinstance(error, QilinError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, QilinError):  # a refused redirect
             raise
         raise ServiceError(500, f"a reply that is not JSON ({one_line(error)})") from None
     if isinstance(completion, str):  # the client returns an HTML page as a string

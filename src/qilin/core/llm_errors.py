@@ -44,6 +44,7 @@ class ServiceError(Exception):
         super().__init__(message)
         self.status, self.message, self.codes, self.param = status, message, codes, param
         self.headers: Mapping[str, str] = headers or {}
+        self.prefix = ""  # of the text; not in the message, whose numbers may be limits
 
     @property
     def kind(self) -> str:
@@ -62,7 +63,7 @@ class ServiceError(Exception):
     def __str__(self) -> str:
         """The message in one line, with the codes."""
         codes = " ".join(code for code in self.codes.split() if code not in self.message)
-        return " ".join(self.message.split())[:MAX_MESSAGE] + (f" ({codes})" if codes else "")
+        return self.prefix + " ".join(self.message.split())[:MAX_MESSAGE] + (f" ({codes})" if codes else "")
 
 
 def from_response(status: int, text: str, headers: Any = None) -> ServiceError:
@@ -72,7 +73,9 @@ def from_response(status: int, text: str, headers: Any = None) -> ServiceError:
     except (ValueError, RecursionError):
         body = text
     codes, message, param = read_error(body if isinstance(body, dict) else {"message": str(body)})
-    return ServiceError(status, f"status {status}: {message}", codes, param, headers)
+    error = ServiceError(status, message, codes, param, headers)
+    error.prefix = f"status {status}: "
+    return error
 
 
 def error_in_completion(completion: Any) -> ServiceError | None:

@@ -26,10 +26,14 @@ CONTEXT_LIMIT = re.compile(
 )
 PROMPT_TOKENS = re.compile(
     rf"{NUMBER} (?:tokens )?(?:in|from) (?:the |your )?(?:input |prompt )?(?:messages|prompt|input)"
-    rf"|{NUMBER} (?:input|prompt|`inputs`) tokens|prompt (?:contains|has) {NUMBER}",
+    rf"|{NUMBER} (?:input|prompt|`inputs`) tokens|(?:prompt (?:contains|has)|resulted in) {NUMBER}",
     re.IGNORECASE,
 )
 TOTAL_TOKENS = re.compile(rf"requested(?: a total of)?:? {NUMBER}", re.IGNORECASE)
+# DashScope's QwQ, ModelScope's thinking models and others answer streaming requests only
+STREAM_ONLY = re.compile(
+    r"stream\W{0,3}(?:mode|=\W*false)|non-stream|stream\w* (?:only|must|is required)|仅支持流式", re.I
+)
 REPLY_TOKENS = re.compile(r"max[_ ](?:completion[_ ]|output[_ ]|new[_ ])?tokens|completion tokens|output tokens", re.I)
 
 
@@ -54,16 +58,20 @@ class ServiceParameters:
 
     def learn(self, error: ServiceError, sent: Mapping[str, Any], service: str, model: str) -> None:
         """Change what an error about a parameter names; nothing if it names none. `service` is for the notes."""
-        text = error.message.replace(model, "")  # "doubao-seed-1.6 does not exist" names no seed
+        # "doubao-seed-1.6 does not exist" names no seed
+        text = re.sub(rf"(?<![\w.-]){re.escape(model)}(?![\w.-])", "", error.message)
         length = sent.get("max_completion_tokens", sent.get("max_tokens", 0))
         limit = limit_of_replies(text, length)
         if limit is not None:
             self.max_tokens = limit if self.max_tokens is None else min(limit, self.max_tokens)
         elif "max_tokens" in sent and re.search(r"use\W+max_completion_tokens", text, re.IGNORECASE):
             self.length_name = "max_completion_tokens"
-        elif re.search(r"enable_thinking\W+must be set to false", text) and "enable_thinking" not in self.required:
-            self.required["enable_thinking"] = False
-            note(f"{service}, model {model}: answers without reasoning, as the service demands for these requests")
+        elif re.search(r"enable_thinking\W+must be set to false", text) and "enable_thinking" not in sent:
+            if not self.required:  # a request that was in flight may come late
+                self.required = {"enable_thinking": False}
+                note(f"{service}, model {model}: answers without reasoning, as the service demands")
+        elif STREAM_ONLY.search(text) and not sent.get("stream"):
+            self.required = {"stream": True, "stream_options": {"include_usage": True}}
         else:
             names = [name for name in OPTIONAL if name in sent]
             named = [name for name in names if name == error.param] or [

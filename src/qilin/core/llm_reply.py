@@ -87,6 +87,31 @@ def read_completion(completion: Mapping[str, Any]) -> ChatReply:
     return ChatReply(text, confidence_of(choice.get("logprobs")), tokens_in, tokens_out, finish, refusal=refusal)
 
 
+def join_stream(text: str) -> dict[str, Any] | None:
+    """The chat completion that a stream of server-sent events adds up to; None if the text is no such stream.
+
+    An event that holds an error is the result itself.
+    """
+    events = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
+    choice: dict[str, Any] = {"message": {"content": "", "reasoning_content": ""}, "finish_reason": None}
+    usage: Any = None
+    for event in events:
+        if event == "[DONE]":
+            continue
+        chunk = json.loads(event)
+        if not chunk.get("choices") and (chunk.get("error") or "usage" not in chunk):
+            return dict(chunk)
+        usage = chunk.get("usage") or usage
+        for part in chunk["choices"][:1]:
+            delta = part.get("delta") or {}
+            choice["message"]["content"] += join_parts(delta.get("content"))
+            choice["message"]["reasoning_content"] += join_parts(
+                delta.get("reasoning_content") or delta.get("reasoning")
+            )
+            choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
+    return {"choices": [choice], "usage": usage} if events else None
+
+
 def confidence_of(logprobs: Any) -> float | None:
     """The geometric mean of the token probabilities; None where they are absent or no numbers."""
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None

@@ -96,9 +96,16 @@ def write_dataset(sources: Sequence[Dataset], shards: Path, out: Path, settings:
             writer.drop(row["row"], row["reason"])
         if not sum(writer.counts.values()):
             reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
+            example = next(map(format_example, read_shards(shards, "dropped")), "")  # there will be no dropped.jsonl
             shutil.rmtree(shards)  # so that the same folder can be made with other settings
             reasons = reasons or "none, the source has no samples that this step accepts"
-            raise UserError(f"{out}: no sample is left; rejected: {reasons}")
+            raise UserError(f"{out}: no sample is left; rejected: {reasons}{example}")
+
+
+def format_example(dropped: Mapping[str, Any]) -> str:
+    """What a step noted about a rejected row, as the end of an error; "" if it noted nothing."""
+    notes = [str(dropped["row"][name]) for name in ("doubts", "reply_began") if dropped["row"].get(name)]
+    return f"; the first one: {'; the reply began: '.join(notes)[:400]}" if notes else ""
 
 
 def is_in_sorted(keys: np.ndarray, key: int) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from qilin.core.errors import RunError
 from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, complete_all
 from qilin.core.llm_client_config import ServiceConfig
+from qilin.core.llm_parameters import note
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.pipeline.execution.dataset_map import cumulative_sizes, map_dataset
@@ -26,6 +27,7 @@ class TokenBudget:
         self.service, self.description, self.progress = service, description, progress
         self.task = progress.add_task(description, total=total)
         self.prompt_tokens = self.completion_tokens = self.replies = 0
+        self.reported: set[str] = set()  # kinds of refusals of which an example was shown
 
     @property
     def cost(self) -> float:
@@ -63,6 +65,9 @@ class TokenBudget:
         return complete_all(limited, requests, lambda index, reply: self.record_usage(reply, samples_per_reply))
 
     def record_usage(self, reply: ChatReply, samples: int = 0) -> None:
+        if reply.refusal and reply.refused_by not in self.reported:
+            self.reported.add(reply.refused_by)
+            note(f"a request is refused, the first of its kind: {reply.refusal}")
         if not reply.cached:
             self.replies += 1
             self.prompt_tokens += reply.tokens_in
