@@ -1,11 +1,11 @@
-"""The gain of stage 1: the curriculum against stage 2 alone, at the same training time, for several seeds.
+"""Benefit of stage 1: the two-stage curriculum against stage 2 alone, at equal training time, over several seeds.
 
     python bench/ablation.py --work DIR --data drawn=DIR --parts drawn=DIR --data slake=DIR --parts slake=DIR
 
-Both arms start from the same pre-trained parts. `curriculum`: stage 1 on captions, then stage 2. `alone`: stage 2 from
-a new projector, with more epochs to match the CPU time of stage 1. Each run is one process; bench/results/ablation.json
-is written after each run and lists the missing ones, so the benchmark can be interrupted and continued. It records the
-recipe of each dataset; rows of a different recipe are refused, not averaged.
+Both arms start from the same pre-trained parts. `curriculum`: stage 1 on captions, then stage 2. `alone`: stage 2 with
+an untrained projector and more epochs, to match the CPU time of stage 1. Each run is a separate process;
+bench/results/ablation.json is written after each run and lists the missing runs, so the benchmark can be resumed. The
+file records the recipe of each dataset; the script refuses to add rows of a different recipe.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import Any
 RESULT = Path(__file__).parent / "results" / "ablation.json"
 ARMS = ("curriculum", "alone")
 RECIPES = {"drawn": "tiny", "slake": "small"}
-# Epochs (stage 1, stage 2), chosen so that both arms take about the same CPU time and no run more than eight minutes.
-# A fraction of an epoch becomes a data weight.
+# Epochs (stage 1, stage 2): both arms take about the same CPU time, and no run takes more than eight minutes. A
+# fraction of an epoch is implemented as a data weight.
 EPOCHS: dict[str, dict[str, tuple[int, float]]] = {
     "drawn": {"curriculum": (1, 0.6), "alone": (0, 0.75)},
     "slake": {"curriculum": (3, 5), "alone": (0, 6)},
@@ -31,34 +31,34 @@ EPOCHS: dict[str, dict[str, tuple[int, float]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
-    parser.add_argument("--parts", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="dataset folder")
+    parser.add_argument("--parts", action="append", default=[], metavar="NAME=FOLDER", help="pre-trained parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     args = parser.parse_args()
     data, parts = (dict(pair.split("=", 1) for pair in pairs) for pairs in (args.data, args.parts))
     planned = [(name, arm, seed) for seed in args.seeds for name in data for arm in ARMS]
     for name, arm, seed in planned:
-        rows = read()
+        rows = read_rows()
         if not any((r["data"], r["arm"], r["seed"]) == (name, arm, seed) for r in rows):
             row = run(name, arm, seed, Path(data[name]), Path(parts[name]), args.work)
             model = args.work / f"{name}-{arm}-{seed}" / "instruct"
-            write([*read(), row], recipes(name, Path(data[name]), model), planned)
+            write_result([*read_rows(), row], merge_recipes(name, Path(data[name]), model), planned)
 
 
 def run(name: str, arm: str, seed: int, data: Path, parts: Path, work: Path) -> dict[str, Any]:
     """Runs one arm: its stages and an evaluation without controls; returns its row."""
     out = work / f"{name}-{arm}-{seed}"
-    first, second = EPOCHS[name][arm]
+    stage1_epochs, stage2_epochs = EPOCHS[name][arm]
     recipe = RECIPES[name]
     start = [f"vision={parts / 'vision'}", f"language={parts / 'language'}"]
     seconds = 0.0
-    if first:
-        overrides = [f"data={data}", f"out={out / 'align'}", f"seed={seed}", f"num_epochs={first}", *start]
+    if stage1_epochs:
+        overrides = [f"data={data}", f"out={out / 'align'}", f"seed={seed}", f"num_epochs={stage1_epochs}", *start]
         seconds += run_qilin("train", f"{recipe}/align", *overrides)
         start = [f"model={out / 'align'}"]
-    epochs = max(1, int(second))
-    weighted = [f"data=[{{path: {data}, weight: {second / epochs}}}]", f"num_epochs={epochs}"]
+    epochs = max(1, int(stage2_epochs))
+    weighted = [f"data=[{{path: {data}, weight: {stage2_epochs / epochs}}}]", f"num_epochs={epochs}"]
     overrides = [*weighted, f"out={out / 'instruct'}", f"seed={seed}", *start]
     seconds += run_qilin("train", f"{recipe}/instruct", *overrides)
     options = ["--split", "validation", "--out", str(out / "scores"), "--no-controls", "--batch-size", "64"]
@@ -68,7 +68,7 @@ def run(name: str, arm: str, seed: int, data: Path, parts: Path, work: Path) -> 
         "data": name,
         "arm": arm,
         "seed": seed,
-        "passes": [first, second],
+        "passes": [stage1_epochs, stage2_epochs],
         "train_cpu_minutes": round(seconds / 60, 2),
         **{subset: scores[subset]["exact"]["value"] for subset in ("all", "closed", "open")},
         "caption_fact_f1": scores["captions"].get("fact_f1"),
@@ -84,8 +84,8 @@ def run_qilin(*arguments: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def recipes(name: str, data: Path, model: Path) -> dict[str, Any]:
-    """The recipes in the result file, with that of a finished stage 2 added. Exits if the file has a different one."""
+def merge_recipes(name: str, data: Path, model: Path) -> dict[str, Any]:
+    """The recipes in the result file plus that of a finished stage 2. Exits if the file has a different one."""
     recipe = json.loads((model / "qilin.json").read_text())["recipe"]
     summary = {
         "recipe": RECIPES[name],
@@ -101,11 +101,11 @@ def recipes(name: str, data: Path, model: Path) -> dict[str, Any]:
     return {**stored, name: summary}
 
 
-def read() -> list[dict[str, Any]]:
+def read_rows() -> list[dict[str, Any]]:
     return list(json.loads(RESULT.read_text())["rows"]) if RESULT.is_file() else []
 
 
-def write(rows: list[dict[str, Any]], recipes: dict[str, Any], planned: list[tuple[str, str, int]]) -> None:
+def write_result(rows: list[dict[str, Any]], recipes: dict[str, Any], planned: list[tuple[str, str, int]]) -> None:
     """Writes rows, means by dataset and arm, the recipes, and the missing runs."""
     finished = {(r["data"], r["arm"], r["seed"]) for r in rows}
     means = {}

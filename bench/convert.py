@@ -1,8 +1,8 @@
 """Memory and speed of `qilin convert` on a synthetic checkpoint in LLaVA's layout, about 2 GB in 3 .bin shards.
 
-In: a working folder (with space for twice the checkpoint). Out: a JSON file with command, machine, versions, numbers.
-The conversion runs in its own process, whose peak memory the system reports (resident set, mapped files included); disk
-speed is measured by copying the same bytes.
+Input: a working folder with space for twice the checkpoint. Output: a JSON file with command, machine, versions and
+measurements. The conversion runs in a separate process, whose peak resident set (including mapped files) is measured;
+disk speed is measured by copying the same bytes.
 
     nice -n 19 python bench/convert.py DIR bench/results/convert.json
 """
@@ -24,7 +24,7 @@ WIDTH, INTERMEDIATE, LAYERS, HEADS, SHARDS = 2048, 5504, 21, 16, 3
 
 
 def make_checkpoint(folder: Path) -> None:
-    """The tests' tiny checkpoint with a wide language model in bf16, written shard by shard."""
+    """Writes the tests' tiny checkpoint with a wide language model in bf16, shard by shard."""
     import torch
 
     from builders import llava
@@ -50,13 +50,13 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def memory_status() -> dict[str, int]:
-    """This process's memory in bytes from Linux: VmRSS now, VmHWM peak, RssAnon private, RssFile mapped."""
+    """Memory of this process in bytes, from Linux: VmRSS current, VmHWM peak, RssAnon private, RssFile mapped."""
     rows = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {row[0][:-1]: int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
 
 
 def convert_and_measure(source: str, out: str) -> None:
-    """Runs in its own process: memory after imports, and what the conversion adds. Prints JSON."""
+    """Prints as JSON the memory after imports and during the conversion; runs in a separate process."""
     import transformers  # noqa: F401
     from transformers import LlavaForConditionalGeneration  # noqa: F401
 

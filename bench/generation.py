@@ -1,8 +1,9 @@
-"""Speed of Qilin's batched answers against plain `generate` of the same model at the same batch size.
+"""Speed of Qilin's batched generation against plain `generate` with the same model and batch size.
 
     python bench/generation.py MODEL DATASET [--split validation] [--questions 256] [--batch-size 16]
 
-Both answer the same questions in the same order, greedily, with the same limit; Qilin adds decoding and confidence.
+Both decode greedily the same questions in the same order with the same token limit; Qilin also computes answer text
+and confidence.
 Writes bench/results/generation.json.
 """
 
@@ -26,17 +27,17 @@ MAX_NEW_TOKENS = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("dataset", type=Path)
+    parser.add_argument("model", help="model folder")
+    parser.add_argument("dataset", type=Path, help="dataset folder")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
-    arguments = parser.parse_args()
-    batch_size = arguments.batch_size
-    dataset = open_dataset(arguments.dataset)
-    items = [item for item in iter_items(dataset.samples(arguments.split), "描述") if item.kind == "vqa"]
-    items = sorted(items[: arguments.questions], key=lambda item: -len(item.question))
-    load_image, loaded = image_loader(dataset), load_model(arguments.model)
+    args = parser.parse_args()
+    batch_size = args.batch_size
+    dataset = open_dataset(args.dataset)
+    items = [item for item in iter_items(dataset.samples(args.split), "描述") if item.kind == "vqa"]
+    items = sorted(items[: args.questions], key=lambda item: -len(item.question))
+    load_image, loaded = image_loader(dataset), load_model(args.model)
     requests = [Request(list(item.messages), [load_image(i) for i in item.image_ids]) for item in items]
 
     def plain_generate() -> int:
@@ -51,7 +52,7 @@ def main() -> None:
         return len(list(answer_all(loaded, requests, batch_size, MAX_NEW_TOKENS)))
 
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
-    for name, run in (("plain", plain_generate), ("ours", qilin_answers)) * 3:  # alternating: equal share of noise
+    for name, run in (("plain", plain_generate), ("ours", qilin_answers)) * 3:  # alternate, so that noise affects both
         start = time.process_time()
         assert run() == len(requests)
         seconds[name].append(round(time.process_time() - start, 3))

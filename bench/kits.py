@@ -1,14 +1,14 @@
-"""Agreement of `qilin score --scorer KIT` with the kits' own functions, answer by answer.
+"""Agreement of `qilin score --scorer KIT` with the scoring functions of the kits, answer by answer.
 
     pip download --no-deps evalscope lmms-eval nvidia-vlmeval mathruler, unpack each wheel, then
     python bench/kits.py predictions.jsonl --evalscope DIR --lmms-eval DIR --vlmevalkit DIR \\
         [--medevalkit utils.py --mathruler DIR]
 
-Inputs: tests/evaluate/answer_pairs.jsonl, a model's predictions, noised forms of both, and constructed answers to
-choice questions, blanks and statements. Needs none of the kits' other dependencies: only the files with the scoring
-functions are loaded, and packages that they import without using are replaced by empty modules. VLMEvalKit is the
-package that NVIDIA builds of it; its CMMMU.evaluate gets a table of one row at a time.
-Prints one line per kit and writes bench/results/kits.json; a kit that is not passed keeps its entry there.
+Inputs: tests/evaluate/answer_pairs.jsonl, a model's predictions, noisy versions of both, and constructed answers to
+multiple-choice, fill-in-the-blank and true/false questions. The kits' other dependencies are not needed: only the files
+with the scoring functions are loaded, and packages that they import but do not use are replaced by empty modules.
+VLMEvalKit is NVIDIA's package of it; its CMMMU.evaluate receives a table of one row at a time.
+Prints the agreement per kit and writes bench/results/kits.json; entries of kits that are not passed are preserved.
 """
 
 import argparse
@@ -43,9 +43,9 @@ ENGLISH = ["yes", "no", "Yes.", "No, there is none", "The answer is yes", "<answ
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("predictions", type=Path)
+    parser.add_argument("predictions", type=Path, help="predictions.jsonl of a model")
     for name in (*KIT_NAMES, "mathruler"):
-        parser.add_argument(f"--{name}", type=Path)
+        parser.add_argument(f"--{name}", type=Path, help="unpacked package, or utils.py for medevalkit")
     args = parser.parse_args()
     kit_functions: dict[str, Callable[[Prediction], float]] = {}
     if args.evalscope:
@@ -93,7 +93,7 @@ RANDOM = RandomRecorder()
 
 
 def load_file(path: Path, name: str | None = None) -> Any:
-    """A file as a module without its package; its random guesses are recorded by RANDOM."""
+    """Loads a file as a module without its package; RANDOM records its random guesses."""
     spec = importlib.util.spec_from_file_location(name or "_".join(path.parts[-4:-1]), path)
     assert spec
     assert spec.loader
@@ -105,7 +105,7 @@ def load_file(path: Path, name: str | None = None) -> Any:
 
 
 def add_empty_modules(*names: str) -> None:
-    """Adds empty modules, and their parent packages, for what the kits import and their scoring never calls."""
+    """Adds empty modules, and their parent packages, for imports that the scoring functions never use."""
 
     class EmptyModule(types.ModuleType):
         def __getattr__(self, name: str) -> Any:
@@ -121,7 +121,7 @@ def add_empty_modules(*names: str) -> None:
 
 
 def noised_answers(path: Path) -> list[Prediction]:
-    """The questions of the table of pairs and of a prediction file, each with its answer and with a noised answer."""
+    """The questions of PAIRS and of a prediction file, each with its answer and with a noisy version of it."""
     lines = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines() if line]
     rows = [
         *((r["question"], r["reference"], r["prediction"], r.get("answer_type"), r.get("choices")) for r in lines),
@@ -134,7 +134,7 @@ def noised_answers(path: Path) -> list[Prediction]:
 
 
 def constructed_answers() -> Iterator[Prediction]:
-    """Answers to statements, choice questions, blanks, and questions in English."""
+    """Answers to true/false, multiple-choice, fill-in-the-blank and English questions."""
     for text in (*STATEMENTS.split(), ""):
         for lead in ("", "答案：", "因此，", "题目中的说法是"):
             yield from (Prediction("", "判断", reference, lead + text) for reference in ("对", "错"))
@@ -156,7 +156,7 @@ def measure_agreement(
     qilin_score: Callable[[Prediction], scorers.KitScore],
     kit_score: Callable[[Prediction], float],
 ) -> dict[str, Any]:
-    """How often both give the same points; two random guesses agree."""
+    """How often both assign the same points; two random guesses count as agreement."""
     disagreements = []
     for p in predictions:
         score, RANDOM.has_guessed = qilin_score(p), False
@@ -169,12 +169,12 @@ def measure_agreement(
 
 
 def reference_letters(p: Prediction) -> str:
-    """The letters of the correct options, else the reference as it is."""
+    """The letters of the correct options; the unchanged reference for other questions."""
     return (scorers.option_letters(p.reference, p.choices) if p.choices else None) or p.reference
 
 
 def cmmmu_answer(p: Prediction, cmmmu: Any) -> tuple[str, Any, str] | None:
-    """(question type, the answer as the kit parses it, reference) of a row for its CMMMU code; None for others."""
+    """(question type, answer as parsed by the kit, reference) for the kit's CMMMU code; None for other questions."""
     if p.choices:
         by_letter, letters = cmmmu.get_multi_choice_info([strip_choice_letter(choice) for choice in p.choices])
         return "选择", cmmmu.get_multi_choice_prediction(p.prediction, letters, by_letter), reference_letters(p)
@@ -204,7 +204,7 @@ CATEGORY, *OTHER_CATEGORIES = ["健康与医学", "技术与工程", "科学", "
 def add_table_modules() -> dict[str, Any]:
     """Replaces VLMEvalKit's file helpers: they read `row` of the returned table and store the output as `result`.
 
-    VLMEvalKit divides by the number of rows per category, so every other category gets one wrong row.
+    VLMEvalKit divides by the number of rows per category, so each other category gets one wrong row.
     """
     import pandas as pd
 

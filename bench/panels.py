@@ -1,13 +1,13 @@
-"""How often compound images are divided rightly: compounds pasted together of real single images, and the singles.
+"""Accuracy of splitting compound images, on compounds composed of real single images and on the single images.
 
     python bench/panels.py SLAKE_FOLDER HANNOVER_IMAGES BLOOD_IMAGES [--compounds 600]
 
-Each argument is a folder with images at any depth. Compounds: 1 x 2 to 3 x 3 tiles, white or black gutters of 3 to 24
-pixels, with or without a margin, letters drawn in the tiles, saved as JPEG of quality 75 to 95. Right: as many tiles as
-were pasted, each within 3 pixels of its place, in reading order. False: a single image that is divided at all, which
-is also tried on images made to mislead: two round things on black, and an image with the words and bars of a
-machine's screen. Compounds of unequal tiles on black are counted for themselves: no grid fits them.
-Writes bench/results/panels.json.
+Each argument is a folder with images at any depth. Compounds have 1 x 2 to 3 x 3 tiles, white or black gutters of 3 to
+24 pixels, optional margins and letters in the tiles, and are saved as JPEG of quality 75 to 95. A split is correct if
+it has the pasted number of tiles in reading order, each within 3 pixels of its box. A false positive is a single image
+that is split; two generated kinds of difficult single images are tested too: two round objects on black, and an image
+with the text and bars of a scanner's screen. Compounds of unequal tiles on black, which no grid fits, are counted
+separately. Writes bench/results/panels.json.
 """
 
 import argparse
@@ -22,138 +22,143 @@ from PIL import Image, ImageDraw
 from qilin.imaging.panels import Box, split_image
 from write_result import write_result
 
+NUM_DIFFICULT = 300  # difficult single images of each kind
 
-def compound(paths: list[Path], rng: random.Random) -> tuple[Image.Image, list[Box], str]:
-    """A compound image, the boxes of its tiles in reading order, and its kind."""
+
+def load_random_image(paths: list[Path], rng: random.Random, size: tuple[int, int]) -> Image.Image:
+    return Image.open(rng.choice(paths)).convert("RGB").resize(size)
+
+
+def make_compound(paths: list[Path], rng: random.Random) -> tuple[Image.Image, list[Box], str]:
+    """A compound image, the boxes of its tiles in reading order, and its background color."""
     rows, columns = rng.choice(((1, 2), (2, 1), (1, 3), (2, 2), (2, 3), (3, 3), (1, 4)))
-    gutter, ground = rng.randint(3, 24), rng.choice(("white", "white", "black"))
+    gutter, background = rng.randint(3, 24), rng.choice(("white", "white", "black"))
     margin = rng.choice((0, gutter, 2 * gutter))
     side = rng.randint(160, 420)
     width = columns * side + (columns - 1) * gutter + 2 * margin
-    page = Image.new("RGB", (width, rows * side + (rows - 1) * gutter + 2 * margin), ground)
+    page = Image.new("RGB", (width, rows * side + (rows - 1) * gutter + 2 * margin), background)
     boxes = []
-    for place in range(rows * columns):
-        left = margin + (place % columns) * (side + gutter)
-        top = margin + (place // columns) * (side + gutter)
-        tile = Image.open(rng.choice(paths)).convert("RGB").resize((side, side))
-        ImageDraw.Draw(tile).text((6, 4), chr(ord("A") + place), fill="white", font_size=24)
+    for index in range(rows * columns):
+        left = margin + (index % columns) * (side + gutter)
+        top = margin + (index // columns) * (side + gutter)
+        tile = load_random_image(paths, rng, (side, side))
+        ImageDraw.Draw(tile).text((6, 4), chr(ord("A") + index), fill="white", font_size=24)
         page.paste(tile, (left, top))
         boxes.append((left, top, left + side, top + side))
-    return page, boxes, f"{ground}, {rows} x {columns}"
+    return page, boxes, background
 
 
-def unequal(paths: list[Path], rng: random.Random) -> tuple[Image.Image, list[Box], str]:
-    """Two or three tiles of one height and different widths side by side on black: no grid of equal tiles."""
+def make_unequal_compound(paths: list[Path], rng: random.Random) -> tuple[Image.Image, list[Box]]:
+    """Two or three tiles of one height and different widths side by side on black, and their boxes."""
     height, gutter = rng.randint(200, 400), rng.randint(3, 24)
     widths = [round(height * rng.uniform(0.6, 1.5)) for _ in range(rng.randint(2, 3))]
     page = Image.new("RGB", (sum(widths) + gutter * (len(widths) - 1), height), "black")
     boxes, left = [], 0
     for width in widths:
-        page.paste(Image.open(rng.choice(paths)).convert("RGB").resize((width, height)), (left, 0))
+        page.paste(load_random_image(paths, rng, (width, height)), (left, 0))
         boxes.append((left, 0, left + width, height))
         left += width + gutter
-    return page, boxes, "black, unequal"
+    return page, boxes
 
 
-def two_things(paths: list[Path], rng: random.Random) -> Image.Image:
-    """One image of two round things of one size on black, as a radiograph of both knees: nothing to divide."""
+def make_two_objects(paths: list[Path], rng: random.Random) -> Image.Image:
+    """A single image of two round objects of one size on black, such as a radiograph of both knees."""
     width, height, gap = rng.randint(140, 260), rng.randint(220, 420), rng.randint(3, 40)
     page = Image.new("RGB", (2 * width + gap, height), "black")
     for left in (0, width + gap):
-        thing = Image.open(rng.choice(paths)).convert("RGB").resize((width, height))
-        mask = Image.new("L", thing.size)
+        content = load_random_image(paths, rng, (width, height))
+        mask = Image.new("L", content.size)
         ImageDraw.Draw(mask).ellipse((0, 0, width - 1, height - 1), fill=255)
-        page.paste(thing, (left, 0), mask)
+        page.paste(content, (left, 0), mask)
     return page if rng.random() < 0.5 else page.transpose(Image.Transpose.TRANSPOSE)
 
 
-def on_a_screen(paths: list[Path], rng: random.Random) -> Image.Image:
-    """One image as a machine shows it: black around it, words in a corner, a filled head line, a bar of greys."""
+def make_screenshot(paths: list[Path], rng: random.Random) -> Image.Image:
+    """A single image on a scanner's screen: black border, text in a corner, a filled title bar, a gray scale."""
     width, height = rng.randint(260, 420), rng.randint(260, 420)
-    side, head = rng.randint(60, 160), rng.randint(50, 90)
-    page = Image.new("RGB", (width + 2 * side, height + 2 * head), "black")
-    page.paste(Image.open(rng.choice(paths)).convert("RGB").resize((width, height)), (side, head))
-    drawn = ImageDraw.Draw(page)
-    drawn.text((8, 8), "SE 4  IM 12  W 350 L 40", fill="white", font_size=16)
-    drawn.text((side + width + 10, head + height // 2), "R", fill="white", font_size=30)
+    side, top = rng.randint(60, 160), rng.randint(50, 90)
+    page = Image.new("RGB", (width + 2 * side, height + 2 * top), "black")
+    page.paste(load_random_image(paths, rng, (width, height)), (side, top))
+    draw = ImageDraw.Draw(page)
+    draw.text((8, 8), "SE 4  IM 12  W 350 L 40", fill="white", font_size=16)
+    draw.text((side + width + 10, top + height // 2), "R", fill="white", font_size=30)
     if rng.random() < 0.5:
-        drawn.rectangle((0, 0, page.width, rng.randint(12, head - 6)), fill=(60, 66, 74))
+        draw.rectangle((0, 0, page.width, rng.randint(12, top - 6)), fill=(60, 66, 74))
     if rng.random() < 0.5:
         for row in range(height):
             level = 255 - 255 * row // height
-            drawn.line((10, head + row, 24, head + row), fill=(level, level, level))
+            draw.line((10, top + row, 24, top + row), fill=(level, level, level))
     return page
 
 
-def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+def compress_jpeg(image: Image.Image, quality: int) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
-def same(found: list[Box], true: list[Box], margin: int) -> bool:
-    """Whether every tile is where it was pasted; an outer margin may stay with the tiles at the edge."""
-    if len(found) != len(true):
-        return False
-    return all(
+def boxes_match(boxes: list[Box], expected: list[Box], margin: int) -> bool:
+    """Whether all tiles are where they were pasted; tiles at the edge may include the outer margin."""
+    return len(boxes) == len(expected) and all(
         abs(a - b) <= 3 + margin
-        for box, other in zip(found, true, strict=True)
+        for box, other in zip(boxes, expected, strict=True)
         for a, b in zip(box, other, strict=True)
     )
 
 
-def state_of(image: Image.Image, true: list[Box]) -> str:
-    found = split_image(image)
-    if same(found, true, margin=true[0][0]):
-        return "right"
-    if len(found) == 1:
-        return "left whole"
-    if same([inked(image, box) for box in found], [inked(image, box) for box in true], margin=0):
-        return "right but for black at the edges"
-    # a number of tiles that does not match the caption's letters keeps the figure whole
-    return "wrong with the right number" if len(found) == len(true) else "wrong"
+def split_outcome(image: Image.Image, expected: list[Box]) -> str:
+    boxes = split_image(image)
+    if boxes_match(boxes, expected, margin=expected[0][0]):
+        return "correct"
+    if len(boxes) == 1:
+        return "not split"
+    trimmed, expected_trimmed = ([trim_black(image, box) for box in group] for group in (boxes, expected))
+    if boxes_match(trimmed, expected_trimmed, margin=0):
+        return "correct except black borders"
+    # if the number of tiles differs from the letters in the caption, the pipeline does not split the figure
+    return "wrong boxes, correct number" if len(boxes) == len(expected) else "wrong number"
 
 
-def inked(image: Image.Image, box: Box) -> Box:
-    """A box less the black lines at its edges."""
+def trim_black(image: Image.Image, box: Box) -> Box:
+    """A box without black lines at its edges."""
     inside = image.crop(box).convert("L").point(lambda level: 255 * (level > 24)).getbbox() or (0, 0, 0, 0)
     return (box[0] + inside[0], box[1] + inside[1], box[0] + inside[2], box[1] + inside[3])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--compounds", type=int, default=600)
-    asked = parser.parse_args()
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of single images, .jpg or .png")
+    parser.add_argument("--compounds", type=int, default=600, help="number of compounds to compose")
+    args = parser.parse_args()
     rng = random.Random(0)
-    singles = [p for folder in asked.folders for p in sorted(folder.rglob("*")) if p.suffix in (".jpg", ".png")]
-    outcome: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    for _ in range(asked.compounds):
-        page, boxes, kind = compound(singles, rng)
-        state = state_of(through_jpeg(page, rng.randint(75, 95)), boxes)
-        outcome[state] += 1
-        kinds[f"{kind.split(',')[0]} {state}"] += 1
-    hard = random.Random(1)  # a generator of its own: the compounds stay those of earlier measurements
-    uneven: Counter[str] = Counter()
-    for _ in range(asked.compounds // 3):
-        page, boxes, _ = unequal(singles, hard)
-        uneven[state_of(through_jpeg(page, hard.randint(75, 95)), boxes)] += 1
-    false = {
-        name: sum(len(split_image(through_jpeg(make(singles, hard), hard.randint(75, 95)))) > 1 for _ in range(300))
-        for name, make in (("two things", two_things), ("on a screen", on_a_screen))
+    singles = [p for folder in args.folders for p in sorted(folder.rglob("*")) if p.suffix in (".jpg", ".png")]
+    outcomes: Counter[str] = Counter()
+    by_background: Counter[str] = Counter()
+    for _ in range(args.compounds):
+        page, boxes, background = make_compound(singles, rng)
+        outcome = split_outcome(compress_jpeg(page, rng.randint(75, 95)), boxes)
+        outcomes[outcome] += 1
+        by_background[f"{background} {outcome}"] += 1
+    hard_rng = random.Random(1)  # separate, so that the compounds above equal those of earlier measurements
+    unequal: Counter[str] = Counter()
+    for _ in range(args.compounds // 3):
+        page, boxes = make_unequal_compound(singles, hard_rng)
+        unequal[split_outcome(compress_jpeg(page, hard_rng.randint(75, 95)), boxes)] += 1
+    false_positives = {
+        name: sum(
+            len(split_image(compress_jpeg(make(singles, hard_rng), hard_rng.randint(75, 95)))) > 1
+            for _ in range(NUM_DIFFICULT)
+        )
+        for name, make in (("two objects", make_two_objects), ("screenshot", make_screenshot))
     }
-    began = time.process_time()
-    divided = Counter(
-        p.parent.name if p.parent.name == "imgs" else "slake"
-        for p in singles
-        if len(split_image(Image.open(p).convert("RGB"))) > 1
-    )
-    seconds = (time.process_time() - began) / len(singles)
+    start = time.process_time()
+    num_split = sum(len(split_image(Image.open(path).convert("RGB"))) > 1 for path in singles)
+    seconds = (time.process_time() - start) / len(singles)
     result = {
-        "compounds": asked.compounds, "outcome": dict(outcome), "by_ground": dict(sorted(kinds.items())),
-        "unequal_on_black": dict(uneven), "hard_singles_divided": {name: f"{n} of 300" for name, n in false.items()},
-        "singles": len(singles), "singles_divided": sum(divided.values()),
+        "compounds": args.compounds, "outcome": dict(outcomes), "by_ground": dict(sorted(by_background.items())),
+        "unequal_on_black": dict(unequal),
+        "hard_singles_divided": {name: f"{n} of {NUM_DIFFICULT}" for name, n in false_positives.items()},
+        "singles": len(singles), "singles_divided": num_split,
         "milliseconds_a_single": round(1000 * seconds, 2),
     }  # fmt: skip
     write_result("panels", "python bench/panels.py SLAKE HANNOVER BCCD", result)

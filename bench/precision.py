@@ -1,7 +1,7 @@
-"""What 8 and 4 bits cost in answers: one model's greedy answers in fp32, bf16, int8 and nf4, on the same questions.
+"""Effect of weight precision on answers: greedy answers of one model in fp32, bf16, int8 and nf4 to the same questions.
 
-In: a model folder and a dataset folder. Out: a JSON file: bytes of the language model's layers, the share of answers
-equal to fp32's, and the share that is right (exact match with the reference), both of few questions.
+Inputs: a model folder and a dataset folder. Output: a JSON file with the bytes of the language model's layers, the
+share of answers equal to fp32's, and the share that match the reference exactly.
 
     nice python bench/precision.py MODEL DATASET bench/results/precision.json [QUESTIONS]
 """
@@ -23,7 +23,7 @@ from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request, answer_all
 from qilin.model.llava import load_model
 
-KINDS: dict[str, dict[str, Any]] = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "fp32"},
     "bf16": {"dtype": "bf16"},
     "8 bits": {"dtype": "fp32", "bits": 8},
@@ -31,8 +31,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def stored(tensor: Any) -> int:
-    """Bytes of a parameter, quantised or not, its scales included."""
+def parameter_bytes(tensor: Any) -> int:
+    """Bytes of a parameter including the scales of a quantized one."""
     if type(tensor).__name__ == "Int8Tensor":
         return int(tensor.qdata.nbytes + tensor.scale.nbytes)
     state = getattr(tensor, "quant_state", None)
@@ -47,7 +47,7 @@ def main(model: str, dataset: str, out: str, count: int) -> None:
     references = [text_of(s.messages[1]) for s in samples]
     answers: dict[str, list[str]] = {}
     rows: dict[str, Any] = {}
-    for name, options in KINDS.items():
+    for name, options in PRECISIONS.items():
         try:
             loaded = load_model(model, "cpu", **options)
             answers[name] = [answer.text for answer in answer_all(loaded, requests, 16, 32)]
@@ -57,14 +57,14 @@ def main(model: str, dataset: str, out: str, count: int) -> None:
         layers = loaded.model.model.language_model.layers.parameters()
         pairs = list(zip(answers[name], answers["fp32"], references, strict=True))
         rows[name] = {
-            "layer_bytes": sum(map(stored, layers)),
+            "layer_bytes": sum(map(parameter_bytes, layers)),
             "same_as_fp32": round(sum(a == b for a, b, _ in pairs) / len(pairs), 4),
             "exact_match": round(sum(a == c for a, _, c in pairs) / len(pairs), 4),
         }
     result = {
         "command": f"nice python bench/precision.py MODEL DATASET bench/results/precision.json {count}",
         "machine": f"{platform.machine()}, CPU",
-        "versions": {name: found(name) for name in ("torch", "transformers", "torchao", "bitsandbytes")},
+        "versions": {name: package_version(name) for name in ("torch", "transformers", "torchao", "bitsandbytes")},
         "model": "qilin demo's instruct model (192 wide, 3 layers)",
         "questions": len(samples),
         "kinds": rows,
@@ -73,7 +73,7 @@ def main(model: str, dataset: str, out: str, count: int) -> None:
     print(json.dumps(result, indent=2))
 
 
-def found(name: str) -> str:
+def package_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:

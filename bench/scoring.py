@@ -1,4 +1,4 @@
-"""Speed and memory of `qilin score` on one core: rows made from tests/evaluate/answer_pairs.jsonl, all different.
+"""Speed and memory of `qilin score` on one core, on distinct rows derived from tests/evaluate/answer_pairs.jsonl.
 
     python bench/scoring.py [--rows 100000]
 
@@ -22,7 +22,7 @@ PAIRS = HERE.parent / "tests" / "evaluate" / "answer_pairs.jsonl"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=100_000, help="number of predictions")
     args = parser.parse_args()
     pairs = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
     runs = []
@@ -34,7 +34,7 @@ def main() -> None:
                     pair = pairs[number % len(pairs)]
                     row = {name: pair.get(name) for name in ("reference", "prediction", "answer_type")}
                     row |= {"id": str(number), "image_ids": [f"p{number // 5}"], "choices": pair.get("choices") or []}
-                    # Different questions, so that the scorer's cache does not help.
+                    # distinct questions, so that the scorer's cache has no effect
                     row["question"] = f"第{number}幅：{pair['question']}"
                     row["answer_type"] = row["answer_type"] or "open"
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")

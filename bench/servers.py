@@ -1,15 +1,15 @@
-"""Whether other servers generate the same tokens: a converted tiny checkpoint on transformers' server and llama.cpp.
+"""Token-level agreement of other servers with Qilin: a converted tiny checkpoint on transformers' server and llama.cpp.
 
-In: a working folder, a result file, and the servers to compare. Out: JSON, one row per server: how many tokens of how
-many greedy answers equal Qilin's. The weights are random, so near ties are frequent and small errors show; byte tokens
-cannot win, since servers do not return half a character. Images have the encoder's own size: tests/convert compares
-resizing, and llama.cpp pads after it, not before.
+Inputs: a working folder, a result file, and the servers to compare. Output: JSON, one row per server: the number of
+tokens of each greedy answer that equal Qilin's. The weights are random, so near ties are frequent and small errors
+change tokens; byte tokens are excluded, since servers do not return incomplete characters. Images have the encoder's
+input size: tests/convert compares resizing, and llama.cpp pads after resizing, not before.
 
     python bench/servers.py DIR bench/results/servers.json --transformers PYTHON \\
         --llama "as released"=BUILD/bin/llama-server --llama-source LLAMA_CPP
 
-PYTHON has transformers[serving]; LLAMA_CPP is the folder of llama.cpp, whose convert_hf_to_gguf.py writes the language
-model's file; `qilin convert --to gguf` writes the encoder's. --llama may be repeated.
+PYTHON has transformers[serving]; LLAMA_CPP is a checkout of llama.cpp, whose convert_hf_to_gguf.py converts the
+language model; `qilin convert --to gguf` converts the encoder. --llama may be repeated.
 """
 
 import argparse
@@ -37,7 +37,7 @@ QUESTION = "图中有异常吗？"
 
 
 def make_model(folder: Path) -> Path:
-    """The tests' tiny checkpoint, converted; its byte tokens cannot win."""
+    """Converts the tests' tiny checkpoint, with byte tokens that greedy decoding never selects."""
     import torch
 
     from builders.llava import tiny_llava_checkpoint
@@ -46,7 +46,7 @@ def make_model(folder: Path) -> Path:
 
     source = tiny_llava_checkpoint(folder / "source", dtype=torch.float32, shards=1)
     weights = torch.load(source / "pytorch_model.bin", weights_only=True)
-    weights["lm_head.weight"][:259] = 0  # <unk>, <s>, </s> and 256 bytes: a logit of 0 never wins here
+    weights["lm_head.weight"][:259] = 0  # <unk>, <s>, </s> and 256 bytes: logit 0, below the maximum
     torch.save(weights, source / "pytorch_model.bin")
     model = convert(ConvertConfig(source=str(source), out=folder / "model"))
     convert(ConvertConfig(source=str(model), out=folder / "gguf", to="gguf"))
@@ -62,7 +62,7 @@ def make_images() -> list[Any]:
 
 
 def generate_answers(model: Path) -> tuple[list[list[int]], Any]:
-    """Qilin's greedy ids for each image, and the tokenizer."""
+    """(Qilin's greedy token ids for each image, tokenizer)"""
     import torch
 
     from qilin.dataset.schema import user
@@ -130,7 +130,7 @@ def request_body(image: Any, text: str, tokens: int, model: str) -> dict[str, An
 
 
 def count_equal_transformers(model: Path, tokenizer: Any, port: int, ids: Sequence[int], image: Any) -> int:
-    """How many leading tokens are equal. The server returns only text, so every length is requested: 1, 2, … tokens."""
+    """Number of leading tokens that are equal. The server returns only text, so each length is requested: 1, 2, …"""
     for length in range(1, TOKENS + 1):
         answer = post(port, request_body(image, QUESTION, length, str(model)))["choices"][0]["message"]["content"]
         if answer != tokenizer.decode(ids[:length], skip_special_tokens=True):
@@ -139,8 +139,8 @@ def count_equal_transformers(model: Path, tokenizer: Any, port: int, ids: Sequen
 
 
 def count_equal_llama(port: int, ids: Sequence[int], image: Any) -> int:
-    """How many leading tokens are equal. The server inserts the image as text and drops the template's line end after
-    it, so the question starts with one; it returns ids."""
+    """Number of leading tokens that are equal. The server returns ids. It drops the template's line end after the
+    image, so the question starts with one."""
     body = request_body(image, "\n" + QUESTION, TOKENS, "") | {"top_k": 1, "logprobs": True, "cache_prompt": False}
     server_ids = [token["id"] for token in post(port, body)["choices"][0]["logprobs"]["content"]]
     return next(
@@ -152,7 +152,7 @@ def compare(
     name: str, version: str, count_equal: Callable[[Sequence[int], Any], int], answers: list[list[int]]
 ) -> dict[str, Any]:
     equal = [count_equal(ids, image) for ids, image in zip(answers, make_images(), strict=True)]
-    # Control: the comparison fails with the ids of the next image.
+    # control: comparison with the answer to the next image, which must differ
     control = [count_equal(ids, image) for ids, image in zip(answers[1:] + answers[:1], make_images(), strict=True)]
     return {
         "server": name,
@@ -204,13 +204,13 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work", type=Path)
-    parser.add_argument("result", type=Path)
-    parser.add_argument("--transformers", help="a Python with transformers[serving]")
-    parser.add_argument("--llama", action="append", default=[], help="NAME=path of llama-server")
-    parser.add_argument("--llama-source", help="the folder of llama.cpp")
-    parser.add_argument("--llama-version", default="unknown")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="working folder; must not exist")
+    parser.add_argument("result", type=Path, help="result file")
+    parser.add_argument("--transformers", help="Python interpreter with transformers[serving]")
+    parser.add_argument("--llama", action="append", default=[], metavar="NAME=PATH", help="llama-server executable")
+    parser.add_argument("--llama-source", help="checkout of llama.cpp")
+    parser.add_argument("--llama-version", default="unknown", help="version of llama.cpp for the result file")
     options = parser.parse_args()
     options.work.mkdir(parents=True)
     try:

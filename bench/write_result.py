@@ -1,4 +1,4 @@
-"""Writes the result of a benchmark: printed, and in bench/results/NAME.json with command, machine and versions."""
+"""Prints a benchmark's result and writes it to bench/results/NAME.json with command, machine and Python version."""
 
 import json
 import platform
@@ -10,7 +10,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_result(name: str, command: str, result: Mapping[str, Any], machine: str = "one core") -> None:
-    """Prints and writes a result. `machine`: how much of the machine the benchmark used."""
+    """`machine`: how much of the machine the benchmark used."""
     header = {
         "command": command,
         "machine": f"{platform.machine()}, {machine}",

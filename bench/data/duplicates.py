@@ -1,10 +1,11 @@
-"""How fast repetitions are found, and how much memory that takes: synthetic texts without images, and random hashes.
+"""Speed and memory of near-duplicate detection on synthetic texts without images and on random image hashes.
 
     python bench/data/duplicates.py [--sizes 10000 100000 1000000] [--workers 2]
 
-Texts of some 60 characters from 400 words, a tenth of them one of the last thousand with a letter more; every one is
-compared with all others by MinHash. Hashes: 64 random bits, a tenth of them another one with two bits changed. Peak
-memory is that of this process; a worker's is that of a piece. Writes bench/results/duplicates.json after each size.
+Texts have about 60 characters from a vocabulary of 400 words; a tenth of them repeat one of the previous thousand with
+one more character. MinHash compares each text with all others. Image hashes are 64 random bits; a tenth of them repeat
+another one with two bits changed. Peak memory is that of the main process; the memory of a worker depends only on the
+shard size. Writes bench/results/duplicates.json after each size.
 """
 
 import argparse
@@ -26,68 +27,74 @@ from qilin.imaging.near_duplicates import near_pairs_among
 from qilin.pipeline.curation.near_duplicates import NearDuplicateGroups, find_duplicates
 from qilin.pipeline.execution.workers import make_workers
 
-HERE = Path(__file__).parents[1]
+BENCH = Path(__file__).parents[1]
 LETTERS = "肺部心脏肝胆胃肠骨骨折结节肿块阴影积液水肿炎症出血梗死囊性实质左右上下叶段边缘清晰模糊增大正常未见可见"
 
 
-def rows(count: int, words_each: int) -> Iterator[dict[str, Any]]:
+def make_rows(count: int, words_per_text: int) -> Iterator[dict[str, Any]]:
     """Samples without images."""
     rng = random.Random(0)
-    words = ["".join(rng.choices(LETTERS, k=rng.randint(2, 5))) for _ in range(400)]
-    kept: list[list[str]] = []
+    vocabulary = ["".join(rng.choices(LETTERS, k=rng.randint(2, 5))) for _ in range(400)]
+    recent: list[list[str]] = []
     for n in range(count):
-        if kept and rng.random() < 0.1:
-            text = list(rng.choice(kept))
-            text[-1] += rng.choice("。完了")
+        if recent and rng.random() < 0.1:
+            words = list(rng.choice(recent))
+            words[-1] += rng.choice("。完了")
         else:
-            text = rng.choices(words, k=words_each)
-            kept = [*kept[-999:], text]
-        said = [
-            {"role": role, "content": [{"type": "text", "text": t}]}
-            for role, t in (("user", "问"), ("", "".join(text)))
+            words = rng.choices(vocabulary, k=words_per_text)
+            recent = [*recent[-999:], words]
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in (("user", "问"), ("", "".join(words)))
         ]
-        yield {"sample_id": str(n), "image_ids": [], "messages": said}
+        yield {"sample_id": str(n), "image_ids": [], "messages": messages}
+
+
+def measure_texts(size: int, words_per_text: int, num_workers: int) -> dict[str, Any]:
+    data: Any = SimpleNamespace(
+        splits=lambda: ["train"], count=lambda split: size, hash="synthetic",
+        stream_rows=lambda split, columns: make_rows(size, words_per_text),
+    )  # fmt: skip
+    duplicates = FingerprintMapBuilder()
+    no_images = NearDuplicateGroups(np.empty(0), np.empty(0))
+    wall_start, cpu_start = time.monotonic(), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        find_duplicates(data, no_images, Path(folder), duplicates, make_workers(num_workers))
+    return {
+        "seconds_texts": round(time.monotonic() - wall_start, 1),
+        "cpu_seconds_of_this_process": round(time.process_time() - cpu_start, 1),
+        "texts_found": len(duplicates.keys),
+    }
+
+
+def measure_hashes(size: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**63, size, dtype=np.uint64)
+    num_near = size // 10
+    for _ in range(2):
+        bit = np.uint64(1) << rng.integers(0, 63, num_near).astype(np.uint64)
+        hashes[:num_near] = hashes[-num_near:] ^ bit
+    start = time.process_time()
+    pairs = sum(1 for _ in near_pairs_among(hashes, 4))
+    return {"cpu_seconds_hashes": round(time.process_time() - start, 1), "hash_pairs": pairs}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--words", type=int, default=18, help="of a text, some 3.5 characters each")
-    parser.add_argument("--workers", type=int, default=1)
-    asked = parser.parse_args()
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of rows")
+    parser.add_argument("--words", type=int, default=18, help="words per text, about 3.5 characters each")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    args = parser.parse_args()
     runs = []
-    for size in asked.sizes:
-        data: Any = SimpleNamespace(
-            splits=lambda: ["train"], count=lambda split, size=size: size, hash="synthetic",
-            stream_rows=lambda split, columns, size=size: rows(size, asked.words),
-        )  # fmt: skip
-        found = FingerprintMapBuilder()
-        began, spent = time.monotonic(), time.process_time()
-        with tempfile.TemporaryDirectory() as folder:
-            find_duplicates(
-                data, NearDuplicateGroups(np.empty(0), np.empty(0)), Path(folder), found, make_workers(asked.workers)
-            )
-        texts, cpu = time.monotonic() - began, time.process_time() - spent
-        rng = np.random.default_rng(0)
-        values = rng.integers(0, 2**63, size, dtype=np.uint64)
-        for _ in range(2):
-            values[: size // 10] = values[-(size // 10) :] ^ (
-                np.uint64(1) << rng.integers(0, 63, size // 10).astype(np.uint64)
-            )
-        began = time.process_time()
-        pairs = sum(1 for _ in near_pairs_among(values, 4))
-        hashed = time.process_time() - began
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        runs.append({
-            "rows": size, "characters_a_text": round(3.5 * asked.words), "workers": asked.workers,
-            "seconds_texts": round(texts, 1), "cpu_seconds_of_this_process": round(cpu, 1),
-            "texts_found": len(found.keys),
-            "cpu_seconds_hashes": round(hashed, 1), "hash_pairs": pairs, "peak_mb": round(memory),
-        })  # fmt: skip
-        print(runs[-1], flush=True)
-        about = {"command": "python bench/data/duplicates.py", "machine": f"{platform.machine()}, one core"}
-        result = {**about, "python": platform.python_version(), "runs": runs}
-        (HERE / "results" / "duplicates.json").write_text(json.dumps(result, indent=1) + "\n")
+    for size in args.sizes:
+        run = {"rows": size, "characters_a_text": round(3.5 * args.words), "workers": args.workers}
+        run |= measure_texts(size, args.words, args.workers) | measure_hashes(size)
+        run["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        runs.append(run)
+        print(run, flush=True)
+        header = {"command": "python bench/data/duplicates.py", "machine": f"{platform.machine()}, one core"}
+        result = {**header, "python": platform.python_version(), "runs": runs}
+        (BENCH / "results" / "duplicates.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

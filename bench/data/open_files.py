@@ -1,10 +1,10 @@
-"""What an open file of images keeps in memory.
+"""Memory that an open image file of a dataset folder occupies.
 
     python bench/data/open_files.py bench/results/open-files.json
 
-16,384 images of some bytes each, since what is kept does not depend on their size; the file is opened ten times in a
-process of its own, a row group of each read, and the process's memory before and after compared. In one process with
-another measurement it would find that one's freed memory, and seem to keep next to nothing.
+The file holds 16,384 tiny images, since the memory does not depend on their size. A separate process opens it ten
+times, reads one row group of each, and compares its memory before and after. The process is separate because memory
+freed by another measurement in the same process would be reused and hide the cost.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from qilin.core.provenance import commit, machine
 from qilin.dataset.schema import ImageRecord, Provenance
 from qilin.dataset.writer import IMAGES_PER_FILE, IMAGES_PER_GROUP, DatasetWriter
 
-TIMES = 10
-OPENED = """
+NUM_OPENINGS = 10
+MEASURE_CODE = """
 import sys, psutil, pyarrow.parquet as pq
 memory = psutil.Process().memory_info
 pq.ParquetFile(sys.argv[2], memory_map=True).read_row_group(0, columns=["bytes"], use_threads=False)
 before = memory().rss
-kept = [pq.ParquetFile(sys.argv[1], memory_map=True) for _ in range(int(sys.argv[3]))]
-for file in kept:
+files = [pq.ParquetFile(sys.argv[1], memory_map=True) for _ in range(int(sys.argv[3]))]
+for file in files:
     file.read_row_group(500, columns=["bytes"], use_threads=False)
 print(memory().rss - before)
 """
@@ -33,18 +33,19 @@ print(memory().rss - before)
 
 def main(out: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        small, file = part(work / "small", IMAGES_PER_GROUP), part(work / "data", IMAGES_PER_FILE)
-        found = {
+        folder = Path(name)
+        small, large = write_images(folder / "small", IMAGES_PER_GROUP), write_images(folder / "data", IMAGES_PER_FILE)
+        result = {
             "command": "python bench/data/open_files.py bench/results/open-files.json",
-            "machine": machine(), "code": commit(), "pictures": IMAGES_PER_FILE, "kept_mb": kept(file, small),
+            "machine": machine(), "code": commit(), "pictures": IMAGES_PER_FILE,
+            "kept_mb": measure_memory(large, small),
         }  # fmt: skip
-    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(found["kept_mb"])
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(result["kept_mb"])
 
 
-def part(folder: Path, count: int) -> Path:
-    """The file of `count` images in a dataset folder."""
+def write_images(folder: Path, count: int) -> Path:
+    """Writes a dataset folder with `count` images; returns its image file."""
     with DatasetWriter(folder, {}) as writer:
         for n in range(count):
             data = f"image {n}".encode() * 20
@@ -55,12 +56,11 @@ def part(folder: Path, count: int) -> Path:
     return folder / "images" / "part-00000.parquet"
 
 
-def kept(file: Path, small: Path) -> float:
-    """MB that one opening of `file` keeps, the mean of ten; `small` is read first, so that Arrow has begun."""
-    said = subprocess.run(
-        [sys.executable, "-c", OPENED, str(file), str(small), str(TIMES)], capture_output=True, text=True, check=True
-    )
-    return round(int(said.stdout) / TIMES / 1e6, 2)
+def measure_memory(file: Path, small: Path) -> float:
+    """MB per opening of `file`, the mean of ten. `small` is read first to exclude Arrow's initialization."""
+    command = [sys.executable, "-c", MEASURE_CODE, str(file), str(small), str(NUM_OPENINGS)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return round(int(output) / NUM_OPENINGS / 1e6, 2)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measures `qilin demo` from data to scores, on a dataset folder or on synthetic images, for several seeds.
+"""Time and scores of `qilin demo` on a dataset folder or on synthetic images, over several seeds.
 
-    python bench/story.py slake --data SLAKE_FOLDER --seeds 0 1 2 --work DIR
-    python bench/story.py drawn --seeds 0 --work DIR
+    python bench/demo.py slake --data SLAKE_FOLDER --seeds 0 1 2 --work DIR
+    python bench/demo.py drawn --seeds 0 --work DIR
 
-Each seed is one process tree, whose CPU time the operating system reports. Results are added to
-bench/results/story-NAME.json after each seed, so an interrupted benchmark continues where it stopped.
+Each seed runs in a separate process; its CPU time includes child processes. Results are added to
+bench/results/story-NAME.json after each seed, and existing seeds are skipped, so the benchmark can be resumed.
 """
 
 import argparse
@@ -23,22 +23,23 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--recipes")
+    parser.add_argument("name", help="name for the result file")
+    parser.add_argument("--data", type=Path, help="dataset folder; without it, synthetic images")
+    parser.add_argument("--recipes", help="passed to qilin demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     args = parser.parse_args()
     file = RESULTS / f"story-{args.name}.json"
     for seed in args.seeds:
-        rows = json.loads(file.read_text())["rows"] if file.is_file() else []
-        if not any(row["seed"] == seed for row in rows):
+        if not any(row["seed"] == seed for row in read_rows(file)):
             row = run_demo(args, seed)
-            rows = (
-                json.loads(file.read_text())["rows"] if file.is_file() else []
-            )  # another process may have added a row
-            write(file, args, sorted([*rows, row], key=lambda r: r["seed"]))
+            # read again: another process may have added a row
+            write_result(file, args, sorted([*read_rows(file), row], key=lambda r: r["seed"]))
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    return list(json.loads(file.read_text())["rows"]) if file.is_file() else []
 
 
 def run_demo(args: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -63,14 +64,14 @@ def run_demo(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
 
 
-def write(file: Path, args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Writes the result file: command, machine, versions, and the rows with their mean."""
+def write_result(file: Path, args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Writes command, machine, versions, and the rows with their mean."""
     import torch
     import transformers
 
     exact = [row["scores"]["all"]["exact"] for row in rows]
     result = {
-        "command": f"python bench/story.py {args.name} --seeds {' '.join(str(row['seed']) for row in rows)} "
+        "command": f"python bench/demo.py {args.name} --seeds {' '.join(str(row['seed']) for row in rows)} "
         f"--threads {args.threads}" + (" --data FOLDER" if args.data else ""),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.processor() or cpu_name()}",
         "versions": {
