@@ -55,7 +55,7 @@ def test_every_rule_has_pairs_and_is_documented() -> None:
             pair["question"], pair["reference"], pair["prediction"], pair.get("answer_type"), pair.get("choices")
         )
         by_rule[verdict.rule] = by_rule.get(verdict.rule, 0) + 1
-    assert rules == set(by_rule)  # fails for a rule without a pair
+    assert rules - {"failed"} == set(by_rule)  # fails for a rule without a pair; no pair makes a rule fail
     assert min(by_rule.values()) >= 2, by_rule
     docs = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert [rule for rule in rules if f"`{rule}`" not in docs] == []

@@ -1,5 +1,6 @@
 """Predictions from rows on disk and back; scores to the blocks of scores.json and back."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ ROW: dict[str, Any] = {"id": "1", "question": "图片中包含肝脏吗?", "refe
         ([ROW | {"prediction": ["A"]}], "prediction is .* expected a text"),
         ([ROW | {"confidence": "high"}], "confidence is 'high'; expected a number"),
         ([[1]], "expected an object"),
+        ([ROW | {"confidence": 95}], "confidence is 95; expected 0 to 1"),
+        ([ROW | {"confidence": True}], "confidence is True"),
+        ([ROW | {"question_type": ["Organ"]}], r"question_type is \['Organ'\]"),
+        ([ROW | {"kind": {"a": 1}}], "kind is"),
+        ([ROW | {"image_ids": "['a', 'b']"}], "image_ids is .* list of texts"),
+        ([ROW | {"choices": {"A": "x"}}], "choices is"),
+        ([ROW | {"choices": ["a", None]}], "choices is"),
+        ([ROW | {"answer_type": ["open"]}], "answer_type is"),
+        ([ROW | {"id": {}}], "id is {}; expected a text"),
+        ([ROW | {"id": ""}], "id is empty"),
+        ([ROW, {"id": None}], "line 2: field question is missing"),
+        ([ROW | {"reference": float("nan")}], "field reference is missing"),
+        ([ROW | {"prediction": float("inf")}], "prediction is inf"),
         ([], "no rows"),
     ],
 )
@@ -70,3 +84,25 @@ def test_scores_survive_their_blocks() -> None:
         "n": 2, "exact": block, "accuracy": block, "unparsable": 0,
     }  # fmt: skip
     assert Verdict(None, "empty").to_row("1") == {"id": "1", "correct": None, "rule": "empty"}
+
+
+def test_odd_values_whose_reading_is_clear(tmp_path: Path) -> None:
+    nan = float("nan")  # as pandas writes for a missing value
+    rows = [
+        ROW | {"id": 7, "prediction": nan, "answer_type": nan, "confidence": nan, "image_ids": nan, "choices": nan,
+               "question_type": nan, "kind": nan, "group": nan},
+        ROW | {"id": "x" * 300, "prediction": "a\ud800b\x00", "image_ids": "one.png", "choices": [1, 2.5],
+               "confidence": "0.25", "group": 12},
+    ]  # fmt: skip
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with_nan, odd = read_predictions(path)
+    assert with_nan == Prediction("7", ROW["question"], ROW["reference"], "")
+    assert not with_nan.is_caption  # null is a caption, "unknown" is not
+    assert (odd.id, odd.prediction, odd.image_ids, odd.choices) == (
+        "x" * 300,
+        "a\ufffdb\x00",
+        ("one.png",),
+        ("1", "2.5"),
+    )
+    assert (odd.confidence, odd.group) == (0.25, "12")

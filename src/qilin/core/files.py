@@ -1,18 +1,59 @@
-"""Files: atomic writes, JSON, hashes, data URIs, and Qilin's cache folder.
+"""Files: checked inputs, atomic writes, JSON, hashes, data URIs, and Qilin's cache folder.
 
 In: paths and contents. Out: files that are complete or absent, even if the process is killed or the disk fills up.
+What a caller names is opened only if it is a regular file of a plausible size, and refused in one line otherwise.
 """
 
 import base64
 import hashlib
 import json
 import os
+import stat
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
+
+MAX_TEXT_BYTES = 1 << 30  # of one text file that is read whole
+MAX_LINE_BYTES = 64 << 20  # of one row of a JSONL file
+
+FILE_TYPES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_regular_file(path: Path, expected: str = "a file", max_bytes: int | None = None) -> None:
+    """Raise UserError unless `path` is a regular file, or a link to one, of at most `max_bytes`.
+
+    A FIFO would block the reader, and /dev/zero has no end. `expected` ends the message: "a JSONL file".
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected {expected}") from None
+    except (OSError, ValueError) as error:  # no permission, a name too long; a name with a NUL character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read ({reason}); expected {expected}") from None
+    if not stat.S_ISREG(status.st_mode):
+        found = FILE_TYPES.get(stat.S_IFMT(status.st_mode), "not a regular file")
+        raise UserError(f"{path}: is {found}; expected {expected}")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise UserError(f"{path}: has {status.st_size:,} bytes; expected {expected} of at most {max_bytes:,} bytes")
+
+
+def read_text(path: Path, expected: str = "a text file", max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte order mark. Raises UserError for any other file."""
+    check_regular_file(path, expected, max_bytes)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8") from None
 
 
 def write_atomic(path: Path, content: str | bytes | Iterable[str]) -> None:
@@ -40,12 +81,71 @@ def to_json(value: Any, indent: int | None = 2) -> str:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises UserError that names the file where it is missing or does not parse."""
+    return parse_json(read_text(path, "a JSON file"), str(path))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError for any other value."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds {describe_json(value)}; expected a JSON object")
+    return value
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text. Raises UserError that starts with `where`, for deep nesting and huge numbers too."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {' '.join(str(error).split())}") from None
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where}: not valid JSON: nested too deeply") from None
+    except ValueError as error:  # also a number of more than 4,300 digits
+        raise UserError(f"{where}: not valid JSON: {' '.join(str(error).split())}") from None
+
+
+def read_jsonl(path: Path, expected: str = "a JSON object per line") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("FILE, line N", row) per row of a JSONL file; a byte order mark, CRLF and blank lines are accepted.
+
+    Raises UserError, with the line, for anything else.
+    """
+    check_regular_file(path, f"a JSONL file with {expected}")
+    with path.open("rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE_BYTES), b""), 1):
+            where = f"{path}, line {number}"
+            if len(line) >= MAX_LINE_BYTES:
+                raise UserError(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; expected {expected}")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+            if text:
+                yield where, parse_jsonl_row(text, where, expected, is_first=number == 1)
+
+
+def parse_jsonl_row(text: str, where: str, expected: str, is_first: bool = False) -> dict[str, Any]:
+    """The object in one line of a JSONL file."""
+    if is_first and text in ("[", "{", "[{"):
+        raise UserError(f"{where}: starts a JSON document of many lines; expected JSONL: {expected}")
+    row = parse_json(text, where)
+    if not isinstance(row, dict):
+        hint = " (a JSON file; write each row on a line of its own)" if is_first and isinstance(row, list) else ""
+        raise UserError(f"{where}: holds {describe_json(row)}{hint}; expected an object: {expected}")
+    return row
+
+
+def describe_json(value: Any) -> str:
+    """What a JSON value is, for an error: "a list of 3", "the text 'abc'"."""
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
+    return f"the {'text' if isinstance(value, str) else 'value'} {shorten(value)}"
+
+
+def shorten(value: Any, length: int = 60) -> str:
+    """The repr of a value for an error message, cut to `length` characters; control characters are escaped."""
+    try:
+        text = repr(value[: 2 * length] if isinstance(value, str | list | tuple) else value)
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def sha256_file(path: Path) -> str:

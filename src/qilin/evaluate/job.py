@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.core.files import read_json, to_json, write_atomic
+from qilin.core.files import read_json_object, shorten, to_json, write_atomic
 from qilin.core.llm_client_config import public_address
 from qilin.dataset.benchmarks import find_benchmark
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
@@ -55,8 +55,7 @@ def open_job(config: EvaluateConfig) -> EvaluationJob:
     assert config.model is not None, "EvaluateConfig checks this"
     assert config.dataset is not None, "EvaluateConfig checks this"
     dataset = open_dataset(config.dataset)
-    path = Path(config.model) / "qilin.json"
-    qilin_json = read_json(path) if config.endpoint is None and path.is_file() else {}
+    qilin_json = read_qilin_json(Path(config.model)) if config.endpoint is None else {}
     caption_prompt = config.caption_prompt or next(iter(qilin_json.get("instructions") or []), CAPTION_INSTRUCTION)
     protocol = get_protocol(config.protocol)
     samples = dataset.samples(config.split)
@@ -64,6 +63,31 @@ def open_job(config: EvaluateConfig) -> EvaluationJob:
     items = [apply_prompt(item, protocol) for item in iter_items(samples, caption_prompt)]
     training, reason = find_training_set(config, qilin_json, dataset, caption_prompt)
     return EvaluationJob(config, config.model, dataset, items, training, reason, qilin_json, caption_prompt, protocol)
+
+
+def read_qilin_json(model: Path) -> dict[str, Any]:
+    """The qilin.json of a model folder, the fields that an evaluation reads checked; {} without the file."""
+    path = model / "qilin.json"
+    if not path.is_file():
+        return {}
+    metadata = read_json_object(path)
+    data, instructions = (metadata.get(name) or [] for name in ("data", "instructions"))
+    is_right = {
+        "label": isinstance(metadata.get("label"), str | None),
+        "stage": isinstance(metadata.get("stage"), str | None),
+        "template": isinstance(metadata.get("template"), str | None),
+        "instructions": isinstance(instructions, list) and all(isinstance(text, str) for text in instructions),
+        "data": isinstance(data, list) and all(is_data_source(source) for source in data),
+    }
+    for name, right in is_right.items():
+        if not right:
+            raise UserError(f"{path}: {name} is {shorten(metadata[name])}, which qilin train never writes; restore it")
+    return metadata
+
+
+def is_data_source(source: Any) -> bool:
+    """Whether an entry of "data" in qilin.json names a dataset folder and its hash."""
+    return isinstance(source, dict) and all(isinstance(source.get(name), str) for name in ("path", "hash"))
 
 
 def find_training_set(
@@ -136,13 +160,14 @@ def bind_output_dir(out: Path, identity: Mapping[str, Any]) -> None:
     model = identity["model"]
     state = {
         **identity,
-        "model": model["sha256"] or " at ".join(model[name] for name in ("path", "endpoint", "extra") if model.get(name)),
+        "model": model["sha256"]
+        or " at ".join(filter(None, (model["path"], model.get("endpoint"), model.get("extra")))),
         # The dataset's path and benchmark name do not change the answers.
         "dataset": {k: v for k, v in identity["dataset"].items() if k not in ("path", "benchmark")},
     }
     path = out / STATE_FILE
     if path.is_file():
-        previous = read_json(path)
+        previous = read_json_object(path)
         if config_hash(previous) != config_hash(state):
             different = ", ".join(name for name in state if previous.get(name) != state[name])
             raise UserError(

@@ -75,7 +75,9 @@ def run_pass(
     if not pending:
         return answers
     title = f"answers, {name.replace('_', ' ')}"
-    with path.open("a", encoding="utf-8") as file, progress_bar(title, len(items), len(answers)) as advance:
+    # half of a surrogate pair, which a token limit can leave, becomes "?"
+    file_options: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
+    with path.open("a", **file_options) as file, progress_bar(title, len(items), len(answers)) as advance:
         for captions in (False, True):
             # Longest questions first: an out-of-memory error comes at once, and batches have similar lengths.
             queue = sorted((item for item in pending if item.is_caption == captions), key=_length, reverse=True)
@@ -106,11 +108,28 @@ def read_pass(path: Path, item_ids: set[str]) -> dict[str, ModelAnswer]:
     complete = content[: content.rfind(b"\n") + 1]
     if complete != content:
         path.write_bytes(complete)
-    for line in complete.decode("utf-8").split("\n")[:-1]:  # splitlines would also cut at U+2028
-        row = json.loads(line)
-        if row["id"] in item_ids:
-            answers[row["id"]] = ModelAnswer(row["prediction"], row["confidence"])
+    damaged = 0
+    for line in complete.split(b"\n")[:-1]:
+        answer = parse_pass_row(line)
+        if answer is None:
+            damaged += 1
+        elif answer[0] in item_ids:
+            answers[answer[0]] = answer[1]
+    if damaged:
+        print(f"{path}: {damaged:,} damaged lines; their questions are answered again", file=sys.stderr)
     return answers
+
+
+def parse_pass_row(line: bytes) -> tuple[str, ModelAnswer] | None:
+    """(item id, answer) of one line of a pass file; None for a damaged one."""
+    try:
+        row = json.loads(line)
+        row_id, text, confidence = row["id"], row["prediction"], row["confidence"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    if not (isinstance(row_id, str) and isinstance(text, str) and isinstance(confidence, float | int | None)):
+        return None
+    return row_id, ModelAnswer(text, confidence)
 
 
 @contextmanager

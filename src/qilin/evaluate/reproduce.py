@@ -14,7 +14,7 @@ from typing import Any
 
 from qilin.core.config import build_config
 from qilin.core.errors import UserError
-from qilin.core.files import read_json, to_json, write_atomic
+from qilin.core.files import check_regular_file, read_json_object, to_json, write_atomic
 from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.results import read_predictions
 from qilin.evaluate.run import evaluate
@@ -81,14 +81,12 @@ def reproduce(config: EvaluateConfig) -> Reproduction:
 
 def read_scores(path: Path) -> dict[str, Any]:
     """Reads a scores.json of `qilin evaluate`. Raises UserError for any other file."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a scores.json of qilin evaluate")
-    scores = read_json(path)
-    try:
-        assert isinstance(scores["manifest"]["settings"], dict)
-    except (KeyError, TypeError, AssertionError):
-        raise UserError(f"{path}: not a scores.json of qilin evaluate: manifest.settings is missing") from None
-    return dict(scores)
+    check_regular_file(path, "a scores.json of qilin evaluate")
+    scores = read_json_object(path)
+    manifest = scores.get("manifest")
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
+        raise UserError(f"{path}: not a scores.json of qilin evaluate: manifest.settings is missing")
+    return scores
 
 
 def without_manifest(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the dataclasses; fields of other systems' files that Qilin does not know are ign
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from sys import intern
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.core.files import write_atomic
+from qilin.core.files import read_jsonl, shorten, write_atomic
 from qilin.dataset.schema import CAPTION_KINDS
 from qilin.text.normalize import normalize_answer, normalize_text
 from qilin.text.yes_no import is_yes_no_question, word_polarity
@@ -65,95 +66,110 @@ class Prediction:
 
         A row without `kind` is a caption if it has an `answer_type` and that is null.
         """
+        # pandas writes NaN for "no value"
+        row = {name: value for name, value in row.items() if name == "prediction" or not _is_nan(value)}
         for name in REQUIRED_FIELDS:
             if name not in row:
-                raise UserError(f"{where}: field {name} is missing; it has {', '.join(map(str, row)) or 'none'}")
+                raise UserError(f"{where}: field {name} is missing; it has {shorten(list(row)) if row else 'none'}")
         answer_type = row.get("answer_type")
         if answer_type is not None and answer_type not in ANSWER_TYPES:
-            raise UserError(f"{where}: answer_type is {answer_type!r}; expected open, closed, choice or null")
+            raise UserError(f"{where}: answer_type is {shorten(answer_type)}; expected open, closed, choice or null")
         reference = _text(row, "reference", where)
         if not reference.strip():
             raise UserError(f"{where}: reference is empty; there is nothing to score against")
+        row_id = _text(row, "id", where)
+        if not row_id.strip():
+            raise UserError(f"{where}: id is empty; expected a text that no other row has")
         caption = "answer_type" in row and answer_type is None
         return cls(
-            id=intern(str(row["id"])),
+            id=row_id,
             question=_text(row, "question", where),
             reference=reference,
             # null: the system gave no answer, which is scored as unparsable
-            prediction="" if row["prediction"] is None else _text(row, "prediction", where),
+            prediction=""
+            if row["prediction"] is None or _is_nan(row["prediction"])
+            else _text(row, "prediction", where),
             answer_type=answer_type and intern(answer_type),
             choices=_texts(row, "choices", where),
             image_ids=_texts(row, "image_ids", where),
-            question_type=_label(row, "question_type") or None,
-            confidence=_number(row, "confidence", where),
-            kind=_label(row, "kind") or ("caption" if caption else "vqa"),
-            group=_label(row, "group"),
+            question_type=_label(row, "question_type", where) or None,
+            confidence=_confidence(row, where),
+            kind=_label(row, "kind", where) or ("caption" if caption else "vqa"),
+            group=_label(row, "group", where),
         )
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 # Names and answers repeat from row to row: interned texts keep a hundred thousand rows small.
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
-    value = row[name]
-    # A number as an answer (2) is as good as its text; no other type is converted.
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    text = _as_text(row[name])
+    if text is None:
+        raise UserError(f"{where}: {name} is {shorten(row[name])}; expected a text")
+    return text
+
+
+def _as_text(value: Any) -> str | None:
+    """A text, or a number (2 as an answer is as good as its text), without broken characters; None for other types."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
-        raise UserError(f"{where}: {name} is {value!r}; expected a text")
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, cut by a token limit: no file or page can hold it
+        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return intern(value)
 
 
 def _texts(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
-    value = row.get(name) or []
-    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
-        raise UserError(f"{where}: {name} is {value!r}; expected a list of texts")
-    return tuple(map(intern, value))
+    value = row.get(name)
+    if value is None or value == "":
+        return ()
+    if name == "image_ids" and isinstance(value, str) and not value.lstrip().startswith(("[", "(")):
+        value = [value]  # one image; a list that was written as a text is refused
+    texts = [_as_text(item) for item in value] if isinstance(value, list | tuple) else [None]
+    if None in texts:
+        raise UserError(f"{where}: {name} is {shorten(value)}; expected a list of texts")
+    return tuple(text for text in texts if text is not None)
 
 
-def _number(row: Mapping[str, Any], name: str, where: str) -> float | None:
+def _confidence(row: Mapping[str, Any], where: str) -> float | None:
+    value = row.get("confidence")
+    if value is None or value == "":
+        return None
     try:
-        return None if row.get(name) is None else float(row[name])
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: {name} is {row[name]!r}; expected a number or null") from None
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number):
+        raise UserError(f"{where}: confidence is {shorten(value)}; expected a number or null")
+    if not -1e-6 <= number <= 1 + 1e-6:
+        raise UserError(f"{where}: confidence is {shorten(value)}; expected 0 to 1")
+    return min(max(number, 0.0), 1.0)  # the mean of single-precision probabilities may exceed 1 by a rounding
 
 
-def _label(row: Mapping[str, Any], name: str) -> str:
-    return intern(str(row.get(name) or ""))
+def _label(row: Mapping[str, Any], name: str, where: str) -> str:
+    return "" if row.get(name) in (None, "") else _text(row, name, where)
 
 
 def read_predictions(path: Path) -> list[Prediction]:
     """The rows of a JSONL file. Raises UserError with file, line and field for anything that is not a prediction."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected JSONL rows with {', '.join(REQUIRED_FIELDS)}")
+    expected = f"rows with {', '.join(REQUIRED_FIELDS)}"
     predictions: list[Prediction] = []
-    line_numbers: dict[str, int] = {}  # id -> line
-    with path.open(encoding="utf-8-sig") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    prediction = Prediction.from_row(_parse_line(line, where), where)
-                    if prediction.id in line_numbers:
-                        raise UserError(
-                            f"{where}: id {prediction.id} was used on line {line_numbers[prediction.id]}; "
-                            "expected unique ids"
-                        )
-                    line_numbers[prediction.id] = number
-                    predictions.append(prediction)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+    first_use: dict[str, str] = {}  # id -> where
+    for where, row in read_jsonl(path, expected):
+        prediction = Prediction.from_row(row, where)
+        if prediction.id in first_use:
+            line = first_use[prediction.id].rpartition(", ")[2]
+            raise UserError(f"{where}: id {shorten(prediction.id)[1:-1]} was used on {line}; expected unique ids")
+        first_use[prediction.id] = where
+        predictions.append(prediction)
     if not predictions:
-        raise UserError(f"{path}: no rows; expected JSONL rows with {', '.join(REQUIRED_FIELDS)}")
+        raise UserError(f"{path}: no rows; expected JSONL {expected}")
     return predictions
-
-
-def _parse_line(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object with {', '.join(REQUIRED_FIELDS)}; found {line[:40]!r}")
-    return row
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -148,11 +148,13 @@ def to_halfwidth(text: str) -> str:
 
 # --- answers: frames, list items, abstentions -----------------------------------------------------------------------
 
+MAX_ANSWER_CHARACTERS = 4_000  # of an answer or reference that rules read; a longer one is no answer to a question
+
 _SPACE = re.compile(r"\s+")
 # Spaces next to a Han character or a mark carry no meaning; between two Latin words they do.
 _MEANINGLESS_SPACE = re.compile(r"(?<![a-z0-9]) | (?![a-z0-9])")
-_TAIL = re.compile(r"[。.!?;,:~…\s]+$")
-_HEAD = re.compile(r"^[。,;:\s]+")
+# Stripped as characters: a search for [。.!?…]+$ takes time with the square of a run of such marks.
+_TAIL_MARKS, _HEAD_MARKS = "。.!?;,:~… ", "。,;: "
 _WRAPPED = re.compile(r"^(?:\"(.+)\"|'(.+)'|\((.+)\)|\[(.+)\]|\*\*(.+)\*\*|《(.+)》)$")
 _IMAGE = r"(?:这张|该张|该|此|本|这幅|上|以上|给出的|所示)?(?:医学)?(?:图像|图片|影像|照片|图)"
 _FRAME = re.compile(
@@ -182,18 +184,19 @@ def normalize_text(text: str) -> str:
     """Simplified, half-width, lower case, no meaningless spaces, no punctuation at the ends; every word stays."""
     text = _SPACE.sub(" ", to_simplified(to_halfwidth(text)).lower()).strip()
     text = _MEANINGLESS_SPACE.sub("", text).replace("、", ",")
-    return _HEAD.sub("", _TAIL.sub("", text))
+    return text.rstrip(_TAIL_MARKS).lstrip(_HEAD_MARKS)
 
 
 @lru_cache(maxsize=20_000)
 def normalize_answer(text: str) -> str:
     """normalize_text without quotes, brackets, answer frames (答案是, 图中显示) and courtesies around the answer.
 
-    Idempotent; may return an empty string. 10⁻³ and ① survive; digits, units, sides and negations never change.
-    For questions use normalize_text: there the frame is part of what is asked.
+    Idempotent; may return an empty string. 10⁻³ and ① survive; digits, units, sides and negations never change. A text
+    of more than MAX_ANSWER_CHARACTERS keeps its frames. For questions use normalize_text: there the frame is part of
+    what is asked.
     """
     text = normalize_text(text)
-    while True:
+    while len(text) <= MAX_ANSWER_CHARACTERS:
         shorter = text
         wrapped = _WRAPPED.match(shorter)
         if wrapped:
@@ -202,11 +205,15 @@ def normalize_answer(text: str) -> str:
             shorter = shorter if re.search(r"[()\[\]\"']", inner) else inner
         for strip in (_FRAME, _COURTESY_TAIL):
             rest = strip.sub("", shorter, count=1)
-            shorter = rest if _TAIL.sub("", rest) else shorter
-        shorter = normalize_text(shorter)
+            shorter = rest if rest.rstrip(_TAIL_MARKS) else shorter
+        # the rest is normalized already, but for its new ends: to normalize it again after every frame is quadratic
+        shorter = shorter.rstrip(_TAIL_MARKS).lstrip(_HEAD_MARKS)
         if shorter == text:
-            return text
+            shorter = normalize_text(text)
+        if shorter == text:
+            break
         text = shorter
+    return text
 
 
 @lru_cache(maxsize=20_000)

@@ -15,6 +15,8 @@ from qilin.text.normalize import to_halfwidth_letters
 # --- numbers and counts --------------------------------------------------------------------------------------------
 
 _CHINESE = "零〇一二两俩三四五六七八九十百千万亿壹贰叁肆伍陆柒捌玖拾"
+MAX_NUMBER_CHARACTERS = 100  # nothing in medicine has more; Python refuses to convert more than 4,300 digits
+
 _CHINESE_NUMBER = re.compile(rf"[{_CHINESE}]+(?:点[{_CHINESE}]+)?")
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _ENGLISH = {"zero": 0, "none": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
@@ -37,6 +39,8 @@ _NOT_COUNT = re.compile("|".join(_NOT_COUNTS))
 def parse_number(text: str) -> Fraction | None:
     """The value of a text that is one number, else None: "12", "1,024", "2.5", "1/2", "十二", "两", "半", "一点五"."""
     word = to_halfwidth_letters(text).strip()
+    if len(word) > MAX_NUMBER_CHARACTERS:
+        return None
     if _PLAIN_NUMBER.fullmatch(word):
         return Fraction(word.replace(",", ""))
     if re.fullmatch(r"\d+/[1-9]\d*", word):
@@ -51,7 +55,7 @@ def parse_number(text: str) -> Fraction | None:
 
     try:
         value = cn2an.cn2an(word.replace("俩", "两").replace("〇", "零"), "smart")
-    except ValueError:  # numeral characters in an invalid order: 十百
+    except (ValueError, LookupError):  # numeral characters in an invalid order: 十百; cn2an fails at 一十千千 itself
         return None
     return Fraction(str(value))
 
@@ -156,8 +160,15 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
 }
 
 _UNIT = "|".join(sorted((re.escape(unit) for unit in _UNITS), key=len, reverse=True))
-_NUMBER = r"(?:\d+(?:\.\d+)?|[零〇一二两三四五六七八九十百千]+(?:点[零一二三四五六七八九]+)?|半)"
-_QUANTITY = re.compile(rf"((?:{_NUMBER}\s*(?:{_UNIT})?\s*[x×*]\s*)*{_NUMBER})\s*({_UNIT})(?![a-z])", re.IGNORECASE)
+_NUMERALS = "零〇一二两三四五六七八九十百千"
+# The lookbehinds keep a search from trying every tail of a number: 4,000 digits without a unit took 7 seconds.
+_NUMBER = (
+    rf"(?:(?:(?<!\d)|(?<=m[23]))\d++(?:\.\d++)?|(?<![{_NUMERALS}])[{_NUMERALS}]+(?:点[零一二三四五六七八九]+)?|半)"
+)
+# At most eight factors: without a bound, 2x3x2x3x… took time with the square of its length.
+_QUANTITY = re.compile(
+    rf"((?:{_NUMBER}\s*+(?:{_UNIT})?\s*+[x×*]\s*+){{0,7}}{_NUMBER})\s*+({_UNIT})(?![a-z])", re.IGNORECASE
+)
 _PART = re.compile(rf"({_NUMBER})\s*({_UNIT})?", re.IGNORECASE)
 
 

@@ -28,6 +28,8 @@ NO = frozenset((
     "观察不到", "看不出", "找不到", "n", "nope", "incorrect", "wrong", "×", "✗",
 ))  # fmt: skip
 
+MAX_WORD_CHARACTERS = 60  # of a bare yes or no with its hedges and negations
+
 _YES_NO_MARKERS = re.compile(
     r"(?:吗|么|嘛|吧|不)\??$|(?:吗|么|嘛)\?|是否|有没有|有无|是不是|能否|可否|能不能|可不可以|会不会|对不对|属不属于|存不存在|包不包含"
     r"|^(?:is|are|was|were|does|do|did|can|has|have|could)\b"
@@ -70,14 +72,19 @@ def is_open_question(question: str) -> bool:
 
 def word_polarity(text: str) -> bool | None:
     """The polarity of a bare yes or no word; None for any other text."""
-    for word in (text, _HEDGES.sub(r"\1", text)):
-        if word in YES:
-            return True
-        if word in NO:
-            return False
-    negated = _NEGATED_WORD.match(text)
-    inner = word_polarity(negated.group(1)) if negated else None
-    return None if inner is None else not inner
+    if len(text) > MAX_WORD_CHARACTERS:
+        return None
+    affirms = True
+    while True:
+        for word in (text, _HEDGES.sub(r"\1", text)):
+            if word in YES:
+                return affirms
+            if word in NO:
+                return not affirms
+        negated = _NEGATED_WORD.match(text)
+        if negated is None:
+            return None
+        text, affirms = negated.group(1), not affirms
 
 
 @lru_cache(maxsize=20_000)
@@ -197,12 +204,14 @@ def _opposite(text: str, statement: str) -> bool | None:
     return no if _CHANGED.search(statement) and not _CHANGED.search(text) and normality(text) else None
 
 
+MAX_COMPARISON_CHARACTERS = 400  # question and answer: the time grows with the cube of the length
+
 _COMPARES = re.compile(r"(?:.*[,中])?(.+?)比(.+?)(?:更|要|还)?([大小高低多少长短亮暗粗细])")
 
 
 def _comparison(text: str, statement: str) -> bool | None:
     """A比B大吗 answered by A更大 or B更大, B比A大, 一样大."""
-    comparison = _COMPARES.match(statement)
+    comparison = _COMPARES.match(statement) if len(statement) + len(text) <= MAX_COMPARISON_CHARACTERS else None
     if comparison is None:
         return None
     first, second, quality = comparison.groups()
@@ -271,13 +280,19 @@ def polarity(text: str, question: str = "") -> bool | None:
     A leading word decides (是的,…); a sentence is read by its negation and by what it shares with the question. An
     answer that says both, or neither, is None.
     """
-    word = word_polarity(text)
-    if word is not None:
-        return word
-    leading = _ENGLISH_LEADING_WORD.match(text) or _LEADING_WORD.match(text)
-    first = word_polarity(leading.group(1)) if leading else None
-    if leading is None or first is None:
-        return _sentence_polarity(text, question) if question else None
-    rest = leading.group(2).strip()
-    second = polarity(rest, question) if rest else None
-    return first if second is None or second is first else None
+    leading_words: list[bool] = []
+    rest: bool | None = None  # what follows the leading words says
+    while text:
+        rest = word_polarity(text)
+        if rest is not None:
+            break
+        leading = _ENGLISH_LEADING_WORD.match(text) or _LEADING_WORD.match(text)
+        first = word_polarity(leading.group(1)) if leading else None
+        if leading is None or first is None:
+            rest = _sentence_polarity(text, question) if question else None
+            break
+        leading_words.append(first)
+        text = leading.group(2).strip()
+    for word in reversed(leading_words):
+        rest = word if rest is None or rest is word else None
+    return rest

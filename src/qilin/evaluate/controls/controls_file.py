@@ -6,12 +6,13 @@ model, dataset or training data. The first line is a header, every other line be
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qilin.core.errors import UserError
+from qilin.core.files import read_jsonl
 from qilin.evaluate.results import Prediction, write_jsonl
 from qilin.evaluate.scoring.aggregate import Controls, ScoringContext
 from qilin.evaluate.scoring.captions import FactSource
@@ -79,10 +80,24 @@ def read_controls(path: Path, predictions: Sequence[Prediction]) -> StoredContro
     if not path.is_file():
         reasons = {"blind": NO_TRAINING_DATA, "shuffled": NO_MODEL, "nearest": NO_TRAINING_IMAGES}
         return StoredControls(Controls(reasons=reasons))
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        return parse_controls([row for _, row in read_jsonl(path, "a row per prediction")], path.name, predictions)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path}: damaged, or not written by qilin evaluate ({type(error).__name__}: {error}); remove it to score "
+            "without controls"
+        ) from None
+
+
+def parse_controls(
+    lines: Sequence[Mapping[str, Any]], file_name: str, predictions: Sequence[Prediction]
+) -> StoredControls:
+    """The rows of controls.jsonl. Raises LookupError, TypeError, AttributeError or ValueError for a damaged file."""
     header, rows = lines[0], {line["id"]: line for line in lines[1:]}
     if any(prediction.id not in rows for prediction in predictions):
-        reason = f"{path.name} beside the file is about other rows"
+        reason = f"{file_name} beside the file is about other rows"
         return StoredControls(Controls(reasons=dict.fromkeys(("blind", "shuffled", "nearest"), reason)))
 
     def column(name: str) -> dict[str, Any] | None:
@@ -91,6 +106,11 @@ def read_controls(path: Path, predictions: Sequence[Prediction]) -> StoredContro
     def columns(name: str, count: int) -> list[dict[str, Any]]:
         return [{i: row[name][k] for i, row in rows.items()} for k in range(count)]
 
+    answer_columns = [name for name in header["has"] if name in CONTROL_FIELDS]
+    for row in rows.values():
+        texts = [*(row[name] for name in answer_columns), *row["shuffled"], *row.get("nearest", ()), row.get("blank")]
+        if not all(isinstance(text, str) or text is None for text in texts):
+            raise TypeError(f"an answer of row {row['id']} is not a text")
     blank = {i: row["blank"] for i, row in rows.items() if row.get("blank") is not None}
     neighbors = header.get("neighbours") or ()
     return StoredControls(

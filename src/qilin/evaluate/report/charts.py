@@ -6,16 +6,17 @@ Lengths are in units of the SVG's view box; the page scales it.
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from qilin.core.files import read_json
+from qilin.core.errors import UserError
+from qilin.core.files import read_json_object, read_jsonl
 from qilin.evaluate.report.html import render
 
 WIDTH, HEIGHT = 460, 210
@@ -41,26 +42,40 @@ class TrainingStage:
 
 
 def training_stages(model: str | Path) -> list[TrainingStage]:
-    """The stages that led to a model folder, first stage first, as far as their qilin.json and metrics exist."""
+    """The stages that led to a model folder, first stage first, as far as their qilin.json and metrics exist.
+
+    A stage whose files are damaged is left out, and said on stderr: the report is written after hours of work.
+    """
     stages: list[TrainingStage] = []
     folder: Path | None = Path(model)
     visited: set[Path] = set()
     while folder is not None and (folder / "qilin.json").is_file() and folder.resolve() not in visited:
         visited.add(folder.resolve())
-        metadata = read_json(folder / "qilin.json")
-        metrics = folder / (metadata.get("metrics") or "metrics.jsonl")
-        points = read_points(metrics, "loss")
-        if points:
-            name, step = (
-                f"{folder.name}: {metadata.get('stage', '')}",
-                (metadata.get("plan") or {}).get("model_of_step"),
-            )
-            stages.append(TrainingStage(name, points, read_points(metrics, "validation_loss"), step))
-        parent = metadata.get("parent")
+        try:
+            metadata = read_json_object(folder / "qilin.json")
+            stage = read_stage(folder, metadata)
+        except (UserError, OSError, ValueError, TypeError, AttributeError) as error:
+            print(f"{folder}: no loss curve in the report ({' '.join(str(error).split())})", file=sys.stderr)
+            break
+        if stage:
+            stages.append(stage)
+        parent = metadata.get("parent") or ""
         # The runs may have been moved together: the parent's name next to this folder is tried too.
-        candidates = [Path(parent), folder.parent / Path(parent).name] if parent else []
+        is_path = isinstance(parent, str) and parent and "\x00" not in parent
+        candidates = [Path(str(parent)), folder.parent / Path(str(parent)).name] if is_path else []
         folder = next((path for path in candidates if path.is_dir()), None)
     return stages[::-1]
+
+
+def read_stage(folder: Path, metadata: Mapping[str, Any]) -> TrainingStage | None:
+    """The losses of one model folder; None without any. Raises UserError, ValueError or TypeError if damaged."""
+    metrics = folder / (metadata.get("metrics") or "metrics.jsonl")
+    points = read_points(metrics, "loss")
+    if not points:
+        return None
+    step = (metadata.get("plan") or {}).get("model_of_step")
+    name = f"{folder.name}: {metadata.get('stage', '')}"
+    return TrainingStage(name, points, read_points(metrics, "validation_loss"), step if isinstance(step, int) else None)
 
 
 def read_points(path: Path, metric: str) -> list[Point]:
@@ -68,10 +83,10 @@ def read_points(path: Path, metric: str) -> list[Point]:
     if not path.is_file():
         return []
     points = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if isinstance(row.get("step"), int | float) and isinstance(row.get(metric), int | float):
-            points.append((float(row["step"]), float(row[metric])))
+    for _, row in read_jsonl(path, "a row per step"):
+        step, value = row.get("step"), row.get(metric)
+        if isinstance(step, int | float) and isinstance(value, int | float) and isfinite(step) and isfinite(value):
+            points.append((float(step), float(value)))
     return points
 
 

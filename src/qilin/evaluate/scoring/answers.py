@@ -21,10 +21,24 @@ from qilin.evaluate.scoring.anatomy import Location, Meaning, Term, parse_meanin
 from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options
 from qilin.text.laterality import find_sides, sides_conflict
 from qilin.text.negation import count_negations
-from qilin.text.normalize import is_abstention, normalize_answer, normalize_text, split_list_items
-from qilin.text.numbers import counts_to_digits, find_measurements, parse_count, parse_number, remove_measurements
+from qilin.text.normalize import (
+    MAX_ANSWER_CHARACTERS,
+    is_abstention,
+    normalize_answer,
+    normalize_text,
+    split_list_items,
+)
+from qilin.text.numbers import (
+    MAX_NUMBER_CHARACTERS,
+    counts_to_digits,
+    find_measurements,
+    parse_count,
+    parse_number,
+    remove_measurements,
+)
 from qilin.text.synonyms import CATEGORIES, lookup_term
 from qilin.text.yes_no import (
+    MAX_COMPARISON_CHARACTERS,
     is_open_question,
     is_yes_no_question,
     named_terms,
@@ -37,6 +51,10 @@ from qilin.text.yes_no import (
 # 1.1: a caption that contradicts itself is wrong. 1.2: which side, shared ends of lists, both sides as a list; in
 # yes/no questions opposites, comparisons, and statements of what a thing is.
 SCORER_VERSION = "1.2"
+
+
+RULE_FAILED = Verdict(None, "failed")  # never expected: a fault of ours, counted in "rules" instead of a traceback
+MAX_ITEM_PAIRS = 10_000  # of two lists whose items are compared one by one
 
 
 def exact_match(prediction: str, reference: str) -> bool:
@@ -61,7 +79,19 @@ def judge_answer(
 
     `answer_type` is open, closed, choice or None; `choices` are the options of a choice question, in order.
     """
-    return _judge(question, reference, prediction, answer_type, tuple(choices or ()))
+    choices = tuple(choices or ())
+    if max(map(len, (question, reference, prediction, "".join(choices)))) > MAX_ANSWER_CHARACTERS:
+        is_equal = normalize_text(prediction) == normalize_text(reference)
+        return Verdict(True, "equal") if is_equal else Verdict(None, "too long")
+    try:
+        return _judge(question, reference, prediction, answer_type, choices)
+    except (
+        RecursionError,
+        ArithmeticError,
+        LookupError,
+        ValueError,
+    ):  # one row that no rule can read costs only itself
+        return RULE_FAILED
 
 
 @lru_cache(maxsize=20_000)  # controls give the same answer to many rows
@@ -192,7 +222,7 @@ def _numbers(text: str) -> set[Fraction]:
     if counted is not None:
         return {counted[0]}
     digits = _ENGLISH_NUMBER.sub(lambda m: str(parse_number(m.group())), counts_to_digits(remove_measurements(text)))
-    numbers = {Fraction(digit) for digit in _NUMBER.findall(digits)}
+    numbers = {Fraction(digit) for digit in _NUMBER.findall(digits) if len(digit) <= MAX_NUMBER_CHARACTERS}
     return numbers or ({Fraction(2)} if _PAIR.search(text) else set())
 
 
@@ -238,6 +268,8 @@ def _by_items(q: str, r: str, p: str) -> Verdict | None:
     if _is_concatenation(r, p) or _is_concatenation(p, r):
         return Verdict(True, "punctuation")
     expected, answer = ([parse_meaning(item) for item in split_list_items(text)] for text in (r, p))
+    if len(expected) * len(answer) > MAX_ITEM_PAIRS:
+        return Verdict(True, "list") if set(expected) == set(answer) else Verdict(None, "too long")
     is_complete = all(any(same_meaning(a, b, q) for b in answer) for a in expected)
     is_correct = all(any(same_meaning(a, b, q) for a in expected) for b in answer)
     is_list = len(expected) > 1 or len(answer) > 1
@@ -283,7 +315,8 @@ def _by_sentence(q: str, r: str, p: str) -> Verdict | None:
         words = list(CATEGORIES[expected.category][expected.name])
     else:
         words = [r]
-    compared = re.match(r"(?:.*,)?(.+?)比(.+?)(?:更|要|还)?([大小高低多少长短亮暗])", p)
+    is_short = len(p) <= MAX_COMPARISON_CHARACTERS
+    compared = re.match(r"(?:.*,)?(.+?)比(.+?)(?:更|要|还)?([大小高低多少长短亮暗])", p) if is_short else None
     if compared and compared.group(3) in q:
         return Verdict(same_meaning(parse_meaning(compared.group(1)), expected, q), "comparison")
     for word in sorted(words, key=len, reverse=True):

@@ -6,14 +6,14 @@ extracts from the reference. Outputs: one fact score per caption and the means.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qilin.core.errors import UserError
+from qilin.core.files import read_jsonl, shorten
 from qilin.evaluate.results import Prediction
-from qilin.evaluate.scoring.text_metrics import bleu, chrf, cider, mean_rouge_l, tokens
+from qilin.evaluate.scoring.text_metrics import MAX_TEXT_CHARACTERS, bleu, chrf, cider, mean_rouge_l, tokens
 from qilin.text.facts import (
     DEFAULT_VOCABULARY,
     Vocabulary,
@@ -71,6 +71,7 @@ class FactSource:
 
     def compare(self, image_ids: Sequence[str], reference: str, prediction: str) -> FactScore:
         """The facts that a caption states against the true ones."""
+        prediction, reference = prediction[:MAX_TEXT_CHARACTERS], reference[:MAX_TEXT_CHARACTERS]
         stated = extract_facts(prediction, self.vocabulary)
         contradicted = find_contradictions(prediction, self.vocabulary)
         if image_ids and all(image_id in self.truth for image_id in image_ids):
@@ -87,16 +88,13 @@ def read_fact_source(dataset: Path | None) -> FactSource:
     if dataset is not None and (dataset / VOCABULARY_FILE).is_file():
         vocabulary = read_vocabulary(dataset / VOCABULARY_FILE)
     if dataset is not None and (dataset / TRUTH_FILE).is_file():
-        with (dataset / TRUTH_FILE).open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    row = json.loads(line)
-                    if "facts" in row:  # a truth record may hold rows without facts
-                        truth[row["image_id"]] = frozenset(row["facts"])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{dataset / TRUTH_FILE}, line {number}: expected image_id and facts, found {error}"
-                    ) from None
+        for where, row in read_jsonl(dataset / TRUTH_FILE, "image_id and facts"):
+            facts = row.get("facts", [])
+            is_right = isinstance(facts, list) and all(isinstance(fact, str) for fact in facts)
+            if "facts" in row and not (is_right and isinstance(row.get("image_id"), str)):
+                raise UserError(f"{where}: expected image_id and facts, found {shorten(row)}")
+            if "facts" in row:  # a truth record may hold rows without facts
+                truth[row["image_id"]] = frozenset(facts)
     return FactSource(vocabulary, truth)
 
 
@@ -120,6 +118,7 @@ def score_captions(
         "contradictions": sum(fact.contradicted for fact in facts) / len(facts),
     }
     if control_answers is None:
+        predictions, references = ([t[:MAX_TEXT_CHARACTERS] for t in texts] for texts in (predictions, references))
         words = [[tokens(normalize_answer(text), "word") for text in texts] for texts in (predictions, references)]
         scores |= {
             "bleu4": bleu(predictions, references),

@@ -15,7 +15,7 @@ _LETTER = r"[A-Ha-h]"
 _STEMS = "甲乙丙丁戊己庚辛"
 _PREFIX = re.compile(rf"^\s*\(?({_LETTER})\)?\s*[.、:)，,]\s*(?=\S)")
 _BARE = re.compile(rf"^[(\[]?({_LETTER}|[{_STEMS}])[)\]]?\s*[.、:。]?$")
-_MANY = re.compile(rf"^(?:{_LETTER}\s*[,、和与]?\s*)+$")
+_MANY = re.compile(rf"^(?:{_LETTER}\s*+(?:[,、和与]\s*+)?)+$")  # one way to match: two took exponential time
 _CHOSEN = re.compile(
     rf"(?:答案|选项|选择|应选|故选|选|answer(?: is)?|option|choose)\s*(?:应该|应)?(?:是|为|:)?\s*"
     rf"(?:选项|option)?\s*[(\[]?((?:[A-H][、,和与]?)+|[{_STEMS}])(?![A-Za-z0-9-])",
@@ -48,7 +48,7 @@ def selected_options(answer: str, choices: Sequence[str]) -> frozenset[int] | No
     In this order: a declared letter (答案是B, 选乙), a leading one (B. 气胸), the text of exactly one choice, the only
     letter that stands alone.
     """
-    text = to_halfwidth(answer).strip().strip("。!*")
+    text = re.sub(r"\s+", " ", to_halfwidth(answer)).strip().strip("。!*")
     count = len(choices)
     bare = _BARE.match(text)
     if bare:

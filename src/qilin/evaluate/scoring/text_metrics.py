@@ -13,6 +13,8 @@ from math import exp, log, sqrt
 
 from qilin.text.normalize import normalize_answer
 
+MAX_TEXT_CHARACTERS = 10_000  # of a text that the metrics read; what a model that repeats itself adds is not
+JIEBA_BLOCK = 5_000  # characters
 CIDER_MAX_NGRAM = 4
 CIDER_SIGMA = 6.0  # of the length penalty, in bigrams, as published (CIDEr-D)
 
@@ -21,14 +23,20 @@ Ngram = tuple[str, ...]
 
 @lru_cache(maxsize=20_000)
 def tokens(text: str, unit: str) -> tuple[str, ...]:
-    """A normalized text as characters (unit "char") or jieba words (unit "word"), without punctuation and spaces."""
+    """A normalized text as characters (unit "char") or jieba words (unit "word"), without punctuation and spaces.
+
+    What follows MAX_TEXT_CHARACTERS is not read.
+    """
+    text = text[:MAX_TEXT_CHARACTERS]
     if unit == "char":
         pieces: list[str] = list(text)
     else:
         import jieba
 
         jieba.setLogLevel(60)  # jieba logs how it loads its dictionary
-        pieces = jieba.lcut(text)
+        # jieba's time grows with the square of a run of unknown characters
+        blocks = (text[i : i + JIEBA_BLOCK] for i in range(0, len(text), JIEBA_BLOCK))
+        pieces = [piece for block in blocks for piece in jieba.lcut(block)]
     return tuple(piece for piece in pieces if piece.strip() and not re.fullmatch(r"[\W_]+", piece))
 
 
