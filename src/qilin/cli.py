@@ -233,6 +233,8 @@ RENAMED = {
     "--as": "--scorer",
     "--only-read": "--reviewed-only",
     "--every": "--include-nonmedical",
+    "--unsure": "--include-unsure",
+    "--allow-leaks": "--allow-contamination",
     "--asks": "--max-attempts",
     "--back": "--min-backtranslation-chrf",
     "--least": "--min-turns",

@@ -58,8 +58,8 @@ def test_equal_rows_give_equal_hashes(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"messages": (user("问", images=1), assistant(" "))}, "empty answer"),
-        ({"messages": (user("问"), assistant("答"))}, "0 image marks for 1 images"),
-        ({"messages": (user("问", images=2), assistant("答"))}, "2 image marks for 1 images"),
+        ({"messages": (user("问"), assistant("答"))}, "0 image parts for 1 images"),
+        ({"messages": (user("问", images=2), assistant("答"))}, "2 image parts for 1 images"),
         ({"messages": (assistant("答"), user("问", images=1))}, "turns out of order"),
         ({"messages": (user("问", images=1),)}, "no answer"),
         ({"answer_type": "choice"}, "no choices"),

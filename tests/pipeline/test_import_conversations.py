@@ -64,11 +64,11 @@ def test_single_and_multi_turn_conversations(tmp_path: Path) -> None:
 
 
 BAD_CONVERSATIONS = [
-    ({"image": "0.png", "conversations": turns("这是什么？", "肺")}, "an image but no <image> mark"),
-    ({"conversations": turns("<image>这是什么？", "肺")}, "an <image> mark but no image"),
-    ({"image": "", "conversations": turns("<image>这是什么？", "肺")}, "an <image> mark but no image"),
-    ({"image": "0.png", "conversations": turns("<image><image>？", "肺")}, "more <image> marks than images"),
-    ({"image": ["0.png", "1.png"], "conversations": turns("<image>？", "肺")}, "fewer <image> marks"),
+    ({"image": "0.png", "conversations": turns("这是什么？", "肺")}, "an image but no <image> token"),
+    ({"conversations": turns("<image>这是什么？", "肺")}, "an <image> token but no image"),
+    ({"image": "", "conversations": turns("<image>这是什么？", "肺")}, "an <image> token but no image"),
+    ({"image": "0.png", "conversations": turns("<image><image>？", "肺")}, "more <image> tokens than images"),
+    ({"image": ["0.png", "1.png"], "conversations": turns("<image>？", "肺")}, "fewer <image> tokens"),
     ({"image": "0.png", "conversations": turns("<image>这是什么？", "  ")}, "empty answer"),
     ({"image": "0.png", "conversations": turns("<image>", "肺")}, "empty question"),
     ({"image": "0.png", "conversations": turns("<image>这是什么？", "肺<image>")}, "outside a question"),
@@ -102,9 +102,9 @@ def test_each_bad_conversation_is_rejected_with_its_own_reason(tmp_path: Path) -
     assert sum(data.manifest["counts"]["dropped_reasons"].values()) == len(BAD_CONVERSATIONS)
 
 
-def test_add_missing_marks(tmp_path: Path) -> None:
+def test_add_image_tokens(tmp_path: Path) -> None:
     rows = [{"image": ["0.png", "1.png"], "conversations": turns("有变化吗？", "没有")}]
-    data = import_llava(tmp_path, rows, add_missing_marks=True)
+    data = import_llava(tmp_path, rows, add_image_tokens=True)
     assert [part["type"] for part in data.samples("train")[0].messages[0]["content"]] == ["image", "image", "text"]
 
 

@@ -128,7 +128,7 @@ def sample_problem(sample: Sample) -> str | None:
     """Why a sample can be neither trained on nor asked, as written to dropped.jsonl; None if it is valid."""
     num_images = count_images(sample.messages)
     if num_images != len(sample.image_ids):
-        return f"{num_images} image marks for {len(sample.image_ids)} images"
+        return f"{num_images} image parts for {len(sample.image_ids)} images"
     answers = [text_of(message) for message in sample.messages if message["role"] == "assistant"]
     if not answers:
         return "no answer: no assistant message"

@@ -116,7 +116,7 @@ def sharegpt_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
 
 
 def text_with_markers(message: Mapping[str, Any]) -> str:
-    """A message as text with an <image> marker for each image, each on its own line as in LLaVA."""
+    """A message as text with an <image> token for each image, each on its own line as in LLaVA."""
     return "\n".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
 
 

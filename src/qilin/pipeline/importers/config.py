@@ -17,8 +17,8 @@ FOLDER_OPTIONS = (
 LAYOUTS_OF_OPTION: dict[str, tuple[str, ...]] = {
     "captions": ("slake",),
     "kind": ("llava",),
-    "add_missing_marks": ("llava",),
-    "unsure": ("figures",),
+    "add_image_tokens": ("llava",),
+    "include_unsure": ("figures",),
     "pmc": (*PMC_LAYOUTS, "roco"),
     **dict.fromkeys(("validation", "test", "seed"), LAYOUTS_WITHOUT_SPLITS),
     **dict.fromkeys(FOLDER_OPTIONS, ("folder",)),
@@ -33,20 +33,24 @@ class ImportConfig:
     source: Path = option(help="its folder or file; llava: a JSON or JSONL file; folder: a CSV, JSON or JSONL table")
     out: Path = option(help="dataset folder to create; must be new or empty")
     images: Path | None = option(
-        default=None, help="folder that image paths are relative to (default: the folder of the source)"
+        default=None,
+        help="folder that image paths are relative to (default: the folder of the source); figures: the folder of the "
+        "articles that the figures were extracted from (required)",
     )
     pmc: Path | None = option(
         default=None, help="folder of `qilin data pmc`, for images named by their article (PMC123_Fig1_2.jpg)"
     )
-    unsure: bool = option(default=False, help="figures: include those that may not be medical, judging by the caption")
+    include_unsure: bool = option(
+        default=False, help="figures: include those whose caption does not say whether they are medical"
+    )
     lang: Literal["zh", "en"] = option(
         default="zh",
         help="llava, folder: language of the texts; slake: language of the questions to read; others detect it",
     )
     captions: bool = option(default=True, help="slake: compose captions from each image's own questions and answers")
     kind: Literal["vqa", "caption"] = option(default="vqa", help="llava: the kind of a row with a single exchange")
-    add_missing_marks: bool = option(
-        default=False, help="llava: if a row has images but no <image> mark, put the marks first"
+    add_image_tokens: bool = option(
+        default=False, help="llava: prepend <image> tokens to the first question of a row that has images but no token"
     )
     image: str | None = option(
         default=None, help="folder: column of image paths, several separated by ';' (default: image)"

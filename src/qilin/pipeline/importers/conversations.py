@@ -1,5 +1,5 @@
 """Conversations in LLaVA's layout: `id`, `image` (one, several or none), `conversations` of human and gpt turns with
-<image> marks; and the published data sets that use it (PubMedVision, LLaVA-Med, ChiMed-VL).
+<image> tokens; and the published data sets that use it (PubMedVision, LLaVA-Med, ChiMed-VL).
 
 In: a JSON list or JSONL file. Out: a `vqa` or `caption` row for a single exchange, a `chat` row for several. Rows whose
 marks and images disagree are rejected, each with its own reason.
@@ -19,7 +19,7 @@ from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.rows import article_id, detect_lang, find_image, image_folders
 from qilin.pipeline.importers.table_files import check_file, read_rows
 
-MARK = "<image>"
+IMAGE_TOKEN = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MISSPELLED_FIELD = "conversatons"  # in LLaVA-Med's alignment file
 
@@ -47,7 +47,7 @@ def read_llava(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
 
 
 def parse_conversation(
-    row: Mapping[str, Any], number: int, config: ImportConfig, add_missing_marks: bool = False
+    row: Mapping[str, Any], number: int, config: ImportConfig, add_image_tokens: bool = False
 ) -> ImportRow | RejectedRow:
     """One row of the file as an ImportRow, or the reason for its rejection."""
     names = image_names(row)
@@ -55,11 +55,11 @@ def parse_conversation(
     reason = "image is neither a path nor a list of paths" if names is None else turns_problem(turns)
     if reason or names is None or not isinstance(turns, list):
         return RejectedRow(row, reason or "conversations is not a list")
-    reason, missing_marks = compare_marks(turns, len(names), add_missing_marks or config.add_missing_marks)
+    reason, missing_tokens = check_image_tokens(turns, len(names), add_image_tokens or config.add_image_tokens)
     if reason:
         return RejectedRow(row, reason)
     first_question = next((index for index, turn in enumerate(turns) if ROLES[turn["from"]] == "user"), 0)
-    messages = [parse_turn(turn, missing_marks if index == first_question else 0) for index, turn in enumerate(turns)]
+    messages = [parse_turn(turn, missing_tokens if index == first_question else 0) for index, turn in enumerate(turns)]
     answers = [text_of(message) for message in messages if message["role"] == "assistant"]
     kind = "chat" if len(answers) > 1 else config.kind
     if kind == "vqa" and not any(text_of(message).strip() for message in messages if message["role"] == "user"):
@@ -95,31 +95,31 @@ def turns_problem(turns: Any) -> str | None:
     return None
 
 
-def compare_marks(turns: list[dict[str, str]], images: int, add_missing: bool) -> tuple[str | None, int]:
-    """(why the <image> marks do not match the images, or None; how many marks to add before the first question)"""
-    if any(MARK in turn["value"] for turn in turns if ROLES[turn["from"]] != "user"):
-        return "an <image> mark outside a question", 0
-    marks = sum(turn["value"].count(MARK) for turn in turns)
-    if marks == images:
+def check_image_tokens(turns: list[dict[str, str]], images: int, add_tokens: bool) -> tuple[str | None, int]:
+    """(why the <image> tokens do not match the images, or None; how many to add before the first question)"""
+    if any(IMAGE_TOKEN in turn["value"] for turn in turns if ROLES[turn["from"]] != "user"):
+        return "an <image> token outside a question", 0
+    num_tokens = sum(turn["value"].count(IMAGE_TOKEN) for turn in turns)
+    if num_tokens == images:
         return None, 0
-    if marks == 0 and add_missing:
+    if num_tokens == 0 and add_tokens:
         return None, images
-    if marks == 0:
-        return "an image but no <image> mark (--add-missing-marks puts it first)", 0
+    if num_tokens == 0:
+        return "an image but no <image> token (--add-image-tokens prepends it)", 0
     if images == 0:
-        return "an <image> mark but no image", 0
-    return f"{'more' if marks > images else 'fewer'} <image> marks than images", 0
+        return "an <image> token but no image", 0
+    return f"{'more' if num_tokens > images else 'fewer'} <image> tokens than images", 0
 
 
-def parse_turn(turn: Mapping[str, str], missing_marks: int) -> dict[str, Any]:
-    """A turn as a message. A single mark moves before the text, as in LLaVA's loader; several keep their positions."""
+def parse_turn(turn: Mapping[str, str], missing_tokens: int) -> dict[str, Any]:
+    """A turn as a message. A single token moves before the text, as in LLaVA's loader; several keep their positions."""
     role, value = ROLES[turn["from"]], turn["value"]
     if role != "user":
         return assistant(value.strip()) | {"role": role}
-    if value.count(MARK) == 1:
-        value = MARK + value.replace(MARK, "").strip()
-    content: list[dict[str, str]] = [{"type": "image"}] * missing_marks
-    for index, text in enumerate(value.split(MARK)):
+    if value.count(IMAGE_TOKEN) == 1:
+        value = IMAGE_TOKEN + value.replace(IMAGE_TOKEN, "").strip()
+    content: list[dict[str, str]] = [{"type": "image"}] * missing_tokens
+    for index, text in enumerate(value.split(IMAGE_TOKEN)):
         content += [{"type": "image"}] if index else []
         content += [{"type": "text", "text": text.strip()}] if text.strip() else []
     return {"role": role, "content": content}
@@ -161,7 +161,7 @@ def read_published(
             continue
         if MISSPELLED_FIELD in row:
             row = {"conversations": row[MISSPELLED_FIELD], **row}
-        parsed = parse_conversation(row, number, config, add_missing_marks=True)
+        parsed = parse_conversation(row, number, config, add_image_tokens=True)
         if isinstance(parsed, RejectedRow):
             yield parsed
             continue

@@ -28,12 +28,12 @@ def figures_inputs(config: ImportConfig) -> list[Path]:
 
 
 def read_figures(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
-    """Figures as captions, panels, mentions and contexts; figures of unsure content only with --unsure."""
+    """Figures as captions, panels, mentions and contexts; unsure figures only with --include-unsure."""
     if config.images is None:
         raise UserError("--images is required: the folder of articles from which the figures were extracted")
     for row in read_shards(config.source):
-        if row["medical"] == "unsure" and not config.unsure:
-            yield RejectedRow(row, f"unsure whether it is medical (--unsure takes it): {row['reason']}")
+        if row["medical"] == "unsure" and not config.include_unsure:
+            yield RejectedRow(row, f"unsure whether it is medical (--include-unsure imports it): {row['reason']}")
         else:
             yield from figure_rows(row, config.images, config)
 
