@@ -143,7 +143,7 @@ def test_contamination_licenses_retractions_and_texts(tmp_path: Path, capsys: py
     flags = ("--benchmarks", str(bench), "--license", "commercial", "--retracted", str(tmp_path / "retracted.txt"))
     _, samples, dropped = run_curate(source, tmp_path / "out", *flags)
     assert dropped == {
-        "near": "leak: image of bench", "text": "leak: text of bench", "nc": "licence: noncommercial",
+        "near": "contamination: image of bench", "text": "contamination: text of bench", "nc": "license: noncommercial",
         "old": "its article is retracted", "who": "personal data: name", "de": "neither Chinese nor English",
     }  # fmt: skip
     assert text_of(samples["good"].messages[1]) == "CT显示12mm肿块"
@@ -153,10 +153,10 @@ def test_contamination_licenses_retractions_and_texts(tmp_path: Path, capsys: py
         folders = [str(tmp_path / source) for source in (name, *sources)]
         assert main(["data", "merge", *folders, "--workers", "1"]) == 0
         assert (excluded in (tmp_path / name / "README.md").read_text()) == (name == "one")
-    _, samples, _ = run_curate(source, tmp_path / "all", "--benchmarks", str(bench), "--allow-leaks", "--keep-personal",
-                               "--keep-languages")  # fmt: skip
+    _, samples, _ = run_curate(source, tmp_path / "all", "--benchmarks", str(bench), "--allow-contamination",
+                               "--keep-personal", "--keep-languages")  # fmt: skip
     assert set(samples) == {"near", "text", "nc", "old", "who", "de", "good"}
-    assert "leak: image of bench (1); leak: text of bench (1)" in capsys.readouterr().out
+    assert "contamination: image of bench (1); contamination: text of bench (1)" in capsys.readouterr().out
     card = (tmp_path / "all" / "README.md").read_text()
     assert excluded not in card
     assert "No test set was named" in card
@@ -166,7 +166,7 @@ def test_contamination_licenses_retractions_and_texts(tmp_path: Path, capsys: py
     assert main(["data", "curate", str(source), str(tmp_path / "out"), "--workers", "1"]) == 2  # other rules
     for flags, expected in (
         (("--benchmarks", str(source)), "is the dataset that is curated"),
-        (("--allow-leaks",), "--benchmarks"),
+        (("--allow-contamination",), "--benchmarks"),
         (("--validation", "0.2"), "--validation needs --resplit"),
     ):
         capsys.readouterr()
@@ -210,7 +210,7 @@ def test_an_empty_result_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     command = ["data", "curate", str(source), str(tmp_path / "out")]
     assert main([*command, "--workers", "1", "--license", "commercial"]) == 2
-    assert "rejected: licence: unknown (1)" in capsys.readouterr().err
+    assert "rejected: license: unknown (1)" in capsys.readouterr().err
     assert main([*command, "--workers", "1"]) == 0  # no shards of the first run are in the way
     assert main(["data", "curate", str(source), str(tmp_path / "x"), "--workers", "-1"]) == 2
     assert "--workers -1" in capsys.readouterr().err

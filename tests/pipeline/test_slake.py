@@ -69,7 +69,7 @@ def test_questions_keep_their_text_and_split(tmp_path: Path) -> None:
     assert (image.modality, image.body_part, image.format) == ("CT", "Lung", "jpeg")
     reasons = data.manifest["counts"]["dropped_reasons"]
     assert reasons == {
-        "leak: its image or group is already in train": 1,  # an image of train asked about again in validation
+        "leakage: its image or group is already in train": 1,  # an image of train asked about again in validation
         "image file is missing": 1,
         "empty answer": 1,
         "row without image": 1,

@@ -135,7 +135,7 @@ def excluded_benchmarks(settings: Mapping[str, Any]) -> tuple[bool, set[str]]:
     excluded = set.intersection(*(names for _, names in results)) if results else set()
     if settings.get("step") != "curate":
         return any(is_curated for is_curated, _ in results), excluded
-    if not settings["rules"]["allow_leaks"]:
+    if not settings["rules"]["allow_contamination"]:
         excluded |= {f"{name} ({str(dataset_hash)[:12]})" for name, dataset_hash in settings["benchmarks"].items()}
     return True, excluded
 

@@ -162,7 +162,7 @@ class DatasetWriter:
         if any(f"image {image_id}" not in self.keys for image_id in sample.image_ids):
             return "its image was refused or is missing"
         other_splits = {key_split for key in split_keys(sample) if (key_split := self.keys.get(key))} - {split}
-        return f"leak: its image or group is already in {other_splits.pop()}" if other_splits else None
+        return f"leakage: its image or group is already in {other_splits.pop()}" if other_splits else None
 
     def flush_images(self) -> None:
         size = sum(len(row["bytes"]) for row in self.pending_images)

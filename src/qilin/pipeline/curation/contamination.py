@@ -46,7 +46,7 @@ def mark_contaminated_images(data: Dataset, benchmarks: Sequence[Path], reasons:
             raise UserError(f"{path}: is the dataset that is curated; name the test sets that it must not contain")
         test_phashes = np.unique(image_hashes(benchmark)[1])
         for _, index in near_pairs(test_phashes, phashes, NEAR_BITS) if len(phashes) and len(test_phashes) else ():
-            reasons.add_fingerprint(int(ids[index]), f"leak: image of {path.name}")
+            reasons.add_fingerprint(int(ids[index]), f"contamination: image of {path.name}")
 
 
 def contamination_reason(sample: Sample, benchmarks: tuple[Path, ...]) -> str | None:
@@ -63,7 +63,7 @@ def contamination_reason(sample: Sample, benchmarks: tuple[Path, ...]) -> str | 
             counts[name] += 1
             sizes[name] = size
     contained = min((name for name, count in counts.items() if count >= CONTAMINATED_SHARE * sizes[name]), default=None)
-    return f"leak: text of {contained.partition('/')[0]}" if contained else None
+    return f"contamination: text of {contained.partition('/')[0]}" if contained else None
 
 
 @lru_cache(maxsize=2)

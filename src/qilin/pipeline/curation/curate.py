@@ -45,10 +45,10 @@ class CurateConfig:
     benchmarks: tuple[Path, ...] = option(
         default=(), help="dataset folders of test sets; samples that share images or texts with them are removed"
     )
-    allow_leaks: bool = option(default=False, help="count samples shared with the test sets, but keep them")
+    allow_contamination: bool = option(default=False, help="count samples shared with the test sets, but keep them")
     license: Literal["commercial", "noncommercial", "any"] = option(
         default="any",
-        help="use that every sample and image must permit; commercial removes NC, ND and unknown licenses",
+        help="intended use, which all licenses of a sample must permit; commercial removes NC, ND and unknown licenses",
     )
     retracted: Path | None = option(
         default=None, help="file of PMC ids of retracted articles, whose samples are removed"
@@ -68,15 +68,15 @@ class CurateConfig:
             raise ValueError(
                 f"validation is {self.validation} and test is {self.test}; expected shares that leave some for train"
             )
-        if self.allow_leaks and not self.benchmarks:
-            raise ValueError("--allow-leaks has no effect without --benchmarks")
+        if self.allow_contamination and not self.benchmarks:
+            raise ValueError("--allow-contamination has no effect without --benchmarks")
         if not self.resplit:
             for name, default in (("validation", 0.05), ("test", 0.05), ("seed", 0)):
                 if getattr(self, name) != default:
                     raise ValueError(f"--{name} needs --resplit; without it the splits stay as they are")
 
 
-RULES = ("allow_leaks", "license", "keep_personal", "keep_languages", "resplit", "validation", "test", "seed")
+RULES = ("allow_contamination", "license", "keep_personal", "keep_languages", "resplit", "validation", "test", "seed")
 
 
 def curate(config: CurateConfig) -> None:
@@ -96,7 +96,7 @@ def curate(config: CurateConfig) -> None:
         return print_curated(config, open_dataset(config.out), is_new=False)
     workers = make_workers(config.execution.workers, config.execution.cluster)
     lookups = config.out.resolve().with_name(f".{config.out.name}.rules")
-    benchmarks = () if config.allow_leaks else tuple(path.resolve() for path in config.benchmarks)
+    benchmarks = () if config.allow_contamination else tuple(path.resolve() for path in config.benchmarks)
     with ProgressBars(transient=True) as progress:
         build_lookups(data, config, lookups, benchmarks, workers, progress)
         task = progress.add_task("writing samples", total=None)
@@ -214,7 +214,7 @@ def rejection_reason(
     if sample.group in retracted:
         return "its article is retracted"
     if TIERS.index(sample.license_tier) > TIERS.index(ALLOWED[config.license]):
-        return f"licence: {sample.license_tier}"
+        return f"license: {sample.license_tier}"
     text = "\n".join(text_of(message) for message in sample.messages)
     if not config.keep_personal and (categories := find_personal_data(text)):
         return f"personal data: {categories[0]}"
@@ -246,12 +246,12 @@ def normalize_text(text: str) -> str:
 
 def print_curated(config: CurateConfig, data: Dataset, is_new: bool) -> None:
     """Print what stayed, what did not and why, and which test sets it was compared with."""
-    leaks = count_contamination(data, config.benchmarks) if config.allow_leaks else None
+    contaminated = count_contamination(data, config.benchmarks) if config.allow_contamination else None
     lines = []
     if not config.benchmarks:
         lines.append("not compared with any test set; name their folders with --benchmarks")
-    if leaks is not None:
-        by_reason = "; ".join(f"{reason} ({count:,})" for reason, count in leaks.most_common())
-        lines.append(f"samples kept by --allow-leaks: {by_reason or 'none shares anything with a test set'}")
-    extra = {} if leaks is None else {"leaks_kept": leaks}
+    if contaminated is not None:
+        by_reason = "; ".join(f"{reason} ({count:,})" for reason, count in contaminated.most_common())
+        lines.append(f"samples kept by --allow-contamination: {by_reason or 'none shares anything with a test set'}")
+    extra = {} if contaminated is None else {"contaminated_kept": contaminated}
     print_summary(config.out, data, is_new, config.execution.json, extra, lines)

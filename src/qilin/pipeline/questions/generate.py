@@ -110,7 +110,7 @@ class Draft:
     """The state of one text: accepted questions, faulty ones to request again, rejected ones.
 
     `form_error`: why the last reply could not be read, and `beginning`: how it began. `refused_by`: what refuses the
-    text, such as a content filter, so that asking again is of no use.
+    text, such as a content filter, so that a retry is pointless.
     """
 
     sample: Sample
@@ -280,7 +280,7 @@ def rejected_rows(draft: Draft) -> Iterator[RejectedRow]:
         question = row if isinstance(row, dict) else {"row": row}
         yield reject_question(draft.sample, question | {"doubts": doubts}, f"question: {', '.join(sorted(doubts))}")
     if draft.form_error:
-        reason = "of no use" if draft.refused_by in ("", "form") else f"refused by the {draft.refused_by}"
+        reason = "unreadable" if draft.refused_by in ("", "form") else f"refused by the {draft.refused_by}"
         details = {"doubts": {"form": draft.form_error}, "reply_began": draft.beginning}
         yield reject(draft.sample, f"questions: the reply is {reason}", **details)
     elif not draft.accepted and not draft.rejected and not draft.faulty:

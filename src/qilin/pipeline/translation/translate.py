@@ -89,8 +89,8 @@ class Translator:
 class Result:
     """A sample's translations by text field, or None with the doubts that the last reply raised.
 
-    `beginning`: how a reply began that could not be read. `is_final`: the service refuses the sample, asking again is
-    of no use.
+    `beginning`: how a reply began that could not be read. `is_final`: the service refuses the sample, a retry is
+    pointless.
     """
 
     texts: dict[str, str] | None
