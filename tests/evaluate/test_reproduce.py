@@ -47,6 +47,21 @@ def test_remote_model(dataset: Path, tmp_path: Path) -> None:
             evaluate(EvaluateConfig(**other))
 
 
+def test_a_password_in_the_address_is_in_no_file(dataset: Path, tmp_path: Path) -> None:
+    with serve(FakeService(answer_with_image)) as service:
+        url = service.url.replace("//", "//user:hidden-word@")
+        options: dict[str, Any] = {"model": "served", "dataset": dataset, "endpoint": url, "resamples": 10}
+        options |= {"controls": False, "train": dataset, "limit": 2, "extra": '{"top_k": 1}', "out": tmp_path / "a"}
+        scores = evaluate(EvaluateConfig(**options))
+        assert service.keys[-1].startswith("Basic ")
+        assert service.requests[-1]["top_k"] == 1
+    files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert [path.name for path in files if b"hidden-word" in path.read_bytes()] == []
+    assert scores["manifest"]["settings"]["endpoint"] == service.url
+    assert scores["manifest"]["model"]["extra"] == '{"top_k": 1}'
+    assert "scores.json" in {path.name for path in files}
+
+
 def test_budget_is_for_the_whole_evaluation(dataset: Path, tmp_path: Path) -> None:
     """A pass is sent in chunks of 8 batches; 300 tokens are enough for 20 requests of 15 tokens in all chunks."""
     with serve(FakeService(answer_with_image)) as service:
