@@ -63,7 +63,7 @@ COMMANDS = {
         "qilin data extract-figures pmc/articles figures\nqilin data extract-figures articles figures --workers 8",
     ),
     "data filter-figures": Command(
-        "classify figures whose captions leave it undecided, with a vision-language model",
+        "ask a vision-language model about the figures whose captions do not say whether they are medical",
         "qilin.pipeline.pubmed.vision_filter:FilterFiguresConfig",
         "qilin.pipeline.pubmed.vision_filter:filter_figures",
         ("source", "out"),

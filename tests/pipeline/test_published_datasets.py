@@ -205,7 +205,8 @@ def test_figures_with_panels(tmp_path: Path) -> None:
     assert (
         data.image(rows["PMC12/F1-caption"].image_ids[0]).provenance[0].attribution == "A rare case, Journal of Cases"
     )
-    assert dropped_reasons(data) == ["unsure whether it is medical (--include-unsure imports it): names no kind of image"] * 2
+    reason = "unsure whether it is medical (--include-unsure imports it): names no kind of image"
+    assert dropped_reasons(data) == [reason] * 2
     words = ["--images", str(pmc / "articles"), "--split", "train", "--include-unsure"]
     out = tmp_path / "unsure"
     assert main(["data", "import", "figures", str(tmp_path / "figures"), str(out), *words]) == 0

@@ -25,7 +25,9 @@ class ConvertConfig:
         default=None, help="vision encoder, folder or hub id, if the checkpoint lacks its weights or its config"
     )
     lora: Literal["merge", "keep"] = option(
-        default="merge", help="keep: write the base model, and the adapter to OUT/adapter; to llava: a LoRA folder"
+        default="merge",
+        help="merge: add the adapter to the weights; keep: write the base model, and the adapter to OUT/adapter (--to "
+        "llava: a LoRA folder)",
     )
     dtype: Literal["keep", "fp32", "fp16", "bf16"] = option(default="keep", help="data type of the written weights")
     shard_gb: float = option(default=5.0, help="maximum size of a weight file, in GB (10^9 bytes)")

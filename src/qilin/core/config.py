@@ -267,6 +267,8 @@ def unwrap_optional(hint: Any) -> Any:
 def metavar(hint: Any) -> str:
     """The placeholder in --help: the choices of a Literal, otherwise a name for the type."""
     hint = unwrap_optional(hint)
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(str(choice) for choice in typing.get_args(hint))
     return {int: "N", float: "X", Path: "PATH"}.get(hint, "TEXT")

@@ -50,7 +50,7 @@ class TinyModelsConfig:
 
     vision: TinyVisionConfig = option(default=TinyVisionConfig(), help="the vision encoder")
     language: TinyLanguageConfig = option(default=TinyLanguageConfig(), help="the language model")
-    seed: int = option(default=0, help="of the initial weights and the order of samples")
+    seed: int = option(default=0, help="random seed of the initial weights and the order of samples")
 
 
 @config_class
@@ -62,10 +62,10 @@ class DemoConfig:
     )
     data: Path | None = option(default=None, help="an imported dataset folder to train on, instead of synthetic images")
     recipes: str | None = option(
-        default=None, help="recipe folder: a name or a path (default: tiny; small with --data)"
+        default=None, help="folder of recipes, a name or a path (default: tiny; small with --data)"
     )
     images: int = option(default=4000, help="number of synthetic images")
-    seed: int = option(default=0, help="of the images, the initial weights and the order of samples")
+    seed: int = option(default=0, help="random seed of the images, the initial weights and the order of samples")
     quick: bool = option(default=False, help="a smoke test of about a minute; its results are labeled as such")
     threads: int = option(default=1, help="CPU threads for training; models this small are slower with more")
 

@@ -11,8 +11,11 @@ from qilin.core.llm_client_config import EXTRA_HELP, parse_extra
 class EvaluateConfig:
     """Answer the questions of a split with a model, score the answers against controls, and write a report."""
 
-    model: str | None = option(default=None, help="model folder or hub id; with --endpoint, the model's name there")
-    dataset: Path | None = option(default=None, help="dataset folder")
+    model: str | None = option(
+        default=None,
+        help="model folder or hub id; with --endpoint: the model's name there; with --reproduce: only if it moved",
+    )
+    dataset: Path | None = option(default=None, help="dataset folder; with --reproduce: only if it moved")
     split: str = option(default="test", help="split to evaluate")
     endpoint: str | None = option(
         default=None, help="base URL of an OpenAI-compatible service that runs MODEL, such as http://127.0.0.1:8000/v1"
@@ -46,7 +49,7 @@ class EvaluateConfig:
     limit: int | None = option(default=None, help="evaluate only the first N samples; the report states the limit")
     seed: int = option(default=0, help="random seed of derangements and bootstrap")
     device: str = option(default="auto", help="auto, cpu, cuda, …")
-    dtype: str = option(default="auto", help="auto, fp32, bf16")
+    dtype: Literal["auto", "fp32", "bf16"] = option(default="auto", help="auto: bf16 on an accelerator, else fp32")
     label: str | None = option(
         default=None, help="text of a banner at the top of the report, such as 'quick run'; default: the model's own"
     )

@@ -57,13 +57,14 @@ class GenerateVqaConfig:
     out: Path = option(help="dataset folder to write; new, empty, or an interrupted run of the same command")
     service: ServiceConfig = option(default={"cache": Path("questions.sqlite")}, flatten=True)
     guess_endpoint: str | None = option(
-        default=None, help="endpoint of the model that guesses without the image, with the same key (default: the same)"
+        default=None,
+        help="endpoint of the model that guesses without the image; gets the same API key (default: --endpoint)",
     )
-    guess_model: str | None = option(default=None, help="name of the model that guesses (default: the one that writes)")
+    guess_model: str | None = option(default=None, help="name of the model that guesses (default: --model)")
     guess_extra: str | None = option(
-        default=None, help="as extra, for the model that guesses (default: extra, unless it is at another endpoint)"
+        default=None, help="as --extra, for the model that guesses (default: --extra, unless its endpoint differs)"
     )
-    guesses: int = option(default=3, help="tries to guess each question without the image; 0: skip this filter")
+    guesses: int = option(default=3, help="attempts to answer each question without the image; 0: skip this filter")
     kinds: tuple[TextKind, ...] = option(
         default=("caption", "context", "inline", "report"), help="kinds of texts to make questions from"
     )

@@ -21,10 +21,10 @@ class ReviewConfig:
         default=200, help="number of samples, stratified by source, kind and failed checks; 0: all samples"
     )
     splits: tuple[Literal["train", "validation", "test"], ...] = option(default=(), help="only samples of these splits")
-    seed: int = option(default=0, help="seed of the sampling; reviewers who are to be compared need the same seed")
+    seed: int = option(default=0, help="random seed of the sampling; reviewers to be compared need the same seed")
     host: str = option(default="127.0.0.1", help="address to listen on; traffic to other machines is not encrypted")
     port: int = option(default=8010, help="port to listen on; 0: any free port")
-    report: bool = option(default=False, help="show no page, but print the decisions and the agreement of reviewers")
+    report: bool = option(default=False, help="print the decisions and the reviewers' agreement; show no page")
     json: bool = option(default=False, help="with --report: print it as JSON")
 
     EPILOG = (
