@@ -11,6 +11,7 @@ from rich.console import Console
 from qilin.convert.config import ConvertConfig
 from qilin.convert.weight_files import TensorToWrite, write_shards
 from qilin.core.errors import RunError, UserError
+from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -25,13 +26,20 @@ def log(text: str) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that is renamed to `out` on success and removed on any error.
 
-    Raises UserError if `out` exists and is not empty.
+    Raises UserError if `out` exists and is not empty, or another process writes it.
     """
+    with lock_dir(out):
+        yield from write_new_folder(out)
+
+
+def write_new_folder(out: Path) -> Iterator[Path]:
+    """`new_folder` where this process holds the lock."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and holds something else; choose another OUT, or remove it")
     folder = out.parent / f".{out.name}.{os.getpid()}.partial"
     for other in out.parent.glob(f".{out.name}.*.partial"):
-        log(f"{other}: another conversion is writing it, or was killed; in that case remove it")
+        log(f"{other}: removed; the conversion that wrote it was killed")
+        shutil.rmtree(other, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from qilin import __version__
 from qilin.core.files import sha256_file, to_json
-from qilin.core.output_dir import create_staging_dir, publish, require_empty
+from qilin.core.output_dir import create_staging_dir, lock_dir, publish, require_empty
 from qilin.dataset.card import write_card
 from qilin.dataset.hash_tables import ExactKeyStore
 from qilin.dataset.licenses import license_tier, strictest
@@ -76,7 +76,7 @@ class DatasetWriter:
     """Writes one dataset folder; a context manager that writes the manifest at a normal exit.
 
     `settings` describe how the data were made (importer or step, options, command line); manifest and card record them.
-    Raises UserError if `path` is occupied.
+    Raises UserError if `path` is occupied, or another process writes it.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], title: str | None = None) -> None:
@@ -94,9 +94,15 @@ class DatasetWriter:
         self.image_file_bytes = BYTES_PER_FILE  # full: the first image opens file 0
 
     def __enter__(self) -> "DatasetWriter":
-        self.staging = create_staging_dir(self.path)
-        for folder in ("images", "samples"):
-            (self.staging / folder).mkdir()
+        self.lock = contextlib.ExitStack()
+        self.lock.enter_context(lock_dir(self.path))
+        try:
+            self.staging = create_staging_dir(self.path)
+            for folder in ("images", "samples"):
+                (self.staging / folder).mkdir()
+        except OSError:
+            self.lock.close()
+            raise
         self.dropped_file = (self.staging / "dropped.jsonl").open("w", encoding="utf-8")
         # sample ids and image ids; for the images and groups of samples, the split they belong to
         try:
@@ -124,6 +130,7 @@ class DatasetWriter:
             with contextlib.suppress(OSError):  # closing fails too on a full disk; the first error is the one reported
                 file.close()
         shutil.rmtree(self.staging, ignore_errors=True)
+        self.lock.close()
 
     def add_image(self, image: ImageRecord) -> None:
         """Store an image; one whose id is already stored is ignored."""

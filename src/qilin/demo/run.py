@@ -12,6 +12,7 @@ from rich.console import Console
 
 from qilin.core.config import read_config, read_yaml, to_dict, write_yaml
 from qilin.core.errors import UserError
+from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
 from qilin.core.recipes import recipe_root
 from qilin.dataset.reader import Dataset, open_dataset
@@ -27,6 +28,12 @@ def demo(config: DemoConfig) -> None:
     """`qilin demo`: run every section in order."""
     start = time.monotonic()
     recipes = choose_recipes(config)
+    with lock_dir(config.out):
+        run_sections(config, recipes, start)
+
+
+def run_sections(config: DemoConfig, recipes: str, start: float) -> None:
+    """Every section in an output folder that this process has locked."""
     claim_output_dir(config)
     data = run_dataset(config)
     run_tiny_models(config, data.path, recipes)

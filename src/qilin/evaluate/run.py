@@ -15,6 +15,7 @@ from typing import Any
 from qilin.core.config import to_dict
 from qilin.core.llm_client import Endpoint
 from qilin.core.llm_client_config import parse_extra, public_address
+from qilin.core.output_dir import lock_dir
 from qilin.dataset.reader import is_synthetic
 from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.controls.blind import blank_image, derangements
@@ -58,7 +59,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises UserError if model, dataset, split or training data cannot be used, or `out` belongs to another evaluation.
     """
     job = open_job(config)
-    identity = job_identity(job)
+    with lock_dir(config.out):
+        return evaluate_job(job)
+
+
+def evaluate_job(job: EvaluationJob) -> dict[str, Any]:
+    """Runs an evaluation in an output folder that this process has locked."""
+    config, identity = job.config, job_identity(job)
     bind_output_dir(config.out, identity)
     hashes = read_hashes(job.dataset)
     matches: Mapping[str, str] = {}

@@ -15,7 +15,7 @@ from typing import Any
 
 from qilin.core.errors import RunError, UserError
 from qilin.core.files import read_json, to_json, write_atomic
-from qilin.core.output_dir import bind_dir
+from qilin.core.output_dir import bind_dir, lock_dir
 from qilin.dataset.import_rows import RejectedRow
 from qilin.pipeline.execution.workers import Workers
 
@@ -42,6 +42,19 @@ def run_sharded(
     """
     settings = json.loads(json.dumps({**settings, "shards": len(inputs)}, default=str))
     out = out.resolve()  # workers may have other current folders
+    with lock_dir(out):
+        return run_pending(function, inputs, out, settings, workers, on_shard)
+
+
+def run_pending(
+    function: ShardFunction,
+    inputs: Sequence[Any],
+    out: Path,
+    settings: Mapping[str, Any],
+    workers: Workers | None,
+    on_shard: Callable[[int], None],
+) -> dict[str, Any]:
+    """`run_sharded` in a folder that this process has locked."""
     bind_dir(out, BEGUN_FILE, settings)
     pending = []
     for number in range(len(inputs)):
