@@ -21,6 +21,7 @@ from qilin.convert.cache import ensure_hf_layout
 from qilin.core.config import read_yaml, to_dict, write_yaml
 from qilin.core.errors import RunError, UserError
 from qilin.core.files import read_json, to_json, write_atomic
+from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
 from qilin.core.provenance import commit, machine, versions
 from qilin.model.hub import check_not_quantized
@@ -80,8 +81,17 @@ def train_command(command: TrainCommand) -> None:
 def run_stage(config: TrainConfig, title: str, check: bool = False) -> Path | None:
     """Train one stage; returns its folder. A finished run is left unchanged, an interrupted one continues.
 
-    With `check` it reads and checks everything, decodes every image, and returns None without training.
+    With `check` it reads and checks everything, decodes every image, and returns None without training. Raises
+    UserError if another process trains in the folder.
     """
+    if config.out is None or check or os.environ.get("RANK", "0") != "0":
+        return run_locked_stage(config, title, check)
+    with lock_dir(config.out):
+        return run_locked_stage(config, title, check)
+
+
+def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | None:
+    """`run_stage` where this process, or rank 0 of this run, holds the lock of the folder."""
     run_dir = config.out
     config = keep_precision_of_run(config)
     if run_dir is not None and not check and is_finished(run_dir, config):
