@@ -19,6 +19,7 @@ from qilin import __version__
 from qilin.core.config import config_class, option
 from qilin.core.errors import RunError, UserError
 from qilin.core.llm_client import run_workers
+from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
 from qilin.dataset.licenses import TIERS, license_tier
 from qilin.pipeline.pubmed.caption_classifier import classify_caption
@@ -104,6 +105,12 @@ def download_articles(config: PmcConfig) -> None:
 
     Raises RunError if the store cannot be reached, UserError if the folder contains anything else.
     """
+    with lock_dir(config.out):
+        download_to_locked_folder(config)
+
+
+def download_to_locked_folder(config: PmcConfig) -> None:
+    """`download_articles` where this process holds the lock of the folder."""
     if config.out.is_dir() and any(config.out.iterdir()) and not (config.out / LEDGER).is_file():
         raise UserError(f"{config.out}: not empty and without a {LEDGER}; choose a new or empty folder")
     config.out.mkdir(parents=True, exist_ok=True)
