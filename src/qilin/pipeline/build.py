@@ -41,9 +41,8 @@ from qilin.pipeline.review.apply import apply_review
 from qilin.pipeline.review.config import ApplyReviewConfig
 from qilin.pipeline.translation.translate import TranslateConfig, translate
 
-PLACEHOLDER = re.compile(
-    r"\{([^{}]+)\}"
-)  # {pmc}: the folder of that step; {ids}: a value; {a|b}: the first that is set
+# {pmc}: the folder of that step; {ids}: a value; {a|b}: the first that is set
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 OUT_HELP = "dataset folder to write"
 # data command -> its config class and function: the commands that write a folder
 COMMANDS: Mapping[str, tuple[type, Callable[[Any], None]]] = {

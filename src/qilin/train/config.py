@@ -62,8 +62,7 @@ class ValidationOptions:
     split: str | float = option(
         default="validation",
         help="a split of the datasets, or a share of the training data, such as 0.05, that is held out by whole "
-        "images, "
-        "articles and patients",
+        "images, articles and patients",
     )
     interval: int = option(default=100, help="steps between validations; the last step is always followed by one")
     samples: int = option(default=0, help="use at most this many samples, the same ones each time; 0: all")
@@ -156,15 +155,13 @@ class TrainConfig:
     )
     precision: Literal["auto", "fp32", "bf16"] = option(
         default="auto",
-        help="precision of the computation; trained weights are kept in fp32; auto: bf16 on GPUs, on a CPU the "
-        "faster one "
-        "by a short measurement; a resumed run keeps its precision",
+        help="precision of the computation; trained weights are kept in fp32; auto: bf16 on GPUs, on a CPU the faster "
+        "one by a short measurement; a resumed run keeps its precision",
     )
     gradient_checkpointing: bool | float | Literal["auto"] = option(
         default=False,
-        help="recompute activations in the backward pass: less memory, a third more computation; true: in all "
-        "layers, a "
-        "share such as 0.5: in that share of them, auto: in as few as the memory requires",
+        help="recompute activations in the backward pass: less memory, a third more computation; true: in all layers, "
+        "a share such as 0.5: in that share of them, auto: in as few as the memory requires",
     )
     frozen_weights: Literal["plain", "nf4", "fp8"] = option(
         default="plain",

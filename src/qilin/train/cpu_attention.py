@@ -19,9 +19,7 @@ import torch
 
 BLOCK = 128  # queries per block (others in bench/results/attention.json)
 BUCKET_WEIGHTS = 1 << 18  # attention weights of one head and block computed at once: they fit into the CPU's cache
-STORED_KEYS = (
-    2048  # up to this many keys, weights are stored for the backward pass: half of what a large layer stores else
-)
+STORED_KEYS = 2048  # up to this many keys, attention weights are stored for the backward pass; beyond, recomputed
 
 # Letters: T tokens, H heads, G key heads, E width of a head; N sequences of a bucket, M = H * N, Q queries, K keys, B
 # queries of a block.

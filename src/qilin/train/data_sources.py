@@ -45,9 +45,8 @@ def open_sources(config: TrainConfig, purpose: Purpose) -> list[SourceRows]:
         total = sum(len(source.rows) for source in sources)
         action = "validate on" if purpose == "validation" else "train on"
         raise UserError(
-            f"validate.split is {validation.split}, which leaves none of {total:,} samples to {action}, since "
-            "whole images "
-            "and groups (articles, patients) are held out; change the share, or name a split"
+            f"validate.split is {validation.split}, which leaves none of {total:,} samples to {action}, since whole "
+            "images and groups (articles, patients) are held out; change the share, or name a split"
         )
     return selected
 
@@ -60,9 +59,8 @@ def open_split(config: TrainConfig, split: str) -> list[SourceRows]:
             f"{source.path} has {', '.join(open_dataset(source.path).splits()) or 'none'}" for source in config.data
         )
         raise UserError(
-            f"validate.split is {split!r}, so there is nothing to validate on: {available}; name one of these, or "
-            "a share "
-            "to hold out, such as validate.split=0.05"
+            f"validate.split is {split!r}, so there is nothing to validate on: {available}; name one of these, or a "
+            "share to hold out, such as validate.split=0.05"
         )
     return [open_source(config, source, split) for source in sources]
 

@@ -21,9 +21,7 @@ from qilin.model.llava import pick_device
 from qilin.train.config import TrainConfig
 
 TIMEOUT = timedelta(hours=2)  # reading a million samples or 13 billion weights rank by rank exceeds the default
-MAX_UNSHARDED_GRADIENTS = (
-    4e9  # bytes of gradients that a device accumulates over the packs of a step before it sends them
-)
+MAX_UNSHARDED_GRADIENTS = 4e9  # bytes; gradients up to this are accumulated over a step's packs before they are sent
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,8 @@ def init_world(device: str) -> World:
     if torch_device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"torchrun started {local_size} processes here, but this machine has {torch.cuda.device_count()} "
-                "GPUs; set "
-                "--nproc-per-node to at most that"
+                f"torchrun started {local_size} processes here, but this machine has {torch.cuda.device_count()} GPUs; "
+                "set --nproc-per-node to at most that"
             )
         torch_device = torch.device("cuda", local_rank)
         torch.cuda.set_device(torch_device)
