@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from importlib import resources
+from string import ascii_letters, digits
 from typing import Any
 
 # --- script: traditional to simplified -----------------------------------------------------------------------------
@@ -66,73 +67,15 @@ def chinese_share(text: str) -> float:
 
 # --- width: full-width to half-width --------------------------------------------------------------------------------
 
-_LETTERS: dict[int, str | int | None] = {ord("０") + i: ord("0") + i for i in range(10)}
-_LETTERS |= {ord("Ａ") + i: ord("A") + i for i in range(26)}
-_LETTERS |= {ord("ａ") + i: ord("a") + i for i in range(26)}
-# Signs inside numbers, units and names, one code point each.
-_SIGNS: dict[str, str | None] = {
-    "％": "%",
-    "＋": "+",
-    "－": "-",
-    "−": "-",
-    "‐": "-",
-    "‑": "-",
-    "–": "-",
-    "＝": "=",
-    "＜": "<",
-    "＞": ">",
-    "／": "/",
-    "＊": "*",
-    "．": ".",
-    "～": "~",
-    "〜": "~",
-    "µ": "μ",
-    "Ω": "Ω",
-    "K": "K",
-    "\u3000": " ",
-    "\u00a0": " ",
-    "\u2009": " ",
-    "\u202f": " ",
-    "\u200b": None,
-    "\u200c": None,
-    "\u200d": None,
-    "\ufeff": None,
-    "\u00ad": None,
-}
-_LETTERS |= {ord(sign): replacement for sign, replacement in _SIGNS.items()}
+_LETTERS: dict[int, str | int | None] = {ord("！") - ord("!") + ord(c): c for c in digits + ascii_letters}
+# Signs inside numbers, units and names: minus and hyphens, spaces, other signs; zero-width characters are removed.
+_LETTERS |= str.maketrans("\uff0d\u2212\u2010\u2011\u2013", "-" * 5)
+_LETTERS |= str.maketrans("\u3000\u00a0\u2009\u202f", " " * 4, "\u200b\u200c\u200d\ufeff\u00ad")
+_LETTERS |= str.maketrans("％＋＝＜＞／＊．～〜\u00b5ΩK", "%+=<>/*.~~μΩK")
 
 _PUNCTUATION = str.maketrans(
-    {
-        "，": ",",
-        "﹐": ",",
-        "､": "、",
-        "；": ";",
-        "：": ":",
-        "？": "?",
-        "！": "!",
-        "（": "(",
-        "）": ")",
-        "［": "[",
-        "］": "]",
-        "【": "[",
-        "】": "]",
-        "｛": "{",
-        "｝": "}",
-        "“": '"',
-        "”": '"',
-        "「": '"',
-        "」": '"',
-        "＂": '"',
-        "‘": "'",
-        "’": "'",
-        "＇": "'",
-        "｡": "。",
-        "＆": "&",
-        "＃": "#",
-        "＠": "@",
-        "｜": "|",
-        "＿": "_",
-    }
+    "，﹐､；：？！（）［］【】｛｝“”「」＂‘’＇｡＆＃＠｜＿",
+    ',,、;:?!()[][]{}"""""\'\'\'。&#@|_',
 )
 
 
