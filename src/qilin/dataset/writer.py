@@ -167,7 +167,7 @@ class DatasetWriter:
         if f"sample {sample.sample_id}" in self.keys:
             return "sample_id was already used"
         if any(f"image {image_id}" not in self.keys for image_id in sample.image_ids):
-            return "its image was refused or is missing"
+            return "its image was rejected or is missing"
         other_splits = {key_split for key in split_keys(sample) if (key_split := self.keys.get(key))} - {split}
         return f"leakage: its image or group is already in {other_splits.pop()}" if other_splits else None
 

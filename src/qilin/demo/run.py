@@ -8,20 +8,19 @@ continues.
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from qilin.core.config import read_config, read_yaml, to_dict, write_yaml
 from qilin.core.errors import UserError
 from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
 from qilin.core.recipes import recipe_root
+from qilin.core.terminal import make_console
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST
 from qilin.demo.config import DemoConfig, TinyModelsConfig
 
 QUICK_IMAGES = 360
 QUICK_LABEL = "quick run: a smoke test, its results are meaningless"
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = make_console(stderr=True)
 
 
 def demo(config: DemoConfig) -> None:
@@ -44,7 +43,7 @@ def run_sections(config: DemoConfig, recipes: str, start: float) -> None:
 
 
 def section(number: int, title: str) -> None:
-    console.print(f"\n[bold]{number}. {title}[/bold]")
+    console.print(f"\n{number}. {title}", style="bold")
 
 
 def claim_output_dir(config: DemoConfig) -> None:
@@ -101,7 +100,7 @@ def run_dataset(config: DemoConfig) -> Dataset:
     counts = data.manifest["counts"]
     samples = ", ".join(f"{number:,} {split}" for split, number in counts["samples"].items())
     console.print(
-        f"  {data.path}: {counts['pictures']:,} images; samples: {samples}; refused rows: {counts['dropped']}"
+        f"  {data.path}: {counts['pictures']:,} images; samples: {samples}; rejected rows: {counts['dropped']}"
     )
     return data
 

@@ -135,7 +135,7 @@ def write_samples(
             for number, question in enumerate(questions.get(index, []))
         ]
         for sample in samples:
-            assert writer.add_sample(split, sample), f"{sample.sample_id} was refused; see dropped.jsonl"
+            assert writer.add_sample(split, sample), f"{sample.sample_id} was rejected; see dropped.jsonl"
 
 
 def to_sample(question: Question, sample_id: str, group: str, image_id: str) -> Sample:
