@@ -63,7 +63,7 @@ def test_equal_rows_give_equal_hashes(tmp_path: Path) -> None:
         ({"messages": (assistant("答"), user("问", images=1))}, "turns out of order"),
         ({"messages": (user("问", images=1),)}, "no answer"),
         ({"answer_type": "choice"}, "no choices"),
-        ({"image_ids": ("f" * 64,)}, "its image was refused or is missing"),
+        ({"image_ids": ("f" * 64,)}, "its image was rejected or is missing"),
         ({"sample_id": "s0"}, "already used"),
     ],
 )
