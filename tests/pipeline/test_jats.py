@@ -3,7 +3,8 @@
 import pytest
 
 from builders.jats import CC_BY_NC, article, figure, link
-from qilin.pipeline.pubmed.jats import ArticleError, Figure, creative_commons, read_article
+from qilin.pipeline.pubmed.credits import creative_commons
+from qilin.pipeline.pubmed.jats import ArticleError, Figure, read_article
 from qilin.pipeline.pubmed.jats_text import split_sentences
 
 

@@ -10,30 +10,28 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars, refusals
+from qilin.core.terminal import make_console
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.licenses import license_tier
-from qilin.imaging.panel_captions import split_caption
+from qilin.imaging.panel_captions import SplitCaption, split_caption
 from qilin.pipeline.execution.config import ExecutionConfig
 from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
 from qilin.pipeline.execution.step_output import command_line
 from qilin.pipeline.execution.workers import make_workers
 from qilin.pipeline.pubmed.caption_classifier import classify_caption
-from qilin.pipeline.pubmed.jats import Article, ArticleError, Figure, read_article
+from qilin.pipeline.pubmed.jats import Article, ArticleError, Figure, read_articles
 
 ARTICLE_SUFFIXES = (".xml", ".nxml")
 ARTICLES_PER_SHARD = 256
 MAX_ARTICLE_BYTES = 200 << 20  # the largest known articles have some 30 MB
-RETRACTION_TYPES = ("retraction", "retracted-article", "partial-retraction", "expression-of-concern")
 
 
 @config_class
@@ -100,19 +98,58 @@ def extract_shard(
     """Article files -> figure rows, and rejected articles and figures."""
     for name in names:
         try:
-            article = read_article(read_file(source / name))
+            articles = list(read_articles(read_file(source / name)))
         except ArticleError as error:
-            yield RejectedRow({"file": name, "detail": error.detail[:300]}, f"article: {error.reason}")
-            continue
-        metadata = read_metadata(source / name)
-        if reason := article_problem(article, metadata):
-            facts = {"file": name, "kind": article.article_type, "figures": len(article.figures)}
-            yield RejectedRow(facts, f"article: {reason}")
-            continue
-        for number, figure in enumerate(article.figures, start=1):
-            row = figure_row(article, figure, name, number, metadata)
-            reason = figure_problem(row, include_nonmedical)
-            yield RejectedRow(row, f"figure: {reason}") if reason else row
+            articles = [error]
+        image_counts = Counter(image for article in articles for image in image_names(article))
+        for number, article in enumerate(articles, start=1):
+            place = f"{name}#{number}" if len(articles) > 1 else name
+            if isinstance(article, ArticleError):
+                yield RejectedRow({"file": place, "detail": article.detail[:300]}, f"article: {article.reason}")
+                continue
+            if len(articles) > 1:
+                article = name_images_of_set(article, article_name(article, place), image_counts)
+            metadata = read_metadata(source / name) if len(articles) == 1 else {}
+            yield from article_rows(article, name, place, metadata, include_nonmedical)
+
+
+def article_rows(
+    article: Article, file_name: str, place: str, metadata: Mapping[str, Any], include_nonmedical: bool
+) -> Iterator[dict[str, Any] | RejectedRow]:
+    """The figure rows of one article. `place`: its file, with its number in a file of several."""
+    if reason := article_problem(article, metadata):
+        facts = {"file": place, "kind": article.article_type, "figures": len(article.figures)}
+        yield RejectedRow(facts, f"article: {reason}")
+        return
+    for number, figure in enumerate(article.figures, start=1):
+        row = figure_row(article, figure, file_name, number, metadata, article_name(article, place))
+        reason = figure_problem(row, include_nonmedical)
+        yield RejectedRow(row, f"figure: {reason}") if reason else row
+
+
+def article_name(article: Article, place: str) -> str:
+    """PMC id, DOI, or the place without the suffix: two folders may both have a fulltext.xml."""
+    path, _, number = place.partition("#")
+    without_suffix = os.path.splitext(path)[0].replace(os.sep, "/")
+    return article.ids.get("pmc") or article.ids.get("doi") or without_suffix + (f"#{number}" if number else "")
+
+
+def image_names(article: Article | ArticleError) -> set[str]:
+    """The names of an article's images, each once."""
+    figures = () if isinstance(article, ArticleError) else article.figures
+    return {name for figure in figures for forms in figure.images for name in forms}
+
+
+def name_images_of_set(article: Article, name: str, counts: Mapping[str, int]) -> Article:
+    """An article of a set, whose images are in a folder with its id; or beside the set, if no other article of it
+    names an image so."""
+
+    def forms_in_set(forms: tuple[str, ...]) -> tuple[str, ...]:
+        inside = (f"{name.replace('/', '_')}/{form}" for form in forms)
+        return tuple(dict.fromkeys((*inside, *(form for form in forms if counts[form] == 1))))
+
+    figures = (replace(figure, images=tuple(map(forms_in_set, figure.images))) for figure in article.figures)
+    return replace(article, figures=tuple(figures))
 
 
 def read_file(path: Path) -> bytes:
@@ -134,20 +171,20 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
 
 
 def article_problem(article: Article, metadata: Mapping[str, Any]) -> str | None:
-    if metadata.get("is_retracted") or article.article_type in RETRACTION_TYPES:
+    if metadata.get("is_retracted") or article.is_retracted:
         return "retracted, or a notice of retraction"
     return None if article.figures else "has no figures"
 
 
 def figure_row(
-    article: Article, figure: Figure, file_name: str, number: int, metadata: Mapping[str, Any]
+    article: Article, figure: Figure, file_name: str, number: int, metadata: Mapping[str, Any], article_id: str
 ) -> dict[str, Any]:
     """A figure as a JSON row with everything that later steps need. `number` counts from 1 in printed order."""
     metadata_license = metadata.get("license_code")
     article_license = metadata_license if isinstance(metadata_license, str) and metadata_license else article.license
     license = figure.license or article_license
-    panels = split_caption(figure.caption)
-    article_id = article.ids.get("pmc") or article.ids.get("doi") or Path(file_name).stem
+    several = figure.shared_caption or len(figure.images) > 1
+    panels = split_caption(figure.caption) if not several else SplitCaption(reason_not_split="several images share it")
     # the article's license does not cover a figure that is credited to somebody else
     is_covered = figure.license or not figure.credit
     return {
@@ -184,7 +221,7 @@ def print_summary(config: ExtractFiguresConfig, articles: int, counts: Mapping[s
         summary = {"out": str(config.out), **facts, "captions_divided": split_captions, **counts}
         print(json.dumps(summary, ensure_ascii=False))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     classes = ", ".join(f"{name} {count:,}" for name, count in medical.most_common()) or "none"
     console.print(f"{config.out}: {counts['rows']:,} figures of {articles:,} articles; medical: {classes}")
     console.print(f"captions split into panels: {split_captions:,}")

@@ -6,28 +6,44 @@ paragraph its sentences with the ids of the figures they name.
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qilin.pipeline.pubmed.jats_math import (
+    FORMULA_MARK,
+    SYMBOL_MARK,
+    local_name,
+    math_text,
+    subscript,
+    superscript,
+    tex_text,
+)
+
 # Elements inside a paragraph that are not part of its sentences.
 EXCLUDED_TAGS = frozenset(
-    ("fig", "fig-group", "table-wrap", "table-wrap-group", "graphic", "inline-graphic", "media", "tex-math", "fn")
-    + ("supplementary-material", "boxed-text", "disp-formula-group", "object-id", "permissions", "attrib", "xref-group")
+    ("fig", "fig-group", "table-wrap", "table-wrap-group", "graphic", "media", "fn", "supplementary-material")
+    + ("boxed-text", "disp-formula-group", "object-id", "permissions", "attrib", "xref-group", "alt-text", "long-desc")
 )
 BLOCK_TAGS = frozenset(
     ("p", "title", "label", "list", "list-item", "def", "term", "disp-quote", "disp-formula", "break")
 )
-TO_SUPERSCRIPT = str.maketrans("0123456789+-−–()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻⁽⁾")
-SUPERSCRIPT_TEXT = re.compile(r"[0-9+\-−–()]+")
+FORMULA_TAGS = ("inline-formula", "disp-formula", "chem-struct")
+MATH = "{http://www.w3.org/1998/Math/MathML}math"
 
 # Marks in text under construction: control characters, which XML forbids, so no article contains them.
 CITATION, OPEN, SEPARATOR, CLOSE = "\x01", "\x02", "\x03", "\x04"
 BRACKETED_CITATIONS = re.compile(rf"[\[(]{CITATION}[\s,;–—{CITATION}-]*[\])]")
 BARE_CITATIONS = re.compile(rf"{CITATION}(?:[\s,;–—-]*{CITATION})*")
 FIGURE_MARK = re.compile(rf"{OPEN}(\d+){SEPARATOR}([^{CLOSE}]*){CLOSE}")
-NUMBER_RANGE = re.compile(r"(?<![\d.])(\d+)\s*[-–—]\s*(\d+)(?![\d.])")
+NUMBER_RANGE = re.compile(r"(?<!\d)(?<!\d\.)(?<!S)(\d{1,3})[A-Za-z]?\s*[-–—]\s*(\d{1,3})(?![\d.]*\d)")
+NUMBER_LIST = re.compile(
+    r"(?:fig(?:ure)?s?\b\.?\s*)?\d{1,3}[A-Za-z]?(?:\s*(?:,|;|&|and|,\s*and)\s*\d{1,3}[A-Za-z]?)*", re.I
+)
+UNLINKED_END = re.compile(r"\s*(?:[-–—~]|to|through)\s*(\d{1,3})(?!\d|\.\d|\s*(?:%|mm|cm))")
 RANGE_SEPARATOR = re.compile(r"\s*(?:[-–—~]|to|through)\s*(?:figs?\.?|figures?)?\s*", re.IGNORECASE)
+PLURAL = re.compile(r"fig(?:ure)?s\b", re.IGNORECASE)
+MAX_RANGE = 60  # figures; "Figs 1-999" is not a range of figures
 
 # A character class comes first so that the search runs from one full stop to the next.
 SENTENCE_END = re.compile(rf"[.!?。！？](?:(?<=[。！？])|[\])”\"'{CLOSE}]*\s+(?=[\"“(\[]*(?:[A-Z0-9]|{OPEN})))")
@@ -39,41 +55,45 @@ ABBREVIATIONS = frozenset(
 
 @dataclass
 class MarkedText:
-    """Text under construction, and the figure ids that each figure mark in it stands for."""
+    """Text under construction, and the figures that each figure mark in it stands for.
 
+    `figures_of`: a cross-reference -> the positions of its figures; None where figures do not matter.
+    """
+
+    figures_of: Callable[[Any], tuple[int, ...]] | None = None
     parts: list[str] = field(default_factory=list)
-    figure_ids: list[tuple[str, ...]] = field(default_factory=list)
+    figures: list[tuple[int, ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph, and its sentences with the figure ids that each one names."""
+    """A paragraph, and its sentences with the positions of the figures that each one names."""
 
     text: str
-    sentences: tuple[tuple[str, frozenset[str]], ...]
+    sentences: tuple[tuple[str, frozenset[int]], ...]
 
 
 def plain_text(element: Any) -> str:
     """All text of an element on one line."""
     marked = MarkedText()
     append_text(element, marked)
-    return remove_figure_marks(normalize_spacing("".join(marked.parts)))
+    return normalize_spacing("".join(marked.parts))
 
 
-def read_paragraph(element: Any, figure_order: Sequence[str], figure_by_number: dict[int, str]) -> Paragraph:
-    """A paragraph with its sentences.
-
-    `figure_order`: figure ids in printed order; `figure_by_number`: 2 -> id of Figure 2.
-    """
-    marked = MarkedText()
+def read_paragraph(
+    element: Any,
+    figures_of: Callable[[Any], tuple[int, ...]],
+    by_number: Mapping[int, tuple[int, ...]],
+    number_of: Mapping[int, int],
+) -> Paragraph:
+    """A paragraph with its sentences. `by_number`: 2 -> the positions of Figure 2; `number_of`: the reverse."""
+    marked = MarkedText(figures_of)
     append_text(element, marked)
-    no_figures = frozenset[str]()
+    no_figures = frozenset[int]()
     sentences = [
         (
             remove_figure_marks(sentence),
-            mentioned_figures(sentence, marked.figure_ids, figure_order, figure_by_number)
-            if OPEN in sentence
-            else no_figures,
+            mentioned_figures(sentence, marked.figures, by_number, number_of) if OPEN in sentence else no_figures,
         )
         for sentence in split_sentences(normalize_spacing("".join(marked.parts)))
     ]
@@ -91,10 +111,8 @@ def append_text(element: Any, marked: MarkedText) -> None:
         tag = child.tag
         if not isinstance(tag, str):  # an undeclared entity; the parser removes comments
             marked.parts.append(html.unescape(child.text or ""))
-        elif tag == "xref":
-            append_xref(child, marked)
-        elif tag == "sup" and len(child) == 0 and SUPERSCRIPT_TEXT.fullmatch(child.text or ""):
-            marked.parts.append(child.text.translate(TO_SUPERSCRIPT))
+        elif append := APPEND.get(tag):
+            append(child, marked)
         elif tag not in EXCLUDED_TAGS:
             append_text(child, marked)
         if child.tail:
@@ -103,21 +121,99 @@ def append_text(element: Any, marked: MarkedText) -> None:
         marked.parts.append(" ")
 
 
+def inner_text(element: Any, marked: MarkedText) -> str:
+    """The text of an element with the marks of the text around it."""
+    if not len(element):
+        return element.text or ""
+    inner = MarkedText(marked.figures_of, figures=marked.figures)
+    append_text(element, inner)
+    return "".join(inner.parts)
+
+
 def append_xref(xref: Any, marked: MarkedText) -> None:
     """Append a cross-reference: marked if to figures, omitted if a literature number, else its text."""
+    text = inner_text(xref, marked)
+    figures = marked.figures_of(xref) if marked.figures_of else ()
     ref_type = xref.get("ref-type")
-    text = xref.text or ""
-    if len(xref):
-        inner = MarkedText()
-        append_text(xref, inner)
-        text = "".join(inner.parts)
-    if ref_type == "fig":
-        marked.parts += [OPEN, str(len(marked.figure_ids)), SEPARATOR, text, CLOSE]
-        marked.figure_ids.append(tuple((xref.get("rid") or "").split()))
+    if marked.figures_of and OPEN not in text and (figures or ref_type == "fig"):
+        marked.parts += [OPEN, str(len(marked.figures)), SEPARATOR, text, CLOSE]
+        marked.figures.append(figures)
     elif ref_type == "bibr" and not re.search(r"[^\W\d_]", text):
         marked.parts.append(CITATION)
     else:
         marked.parts.append(text)
+
+
+def append_superscript(element: Any, marked: MarkedText) -> None:
+    text = inner_text(element, marked)
+    if CITATION in text or OPEN in text:
+        marked.parts.append(text)
+    else:
+        before = next((part for part in reversed(marked.parts[-3:]) if part), "")
+        marked.parts.append(superscript(text, before, element.tail or ""))
+
+
+def append_subscript(element: Any, marked: MarkedText) -> None:
+    text = inner_text(element, marked)
+    marked.parts.append(text if CITATION in text or OPEN in text else subscript(text))
+
+
+def append_formula(element: Any, marked: MarkedText) -> None:
+    """A formula; one that is only a picture leaves its alternative text or a mark."""
+    text = inner_text(element, marked)
+    if not text.strip() and next(element.iter("graphic", "inline-graphic"), None) is not None:
+        text = picture_text(element, FORMULA_MARK)
+    is_block = element.tag in BLOCK_TAGS
+    marked.parts.append(f" {text} " if is_block else text)
+
+
+def append_alternatives(element: Any, marked: MarkedText) -> None:
+    """One of several forms of the same content: MathML before text before TeX."""
+    forms = {local_name(child): child for child in reversed(element) if isinstance(child.tag, str)}
+    for name, child in forms.items():
+        if name not in ("math", "tex-math", "graphic", "inline-graphic", "media"):
+            forms.setdefault("textual-form", child)
+    for name in ("math", "textual-form", "tex-math"):
+        if name in forms:
+            append = APPEND.get(forms[name].tag, append_text)
+            append(forms[name], marked)
+            return
+    if "inline-graphic" in forms and element.getparent().tag not in FORMULA_TAGS:
+        append_inline_graphic(forms["inline-graphic"], marked)
+
+
+def append_math(element: Any, marked: MarkedText) -> None:
+    marked.parts.append(math_text(element))
+
+
+def append_tex(element: Any, marked: MarkedText) -> None:
+    if element.getparent().find(MATH) is None:
+        marked.parts.append(tex_text(element.text or ""))
+
+
+def append_inline_graphic(element: Any, marked: MarkedText) -> None:
+    if element.getparent().tag not in FORMULA_TAGS:
+        marked.parts.append(picture_text(element, SYMBOL_MARK))
+
+
+def picture_text(element: Any, mark: str) -> str:
+    """The alternative text of a picture, or a mark that something stood here."""
+    alternative = next(element.iter("alt-text"), None)
+    text = "".join(alternative.itertext()).strip() if alternative is not None else ""
+    return text or mark
+
+
+APPEND: dict[str, Callable[[Any, MarkedText], None]] = {
+    "xref": append_xref,
+    "sup": append_superscript,
+    "sub": append_subscript,
+    "alternatives": append_alternatives,
+    "tex-math": append_tex,
+    "inline-graphic": append_inline_graphic,
+    MATH: append_math,
+    "math": append_math,
+    **dict.fromkeys(FORMULA_TAGS, append_formula),
+}
 
 
 def normalize_spacing(text: str) -> str:
@@ -151,29 +247,39 @@ def split_sentences(text: str) -> list[str]:
 
 def mentioned_figures(
     sentence: str,
-    mark_ids: Sequence[tuple[str, ...]],
-    figure_order: Sequence[str],
-    figure_by_number: dict[int, str],
-) -> frozenset[str]:
-    """Ids of the figures a sentence names: those it links to, and those inside a range such as "Figs 1–3"."""
-    mentioned: set[str] = set()
-    previous_ids: tuple[str, ...] = ()
+    figures: Sequence[tuple[int, ...]],
+    by_number: Mapping[int, tuple[int, ...]],
+    number_of: Mapping[int, int],
+) -> frozenset[int]:
+    """Positions of the figures a sentence names: those it links to, and those inside a range such as "Figs 1–3"."""
+    mentioned: set[int] = set()
+    previous: tuple[int, ...] = ()
     previous_end = 0
     for match in FIGURE_MARK.finditer(sentence):
-        ids = mark_ids[int(match.group(1))]
-        mentioned.update(ids)
-        if previous_ids and ids and RANGE_SEPARATOR.fullmatch(sentence[previous_end : match.start()]):
-            mentioned.update(figures_between(previous_ids[-1], ids[0], figure_order))
-        for low, high in NUMBER_RANGE.findall(match.group(2)):
-            if int(low) in figure_by_number and int(high) in figure_by_number:
-                numbers = range(int(low), int(high) + 1)
-                mentioned.update(figure_by_number[n] for n in numbers if n in figure_by_number)
-        previous_ids, previous_end = ids, match.end()
+        linked, text = figures[int(match.group(1))], match.group(2).strip()
+        mentioned.update(linked)
+        if previous and linked and RANGE_SEPARATOR.fullmatch(sentence[previous_end : match.start()]):
+            mentioned.update(figures_between(previous[-1], linked[0]))
+        for low, high in NUMBER_RANGE.findall(text):
+            mentioned.update(numbered_figures(int(low), int(high), by_number))
+        own_number = number_of.get(linked[-1]) if linked else None
+        if NUMBER_LIST.fullmatch(text):
+            numbers = set(map(int, re.findall(r"\d+", text)))
+            if not linked or own_number in numbers:  # a link to Figure S2 may be called 2
+                mentioned.update(position for number in numbers for position in by_number.get(number, ()))
+        if own_number and PLURAL.match(text) and (end := UNLINKED_END.match(sentence, match.end())):
+            mentioned.update(numbered_figures(own_number, int(end.group(1)), by_number))
+        previous, previous_end = linked, match.end()
     return frozenset(mentioned)
 
 
-def figures_between(first: str, last: str, figure_order: Sequence[str]) -> Sequence[str]:
+def numbered_figures(low: int, high: int, by_number: Mapping[int, tuple[int, ...]]) -> set[int]:
+    """The figures of a range of numbers; none if the article does not have both ends."""
+    if low not in by_number or high not in by_number or not 0 < high - low < MAX_RANGE:
+        return set()
+    return {position for number in range(low, high + 1) for position in by_number.get(number, ())}
+
+
+def figures_between(first: int, last: int) -> range:
     """The figures from `first` to `last` in printed order; empty if they are not in that order."""
-    if first in figure_order and last in figure_order and figure_order.index(first) < figure_order.index(last):
-        return figure_order[figure_order.index(first) : figure_order.index(last) + 1]
-    return ()
+    return range(first, last + 1) if 0 < last - first < MAX_RANGE else range(0)
