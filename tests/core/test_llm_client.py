@@ -230,6 +230,24 @@ def test_a_call_whose_requests_are_all_rejected_is_an_error_soon() -> None:
         assert len(service.requests) < 40
 
 
+def test_a_lone_rejected_request_is_refused_once_the_service_has_answered() -> None:
+    with serve(FakeService(echo, respond=refuse(400, "odd", "a"))) as service:
+        endpoint, odd = Endpoint(service.url, "m"), [ChatRequest([{"role": "user", "content": "a"}])]
+        with pytest.raises(UserError, match="odd"):
+            complete_all(endpoint, odd)
+        complete_all(endpoint, chat_requests(1))
+        assert complete_all(endpoint, odd)[0].refused_by == "service"  # a retry of one sample, say
+
+
+def test_a_request_that_always_fails_is_refused_while_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qilin.core.llm_client.retry_delay", lambda error, attempt: 0.05)
+    with serve(FakeService(echo, respond=refuse(500, "engine died", "3"))) as service:
+        replies = complete_all(Endpoint(service.url, "m", concurrency=2), chat_requests(30))
+        assert [index for index, reply in enumerate(replies) if reply.refusal] == [3]
+        with pytest.raises(RunError, match="still failing"):
+            complete_all(Endpoint(service.url, "m", concurrency=2), chat_requests(4)[3:])
+
+
 def test_a_service_that_begins_to_reject_everything_ends_the_call(tmp_path: Path) -> None:
     respond = refuse(400, "unloaded", *map(str, range(50, 500)))
     with serve(FakeService(echo, respond=respond)) as service, pytest.raises(UserError, match="unloaded"):

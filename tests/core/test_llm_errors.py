@@ -36,6 +36,7 @@ OTHERS: list[tuple[int, Any, str]] = [
     (429, {"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}, "no credit"),
     (429, {"error": {"code": "1113", "message": "您的账户已欠费，请充值后重试。"}}, "no credit"),
     (429, {"error": {"message": "Rate limit reached for requests. Add a payment method at …/account/billing."}}, "retry"),
+    (429, {"error": {"message": "Request too large for m: tokens per min: Limit 30000, Requested 40000."}}, "too long"),
     (401, {"error": {"message": "Incorrect API key provided"}}, "key"),
     (403, {"error": {"message": "Forbidden"}}, "key"),
     (404, {"error": {"message": "The model `m` does not exist"}}, "wrong"),

@@ -13,11 +13,9 @@ import asyncio
 import hashlib
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from urllib.parse import urlsplit
 from qilin.core.errors import QilinError, RunError, UserError
 from qilin.core.llm_cache import cache_get, cache_put, open_cache
 from qilin.core.llm_client_config import API_KEY_VARIABLES, ServiceConfig, parse_extra, public_address
-from qilin.core.llm_connection import causes, hide_key, is_tls_refusal, one_line, open_client, root_cause
+from qilin.core.llm_connection import causes, hide_key, is_tls_refusal, one_line, open_client, retry_delay, root_cause
 from qilin.core.llm_errors import ServiceError, error_in_completion, from_response
 from qilin.core.llm_parameters import ServiceParameters, parameters_of, room_for_reply
 from qilin.core.llm_reply import ChatReply, is_encodable, join_stream, read_completion, refused_reply
@@ -97,8 +95,9 @@ def complete_all(
                 on_reply(index, reply)
         uncached = {index: request for index, request in enumerate(requests) if index not in replies}
         if uncached:
-            has_answered = any(reply.cached for reply in replies.values())
-            replies |= asyncio.run(complete_uncached(endpoint, uncached, connection, on_reply, has_answered))
+            if any(reply.cached for reply in replies.values()):
+                parameters_of(endpoint.address, endpoint.model).has_answered = True
+            replies |= asyncio.run(complete_uncached(endpoint, uncached, connection, on_reply))
     return [replies[index] for index in range(len(requests))]
 
 
@@ -135,15 +134,14 @@ async def complete_uncached(
     requests: Mapping[int, ChatRequest],
     connection: sqlite3.Connection,
     on_reply: OnReply,
-    has_answered: bool,
 ) -> dict[int, ChatReply]:
     """Send the requests, at most `concurrency` at a time, and cache each reply.
 
     An error that concerns every request, like a spent budget, only stops new ones: requests in flight will be billed,
-    so their replies are awaited and cached. A service that has answered another request (`has_answered`: before this
-    call) refuses a rejected one for what it holds; otherwise the first rejection is raised.
+    so their replies are awaited and cached. A service that has answered another request refuses a rejected one for what
+    it holds; otherwise the first rejection is raised.
     """
-    progress = Progress()
+    progress, known = Progress(), parameters_of(endpoint.address, endpoint.model)
     pending = iter(requests.items())
     limiter = limiter_for(endpoint.address, endpoint.concurrency)
     limiter.reset()
@@ -165,6 +163,7 @@ async def complete_uncached(
                     progress.failure = progress.failure or error
                     return
                 progress.rejected_in_row = 0
+                known.has_answered |= not reply.refusal
                 progress.tokens_used += reply.tokens_in + reply.tokens_out
                 if reply.finish != "rejected":  # a service with a larger context may take it
                     cache_put(connection, cache_key(endpoint, request), endpoint.model, reply)
@@ -174,7 +173,7 @@ async def complete_uncached(
         await run_workers(worker, min(endpoint.concurrency, len(requests)))
     if progress.failure:
         raise progress.failure
-    if progress.rejections and not (has_answered or any(not reply.refusal for reply in progress.replies.values())):
+    if progress.rejections and not known.has_answered:
         raise rejection(next(iter(progress.rejections.values())), endpoint)
     for index, error in progress.rejections.items():
         progress.replies[index] = refused_reply("rejected", f"the service refused the request: {hide_key(error)}")
@@ -277,21 +276,6 @@ async def complete_with_retries(
     if isinstance(failure, ServiceError) and failure.status != 429 and len(progress.replies) - replies_before >= 3:
         raise failure  # others were answered meanwhile: it is this request that the service cannot serve
     raise translate_error(failure, endpoint) from None
-
-
-def retry_delay(error: Any, attempt: int) -> float:
-    """Seconds to wait: Retry-After (seconds or a date) up to 60, else 0.5 (2 after a 429) doubled with each attempt up
-    to 30."""
-    headers = getattr(error, "headers", None) or {}
-    for name, seconds_per_unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, min(60.0, float(headers[name]) * seconds_per_unit))
-        except (KeyError, ValueError):
-            continue
-    try:
-        return max(0.0, min(60.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()))
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return float(min(30.0, (2.0 if getattr(error, "status", None) == 429 else 0.5) * 2.0**attempt))
 
 
 def rejection(error: ServiceError, endpoint: Endpoint) -> UserError:

@@ -23,7 +23,7 @@ CONTENT_FILTER = re.compile(
 )
 NO_CREDIT = re.compile(
     r"insufficient[_ ](?:quota|balance|credits?|funds)|exceeded_current_quota|billing_|plan and billing|arrearage"
-    r"|overdue|account is in good standing"
+    r"|overdue[-_ ]payment|account is in good standing"
     r"|\bcredits?\b.{0,20}(?:exhausted|used up)|余额不足|欠费",
     re.IGNORECASE,
 )
@@ -56,6 +56,8 @@ class ServiceError(Exception):
             return "filtered"
         if self.status in (401, 403):
             return "key"
+        if self.status == 429 and "request too large" in words.lower():  # more than a whole minute's tokens
+            return "too long"
         if self.status in REJECTED_STATUSES:
             return "too long" if CONTEXT.search(words) else "rejected"
         return "retry" if self.status in RETRIED_STATUSES or self.status >= 500 else "wrong"

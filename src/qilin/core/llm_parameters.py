@@ -41,6 +41,7 @@ class ServiceParameters:
     """What a service accepts for one model; `learn` changes it by what an error says."""
 
     def __init__(self) -> None:
+        self.has_answered = False  # so a later rejection is about one request, not about URL, model or format
         self.length_name = "max_tokens"
         self.max_tokens: int | None = None
         self.temperature: float | None = None  # in place of the endpoint's

@@ -280,6 +280,9 @@ def check_back_translations(
         for _, _, text in accepted
     ]
     for (n, name, _), reply in zip(accepted, budget.complete(translator.endpoint, requests), strict=True):
+        if reply.refusal:
+            results[n] = Result(None, {**results[n].doubts, name: {reply.refused_by: reply.refusal}}, is_final=True)
+            continue
         score = chrf.sentence_score(reply.text, [samples[n][name]]).score
         if score < translator.min_chrf:
             doubt = f"comes back with chrF {score:.0f}, below {translator.min_chrf:g}"
