@@ -26,6 +26,12 @@ def fingerprints(texts: Iterable[str]) -> np.ndarray:
     return np.fromiter(map(fingerprint, texts), dtype=np.uint64)
 
 
+def find_sorted(keys: np.ndarray, key: int) -> int | None:
+    """The index of `key` in `keys` (N,), sorted; None if it is not there."""
+    index = int(np.searchsorted(keys, np.uint64(key)))
+    return index if index < len(keys) and keys[index] == key else None
+
+
 @dataclass(frozen=True)
 class FingerprintMap:
     """Keys, sorted by fingerprint, and for each the index of its value; the arrays may be mapped from disk."""
@@ -35,10 +41,8 @@ class FingerprintMap:
     values: tuple[str, ...]
 
     def get(self, key: str) -> str | None:
-        key_hash = np.uint64(fingerprint(key))
-        index = int(np.searchsorted(self.keys, key_hash))
-        is_present = index < len(self.keys) and self.keys[index] == key_hash
-        return self.values[int(self.codes[index])] if is_present else None
+        index = find_sorted(self.keys, fingerprint(key))
+        return None if index is None else self.values[int(self.codes[index])]
 
 
 class FingerprintMapBuilder:

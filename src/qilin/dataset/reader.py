@@ -195,12 +195,12 @@ def open_dataset(path: Path) -> Dataset:
     return Dataset(path, manifest)
 
 
-# --- parquet files --------------------------------------------------------------------------------------------------
-
-
 def is_synthetic(dataset: Dataset) -> bool:
     """Whether Qilin drew the dataset's images (`qilin demo`), by the importer in its manifest."""
     return (dataset.manifest.get("settings") or {}).get("importer") == "drawn"
+
+
+# --- parquet files --------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qilin.core.files import write_atomic
-from qilin.dataset.hash_tables import FingerprintMapBuilder, fingerprint, fingerprints
+from qilin.dataset.hash_tables import FingerprintMapBuilder, find_sorted, fingerprint, fingerprints
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import Dataset
 from qilin.dataset.splits import label_components
@@ -73,9 +73,8 @@ class NearDuplicateGroups:
     def representative(self, image_id: str) -> int:
         """The fingerprint that stands for the image's group: its own if it has no near-duplicates."""
         key = fingerprint(image_id)
-        index = int(np.searchsorted(self.keys, np.uint64(key)))
-        is_known = index < len(self.keys) and self.keys[index] == key
-        return int(self.representatives[index]) if is_known else key
+        index = find_sorted(self.keys, key)
+        return key if index is None else int(self.representatives[index])
 
 
 def image_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:

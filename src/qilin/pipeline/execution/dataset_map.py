@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qilin.core.errors import UserError
-from qilin.dataset.hash_tables import fingerprint, fingerprints
+from qilin.dataset.hash_tables import find_sorted, fingerprint, fingerprints
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.licenses import license_tier, strictest
 from qilin.dataset.reader import Dataset, open_dataset
@@ -88,7 +88,7 @@ def write_dataset(sources: Sequence[Dataset], shards: Path, out: Path, settings:
     with DatasetWriter(out, settings, title=out.name) as writer:
         for data in sources:
             for image in data.images():
-                if is_in_sorted(used, fingerprint(image.image_id)):
+                if find_sorted(used, fingerprint(image.image_id)) is not None:
                     writer.add_image(with_provenance(image, provenance.get(image.image_id)))
         for row in read_shards(shards):
             writer.add_sample(row["split"], sample_from_row(row["sample"]))
@@ -108,11 +108,6 @@ def format_example(dropped: Mapping[str, Any]) -> str:
     return f"; the first one: {'; the reply began: '.join(notes)[:400]}" if notes else ""
 
 
-def is_in_sorted(keys: np.ndarray, key: int) -> bool:
-    index = int(np.searchsorted(keys, np.uint64(key)))
-    return index < len(keys) and bool(keys[index] == key)
-
-
 def merge_provenance(sources: Sequence[Dataset]) -> dict[str, tuple[Provenance, ...]]:
     """image_id -> the provenance from all datasets, for images that more than one of them holds."""
     if len(sources) == 1:
@@ -123,7 +118,7 @@ def merge_provenance(sources: Sequence[Dataset]) -> dict[str, tuple[Provenance, 
     provenance: dict[str, tuple[Provenance, ...]] = {}
     for data in sources:
         for image in data.images() if len(shared) else ():
-            if is_in_sorted(shared, fingerprint(image.image_id)):
+            if find_sorted(shared, fingerprint(image.image_id)) is not None:
                 earlier = provenance.get(image.image_id, ())
                 provenance[image.image_id] = earlier + tuple(item for item in image.provenance if item not in earlier)
     return provenance
