@@ -39,7 +39,7 @@ def convert(config: ConvertConfig) -> Path:
     """
     source = Path(fetch_folder(config.source, config.hub))
     layout = detect_layout(source, config)
-    source_hash = fingerprint(source, config)
+    source_hash = hash_source(source, config)
     if is_converted(config.out, source_hash):
         log(f"{config.out}: already converted from {config.source}")
         return config.out
@@ -67,7 +67,7 @@ def detect_layout(source: Path, config: ConvertConfig) -> str:
         raise UserError(f"{config_file}: expected a JSON object, found a {type(model_config).__name__}")
     if (source / ADAPTER_CONFIG).is_file() and not is_stock(model_config):
         if config.to != "hf":
-            raise UserError(f"{source}: is a LoRA folder; merge it first (to=hf), then convert the result")
+            raise UserError(f"{source}: is a LoRA folder; merge it first (--to hf), then convert the result")
         if config.base is None:
             raise UserError(f"{source}: is a LoRA folder; name the model it was trained on with --base")
         return "lora" if is_llava(model_config) else "stock adapter"
@@ -126,7 +126,7 @@ def check_llava_logits(source: Path, folder: Path, llava_config: Mapping[str, An
     log(f"check: logits, computed as in LLaVA, differ from the model's by at most {difference:.1e}")
 
 
-def fingerprint(source: Path, config: ConvertConfig) -> str:
+def hash_source(source: Path, config: ConvertConfig) -> str:
     """A hash of the source (name, size, first megabyte of every file) and the config."""
     digest = hashlib.sha256()
     for file in sorted(path for path in source.iterdir() if path.is_file()):

@@ -66,20 +66,7 @@ SCENE_KINDS: Mapping[str, SceneKind] = {
     "skin": SceneKind("皮肤镜", "皮肤", "体表", ("色素痣", "黑色素瘤")),
 }
 # Kinds repeat in this order; those with more findings to distinguish come more often.
-KIND_CYCLE = (
-    "chest",
-    "head",
-    "abdomen",
-    "fundus",
-    "smear",
-    "skin",
-    "chest",
-    "head",
-    "abdomen",
-    "fundus",
-    "smear",
-    "chest",
-)
+KIND_CYCLE = (*SCENE_KINDS, "chest", "head", "abdomen", "fundus", "smear", "chest")
 # Locations of a finding; a location implies no side.
 LOCATIONS: Mapping[str, tuple[str, ...]] = {
     "结节": ("上肺野", "中肺野", "下肺野"),
