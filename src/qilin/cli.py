@@ -5,17 +5,21 @@ transformers: the modules of config classes are free of both, and the function's
 """
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qilin import __version__
 from qilin.core.config import add_flags, from_flags
 from qilin.core.errors import QilinError, UserError, suggest
+from qilin.core.terminal import print_question_marks, printable
 
 
 @dataclass(frozen=True)
@@ -251,8 +255,15 @@ RENAMED = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for a failure, 2 for the caller's mistake, 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for the caller's mistake, 128 + N for signal N."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    print_question_marks()
+    with hangup_as_interrupt():
+        return run_command(arguments)
+
+
+def run_command(arguments: list[str]) -> int:
+    """`main`, with the terminal and the signals set up."""
     try:
         name, flags = split_command(arguments)
         if name is None:
@@ -262,17 +273,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load(command.run)(config)
         return 0
     except QilinError as error:
-        print(f"{log_prefix()}: {error}", file=sys.stderr)
+        print(f"{log_prefix()}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("\nqilin: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):  # the terminal is gone after a hang-up
+            print("\nqilin: interrupted; run the same command again to continue", file=sys.stderr)
+        return 128 + (signal.SIGHUP if isinstance(error, HangUp) else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output exited: qilin … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, sqlite3.OperationalError) as error:
-        print(f"{log_prefix()}: {explain_os_error(error)}", file=sys.stderr)
+        print(f"{log_prefix()}: {printable(explain_os_error(error))}", file=sys.stderr)
         return 1
+
+
+class HangUp(KeyboardInterrupt):
+    """SIGHUP: the terminal was closed, or the connection to it was lost."""
+
+
+@contextlib.contextmanager
+def hangup_as_interrupt() -> Iterator[None]:
+    """Let SIGHUP unwind like Ctrl-C, so that staging folders and locks are removed; `nohup` still ignores it."""
+
+    def handle(number: int, frame: Any) -> None:
+        raise HangUp
+
+    on_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
+    if not on_main_thread or signal.getsignal(signal.SIGHUP) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def log_prefix() -> str:

@@ -381,7 +381,7 @@ def test_incomplete_checkpoints_are_ignored(tmp_path: Path) -> None:
     assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path)] == [2, 3]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_stop_signals_save_a_checkpoint_first(
     home: Path,
     aligned: Path,

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from qilin.convert.config import ConvertConfig
 from qilin.convert.weight_files import TensorToWrite, write_shards
 from qilin.core.errors import RunError, UserError
 from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
+from qilin.core.terminal import make_console
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = make_console(stderr=True)
 
 
 def log(text: str) -> None:

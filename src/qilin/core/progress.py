@@ -23,6 +23,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from qilin.core.terminal import make_console, printable
+
 LOG_INTERVAL = 10.0  # seconds between lines where stderr is not a terminal
 
 
@@ -34,7 +36,7 @@ class ProgressBars:
 
     def __init__(self, transient: bool = False, unit: str = "items", console: Console | None = None) -> None:
         quiet = os.environ.get("RANK", "0") != "0"
-        self.console = console or Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = console or make_console(stderr=True, quiet=quiet)
         self.on_terminal = self.console.is_terminal
         columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=30)]
         columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
@@ -67,6 +69,7 @@ class ProgressBars:
 
     def update(self, task: Any, **changes: Any) -> None:
         """Change a bar: `completed`, `advance`, `total`, `description`, `figure`, `visible`."""
+        changes |= {name: printable(changes[name]) for name in ("description", "figure") if changes.get(name)}
         self.progress.update(task, **changes)
         self.log_line(task)
 

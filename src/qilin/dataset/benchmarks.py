@@ -112,14 +112,16 @@ def show_benchmarks(config: BenchmarksConfig) -> None:
     if config.json:
         print(json.dumps({name: asdict(row) for name, row in BENCHMARKS.items()}, ensure_ascii=False, indent=2))
         return
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    from qilin.core.terminal import make_console
+
+    console = make_console()
     for name, row in BENCHMARKS.items():
         hashes = ", ".join(f"{split} {sha256[:16]}…" for split, sha256 in row.sha256.items()) or "unverified"
         lines = [row.url, f"license: {row.license}", f"{row.split} ({row.answers})", f"layout: {row.layout}"]
         lines += [f"sha256 of the imported split: {hashes}", *([row.note] if row.note else [])]
-        console.print(f"[bold]{name}[/]  {row.title}")
+        console.print(Text.assemble((name, "bold"), f"  {row.title}"))
         for line in lines:
             console.print(f"    {line}", style="dim")
         # other importers detect the language from the texts

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from qilin.core.errors import RunError
-from qilin.core.files import to_json
+from qilin.core.terminal import make_console, print_json
 from qilin.evaluate.config import EvaluateConfig, ScoreConfig
 from qilin.evaluate.results import write_jsonl
 
@@ -59,7 +58,7 @@ def score_command(config: ScoreConfig) -> None:
     if config.rows is not None:
         write_jsonl(config.rows, rows)
     if config.json:
-        sys.stdout.write(to_json(scores))
+        print_json(scores)
     else:
         print_table(scores)
 
@@ -67,7 +66,7 @@ def score_command(config: ScoreConfig) -> None:
 def print_evaluation(scores: Mapping[str, Any], config: EvaluateConfig) -> None:
     """Prints an evaluation's scores, its label, and the path of its report."""
     if config.json:
-        sys.stdout.write(to_json(scores))
+        print_json(scores)
         return
     from qilin.evaluate.run import DRAWN_IMAGES
 
@@ -99,7 +98,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     if nearest.get("accuracy"):
         table.add_section()
         table.add_row("nearest neighbor", *format_block(nearest))
-    console = Console()
+    console = make_console(soft_wrap=False)
     console.print(table)
     for name, gain in scores["gain"].items():
         if gain["value"] is not None:

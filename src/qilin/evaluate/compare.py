@@ -7,7 +7,6 @@ systems beside each image. N rows.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qilin.core.errors import UserError
-from qilin.core.files import to_json
 from qilin.core.llm_client import Endpoint
 from qilin.core.llm_client_config import parse_extra
+from qilin.core.terminal import make_console, print_json
 from qilin.dataset.reader import open_dataset
 from qilin.evaluate.config import CompareConfig
 from qilin.evaluate.controls.controls_file import CONTROLS_FILE, read_controls
@@ -68,7 +67,7 @@ def compare_command(config: CompareConfig) -> dict[str, Any]:
 
         write_comparison_report(config.report, result, predictions_a, predictions_b, scores_a, scores_b, dataset)
     if config.json:
-        sys.stdout.write(to_json(result))
+        print_json(result)
     else:
         print_comparison(result)
         if config.report:
@@ -175,10 +174,9 @@ def score_answer(prediction: Prediction, answer: str, facts: FactSource) -> RowS
 def print_comparison(result: Mapping[str, Any]) -> None:
     """Prints the differences as a table."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = make_console(soft_wrap=False)
     names = result["names"]
     table = Table(title=f"A {names['a']}  B {names['b']}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("", "n", "A", "B", "A - B", "interval", "p", "A:B"):

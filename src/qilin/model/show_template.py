@@ -11,11 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.text import Text
 
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
+from qilin.core.terminal import make_console
 from qilin.dataset.schema import assistant, user
 from qilin.model.chat_template import IMAGE, Encoded, encode
 from qilin.model.hub import fetch, from_pretrained
@@ -58,11 +58,11 @@ def show_template(config: TemplateConfig) -> None:
         print(json.dumps({**asdict(encoded), "text": decode(tokenizer, encoded.ids)}, ensure_ascii=False))
         return
     text = format_tokens(encoded, tokenizer) if config.tokens else format_text(encoded, tokenizer)
-    Console(highlight=False, soft_wrap=True).print(text)
+    make_console().print(text)
     num_image_tokens = encoded.ids.count(tokenizer.convert_tokens_to_ids(IMAGE))
     summary = Text(f"{len(encoded.ids)} tokens: {num_image_tokens} of images, ")
     summary.append(f"{sum(encoded.loss_mask)} supervised", style=SUPERVISED_STYLE)
-    Console(stderr=True, highlight=False, soft_wrap=True).print(summary)
+    make_console(stderr=True).print(summary)
 
 
 def load_template(config: TemplateConfig) -> tuple[Any, str, int]:

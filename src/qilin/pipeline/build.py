@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qilin.core.config import (
     build_config,
     config_class,
@@ -27,6 +25,7 @@ from qilin.core.config import (
 from qilin.core.errors import UserError, suggest
 from qilin.core.files import read_json, sha256_file, to_json, write_atomic
 from qilin.core.recipes import dataset_recipes, recipe_path
+from qilin.core.terminal import make_console
 from qilin.pipeline.curation.curate import CurateConfig, curate
 from qilin.pipeline.execution.step_output import EXECUTION_OPTIONS
 from qilin.pipeline.importers.config import ImportConfig
@@ -95,7 +94,7 @@ def build(config: BuildConfig) -> None:
     values = read_values(config.recipe, recipe, config.overrides)
     out = Path(values["out"])
     steps = resolve_steps(config.recipe, recipe, values, out)
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     state = BuildState(steps_folder(out) / "build.json")
     for number, step in enumerate(steps, start=1):
         console.print(f"{number} of {len(steps)}, {step.name}: qilin data {step.command}")

@@ -14,11 +14,11 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from qilin.core.config import config_class, option
 from qilin.core.output_dir import staged_dir
 from qilin.core.progress import ProgressBars
+from qilin.core.terminal import make_console
 from qilin.dataset.hash_tables import FingerprintMap, FingerprintMapBuilder
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample
@@ -49,7 +49,7 @@ def export(config: ExportConfig) -> None:
         origin = {"dataset": config.source.resolve().name, "hash": data.hash, "layout": config.layout}
         (staging / "source.json").write_text(json.dumps(origin) + "\n")
     counts = data.manifest["counts"]
-    Console(highlight=False, soft_wrap=True).print(
+    make_console().print(
         f"wrote {config.out}: {counts['pictures']:,} images, {sum(counts['samples'].values()):,} samples"
     )
 

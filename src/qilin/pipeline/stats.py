@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
+from qilin.core.terminal import make_console
 from qilin.dataset.length_stats import PAPER_LENGTHS, LengthCounts, format_quartiles, paper_part, quartiles
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import text_of
@@ -38,7 +38,7 @@ def stats(config: StatsConfig) -> None:
     if config.json:
         print(json.dumps(statistics, ensure_ascii=False))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     samples, images = statistics["samples"], statistics["images"]
     console.print(f"{config.source}: {images['n']:,} images, {samples['n']:,} samples")
     unit = "tokens" if config.tokenizer else "characters"

@@ -11,10 +11,9 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-
 from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars
+from qilin.core.terminal import make_console
 from qilin.dataset.reader import open_dataset
 from qilin.pipeline.review.apply import count_stale
 from qilin.pipeline.review.config import ReviewConfig
@@ -44,7 +43,7 @@ def review(config: ReviewConfig) -> None:
     data = open_dataset(config.source)
     read_decisions(path)  # a damaged file is an error before the page is served
     reviewer = config.reviewer.strip() or user_name()
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     with ProgressBars(transient=True) as progress:
         progress.add_task("drawing samples", total=None)
         original = open_dataset(config.original) if config.original else find_original(data)
@@ -115,7 +114,7 @@ def print_report(config: ReviewConfig, path: Path) -> None:
         }
         print(json.dumps(report, ensure_ascii=False))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     console.print(f"{path}: {len(current):,} samples decided, {stale:,} of them missing or changed since")
     for reviewer, counts in sorted(by_reviewer.items()):
         console.print(f"{reviewer}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())))

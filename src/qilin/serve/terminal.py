@@ -18,6 +18,7 @@ from rich.console import Console
 
 from qilin.convert.cache import ensure_hf_layout
 from qilin.core.errors import QilinError, RunError, UserError
+from qilin.core.terminal import make_console
 from qilin.dataset.reader import is_synthetic, open_dataset
 from qilin.dataset.schema import MANIFEST, assistant, user
 from qilin.imaging.decode import ImageError, read_bytes, to_rgb
@@ -53,7 +54,7 @@ def chat(config: ChatConfig) -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())  # no line breaks in log files
+    console = make_console(stderr=True, soft_wrap=not sys.stderr.isatty())  # no line breaks in log files
     interactive = sys.stdin.isatty()
     note(console, NOTICE, "bold yellow")
     path = ensure_hf_layout(config.model, config.hub)  # before the spinner: conversion has its own progress bar
@@ -218,7 +219,7 @@ def answer_question(
 
 def print_stream(increments: Generator[str, None, None], console: Console) -> tuple[str, bool]:
     """Print an answer as it arrives. Returns (its text, whether Ctrl-C stopped it)."""
-    out = Console(highlight=False, soft_wrap=True)
+    out = make_console()
     printed: list[str] = []
     stopped = False
     try:

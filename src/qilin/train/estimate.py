@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from transformers import LlavaConfig
 
 from qilin.core.config import parse_override
 from qilin.core.errors import UserError
+from qilin.core.terminal import make_console
 from qilin.model.chat_template import chat_template
 from qilin.model.llava import pick_device
 from qilin.model.meta_model import build_meta_model, load_llava_config, load_processor
@@ -38,7 +38,7 @@ from qilin.train.model_setup import compute_dtype
 from qilin.train.plan import Lengths, Plan, format_saving, make_plan
 
 TEMPLATE_TOKENS = 40  # tokens of the chat template before the image (v1 with its system prompt: 35)
-console = Console(highlight=False, markup=False, soft_wrap=True)
+console = make_console()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Every random choice of a step is seeded by (seed, step), so a resumed run has bi
 of devices.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -138,14 +139,19 @@ def compute_gradients(context: TrainContext, module: ModelWithLoss, batch: StepB
 
 def pack_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tensor:
     """The summed loss of one pack through the stock model."""
-    hidden = model.model(
+    return answer_loss(pack_hidden(model, pack, pixels), model.lm_head, pack.target_positions, pack.targets)
+
+
+def pack_hidden(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tensor:
+    """The last hidden states of one pack, (T, D)."""
+    hidden: torch.Tensor = model.model(
         input_ids=pack.ids,
         pixel_values=pixels,
         position_ids=pack.positions,
         layout=pack.layout,
         use_cache=False,
-    ).last_hidden_state[0]  # (T, D)
-    return answer_loss(hidden, model.lm_head, pack.target_positions, pack.targets)
+    ).last_hidden_state[0]
+    return hidden
 
 
 def augment_pack(pack: Pack, config: TrainConfig, step: int) -> torch.Tensor | None:
@@ -247,13 +253,15 @@ def save_if_due(
 
 
 class Stopped(RunError):
-    """The run stopped on SIGTERM after saving a checkpoint."""
+    """The run stopped on SIGTERM or SIGHUP after saving a checkpoint."""
 
-    exit_code = 128 + signal.SIGTERM
+    def __init__(self, message: str, stop_signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + stop_signal
 
 
 class StopSignals:
-    """While open, SIGTERM and Ctrl-C take effect after the current step; a second Ctrl-C takes effect at once."""
+    """While open, SIGTERM, SIGHUP and Ctrl-C take effect after the current step, a second Ctrl-C at once."""
 
     def __init__(self) -> None:
         self.received = 0  # number of the signal; 0: none
@@ -261,7 +269,10 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            self.previous = {number: signal.signal(number, self.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+                numbers.append(signal.SIGHUP)
+            self.previous = {number: signal.signal(number, self.handle) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -272,9 +283,9 @@ class StopSignals:
         if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        os.write(
-            2, b"\nqilin: finishing this step, then saving a checkpoint\n"
-        )  # print is not safe in a signal handler
+        with contextlib.suppress(OSError):  # the terminal is gone after SIGHUP
+            # print is not safe in a signal handler
+            os.write(2, b"\nqilin: finishing this step, then saving a checkpoint\n")
 
 
 def raise_if_stopped(stop_signal: int, step: int, num_steps: int) -> None:
@@ -282,4 +293,7 @@ def raise_if_stopped(stop_signal: int, step: int, num_steps: int) -> None:
     if stop_signal == signal.SIGINT:
         raise KeyboardInterrupt
     if stop_signal:
-        raise Stopped(f"stopped by SIGTERM after step {step} of {num_steps}; the same command continues from there")
+        name = signal.Signals(stop_signal).name
+        raise Stopped(
+            f"stopped by {name} after step {step} of {num_steps}; the same command continues from there", stop_signal
+        )

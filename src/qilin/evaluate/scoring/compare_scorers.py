@@ -80,10 +80,11 @@ def compare_kits(predictions: Sequence[Prediction]) -> tuple[dict[str, Any], lis
 def print_columns(result: Mapping[str, Any]) -> None:
     """Prints the columns as a table, then examples of disagreements."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from qilin.core.terminal import make_console
+
+    console = make_console(soft_wrap=False)
     columns = result["columns"]
     table = Table(title="accuracy by scorer", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("", "n", *columns):

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qilin.core.config import flat_fields, flat_values
 from qilin.core.errors import UserError
 from qilin.core.output_dir import differing_keys, require_empty
 from qilin.core.progress import refusals
+from qilin.core.terminal import make_console
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST
 
@@ -87,7 +86,7 @@ def print_summary(
         row = {"out": str(out), "made": is_new, "hash": data.hash, **(extra or {}), **counts}
         print(json.dumps(row, ensure_ascii=False))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())
     console.print(f"{'wrote' if is_new else 'already there:'} {out}: {counts['pictures']:,} images; samples: {samples}")
     for line in lines:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
@@ -23,6 +22,7 @@ from qilin.core.files import data_uri
 from qilin.core.llm_client import ChatReply, ChatRequest, Endpoint, make_endpoint
 from qilin.core.llm_client_config import KEY_HELP, ServiceConfig
 from qilin.core.llm_reply import parse_json_reply
+from qilin.core.terminal import make_console
 from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import read_path_or_member
 from qilin.imaging.decode import ImageError, to_rgb
@@ -79,7 +79,7 @@ def filter_figures(config: FilterFiguresConfig) -> None:
         medical[row["medical"]] += 1
         without_image += row["medical"] == "unsure" and row["reason"].endswith(NO_IMAGE)
     classes = ", ".join(f"{name} {count:,}" for name, count in medical.most_common()) or "none"
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     console.print(f"{config.out}: medical: {classes}; {counts['dropped']:,} rejected")
     console.print(budget.usage_summary())
     if without_image:
