@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 
 from qilin.convert.cache import ensure_hf_layout
@@ -24,6 +23,7 @@ from qilin.core.files import read_json, to_json, write_atomic
 from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
 from qilin.core.provenance import commit, machine, versions
+from qilin.core.terminal import make_console
 from qilin.model.hub import check_not_quantized
 from qilin.model.llava import (
     QILIN_JSON,
@@ -67,7 +67,7 @@ PACKAGES = ("torch", "transformers", "peft", "safetensors")  # their versions ca
 # keys that may change during a run, since the result does not depend on them
 MUTABLE_KEYS = ("save_steps", "save_total_limit", "logging_steps", "trackers", "device", "shard", "async_checkpoint",
                 "gradient_checkpointing")  # fmt: skip
-console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+console = make_console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def train_command(command: TrainCommand) -> None:
