@@ -18,7 +18,8 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from builders.llm_server import FakeService, HtmlHandler, serve, serve_http
 from qilin.core.errors import RunError, UserError
-from qilin.core.llm_client import ChatRequest, ConcurrencyLimiter, Endpoint, complete_all, limiter_for, retry_delay
+from qilin.core.llm_client import ChatRequest, Endpoint, complete_all
+from qilin.core.llm_rate_limit import ConcurrencyLimiter, limiter_for, retry_delay
 
 
 def echo(body: dict[str, Any]) -> str:

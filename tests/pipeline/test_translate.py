@@ -19,7 +19,8 @@ from builders.translation import (
     translation_results,
 )
 from qilin.core.errors import UserError
-from qilin.core.llm_client import ChatReply, complete_all, retry_delay
+from qilin.core.llm_client import ChatReply, complete_all
+from qilin.core.llm_rate_limit import retry_delay
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
 from qilin.pipeline.translation.translate import PROMPT, read_glossary, short_hash, texts_to_translate

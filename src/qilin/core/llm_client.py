@@ -16,7 +16,6 @@ import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,9 +23,10 @@ from urllib.parse import urlsplit
 from qilin.core.errors import QilinError, RunError, UserError
 from qilin.core.llm_cache import cache_get, cache_put, open_cache
 from qilin.core.llm_client_config import API_KEY_VARIABLES, ServiceConfig, parse_extra, public_address
-from qilin.core.llm_connection import causes, hide_key, is_tls_refusal, one_line, open_client, retry_delay, root_cause
+from qilin.core.llm_connection import causes, hide_key, is_tls_refusal, one_line, open_client, root_cause
 from qilin.core.llm_errors import ServiceError, error_in_completion, from_response
 from qilin.core.llm_parameters import ServiceParameters, parameters_of, room_for_reply
+from qilin.core.llm_rate_limit import ConcurrencyLimiter, limiter_for, retry_delay
 from qilin.core.llm_reply import ChatReply, is_encodable, join_stream, read_completion, refused_reply
 
 MAX_REJECTIONS = 20  # requests in a row that the service rejects: then all are at fault, not one
@@ -196,41 +196,6 @@ async def run_workers(worker: Callable[[], Coroutine[Any, Any, None]], count: in
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class ConcurrencyLimiter:
-    """How many requests may be in flight: halved by `decrease` (a 429), raised by 1 / limit with each reply."""
-
-    def __init__(self, maximum: int) -> None:
-        self.maximum, self.limit = maximum, float(maximum)
-        self.reset()
-
-    def reset(self) -> None:
-        """Prepare for a new event loop: nothing is in flight; the limit stays."""
-        self.active = 0
-        self.condition = asyncio.Condition()
-
-    async def __aenter__(self) -> None:
-        async with self.condition:
-            await self.condition.wait_for(lambda: self.active < max(1, int(self.limit)))
-            self.active += 1
-
-    async def __aexit__(self, *error: object) -> None:
-        async with self.condition:
-            self.active -= 1
-            self.condition.notify_all()
-
-    def decrease(self) -> None:
-        self.limit = max(1.0, self.limit / 2)
-
-    def increase(self) -> None:
-        self.limit = min(float(self.maximum), self.limit + 1 / self.limit)
-
-
-@cache
-def limiter_for(url: str, maximum: int) -> ConcurrencyLimiter:
-    """One per service for the life of the process: each shard of a long run starts at the last one's limit."""
-    return ConcurrencyLimiter(maximum)
 
 
 async def complete_with_retries(

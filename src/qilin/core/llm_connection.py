@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import ssl
-import time
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
@@ -71,21 +69,6 @@ def read_api_key() -> str:
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"{name}: the key has characters that no key has; expected letters, digits and punctuation")
     return key
-
-
-def retry_delay(error: Any, attempt: int) -> float:
-    """Seconds to wait: Retry-After (seconds or a date) up to 60, else 0.5 (2 after a 429) doubled with each attempt up
-    to 30."""
-    headers = getattr(error, "headers", None) or {}
-    for name, seconds_per_unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, min(60.0, float(headers[name]) * seconds_per_unit))
-        except (KeyError, ValueError):
-            continue
-    try:
-        return max(0.0, min(60.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()))
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return float(min(30.0, (2.0 if getattr(error, "status", None) == 429 else 0.5) * 2.0**attempt))
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
