@@ -1,6 +1,7 @@
 """Image decoding: unusual modes give the right pixels, broken files an ImageError with a countable reason."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from qilin.dataset.schema import Provenance
 from qilin.dataset.writer import make_image
+from qilin.imaging import decode as decode_module
 from qilin.imaging.decode import ImageError, perceptual_hash, read_image, to_rgb
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))  # (48, 64), dark left, bright right
@@ -193,3 +195,68 @@ def test_the_hash_is_close_to_imagehash_and_far_for_other_images() -> None:
         assert (ours ^ theirs).bit_count() <= 2
         hashes.append(ours)
     assert min((a ^ b).bit_count() for n, a in enumerate(hashes) for b in hashes[:n]) > 8
+
+
+def webp(kind: bytes, head: bytes) -> bytes:
+    chunk = kind + struct.pack("<I", len(head)) + head
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        webp(b"VP8X", b"\x02\0\0\0" + b"\xfe\x3f\0" * 2),
+        webp(b"VP8L", b"\x2f" + struct.pack("<I", 16382 | 16382 << 14)),
+        webp(b"VP8 ", b"\x30\1\0\x9d\1\x2a" + struct.pack("<HH", 16383, 16383)),
+    ],
+)
+def test_a_webp_is_refused_before_its_canvas_is_reserved(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "open", lambda *args, **options: pytest.fail("opened"))
+    with pytest.raises(ImageError, match="too many pixels: 16,383 x 16,383"):
+        read_image(data)
+
+
+@pytest.mark.parametrize("quality", [{"lossless": True}, {"quality": 80}])
+def test_the_size_of_a_webp_is_read_rightly(quality: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    for image in (color(), color().convert("RGBA")):
+        data = encode(image, "WEBP", **quality)
+        monkeypatch.setattr(decode_module, "PIXEL_LIMIT", 64 * 48)
+        assert read_image(data).width == 64
+        monkeypatch.setattr(decode_module, "PIXEL_LIMIT", 64 * 48 - 1)
+        with pytest.raises(ImageError, match="64 x 48"):
+            read_image(data)
+
+
+def test_the_limit_of_pixels_depends_on_the_memory_of_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module, "MEMORY_LIMIT", 64 * 48 * 10)
+    assert read_image(encode(color())).width == 64
+    for data in (encode(color().convert("RGBA")), encode(Image.fromarray(RAMP.astype(np.float32)), "TIFF")):
+        with pytest.raises(ImageError, match="too many pixels: 64 x 48"):
+            read_image(data)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "pipe"])
+def test_devices_and_pipes_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(ImageError, match="cannot be read.*(device|pipe)"):
+        read_image(path)
+
+
+def test_an_error_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "half.jpg"
+    path.write_bytes(encode(color(), "JPEG")[:400])
+    with pytest.raises(ImageError, match=r"damaged: .*half\.jpg"):
+        read_image(path)
+
+
+def test_whatever_a_decoder_raises_is_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError("float division by zero")
+
+    monkeypatch.setattr(decode_module, "flatten", fail)
+    with pytest.raises(ImageError, match="damaged: float division"):
+        to_rgb(encode(color()))
+    with pytest.raises(ImageError, match="damaged: float division"):
+        read_image(encode(color()))

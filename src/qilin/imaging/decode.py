@@ -1,26 +1,56 @@
 """Decodes PNG, JPEG, TIFF, BMP, WebP and GIF to upright 8-bit pixels; each file is decoded completely before use.
 
 In: the bytes of a file, or its path. Out: an `EncodedImage` (bytes to store, size, perceptual hash, notes on what was
-changed) or `ImageError` with a reason short enough to be counted. Models read their pixels with `to_rgb`.
+changed) or `ImageError` with a reason short enough to be counted. Models read their pixels with `to_rgb`. Sizes are
+checked before decoding. Metadata never leave: docs/security.md lists what is removed.
 """
 
 import io
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from qilin.core.errors import UserError
+from qilin.core.files import check_regular_file
+from qilin.imaging import tiff
+from qilin.imaging.frames import count_frames
+from qilin.imaging.metadata import strip_metadata
 
 # The largest radiographs and stitched films have some 50 million pixels; Pillow itself refuses above 178,956,970.
 PIXEL_LIMIT = 178_000_000
+MEMORY_LIMIT = 1 << 30  # bytes that decoding one image may take at its peak, by its declared size
+# bytes per pixel at that peak, the decoded pixels and our copies together, measured (bench/results/image_memory.json)
+PEAK_BYTES = {
+    **dict.fromkeys(("1", "L", "P"), 6),
+    **dict.fromkeys(("RGB", "YCbCr"), 9),
+    "CMYK": 13,
+    **dict.fromkeys(("I;16", "I;16B"), 16),
+    **dict.fromkeys(("I", "F"), 22),
+}
+PEAK_BYTES_OTHER = 20  # with transparency
+FILE_LIMIT = 512 << 20  # bytes of one image file
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # JPEG also opens MPO: a second frame, from cameras
 STORED_FORMATS = {"PNG": "png", "JPEG": "jpeg"}  # stored unchanged; every other format becomes PNG, losslessly
 HIGH_BIT_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # grayscale of more than 8 bits
 PHASH_SIDE = 32  # pixels; ImageHash computes its transform at this size
 MISSING_FILE = "image file is missing"  # the reason under which such images are retried
+METADATA_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "comment", "photoshop", "Raw profile type exif")
+ORIENTATION = 0x0112  # EXIF tag
+TRANSPOSE = {  # EXIF orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 CLIP_PERCENT = 0.1  # of the pixels may be clipped at each end when high-bit grayscale becomes 8 bits
 
 
@@ -45,32 +75,78 @@ class EncodedImage:
 
 
 def read_image(source: Path | str | bytes) -> EncodedImage:
-    """Read a file, or its bytes, as an image to store. Raises ImageError.
+    """Read a file, or its bytes, as an image to store. Raises ImageError, which names the file.
 
-    8-bit PNG and JPEG keep their bytes (a second JPEG compression would add artifacts of its own); other formats,
-    high-bit grayscale and the first frame of several become PNG.
+    8-bit PNG and JPEG keep their coded pixels (a second JPEG compression would add artifacts of its own) and lose their
+    metadata; other formats, high-bit grayscale and the first frame of several become PNG.
     """
-    data = source if isinstance(source, bytes) else read_bytes(Path(source))
+    if isinstance(source, bytes):
+        return encode_for_storage(source)
+    try:
+        return encode_for_storage(read_bytes(Path(source)))
+    except ImageError as error:
+        detail = str(error).removeprefix(error.reason).removeprefix(": ")
+        if str(source) in detail:
+            raise
+        raise ImageError(error.reason, f"{source}: {detail}" if detail else str(source)) from None
+
+
+def encode_for_storage(data: bytes) -> EncodedImage:
+    """The image to store for the bytes of a file."""
     image, file_format, notes = decode(data)
-    upright = ImageOps.exif_transpose(image)
-    if file_format in STORED_FORMATS and not notes:
-        phash = perceptual_hash(flatten(upright))
-        return EncodedImage(data, STORED_FORMATS[file_format], upright.width, upright.height, phash)
-    rgb = flatten(upright)
-    notes = [*notes, f"{file_format} re-encoded as PNG"] if file_format not in STORED_FORMATS else notes
-    # grayscale stays one channel: a third of the bytes
-    stored = rgb.convert("L") if image.mode in ("1", "L", *HIGH_BIT_MODES) else rgb
-    buffer = io.BytesIO()
-    stored.save(buffer, "PNG")
-    return EncodedImage(buffer.getvalue(), "png", stored.width, stored.height, perceptual_hash(rgb), tuple(notes))
+    with damage_refused():
+        orientation = read_orientation(image)
+        upright = transpose(image, orientation)
+        rgb = flatten(upright)
+        if file_format in STORED_FORMATS and not notes:
+            if stripped := without_metadata(data, file_format, orientation, image):
+                phash = perceptual_hash(rgb)
+                return EncodedImage(stripped, STORED_FORMATS[file_format], upright.width, upright.height, phash)
+            notes = [f"{file_format} of an unusual structure re-encoded as PNG"]
+        if file_format not in STORED_FORMATS:
+            notes = [*notes, f"{file_format} re-encoded as PNG"]
+        # grayscale stays one channel: a third of the bytes
+        stored = rgb.convert("L") if image.mode in ("1", "L", *HIGH_BIT_MODES) else rgb
+        for key in METADATA_KEYS:
+            stored.info.pop(key, None)
+        buffer = io.BytesIO()
+        stored.save(buffer, "PNG")
+        return EncodedImage(buffer.getvalue(), "png", stored.width, stored.height, perceptual_hash(rgb), tuple(notes))
+
+
+def without_metadata(data: bytes, file_format: str, orientation: int, image: Image.Image) -> bytes | None:
+    """The file without metadata, or None where its structure is so unusual that the pixels would change."""
+    try:
+        stripped = strip_metadata(data, file_format, orientation)
+    except (struct.error, ValueError, IndexError):
+        return None
+    if stripped == data:
+        return data
+    try:
+        again, _, _ = decode(stripped)
+    except ImageError:
+        return None
+    is_equal = read_orientation(again) == orientation and same_pixels(image, again)
+    return stripped if is_equal else None
+
+
+def same_pixels(a: Image.Image, b: Image.Image) -> bool:
+    """Compared in bands, so that no copy of a large image is made."""
+    if (a.size, a.mode) != (b.size, b.mode):
+        return False
+    bands = [(0, top, a.width, min(top + 256, a.height)) for top in range(0, a.height, 256)]
+    return all(a.crop(band).tobytes() == b.crop(band).tobytes() for band in bands)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises ImageError where it is missing, empty or not a file."""
+    """The bytes of a file. Raises ImageError where it is missing, empty, too large or not a regular file."""
     try:
+        check_regular_file(path, "an image file", FILE_LIMIT)
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError(MISSING_FILE, str(path)) from None
+    except UserError as error:
+        if not path.exists():
+            raise ImageError(MISSING_FILE, str(path)) from None
+        raise ImageError("image file cannot be read", str(error)) from None
     except OSError as error:
         raise ImageError("image file cannot be read", f"{path}: {error.strerror}") from None
     if not data:
@@ -78,28 +154,79 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+@contextmanager
+def damage_refused() -> Iterator[None]:
+    """The one boundary of all image code: whatever Pillow or numpy raise on a broken file becomes an ImageError."""
+    try:
+        with warnings.catch_warnings():  # of half of Pillow's own limit (ours are checked) and of broken EXIF
+            warnings.simplefilter("ignore")
+            yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError("image has too many pixels", f"the limit is {PIXEL_LIMIT:,}") from None
+    except UnidentifiedImageError:
+        raise ImageError("not an image", f"expected one of {', '.join(FORMATS)}") from None
+    except MemoryError:
+        raise ImageError("image needs more memory than there is") from None
+    except Exception as error:  # Pillow's decoders raise some ten types on broken files
+        raise ImageError("image is truncated or damaged", str(error) or type(error).__name__) from None
+
+
 def decode(data: bytes) -> tuple[Image.Image, str, list[str]]:
     """Bytes -> (the first frame, decoded completely; Pillow's name of the format; notes). Raises ImageError."""
     if not data:
         raise ImageError("image file is empty")
     refuse_unsupported(data)
+    with damage_refused():
+        image, file_format = decode_tiff(data) or decode_other(data)
+        num_frames, notes = count_frames(data, image), []
+        if num_frames > 1 and image.format != "MPO":
+            notes.append(f"first of {num_frames} frames")
+        if image.mode in HIGH_BIT_MODES:
+            notes.append(f"grayscale of mode {image.mode} scaled to 8 bits by its own range")
+        return image, file_format, notes
+
+
+def decode_other(data: bytes) -> tuple[Image.Image, str]:
+    """Decode what Pillow reads rightly."""
+    check_canvas(data)
+    image: ImageFile.ImageFile = Image.open(io.BytesIO(data), formats=FORMATS)
+    check_size(image.width, image.height, image.mode if "transparency" not in image.info else "")
+    image.load()
+    return image, "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def decode_tiff(data: bytes) -> tuple[Image.Image, str] | None:
+    """Decode a TIFF that Pillow refuses or reads wrongly; None for other files."""
+    if data[:4] not in tiff.SIGNATURES:
+        return None
+    layout = tiff.read_layout(data)
+    if tiff.is_read_by_pillow(layout):
+        return None
+    if problem := tiff.layout_problem(layout):
+        raise ImageError("TIFF layout is not supported", f"{problem}; save it as PNG or as TIFF of 8 or 16 bits")
+    check_size(layout.width, layout.height, "F")
+    num_bytes = tiff.decoded_bytes(layout)
+    if 4 * num_bytes > MEMORY_LIMIT:  # copies per plane and per step
+        raise ImageError("image has too many pixels", f"{num_bytes:,} bytes, the limit is {MEMORY_LIMIT // 4:,} bytes")
+    image = tiff.read_pixels(data, layout, scale_values)
+    return transpose(image, layout.orientation), "TIFF"
+
+
+def read_orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) where EXIF is missing or broken."""
     try:
-        with warnings.catch_warnings():  # Pillow warns at half of its own limit; PIXEL_LIMIT is checked below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        check_size(image)
-        image.load()
-    except Image.DecompressionBombError:
-        raise ImageError("image has too many pixels", f"the limit is {PIXEL_LIMIT:,}") from None
-    except UnidentifiedImageError:
-        raise ImageError("not an image", f"expected one of {', '.join(FORMATS)}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken files
-        raise ImageError("image is truncated or damaged", str(error)) from None
-    frame_count = int(getattr(image, "n_frames", 1))
-    notes = [f"first of {frame_count} frames"] if frame_count > 1 and image.format != "MPO" else []
-    if image.mode in HIGH_BIT_MODES:
-        notes.append(f"grayscale of mode {image.mode} scaled to 8 bits by its own range")
-    return image, "JPEG" if image.format == "MPO" else str(image.format), notes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # broken EXIF says nothing about the pixels
+        return 1
+    return orientation if orientation in TRANSPOSE else 1
+
+
+def transpose(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
 
 
 def refuse_unsupported(data: bytes) -> None:
@@ -110,18 +237,36 @@ def refuse_unsupported(data: bytes) -> None:
         raise ImageError("NIfTI is not supported yet", "export its slices as PNG first")
 
 
-def check_size(image: Image.Image) -> None:
+def check_size(width: int, height: int, mode: str) -> None:
     """Refuse before decoding: a file of a few kilobytes can declare gigabytes of pixels."""
-    if image.width * image.height > PIXEL_LIMIT:
-        raise ImageError(
-            "image has too many pixels", f"{image.width} x {image.height}, the limit is {PIXEL_LIMIT:,} pixels"
-        )
+    limit = min(PIXEL_LIMIT, MEMORY_LIMIT // PEAK_BYTES.get(mode, PEAK_BYTES_OTHER))
+    if width * height > limit:
+        of_mode = f" of mode {mode}" if mode else " with transparency"
+        raise ImageError("image has too many pixels", f"{width:,} x {height:,}, the limit is {limit:,} pixels{of_mode}")
+
+
+def check_canvas(data: bytes) -> None:
+    """Check the size of a WebP before Pillow opens it: its decoder reserves the whole canvas at once."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return
+    kind, head = data[12:16], data[20:30]
+    if kind == b"VP8X" and len(head) == 10:
+        width, height = 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+    elif kind == b"VP8L" and len(head) >= 5:
+        packed = int.from_bytes(head[1:5], "little")
+        width, height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+    elif kind == b"VP8 " and len(head) == 10:
+        width, height = (int.from_bytes(head[n : n + 2], "little") & 0x3FFF for n in (6, 8))
+    else:
+        raise ImageError("image is truncated or damaged", "WebP without a size")
+    check_size(width, height, "")
 
 
 def to_rgb(data: bytes) -> Image.Image:
     """Encoded bytes -> an upright 8-bit RGB image. Raises ImageError."""
     image, _, _ = decode(data)
-    return flatten(ImageOps.exif_transpose(image))
+    with damage_refused():
+        return flatten(transpose(image, read_orientation(image)))
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -129,6 +274,8 @@ def flatten(image: Image.Image) -> Image.Image:
     to whatever reads brightness."""
     if image.mode in HIGH_BIT_MODES:
         image = scale_to_8_bits(image)
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -137,18 +284,23 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """High-bit grayscale -> 8 bits by its own range, from the 0.1th to the 99.9th percentile.
+    """High-bit grayscale -> 8 bits by its own range."""
+    return Image.fromarray(scale_values(np.array(image, dtype=np.float32)))
+
+
+def scale_values(values: np.ndarray) -> np.ndarray:
+    """Float32 numbers, which are overwritten -> uint8 by their own range, from the 0.1th to the 99.9th percentile.
 
     Percentiles, because one hot pixel or a burned-in marker would leave the anatomy nearly black with plain minimum and
     maximum; those are used where the percentiles coincide (a small bright object on an empty background).
     """
-    values = np.asarray(image, dtype=np.float32)
-    values = np.where(np.isfinite(values), values, np.float32(0))
+    values[~np.isfinite(values)] = 0
     low, high = np.percentile(values, [CLIP_PERCENT, 100 - CLIP_PERCENT])
     if high <= low:
         low, high = values.min(), values.max()
-    scaled = (np.clip(values, low, high) - low) * (255.0 / max(float(high - low), 1e-12))
-    return Image.fromarray(np.round(scaled).astype(np.uint8))
+    np.clip(values, low, high, out=values)
+    scaled = (values - low) * (255.0 / max(float(high - low), 1e-12))
+    return np.round(scaled, out=scaled).astype(np.uint8)
 
 
 def perceptual_hash(image: Image.Image) -> str:
