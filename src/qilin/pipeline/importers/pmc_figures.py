@@ -6,6 +6,7 @@ caption and image split into the same panels also gives one caption per panel.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from qilin.pipeline.execution.sharded_map import STEP_FILE, read_shards, shard_p
 from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.rows import CaptionKind, caption_from_names, caption_row, find_tables, image_folders
 from qilin.pipeline.importers.table_files import read_rows
-from qilin.pipeline.pubmed.image_lookup import resolve
+from qilin.pipeline.pubmed.image_lookup import ANY_IMAGE_SUFFIX, resolve
 
 
 def figures_inputs(config: ImportConfig) -> list[Path]:
@@ -31,11 +32,36 @@ def read_figures(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Figures as captions, panels, mentions and contexts; unsure figures only with --include-unsure."""
     if config.images is None:
         raise UserError("--images is required: the folder of articles from which the figures were extracted")
-    for row in read_shards(config.source):
-        if row["medical"] == "unsure" and not config.include_unsure:
-            yield RejectedRow(row, f"unsure whether it is medical (--include-unsure imports it): {row['reason']}")
-        else:
-            yield from figure_rows(row, config.images, config)
+    for shared, members in groupby(read_shards(config.source), shared_caption_id):
+        usable = []
+        for row in members:
+            if row["medical"] == "unsure" and not config.include_unsure:
+                yield RejectedRow(row, f"unsure whether it is medical (--include-unsure imports it): {row['reason']}")
+            elif shared:
+                usable.append(row)
+            else:
+                yield from figure_rows(row, config.images, config)
+        if usable:
+            yield from figure_rows(join_members(usable), config.images, config)
+
+
+def shared_caption_id(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """What the members of a figure group without captions of their own have in common; None for other figures."""
+    return (row["file"], row["article"], row["shared_caption"]) if row.get("shared_caption") else None
+
+
+def join_members(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One figure with all images of a group whose caption is about all of them."""
+    first = rows[0]
+    credited = next((row for row in rows if row["license_tier"] == "restricted"), first)
+    texts = {key: list(dict.fromkeys(text for row in rows for text in row[key])) for key in ("mentions", "context")}
+    return {
+        **first,
+        **texts,
+        **{key: credited[key] for key in ("license", "license_tier", "credit")},
+        "row_id": f"{first['article']}/{first['shared_caption']}",
+        "images": [forms for row in rows for forms in row["images"]],
+    }
 
 
 def figure_rows(row: Mapping[str, Any], articles: Path, config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
@@ -43,10 +69,10 @@ def figure_rows(row: Mapping[str, Any], articles: Path, config: ImportConfig) ->
     has_credit = row["license_tier"] == "restricted" and row["credit"]  # reprinted by permission of somebody else
     license = f"restricted: {row['credit']}" if has_credit else row["license"] or config.license
     group = row["article"]
-    folder = articles / Path(row["file"]).parent
     images = tuple(
         ImageFile(
-            find_figure_image(folder, forms), f"{group}/{forms[0]}", row["modality"], row["body_part"], license,
+            find_figure_image(articles, row["file"], forms, config.allow_outside), f"{group}/{forms[0]}",
+            row["modality"], row["body_part"], license,
             url=f"https://doi.org/{row['doi']}" if row["doi"] else None,
             attribution=f"{row['title']}, {row['journal']}",
         )
@@ -57,19 +83,35 @@ def figure_rows(row: Mapping[str, Any], articles: Path, config: ImportConfig) ->
         "inline": " ".join(row["mentions"]),
         "context": "\n".join(row["context"]),
     }
+
+    def text_row(kind: CaptionKind, name: str, images: tuple[ImageFile, ...], text: str, lang: str) -> ImportRow:
+        made = caption_row(kind, f"{row['row_id']}-{name}", images, text, group=group, license=license)
+        return made if lang in ("", "en", "zh") else dataclasses.replace(made, lang=lang)
+
+    language = row.get("language") or ""
     for kind, text in texts.items():
         if text:
-            yield caption_row(kind, f"{row['row_id']}-{kind}", images, text, group=group, license=license)
+            yield text_row(kind, kind, images, text, language)
+    for translation, text in (row.get("translations") or {}).items():
+        yield text_row("caption", f"caption-{translation or 'other'}", images, text, translation)
     for letter, text, panel in split_panels(row, images):
-        yield caption_row("caption", f"{row['row_id']}-{letter}", (panel,), text, group=group, license=license)
+        yield text_row("caption", letter, (panel,), text, language)
     if not any(texts.values()):
         yield RejectedRow(row, "has neither caption nor mention")
 
 
-def find_figure_image(folder: Path, forms: list[str]) -> Path:
-    """The file of an image that has several possible names; a path that does not exist if there is none."""
-    paths = (resolve(form, (folder,)).path for form in forms)
-    return next((path for path in paths if path.exists()), folder / forms[0])
+def find_figure_image(articles: Path, file_name: str, forms: list[str], allow_outside: bool = False) -> Path:
+    """The file of an image that has several possible names; a path that does not exist if there is none.
+
+    Articles often give a suffix that the published file does not have: F4.tif is there as F4.jpg.
+    """
+    folder = articles / Path(file_name).parent
+    stems = (ANY_IMAGE_SUFFIX.sub("", form) for form in forms)
+    for name in dict.fromkeys((*forms, *stems)):
+        resolved = resolve(name, (folder,), None, (articles,), allow_outside)
+        if resolved.path.exists():
+            return resolved.path
+    return folder / forms[0]
 
 
 def split_panels(row: Mapping[str, Any], images: tuple[ImageFile, ...]) -> Iterator[tuple[str, str, ImageFile]]:

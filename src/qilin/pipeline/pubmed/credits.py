@@ -34,8 +34,8 @@ METHOD = re.compile(
     r"(?:protocols?|methods?|procedures?|techniques?|recipes?|settings?|instructions?|sequences?)\b"
 )
 THIRD_PARTY = re.compile(
-    r"elsevier|springer|wiley|publish|journal|press\b|©|copyright|rights reserved|et al\b"
-    r"|\bre-?(?:printed|produced|published)"
+    r"elsevier|springer|wiley|publish(?:er|ing)|published (?:by|in)|journal of|\bpress\b|©|copyright|rights reserved"
+    r"|et al\b|\bre-?(?:printed|produced|published)"
 )
 AUTHORS = (
     r"(?:the |this |our )*(?:first |senior |corresponding |present )?(?:authors?\b['’]?s?['’]?(?: own)?|own\b|own work"

@@ -137,7 +137,7 @@ def language_of(element: Any) -> str:
         if language := element.get(XML_LANG):
             return str(language).lower().replace("_", "-").partition("-")[0]
         if element.tag == "trans-abstract":
-            return "another language"
+            return "und"  # BCP 47: undetermined, but not the article's
         element = element.getparent()
     return ""
 
