@@ -41,8 +41,8 @@ def check_regular_file(path: Path, expected: str = "a file", max_bytes: int | No
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be read ({reason}); expected {expected}") from None
     if not stat.S_ISREG(status.st_mode):
-        found = FILE_TYPES.get(stat.S_IFMT(status.st_mode), "not a regular file")
-        raise UserError(f"{path}: is {found}; expected {expected}")
+        file_type = FILE_TYPES.get(stat.S_IFMT(status.st_mode), "not a regular file")
+        raise UserError(f"{path}: is {file_type}; expected {expected}")
     if max_bytes is not None and status.st_size > max_bytes:
         raise UserError(f"{path}: has {status.st_size:,} bytes; expected {expected} of at most {max_bytes:,} bytes")
 

@@ -105,7 +105,7 @@ def check_weight_files(path: Path) -> None:
     Only of the files that transformers reads: it takes the first of these kinds that a folder has.
     """
     kinds = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
-    files = next((found for pattern in kinds if (found := sorted(path.glob(pattern)))), [])
+    files = next((matches for pattern in kinds if (matches := sorted(path.glob(pattern)))), [])
     for file in files:
         with file.open("rb") as stream:
             start = stream.read(64)

@@ -103,33 +103,33 @@ def extract_shard(
             articles = [error]
         image_counts = Counter(image for article in articles for image in image_names(article))
         for number, article in enumerate(articles, start=1):
-            place = f"{name}#{number}" if len(articles) > 1 else name
+            article_path = f"{name}#{number}" if len(articles) > 1 else name
             if isinstance(article, ArticleError):
-                yield RejectedRow({"file": place, "detail": article.detail[:300]}, f"article: {article.reason}")
+                yield RejectedRow({"file": article_path, "detail": article.detail[:300]}, f"article: {article.reason}")
                 continue
             if len(articles) > 1:
-                article = name_images_of_set(article, article_name(article, place), image_counts)
+                article = name_images_of_set(article, article_name(article, article_path), image_counts)
             metadata = read_metadata(source / name) if len(articles) == 1 else {}
-            yield from article_rows(article, name, place, metadata, include_nonmedical)
+            yield from article_rows(article, name, article_path, metadata, include_nonmedical)
 
 
 def article_rows(
-    article: Article, file_name: str, place: str, metadata: Mapping[str, Any], include_nonmedical: bool
+    article: Article, file_name: str, article_path: str, metadata: Mapping[str, Any], include_nonmedical: bool
 ) -> Iterator[dict[str, Any] | RejectedRow]:
-    """The figure rows of one article. `place`: its file, with its number in a file of several."""
+    """The figure rows of one article. `article_path`: its file, with its number in a file of several."""
     if reason := article_problem(article, metadata):
-        facts = {"file": place, "kind": article.article_type, "figures": len(article.figures)}
+        facts = {"file": article_path, "kind": article.article_type, "figures": len(article.figures)}
         yield RejectedRow(facts, f"article: {reason}")
         return
     for number, figure in enumerate(article.figures, start=1):
-        row = figure_row(article, figure, file_name, number, metadata, article_name(article, place))
+        row = figure_row(article, figure, file_name, number, metadata, article_name(article, article_path))
         reason = figure_problem(row, include_nonmedical)
         yield RejectedRow(row, f"figure: {reason}") if reason else row
 
 
-def article_name(article: Article, place: str) -> str:
-    """PMC id, DOI, or the place without the suffix: two folders may both have a fulltext.xml."""
-    path, _, number = place.partition("#")
+def article_name(article: Article, article_path: str) -> str:
+    """PMC id, DOI, or the path without the suffix: two folders may both have a fulltext.xml."""
+    path, _, number = article_path.partition("#")
     without_suffix = os.path.splitext(path)[0].replace(os.sep, "/")
     return article.ids.get("pmc") or article.ids.get("doi") or without_suffix + (f"#{number}" if number else "")
 

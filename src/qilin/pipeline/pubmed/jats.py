@@ -267,13 +267,13 @@ def captions_of(figure: Any, language: str) -> dict[str, str]:
     captions: dict[str, str] = {}
     for caption in figure.iterfind("caption"):
         marked = [child for child in caption if child.get(XML_LANG)]
-        own = language_of(caption) if caption.get(XML_LANG) else language
+        caption_language = language_of(caption) if caption.get(XML_LANG) else language
         if not marked:
-            captions.setdefault(own, plain_text(caption))
+            captions.setdefault(caption_language, plain_text(caption))
             continue
         texts: dict[str, list[str]] = defaultdict(list)
         for child in caption:
-            texts[language_of(child) if child.get(XML_LANG) else own].append(plain_text(child))
+            texts[language_of(child) if child.get(XML_LANG) else caption_language].append(plain_text(child))
         for name, parts in texts.items():
             captions.setdefault(name, " ".join(filter(None, parts)))
     return {name: text for name, text in captions.items() if text}
