@@ -135,9 +135,10 @@ def check_not_quantized(name: str, config: Any) -> None:
         if quantization:
             values = quantization if isinstance(quantization, dict) else quantization.to_dict()
             method = values.get("quant_method", "an unknown method")
+            method = getattr(method, "value", method)
             raise UserError(
-                f"{name}: its weights are quantized (quantization_config in config.json: {getattr(method, 'value', method)}"
-                "), which training does not support; use the checkpoint in fp16, bf16 or fp32 that it was made from"
+                f"{name}: its weights are quantized (quantization_config in config.json: {method}), "
+                "which training does not support; use the checkpoint in fp16, bf16 or fp32 that it was made from"
             )
 
 

@@ -29,6 +29,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from qilin.core.errors import UserError
 from qilin.core.files import read_json
 from qilin.model.chat_template import IMAGE
+from qilin.model.guard import check_structure, check_text_logits, eval_mode, one_line_errors
 from qilin.model.hub import UNUSED_PARTS, check_not_quantized, from_pretrained, load_weights
 from qilin.model.quantization import loading_options
 from qilin.model.tokenizer import chat_template_for, end_token_ids, load_tokenizer
@@ -65,45 +66,51 @@ def compose(
     tokenizer = load_tokenizer(language, hub)
     check_not_quantized(language, from_pretrained(AutoConfig, language, hub))
     language_model = load_weights(AutoModelForCausalLM, language, hub, dtype=torch.float32)
-    image_tokens, class_tokens = count_image_tokens(vision_encoder)
+    image_tokens, extra_tokens = count_image_tokens(vision_encoder)
     grow_embeddings(language_model, tokenizer)
     model_config = LlavaConfig(
         vision_config=vision_encoder.config,
         text_config=language_model.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=image_tokens,
-        vision_feature_select_strategy="default" if class_tokens else "full",
+        vision_feature_select_strategy="default" if extra_tokens else "full",
         vision_feature_layer=-2,
         tie_word_embeddings=bool(language_model.config.tie_word_embeddings),
     )
-    with torch.device("meta"):  # the loaded parts replace the large modules; only the projector needs memory
-        model = LlavaForConditionalGeneration(model_config)
+
+    def build() -> Any:
+        with torch.device("meta"):  # the loaded parts replace the large modules; only the projector needs memory
+            return LlavaForConditionalGeneration(model_config)
+
+    model = one_line_errors(language, build)
     projector = model.model.multi_modal_projector.to_empty(device="cpu")
     for linear in (projector.linear_1, projector.linear_2):
         linear.reset_parameters()  # PyTorch's default, as in LLaVA
     model.model.vision_tower = vision_encoder
     model.model.language_model = language_model.get_decoder()
-    model.lm_head = language_model.lm_head
+    model.lm_head = language_model.get_output_embeddings()
     if model_config.tie_word_embeddings:
         model.tie_weights()
+    check_text_logits(model, language_model, language)
+    check_structure(model, language)
     # Greedy, as in evaluation. The language model's own sampling settings would apply silently, and some (Llama 2's
     # temperature without do_sample) cannot be saved again. set_template adds the end tokens.
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
-    processor = make_processor(vision, vision_encoder.config, tokenizer, class_tokens, pad_square, hub)
+    processor = make_processor(vision, vision_encoder.config, tokenizer, extra_tokens, pad_square, hub)
     set_template(model, processor, template, system)
     return LoadedModel(model, processor)
 
 
 def make_processor(
-    vision: str, vision_config: Any, tokenizer: Any, class_tokens: int, pad_square: bool, hub: str
+    vision: str, vision_config: Any, tokenizer: Any, extra_tokens: int, pad_square: bool, hub: str
 ) -> LlavaProcessor:
     """The processor for an encoder and a tokenizer; set_template sets its chat template."""
     return LlavaProcessor(
         image_processor=make_image_processor(vision, vision_config.image_size, pad_square, hub),
         tokenizer=tokenizer,
         patch_size=vision_config.patch_size,
-        vision_feature_select_strategy="default" if class_tokens else "full",
-        num_additional_image_tokens=class_tokens,
+        vision_feature_select_strategy="default" if extra_tokens else "full",
+        num_additional_image_tokens=extra_tokens,
         image_token=IMAGE,
     )
 
@@ -200,18 +207,24 @@ def grow_embeddings(model: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def count_image_tokens(encoder: Any) -> tuple[int, int]:
-    """(patch tokens per image, class tokens before them), measured by one forward pass of an empty image."""
+    """(tokens per image, tokens before the patches), measured by one forward pass of an empty image.
+
+    A Llava drops the first token before the patches, the class token. Others (register or distillation tokens) stay
+    among the image's tokens. Raises UserError for an encoder that does not give a token per patch.
+    """
     size, patch = encoder.config.image_size, encoder.config.patch_size
-    was_training = encoder.training
-    encoder.eval()
-    tokens = encoder(torch.zeros(1, encoder.config.num_channels, size, size)).last_hidden_state.shape[1]
-    encoder.train(was_training)
+    name = type(encoder).__name__
+    image = torch.zeros(1, encoder.config.num_channels, size, size)
+    with eval_mode(encoder):
+        hidden = one_line_errors(name, lambda: encoder(image).last_hidden_state)
     patches = (size // patch) ** 2
-    if tokens - patches not in (0, 1):
+    if hidden.ndim != 3 or hidden.shape[-1] != encoder.config.hidden_size or hidden.shape[1] < patches:
         raise UserError(
-            f"the vision encoder gives {tokens} tokens for {patches} patches; expected at most one class token more"
+            f"the vision encoder ({name}) gives features of shape {list(hidden.shape)} for {patches} patches; expected "
+            f"a token of width {encoder.config.hidden_size} for each, as a ViT such as CLIP or SigLIP gives"
         )
-    return patches, tokens - patches
+    extra = hidden.shape[1] - patches
+    return patches + extra - bool(extra), extra
 
 
 def make_image_processor(name: str, size: int, pad_square: bool, hub: str) -> Any:

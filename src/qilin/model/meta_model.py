@@ -48,9 +48,9 @@ def build_meta_model(model_config: LlavaConfig) -> Any:
     """A model on the meta device; sets the config's image_seq_length and vision_feature_select_strategy."""
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(model_config)
-        image_tokens, class_tokens = count_image_tokens(model.model.vision_tower)
+        image_tokens, extra_tokens = count_image_tokens(model.model.vision_tower)
     model_config.image_seq_length = image_tokens
-    model_config.vision_feature_select_strategy = "default" if class_tokens else "full"
+    model_config.vision_feature_select_strategy = "default" if extra_tokens else "full"
     return model
 
 
@@ -61,6 +61,9 @@ def load_processor(
     are not set. Requires a config that build_meta_model has completed."""
     if model is not None:
         return from_pretrained(AutoProcessor, model, hub)
-    class_tokens = int(model_config.vision_feature_select_strategy == "default")
+    encoder = model_config.vision_config
+    patches = (encoder.image_size // encoder.patch_size) ** 2
+    dropped = int(model_config.vision_feature_select_strategy == "default")
+    extra_tokens = model_config.image_seq_length + dropped - patches
     tokenizer = load_tokenizer(language or "", hub)
-    return make_processor(vision or "", model_config.vision_config, tokenizer, class_tokens, True, hub)
+    return make_processor(vision or "", encoder, tokenizer, extra_tokens, True, hub)

@@ -122,11 +122,19 @@ def packed_attention(
     scaling: float | None = None,
     layout: Layout | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The function that transformers calls in each layer. Returns (1, T, H, E); in the last layer the rows of unused
-    tokens are undefined. Raises UserError if a sample is longer than the model's sliding window."""
+    tokens are undefined. Raises UserError if a sample is longer than the model's sliding window, and for attention with
+    a soft cap or sinks."""
     assert layout is not None, f"attention {PACKED!r} needs the pack's layout; use sdpa for anything but training"
+    if softcap is not None or s_aux is not None:
+        kind = "sinks (s_aux)" if softcap is None else f"a soft cap ({softcap}, attn_logit_softcapping in config.json)"
+        raise UserError(
+            f"the language model's attention has {kind}, which packed training does not compute; choose another"
+        )
     assert query.shape[0] == 1, "a pack is one row"
     if sliding_window and layout.max_context > sliding_window:
         raise UserError(
@@ -134,6 +142,11 @@ def packed_attention(
             "sample has "
             f"{layout.max_context}; lower max_length to {sliding_window}, with on_overlength=truncate or drop"
         )
+    width = value.shape[-1]
+    if width < query.shape[-1]:  # DeepSeek's values are narrower than its keys
+        value = torch.nn.functional.pad(value, (0, query.shape[-1] - width))
+        wide, _ = packed_attention(module, query, key, value, attention_mask, scaling, layout)
+        return wide[..., :width].contiguous(), None
     if layout.block_mask is not None:
         return flex(query, key, value, layout.block_mask, scaling), None
     assert layout.buckets, "a layout is made for one type of device"
@@ -187,7 +200,19 @@ AttentionInterface.register(PACKED, packed_attention)
 AttentionInterface.register(VISION, vision_attention)
 
 
-def use_packed_attention(model: Any) -> None:
+@dataclass(frozen=True)
+class Shortcuts:
+    """Which computation is replaced by a faster one; guard.py leaves off what does not fit a model."""
+
+    vision: bool = True  # the encoder's attention, and skipping its layers behind the features
+    last_layer: bool = True  # in the language model, only the tokens that predict something
+
+    def __str__(self) -> str:
+        names = {"the encoder": self.vision, "the last layer": self.last_layer}
+        return " and ".join(name for name, used in names.items() if not used)
+
+
+def use_packed_attention(model: Any, shortcuts: Shortcuts = Shortcuts()) -> None:
     """Let the language model of a Llava attend by the layout given to its forward, and skip unused computation.
 
     Raises UserError for a model with dropout of attention weights, which packed attention does not have.
@@ -196,12 +221,16 @@ def use_packed_attention(model: Any) -> None:
     if dropout:
         raise UserError(f"config.json: attention_dropout is {dropout}, which training does not support; set it to 0")
     model.model.language_model.set_attn_implementation(PACKED)
-    model.model.vision_tower.set_attn_implementation(VISION)
-    add_skip_hooks(model)
+    if shortcuts.vision:
+        model.model.vision_tower.set_attn_implementation(VISION)
+    add_skip_hooks(model, vision=shortcuts.vision, last_layer=shortcuts.last_layer)
 
 
 def use_plain_attention(model: Any) -> None:
-    """Return to PyTorch's attention, for generation."""
-    model.model.language_model.set_attn_implementation("sdpa")
-    model.model.vision_tower.set_attn_implementation("sdpa")
+    """Return to PyTorch's attention, for generation; to the model's own code where it has no other."""
+    for part in (model.model.language_model, model.model.vision_tower):
+        try:
+            part.set_attn_implementation("sdpa")
+        except ValueError:
+            part.set_attn_implementation("eager")
     remove_skip_hooks(model)

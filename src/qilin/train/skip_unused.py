@@ -11,12 +11,23 @@ from typing import Any
 import torch
 
 
-def add_skip_hooks(model: Any) -> None:
-    """Add the hooks; a model that has them already is unchanged."""
+def add_skip_hooks(model: Any, *, vision: bool = True, last_layer: bool = True) -> None:
+    """Add the hooks; a model that has them already is unchanged. A language model whose last layer has other modules
+    than Llama's gets none."""
     remove_skip_hooks(model)
-    for layer in vision_layers(model)[max(1, feature_depth(model)) :]:
-        layer.register_forward_pre_hook(SkipLayer())
-    SkipLastLayer(model.model.language_model)
+    if vision:
+        for layer in vision_layers(model)[max(1, feature_depth(model)) :]:
+            layer.register_forward_pre_hook(SkipLayer())
+    if last_layer and has_usual_layers(model.model.language_model):
+        SkipLastLayer(model.model.language_model)
+
+
+def has_usual_layers(language: Any) -> bool:
+    """Whether the last layer has the modules that SkipLastLayer attaches to."""
+    layers = getattr(language, "layers", None) or [None]
+    names = ("self_attn.q_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp")
+    modules = dict(layers[-1].named_modules()) if isinstance(layers[-1], torch.nn.Module) else {}
+    return hasattr(language, "norm") and all(name in modules for name in names)
 
 
 def remove_skip_hooks(model: Any) -> None:
@@ -44,8 +55,8 @@ def feature_depth(model: Any) -> int:
 class SkipLayer:
     """Pre-hook that passes only the first token of the first image to a layer whose result is not used."""
 
-    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][:1, :1], *args[1:])
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return (args[0][:1, :1], *args[1:]) if args else None
 
 
 class SkipLastLayer:

@@ -52,10 +52,11 @@ from qilin.train.distributed import (
     shards_frozen,
 )
 from qilin.train.flops import fast_precision
+from qilin.train.guard import choose_shortcuts
 from qilin.train.loop import load_final_weights, pack_loss, train
 from qilin.train.metrics import METRICS, check_trackers
 from qilin.train.model_setup import add_adapters, apply_precision, base_model, quantize_frozen, remove_peft_prefix
-from qilin.train.packed_attention import use_packed_attention, use_plain_attention
+from qilin.train.packed_attention import Shortcuts, use_packed_attention, use_plain_attention
 from qilin.train.plan import Plan, format_saving, make_plan
 from qilin.train.validation import make_validation_set
 
@@ -100,9 +101,8 @@ def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | Non
     check_trackers(config.trackers)
     if config.optimizer == "muon" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "optimizer is muon, which runs on one device only: its step needs complete matrices, and many "
-            "devices hold shards "
-            "of them; set optimizer=adamw"
+            "optimizer is muon, which runs on one device only: its step needs complete matrices, and many devices hold "
+            "shards of them; set optimizer=adamw"
         )
     world = init_world(config.device)
     config = resolve_precision(config, world)
@@ -114,9 +114,11 @@ def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | Non
         facts = plan_facts(data, plan, validation)
         console.print(format_plan(facts))
         check_samples(config, data)
+        shortcuts = check_model(config, loaded, data, plan)
         if not check:
             config = resolve_checkpointing(config, loaded.model.config, plan, world)
             model = prepare_for_training(loaded, config, world)
+            use_packed_attention(base_model(model), shortcuts)
             config = resolve_shard(config, model, world)
             module = ModelWithLoss(base_model(model), pack_loss)
             shard_model(module, world, config)
@@ -161,8 +163,7 @@ def is_finished(run_dir: Path, config: TrainConfig) -> bool:
         more = f" (and {len(different) - 1} more keys differ)" if len(different) > 1 else ""
         raise UserError(
             f"{run_dir}: {key} differs: the run in this folder used {previous.get(key)!r}, this one has "
-            f"{requested[key]!r}"
-            f"{more}; choose another out=FOLDER, or remove the folder"
+            f"{requested[key]!r}{more}; choose another out=FOLDER, or remove the folder"
         )
     return (run_dir / QILIN_JSON).is_file()
 
@@ -239,9 +240,7 @@ def prepare_for_training(loaded: LoadedModel, config: TrainConfig, world: World)
     """The model ready for training. For many devices it stays on the host; sharding moves it layer by layer."""
     model = apply_precision(loaded.model, config)
     model = quantize_frozen(model, config, world.device)
-    model = add_adapters(model if world.size > 1 else model.to(world.device), config)
-    use_packed_attention(base_model(model))
-    return model
+    return add_adapters(model if world.size > 1 else model.to(world.device), config)
 
 
 def open_data(config: TrainConfig, loaded: LoadedModel, purpose: Purpose = "training") -> PackedDataset:
@@ -317,6 +316,15 @@ def check_samples(config: TrainConfig, data: PackedDataset) -> None:
         raise UserError(f"no sample has an image, so {parts} cannot be trained on them")
     if without_image:
         console.print(f"  {without_image:,} samples have no image and do not train {parts}", style="yellow")
+
+
+def check_model(config: TrainConfig, loaded: LoadedModel, data: PackedDataset, plan: Plan) -> Shortcuts:
+    """What of the fast computation fits the model, by a comparison with plain transformers; see guard.py."""
+    name = config.model or f"{config.vision} with {config.language}"
+    shortcuts = choose_shortcuts(loaded.model, name, data, plan)
+    if shortcuts != Shortcuts():
+        console.print(f"  the shortcuts in {shortcuts} do not fit this model and are left off", style="yellow")
+    return shortcuts
 
 
 def check_images(datasets: Sequence[PackedDataset]) -> None:

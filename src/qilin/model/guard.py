@@ -1,0 +1,139 @@
+"""Checks that a composed Llava is its language model, and that what will be written can be read.
+
+In: a Llava and the language model it was made of. Out: nothing, or a UserError with what differs and by how much. Large
+models are computed on their first layers only, which takes about a second.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from qilin.core.errors import UserError
+from qilin.model.hub import shorten
+
+LARGE = 20_000_000  # parameters; models with more are checked on their first layers
+MAX_LAYERS = 8
+TOLERANCE = 2e-6  # of the largest logit: both sides run the same layers
+NOT_OF_THE_HEAD = ("output_attentions", "output_hidden_states", "output_router_logits", "return_dict",
+                   "use_return_dict", "vocab_size", "use_cache", "hidden_size", "num_experts", "num_local_experts", "num_experts_per_tok",
+                   "router_aux_loss_coef")  # fmt: skip
+
+
+@torch.no_grad()
+def check_text_logits(model: Any, language_model: Any, name: str) -> None:
+    """Compare the text logits of a Llava with those of its language model's own class.
+
+    A stock Llava has layers and a linear head; what the language model does between and after them (scales, soft caps)
+    is lost. Raises UserError that names the config's keys that its forward pass reads.
+    """
+    ids = torch.randint(min(300, language_model.config.vocab_size), (1, 24), generator=torch.Generator().manual_seed(0))
+    with eval_mode(model), eval_mode(language_model), first_layers(model):
+        expected = one_line_errors(name, lambda: language_model(input_ids=ids, use_cache=False).logits)
+        logits = one_line_errors(name, lambda: model(input_ids=ids, use_cache=False).logits)
+    difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if difference <= TOLERANCE:
+        return
+    class_name = type(language_model).__name__
+    keys = ", ".join(f"{key} {value}" for key, value in keys_of_head(language_model).items())
+    raise UserError(
+        f"{name}: {class_name} is more than layers and a linear head ({keys or 'see its forward'}), which a Llava does "
+        f"not have: its logits would be off by {difference:.1%} of the largest; choose another language model"
+    )
+
+
+def one_line_errors(name: str, compute: Any) -> Any:
+    """The result of `compute`; whatever a model's code raises becomes one line."""
+    try:
+        return compute()
+    except UserError:
+        raise
+    except Exception as error:  # any code of transformers
+        raise UserError(f"{name}: does not work inside a Llava ({describe(error)}); choose another model") from error
+
+
+def describe(error: BaseException) -> str:
+    """An exception's type and first line."""
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first_line}"[:200].rstrip(": ")
+
+
+def keys_of_head(language_model: Any) -> dict[str, Any]:
+    """The config's keys that the forward pass of a ForCausalLM class reads, with their values."""
+    source = inspect.getsource(type(language_model).forward)
+    names = dict.fromkeys(re.findall(r"self\.(?:config\.)?(\w+)", source))
+    config = language_model.config
+    values = {name: getattr(config, name, None) for name in names if name not in NOT_OF_THE_HEAD}
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def check_structure(model: Any, name: str) -> None:
+    """Compare names and shapes of the weights with those of a new model from the config that will be saved."""
+    config = LlavaConfig.from_dict(model.config.to_dict())
+
+    def build() -> Any:
+        with torch.device("meta"):
+            return LlavaForConditionalGeneration(config)
+
+    fresh = one_line_errors(name, build)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in fresh.state_dict().items()}
+    lost, absent = sorted(set(shapes) - set(expected)), sorted(set(expected) - set(shapes))
+    other = sorted(key for key in set(shapes) & set(expected) if shapes[key] != expected[key])
+    parts = {"lost": lost, "missing": absent, "of another shape": other}
+    found = [f"{len(keys)} {what} ({shorten(keys)})" for what, keys in parts.items() if keys]
+    if found:
+        raise UserError(
+            f"{name}: a saved model could not be read again: of its {len(shapes)} weights, {'; '.join(found)}; "
+            "choose another model"
+        )
+
+
+@contextmanager
+def eval_mode(module: Any) -> Iterator[None]:
+    """Without dropout; every submodule gets its own mode back."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+@contextmanager
+def first_layers(model: Any) -> Iterator[None]:
+    """A large model with only the first layers of its language model and encoder: as many as it takes to have each
+    type of layer, at least two."""
+    if sum(p.numel() for p in model.parameters()) <= LARGE:
+        yield
+        return
+    language, vision = model.model.language_model, model.model.vision_tower
+    vision_stack = getattr(vision, "encoder", getattr(vision, "vision_model", vision))
+    layer = model.config.vision_feature_layer
+    restored = [(model.config, "vision_feature_layer", layer)]
+    for part, stack, depth in (
+        (language, language, count_first_layers(language.config)),
+        (vision, vision_stack, 3),
+    ):
+        layers = getattr(stack, "layers", None)
+        if isinstance(layers, torch.nn.ModuleList) and len(layers) > depth:
+            restored += [(stack, "layers", layers), (part.config, "num_hidden_layers", part.config.num_hidden_layers)]
+            stack.layers, part.config.num_hidden_layers = layers[:depth], depth
+            if part is vision:
+                model.config.vision_feature_layer = -2
+    try:
+        yield
+    finally:
+        for owner, attribute, value in restored:
+            setattr(owner, attribute, value)
+
+
+def count_first_layers(config: Any) -> int:
+    """The first layers that have all types of layers in them, 2 to MAX_LAYERS."""
+    types = list(getattr(config, "layer_types", None) or [])
+    return min(MAX_LAYERS, max([2, *(types.index(kind) + 1 for kind in set(types))]))

@@ -1,0 +1,125 @@
+"""Pairs of encoder and language model: those that pass give plain transformers' losses, all others are refused.
+
+The long test tries all architectures of builders/architectures.py; the table of docs/training.md is its result.
+"""
+
+from pathlib import Path
+
+import pytest
+import transformers
+
+from builders.architectures import LANGUAGE_MODELS, VISION_ENCODERS, language_model, vision_encoder
+from builders.tiny import tiny_dataset
+from qilin.core.errors import UserError
+from qilin.model.llava import LoadedModel, compose
+from qilin.train.config import DataSource, TrainConfig
+from qilin.train.data_loader import PackedDataset
+from qilin.train.guard import check_positions, choose_groups, choose_shortcuts
+from qilin.train.packed_attention import Shortcuts
+from qilin.train.plan import Plan, make_plan
+
+ALL, NO_ENCODER, NO_LAST = Shortcuts(), Shortcuts(vision=False), Shortcuts(last_layer=False)
+# name -> the shortcuts that fit, or a text of the refusal; the others are in the long test
+LANGUAGES = {
+    "llama": ALL,
+    "deepseek-v3": ALL,
+    "gpt-neox": ALL,
+    "gemma3": NO_LAST,
+    "olmo2": NO_LAST,
+    "mistral-window": "sliding_window",
+    "gemma2": "final_logit_softcapping",
+    "granite": "logits_scaling 8.0",
+    "cohere": "logit_scale 0.0625",
+    "minicpm3": "logits_scaling",
+    "phi": "lm_head.bias",
+    "gpt-oss": "sinks",
+    "gpt2": "embed_tokens",
+    "bloom": "differs from plain transformers",
+    "qwen3.5": "linear_attention",
+    "lfm2": "conv",
+}
+ENCODERS = {
+    "siglip": ALL,
+    "dinov2-registers": ALL,
+    "dinov3-no-registers": NO_ENCODER,
+    "mlcd": NO_ENCODER,
+    "beit": NO_ENCODER,
+    "pixtral": NO_ENCODER,
+    "vit-mae": "16 patches",
+    "sam": "ViT",
+    "swin": "SwinModel",
+    "convnext": "hidden_size",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("pairs")
+    vision_encoder(home / "clip", "clip")
+    language_model(home / "llama", "llama")
+    tiny_dataset(home / "data", images=3, questions=2, splits=("train",))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def quiet(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QILIN_CACHE", str(home / "cache"))
+    transformers.utils.logging.disable_progress_bar()
+
+
+def plan_of(home: Path, loaded: LoadedModel) -> tuple[PackedDataset, Plan]:
+    config = TrainConfig(model="unused", data=(DataSource(path=home / "data"),), template="chatml")
+    data = PackedDataset(config, loaded.processor)
+    return data, make_plan(data.lengths, [1.0], batch_size=8, num_epochs=1, pack_tokens=400, seed=0)
+
+
+def try_pair(home: Path, vision: Path, language: Path) -> Shortcuts | str:
+    """The shortcuts that fit, or the refusal, which is one line."""
+    try:
+        loaded = compose(str(vision), str(language), template="chatml", system="", pad_square=True)
+        return choose_shortcuts(loaded.model, "pair", *plan_of(home, loaded))
+    except UserError as error:
+        assert "\n" not in str(error)
+        return str(error)
+
+
+def check(result: Shortcuts | str, expected: Shortcuts | str) -> None:
+    assert isinstance(result, Shortcuts) == isinstance(expected, Shortcuts), result
+    assert result == expected or (isinstance(expected, str) and expected in str(result)), result
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_language_models(home: Path, tmp_path: Path, name: str) -> None:
+    check(try_pair(home, home / "clip", language_model(tmp_path / name, name)), LANGUAGES[name])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders(home: Path, tmp_path: Path, name: str) -> None:
+    check(try_pair(home, vision_encoder(tmp_path / name, name), home / "llama"), ENCODERS[name])
+
+
+def test_samples_beyond_the_positions_are_refused(home: Path, tmp_path: Path) -> None:
+    folder = language_model(tmp_path / "short", "llama", max_position_embeddings=64)
+    assert "max_position_embeddings" in str(try_pair(home, home / "clip", folder))
+    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    longer = language_model(tmp_path / "scaled", "llama", max_position_embeddings=64, rope_parameters=rope)
+    assert try_pair(home, home / "clip", longer) == ALL
+
+
+def test_the_samples_that_are_compared(home: Path) -> None:
+    loaded = compose(str(home / "clip"), str(home / "llama"), template="chatml", system="", pad_square=True)
+    _, plan = plan_of(home, loaded)
+    groups = choose_groups(loaded.model, plan)
+    chosen = [index for group in groups for index in group.samples]
+    assert set(plan.order[plan.lengths.total[plan.order].argsort(kind="stable")][-2:].tolist()) <= set(chosen)
+    assert any(len(group.samples) > 1 for group in groups)  # a shared prefix
+    check_positions(loaded.model.config.text_config, "pair", plan)
+
+
+@pytest.mark.long
+def test_all_architectures(home: Path, tmp_path: Path) -> None:
+    """None ends in anything but shortcuts or a refusal."""
+    for name in LANGUAGE_MODELS:
+        try_pair(home, home / "clip", language_model(tmp_path / name, name))
+    for name in VISION_ENCODERS:
+        try_pair(home, vision_encoder(tmp_path / name, name), home / "llama")
