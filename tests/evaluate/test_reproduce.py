@@ -10,10 +10,11 @@ pytest.importorskip("openai", reason="the endpoint extra is not installed")
 
 from builders.evaluation import config_for
 from builders.llm_server import FakeService, serve
+from qilin.core.config import build_config
 from qilin.core.errors import RunError, UserError
 from qilin.evaluate.commands import evaluate_command
 from qilin.evaluate.config import EvaluateConfig
-from qilin.evaluate.reproduce import find_differences
+from qilin.evaluate.reproduce import find_differences, read_scores, reproduce
 from qilin.evaluate.run import evaluate
 
 
@@ -116,3 +117,35 @@ def test_tolerance_ignores_the_last_bit_of_a_confidence_and_finds_one_answer() -
 def test_config_requires_model_and_dataset() -> None:
     with pytest.raises(ValueError, match="model and dataset"):
         EvaluateConfig()
+
+
+@pytest.mark.parametrize(
+    "option", [{"seed": 3}, {"split": "train"}, {"limit": 2}, {"protocol": "slake-zh"}, {"dtype": "bf16"}]
+)
+def test_options_that_a_repeated_evaluation_would_ignore_are_refused(option: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--reproduce takes --{next(iter(option))} from scores.json"):
+        build_config(EvaluateConfig, {"reproduce": tmp_path / "scores.json", **option}, "the command line")
+    EvaluateConfig(reproduce=tmp_path / "scores.json", train=tmp_path, batch_size=2)  # where and how fast may differ
+
+
+def test_a_new_training_folder_replaces_the_recorded_one(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"model": "m", "dataset": "old", "train": "gone", "seed": 7}
+    old = tmp_path / "scores.json"
+    old.write_text(json.dumps({"manifest": {"settings": settings}}), encoding="utf-8")
+    used: list[EvaluateConfig] = []
+    monkeypatch.setattr("qilin.evaluate.reproduce.evaluate", lambda config: used.append(config) or {"manifest": {}})
+    for train, expected in ((dataset, dataset), (None, Path("gone"))):
+        out = tmp_path / "new"
+        out.mkdir(exist_ok=True)
+        reproduce(EvaluateConfig(reproduce=old, train=train, out=out))
+        assert (used[-1].train, used[-1].seed, used[-1].dataset) == (expected, 7, Path("old"))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"manifest": []}', '{"manifest": {"settings": 1}}', "{", "[" * 99999])
+def test_damaged_scores_are_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(UserError, match="scores.json: ") as error:
+        read_scores(tmp_path / "scores.json")
+    assert "\n" not in str(error.value)

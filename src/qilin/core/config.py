@@ -8,13 +8,16 @@ declared with `flatten=True` holds another config whose keys and flags appear at
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
 from qilin.core.errors import UserError, suggest
+from qilin.core.files import read_text, shorten
 
 MISSING = dataclasses.MISSING
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_NODES = 20_000  # values of one file, aliases expanded
 T = TypeVar("T")
 
 
@@ -125,7 +128,7 @@ def nested_configs(hint: Any) -> list[type]:
     return [config for argument in typing.get_args(hint) for config in nested_configs(argument)]
 
 
-def format_validation_error(item: Any, where: str, flattened: typing.Collection[str] = ()) -> str:
+def format_validation_error(item: Any, where: str, flattened: Collection[str] = ()) -> str:
     """One pydantic error as a clause that names the field, the value found and what was expected."""
     path = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
     field = ".".join(path[1:] if path and path[0] in flattened else path) or "config"
@@ -146,21 +149,14 @@ def read_config(
     if path is not None:
         values |= read_yaml(path)
     for override in overrides:
-        key, value = parse_override(override)
+        key, value = parse_override(override, text_keys(cls))
         set_nested(values, key.split("."), value)
     return build_config(cls, values, where=str(path) if path else "config")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; {} for an empty file. Raises UserError with the line where the file does not parse."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = parse_yaml(read_text(path, "a YAML file", MAX_YAML_BYTES), str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -168,17 +164,73 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_override(override: str) -> tuple[str, Any]:
-    """`key=value` -> (key, value). The value is parsed as YAML, so numbers, lists and true/false get their types."""
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text of plain values. Raises UserError that starts with `where` for anything else.
+
+    Python tags, keys that occur twice or are no texts, and aliases that expand to more than MAX_YAML_NODES are refused.
+    """
     import yaml
 
+    try:
+        check_yaml_node(yaml.compose(text, yaml.SafeLoader), where, [0])
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise UserError(f"{where}: not valid YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: 2024-13-45 looks like a date
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def check_yaml_node(node: Any, where: str, count: list[int]) -> None:
+    """Raise UserError for a node that is no plain value; `count` holds how many nodes were visited, aliases again."""
+    if node is None:
+        return
+    count[0] += 1
+    line = f"{where}, line {node.start_mark.line + 1}"
+    if count[0] > MAX_YAML_NODES:
+        raise UserError(f"{line}: aliases expand to more than {MAX_YAML_NODES:,} values; write the values out")
+    if not node.tag.startswith("tag:yaml.org,2002:") or "python/" in node.tag:
+        raise UserError(f"{line}: tag {shorten(node.tag)} is refused; expected plain values")
+    if node.id == "sequence":
+        for item in node.value:
+            check_yaml_node(item, where, count)
+    elif node.id == "mapping":
+        keys: set[str] = set()
+        for key, value in node.value:
+            key_line = f"{where}, line {key.start_mark.line + 1}"
+            if key.id != "scalar" or key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise UserError(f"{key_line}: key {shorten(key.value)} is not a text; put it in quotes")
+            if key.value in keys:
+                raise UserError(f"{key_line}: key {shorten(key.value)} occurs twice; remove one of them")
+            keys.add(key.value)
+            check_yaml_node(value, where, count)
+
+
+def parse_override(override: str, text_keys: Collection[str] = ()) -> tuple[str, Any]:
+    """`key=value` -> (key, value). The value is parsed as YAML, so numbers, lists and true/false get their types.
+
+    The value of a key in `text_keys` (paths) is its text, where YAML reads a number, a date, null or true: out=2024.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"{override!r}: expected key=value, such as batch_size=16")
+    key = key.strip()
     try:
-        return key.strip(), parse_float(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"{override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+        value = parse_float(parse_yaml(text, shorten(override)))
+    except UserError:
+        if key not in text_keys or text.lstrip().startswith(("[", "{")):
+            raise
+        value = text
+    if key in text_keys and not text.lstrip().startswith(("[", "{")):
+        value = value if isinstance(value, str) else text.strip()
+        value = str(Path(value).expanduser()) if value.startswith("~/") else value  # the shell leaves out=~/x alone
+    return key, value
+
+
+def text_keys(cls: type) -> list[str]:
+    """The keys of a config class that hold a path."""
+    return [field.name for field in flat_fields(cls) if unwrap_optional(field.hint) is Path]
 
 
 def parse_float(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The options of `qilin evaluate`, `qilin score` and `qilin compare`; free of torch."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -58,8 +59,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.reproduce is None and (self.model is None or self.dataset is None):
             raise ValueError("model and dataset are required: qilin evaluate MODEL DATASET")
-        if self.reproduce is not None and self.endpoint is not None:
-            raise ValueError("--reproduce takes the endpoint from scores.json; remove --endpoint")
+        if self.reproduce is not None and (names := self.ignored_options()):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+            raise ValueError(
+                f"--reproduce takes {flags} from scores.json; remove {'it' if len(names) == 1 else 'them'}"
+            )
         for name in ("budget", "extra"):
             if self.endpoint is None and getattr(self, name) is not None:
                 raise ValueError(f"--{name} applies only with --endpoint")
@@ -67,6 +71,20 @@ class EvaluateConfig:
         for name in ("batch_size", "max_new_tokens", "caption_tokens", "resamples", "concurrency", "limit"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("shuffles", self.shuffles, 0)
+
+    def ignored_options(self) -> list[str]:
+        """The options given beside --reproduce that the manifest decides."""
+        return [
+            field.name
+            for field in fields(self)  # type: ignore[arg-type]
+            if field.name not in REPRODUCE_OPTIONS and getattr(self, field.name) != field.default
+        ]
+
+
+# what may differ in a repeated evaluation: where things are, and how fast it runs
+REPRODUCE_OPTIONS = (
+    "reproduce", "out", "json", "model", "dataset", "train", "batch_size", "device", "concurrency",
+)  # fmt: skip
 
 
 @config_class

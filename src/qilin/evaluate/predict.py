@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from qilin.model.generate import Request
 
 PASSES_DIR = "passes"
+# names of pass files that progress bars show otherwise; the names on disk stay, so that old evaluations resume
+PASS_TITLES = {"as_it_is": "original images", "mean_picture": "mean image", "blank_picture": "black image"}
 # The images of one chunk are decoded together, so this bounds memory.
 BATCHES_PER_CHUNK = 8
 
@@ -74,7 +76,7 @@ def run_pass(
     pending = [item for item in items if item.id not in answers]
     if not pending:
         return answers
-    title = f"answers, {name.replace('_', ' ')}"
+    title = f"answers, {PASS_TITLES.get(name, name.replace('_', ' '))}"
     # half of a surrogate pair, which a token limit can leave, becomes "?"
     file_options: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
     with path.open("a", **file_options) as file, progress_bar(title, len(items), len(answers)) as advance:

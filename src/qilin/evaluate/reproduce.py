@@ -55,7 +55,7 @@ def reproduce(config: EvaluateConfig) -> Reproduction:
             concurrency=config.concurrency,
             model=config.model or old.model,
             dataset=config.dataset or old.dataset,
-            train=old.train or config.train,
+            train=config.train or old.train,
         )
     )
     new_scores = json.loads(json.dumps(scores))

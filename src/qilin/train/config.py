@@ -316,13 +316,17 @@ class EstimateCommand:
         reject_flags_for_keys(EstimateCommand, arguments)
 
 
+# the value of these is a text, also where it looks like a number: out=2024, data=null
+PATH_KEYS = ("out", "data", "vision", "language", "model", "label")
+
+
 def read_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> TrainConfig:
     """A recipe by name or path, then `key=value` overrides, then `values`; later ones win.
 
     Raises UserError for an unknown recipe, a key of another trainer (with the name to use) and values out of range.
     """
     merged = read_yaml(recipe_path(name, training_recipes()))
-    changes = [parse_override(override) for override in overrides]
+    changes = [parse_override(override, PATH_KEYS) for override in overrides]
     overridden = {key.split(".")[0] for key, _ in changes}
     # what the overrides start from replaces what the recipe starts from; both in the overrides is an error below
     for key in (
