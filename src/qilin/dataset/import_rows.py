@@ -4,7 +4,8 @@ Importers only read and map; decoding, splits, licenses and writing are done onc
 `qilin.pipeline.importers.run`, so a new source is one function from its config to these rows.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,39 @@ class RejectedRow:
 
     row: Mapping[str, Any]
     reason: str
+
+
+# no text holds these: half of a character (also what undecodable bytes become), and NUL
+UNSTORABLE = re.compile("[\ud800-\udfff\0]")
+
+
+def row_problem(row: ImportRow) -> str | None:
+    """Why a row cannot be stored, as written to dropped.jsonl; None if it can."""
+    for name, value in stored_fields(row):
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            return f"{name} is not a text"
+        if match := UNSTORABLE.search(value):
+            return (
+                f"{name} holds {'a NUL character' if match[0] == chr(0) else 'half a character or undecodable bytes'}"
+            )
+    return None
+
+
+def stored_fields(row: ImportRow) -> Iterator[tuple[str, Any]]:
+    """(name, value) of each text that a dataset stores of a row."""
+    for name in ("sample_id", "question_type", "group", "license"):
+        yield name, getattr(row, name)
+    for choice in row.choices:
+        yield "a choice", choice
+    for message in row.messages:
+        for part in message["content"]:
+            yield "a text", part.get("text")
+    for file in row.images:
+        yield "image path", str(file.path)
+        for name in ("name", "modality", "body_part", "license", "url", "attribution"):
+            yield f"image {name}" if name == "name" else name, getattr(file, name)
 
 
 # answers to questions with two possible answers

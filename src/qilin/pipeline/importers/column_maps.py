@@ -20,12 +20,13 @@ from qilin.pipeline.importers.rows import (
     add_choices,
     article_id,
     caption_row,
+    convert_rows,
     detect_lang,
     find_image,
     find_tables,
     image_folders,
 )
-from qilin.pipeline.importers.table_files import PLACEHOLDER, cell_text, fill_template, read_rows
+from qilin.pipeline.importers.table_files import PLACEHOLDER, cell_text, fill_template
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,13 @@ def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     column_map = COLUMN_MAPS[config.name]
     seen_texts: set[tuple[str, ...]] = set()
     for path in inputs(config):
-        for number, row in read_rows(path):
-            if isinstance(row, RejectedRow):
-                yield row
-                continue
-            if column_map.row_filter:
-                column, pattern = column_map.row_filter
-                if not re.match(pattern, str(row.get(column, ""))):
-                    continue
-            yield from map_row(row, f"{path.stem}-{number}", path, column_map, config, seen_texts)
+
+        def convert(row: Mapping[str, Any], number: int, path: Path = path) -> Iterator[ImportRow | RejectedRow]:
+            column, pattern = column_map.row_filter or ("", "")
+            if re.match(pattern, str(row.get(column, ""))):
+                yield from map_row(row, f"{path.stem}-{number}", path, column_map, config, seen_texts)
+
+        yield from convert_rows(path, config, convert)
 
 
 def map_row(

@@ -80,6 +80,12 @@ class ImportConfig:
     text_only: bool = option(
         default=False, help="folder: import rows without an image as text samples, instead of rejecting them"
     )
+    encoding: str | None = option(
+        default=None, help="encoding of the tables, such as gb18030, big5 or cp1252 (default: found by their content)"
+    )
+    allow_outside: bool = option(
+        default=False, help="read images outside the folder of the source: absolute paths, ../ and links that leave it"
+    )
     license: str | None = option(default=None, help="license of the source, if its rows name none, such as 'CC BY 4.0'")
     split: Literal["train", "validation", "test"] | None = option(default=None, help="put all rows into this split")
     validation: float = option(
@@ -90,6 +96,16 @@ class ImportConfig:
     execution: ExecutionConfig = option(default=ExecutionConfig(), flatten=True)
 
     def __post_init__(self) -> None:
+        if self.encoding:
+            try:
+                is_text = "text".encode(self.encoding).decode(self.encoding) == "text"
+            except (LookupError, ValueError, TypeError):
+                is_text = False
+            if not is_text:
+                raise ValueError(
+                    f"--encoding {self.encoding}: unknown encoding; expected one such as utf-8, gb18030, big5, "
+                    "shift_jis or cp1252"
+                )
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
             raise ValueError(
                 f"validation is {self.validation} and test is {self.test}; expected shares of at least 0 that leave "

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow, guess_answer_type
+from qilin.dataset.import_rows import ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, text_of
 from qilin.pipeline.importers.column_maps import ColumnMap, map_row
 from qilin.pipeline.importers.config import ImportConfig
-from qilin.pipeline.importers.rows import article_id, detect_lang, find_image, image_folders
-from qilin.pipeline.importers.table_files import check_file, read_rows
+from qilin.pipeline.importers.rows import article_id, convert_rows, detect_lang, find_image, image_folders
+from qilin.pipeline.importers.table_files import check_file, name_text, read_rows
 
 IMAGE_TOKEN = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -36,8 +36,8 @@ def read_llava(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Every conversation. A repeated id gets a number as suffix, because such files use the image's name as id."""
     (path,) = inputs(config)
     id_counts: Counter[str] = Counter()
-    for number, row in read_rows(path):
-        parsed = row if isinstance(row, RejectedRow) else parse_conversation(row, number, config)
+    folders = (config.images or path.parent,)
+    for parsed in convert_rows(path, config, lambda row, number: [parse_conversation(row, number, config, folders)]):
         if isinstance(parsed, ImportRow):
             id_counts[parsed.sample_id] += 1
             count = id_counts[parsed.sample_id]
@@ -47,9 +47,10 @@ def read_llava(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
 
 
 def parse_conversation(
-    row: Mapping[str, Any], number: int, config: ImportConfig, add_image_tokens: bool = False
-) -> ImportRow | RejectedRow:
-    """One row of the file as an ImportRow, or the reason for its rejection."""
+    row: Mapping[str, Any], number: int, config: ImportConfig, folders: tuple[Path, ...],
+    add_image_tokens: bool = False, modality: str | None = None, body_part: str | None = None,
+) -> ImportRow | RejectedRow:  # fmt: skip
+    """One row of the file as an ImportRow, or the reason for its rejection. `folders`: where its images are."""
     names = image_names(row)
     turns = row.get("conversations")
     reason = "image is neither a path nor a list of paths" if names is None else turns_problem(turns)
@@ -64,11 +65,13 @@ def parse_conversation(
     kind = "chat" if len(answers) > 1 else config.kind
     if kind == "vqa" and not any(text_of(message).strip() for message in messages if message["role"] == "user"):
         return RejectedRow(row, "empty question")
-    folder = config.images or config.source.parent
     return ImportRow(
-        sample_id=f"{config.source.stem}-{row.get('id', number)}",
+        sample_id=f"{config.source.stem}-{name_text(row.get('id')) or number}",
         kind=kind,
-        images=tuple(ImageFile(folder / name, name, license=config.license) for name in names),
+        images=tuple(
+            find_image(name, folders, config, modality=modality, body_part=body_part, license=config.license)
+            for name in names
+        ),
         messages=tuple(messages),
         answer_type=guess_answer_type(answers[0]) if kind == "vqa" and answers else None,
         lang=config.lang,
@@ -155,29 +158,24 @@ def read_published(
     first."""
     (path,) = inputs(config)
     folders = image_folders(config, path.parent, ("", "images"))
-    for number, row in read_rows(path):
-        if isinstance(row, RejectedRow):
-            yield row
-            continue
+
+    def convert(row: Mapping[str, Any], number: int) -> Iterator[ImportRow | RejectedRow]:
         if MISSPELLED_FIELD in row:
             row = {"conversations": row[MISSPELLED_FIELD], **row}
-        parsed = parse_conversation(row, number, config, add_image_tokens=True)
+        modality, body_part = image_facts(row)
+        parsed = parse_conversation(row, number, config, folders, True, modality, body_part)
         if isinstance(parsed, RejectedRow):
             yield parsed
-            continue
-        modality, body_part = image_facts(row)
-        images = tuple(
-            find_image(file.name, folders, config, modality=modality, body_part=body_part, license=file.license)
-            for file in parsed.images
-        )
+            return
         text = " ".join(str(turn.get("value")) for turn in row["conversations"])
         yield dataclasses.replace(
             parsed,
-            sample_id=f"{path.stem}-{number}-{row.get('id', '')}".rstrip("-"),
-            images=images,
+            sample_id=f"{path.stem}-{number}-{name_text(row.get('id'))}".rstrip("-"),
             lang=detect_lang(text),
-            group=article_id(images[0].name) if images else "",
+            group=article_id(parsed.images[0].name) if parsed.images else "",
         )
+
+    yield from convert_rows(path, config, convert)
 
 
 # Possible names of the image, text, question and answer fields in ChiMed-VL's files; the first that exists is used.
@@ -194,7 +192,7 @@ ANSWER_FIELDS = ("answer", "response", "output", "回答", "答案")
 def read_chimed_vl(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """The released files, as conversations or as rows of fields. Raises UserError, listing the fields, for others."""
     (path,) = inputs(config)
-    first_row = next((row for _, row in read_rows(path) if not isinstance(row, RejectedRow)), {})
+    first_row = next((row for _, row in read_rows(path, config.encoding) if not isinstance(row, RejectedRow)), {})
     if "conversations" in first_row or MISSPELLED_FIELD in first_row:
         yield from read_published(config, modality_and_body_part)
         return
@@ -206,11 +204,10 @@ def read_chimed_vl(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
             "and an answer; `qilin data import folder` takes any table whose columns you name"
         )
     seen_texts: set[tuple[str, ...]] = set()
-    for number, row in read_rows(path):
-        if isinstance(row, RejectedRow):
-            yield row
-        else:
-            yield from map_row(row, f"{path.stem}-{number}", path, column_map, config, seen_texts)
+    yield from convert_rows(
+        path, config,
+        lambda row, number: map_row(row, f"{path.stem}-{number}", path, column_map, config, seen_texts),
+    )  # fmt: skip
 
 
 def guess_column_map(fields: set[str]) -> ColumnMap | None:

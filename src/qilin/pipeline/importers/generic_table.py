@@ -14,14 +14,14 @@ from qilin.core.errors import UserError, suggest
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportConfig
-from qilin.pipeline.importers.rows import SPLIT_NAMES
+from qilin.pipeline.importers.rows import SPLIT_NAMES, RowError, convert_rows, find_image
 from qilin.pipeline.importers.table_files import (
     PLACEHOLDER,
     cell_text,
     check_file,
     column_names,
     fill_template,
-    read_rows,
+    name_text,
 )
 
 # field of ImportConfig -> the column used if no flag names one
@@ -30,13 +30,9 @@ DEFAULT_COLUMNS = {"split_column": "split"} | {
     for name in ("image", "question", "answer", "caption", "id", "group", "answer_type", "choices", "question_type",
                  "modality", "body_part")
 }  # fmt: skip
+TEXT_FIELDS = ("question", "ask", "answer", "caption", "choices")  # whose cells stay as they are written
 ANSWER_TYPES = ("open", "closed", "choice")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 CHOICE_LETTER = re.compile(r"[(（]?[A-Ha-h甲乙丙丁戊己庚辛](?![a-z\u4e00-\u9fff])")
-
-
-class RowError(Exception):
-    """Why one row cannot be used: short, and constant per problem, so that it can be counted."""
 
 
 def inputs(config: ImportConfig) -> list[Path]:
@@ -47,15 +43,8 @@ def inputs(config: ImportConfig) -> list[Path]:
 def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Every row as a question, a caption, or both. Raises UserError if the named columns do not fit the table."""
     (path,) = inputs(config)
-    columns = resolve_columns(config, column_names(path))
-    for number, row in read_rows(path):
-        if isinstance(row, RejectedRow):
-            yield row
-            continue
-        try:
-            yield from parse_row(row, number, columns, config)
-        except RowError as error:
-            yield RejectedRow(row, str(error))
+    columns = resolve_columns(config, column_names(path, config.encoding))
+    yield from convert_rows(path, config, lambda row, number: parse_row(row, number, columns, config))
 
 
 def resolve_columns(config: ImportConfig, names: list[str]) -> dict[str, str]:
@@ -91,7 +80,7 @@ def parse_row(
     row: Mapping[str, Any], number: int, columns: Mapping[str, str], config: ImportConfig
 ) -> Iterator[ImportRow]:
     """The samples in one row of the table. Raises RowError."""
-    cells = {field: read_cell(row, column, field in ("ask", "question")) for field, column in columns.items()}
+    cells = {field: read_cell(row, column, field) for field, column in columns.items()}
     images = image_files(row, cells, columns, config)
     sample_id = f"{config.source.stem}-{cells.get('id') or number}"
     question, answer, caption = (cells.get(field, "") for field in ("question", "answer", "caption"))
@@ -106,7 +95,7 @@ def parse_row(
         raise RowError("split is none of train, validation, test")
     common: dict[str, Any] = {
         "images": images, "lang": config.lang, "group": cells.get("group", ""), "split": split,
-        "license": str(row.get("license") or "") or config.license,
+        "license": cell_text(row.get("license")) or config.license,
     }  # fmt: skip
     if answer:
         choices = split_list(row.get(columns["choices"])) if "choices" in columns else ()
@@ -126,10 +115,11 @@ def parse_row(
         yield ImportRow(sample_id=f"{sample_id}-caption", kind="caption", messages=messages, **common)
 
 
-def read_cell(row: Mapping[str, Any], column: str, may_be_text: bool) -> str:
-    """A cell's text. A column with {placeholders} is a template; `may_be_text`: it may also be a text without any."""
-    is_template = column not in row and (may_be_text or PLACEHOLDER.search(column))
-    return fill_template(row, column) if is_template else cell_text(row.get(column))
+def read_cell(row: Mapping[str, Any], column: str, field: str) -> str:
+    """A cell's text. A column with {placeholders} is a template; a question may also be a text without any."""
+    if column not in row and (field in ("ask", "question") or PLACEHOLDER.search(column)):
+        return fill_template(row, column)
+    return (cell_text if field in TEXT_FIELDS else name_text)(row.get(column))
 
 
 def split_list(value: Any) -> tuple[str, ...]:
@@ -144,29 +134,23 @@ def image_files(
     """The row's images with what the row states about them. Raises RowError for a row without an image."""
     column = columns.get("image", "")
     names = (cells["image"],) if "{" in column and cells["image"] else split_list(row.get(column))
+    names = tuple(name for name in names if name != "None")
     if not names and not config.text_only:
         raise RowError("row without image (--text-only keeps such rows)")
     folder = config.images or config.source.parent
     return tuple(
-        ImageFile(
-            path=find_file(folder, name),
-            name=name,
+        find_image(
+            name,
+            (folder,),
+            config,
             modality=cells.get("modality") or None,
             body_part=cells.get("body_part") or None,
-            license=str(row.get("license") or "") or config.license,
+            license=cell_text(row.get("license")) or config.license,
             url=cell_text(row.get("url")) or None,
             attribution=cell_text(row.get("attribution")) or None,
-        )
+        )  # fmt: skip
         for name in names
     )
-
-
-def find_file(folder: Path, name: str) -> Path:
-    """The image's path. Tables often omit the suffix, so the usual ones are tried."""
-    path = folder / name
-    if path.suffix.lower() in IMAGE_SUFFIXES or path.is_file():
-        return path
-    return next((full for suffix in IMAGE_SUFFIXES if (full := folder / f"{name}{suffix}").is_file()), path)
 
 
 def matches_a_choice(answer: str, choices: tuple[str, ...]) -> bool:

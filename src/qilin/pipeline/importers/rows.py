@@ -3,8 +3,9 @@
 In: names and texts as a data set writes them. Out: paths, ImageFile and ImportRow objects.
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION, ImageFile, ImportRow, RejectedRow
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportConfig
-from qilin.pipeline.importers.table_files import TEXT_SUFFIXES
+from qilin.pipeline.importers.table_files import TEXT_SUFFIXES, read_rows
 from qilin.pipeline.pubmed.image_lookup import resolve
 from qilin.text.normalize import has_chinese
 
@@ -24,13 +25,48 @@ SPLIT_NAMES = {"train": "train", "validation": "validation", "test": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validate", "dev"), "validation")
 
 
+# what a row with values of other types or sizes than expected raises in the code that reads it
+ROW_FAULTS = (TypeError, ValueError, LookupError, AttributeError, OSError, RecursionError, OverflowError)
+OUTSIDE = "image is outside the source's folder (--allow-outside reads it)"
+ADDRESS = re.compile(r"(https?|ftp|s3|gs|data):", re.IGNORECASE)
+
+
+class RowError(Exception):
+    """Why one row cannot be used: short, and constant per problem, so that it can be counted."""
+
+
+def convert_rows(
+    path: Path, config: ImportConfig, convert: Callable[[Mapping[str, Any], int], Iterable[ImportRow | RejectedRow]]
+) -> Iterator[ImportRow | RejectedRow]:
+    """The rows of a table as `convert(row, number)` makes them; one for which it raises is rejected alone."""
+    for number, row in read_rows(path, config.encoding):
+        if isinstance(row, RejectedRow):
+            yield row
+        else:
+            yield from convert_row(row, lambda row=row, number=number: convert(row, number))  # type: ignore[misc]
+
+
+def convert_row(
+    row: Mapping[str, Any], convert: Callable[[], Iterable[ImportRow | RejectedRow]]
+) -> Sequence[ImportRow | RejectedRow]:
+    """What `convert` makes of a row, or its rejection."""
+    try:
+        return list(convert())
+    except RowError as error:
+        return [RejectedRow(row, str(error))]
+    except UserError:  # about the whole source
+        raise
+    except ROW_FAULTS as error:
+        return [RejectedRow(row, f"a value of another type than expected ({type(error).__name__})")]
+
+
 def find_tables(config: ImportConfig, patterns: Sequence[str], expected: str) -> list[Path]:
     """The source if it is a table, else the files of these patterns below it. Raises UserError if there is none."""
     if config.source.is_file():
         if config.source.suffix.lower() not in (*TEXT_SUFFIXES, ".parquet"):
             raise UserError(f"{config.source}: unknown file type; expected {expected}")
         return [config.source]
-    paths = sorted({path for pattern in patterns for path in config.source.rglob(pattern) if path.is_file()})
+    paths = sorted({path for pattern in patterns for path in config.source.rglob(pattern) if os.path.isfile(path)})
     if not paths:
         raise UserError(f"{config.source}: contains no {' or '.join(patterns)}; expected {expected}")
     return paths
@@ -44,10 +80,29 @@ def image_folders(config: ImportConfig, folder: Path, names: Sequence[str]) -> t
 def find_image(
     name: str, folders: tuple[Path, ...], config: ImportConfig, *,
     modality: str | None = None, body_part: str | None = None, license: str | None = None,
+    url: str | None = None, attribution: str | None = None,
 ) -> ImageFile:  # fmt: skip
-    """An image by its name in the data set: in these folders, their zips, or the folder of `qilin data pmc`."""
-    resolved = resolve(name, folders, config.pmc)
-    return ImageFile(resolved.path, name, modality, body_part, license, is_whole_figure=resolved.is_whole_figure)
+    """An image by its name in the data set: in these folders, their zips, or the folder of `qilin data pmc`.
+
+    Raises RowError for an address, and for a file outside the folder of the source unless --allow-outside is given.
+    """
+    if ADDRESS.match(name):
+        raise RowError("image is an address; download it first")
+    roots = (config.images or source_folder(config), *(folder for folder in folders if ".." in folder.parts))
+    resolved = resolve(name, folders, config.pmc, roots, config.allow_outside)
+    if resolved.is_outside:
+        raise RowError(OUTSIDE)
+    return ImageFile(resolved.path, name, modality, body_part, license, url, attribution, resolved.is_whole_figure)
+
+
+def work_folder(config: ImportConfig) -> Path:
+    """The folder beside the output in which an import keeps its index and decoded images until it is complete."""
+    return config.out.with_name(f".{config.out.name}.import")
+
+
+def source_folder(config: ImportConfig) -> Path:
+    """The folder that the images of a source are in, unless --images names another."""
+    return config.source if config.source.is_dir() else config.source.parent
 
 
 def article_id(image_name: str) -> str:

@@ -17,7 +17,7 @@ from qilin.core.errors import RunError, UserError, suggest
 from qilin.core.files import sha256_file
 from qilin.core.output_dir import differing_keys, require_empty
 from qilin.core.progress import ProgressBars
-from qilin.dataset.import_rows import ImportRow, RejectedRow
+from qilin.dataset.import_rows import ImportRow, RejectedRow, row_problem
 from qilin.dataset.licenses import license_tier, strictest
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, Provenance, Sample
@@ -37,7 +37,9 @@ from qilin.pipeline.importers import (
 )
 from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.image_index import ImportIndex, row_digest
-from qilin.pipeline.importers.table_files import TEXT_SUFFIXES, detect_encoding
+from qilin.pipeline.importers.rows import work_folder
+from qilin.pipeline.importers.table_files import TEXT_SUFFIXES
+from qilin.pipeline.importers.text_encoding import UTF8, detect_encoding
 
 # recorded under their own keys, or not at all because they are paths of this machine
 NOT_ARGUMENTS = ("name", "source", "out", "images", "pmc", *EXECUTION_OPTIONS)
@@ -59,8 +61,7 @@ def import_data(config: ImportConfig) -> None:
     exists = (config.out / MANIFEST).is_file()
     if not exists:
         require_empty(config.out)  # now rather than after an hour
-    index_folder = config.out.with_name(f".{config.out.name}.import")
-    with ImportIndex(index_folder, decode=not exists) as index, ProgressBars(transient=True) as progress:
+    with ImportIndex(work_folder(config), decode=not exists) as index, ProgressBars(transient=True) as progress:
         index_rows(source, config, index, progress)
         decode_images(index, config, progress)
         settings = describe(config, source, index)
@@ -69,7 +70,7 @@ def import_data(config: ImportConfig) -> None:
         else:
             with DatasetWriter(config.out, settings, title=config.out.name) as writer:
                 store_images(writer, index, config, progress)
-                store_samples(writer, source.read(config), index, config, progress)
+                store_samples(writer, read_source(source, config), index, config, progress)
                 require_samples(writer, index, config)
     dataset = open_dataset(config.out)
     print_summary(config.out, dataset, not exists, config.execution.json, lines=summary_notes(dataset, config))
@@ -78,10 +79,17 @@ def import_data(config: ImportConfig) -> None:
 def index_rows(source: "Source", config: ImportConfig, index: ImportIndex, progress: ProgressBars) -> None:
     """The first pass: every row's digest, image files, group and split go into the index."""
     task = progress.add_task("reading rows", total=None)
-    for row in source.read(config):
+    for row in read_source(source, config):
         index.add_row(row, config.split or (row.split if isinstance(row, ImportRow) else None))
         progress.advance(task)
     progress.update(task, total=index.row_count)
+
+
+def read_source(source: "Source", config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
+    """The rows of a source; one that cannot be stored is rejected, whichever reader it is from."""
+    for row in source.read(config):
+        problem = row_problem(row) if isinstance(row, ImportRow) else None
+        yield RejectedRow(summarize_row(row), problem) if isinstance(row, ImportRow) and problem else row
 
 
 def decode_images(index: ImportIndex, config: ImportConfig, progress: ProgressBars) -> None:
@@ -114,9 +122,9 @@ def describe(config: ImportConfig, source: "Source", index: ImportIndex) -> dict
         "license": "; ".join(sorted(index.licenses() | ({config.license} if config.license else set()))) or "unknown",
         "input": digest.hexdigest(),
     }
-    encodings = {detect_encoding(path) for path in inputs if path.suffix in TEXT_SUFFIXES} - {"utf-8-sig"}
-    if encodings:
-        settings["encoding"] = encodings.pop()
+    tables = [path for path in inputs if path.suffix.lower() in TEXT_SUFFIXES]
+    if encodings := {detect_encoding(path, config.encoding) for path in tables} - {UTF8}:
+        settings["encoding"] = ", ".join(sorted(encodings))
     if config.pmc:
         counts = index.counts()
         settings["pictures"] = {

@@ -5,7 +5,6 @@ captions composed from each image's own answers. An import reads one language: t
 splits, so a mixture would put test images into training.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ from qilin.core.errors import UserError
 from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportConfig
+from qilin.pipeline.importers.rows import convert_row, find_image
 from qilin.pipeline.importers.slake_captions import compose_captions
+from qilin.pipeline.importers.table_files import check_file, read_rows
 
-SPLIT_FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
+# names of each split's file: of the published archive, and of the hub's copy
+SPLIT_FILES = {"train": ("train.json",), "validation": ("validate.json", "validation.json"), "test": ("test.json",)}
 LICENSE = "CC BY 4.0"  # stated on the data set's page
 # stored with every image, so another wording would change the hash of every SLAKE dataset
 ATTRIBUTION = "SLAKE (Liu et al., ISBI 2021); pictures derive from MSD, CHAOS and NIH ChestX-ray8"
@@ -28,9 +30,17 @@ def inputs(config: ImportConfig) -> list[Path]:
     """The annotation files that exist. Raises UserError if there is none."""
     if not config.source.is_dir():
         raise UserError(f"{config.source}: no such folder; expected SLAKE's folder with train.json and imgs/")
-    paths = [config.source / name for name in SPLIT_FILES.values() if (config.source / name).is_file()]
+    paths = []
+    for names in SPLIT_FILES.values():
+        files = [path for name in names if (path := config.source / name).exists()]
+        if len(files) > 1:
+            raise UserError(
+                f"{config.source}: contains {' and '.join(path.name for path in files)}; remove one of them"
+            )
+        paths += files
     if not paths:
-        raise UserError(f"{config.source}: contains none of {', '.join(SPLIT_FILES.values())}; name SLAKE's folder")
+        expected = ", ".join(name for names in SPLIT_FILES.values() for name in names)
+        raise UserError(f"{config.source}: contains none of {expected}; name SLAKE's folder")
     return paths
 
 
@@ -41,38 +51,34 @@ def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """
     question_count = 0
     for path in inputs(config):
-        split = next(split for split, name in SPLIT_FILES.items() if name == path.name)
+        split = next(split for split, names in SPLIT_FILES.items() if path.name in names)
         rows_by_image: dict[str, list[dict[str, Any]]] = {}
-        for row in read_questions(path):
-            if isinstance(row, dict) and row.get("q_lang") not in (config.lang, None):
+        for _, row in read_rows(check_file(path, "SLAKE's questions"), config.encoding):
+            if isinstance(row, RejectedRow):
+                yield row
+                continue
+            if isinstance(row.get("q_lang"), str) and row["q_lang"] != config.lang:
                 continue  # the other language is another data set, not a rejected row
             if problem := row_problem(row):
-                yield RejectedRow(row if isinstance(row, dict) else {"row": row}, problem)
+                yield RejectedRow(row, problem)
                 continue
             question_count += 1
-            yield question_row(row, split, config)
-            rows_by_image.setdefault(image_name(row), []).append(row)
+            (converted,) = convert_row(row, lambda row=row, split=split: [question_row(row, split, config)])  # type: ignore[misc]
+            yield converted
+            if isinstance(converted, ImportRow):
+                rows_by_image.setdefault(image_name(row), []).append(row)
         if config.captions and config.lang == "zh":
             for name, rows in rows_by_image.items():
-                yield from caption_rows(name, rows, split, config)
+                source = {"image": name, "questions": len(rows)}
+                yield from convert_row(
+                    source, lambda name=name, rows=rows, split=split: caption_rows(name, rows, split, config)  # type: ignore[misc]
+                )  # fmt: skip
     if not question_count:
         raise UserError(f"{config.source}: no question with q_lang {config.lang!r}; try --lang zh or --lang en")
 
 
-def read_questions(path: Path) -> list[Any]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a list of questions, found a {type(rows).__name__}")
-    return rows
-
-
-def row_problem(row: Any) -> str | None:
+def row_problem(row: Mapping[str, Any]) -> str | None:
     """Why a row cannot be read as a question; None if it can."""
-    if not isinstance(row, dict):
-        return "row is not an object"
     missing = [field for field in REQUIRED_FIELDS if not isinstance(row.get(field), str)]
     if missing:
         return f"{missing[0]} is missing or not a text"
@@ -92,14 +98,13 @@ def image_name(row: Mapping[str, Any]) -> str:
 
 def image_file(row: Mapping[str, Any], config: ImportConfig) -> ImageFile:
     name = image_name(row)
-    return ImageFile(
-        path=(config.images or config.source) / name,
-        name=name,
+    return find_image(
+        name, (config.images or config.source,), config,
         modality=row.get("modality"),
         body_part=row.get("location"),
         license=config.license or LICENSE,
         attribution=ATTRIBUTION,
-    )
+    )  # fmt: skip
 
 
 def question_row(row: Mapping[str, Any], split: str, config: ImportConfig) -> ImportRow:

@@ -1,29 +1,29 @@
-"""Rows of CSV, TSV, JSON, JSONL and Parquet files as dictionaries, one at a time, in UTF-8 or a Chinese encoding.
+"""Rows of CSV, TSV, JSON, JSONL and Parquet files as dictionaries, one at a time, and the texts in their cells.
 
-In: a path. Out: (number, row) pairs counted from 1, with a RejectedRow for each row that cannot be read. UTF-8 is tried
-first, then GB18030, which includes GBK and GB2312; `detect_encoding` returns which one it is.
+In: a path, and an encoding if one is named. Out: (number, row) pairs counted from 1, with a RejectedRow for each row
+that cannot be read. `text_encoding.py` finds the encoding, `csv_rows.py` and `json_rows.py` the rows.
 """
 
-import codecs
-import csv
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from qilin.core.errors import UserError
+from qilin.core.files import check_regular_file
 from qilin.dataset.import_rows import RejectedRow
+from qilin.pipeline.importers.csv_rows import DELIMITERS, Lines, NumberedRows, read_csv, read_header
+from qilin.pipeline.importers.json_rows import read_json, read_jsonl
+from qilin.pipeline.importers.text_encoding import detect_encoding
 
-NumberedRows = Iterator[tuple[int, dict[str, Any] | RejectedRow]]
-
-ENCODINGS = ("utf-8-sig", "gb18030")
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl")
-MAX_CELL_LENGTH = 64 << 20  # characters; the csv module stops at 131,072, which a long report may exceed
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+WHOLE_NUMBER = re.compile(r"-?\d+\.0")
+EMPTY_TEXTS = frozenset(("nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A", "NaT"))
 ROWS_PER_BATCH = 64  # of a Parquet file: a cell may be an image
+# a column of a Parquet row group; a file of 100 kB can hold gigabytes of one repeated character
+MAX_COLUMN_BYTES, MAX_COMPRESSION = 64 << 20, 1000
 
 
 def check_file(path: Path, expected: str) -> Path:
@@ -32,118 +32,88 @@ def check_file(path: Path, expected: str) -> Path:
         tables = sorted(item.name for item in path.iterdir() if item.suffix.lower() in TEXT_SUFFIXES)
         hint = f"; it contains {', '.join(tables[:5])}" if tables else ""
         raise UserError(f"{path}: is a folder; name {expected}{hint}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected {expected}")
+    check_regular_file(path, expected)
     if path.suffix.lower() not in TEXT_SUFFIXES:
         raise UserError(f"{path}: unknown file type; expected one of {', '.join(TEXT_SUFFIXES)}")
     return path
 
 
-def detect_encoding(path: Path) -> str:
-    """The first of ENCODINGS in which the complete file decodes. Raises UserError if none does."""
-    status = path.stat()
-    return _detect_encoding(path, status.st_mtime_ns, status.st_size)
+def open_text(path: Path, encoding: str | None = None) -> TextIO:
+    """A text file in its encoding. Undecodable bytes become lone surrogates, for which the row is rejected later."""
+    codec = detect_encoding(path, encoding)
+    errors = "strict" if codec.startswith(("utf-16", "utf-32")) else "surrogateescape"
+    return path.open(encoding=codec, errors=errors, newline="")
 
 
-@lru_cache(maxsize=8)
-def _detect_encoding(path: Path, modified_ns: int, size: int) -> str:
-    """`detect_encoding`, cached until the file changes, because a table is opened several times."""
-    for encoding in ENCODINGS:
-        decoder = codecs.getincrementaldecoder(encoding)()
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    decoder.decode(chunk)
-            decoder.decode(b"", final=True)
-            return encoding
-        except UnicodeDecodeError:
-            continue
-    raise UserError(f"{path}: is neither UTF-8 nor GB18030 text; save it as UTF-8")
-
-
-def read_rows(path: Path) -> NumberedRows:
+def read_rows(path: Path, encoding: str | None = None) -> NumberedRows:
     """Every row of a table. Raises UserError if the file as a whole cannot be read."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from enumerate(read_parquet(path), start=1)
-    elif suffix == ".json":
-        yield from read_json_list(path)
-    else:
-        yield from (read_jsonl if suffix == ".jsonl" else read_csv)(path)
+        return
+    read = {".json": read_json, ".jsonl": read_jsonl}.get(suffix, read_csv)
+    try:
+        with open_text(path, encoding) as file:
+            yield from read(file, path)
+    except UnicodeError as error:
+        raise UserError(
+            f"{path}: not {detect_encoding(path, encoding)} text ({error}); name another with --encoding"
+        ) from None
 
 
 def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, read in small batches."""
+    """The rows of a Parquet file, read in small batches. Raises UserError for a file that cannot be read."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_regular_file(path, "a parquet file")
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_PER_BATCH):
+        file = pq.ParquetFile(path)
+        check_compression(path, file.metadata)
+        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
             yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: not a parquet file: {error}") from None
 
 
-def column_names(path: Path) -> list[str]:
+def check_compression(path: Path, metadata: Any) -> None:
+    """Raise UserError for a column that would decompress to far more than a table holds."""
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            size, compressed = column.total_uncompressed_size, max(column.total_compressed_size, 1)
+            if size > MAX_COLUMN_BYTES and size > MAX_COMPRESSION * compressed:
+                raise UserError(
+                    f"{path}: column {column.path_in_schema} has {size:,} bytes in {compressed:,} bytes of the file; "
+                    f"expected at most {MAX_COMPRESSION:,} times as many"
+                )
+
+
+def column_names(path: Path, encoding: str | None = None) -> list[str]:
     """The names of all columns, in the order of their first appearance."""
     if path.suffix.lower() in DELIMITERS:
-        with path.open(encoding=detect_encoding(path), newline="") as file:
-            header = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
-            return [name.strip() for name in header]
-    rows = (row for _, row in read_rows(path) if not isinstance(row, RejectedRow))
+        with open_text(path, encoding) as file:
+            return read_header(Lines(file), path)[1]
+    rows = (row for _, row in read_rows(path, encoding) if not isinstance(row, RejectedRow))
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def read_csv(path: Path) -> NumberedRows:
-    """CSV with a header; a row with more or fewer cells is rejected, because its columns have shifted."""
-    csv.field_size_limit(MAX_CELL_LENGTH)
-    names = column_names(path)
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UserError(f"{path}: column {repeated[0]!r} appears twice; rename one")
-    with path.open(encoding=detect_encoding(path), newline="") as file:
-        reader = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()])
-        next(reader, None)
-        try:
-            for number, cells in enumerate((cells for cells in reader if cells), start=1):
-                if len(cells) != len(names):
-                    row = {"row": number, "cells": cells}
-                    yield number, RejectedRow(row, "number of cells differs from the number of columns")
-                else:
-                    yield number, dict(zip(names, (cell.strip() for cell in cells), strict=True))
-        except csv.Error as error:
-            raise UserError(f"{path}: line {reader.line_num}: not valid CSV: {error}") from None
-
-
-def read_json_list(path: Path) -> NumberedRows:
-    """A JSON list of objects."""
-    try:
-        rows = json.loads(path.read_text(encoding=detect_encoding(path)))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(rows, list):
-        content = f"an object of {', '.join(map(repr, list(rows)[:5]))}" if isinstance(rows, dict) else repr(rows)[:60]
-        raise UserError(f"{path}: expected a list of rows, found {content}")
-    for number, row in enumerate(rows, start=1):
-        yield number, check_object(row, number)
-
-
-def read_jsonl(path: Path) -> NumberedRows:
-    """One JSON object per line; a broken line is rejected alone, an empty line is skipped."""
-    with path.open(encoding=detect_encoding(path)) as file:
-        for number, line in enumerate((line for line in file if line.strip()), start=1):
-            try:
-                yield number, check_object(json.loads(line), number)
-            except (ValueError, RecursionError):
-                yield number, RejectedRow({"row": number, "text": line[:500]}, "line is not valid JSON")
-
-
-def check_object(row: Any, number: int) -> dict[str, Any] | RejectedRow:
-    return row if isinstance(row, dict) else RejectedRow({"row": number, "found": row}, "row is not an object")
-
-
 def cell_text(value: Any) -> str:
-    """A cell as stripped text; "" for null, lists and objects."""
-    return "" if value is None or isinstance(value, list | dict) else str(value).strip()
+    """A cell as stripped text; "" for null, not a number, lists, objects, and what spreadsheets write for nothing."""
+    if isinstance(value, str):
+        text = value.strip()
+        return "" if text in EMPTY_TEXTS else text
+    if value is None or isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return str(value).strip()
+
+
+def name_text(value: Any) -> str:
+    """A cell that names or identifies something. 17.0 is 17, which pandas wrote for a column with empty cells."""
+    text = cell_text(value)
+    return "" if text == "None" else text.removesuffix(".0") if WHOLE_NUMBER.fullmatch(text) else text
 
 
 def fill_template(row: Mapping[str, Any], template: str) -> str:

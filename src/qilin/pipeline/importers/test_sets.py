@@ -1,30 +1,28 @@
 """Published test sets in their own layouts: VQA-RAD, PMC-VQA, OmniMedVQA, CMMMU, MMMU, GMAI-MMBench, Parquet pairs.
 
 In: the folder or file as downloaded. Out: the rows of its test split only, with choices appended to the question.
-Images stored inside a table are extracted to a temporary folder first. `qilin.dataset.benchmarks` names the source of
+Images stored inside a table are extracted to the import's folder first. `qilin.dataset.benchmarks` names the source of
 each layout.
 """
 
 import ast
-import atexit
 import base64
 import binascii
 import csv
 import hashlib
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from qilin.core.errors import UserError
+from qilin.core.files import write_atomic
 from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, user
 from qilin.pipeline.importers.config import ImportConfig
-from qilin.pipeline.importers.rows import add_choices, find_tables
-from qilin.pipeline.importers.table_files import MAX_CELL_LENGTH, read_parquet, read_rows
+from qilin.pipeline.importers.csv_rows import MAX_CELL_LENGTH
+from qilin.pipeline.importers.rows import add_choices, convert_row, convert_rows, find_image, find_tables, work_folder
+from qilin.pipeline.importers.table_files import open_text, read_parquet
 
 AnswerType = Literal["open", "closed", "choice"]
 VQA_RAD_FILE = "VQA_RAD Dataset Public.json"
@@ -70,20 +68,24 @@ def vqa_rad_inputs(config: ImportConfig) -> list[Path]:
 def read_vqa_rad(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """The authors' test split: rows whose phrase_type begins with test_."""
     for path in vqa_rad_inputs(config):
-        for _, row in read_rows(path):
-            if isinstance(row, RejectedRow):
-                yield row
-            elif str(row.get("phrase_type", "")).startswith("test_"):
-                name = str(row.get("image_name"))
-                image = ImageFile(
-                    (config.images or path.parent / VQA_RAD_IMAGES) / name, name,
-                    body_part=row.get("image_organ"), license=config.license, url=row.get("image_case_url"),
-                )  # fmt: skip
-                is_closed = str(row.get("answer_type", "")).strip().lower() == "closed"
-                yield question_row(
-                    config, f"vqa-rad-{row.get('qid')}", str(row.get("question", "")), str(row.get("answer", "")),
-                    [image], answer_type="closed" if is_closed else "open", question_type=row.get("question_type"),
-                )  # fmt: skip
+        folders = (config.images or path.parent / VQA_RAD_IMAGES,)
+        yield from convert_rows(path, config, lambda row, _, folders=folders: vqa_rad_row(row, folders, config))  # type: ignore[misc]
+
+
+def vqa_rad_row(
+    row: Mapping[str, Any], folders: tuple[Path, ...], config: ImportConfig
+) -> Iterator[ImportRow | RejectedRow]:
+    if not str(row.get("phrase_type", "")).startswith("test_"):
+        return
+    image = find_image(
+        str(row.get("image_name")), folders, config,
+        body_part=row.get("image_organ"), license=config.license, url=row.get("image_case_url"),
+    )  # fmt: skip
+    is_closed = str(row.get("answer_type", "")).strip().lower() == "closed"
+    yield question_row(
+        config, f"vqa-rad-{row.get('qid')}", str(row.get("question", "")), str(row.get("answer", "")), [image],
+        answer_type="closed" if is_closed else "open", question_type=row.get("question_type"),
+    )  # fmt: skip
 
 
 def pmc_vqa_inputs(config: ImportConfig) -> list[Path]:
@@ -95,18 +97,18 @@ def read_pmc_vqa(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     for path in pmc_vqa_inputs(config):
         folders = [config.images] if config.images else [path.parent / name for name in ("images", "figures")]
         folder = next(filter(Path.is_dir, folders), path.parent)
-        for number, row in read_rows(path):
-            if isinstance(row, RejectedRow):
-                yield row
-                continue
-            name = str(row.get("Figure_path") or "").strip()
-            choices = [re.sub(rf"^\s*{x}\s*:", "", str(row.get(f"Choice {x}") or "")).strip() for x in "ABCD"]
-            letter = str(row.get("Answer_label") or row.get("Answer") or "").strip()
-            answer = choices["ABCD".index(letter)] if letter and letter in "ABCD" else ""
-            images = [ImageFile(folder / name, name, license=config.license)] if name else []
-            yield question_row(
-                config, f"pmc-vqa-{number}", str(row.get("Question") or ""), answer, images, choices=choices
-            )
+        yield from convert_rows(
+            path, config, lambda row, number, folder=folder: [pmc_vqa_row(row, number, folder, config)]  # type: ignore[misc]
+        )  # fmt: skip
+
+
+def pmc_vqa_row(row: Mapping[str, Any], number: int, folder: Path, config: ImportConfig) -> ImportRow | RejectedRow:
+    name = str(row.get("Figure_path") or "").strip()
+    choices = [re.sub(rf"^\s*{x}\s*:", "", str(row.get(f"Choice {x}") or "")).strip() for x in "ABCD"]
+    letter = str(row.get("Answer_label") or row.get("Answer") or "").strip()
+    answer = choices["ABCD".index(letter)] if letter and letter in "ABCD" else ""
+    images = [find_image(name, (folder,), config, license=config.license)] if name else []
+    return question_row(config, f"pmc-vqa-{number}", str(row.get("Question") or ""), answer, images, choices=choices)
 
 
 def omnimedvqa_inputs(config: ImportConfig) -> list[Path]:
@@ -119,40 +121,39 @@ def omnimedvqa_inputs(config: ImportConfig) -> list[Path]:
 def read_omnimedvqa(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """gt_answer is the text of one of option_A to option_D."""
     for path in omnimedvqa_inputs(config):
-        for number, row in read_rows(path):
-            if isinstance(row, RejectedRow):
-                yield row
-                continue
-            choices = [str(row[f"option_{x}"]) for x in "ABCD" if row.get(f"option_{x}") is not None]
-            name = str(row.get("image_path") or "")
-            modality = row.get("modality_type") or row.get("modality")  # one file of the release names it "modality"
-            image_path = (config.images or config.source) / name
-            images = [ImageFile(image_path, name, modality=modality, license=config.license)] if name else []
-            yield question_row(
-                config, f"omnimedvqa-{row.get('question_id') or f'{path.stem}-{number}'}",
-                str(row.get("question") or ""), str(row.get("gt_answer") or ""), images,
-                choices=choices, question_type=row.get("question_type"),
-            )  # fmt: skip
+        yield from convert_rows(
+            path, config, lambda row, number, path=path: [omnimedvqa_row(row, f"{path.stem}-{number}", config)]  # type: ignore[misc]
+        )  # fmt: skip
+
+
+def omnimedvqa_row(row: Mapping[str, Any], default_id: str, config: ImportConfig) -> ImportRow | RejectedRow:
+    choices = [str(row[f"option_{x}"]) for x in "ABCD" if row.get(f"option_{x}") is not None]
+    name = str(row.get("image_path") or "")
+    modality = row.get("modality_type") or row.get("modality")  # one file of the release names it "modality"
+    folder = config.images or config.source
+    images = [find_image(name, (folder,), config, modality=modality, license=config.license)] if name else []
+    return question_row(
+        config, f"omnimedvqa-{row.get('question_id') or default_id}",
+        str(row.get("question") or ""), str(row.get("gt_answer") or ""), images,
+        choices=choices, question_type=row.get("question_type"),
+    )  # fmt: skip
 
 
 # --- images inside the table -------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def extraction_folder() -> Path:
-    """A temporary folder that is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="qilin-images-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def extract_image(data: bytes | None, config: ImportConfig) -> list[ImageFile]:
-    """The bytes of an image as a file named by its content; [] for none."""
+    """The bytes of an image as a file named by its content; [] for none.
+
+    The file is in the import's own folder, which the import removes, or which the next one of the same command takes up
+    after a kill.
+    """
     if not data:
         return []
-    path = extraction_folder() / hashlib.sha256(data).hexdigest()
+    path = work_folder(config) / "embedded" / hashlib.sha256(data).hexdigest()
     if not path.is_file():
-        path.write_bytes(data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
     return [ImageFile(path, path.name, license=config.license)]
 
 
@@ -194,27 +195,41 @@ def has_answers(path: Path) -> bool:
 
 def read_parquet_vqa(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """Rows of image, question and answer, as in the hub's copies of VQA-RAD and PathVQA."""
+
+    def convert(row: Mapping[str, Any], sample_id: str) -> Iterator[ImportRow | RejectedRow]:
+        images = extract_image(image_bytes(row.get("image")), config)
+        yield question_row(config, sample_id, str(row.get("question") or ""), str(row.get("answer") or ""), images)
+
     for path in parquet_inputs(config):
         for number, row in enumerate(read_parquet(path)):
-            images = extract_image(image_bytes(row.get("image")), config)
             sample_id = f"{config.source.stem}-{path.stem}-{number}"
-            yield question_row(config, sample_id, str(row.get("question") or ""), str(row.get("answer") or ""), images)
+            yield from convert_row(
+                without_bytes(row), lambda row=row, sample_id=sample_id: convert(row, sample_id)  # type: ignore[misc]
+            )  # fmt: skip
+
+
+def without_bytes(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as dropped.jsonl records it: without its images."""
+    return {name: value for name, value in row.items() if not image_bytes(value)}
 
 
 def read_cmmmu(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """健康与医学 only. 选择 with option1 to option4, 判断 answered 对 or 错, 填空; <img="…"> becomes 图1, 图2, …"""
+
+    def convert(row: Mapping[str, Any]) -> Iterator[ImportRow | RejectedRow]:
+        answer_type = CMMMU_TYPES.get(str(row.get("type")))
+        options = [row.get(f"option{number}") for number in range(1, 5)] if answer_type == "choice" else []
+        yield question_row(
+            config, f"cmmmu-{row.get('id')}", name_cmmmu_images(row.get("question"), row),
+            str(row.get("answer") or ""), numbered_images(row, config),
+            choices=[name_cmmmu_images(option, row) for option in options], answer_type=answer_type,
+            question_type=row.get("subcategory"), lang="zh",
+        )  # fmt: skip
+
     for path in parquet_inputs(config):
         for row in read_parquet(path):
-            if row.get("category") != "健康与医学":
-                continue
-            answer_type = CMMMU_TYPES.get(str(row.get("type")))
-            options = [row.get(f"option{number}") for number in range(1, 5)] if answer_type == "choice" else []
-            yield question_row(
-                config, f"cmmmu-{row.get('id')}", name_cmmmu_images(row.get("question"), row),
-                str(row.get("answer") or ""), numbered_images(row, config),
-                choices=[name_cmmmu_images(option, row) for option in options], answer_type=answer_type,
-                question_type=row.get("subcategory"), lang="zh",
-            )  # fmt: skip
+            if row.get("category") == "健康与医学":
+                yield from convert_row(without_bytes(row), lambda row=row: convert(row))  # type: ignore[misc]
 
 
 def name_cmmmu_images(value: Any, row: Mapping[str, Any]) -> str:
@@ -230,19 +245,22 @@ def read_mmmu(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """The five medical subjects. Options are a list written as text, answers are letters."""
     for path in parquet_inputs(config):
         for row in read_parquet(path):
-            subject = next((name for name in MMMU_SUBJECTS if name in str(row.get("id"))), None)
-            if subject is None:
-                continue
-            try:
-                choices = [str(choice) for choice in ast.literal_eval(str(row.get("options") or "[]"))]
-            except (ValueError, SyntaxError):
-                yield RejectedRow({"id": row.get("id"), "options": row.get("options")}, "options are not a list")
-                continue
-            question = re.sub(r"<image (\d)>", r"[image \1]", str(row.get("question") or ""))
-            yield question_row(
-                config, f"mmmu-{row.get('id')}", question, str(row.get("answer") or ""),
-                numbered_images(row, config), choices=choices, question_type=subject.replace("_", " "),
-            )  # fmt: skip
+            if subject := next((name for name in MMMU_SUBJECTS if name in str(row.get("id"))), None):
+                yield from convert_row(
+                    without_bytes(row), lambda row=row, subject=subject: [mmmu_row(row, subject, config)]  # type: ignore[misc]
+                )  # fmt: skip
+
+
+def mmmu_row(row: Mapping[str, Any], subject: str, config: ImportConfig) -> ImportRow | RejectedRow:
+    try:
+        choices = [str(choice) for choice in ast.literal_eval(str(row.get("options") or "[]"))]
+    except (ValueError, SyntaxError):
+        return RejectedRow({"id": row.get("id"), "options": row.get("options")}, "options are not a list")
+    question = re.sub(r"<image (\d)>", r"[image \1]", str(row.get("question") or ""))
+    return question_row(
+        config, f"mmmu-{row.get('id')}", question, str(row.get("answer") or ""),
+        numbered_images(row, config), choices=choices, question_type=subject.replace("_", " "),
+    )  # fmt: skip
 
 
 def gmai_inputs(config: ImportConfig) -> list[Path]:
@@ -252,17 +270,21 @@ def gmai_inputs(config: ImportConfig) -> list[Path]:
 
 def read_gmai_mmbench(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """A TSV with the image as base64, options A to E, and the answer as a letter."""
+    csv.field_size_limit(MAX_CELL_LENGTH)
     for path in gmai_inputs(config):
-        csv.field_size_limit(MAX_CELL_LENGTH)
-        with path.open(encoding="utf-8", newline="") as lines:
+        with open_text(path, config.encoding) as lines:
             for row in csv.DictReader(lines, delimiter="\t"):
-                choices = [row[x].strip() for x in "ABCDE" if (row.get(x) or "").strip()]
-                try:
-                    images = extract_image(base64.b64decode(row.get("image") or "", validate=True), config)
-                except binascii.Error:
-                    yield RejectedRow({"index": row.get("index")}, "image is not base64")
-                    continue
-                yield question_row(
-                    config, f"gmai-{row.get('index')}", row.get("question") or "", row.get("answer") or "", images,
-                    choices=choices, question_type=row.get("category"),
-                )  # fmt: skip
+                rejected = {"index": row.get("index")}
+                yield from convert_row(rejected, lambda row=row: [gmai_row(row, config)])  # type: ignore[misc]
+
+
+def gmai_row(row: Mapping[str, Any], config: ImportConfig) -> ImportRow | RejectedRow:
+    choices = [row[x].strip() for x in "ABCDE" if (row.get(x) or "").strip()]
+    try:
+        images = extract_image(base64.b64decode(row.get("image") or "", validate=True), config)
+    except binascii.Error:
+        return RejectedRow({"index": row.get("index")}, "image is not base64")
+    return question_row(
+        config, f"gmai-{row.get('index')}", row.get("question") or "", row.get("answer") or "", images,
+        choices=choices, question_type=row.get("category"),
+    )  # fmt: skip

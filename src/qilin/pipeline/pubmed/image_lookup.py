@@ -2,16 +2,19 @@
 
 In: a name as published datasets write it (`PMC8253873_Fig6_46.jpg`, `PMC1064097_F1.jpg`,
 `PMC3970251_IM2014-93.003.jpg`). Out: a path (possibly into a zip), and whether it is an entire figure although the name
-means one panel of it.
+means one panel of it. Names with backslashes, percent signs, decomposed characters or another case are found too.
 """
 
 import json
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
-from qilin.imaging.archive_paths import member_names, open_zip
+from qilin.imaging.archive_paths import find_member, is_within, open_zip, path_key
 from qilin.pipeline.pubmed.download import article_dir, find_media
 from qilin.pipeline.pubmed.jats import Article, ArticleError, number_figures, read_article
 
@@ -23,38 +26,84 @@ PANEL = re.compile(r"Fig(\d+)_\d+", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ResolvedImage:
-    """An image's path. `is_whole_figure`: the name means a panel, but the path is that of the figure it is part of."""
+    """An image's path. `is_whole_figure`: the name means a panel, but the path is that of the figure it is part of.
+    `is_outside`: the file exists, but outside the folder; the path is then one that does not exist."""
 
     path: Path
     is_whole_figure: bool = False
+    is_outside: bool = False
 
 
-def resolve(name: str, folders: tuple[Path, ...], pmc_dir: Path | None = None) -> ResolvedImage:
+def resolve(
+    name: str, folders: tuple[Path, ...], pmc_dir: Path | None = None, roots: tuple[Path, ...] = (),
+    allow_outside: bool = False,
+) -> ResolvedImage:  # fmt: skip
     """Look a name up in the folders, then in their zips, then in the PMC folder.
 
-    If the image is nowhere, returns a path that does not exist: inside a damaged zip if there is one, since that may
-    have contained it.
+    A file must be inside one of `roots` (default: the folders searched), unless `allow_outside`. If the image is
+    nowhere, returns a path that does not exist: inside a damaged zip if there is one, since that may have contained it.
     """
-    for folder in folders:
-        for suffix in ("", *IMAGE_SUFFIXES):
-            if is_within(folder, path := folder / f"{name}{suffix}") and path.is_file():
-                return ResolvedImage(path)
-    base_name, damaged = name.rpartition("/")[2], None
+    is_outside, roots = False, roots or folders
+    for path in possible_files(name, folders):
+        if allow_outside or any(is_within(root, path) for root in roots):
+            return ResolvedImage(path)
+        is_outside = True
+    base_name, damaged = name.replace("\\", "/").rpartition("/")[2], None
+    is_article_image = ARTICLE_IMAGE.fullmatch(ANY_IMAGE_SUFFIX.sub("", base_name))  # unique without its folder
+    names = (name, unquote(name), base_name) if is_article_image else (name, unquote(name))
+    candidates = dict.fromkeys(name + suffix for suffix in ("", *IMAGE_SUFFIXES) for name in names)
     for folder in folders:
         for archive in zip_files(folder):
-            modified_ns = archive.stat().st_mtime_ns
-            damaged = damaged or (archive if open_zip(archive, modified_ns) is None else None)
-            members = member_names(archive, modified_ns)
-            for candidate in (name, base_name, *(base_name + suffix for suffix in IMAGE_SUFFIXES)):
-                if candidate in members:
-                    return ResolvedImage(archive / members[candidate])
+            if not allow_outside and not any(is_within(root, archive) for root in roots):
+                continue
+            damaged = damaged or (archive if open_zip(archive, archive.stat().st_mtime_ns) is None else None)
+            for candidate in candidates:
+                if member := find_member(archive, candidate):
+                    return ResolvedImage(archive / member)
     in_pmc = find_in_pmc(base_name, pmc_dir) if pmc_dir else None
-    return in_pmc or ResolvedImage((damaged or folders[0]) / base_name)
+    return in_pmc or ResolvedImage((damaged or folders[0]) / base_name, is_outside=is_outside)
 
 
-def is_within(folder: Path, path: Path) -> bool:
-    """Whether a path stays inside a folder: downloaded tables are untrusted and may contain ../../."""
-    return path.resolve().is_relative_to(folder.resolve())
+def possible_files(name: str, folders: tuple[Path, ...]) -> Iterator[Path]:
+    """The files that a name may mean: exactly this one, then with one of the usual suffixes, then written otherwise."""
+    for folder in folders:
+        for suffix in ("", *IMAGE_SUFFIXES):
+            if os.path.isfile(path := folder / f"{name}{suffix}"):  # False for names that no file can have
+                yield path
+    for folder in folders:
+        for spelling in dict.fromkeys((name, unquote(name))):
+            if actual_path := find_other_spelling(folder, spelling):
+                yield actual_path
+
+
+def find_other_spelling(folder: Path, name: str) -> Path | None:
+    """A file below a folder whose name differs in case, slashes, Unicode form or a missing suffix; None for several."""
+    *parents, last = path_key(name).split("/")
+    for part in parents:
+        actual = {"": ".", ".": "."}.get(part) or list_names(folder).get(part)
+        if actual is None:
+            return None
+        folder /= actual
+    names = list_names(folder)
+    matches = [actual for suffix in ("", *IMAGE_SUFFIXES) if (actual := names.get(last + suffix))]
+    return folder / matches[0] if matches and os.path.isfile(folder / matches[0]) else None
+
+
+def list_names(folder: Path) -> dict[str, str | None]:
+    """path_key -> the name in a folder; None where several names differ in spelling only."""
+    try:
+        return _list_names(folder, folder.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return {}
+
+
+@lru_cache(maxsize=16)
+def _list_names(folder: Path, modified_ns: int) -> dict[str, str | None]:
+    names: dict[str, str | None] = {}
+    for name in os.listdir(folder):
+        key = path_key(name)
+        names[key] = None if key in names else name
+    return names
 
 
 @lru_cache(maxsize=64)
