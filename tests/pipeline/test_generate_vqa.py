@@ -221,7 +221,7 @@ def test_faulty_questions_are_requested_again_then_rejected(tmp_path: Path) -> N
         assert run(tmp_path, service, "--yes-no", "0", "--open", "3", "--choice", "0", "--max-attempts", "2") == 0
         retries = [body["messages"][-1]["content"] for body in service.requests if len(body["messages"]) == 4]
     assert len(retries) == 3
-    assert any("refers: speaks of the text: 图注" in text for text in retries)
+    assert any("refers: refers to the text: 图注" in text for text in retries)
     rows, dropped = results(tmp_path)
     assert sorted(text_of(row.messages[1]) for row in generated(rows)) == ["结石", "结节"]
     rejected = {row["text_of"]: (reason, row) for reason, row in dropped if "doubts" in row}

@@ -90,7 +90,7 @@ def test_rows_of_a_reply_are_read_or_rejected() -> None:
            "options": ["A. 肝脏", "B. 心脏。", "C、脾脏"]}  # fmt: skip
     read = read_question(row)
     assert read == Question("choice", "哪个器官增大？", "心脏", "心脏增大", ("肝脏", "心脏", "脾脏"), "Organ")
-    assert read_question("结节") == "it is no object"
-    assert read_question(row | {"answer": 3}) == "answer is missing or no text"
-    assert read_question(row | {"options": "A"}) == "options are no list of texts"
+    assert read_question("结节") == "not an object"
+    assert read_question(row | {"answer": 3}) == "answer is missing or not a text"
+    assert read_question(row | {"options": "A"}) == "options is not a list of texts"
     assert "expected open" in str(read_question(row | {"type": "essay"}))

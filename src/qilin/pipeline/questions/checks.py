@@ -83,14 +83,14 @@ class Question:
 def read_question(row: Any) -> Question | str:
     """A row of a service's reply as a Question in simplified half-width characters; or what is wrong with its form."""
     if not isinstance(row, dict):
-        return "it is no object"
+        return "not an object"
     fields = {name: row.get(name) for name in ("type", "question", "answer", "evidence")}
     missing = [name for name, value in fields.items() if not isinstance(value, str) or not value.strip()]
     if missing:
-        return f"{missing[0]} is missing or no text"
+        return f"{missing[0]} is missing or not a text"
     raw_options = row.get("options") or []
     if not isinstance(raw_options, list) or not all(isinstance(option, str) for option in raw_options):
-        return "options are no list of texts"
+        return "options is not a list of texts"
     kind, question, answer, evidence = (tidy(str(value)) for value in fields.values())
     about = next((name for name in ABOUT if name.lower() == str(row.get("about")).lower()), None)
     options = tuple(re.sub(r"^[A-Ha-h][.、:：]\s*", "", tidy(option)) for option in raw_options)
@@ -117,7 +117,7 @@ def check_question(text: str, question: Question) -> dict[str, str]:
     doubts = {name: doubt for name, check in CHECKS.items() if (doubt := check(evidence or "", question))}
     if evidence:
         return doubts
-    not_quoted = {"evidence": f"does not stand in the text: {question.evidence[:40]}"}
+    not_quoted = {"evidence": f"not in the text: {question.evidence[:40]}"}
     return {name: doubts[name] for name in FORM_CHECKS if name in doubts} | not_quoted
 
 
@@ -185,14 +185,14 @@ def check_language(evidence: str, question: Question) -> str | None:
         if detect_language(text) == "other" or ENGLISH_RUN.search(text.lower()):
             return f"another language: {text[:40]}"
         if REFUSALS.search(text):
-            return f"speaks of itself: {text[:40]}"
+            return f"the model talks about itself: {text[:40]}"
     return None
 
 
 def check_source_text(evidence: str, question: Question) -> str | None:
     """The question does not refer to the text it was made from."""
     match = search_all(_SOURCE_TEXT, question)
-    return f"speaks of the text: {match.group()}" if match else None
+    return f"refers to the text: {match.group()}" if match else None
 
 
 def check_visible(evidence: str, question: Question) -> str | None:
@@ -209,7 +209,7 @@ def search_all(pattern: re.Pattern[str], question: Question) -> re.Match[str] | 
 def check_leaks_answer(evidence: str, question: Question) -> str | None:
     """The question neither contains its answer nor leads to it."""
     if match := _LEADING.search(question.question):
-        return f"leads on: {match.group()}"
+        return f"leading question: {match.group()}"
     if question.kind == "yes_no":
         return None
     answer, text = normalize_text(question.answer), normalize_text(question.question)
@@ -284,15 +284,15 @@ def check_negation(evidence: str, question: Question) -> str | None:
     if question.kind == "yes_no":
         implied = implied_answer(evidence, question.question)
         if implied is None:
-            return "its sentence settles neither 是 nor 否"
+            return "its sentence implies neither 是 nor 否"
         return None if implied is (question.answer == YES) else f"its sentence says {YES if implied else NO}"
     text, answer = normalize_text(evidence), normalize_text(question.answer)
     if answer in text and not affirms(text, answer) and not count_negations(answer):
-        return f"denied in its sentence: {answer}"
+        return f"negated in its sentence: {answer}"
     in_evidence = negation_by_finding(extend_chinese_negation_scope(text))
     in_answer = negation_by_finding(extend_chinese_negation_scope(answer))
     flipped = [name for name in in_answer if name in in_evidence and not in_answer[name] & in_evidence[name]]
-    return f"turned round: {', '.join(sorted(flipped))}" if flipped else None
+    return f"reversed: {', '.join(sorted(flipped))}" if flipped else None
 
 
 def implied_answer(evidence: str, question: str) -> bool | None:

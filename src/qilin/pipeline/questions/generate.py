@@ -237,7 +237,7 @@ def sort_reply(draft: Draft, reply: ChatReply, mix: Mapping[str, int]) -> None:
     try:
         value = parse_json_reply(reply)
         if not isinstance(value, dict) or not isinstance(value.get("questions"), list):
-            raise ValueError('the reply is no object {"questions": [...]}')
+            raise ValueError('the reply is not an object {"questions": [...]}')
         rows = value["questions"]
     except ValueError as error:
         draft.form_error, draft.beginning = str(error), reply.beginning

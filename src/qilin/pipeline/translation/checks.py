@@ -81,7 +81,7 @@ MIN_WORDS = 10  # English words from which on the ratio is checked
 def check_translation(english: str, chinese: str, terms: Mapping[str, str] | None = None) -> dict[str, str]:
     """{check: what it found} for each failed check; {} if all pass. `terms`: glossary terms that must be used."""
     if not chinese.strip():
-        return {"empty": "nothing was answered"}
+        return {"empty": "no translation"}
     halfwidth_english, simplified = to_halfwidth(english), to_simplified(to_halfwidth(chinese))
     doubts = {name: doubt for name, check in CHECKS.items() if (doubt := check(halfwidth_english, simplified))}
     missing = [
@@ -101,15 +101,15 @@ def check_language(english: str, chinese: str) -> str | None:
 def check_refused(english: str, chinese: str) -> str | None:
     """The reply is a translation, not a remark of the model about itself or the task."""
     match = REFUSALS.search(chinese)
-    return f"speaks of itself: {match.group()}" if match and not REFUSALS.search(english) else None
+    return f"the model talks about itself: {match.group()}" if match and not REFUSALS.search(english) else None
 
 
 def check_question_form(english: str, chinese: str) -> str | None:
     """Questions stay questions and statements stay statements: finds answers swapped with their questions."""
     english_asks, chinese_asks = english.rstrip().endswith("?"), chinese.rstrip().endswith("?")
     if english_asks and not chinese_asks and not CHINESE_QUESTION.search(chinese):
-        return "the question is none any more"
-    return "it has become a question" if chinese_asks and "?" not in english else None
+        return "no longer a question"
+    return "turned into a question" if chinese_asks and "?" not in english else None
 
 
 # --- numbers and units ----------------------------------------------------------------------------------------------
@@ -177,13 +177,13 @@ def check_laterality(english: str, chinese: str) -> str | None:
 def check_negation(english: str, chinese: str) -> str | None:
     """No negation is lost or added, and no finding changes between present and absent."""
     if NEGATION_CUE.search(english) and not CHINESE_NEGATION.search(chinese):
-        return "denial lost"
+        return "negation lost"
     if count_negations(chinese) and not POSSIBLE_NEGATION.search(english):
-        return "denial added"
+        return "negation added"
     source = negation_by_finding(extend_negation_scope(english))
     target = negation_by_finding(extend_chinese_negation_scope(chinese))
     flipped = [name for name in source if name in target and not source[name] & target[name]]
-    return "turned round: " + ", ".join(sorted(flipped)) if flipped else None
+    return "reversed: " + ", ".join(sorted(flipped)) if flipped else None
 
 
 # an English negation reaches to the end of its sentence or to one of these

@@ -285,5 +285,5 @@ def check_back_translations(
             continue
         score = chrf.sentence_score(reply.text, [samples[n][name]]).score
         if score < translator.min_chrf:
-            doubt = f"comes back with chrF {score:.0f}, below {translator.min_chrf:g}"
+            doubt = f"the back-translation has chrF {score:.0f}, below {translator.min_chrf:g}"
             results[n] = Result(None, {**results[n].doubts, name: {"back": doubt}})
