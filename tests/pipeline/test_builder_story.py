@@ -160,8 +160,8 @@ def test_review_decisions_apply_to_the_miniature_and_it_trains(
     lines = card.split("## How to reproduce it")[1].split("```")[1].strip().splitlines()
     commands = [line.split()[2] for line in lines]
     assert commands == [
-        "extract-figures", "import", "import", "merge", "translate", "generate-vqa", "apply-review", "make-conversations",
-        "merge", "curate",
+        "extract-figures", "import", "import", "merge", "translate", "generate-vqa", "apply-review",
+        "make-conversations", "merge", "curate",
     ]  # fmt: skip
     assert {row.kind for row in rows} == {"caption", "context", "inline", "vqa", "chat"}
 

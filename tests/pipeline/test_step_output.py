@@ -49,7 +49,9 @@ def test_paths_and_addresses_become_words_in_capitals() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["extract-figures", "filter-figures", "translate", "generate-vqa", "make-conversations"])
+@pytest.mark.parametrize(
+    "name", ["extract-figures", "filter-figures", "translate", "generate-vqa", "make-conversations"]
+)
 def test_required_options_alone_give_a_short_command(name: str) -> None:
     required = [field.name for field in flat_fields(COMMANDS[name][0]) if field.default is MISSING]
     line = command_line(
