@@ -24,6 +24,50 @@ def test_captions_that_split(caption: str, lead: str, names: list[str]) -> None:
     assert (split.lead, [name for name, _ in split.panels]) == (lead, names)
 
 
+AS_WRITTEN = [
+    ("Thigh CT (A) and MR (B, C).", "Thigh", ["A CT", "B MR", "C MR"]),
+    ("MRI of the knee with a cyst, sagittal (a) and axial (b). Arrow: cyst.", "MRI of the knee with a cyst,",
+     ["A sagittal", "B axial"]),
+    ("Coronal (A) and sagittal (B) MRI of the wrist.", "",
+     ["A Coronal MRI of the wrist.", "B sagittal MRI of the wrist."]),
+    ("CT of the neck (a), and MRI of the spine (b).", "", ["A CT of the neck", "B MRI of the spine"]),
+    ("(A, C) Axial CT. (B, D) Coronal CT.", "", ["A Axial CT.", "B Coronal CT.", "C Axial CT.", "D Coronal CT."]),
+    ("A: frontal radiograph B: lateral radiograph", "", ["A frontal radiograph", "B lateral radiograph"]),
+    ("Chest. Left: CT before surgery. Right: CT after surgery.", "Chest.",
+     ["left CT before surgery.", "right CT after surgery."]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("caption", "lead", "panels"), AS_WRITTEN)
+def test_captions_as_authors_write_them(caption: str, lead: str, panels: list[str]) -> None:
+    split = split_caption(caption)
+    assert (split.lead, [f"{name} {text}" for name, text in split.panels]) == (lead, panels)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "CT (A) and MRI (B) show a mass.",  # the verb is about both
+        "CT (A, B) of the neck and histology (C).",
+        "Axial CT (A) shows a nodule (B).",
+        "Thigh CT (A) and swelling (B).",
+        "Left: OCT of the left eye. Right: OCT of the right eye.",  # sides of the body, perhaps
+        "(A, C) Axial CT here. (B, D) Coronal CT here. (C) Again the first.",
+        "(A) Axial CT here. (C) Coronal CT here.",
+    ],
+)
+def test_captions_whose_panels_are_not_certain_stay_whole(caption: str) -> None:
+    split = split_caption(caption)
+    assert not split.panels
+    assert split.reason_not_split
+
+
+def test_left_and_right_must_be_side_by_side() -> None:
+    caption = split_caption("Left: CT before surgery. Right: CT after surgery.")
+    assert panel_mismatch(caption, [(0, 0, 50, 50), (60, 0, 110, 50)]) is None
+    assert panel_mismatch(caption, [(0, 0, 50, 50), (0, 60, 50, 110)]) == "the tiles are not left and right"
+
+
 NOT_SPLIT = [
     ("An axial CT.", "no panel letters"),
     ("Levels for TSH (A) and GPH (B) in the gland.", "letters do not start the text of a panel"),

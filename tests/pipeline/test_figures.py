@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from builders.jats import CC_BY, article, figure
+from builders.import_sources import write_jpegs
+from builders.jats import CC_BY, article, figure, link
 from qilin.cli import main
+from qilin.dataset.reader import open_dataset
 from qilin.pipeline.execution.sharded_map import read_shards
 from qilin.pipeline.pubmed.caption_classifier import classify_caption
 
@@ -23,6 +27,16 @@ CAPTIONS = [
     ("X-ray diffraction spectra.", "no", None, None),
     ("Chest CT before and after. P < 0.05.", "yes", "CT", "Chest"),
     ("ROC curve of the classifier. CT features were used.", "no", "CT", None),
+    ("Fluoroscopy after a Pipeline Flex device was deployed.", "yes", "Angiography", None),
+    ("Biopsy with effaced nodal architecture.", "yes", "Pathology", None),
+    ("MRI of the spine with a lumbar curve.", "yes", "MRI", "Spine"),
+    ("CT with a lung algorithm.", "yes", "CT", "Chest"),
+    ("MRI with partial regression of the tumor.", "yes", "MRI", None),
+    ("CT with scattered nodules.", "yes", "CT", None),
+    ("T₂-weighted image of the knee.", "yes", "MRI", "Limb"),
+    ("Logistic regression of CT findings.", "unsure", "CT", None),
+    ("Correlation of CT volume and age.", "unsure", "CT", None),
+    ("Pipeline of the CT analysis.", "unsure", "CT", None),
     ("The lesion.", "unsure", None, None),
     ("", "unsure", None, None),
 ]
@@ -73,6 +87,62 @@ def test_articles_become_figure_rows(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "(articles, listing differ)" in capsys.readouterr().err
     assert main(["data", "extract-figures", str(tmp_path / "none"), str(out)]) == 2
     assert main(["data", "extract-figures", str(out), str(tmp_path / "x")]) == 2  # no articles in it
+
+
+def extract(source: Path, out: Path) -> dict[str, dict[str, Any]]:
+    assert main(["data", "extract-figures", str(source), str(out), "--include-nonmedical", "--workers", "1"]) == 0
+    return {row["row_id"]: row for row in read_shards(out)}
+
+
+def test_all_articles_of_a_set_are_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    articles = [article(figure("F1", "CT.", "f1.jpg"), pmcid=f"PMC{n}") for n in (1, 2)]
+    articles += [article(figure("F1", "MRI.", "f3.jpg"), pmcid="PMC3"), article("").replace(b"article-meta", b"meta")]
+    inner = b"".join(data[data.index(b"<article") :] for data in articles)
+    (tmp_path / "in" / "set.xml").write_bytes(b"<pmc-articleset>" + inner + b"</pmc-articleset>")
+    records = b"".join(
+        b"<record><metadata>" + data[data.index(b"<article") :].replace(b"<article ", b'<article xmlns="http://j" ')
+        + b"</metadata></record>" for data in articles[:3]
+    )  # fmt: skip
+    (tmp_path / "in" / "oai.xml").write_bytes(
+        b'<OAI-PMH xmlns="http://www.openarchives.org/OAI/2.0/"><ListRecords>' + records + b"</ListRecords></OAI-PMH>"
+    )
+    assert main(["data", "extract-figures", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]) == 0
+    rows = list(read_shards(tmp_path / "out"))
+    assert [row["article"] for row in rows] == ["PMC1", "PMC2", "PMC3"] * 2
+    images = [row["images"] for row in rows[:3]]  # two articles of the set name a f1.jpg: it is nobody's
+    assert images == [[["PMC1/f1.jpg"]], [["PMC2/f1.jpg"]], [["PMC3/f3.jpg", "f3.jpg"]]]
+    (dropped,) = read_shards(tmp_path / "out", "dropped")
+    assert (dropped["row"]["file"], dropped["reason"]) == ("set.xml#4", "article: no article-meta")
+
+
+def test_articles_without_an_id_are_named_by_their_path(tmp_path: Path) -> None:
+    data = re.sub(rb"<article-id.*?</article-id>", b"", article(figure("F1", "CT.", "f1.jpg")))
+    for folder in ("one", "two"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "fulltext.xml").write_bytes(data)
+    assert list(extract(tmp_path / "in", tmp_path / "out")) == ["one/fulltext/F1", "two/fulltext/F1"]
+
+
+def test_group_captions_languages_and_names_reach_the_dataset(tmp_path: Path) -> None:
+    members = figure("a", "", "g1.jpg", "(a)") + figure("b", "", "g2.jpg", "(b)")
+    shared = "<label>Figure 1</label><caption><p>CT, axial and coronal.</p></caption>"
+    named = figure("F2", "MRI.", "images/f%202.TIF") + figure("F3", "X-ray.", "https://h.example/x/F3.PNG?v=1")
+    spanish = figure("S", "TC de tórax.", "s.jpg")
+    data = article(
+        f'<p>{link("G", "Figure 1")} shows it.</p><fig-group id="G">{shared}{members}</fig-group>{named}',
+        f"<sub-article xml:lang='es' article-type='translation'><body>{spanish}</body></sub-article>",
+    )
+    write_jpegs(tmp_path / "in", "g1.jpg", "g2.jpg", "images/F 2.jpg", "f3.png", "s.jpg")
+    (tmp_path / "in" / "a.xml").write_bytes(data.replace(b"<article ", b'<article xml:lang="en" '))
+    assert extract(tmp_path / "in", tmp_path / "figures")["PMC100/b"]["mentions"] == ["Figure 1 shows it."]
+    out = tmp_path / "data"
+    options = ["--images", str(tmp_path / "in"), "--split", "train", "--include-unsure"]
+    assert main(["data", "import", "figures", str(tmp_path / "figures"), str(out), *options]) == 0
+    samples = {sample.sample_id.partition("/")[2]: sample for sample in open_dataset(out).samples("train")}
+    assert sorted(samples) == ["F2-caption", "F3-caption", "G-caption", "G-context", "G-inline", "S-caption"]
+    assert len(samples["G-caption"].image_ids) == 2
+    assert {name: sample.lang for name, sample in samples.items() if sample.lang != "en"} == {"S-caption": "es"}
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real articles are not on this machine")

@@ -21,7 +21,7 @@ MODALITIES = {
     "Angiography": r"angiogra|angiogram|venogra|arteriogra|fluoroscop|cholangiopancreatogra|\bercp\b|\bdsa\b",
     "CT": r"\b(?:c(?:b|e)?|hr|md|ld)?ct\b(?! value)|\bcts\b|computed tomogra|computeri[sz]ed tomogra|tomographic",
     "MRI": r"\bf?mri\b|\bmr\b[ -](?:imag|angio|scan)|magnetic resonance|\bt[12][- ]?w|\bflair\b|diffusion[- ]weighted"
-    r"|\bmrcp\b|\bcmr\b|gadolinium",
+    r"|\bmrcp\b|\bcmr\b|gadolinium|\badc maps?\b|\bdwi\b",
     "Ultrasound": r"ultraso(?:und|nogra)|sonogra|echocardiogra|echogra|\bdoppler\b|\b(?:tte|tee|eus|ivus)\b",
     "X-Ray": r"radiogra|\bx[- ]?rays?\b(?! diffract| crystal| photoelectron| absorption| fluoresc| structure)|roentgen"
     r"|\bcxr\b|mammogra|orthopantomo|panorex|barium",
@@ -39,13 +39,45 @@ MODALITIES = {
 }  # fmt: skip
 CHARTS = re.compile(
     r"kaplan|survival curve|\broc\b|flow ?chart|flow diagram|schematic|\bdiagram|forest plot|funnel plot|box ?plot|\bplots?\b"
-    r"|bar (?:graph|chart)|\bgraphs?\b|histogram|scatter|heat ?map|phylogen|western blot|immunoblot|error bars?"
+    r"|bar (?:graph|chart)|\bgraphs?\b|histogram|\bscatter(?:gram| ?plot|\b)|heat ?map|phylogen|western blot|immunoblot|error bars?"
     r"|\bp\s?[<=>≤]\s?0?\.\d|odds ratio|confidence interval|regression|correlation|time ?line|consort|prisma"
     r"|\balgorithm|electrophoresis|\bpcr\b|alignment of|chemical structure|crystal structure|spectr(?:a|um)\b"
     r"|map of|questionnaire|screenshot|work ?flow|architecture|pipeline|\bcurves?\b|mean ?± ?s|\bn ?= ?\d+|illustration"
     r"|cartoon|expression levels?|proportion of|percentage of|study design|pedigree",
     re.IGNORECASE,
 )
+# Words of CHARTS where they are about a body, a specimen or an image: removed before CHARTS is searched
+CLINICAL_PHRASES = re.compile(
+    r"pipeline[™® ]*(?:flex|shield|vantage|embolization|embolisation|device|stent|flow)"
+    r"|(?:normal|preserv\w+|loss of|lost|distort\w*|effac\w+|disrupt\w+|tissue|nodal|node|follic\w+|lobul\w+|glandular|crypt"
+    r"|vill\w+|trabecul\w+|bone|cortical|hepat\w+|renal|papillary|alveolar|acinar|cribriform|muscle|growth|tumou?r|biliary)"
+    r"(?: (?:of|the|in|normal|usual|its))*(?: [\w-]+){0,2}? architecture"
+    r"|architecture of (?:the |a |an )?(?:normal |affected |left |right )?(?:lung|liver|kidney|node|lymph|gland|breast|bone|retina"
+    r"|tumou?r|skin|spleen|thyroid|mucosa|crypts?|glands?|tissue|parenchyma)"
+    r"|(?:greater|lesser|duodenal|spinal|scolio\w+|thoracic|lumbar|thoracolumbar|cervical|major|minor|compensatory|double"
+    r"|structural|kypho\w+|lordo\w+|dental|nasal|gastric|c-|s-shaped|root)[ -]curves?|curves? of (?:the )?(?:stomach|spine|root"
+    r"|colon|arch|scoliosis)"
+    r"|(?:bone|soft[- ]tissue|lung|sharp|smooth|edge|standard|detail|high[- ]resolution|reconstruction|artifact[- ]reduction"
+    r"|iterative|kernel|b\d\df?)(?: [\w-]+)? algorithms?"
+    r"|(?:radio\w+|clinic\w*|imaging|hist\w+|cyto\w+|path\w+|gross|macroscopic|ct|mri?|sonogra\w+|anatom\w+)"
+    r"(?:[-–/ ](?:path\w+|hist\w+|radio\w+|clinic\w*|imaging|anatom\w+))? correlation(?! (?:coeff|between|analys|plot|matri))"
+    r"|correlation with (?:the )?(?:path\w+|hist\w+|gross|surg\w+|ct|mri?|clinical|imaging)"
+    r"|(?<!logistic )(?<!linear )(?<!cox )(?<!ression )(?:tumou?r|spontaneous|partial|complete|marked|significant|disease|lesion"
+    r"|caudal|interval|near[- ]total|slight|clear) regression"
+    r"|(?<!logistic )(?<!linear )(?<!cox )regression (?:of|in) (?:\w+ ){0,3}?(?:mass\w*|lesions?|tumou?rs?|nodul\w+|lymph\w*"
+    r"|metasta\w+|disease|edema|oedema|consolidation\w*|effusion|hematoma|haematoma|opacit\w+|infiltrat\w+|abscess|cyst\w*"
+    r"|vessels|neovascular\w+|thromb\w+|swelling)"
+    r"|(?:adc|fa|md|t1|t2\*?|r2\*?|perfusion|parametric|diffusion|colou?r|cbf|cbv|mtt|tmax|ttp|strain|thickness|topograph\w*"
+    r"|elevation|polar|bull'?s[- ]eye|activation|field|velocity|elasticity|stiffness|flow|dose|coefficient|iodine|doppler)"
+    r"[ -](?:colou?r[ -])?maps? of"
+    r"|(?<!mass )(?<!nmr )(?<!ir )(?<!uv )(?<!raman )(?<!absorption )(?<!emission )spectrum of (?:\w+ )?(?:changes?|findings?"
+    r"|disease|lesions?|appearances?|abnormalit\w+|disorders?|patholog\w+|features?|involvement|severity|manifestations?)"
+    r"|alignment of (?:the )?(?:\w+ )?(?:fragments?|fracture\w*|bones?|joints?|spine|vertebra\w*|limb|knee|teeth|implants?|prosthes"
+    r"\w+|facets?|femur|tibia|patella|foot|ankle|wrist|leg)"
+    r"|(?:high|low|large|small|significant|great|greater) (?:percentage|proportion) of (?:[\w-]+ ){0,3}?(?:cells|nuclei|lymphocytes)"
+    r"|case illustration",
+    re.IGNORECASE,
+)  # fmt: skip
 BODY_PARTS = {
     "Eye": r"\beyes?\b|retina|macula|corneal?\b|optic (?:disc|nerve)|choroid|\bfundus\b|ocular|orbit|conjunctiv|eyelid",
     "Mouth": r"\btooth\b|\bteeth\b|dental|mandib|maxill|\boral\b|gingiv|periodont|palat|tongue|molar",
@@ -79,14 +111,16 @@ def compile_patterns(patterns: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
     return {name: re.compile(pattern, re.IGNORECASE) for name, pattern in patterns.items()}
 
 
+PLAIN_DIGITS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")  # T₂-weighted
 MODALITY_PATTERNS, BODY_PART_PATTERNS = compile_patterns(MODALITIES), compile_patterns(BODY_PARTS)
 
 
 def classify_caption(caption: str) -> CaptionClass:
     """A caption that names a modality and no chart is medical; if it names both, its first sentence decides."""
+    caption = caption.translate(PLAIN_DIGITS)
     modality = first_listed(MODALITY_PATTERNS, caption)
     body_part = first_in_text(BODY_PART_PATTERNS, caption)
-    chart = CHARTS.search(caption)
+    chart = names_chart(caption)
     if not caption:
         return CaptionClass("unsure", None, None, "no caption")
     if modality and not chart:
@@ -96,12 +130,17 @@ def classify_caption(caption: str) -> CaptionClass:
             return CaptionClass("no", None, body_part, "a chart or a drawing by its caption")
         return CaptionClass("unsure", None, body_part, "names no kind of image")
     opening = next(iter(split_sentences(caption)), caption)
-    opening_modality, opening_chart = first_listed(MODALITY_PATTERNS, opening), CHARTS.search(opening)
+    opening_modality, opening_chart = first_listed(MODALITY_PATTERNS, opening), names_chart(opening)
     if opening_modality and not opening_chart:
         return CaptionClass("yes", opening_modality, body_part, f"opens with {opening_modality}")
     if opening_chart and not opening_modality:
         return CaptionClass("no", modality, body_part, "a chart or a drawing by its opening words")
     return CaptionClass("unsure", modality, body_part, "names a kind of image and a chart")
+
+
+def names_chart(text: str) -> bool:
+    """Whether a text names a chart or a drawing, and not only in a clinical phrase such as "greater curve"."""
+    return CHARTS.search(text) is not None and CHARTS.search(CLINICAL_PHRASES.sub(" ", text)) is not None
 
 
 def first_listed(patterns: Mapping[str, re.Pattern[str]], text: str) -> str | None:
