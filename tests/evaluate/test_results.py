@@ -26,6 +26,7 @@ ROW: dict[str, Any] = {"id": "1", "question": "图片中包含肝脏吗?", "refe
         ([[1]], "expected an object"),
         ([ROW | {"confidence": 95}], "confidence is 95; expected 0 to 1"),
         ([ROW | {"confidence": True}], "confidence is True"),
+        ([ROW | {"confidence": 10**400}], "confidence is a|confidence is 1000"),
         ([ROW | {"question_type": ["Organ"]}], r"question_type is \['Organ'\]"),
         ([ROW | {"kind": {"a": 1}}], "kind is"),
         ([ROW | {"image_ids": "['a', 'b']"}], "image_ids is .* list of texts"),

@@ -76,7 +76,7 @@ class EvaluateConfig:
         """The options given beside --reproduce that the manifest decides."""
         return [
             field.name
-            for field in fields(self)  # type: ignore[arg-type]
+            for field in fields(self)
             if field.name not in REPRODUCE_OPTIONS and getattr(self, field.name) != field.default
         ]
 

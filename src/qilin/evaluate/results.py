@@ -113,7 +113,7 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
 
 def _as_text(value: Any) -> str | None:
     """A text, or a number (2 as an answer is as good as its text), without broken characters; None for other types."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.core.files import read_jsonl
+from qilin.core.files import read_jsonl, shorten
 from qilin.evaluate.results import Prediction, write_jsonl
 from qilin.evaluate.scoring.aggregate import Controls, ScoringContext
 from qilin.evaluate.scoring.captions import FactSource
@@ -91,6 +91,29 @@ def read_controls(path: Path, predictions: Sequence[Prediction]) -> StoredContro
         ) from None
 
 
+def check_controls(header: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises TypeError, LookupError or AttributeError for a value of another type than write_controls writes."""
+    answer_columns = [name for name in header["has"] if name in CONTROL_FIELDS]
+    for row in rows.values():
+        texts = [*(row[name] for name in answer_columns), *row["shuffled"], *row.get("nearest", ())]
+        labels = [row.get(name) for name in ("blank", "modality", "body_part")]
+        if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, str | None) for t in labels):
+            raise TypeError(f"a value of row {row['id']} is not a text")
+    for name in ("reasons", "phash"):
+        if not all(isinstance(text, str) for text in header[name].values()):
+            raise TypeError(f"{name} holds a value that is not a text")
+    tables = [header["truth"].values(), *(table.values() for table in header["vocabulary"].values())]
+    if not all(isinstance(text, str) for table in tables for texts in table for text in iter_list(texts)):
+        raise TypeError("truth or vocabulary holds a value that is not a text")
+
+
+def iter_list(value: Any) -> list[Any]:
+    """The value if it is a list; TypeError for any other, a text too."""
+    if not isinstance(value, list):
+        raise TypeError(f"{shorten(value)} is not a list")
+    return value
+
+
 def parse_controls(
     lines: Sequence[Mapping[str, Any]], file_name: str, predictions: Sequence[Prediction]
 ) -> StoredControls:
@@ -106,11 +129,7 @@ def parse_controls(
     def columns(name: str, count: int) -> list[dict[str, Any]]:
         return [{i: row[name][k] for i, row in rows.items()} for k in range(count)]
 
-    answer_columns = [name for name in header["has"] if name in CONTROL_FIELDS]
-    for row in rows.values():
-        texts = [*(row[name] for name in answer_columns), *row["shuffled"], *row.get("nearest", ()), row.get("blank")]
-        if not all(isinstance(text, str) or text is None for text in texts):
-            raise TypeError(f"an answer of row {row['id']} is not a text")
+    check_controls(header, rows)
     blank = {i: row["blank"] for i, row in rows.items() if row.get("blank") is not None}
     neighbors = header.get("neighbours") or ()
     return StoredControls(

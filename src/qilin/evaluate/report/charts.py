@@ -6,6 +6,7 @@ Lengths are in units of the SVG's view box; the page scales it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,16 +55,15 @@ def training_stages(model: str | Path) -> list[TrainingStage]:
         try:
             metadata = read_json_object(folder / "qilin.json")
             stage = read_stage(folder, metadata)
-        except (UserError, OSError, ValueError, TypeError, AttributeError) as error:
+        except (UserError, OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
             print(f"{folder}: no loss curve in the report ({' '.join(str(error).split())})", file=sys.stderr)
             break
         if stage:
             stages.append(stage)
         parent = metadata.get("parent") or ""
         # The runs may have been moved together: the parent's name next to this folder is tried too.
-        is_path = isinstance(parent, str) and parent and "\x00" not in parent
-        candidates = [Path(str(parent)), folder.parent / Path(str(parent)).name] if is_path else []
-        folder = next((path for path in candidates if path.is_dir()), None)
+        candidates = [Path(parent), folder.parent / Path(parent).name] if isinstance(parent, str) and parent else []
+        folder = next((path for path in candidates if os.path.isdir(path)), None)  # False for a name too long
     return stages[::-1]
 
 
