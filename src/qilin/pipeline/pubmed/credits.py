@@ -23,7 +23,7 @@ PERSON = (
 )
 CONSENT = re.compile(
     rf"\b{PERSON}['’]?s?['’]?\s+(?:(?:written|verbal|oral|informed|full|kind|explicit|and|or|consent|legal|own)\s+)*"
-    rf"permission|permission (?:\w+ ){{0,6}}(?:from|of|by) (?:\w+['’]?s?['’]? ){{0,4}}?{PERSON}\b"
+    rf"permission|permission (?:\w+ ){{0,6}}(?:from|of|by) (?:(?!and )\w+['’]?s?['’]? ){{0,4}}?{PERSON}\b"
     rf"|{PERSON} (?:\w+ ){{0,4}}(?:gave|granted|provided|signed|has given|have given) (?:\w+ ){{0,4}}permission"
     rf"|courtesy of (?:the |our |his |her |this )?{PERSON}\b|(?:患者|家属).{{0,8}}(?:许可|授权|同意)"
     r"|permission (?:\w+ ){0,4}(?:ethic|institutional review|review board|irb)"
@@ -73,7 +73,7 @@ def is_own(statement: str) -> bool:
     """Whether a statement with a word of CREDIT says that a patient agreed, or that the authors made the figure."""
     text = " ".join(statement.lower().split())
     remaining = METHOD.sub(" ", CONSENT.sub(" ", text))
-    if THIRD_PARTY.search(OWN_SOURCE.sub(" ", remaining)):
+    if THIRD_PARTY.search(OWN_SOURCE.sub(" ", text)):
         return False
     if OWN_SOURCE.search(text):
         return True

@@ -265,7 +265,7 @@ def mentioned_figures(
         own_number = number_of.get(linked[-1]) if linked else None
         if NUMBER_LIST.fullmatch(text):
             numbers = set(map(int, re.findall(r"\d+", text)))
-            if not linked or own_number in numbers:  # a link to Figure S2 may be called 2
+            if not linked or (len(numbers) > 1 and own_number in numbers):  # a link to Figure S2 may be called 2
                 mentioned.update(position for number in numbers for position in by_number.get(number, ()))
         if own_number and PLURAL.match(text) and (end := UNLINKED_END.match(sentence, match.end())):
             mentioned.update(numbered_figures(own_number, int(end.group(1)), by_number))
