@@ -1,4 +1,4 @@
-"""The GPU script is ready to run: on a CPU it goes through all its cases in small."""
+"""The GPU benchmark runs: on a CPU it runs all its cases with a miniature model."""
 
 import json
 import subprocess
@@ -11,11 +11,11 @@ SCRIPT = Path(__file__).parents[1] / "bench" / "train" / "h200.py"
 
 
 @pytest.mark.story
-def test_the_gpu_script_in_miniature(tmp_path: Path) -> None:
-    found = subprocess.run(
+def test_gpu_benchmark_with_a_miniature_model(tmp_path: Path) -> None:
+    process = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path / "out.json"), "--miniature"], capture_output=True, text=True
     )
-    assert found.returncode == 0, found.stderr[-2000:]
+    assert process.returncode == 0, process.stderr[-2000:]
     cases = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert len(cases) > 8
     failed = {case["case"]: case["failed"] for case in cases if "failed" in case}

@@ -9,7 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "src" / "qilin"
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE, BENCH = ROOT / "src" / "qilin", ROOT / "bench"
 
 PARTICIPLE = "a participle does not say what the variable holds; use a noun: path, answer_text, row_index, samples"
 PRONOUN = "a pronoun needs a reader who knows whose; name the thing: expected_sides, local_rank, translated_text"
@@ -56,9 +59,10 @@ def vague_names(source: Path) -> list[tuple[str, int, str]]:
     return hits
 
 
-def test_no_name_is_vague() -> None:
-    messages = [f"{path}:{line}: {name}: {VAGUE[name.strip('_').lower()]}" for path, line, name in vague_names(SOURCE)]
-    assert not messages, f"{len(messages)} vague names in src/qilin:\n" + "\n".join(messages)
+@pytest.mark.parametrize("folder", [SOURCE, BENCH], ids=["src", "bench"])
+def test_no_name_is_vague(folder: Path) -> None:
+    messages = [f"{path}:{line}: {name}: {VAGUE[name.strip('_').lower()]}" for path, line, name in vague_names(folder)]
+    assert not messages, f"{len(messages)} vague names in {folder.relative_to(ROOT)}:\n" + "\n".join(messages)
 
 
 def test_the_check_can_fail(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Attention on a CPU: Qilin's blocks of plain products against PyTorch's kernel, and the cost of a new product shape.
+"""Attention on a CPU: Qilin's blocked matrix products against PyTorch's kernel, and the cost of new product shapes.
 
-In: nothing. Out: a JSON file. One thread, CPU seconds, alternating, medians of seven; forward and backward.
+Output: a JSON file. Forward and backward pass, one thread, CPU seconds, alternating, medians of seven.
 
     python bench/train/attention.py bench/results/attention.json
 """
@@ -21,8 +21,8 @@ from qilin.core.provenance import commit, machine
 from qilin.train import cpu_attention as blocks
 from qilin.train.cpu_attention import bucketed_attention, make_buckets
 
-WIDTH = 64  # of a head
-SHAPES = [  # heads, sequences, their length
+HEAD_DIM = 64
+SHAPES = [  # heads, sequences, tokens per sequence
     (3, 8, 64), (3, 32, 64), (16, 8, 64), (3, 1, 224), (3, 4, 224), (16, 4, 224), (3, 1, 704), (3, 8, 704),
     (16, 1, 704), (3, 2, 2000),
 ]  # fmt: skip
@@ -31,21 +31,21 @@ SHAPES = [  # heads, sequences, their length
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     rows = [compare(*shape, dtype) for dtype in (torch.bfloat16, torch.float32) for shape in SHAPES]
-    sizes = [block_size(size) for size in (64, 128, 192, 256)]
+    sizes = [measure_block_size(size) for size in (64, 128, 192, 256)]
     result = {
         "command": "python bench/train/attention.py bench/results/attention.json",
-        "machine": machine(), "code": commit(), "torch": torch.__version__, "width_of_a_head": WIDTH,
+        "machine": machine(), "code": commit(), "torch": torch.__version__, "width_of_a_head": HEAD_DIM,
         "beside_pytorch": rows, "queries_a_block": sizes,
-        "new_shapes": [new_shapes(name) for name in ("bfloat16", "float32")],
+        "new_shapes": [measure_new_shapes(name) for name in ("bfloat16", "float32")],
     }  # fmt: skip
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def compare(heads: int, count: int, length: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Milliseconds per sequence, for Qilin's and PyTorch's causal kernel on the same numbers."""
+    """Milliseconds per sequence of Qilin's and PyTorch's causal kernels on the same inputs."""
     flat, copies = (random_qkv(heads, count, length, dtype) for _ in range(2))
     buckets = make_test_buckets(count, length)
-    square = [x.detach().view(heads, count, length, WIDTH).transpose(0, 1).requires_grad_() for x in copies]
+    square = [x.detach().view(heads, count, length, HEAD_DIM).transpose(0, 1).requires_grad_() for x in copies]
     kernels: tuple[Callable[[], Any], ...] = (
         lambda: backward(bucketed_attention(*flat, buckets), flat),
         lambda: backward(F.scaled_dot_product_attention(*square, is_causal=True), square),
@@ -63,8 +63,8 @@ def compare(heads: int, count: int, length: int, dtype: torch.dtype) -> dict[str
     }
 
 
-def block_size(size: int) -> dict[str, Any]:
-    """Another number of queries per block, over sequences of 704 and 2,000 tokens."""
+def measure_block_size(size: int) -> dict[str, Any]:
+    """Milliseconds with `size` queries per block, on sequences of 704 and 2,000 tokens."""
     before, blocks.BLOCK = blocks.BLOCK, size
     row: dict[str, Any] = {"queries": size}
     for length in (704, 2000):
@@ -75,10 +75,10 @@ def block_size(size: int) -> dict[str, Any]:
     return row
 
 
-def new_shapes(dtype_name: str) -> dict[str, Any]:
-    """A product of queries with 50 different numbers of keys, the first time and later."""
+def measure_new_shapes(dtype_name: str) -> dict[str, Any]:
+    """Extra time and memory of the first products of queries with 50 different numbers of keys."""
     dtype = getattr(torch, dtype_name)
-    query, key = torch.randn(9, 128, WIDTH, dtype=dtype), torch.randn(9, 1200, WIDTH, dtype=dtype)
+    query, key = torch.randn(9, 128, HEAD_DIM, dtype=dtype), torch.randn(9, 1200, HEAD_DIM, dtype=dtype)
     lengths = range(301, 1201, 18)
     torch.bmm(query, key[:, :300].transpose(1, 2))
     memory = psutil.Process().memory_info().rss
@@ -88,15 +88,18 @@ def new_shapes(dtype_name: str) -> dict[str, Any]:
             torch.bmm(query, key[:, :length].transpose(1, 2))
 
     first = seconds(all_products)
-    grown = psutil.Process().memory_info().rss - memory
-    again = statistics.median(seconds(all_products) for _ in range(5))
-    each = 1e3 * (first - again) / len(lengths), grown / 1e6 / len(lengths)
-    return {"kind": dtype_name, "more_ms_the_first_time": round(each[0], 3), "mb_kept": round(each[1], 3)}
+    added_bytes = psutil.Process().memory_info().rss - memory
+    later = statistics.median(seconds(all_products) for _ in range(5))
+    return {
+        "kind": dtype_name,
+        "more_ms_the_first_time": round(1e3 * (first - later) / len(lengths), 3),
+        "mb_kept": round(added_bytes / 1e6 / len(lengths), 3),
+    }
 
 
 def random_qkv(heads: int, count: int, length: int, dtype: torch.dtype) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    return [torch.randn(heads, count * length, WIDTH).to(dtype).requires_grad_() for _ in range(3)]
+    return [torch.randn(heads, count * length, HEAD_DIM).to(dtype).requires_grad_() for _ in range(3)]
 
 
 def make_test_buckets(count: int, length: int) -> list[blocks.Bucket]:
@@ -108,9 +111,9 @@ def backward(out: torch.Tensor, inputs: list[torch.Tensor]) -> None:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    started = time.process_time()
+    start = time.process_time()
     run()
-    return time.process_time() - started
+    return time.process_time() - start
 
 
 if __name__ == "__main__":

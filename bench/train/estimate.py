@@ -1,8 +1,7 @@
-"""Accuracy of `qilin estimate`: its memory against the peak resident memory of `qilin train` on a CPU.
+"""Accuracy of `qilin estimate`: estimated memory against the peak resident memory of `qilin train` on a CPU.
 
-In: a work folder. Out: a JSON file with the estimate by cause, the measurement and the error of each case; cases in the
-file are not measured again. The model is random and the data are noise with texts of random length; nothing is
-downloaded.
+Input: a working folder. Output: a JSON file with the estimate by cause, the measurement and the error of each case;
+cases that are in the file are skipped. Weights are random, data are noise images with texts of random length.
 
     nice python bench/train/estimate.py WORK bench/results/estimate.json
 """
@@ -18,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from made import make_data, make_parts
+from random_inputs import make_data, make_parts
 
-SHAPES = {"small": (512, 6), "larger": (1024, 8)}  # width and depth of the language model
-# two steps of 12 samples: AdamW creates its moments at the end of the first
+SHAPES = {"small": (512, 6), "larger": (1024, 8)}  # (width, depth) of the language model
+# two steps of 12 samples: AdamW allocates its moments at the end of the first step
 COMMON = (
     "batch_size=12 num_epochs=1 template=v1 kinds=[vqa] device=cpu save_steps=0 trackers=[] max_length=1024 "
     "pack_tokens=4096"
 )
-# glibc keeps freed blocks of up to 32 MB for later; this returns them to the system
+# glibc retains freed blocks of up to 32 MB; these settings return them to the system
 TRIMMED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 CASES: dict[str, tuple[str, str]] = {
     "stage 1, fp32": ("small", "small/align precision=fp32"),
@@ -65,11 +64,11 @@ def main(work: Path, out: Path) -> None:
         }
         rows.append(row)
         print(json.dumps(row), file=sys.stderr)
-        write(out, rows)
+        write_result(out, rows)
 
 
-def write(out: Path, rows: list[dict[str, Any]]) -> None:
-    """The result file: what was run, where, and the rows with their largest error."""
+def write_result(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes command, machine, versions, and the rows with the largest error."""
     result: dict[str, Any] = {
         "command": "nice python bench/train/estimate.py WORK bench/results/estimate.json",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, threads {torch.get_num_threads()}",
@@ -92,7 +91,7 @@ def peak_memory(work: Path, command: list[str], allocator: dict[str, str]) -> in
 
 
 def run(work: Path, arguments: list[str], variables: dict[str, str] | None = None) -> tuple[str, int]:
-    """A command of Qilin -> its stdout and its peak resident memory in bytes."""
+    """Runs a qilin command; returns (stdout, peak resident memory in bytes)."""
     code = (
         "import resource, sys\nfrom qilin import cli\ncode = cli.main(sys.argv[1:])\n"
         "print('\\n', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\nsys.exit(code)"

@@ -1,13 +1,13 @@
-"""Cost of preparation and of a training step by the number of samples and of ranks.
+"""Cost of preparation and of a training step as a function of the number of samples and ranks.
 
-In: a work folder and sizes. Out: a JSON file, one row per size: CPU seconds and peak memory of opening the dataset,
-measuring its texts (without and with the cache), planning, packing a step for 1, 2 and 64 ranks, the first batch, a
-later batch, a step of a tiny model; and, at 10,000 samples, complete runs on one and on two processes (gloo).
+Inputs: a working folder and sizes. Output: a JSON file, one row per size: CPU seconds and peak memory of opening the
+dataset, tokenizing its texts (without and with the cache), planning, packing a step for 1, 2 and 64 ranks, the first
+batch, a later batch, a step of a tiny model; and, at 10,000 samples, complete runs on one and on two processes (gloo).
 
     nice python bench/train/growth.py WORK bench/results/growth.json 10000 100000 1000000
 
-Rows in the file are not measured again, so a run can be interrupted. Plans of all sizes come first, since they need no
-dataset. Each phase is a process of its own.
+Rows that are in the file are skipped, so the benchmark can be resumed. Plans of all sizes come first, since they need
+no dataset. Each phase runs in a separate process.
 """
 
 import json
@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from made import make_data, make_parts
+from random_inputs import make_data, make_parts
 
 T = TypeVar("T")
 QUESTIONS = 3
@@ -34,7 +34,7 @@ COMMON = (
 TIMED_STEPS = 200  # steps whose packing is timed
 BATCHES = 50
 STEPS = 30
-WHOLE = 10_000  # samples up to which a run is made from end to end
+MAX_COMPLETE_RUN = 10_000  # samples up to which complete runs are measured
 
 
 def main(work: Path, out: Path, sizes: list[int]) -> None:
@@ -45,26 +45,26 @@ def main(work: Path, out: Path, sizes: list[int]) -> None:
     for row in rows:
         if "a plan" not in row:
             row["a plan"] = run_phase(work, "plan", [str(row["samples"])])
-            write(out, rows)
+            write_result(out, rows)
     for row in rows:
         if "with a dataset" in row:
             continue
         size = row["samples"]
-        writing, data = timed(
+        writing, data = measure(
             lambda n=size: make_data(work / f"data-{n}", images=-(-n // QUESTIONS), side=32, longest=40)
         )
         phases: dict[str, Any] = {"dataset made": writing}
         overrides = [*COMMON.split(), f"vision={parts / 'vision'}", f"language={parts / 'language'}", f"data={data}"]
         for phase in ("first", "again"):
             phases |= run_phase(work, phase, overrides)
-        if size <= WHOLE:
+        if size <= MAX_COMPLETE_RUN:
             phases["a whole run"] = {f"{ranks} processes": train_completely(work, overrides, ranks) for ranks in (1, 2)}
         row["with a dataset"] = phases
-        write(out, rows)
+        write_result(out, rows)
         shutil.rmtree(data)
 
 
-def write(out: Path, rows: list[dict[str, Any]]) -> None:
+def write_result(out: Path, rows: list[dict[str, Any]]) -> None:
     result = {
         "command": "nice python bench/train/growth.py WORK bench/results/growth.json "
         + " ".join(str(row["samples"]) for row in rows),
@@ -74,20 +74,20 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
             **{n: version(n) for n in ("torch", "transformers", "pyarrow")},
         },
         "settings": COMMON,
-        "reads": "seconds are CPU seconds; peak_gb is the most memory of the process so far, 0.5 of it the program",
+        "reads": "seconds are CPU seconds; peak_gb is the peak memory of the process so far, including 0.5 for imports",
         "rows": rows,
     }
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def timed(work: Callable[[], T]) -> tuple[dict[str, float], T]:
-    """CPU seconds and peak memory of a call in this process, and its result."""
-    before = time.process_time()
-    result = work()
-    took = time.process_time() - before
-    status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss would begin at the parent's
+def measure(function: Callable[[], T]) -> tuple[dict[str, float], T]:
+    """(CPU seconds and peak memory of a call in this process, its result)"""
+    start = time.process_time()
+    result = function()
+    seconds = time.process_time() - start
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss includes the parent's peak
     peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    return {"seconds": round(took, 6), "peak_gb": round(peak / 1e9, 3)}, result
+    return {"seconds": round(seconds, 6), "peak_gb": round(peak / 1e9, 3)}, result
 
 
 def run_phase(work: Path, phase: str, overrides: list[str]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def run_phase(work: Path, phase: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def train_completely(work: Path, overrides: list[str], ranks: int) -> dict[str, float]:
-    """`qilin train` on `ranks` processes: CPU seconds of all of them, and the median wall time of a step."""
+    """`qilin train` on `ranks` processes: total CPU seconds and the median wall time of a step."""
     shutil.rmtree(work / "run", ignore_errors=True)
     launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launch, "-m", "qilin.cli", "train", "small/align", *overrides, f"out={work / 'run'}"]
@@ -119,49 +119,49 @@ def train_completely(work: Path, overrides: list[str], ranks: int) -> dict[str, 
     }
 
 
-def plan(overrides: list[str]) -> dict[str, Any]:
-    """A plan of a number of samples with random lengths."""
+def measure_plan(overrides: list[str]) -> dict[str, Any]:
+    """Cost of a plan for overrides[0] samples with random lengths."""
     import numpy as np
 
     from qilin.train.plan import Lengths, make_plan
 
     samples = int(overrides[0])
-    start, _ = timed(lambda: None)
+    start, _ = measure(lambda: None)
     prefix = np.full(samples, 40, dtype=np.int64)
-    rest = np.random.default_rng(0).integers(10, 60, samples)
+    other_tokens = np.random.default_rng(0).integers(10, 60, samples)
     index = np.arange(samples)
     zero, one = np.zeros(samples, dtype=np.int64), np.ones(samples, dtype=np.int64)
-    lengths = Lengths(prefix + rest, prefix, rest // 2, index // QUESTIONS, zero, one)
+    lengths = Lengths(prefix + other_tokens, prefix, other_tokens // 2, index // QUESTIONS, zero, one)
     row: dict[str, Any] = {"the program": start["peak_gb"]}
-    row["made"], planned = timed(
+    row["made"], plan = measure(
         lambda: make_plan(lengths, [1.0], batch_size=64, num_epochs=1, pack_tokens=4096, seed=0)
     )
-    row["its hash"], _ = timed(lambda: planned.hash)
-    row["its account"], _ = timed(planned.counts)
-    steps = range(min(len(planned), TIMED_STEPS))
+    row["its hash"], _ = measure(lambda: plan.hash)
+    row["its account"], _ = measure(plan.counts)
+    steps = range(min(len(plan), TIMED_STEPS))
     for ranks in (1, 2, 64):
-        took, _ = timed(lambda n=ranks: [planned.packs(step, n) for step in steps])
-        row[f"a step cut for {ranks}"] = took | {"seconds": round(took["seconds"] / len(steps), 6)}
+        cost, _ = measure(lambda n=ranks: [plan.packs(step, n) for step in steps])
+        row[f"a step cut for {ranks}"] = cost | {"seconds": round(cost["seconds"] / len(steps), 6)}
     return row
 
 
-def first(overrides: list[str]) -> dict[str, Any]:
-    """Without the cache: texts are measured."""
+def measure_first_start(overrides: list[str]) -> dict[str, Any]:
+    """First start: tokenizes all texts to measure their lengths, since the cache is empty."""
     from qilin.train.config import read_recipe
     from qilin.train.data_loader import PackedDataset
     from qilin.train.stage import load_start
 
     config = read_recipe("small/align", overrides)
     loaded = load_start(config)
-    start, _ = timed(lambda: None)
+    start, _ = measure(lambda: None)
     return {
         "the program": start["peak_gb"],
-        "texts measured": timed(lambda: PackedDataset(config, loaded.processor))[0],
+        "texts measured": measure(lambda: PackedDataset(config, loaded.processor))[0],
     }
 
 
-def again(overrides: list[str]) -> dict[str, Any]:
-    """The second time, as far as some steps."""
+def measure_second_start(overrides: list[str]) -> dict[str, Any]:
+    """Second start with cached lengths, followed by some batches and training steps."""
     import torch
 
     from qilin.model.llava import set_trainable
@@ -181,8 +181,8 @@ def again(overrides: list[str]) -> dict[str, Any]:
     config = read_recipe("small/align", overrides)
     loaded = load_start(config)
     row: dict[str, Any] = {}
-    row["dataset opened"], _ = timed(lambda: open_sources(config, "training"))
-    row["opened, lengths from the cache"], data = timed(lambda: PackedDataset(config, loaded.processor))
+    row["dataset opened"], _ = measure(lambda: open_sources(config, "training"))
+    row["opened, lengths from the cache"], data = measure(lambda: PackedDataset(config, loaded.processor))
     plan = make_plan(
         data.lengths,
         [1.0],
@@ -195,10 +195,10 @@ def again(overrides: list[str]) -> dict[str, Any]:
     def batch(step: int) -> Any:
         return [data.make_pack(groups, cpu, torch.float32) for groups in plan.packs(step)[0]]
 
-    row["first batch"], _ = timed(lambda: batch(0))
+    row["first batch"], _ = measure(lambda: batch(0))
     later = range(1, min(len(plan), BATCHES))
-    took, batches = timed(lambda: [batch(step) for step in later])
-    row["a batch"] = took | {"seconds": round(took["seconds"] / len(later), 6)}
+    cost, batches = measure(lambda: [batch(step) for step in later])
+    row["a batch"] = cost | {"seconds": round(cost["seconds"] / len(later), 6)}
     set_trainable(loaded.model, config.trainable)
     use_packed_attention(loaded.model.train())
     module = ModelWithLoss(loaded.model, pack_loss)
@@ -211,14 +211,16 @@ def again(overrides: list[str]) -> dict[str, Any]:
         optimizer.zero_grad()
 
     train_on(batches[0], 0)
-    chosen = batches[1 : STEPS + 1]
-    took, _ = timed(lambda: [train_on(packs, step) for step, packs in enumerate(chosen)])
-    row["a step"] = took | {"seconds": round(took["seconds"] / len(chosen), 6)}
+    timed_batches = batches[1 : STEPS + 1]
+    cost, _ = measure(lambda: [train_on(packs, step) for step, packs in enumerate(timed_batches)])
+    row["a step"] = cost | {"seconds": round(cost["seconds"] / len(timed_batches), 6)}
     return row
 
 
+PHASES = {"plan": measure_plan, "first": measure_first_start, "again": measure_second_start}
+
 if __name__ == "__main__":
     if sys.argv[1] == "--phase":
-        print(json.dumps({"plan": plan, "first": first, "again": again}[sys.argv[2]](sys.argv[4:])))
+        print(json.dumps(PHASES[sys.argv[2]](sys.argv[4:])))
     else:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), [int(word) for word in sys.argv[3:]])
+        main(Path(sys.argv[1]), Path(sys.argv[2]), [int(size) for size in sys.argv[3:]])

@@ -1,8 +1,8 @@
-"""MFU of training on one GPU: 7B and 13B shapes, both stages, against LLaVA's padded batch.
+"""MFU of training on one GPU: 7B and 13B models, both stages, against LLaVA's padded batches.
 
-In: the machine; weights are random, and lengths are drawn from ChiMed-VL's distribution. Out: a JSON file with one row
-per case: samples/s, tokens/s, MFU, memory. Without a GPU it runs a miniature on the CPU, which shows only that the
-script works; the file records this.
+Weights are random, and lengths are drawn from ChiMed-VL's distribution. Output: a JSON file with one row per case:
+samples/s, tokens/s, MFU, memory in GB. Without a GPU it runs a miniature on the CPU, which only shows that the script
+works; the result file records this.
 
     python bench/train/h200.py bench/results/h200.json
     nice -n 15 python bench/train/h200.py bench/results/h200-miniature.json --miniature
@@ -47,7 +47,7 @@ class Case:
     shape: str
     stage: int
     changes: dict[str, Any]
-    padded: bool = False  # as LLaVA: single samples padded to the longest of the batch, logits of all positions
+    padded: bool = False  # as in LLaVA: samples padded to the longest of the batch, logits of all positions
 
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -55,30 +55,33 @@ SHAPES: dict[str, dict[str, int]] = {
     "13B": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
     "miniature": {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "num_attention_heads": 4},
 }
-RECOMPUTE = {"gradient_checkpointing": True}
+CHECKPOINTING = {"gradient_checkpointing": True}
 CASES = (
-    Case("stage 1, LLaVA's batch", "13B", 1, RECOMPUTE, padded=True),
+    Case("stage 1, LLaVA's batch", "13B", 1, CHECKPOINTING, padded=True),
     Case("stage 1, packed", "13B", 1, {}),
-    Case("stage 1, packed, activations again", "13B", 1, RECOMPUTE),
+    Case("stage 1, packed, gradient checkpointing", "13B", 1, CHECKPOINTING),
     Case("stage 1, packed, fp8", "13B", 1, {"frozen_weights": "fp8"}),
     Case(
         "stage 2, adapters, LLaVA's batch",
         "13B",
         2,
-        {"lora": LoraOptions(rank=64, alpha=128), **RECOMPUTE},
+        {"lora": LoraOptions(rank=64, alpha=128), **CHECKPOINTING},
         padded=True,
     ),
-    Case("stage 2, adapters, packed, shared", "13B", 2, {"lora": LoraOptions(rank=64, alpha=128), **RECOMPUTE}),
-    Case("stage 2, full, LLaVA's batch", "7B", 2, {"optimizer": "adamw8bit", **RECOMPUTE}, padded=True),
+    Case("stage 2, adapters, packed, shared", "13B", 2, {"lora": LoraOptions(rank=64, alpha=128), **CHECKPOINTING}),
+    Case("stage 2, full, LLaVA's batch", "7B", 2, {"optimizer": "adamw8bit", **CHECKPOINTING}, padded=True),
     Case(
         "stage 2, full, packed, not shared",
         "7B",
         2,
-        {"optimizer": "adamw8bit", "share_image_prefix": False, **RECOMPUTE},
+        {"optimizer": "adamw8bit", "share_image_prefix": False, **CHECKPOINTING},
     ),
-    Case("stage 2, full, packed, shared", "7B", 2, {"optimizer": "adamw8bit", **RECOMPUTE}),
+    Case("stage 2, full, packed, shared", "7B", 2, {"optimizer": "adamw8bit", **CHECKPOINTING}),
     Case(
-        "stage 2, full, packed, shared, half again", "7B", 2, {"optimizer": "adamw8bit", "gradient_checkpointing": 0.5}
+        "stage 2, full, packed, shared, half of the layers checkpointed",
+        "7B",
+        2,
+        {"optimizer": "adamw8bit", "gradient_checkpointing": 0.5},
     ),
 )
 
@@ -110,7 +113,7 @@ def main(out: Path, miniature: bool) -> None:
 
 
 def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
-    """One case: a first step that compiles, then as many steps as its time allows."""
+    """One case: a first step that compiles, then timed steps for SECONDS, at most 19."""
     small = device.type == "cpu"
     changes = dict(case.changes)
     if small:
@@ -132,13 +135,13 @@ def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
     times: list[float] = []
     first_done = time.perf_counter()
     while not times or (time.perf_counter() - first_done < (1.0 if small else SECONDS) and len(times) < 20):
-        started = time.perf_counter()
+        start = time.perf_counter()
         step()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - start)
         if len(times) == 1:
             first_done = time.perf_counter()
     seconds = float(np.median(times[1:] or times))
@@ -153,7 +156,7 @@ def run(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
 
 
 def make_model(shape: dict[str, int], small: bool, config: TrainConfig, device: torch.device) -> Any:
-    """A random Llava of a shape, created on the device: CLIP ViT-L/14 at 336 pixels, or a tiny encoder."""
+    """A Llava with random weights, created on the device, with CLIP ViT-L/14 at 336 pixels or a tiny encoder."""
     vision = (
         CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
                          image_size=56, patch_size=14)
@@ -171,7 +174,7 @@ def make_model(shape: dict[str, int], small: bool, config: TrainConfig, device: 
 
 
 def draw_plan(case: Case, config: TrainConfig, image: int, batch_size: int) -> Plan:
-    """One step of samples like ChiMed-VL's: contexts and captions in stage 1, three questions per image in stage 2."""
+    """One step with ChiMed-VL's lengths: contexts and captions in stage 1, three questions per image in stage 2."""
     random = np.random.default_rng(0)
     small = image < 100
 
@@ -202,7 +205,7 @@ def draw_plan(case: Case, config: TrainConfig, image: int, batch_size: int) -> P
 def packed_step(
     model: Any, plan: Plan, config: TrainConfig, device: torch.device
 ) -> tuple[Callable[[], None], WorkCounts]:
-    """Qilin's step over packs, and the work that its samples require."""
+    """(Qilin's step over packs, the work that its samples require)"""
     use_packed_attention(model)
     packs = [make_pack(pack_shape(groups, plan.lengths), model, device) for groups in plan.packs(0)[0]]
     module = ModelWithLoss(model, pack_loss)
@@ -222,21 +225,21 @@ def make_pack(shape: PackShape, model: Any, device: torch.device) -> Pack:
     image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
     ids = torch.randint(10, 31_000, (1, shape.tokens))
     positions = torch.zeros(1, shape.tokens, dtype=torch.int64)
-    for start, length, before in shape.documents:
-        offset = shape.documents[before][1] if before >= 0 else 0
+    for start, length, prefix in shape.documents:
+        offset = shape.documents[prefix][1] if prefix >= 0 else 0
         positions[0, start : start + length] = torch.arange(length) + offset
-        if before < 0 and length > image:
+        if prefix < 0 and length > image:
             ids[0, start + 1 : start + 1 + image] = IMAGE_ID
     images = int((ids == IMAGE_ID).sum()) // image
     side = model.config.vision_config.image_size
-    positions_of_targets = torch.tensor(shape.target_positions())
+    target_positions = torch.tensor(shape.target_positions())
     dtype = torch.bfloat16 if device.type != "cpu" else torch.float32
     return Pack(
         ids=ids.to(device),
         positions=positions.to(device),
         layout=make_layout(shape.documents, device, shape.target_positions()),
-        target_positions=positions_of_targets.to(device),
-        targets=torch.randint(10, 31_000, positions_of_targets.shape).to(device),
+        target_positions=target_positions.to(device),
+        targets=torch.randint(10, 31_000, target_positions.shape).to(device),
         pixels=torch.randn(images, 3, side, side).to(device, dtype),
         augment_seeds=(0,) * images,
         sample_ids=(),
@@ -246,7 +249,7 @@ def make_pack(shape: PackShape, model: Any, device: torch.device) -> Pack:
 def padded_step(
     model: Any, plan: Plan, config: TrainConfig, device: torch.device
 ) -> tuple[Callable[[], None], WorkCounts]:
-    """LLaVA's step: single samples, padded to the longest of the batch, logits of all positions, four at a time."""
+    """LLaVA's step: batches of four samples padded to the longest, logits of all positions."""
     use_plain_attention(model)
     image = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
     side, dtype = model.config.vision_config.image_size, torch.bfloat16 if device.type != "cpu" else torch.float32
@@ -268,7 +271,7 @@ def padded_step(
                 ).loss
             (loss / len(batches)).backward()
 
-    # the required work, each sample with its own image: as for packs without prefix sharing
+    # required work as for packs without prefix sharing: one image per sample
     total = plan.lengths.total[plan.samples(0)]
     answers = plan.lengths.answer_tokens[plan.samples(0)]
     pairs = int((total * (total + 1) // 2).sum()), int((answers * total - answers * (answers - 1) // 2).sum())

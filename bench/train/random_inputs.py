@@ -1,6 +1,7 @@
-"""Random models and noise datasets of a given size for the training benchmarks.
+"""Models with random weights and datasets of noise images for the training benchmarks.
 
-In: a folder and sizes. Out: Hugging Face folders of the two parts, or a dataset folder; created once.
+Inputs: a folder and sizes. Outputs: Hugging Face folders of the two parts, or a dataset folder. Existing folders
+are reused.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ CHARACTERS = "肺心影右下左片高密度考虑炎不大"
 def make_parts(
     folder: Path, width: int, depth: int, *, side: int, tower: tuple[int, int], vocabulary: int = 16_000, seed: int = 0
 ) -> Path:
-    """A language model and an encoder of `side` pixels in patches of 16, `tower` its width and depth; random."""
+    """A language model and a vision encoder (`tower`: width, depth) for `side` pixels in patches of 16."""
     if (folder / "vision" / "preprocessor_config.json").is_file():
         return folder
     torch.manual_seed(seed)
@@ -51,7 +52,7 @@ def make_parts(
 
 
 def make_data(folder: Path, *, images: int, side: int, longest: int, questions: int = 3) -> Path:
-    """Images of noise with `questions` each; answers of up to `longest` characters."""
+    """Noise images with `questions` samples each; answers have up to `longest` characters."""
     if folder.is_dir():
         return folder
     random = np.random.default_rng(0)
@@ -60,7 +61,7 @@ def make_data(folder: Path, *, images: int, side: int, longest: int, questions: 
             buffer = io.BytesIO()
             Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(buffer, "PNG")
             data = buffer.getvalue()
-            image = hashlib.sha256(data).hexdigest()  # without make_image, whose perceptual hash takes longest
+            image = hashlib.sha256(data).hexdigest()  # not make_image: its perceptual hash dominates
             writer.add_image(ImageRecord(image, data, "png", side, side, "0" * 16))
             for turn in range(questions):
                 length = int(random.integers(min(60, longest // 2), longest))

@@ -1,9 +1,8 @@
-"""Tests that need a GPU: FlexAttention against the CPU, memory against its estimate, quantized weights.
+"""Tests that need a GPU: FlexAttention against the CPU, losses, training with quantized weights and optimizers.
 
 Run on a machine with an NVIDIA GPU: `python -m pytest -m gpu`.
 """
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.training import metrics_rows, source_options, tiny_home
 from qilin.model.llava import set_trainable
 from qilin.train.config import read_recipe
 from qilin.train.data_loader import PackedDataset
@@ -26,11 +25,7 @@ DOCUMENTS = [(0, 150, -1), (150, 40, 0), (190, 33, 0), (223, 200, -1), (423, 89,
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("gpu")
-    tiny_language(home / "language", width=128)
-    tiny_vision(home / "vision")
-    tiny_dataset(home / "data", images=6, questions=3, splits=("train",))
-    return home
+    return tiny_home(tmp_path_factory.mktemp("gpu"), images=6, splits=("train",), width=128)
 
 
 def attention_and_gradients(device: str, dtype: torch.dtype) -> torch.Tensor:
@@ -49,17 +44,12 @@ def attention_and_gradients(device: str, dtype: torch.dtype) -> torch.Tensor:
 def test_flex_attention_matches_the_cpu() -> None:
     expected = attention_and_gradients("cpu", torch.float32)
     actual = attention_and_gradients("cuda", torch.float32)
-    assert float((actual - expected).norm() / expected.norm()) < 5e-3  # TF32 in FlexAttention's products
+    assert float((actual - expected).norm() / expected.norm()) < 5e-3  # FlexAttention multiplies in TF32
     assert PACKED == "qilin_packed"
 
 
 def test_loss_matches_the_cpu(home: Path, tmp_path: Path) -> None:
-    overrides = [
-        f"vision={home / 'vision'}",
-        f"language={home / 'language'}",
-        f"data={home / 'data'}",
-        f"out={tmp_path}",
-    ]
+    overrides = [*source_options(home), f"out={tmp_path}"]
     config = read_recipe("small/align", [*overrides, "precision=fp32", "template=v1", "kinds=[]", "batch_size=100"])
     values = []
     for device in ("cpu", "cuda"):
@@ -75,7 +65,7 @@ def test_loss_matches_the_cpu(home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more",
+    "options",
     [
         ("trainable=[projector, language]",),
         ("trainable=[projector, language]", "gradient_checkpointing=true", "optimizer=adamw8bit"),
@@ -85,19 +75,14 @@ def test_loss_matches_the_cpu(home: Path, tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_runs_on_the_gpu(home: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_training_on_the_gpu_reduces_the_loss(home: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     run = tmp_path / "run"
-    overrides = [f"vision={home / 'vision'}", f"language={home / 'language'}", f"data={home / 'data'}", f"out={run}"]
-    usual = [
-        "device=cuda",
-        "precision=bf16",
-        "template=v1",
-        "kinds=[vqa]",
-        "batch_size=6",
-        "num_epochs=4",
-        "logging_steps=1",
-    ]
-    run_stage(read_recipe("small/align", [*overrides, *usual, "trackers=[]", "learning_rate=5e-3", *more]), "test")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    common = (
+        "device=cuda precision=bf16 template=v1 kinds=[vqa] batch_size=6 num_epochs=4 logging_steps=1 trackers=[] "
+        "learning_rate=5e-3"
+    )
+    config = read_recipe("small/align", [*source_options(home), f"out={run}", *common.split(), *options])
+    run_stage(config, "test")
+    rows = metrics_rows(run)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert (run / "qilin.json").is_file()

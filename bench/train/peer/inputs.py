@@ -1,7 +1,7 @@
-"""The same tiny Llava and the same samples for every system, with lengths like ChiMed-VL's.
+"""A tiny Llava and samples that are the same for all systems, with lengths distributed as in ChiMed-VL.
 
-In: a folder and the name of a setting. Out: a model folder, and the samples twice: a dataset folder for Qilin, a JSON
-file with images beside it for the others. Words are drawn at random, one token a character; nothing can be learnt.
+Inputs: a folder and the name of a setting. Outputs: a model folder, and the samples in two formats: a dataset folder
+for Qilin, and a JSON file with image files for the other systems. Texts are random characters, one token each.
 """
 
 import io
@@ -20,61 +20,63 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
-from qilin.demo.tiny_models.language_model import make_tokenizer
+from qilin.demo.tiny_models.tokenizer import train_tokenizer
 from qilin.model.llava import compose
 from qilin.model.saving import save_model
 
 LANGUAGE = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 3}
 VISION = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 2}
-CHARACTERS = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))  # few, for logits are no large share of a large model
+CHARACTERS = "".join(
+    map(chr, range(0x4E00, 0x4E00 + 100))
+)  # few: in a large model, logits are a small share of the work
 INSTRUCTION = "根据图中的信息，撰写一段描述性文本。"
-LONGEST = 1400  # tokens of a text, so that nobody has to cut at 2048
+MAX_TEXT_TOKENS = 1400  # maximum tokens of a text: no system truncates at 2048
 Conversation = list[tuple[str, str]]  # questions with their answers
-SIDES = {576: 336, 64: 112}  # tokens an image -> its side in pixels
-SAMPLES = 96  # six steps of 16, where a setting does not say
+SIDES = {576: 336, 64: 112}  # tokens per image -> image side in pixels
+DEFAULT_SAMPLES = 96  # six steps of 16
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained on: a stage, tokens an image, questions an image, asked one by one or as a conversation."""
+    """Training data: stage, tokens per image, questions per image, as separate samples or as one conversation."""
 
     stage: int
-    image: int
+    image_tokens: int
     questions: float = 1
     chat: bool = False
-    samples: int = SAMPLES
+    samples: int = DEFAULT_SAMPLES
 
     @property
     def name(self) -> str:
-        asked = f"-q{self.questions:g}" if self.stage == 2 or self.questions > 1 else ""
-        count = f"-n{self.samples}" if self.samples != SAMPLES else ""
-        return f"stage{self.stage}-{self.image}{asked}{'-chat' if self.chat else ''}{count}"
+        questions = f"-q{self.questions:g}" if self.stage == 2 or self.questions > 1 else ""
+        count = f"-n{self.samples}" if self.samples != DEFAULT_SAMPLES else ""
+        return f"stage{self.stage}-{self.image_tokens}{questions}{'-chat' if self.chat else ''}{count}"
 
     @classmethod
-    def named(cls, name: str) -> "Setting":
-        """stage1-576, stage1-576-q2 (context and caption of one image), stage2-64-q1.5, stage2-576-q3-chat-n48"""
-        stage, image, *rest = name.split("-")
-        said = {word[0]: word[1:] for word in rest if word != "chat"}
-        questions, samples = float(said.get("q", 1)), int(said.get("n", SAMPLES))
-        return cls(int(stage.removeprefix("stage")), int(image), questions, "chat" in rest, samples)
+    def parse(cls, name: str) -> "Setting":
+        """Parses stage1-576, stage1-576-q2 (context and caption), stage2-64-q1.5, stage2-576-q3-chat-n48 and so on."""
+        stage, image_tokens, *options = name.split("-")
+        values = {option[0]: option[1:] for option in options if option != "chat"}
+        questions, samples = float(values.get("q", 1)), int(values.get("n", DEFAULT_SAMPLES))
+        return cls(int(stage.removeprefix("stage")), int(image_tokens), questions, "chat" in options, samples)
 
     @property
-    def learn(self) -> list[str]:
+    def trainable(self) -> list[str]:
         return ["projector"] if self.stage == 1 else ["projector", "language"]
 
 
-def make_model(folder: Path, image: int) -> Path:
-    """A random Llava with a CLIP of so many tokens an image."""
-    model = folder / f"model-{image}"
+def make_model(folder: Path, image_tokens: int) -> Path:
+    """A Llava with random weights and `image_tokens` tokens per image."""
+    model = folder / f"model-{image_tokens}"
     if (model / "config.json").is_file():
         return model
     torch.manual_seed(0)
-    parts = folder / f"parts-{image}"
-    tokenizer = make_tokenizer([CHARACTERS + INSTRUCTION] * 3, 260 + len(set(CHARACTERS + INSTRUCTION)))
+    parts = folder / f"parts-{image_tokens}"
+    tokenizer = train_tokenizer([CHARACTERS + INSTRUCTION] * 3, 260 + len(set(CHARACTERS + INSTRUCTION)))
     config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=4096, **LANGUAGE)
     LlamaForCausalLM(config).save_pretrained(parts / "language")
     tokenizer.save_pretrained(parts / "language")
-    side = SIDES[image]
+    side = SIDES[image_tokens]
     CLIPVisionModel(CLIPVisionConfig(image_size=side, patch_size=14, **VISION)).save_pretrained(parts / "vision")
     LlavaImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
@@ -85,83 +87,93 @@ def make_model(folder: Path, image: int) -> Path:
 
 
 def make_samples(folder: Path, setting: Setting) -> Path:
-    """The samples of a setting -> a folder that holds `qilin/` and `samples.jsonl`."""
-    place = folder / setting.name
-    if (place / "samples.jsonl").is_file():
-        return place
+    """Writes the samples of a setting; returns the folder with `qilin/` and `samples.jsonl`."""
+    out = folder / setting.name
+    if (out / "samples.jsonl").is_file():
+        return out
     random = np.random.default_rng(7)
     rows = []
-    (place / "pictures").mkdir(parents=True, exist_ok=True)
-    with DatasetWriter(place / "qilin", {"importer": "bench"}) as writer:
-        for number, turns in enumerate(conversations(setting, random)):
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    with DatasetWriter(out / "qilin", {"importer": "bench"}) as writer:
+        for image_index, turns in enumerate(conversations(setting, random)):
             buffer = io.BytesIO()
-            # a small one, enlarged: it compresses as scans do
+            # enlarged from a few pixels: the file size resembles that of a scan
             pixels = random.integers(0, 255, (30, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC).save(buffer, "PNG")
-            image = make_image(buffer.getvalue(), [Provenance("bench", str(number))])
+            image = make_image(buffer.getvalue(), [Provenance("bench", str(image_index))])
             writer.add_image(image)
-            file = place / "pictures" / f"{number}.png"
+            file = out / "pictures" / f"{image_index}.png"
             file.write_bytes(buffer.getvalue())
-            for part, talk in enumerate([turns] if setting.chat else [[turn] for turn in turns]):
+            for part, conversation in enumerate([turns] if setting.chat else [[turn] for turn in turns]):
                 kind: Any = "chat" if setting.chat else "caption" if setting.stage == 1 else "vqa"
-                writer.add_sample("train", Sample(f"{number}-{part}", kind, (image.image_id,), ours(talk)))
-                rows.append({"messages": plain(talk), "images": [str(file)], "length": length_of(setting, talk)})
-    (place / "samples.jsonl").write_text(
+                writer.add_sample(
+                    "train", Sample(f"{image_index}-{part}", kind, (image.image_id,), qilin_messages(conversation))
+                )
+                rows.append(
+                    {
+                        "messages": chat_messages(conversation),
+                        "images": [str(file)],
+                        "length": count_tokens(setting, conversation),
+                    }
+                )
+    (out / "samples.jsonl").write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
     )
-    return place
+    return out
 
 
-def ours(talk: Conversation) -> tuple[dict[str, Any], ...]:
-    """The form of Qilin's datasets; the image stands before the first question."""
-    turns = [(user(ask, images=int(i == 0)), assistant(say)) for i, (ask, say) in enumerate(talk)]
+def qilin_messages(conversation: Conversation) -> tuple[dict[str, Any], ...]:
+    """Messages in Qilin's dataset schema, with the image before the first question."""
+    turns = [
+        (user(question, images=int(i == 0)), assistant(answer)) for i, (question, answer) in enumerate(conversation)
+    ]
     return tuple(message for turn in turns for message in turn)
 
 
-def plain(talk: Conversation) -> list[dict[str, str]]:
-    """The form that ms-swift and LLaMA-Factory read."""
+def chat_messages(conversation: Conversation) -> list[dict[str, str]]:
+    """Messages in the format that ms-swift and LLaMA-Factory read."""
     rows = []
-    for i, (ask, say) in enumerate(talk):
-        rows.append({"role": "user", "content": ("<image>" if i == 0 else "") + ask})
-        rows.append({"role": "assistant", "content": say})
+    for i, (question, answer) in enumerate(conversation):
+        rows.append({"role": "user", "content": ("<image>" if i == 0 else "") + question})
+        rows.append({"role": "assistant", "content": answer})
     return rows
 
 
-def length_of(setting: Setting, talk: Conversation) -> int:
-    """About how many tokens it takes, for trainers that group by length."""
-    return setting.image + sum(len(ask) + len(say) + 6 for ask, say in talk)
+def count_tokens(setting: Setting, conversation: Conversation) -> int:
+    """Approximate number of tokens, for trainers that group by length."""
+    return setting.image_tokens + sum(len(question) + len(answer) + 6 for question, answer in conversation)
 
 
 def conversations(setting: Setting, random: np.random.Generator) -> list[Conversation]:
-    """For each image its (question, answer) pairs."""
+    """The (question, answer) pairs of each image."""
 
     def text(median: float, lower: float, upper: float) -> str:
-        spread = math.log(upper / lower) / 1.349  # log-normal through the quartiles
-        length = int(np.clip(np.exp(math.log(median) + spread * random.standard_normal()), 2, LONGEST))
+        spread = math.log(upper / lower) / 1.349  # log-normal with these quartiles
+        length = int(np.clip(np.exp(math.log(median) + spread * random.standard_normal()), 2, MAX_TEXT_TOKENS))
         return "".join(random.choice(list(CHARACTERS), length))
 
-    def pair(number: int) -> tuple[str, str]:
+    def make_pair(index: int) -> tuple[str, str]:
         if setting.stage == 2:
             return text(20, 16, 25), text(22, 12, 34)
-        return INSTRUCTION, text(435, 211, 757) if number % 2 else text(59, 45, 83)  # contexts and captions by turns
+        return INSTRUCTION, text(435, 211, 757) if index % 2 else text(59, 45, 83)  # contexts and captions alternate
 
     counts = {1: [1], 1.5: [1, 2], 2: [2], 3: [3], 11: [11]}[setting.questions]
-    found: list[Conversation] = []
-    left = setting.samples
-    while left:
-        turns = min(left, counts[len(found) % len(counts)])
-        found.append([pair(left - turn) for turn in range(turns)])
-        left -= turns
-    return found
+    result: list[Conversation] = []
+    remaining = setting.samples
+    while remaining:
+        turns = min(remaining, counts[len(result) % len(counts)])
+        result.append([make_pair(remaining - turn) for turn in range(turns)])
+        remaining -= turns
+    return result
 
 
 def main(folder: Path, name: str) -> None:
-    setting = Setting.named(name)
-    assert setting.name == name, f"{name}: expected something like {setting.name}"
-    model = make_model(folder, setting.image)
-    place = make_samples(folder, setting)
-    about = {"model": str(model), "learn": setting.learn, "language": LANGUAGE, "vision": VISION}
-    (place / "ready.json").write_text(json.dumps(about), encoding="utf-8")
+    setting = Setting.parse(name)
+    assert setting.name == name, f"{name}: not a setting; did you mean {setting.name}?"
+    model = make_model(folder, setting.image_tokens)
+    out = make_samples(folder, setting)
+    ready = {"model": str(model), "trainable": setting.trainable, "language": LANGUAGE, "vision": VISION}
+    (out / "ready.json").write_text(json.dumps(ready), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""LLaMA-Factory on a job's samples: `llamafactory-cli train` in this process, with Qilin's v1 as its template.
+"""LLaMA-Factory on a job's samples: `llamafactory-cli train` in this process, with Qilin's v1 template.
 
-It imports torchaudio whatever is trained; an empty module stands in for it (torchaudio has no build for this torch).
+LLaMA-Factory always imports torchaudio, which has no build for this torch; an empty module replaces it.
 
     python run_factory.py JOB.json
 """
@@ -11,15 +11,15 @@ import sys
 import types
 from pathlib import Path
 
-from watch import Watch, facts_of, read_job, rewrite, watch_trainer
+from watch import Watch, read_job, rewrite, trainer_facts, watch_trainer
 
 
 def main(path: str) -> None:
     job = read_job(path)
     watch = Watch(job)
-    sound = types.ModuleType("torchaudio")
-    sound.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
-    sys.modules["torchaudio"] = sound
+    torchaudio = types.ModuleType("torchaudio")
+    torchaudio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
+    sys.modules["torchaudio"] = torchaudio
     from llamafactory.data.formatter import EmptyFormatter, StringFormatter
     from llamafactory.data.mm_plugin import get_mm_plugin
     from llamafactory.data.template import register_template
@@ -34,25 +34,25 @@ def main(path: str) -> None:
         mm_plugin=get_mm_plugin(name="llava", image_token="<image>"),
     )
     out = Path(job["out"])
-    # the line end after an image, which others write themselves
+    # the line end after an image, which the templates of the other systems add
     rewrite(Path(job["data"]), out / "samples.jsonl", lambda role, text: text.replace("<image>", "<image>\n"))
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-    about = {
+    dataset_info = {
         "file_name": "samples.jsonl", "formatting": "sharegpt", "tags": tags,
         "columns": {"messages": "messages", "images": "images"},
     }  # fmt: skip
-    (out / "dataset_info.json").write_text(json.dumps({"bench": about}), encoding="utf-8")
-    learn = {
+    (out / "dataset_info.json").write_text(json.dumps({"bench": dataset_info}), encoding="utf-8")
+    frozen = {
         "freeze_vision_tower": True,
         "freeze_multi_modal_projector": False,
-        "freeze_language_model": "language" not in job["learn"],
+        "freeze_language_model": "language" not in job["trainable"],
     }
     run_exp({
         "model_name_or_path": job["model"], "stage": "sft", "do_train": True, "finetuning_type": "full",
         "template": "bench", "dataset": "bench", "dataset_dir": str(out), "output_dir": str(out / "run"),
-        **learn, **job["flags"], "seed": job["seed"],
+        **frozen, **job["flags"], "seed": job["seed"],
     })  # fmt: skip
-    watch.report(facts_of(trainers[-1]))
+    watch.report(trainer_facts(trainers[-1]))
 
 
 if __name__ == "__main__":

@@ -26,15 +26,15 @@ def main(path: str) -> None:
     job = read_job(path)
     flags = job["flags"]
     for name in job["off"]:
-        if name in OFF_BY_FLAG:
-            flags |= OFF_BY_FLAG[name]
+        if name in DISABLED_BY_FLAG:
+            flags |= DISABLED_BY_FLAG[name]
         else:
-            OFF[name]()
+            DISABLED_BY_PATCH[name]()
     watch = Watch(job)
     watch_loop(watch)
     config = TrainConfig(
-        model=job["model"], data=(DataSource(path=Path(job["data"])),), trainable=tuple(job["learn"]), template="v1",
-        system_prompt="", out=Path(job["out"]), seed=job["seed"], save_steps=0, device="cpu", **flags,
+        model=job["model"], data=(DataSource(path=Path(job["data"])),), trainable=tuple(job["trainable"]),
+        template="v1", system_prompt="", out=Path(job["out"]), seed=job["seed"], save_steps=0, device="cpu", **flags,
     )  # fmt: skip
     run_stage(config, "bench")
     done = read_yaml(Path(job["out"]) / "recipe.yaml")
@@ -43,7 +43,7 @@ def main(path: str) -> None:
 
 
 def watch_loop(watch: Watch) -> None:
-    """Qilin's loop carries the watch: at its begin, before each step's packs, after each step."""
+    """Attaches the watch to Qilin's training loop: at its start, before each step's packs, after each step."""
     prefetch, compute_gradients, log_step = loop.prefetch, loop.compute_gradients, MetricsLog.log_step
 
     def begin(*arguments: Any) -> Iterator[Any]:
@@ -52,7 +52,7 @@ def watch_loop(watch: Watch) -> None:
 
     def count(context: Any, module: Any, batch: Any) -> Any:
         for pack in batch.packs:
-            watch.batch(pack.ids, pack.ids, pack.targets, pack.ids.numel())
+            watch.batch(pack.ids, pack.targets, pack.ids.numel())
         return compute_gradients(context, module, batch)
 
     def mark(self: Any, metrics: Any, write: bool) -> None:
@@ -65,12 +65,12 @@ def watch_loop(watch: Watch) -> None:
 
 
 def no_packing() -> None:
-    """Each group (an image with its questions) is a pack of its own."""
+    """One group (an image with its questions) per pack."""
     plan.best_fit = lambda groups, max_tokens: [[group] for group in groups]
 
 
 def all_logits() -> None:
-    """Logits of every position, as a causal language model's own loss computes them."""
+    """Computes the logits of all positions, as the loss of a causal language model does."""
 
     def answer_loss(
         hidden: torch.Tensor, head: Any, target_positions: torch.Tensor, targets: torch.Tensor
@@ -83,23 +83,25 @@ def all_logits() -> None:
 
 
 def dense_mask() -> None:
-    """One attention call a pack, with the mask of who sees whom, in place of one call a document."""
+    """One attention call per pack with a dense mask instead of one call per document."""
 
-    def masked(documents: Sequence[tuple[int, int, int]], device: torch.device, used: Any = None) -> attention.Layout:
+    def make_masked_layout(
+        documents: Sequence[tuple[int, int, int]], device: torch.device, used: Any = None
+    ) -> attention.Layout:
         table = torch.tensor(documents)
-        number = torch.repeat_interleave(torch.arange(len(table)), table[:, 1])
+        document = torch.repeat_interleave(torch.arange(len(table)), table[:, 1])
         prefix = torch.repeat_interleave(table[:, 2], table[:, 1])
-        mask = (number[:, None] == number) | (prefix[:, None] == number)
+        mask = (document[:, None] == document) | (prefix[:, None] == document)
         return attention.Layout(table, block_mask=mask & torch.ones(mask.shape, dtype=torch.bool).tril())
 
-    data_loader.make_layout = masked
+    data_loader.make_layout = make_masked_layout
     attention.flex = lambda q, k, v, mask, scaling: F.scaled_dot_product_attention(
         q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     ).transpose(1, 2)
 
 
 def no_blocks() -> None:
-    """PyTorch's attention for each bucket of documents: causal where they see themselves alone, else with a mask."""
+    """PyTorch's attention per bucket of documents: causal if they attend only to themselves, else with a mask."""
 
     def sdpa_by_bucket(query: Any, key: Any, value: Any, buckets: Sequence[Any], scaling: float | None = None) -> Any:
         out = torch.zeros_like(query, dtype=value.dtype)
@@ -128,45 +130,45 @@ def no_blocks() -> None:
 
 
 def no_skipping() -> None:
-    """The last layer and the encoder's last are computed for all tokens."""
+    """Computes the last layers of the language model and of the encoder for all tokens."""
     make_layout = attention.make_layout
     data_loader.make_layout = lambda documents, device, used=None: make_layout(documents, device)
-    attention.add_skip_hooks = lambda model: None
+    attention.add_skip_hooks = lambda model, **parts: None
 
 
 def no_image_cache() -> None:
-    """An image is decoded and scaled each time it is used."""
+    """Decodes and resizes an image at each use."""
     processing.PixelCache.__init__.__defaults__ = (0,)
 
 
 def no_prefetch() -> None:
-    """The packs of a step are built after the previous step, in the same thread."""
+    """Builds the packs of a step after the previous step, in the same thread."""
 
-    class Now:
+    class SynchronousExecutor:
         def __init__(self, workers: int) -> None: ...
-        def __enter__(self) -> "Now":
+        def __enter__(self) -> "SynchronousExecutor":
             return self
 
         def __exit__(self, *error: object) -> None: ...
         def submit(self, make: Callable[[int], Any], step: int) -> Any:
-            class Later:
+            class Future:
                 def result(self) -> Any:
                     return make(step)
 
-            return Later()
+            return Future()
 
-    data_loader.ThreadPoolExecutor = Now  # type: ignore[assignment, misc]
+    data_loader.ThreadPoolExecutor = SynchronousExecutor  # type: ignore[assignment, misc]
 
 
-OFF_BY_FLAG = {"shared prefix": {"share_image_prefix": False}, "bf16": {"precision": "fp32"}}
-OFF: dict[str, Callable[[], None]] = {
+DISABLED_BY_FLAG = {"shared prefix": {"share_image_prefix": False}, "bf16": {"precision": "fp32"}}
+DISABLED_BY_PATCH: dict[str, Callable[[], None]] = {
     "packing": no_packing,
     "supervised-only loss": all_logits,
     "attention by document": dense_mask,
-    "attention in blocks": no_blocks,
-    "what nobody reads left out": no_skipping,
-    "images kept": no_image_cache,
-    "packs made ahead": no_prefetch,
+    "blocked attention": no_blocks,
+    "skipping unused positions": no_skipping,
+    "image cache": no_image_cache,
+    "prefetch": no_prefetch,
 }
 
 

@@ -1,4 +1,4 @@
-"""ms-swift on a job's samples: `swift sft` in this process, with a template that says the same words as Qilin's v1.
+"""ms-swift on a job's samples: `swift sft` in this process, with a template that renders the same text as Qilin's v1.
 
 python run_swift.py JOB.json
 """
@@ -6,7 +6,7 @@ python run_swift.py JOB.json
 import sys
 from pathlib import Path
 
-from watch import Watch, facts_of, read_job, rewrite, watch_trainer
+from watch import Watch, read_job, rewrite, trainer_facts, watch_trainer
 
 
 def main(path: str) -> None:
@@ -29,18 +29,18 @@ def main(path: str) -> None:
         )  # fmt: skip
     )
     data = Path(job["out"]) / "samples.jsonl"
-    # a space before each answer, which cannot stand in the template and be learnt
+    # the space before each answer is trained on, so it cannot be part of the template
     rewrite(Path(job["data"]), data, lambda role, text: f" {text}" if role == "assistant" else text)
-    learn = {"freeze_llm": "language" not in job["learn"], "freeze_vit": True, "freeze_aligner": False}
+    frozen = {"freeze_llm": "language" not in job["trainable"], "freeze_vit": True, "freeze_aligner": False}
     flags = {
         "model": job["model"], "model_type": "llava1_5_hf", "template": "bench", "dataset": str(data),
-        "tuner_type": "full", **learn, **job["flags"], "seed": job["seed"], "output_dir": job["out"],
+        "tuner_type": "full", **frozen, **job["flags"], "seed": job["seed"], "output_dir": job["out"],
     }  # fmt: skip
-    sft_main([word for key, value in flags.items() for word in (f"--{key}", as_word(value))])
-    watch.report(facts_of(trainers[-1]))
+    sft_main([word for key, value in flags.items() for word in (f"--{key}", format_flag(value))])
+    watch.report(trainer_facts(trainers[-1]))
 
 
-def as_word(value: object) -> str:
+def format_flag(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on a job's samples: conversations with `assistant_only_loss`, its own collator for images.
+"""TRL's SFTTrainer on a job's samples: conversations with `assistant_only_loss` and TRL's image collator.
 
 python run_trl.py JOB.json
 """
@@ -7,7 +7,7 @@ import json
 import sys
 
 from run_hf import freeze
-from watch import Watch, facts_of, read_job, watch_trainer
+from watch import Watch, read_job, trainer_facts, watch_trainer
 
 
 def main(path: str) -> None:
@@ -19,17 +19,17 @@ def main(path: str) -> None:
 
     watch_trainer(watch)
     model = LlavaForConditionalGeneration.from_pretrained(job["model"], dtype="float32")
-    freeze(model, job["learn"])
+    freeze(model, job["trainable"])
     with open(job["data"], encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    for row in rows:  # it puts the image's mark in itself
+    for row in rows:  # TRL inserts the image marker
         row["messages"][0]["content"] = row["messages"][0]["content"].removeprefix("<image>")
     turn = {"role": Value("string"), "content": Value("string")}
     data = Dataset.from_list(rows, Features(messages=List(turn), images=List(Image()), length=Value("int64")))
-    arguments = SFTConfig(**job["flags"], seed=job["seed"], output_dir=job["out"], assistant_only_loss=True)
-    trainer = SFTTrainer(model, arguments, train_dataset=data)
+    config = SFTConfig(**job["flags"], seed=job["seed"], output_dir=job["out"], assistant_only_loss=True)
+    trainer = SFTTrainer(model, config, train_dataset=data)
     trainer.train()
-    watch.report(facts_of(trainer))
+    watch.report(trainer_facts(trainer))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A stop watch that every system's run carries: the same marks, counts and clocks, whoever trains.
+"""Timing, sample counts and memory of a training run, measured identically for all systems.
 
-In: a job (JSON), and calls from inside the training loop. Out: the job's report (JSON). Runs in each peer's own
-environment, so it knows nothing of Qilin. A sample is counted by the end-of-sequence token in its labels: one an
-answer, in packs and conversations too.
+Inputs: a job (JSON), and calls from inside the training loop. Output: the job's report (JSON). Runs in the environment
+of each system, so it does not import Qilin. Samples are counted by the end-of-sequence tokens in the labels, one per
+answer, also in packs and conversations.
 """
 
 import functools
@@ -21,7 +21,8 @@ PACKAGES = ("torch", "transformers", "accelerate", "trl", "ms-swift", "llamafact
 
 
 class Watch:
-    """Marks of one run. `begin` when the loop starts, `batch` before each forward, `step` after each optimizer step."""
+    """Measurements of one run. Call `begin` when the loop starts, `batch` before each forward pass, `step` after each
+    optimizer step."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job, self.process = job, psutil.Process()
@@ -35,33 +36,33 @@ class Watch:
         self.before = self.process.memory_info().rss
         self.mark()
 
-    def batch(self, ids: Any, labels: Any, learnt: Any, real: int) -> None:
-        """One forward: token ids, the labels of learnt positions (1-D), and how many tokens are not padding."""
+    def batch(self, ids: Any, targets: Any, real_tokens: int) -> None:
+        """One forward pass: token ids, labels of trained positions (1-D), number of tokens that are not padding."""
         self.counts["computed"] += ids.numel()
-        self.counts["tokens"] += real
-        self.counts["samples"] += int((learnt == self.job["eos"]).sum())
-        self.counts["answer_tokens"] += learnt.numel()
-        # the same for the same labels in any order
-        self.counts["checksum"] = (self.counts["checksum"] + int((learnt.long() + 1).pow(3).sum())) % (1 << 61)
+        self.counts["tokens"] += real_tokens
+        self.counts["samples"] += int((targets == self.job["eos"]).sum())
+        self.counts["answer_tokens"] += targets.numel()
+        # independent of the order of the labels
+        self.counts["checksum"] = (self.counts["checksum"] + int((targets.long() + 1).pow(3).sum())) % (1 << 61)
 
     def step(self) -> None:
         self.peak = peak()
         self.mark()
 
     def loss(self, mean: float) -> None:
-        """The logged loss of the step just marked."""
+        """The logged loss of the last step."""
         before = self.marks[-2]["answer_tokens"]
         self.losses.append((int(self.marks[-1]["answer_tokens"] - before), mean))
 
     def mark(self) -> None:
         self.marks.append({"wall": time.perf_counter(), "cpu": cpu_seconds(self.process), **self.counts})
 
-    def report(self, told: dict[str, Any]) -> None:
-        """Steps after the first are timed: it pays for what is made once, such as kernels and memory."""
-        assert len(self.marks) > 2, "a run needs two steps at least"
+    def report(self, facts: dict[str, Any]) -> None:
+        """Writes the report. The first step is not timed: it includes one-time costs such as kernel creation."""
+        assert len(self.marks) > 2, "a run needs at least two steps"
         first, last = self.marks[1], self.marks[-1]
         timed = {key: last[key] - first[key] for key in first}
-        learnt = sum(tokens for tokens, _ in self.losses)
+        answer_tokens = sum(tokens for tokens, _ in self.losses)
         row = {
             "steps": len(self.marks) - 1,
             **self.counts,
@@ -74,32 +75,32 @@ class Watch:
             "memory_before_mb": round(self.before / 1e6),
             "memory_peak_mb": round(self.peak / 1e6),
             "before_training_seconds": round(self.marks[0]["wall"] - self.job_started(), 1),
-            "mean_loss": sum(tokens * loss for tokens, loss in self.losses) / learnt if learnt else None,
+            "mean_loss": sum(tokens * loss for tokens, loss in self.losses) / answer_tokens if answer_tokens else None,
             "first_loss": self.losses[0][1] if self.losses else None,
-            "told": told,
+            "told": facts,
             "versions": {"python": platform.python_version(), **versions()},
         }
         Path(self.job["report"]).write_text(json.dumps(row), encoding="utf-8")
 
     def job_started(self) -> float:
-        """When this process began, on the clock of the marks."""
+        """Start of this process on the clock of the marks."""
         return time.perf_counter() - (time.time() - self.process.create_time())
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """Of this process and of its data workers, dead or alive."""
-    mine = process.cpu_times()
-    total = mine.user + mine.system + mine.children_user + mine.children_system
+    """CPU seconds of this process and of its data workers, running or finished."""
+    times = process.cpu_times()
+    total = times.user + times.system + times.children_user + times.children_system
     for child in process.children(recursive=True):
         try:
             times = child.cpu_times()
@@ -110,12 +111,12 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 def reset_peak() -> None:
-    """Linux forgets the highest resident memory so far."""
+    """Resets the peak resident memory of this process (Linux)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak() -> int:
-    """The highest resident memory since, in bytes."""
+    """Peak resident memory in bytes since `reset_peak`."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
@@ -129,7 +130,7 @@ def read_job(path: str) -> dict[str, Any]:
 
 
 def rewrite(samples: Path, file: Path, change: Callable[[str, str], str]) -> None:
-    """The samples with each message's text as `change` makes it of role and text."""
+    """Writes the samples to `file` with each message's text replaced by `change(role, text)`."""
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     for row in rows:
         for message in row["messages"]:
@@ -139,48 +140,50 @@ def rewrite(samples: Path, file: Path, change: Callable[[str, str], str]) -> Non
 
 
 def watch_trainer(watch: Watch) -> list[Any]:
-    """Every transformers.Trainer made from now on, or what is derived from it, carries the watch. Returns the list in
-    which they will stand."""
+    """Attaches the watch to all transformers.Trainer objects created later, including subclasses.
+
+    Returns the list to which they will be added.
+    """
     from transformers import Trainer, TrainerCallback
 
     class Marks(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
             watch.begin()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
             watch.step()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **unused: Any) -> None:
             if watch.job["check"] and logs and "loss" in logs:
                 watch.loss(float(logs["loss"]))
 
-    made: list[Any] = []
-    plain, begin = Trainer.training_step, Trainer.__init__
+    trainers: list[Any] = []
+    original_step, original_init = Trainer.training_step, Trainer.__init__
 
-    @functools.wraps(begin)  # ms-swift reads its signature
-    def init(self: Any, *given: Any, **named: Any) -> None:
-        begin(self, *given, **named)
+    @functools.wraps(original_init)  # ms-swift inspects the signature
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original_init(self, *args, **kwargs)
         self.add_callback(Marks)
-        made.append(self)
+        trainers.append(self)
 
-    def training_step(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+    def training_step(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
         labels, mask = inputs["labels"][:, 1:], inputs.get("attention_mask")
-        real = int((mask != 0).sum()) if mask is not None and mask.ndim == 2 else inputs["input_ids"].numel()
-        watch.batch(inputs["input_ids"], labels, labels[labels != -100], real)
-        return plain(self, model, inputs, *rest)
+        real_tokens = int((mask != 0).sum()) if mask is not None and mask.ndim == 2 else inputs["input_ids"].numel()
+        watch.batch(inputs["input_ids"], labels[labels != -100], real_tokens)
+        return original_step(self, model, inputs, *more)
 
     Trainer.training_step, Trainer.__init__ = training_step, init  # type: ignore[method-assign]
-    return made
+    return trainers
 
 
-def facts_of(trainer: Any) -> dict[str, Any]:
-    """What a Trainer says of itself after all defaults are filled in."""
+def trainer_facts(trainer: Any) -> dict[str, Any]:
+    """The settings of a Trainer after all defaults are applied."""
     args, model = trainer.args, trainer.model
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kinds = sorted({str(p.dtype) for p in model.parameters()})
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    dtypes = sorted({str(p.dtype) for p in model.parameters()})
     return {
-        "learning_parameters": learning,
-        "dtypes": kinds,
+        "learning_parameters": num_trainable,
+        "dtypes": dtypes,
         "batch": args.per_device_train_batch_size,
         "accumulation": args.gradient_accumulation_steps,
         "bf16": args.bf16,
