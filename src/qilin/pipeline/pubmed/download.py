@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
-from rich.console import Console
 
 from qilin import __version__
 from qilin.core.config import config_class, option
@@ -21,6 +20,7 @@ from qilin.core.errors import RunError, UserError
 from qilin.core.llm_client import run_workers
 from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
+from qilin.core.terminal import make_console
 from qilin.dataset.licenses import TIERS, license_tier
 from qilin.pipeline.pubmed.caption_classifier import classify_caption
 from qilin.pipeline.pubmed.download_state import (
@@ -48,28 +48,29 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff")
 class PmcConfig:
     """Which articles to download, and how fast."""
 
-    out: Path = option(help="folder for the articles and their ledger; reuse it to continue")
+    out: Path = option(help="folder for the articles and the record of the downloads; name it again to continue")
     ids: Path | None = option(
         default=None, help="text file with one id per line: PMC123, 123, or PMC123.2 for one version"
     )
     query: str | None = option(default=None, help="PubMed Central search query, such as 'case report AND chest CT'")
-    inventory: bool = option(default=False, help="every article of the newest inventory (millions; see --limit)")
+    inventory: bool = option(default=False, help="all articles of the newest inventory (millions; see --limit)")
     date: str | None = option(
-        default=None, help="use the inventory of this date, such as 2026-11-01T01-00Z, with --inventory"
+        default=None, help="with --inventory: the inventory of this date, such as 2026-11-01T01-00Z"
     )
     license: Literal["commercial", "noncommercial", "any"] = option(
-        default="noncommercial", help="use that licenses must allow; commercial excludes NC and ND, noncommercial ND"
+        default="noncommercial",
+        help="intended use, which the license must permit; commercial excludes NC and ND, noncommercial ND",
     )
     article_types: tuple[str, ...] = option(
         default=(), help="only articles of these types, such as case-report (default: all)"
     )
     manuscripts: bool = option(default=False, help="include author manuscripts")
     images: Literal["medical", "figures", "none"] = option(
-        default="medical", help="download the images of figures whose captions may be medical, of all figures, or none"
+        default="medical", help="images to download: of figures whose captions may be medical, of all figures, or none"
     )
     limit: int | None = option(default=None, help="stop after this many articles; run the command again to continue")
-    strict: bool = option(default=False, help="exit with an error if articles failed, after processing all others")
-    refresh: bool = option(default=False, help="process recorded articles again: new versions, lost files")
+    strict: bool = option(default=False, help="exit with an error if any article failed, after processing the others")
+    refresh: bool = option(default=False, help="check recorded articles again for new versions and missing files")
     rate: float = option(default=10.0, help="requests per second, over all connections")
     concurrency: int = option(default=8, help="number of articles processed at the same time")
     retries: int = option(
@@ -338,7 +339,7 @@ def print_summary(config: PmcConfig, ledger: Ledger, processed: int) -> None:
         summary = {"out": str(config.out), "done": processed, "bytes": ledger.total_bytes(), **tables}
         print(json.dumps(summary, ensure_ascii=False))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     console.print(
         f"{config.out}: {processed:,} articles processed in this run; {ledger.total_bytes() / 1e6:,.1f} MB in total"
     )
