@@ -11,6 +11,7 @@ import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 CAPTION_KINDS = ("caption", "context", "inline", "report")  # targets of stage 1
+IMAGE_TOKEN = "<image>"  # marks the place of an image in the texts of LLaVA and ShareGPT
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 
@@ -129,6 +130,8 @@ def sample_problem(sample: Sample) -> str | None:
     num_images = count_images(sample.messages)
     if num_images != len(sample.image_ids):
         return f"{num_images} image parts for {len(sample.image_ids)} images"
+    if any(IMAGE_TOKEN in text_of(message) for message in sample.messages):
+        return f"{IMAGE_TOKEN} inside a text, where other programs would expect an image"
     answers = [text_of(message) for message in sample.messages if message["role"] == "assistant"]
     if not answers:
         return "no answer: no assistant message"

@@ -10,6 +10,7 @@ import unicodedata
 import zipfile
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 
 from qilin.imaging.decode import MISSING_FILE, ImageError, read_bytes, to_rgb
 from qilin.imaging.panels import Box
@@ -50,7 +51,13 @@ def read_path_or_member(path: Path) -> bytes:
     )
     if archive is not None:
         return read_member(archive, path.relative_to(archive).as_posix())
-    if os.path.exists(path) and not os.path.isfile(path):  # a FIFO would block, and /dev/zero has no end
+    try:
+        is_file = S_ISREG(os.stat(path).st_mode)  # a FIFO would block, and /dev/zero has no end
+    except PermissionError as error:
+        raise ImageError("image file cannot be read", f"{path}: {error.strerror}") from None
+    except (OSError, ValueError):  # also a name that is too long, or holds a NUL
+        raise ImageError(MISSING_FILE, str(path)) from None
+    if not is_file:
         raise ImageError("image path is not a regular file", str(path))
     return read_bytes(path)
 

@@ -128,7 +128,7 @@ def with_provenance(image: ImageRecord, provenance: tuple[Provenance, ...] | Non
     """The image with this provenance and the strictest of its licenses; unchanged for None."""
     if provenance is None:
         return image
-    tier = strictest(license_tier(item.license) for item in provenance)
+    tier = strictest((image.license_tier, *(license_tier(item.license) for item in provenance)))
     return replace(image, provenance=provenance, license_tier=tier)
 
 

@@ -13,13 +13,12 @@ from typing import Any
 
 from qilin.core.errors import UserError
 from qilin.dataset.import_rows import ImportRow, RejectedRow, guess_answer_type
-from qilin.dataset.schema import assistant, text_of
+from qilin.dataset.schema import IMAGE_TOKEN, assistant, text_of
 from qilin.pipeline.importers.column_maps import ColumnMap, map_row
 from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.rows import article_id, convert_rows, detect_lang, find_image, image_folders
 from qilin.pipeline.importers.table_files import check_file, name_text, read_rows
 
-IMAGE_TOKEN = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MISSPELLED_FIELD = "conversatons"  # in LLaVA-Med's alignment file
 

@@ -33,6 +33,8 @@ create table files (path text primary key, content text, problem text, facts tex
 -- first_file: the index of the first file with this content. decoded: the row of `decode_files`, as JSON.
 create table contents (content text primary key, first_file integer, image_id text, problem text, decoded text)
 without rowid;
+-- facts of a file in rows that name another license for it than its first row
+create table other_licenses (path text, facts text, primary key (path, facts)) without rowid;
 """
 
 
@@ -97,11 +99,13 @@ class ImportIndex:
 
     def add_file(self, file: ImageFile) -> int:
         """The index of an image file; a new file is added to the list."""
-        if row := self.query("select rowid from files where path = ?", str(file.path)):
+        facts = json.dumps(asdict(file) | {"path": str(file.path)}, ensure_ascii=False)
+        if row := self.query("select rowid, facts from files where path = ?", str(file.path)):
+            if row[1] != facts and parse_image_file(row[1]).license != file.license:
+                self.database.execute("insert or ignore into other_licenses values (?, ?)", (str(file.path), facts))
             return int(row[0]) - 1
         self.whole_figure_count += file.is_whole_figure
         self.files.add(file.path)
-        facts = json.dumps(asdict(file) | {"path": str(file.path)}, ensure_ascii=False)
         self.database.execute("insert into files (path, facts) values (?, ?)", (str(file.path), facts))
         return self.files.count - 1
 
@@ -150,6 +154,12 @@ class ImportIndex:
         for content, first_file, decoded in contents:
             rows = self.database.execute("select facts from files where content = ? order by rowid", (content,))
             files = [parse_image_file(facts) for (facts,) in rows]
+            others = self.database.execute(
+                "select other_licenses.facts from other_licenses join files using (path) where content = ? "
+                "order by files.rowid, other_licenses.facts",
+                (content,),
+            )
+            files += [parse_image_file(facts) for (facts,) in others]
             shard = self.files.shard_of(first_file)
             yield reload_image(self.folder, files[0].path, shard, json.loads(decoded)), files
 
@@ -180,7 +190,9 @@ class ImportIndex:
     def licenses(self) -> set[str]:
         """All licenses that readable files name."""
         rows = self.database.execute(
-            "select distinct json_extract(facts, '$.license') from files where content is not null"
+            "select distinct json_extract(facts, '$.license') from files where content is not null union "
+            "select json_extract(other_licenses.facts, '$.license') from other_licenses join files using (path) "
+            "where content is not null"
         )
         return {license for (license,) in rows if license}
 
