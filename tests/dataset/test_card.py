@@ -1,5 +1,6 @@
 """The dataset card: counts, lengths, plots, and the commands that made the dataset."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
@@ -10,10 +11,12 @@ import yaml
 
 from builders.datasets import mixed_dataset
 from qilin.cli import main
-from qilin.dataset.card import command_chain
+from qilin.dataset.card import command_chain, fence, plain_markdown
 from qilin.dataset.card_plots import draw_category_plot
 from qilin.dataset.length_stats import quartiles
 from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -93,3 +96,24 @@ def test_names_in_plots_are_escaped_and_shortened() -> None:
     texts = [text.text or "" for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
     assert any(text.startswith("<14> & x") and text.endswith("…") for text in texts)
     assert texts[-1] == "and 3 more with 6 samples"
+
+
+def test_texts_of_the_data_are_shown_literally() -> None:
+    assert plain_markdown("a <b> & `c` [d](x) | e") == "a &lt;b&gt; &amp; \\`c\\` \\[d\\](x) \\| e"
+    assert plain_markdown("one\ntwo\x1b[31m") == "one two \\[31m"
+    assert plain_markdown("胸部 CT, 50 %") == "胸部 CT, 50 %"
+    assert fence("a ``` b ```` c") == "`````"
+    assert fence("a") == "```"
+
+
+def test_a_card_holds_no_html_of_the_data(tmp_path: Path) -> None:
+    text = "<img src=x onerror=alert(1)>"
+    with DatasetWriter(tmp_path / "data", {"notice": text, "note": "a\n```\n" + text}, title=text) as writer:
+        writer.add_sample("train", Sample("1", "chat", (), (user("y"), assistant("x")), source=text))
+        writer.drop({}, text)
+    card = (tmp_path / "data/README.md").read_text()
+    head, _, body = card.removeprefix("---\n").partition("\n---\n")
+    outside_of_code = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", body)
+    assert text not in outside_of_code
+    assert outside_of_code.count("&lt;img") >= 4
+    assert yaml.safe_load(head)["pretty_name"] == text

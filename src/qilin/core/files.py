@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -163,3 +164,19 @@ def cache_dir(*parts: str) -> Path:
     """A folder below Qilin's cache: $QILIN_CACHE, else $XDG_CACHE_HOME/qilin, else ~/.cache/qilin. Not created here."""
     root = os.environ.get("QILIN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qilin"
     return Path(root, *parts)
+
+
+def make_cache_dir(*parts: str) -> Path:
+    """As `cache_dir`, created; only this user can enter Qilin's cache (mode 0700), so nobody else can plant a file.
+
+    Where it cannot be created (a read-only home), a temporary folder of the same mode for this process.
+    """
+    path = cache_dir(*parts)
+    try:
+        cache_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(path, os.W_OK):
+            return path
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="qilin-"))

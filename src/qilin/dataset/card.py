@@ -4,6 +4,7 @@ In: a folder whose parquet files are written, and its settings. Out: README.md a
 `datasets.load_dataset` open the folder as two configurations, `samples` and `images`.
 """
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,22 +44,38 @@ def write_card(path: Path, title: str, counts: Mapping[str, Any], settings: Mapp
         svg = draw_category_plot(name, samples.by_category[name])
         (path / "plots" / f"{name}.svg").write_text(svg, encoding="utf-8")
     settings = to_plain(settings)
+    commands = [" ".join(line.splitlines()) for line in command_chain(settings, title)]
+    settings_yaml = yaml.safe_dump(settings, allow_unicode=True).strip()
     card = TEMPLATES.get_template("card.md.jinja").render(
         head=yaml.safe_dump(card_head(title, files, samples.languages()), sort_keys=False, allow_unicode=True),
-        title=title,
+        title=plain_markdown(title),
         counts=counts,
         num_samples=sum(counts["samples"].values()),
         contamination_note=contamination_note(settings),
         settings=settings,
-        settings_yaml=yaml.safe_dump(settings, allow_unicode=True).strip(),
+        settings_yaml=settings_yaml,
+        fence=fence(settings_yaml + "\n".join(commands)),
+        plain=plain_markdown,
         kinds=samples.kind_rows(),
         sources=samples.source_rows(),
         paper_parts=paper_rows(samples.paper_parts),
         images=image_rows,
         plots=PLOTS,
-        commands=command_chain(settings, title),
+        commands=commands,
     )
     (path / "README.md").write_text(card, encoding="utf-8")
+
+
+def plain_markdown(value: Any) -> str:
+    """A text of somebody's data as Markdown shows it literally: no HTML, links, images, code, or control characters."""
+    text = "".join(character if character.isprintable() else " " for character in str(value))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`\[\]|])", r"\\\1", text)
+
+
+def fence(text: str) -> str:
+    """A line of backticks that does not occur in the text."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def to_plain(value: Any) -> Any:

@@ -4,13 +4,15 @@ In: a folder. Out: samples and images one at a time, any image in well under a m
 need not be in memory as objects. A folder without a manifest is incomplete and is refused.
 """
 
+import contextlib
 import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qilin.core.errors import UserError
+from qilin.core.files import make_cache_dir, read_json_object, sha256_file, to_json, write_atomic
 from qilin.dataset.hash_tables import fingerprint, fingerprints
 from qilin.dataset.schema import (
     CAPTION_KINDS,
@@ -31,6 +34,8 @@ from qilin.dataset.schema import (
     image_from_row,
     sample_from_row,
 )
+
+PARQUET_FOLDERS = ("images/*.parquet", "samples/*.parquet")
 
 
 @dataclass(frozen=True)
@@ -177,13 +182,13 @@ def open_dataset(path: Path) -> Dataset:
         raise UserError(f"{path}: no such dataset folder; make one with `qilin data import …`")
     if not (path / MANIFEST).is_file():
         raise UserError(f"{path}: no {MANIFEST}: not a dataset folder, or its import was interrupted; import again")
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path / MANIFEST}: not a Qilin manifest ({error})") from None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path / MANIFEST}: format is {version}, expected {FORMAT_VERSION}; import again")
+    manifest = read_json_object(path / MANIFEST)
+    if "format" not in manifest:
+        raise UserError(f"{path / MANIFEST}: not a Qilin manifest ('format' is missing)")
+    if manifest["format"] != FORMAT_VERSION:
+        raise UserError(f"{path / MANIFEST}: format is {manifest['format']}, expected {FORMAT_VERSION}; import again")
+    if problem := manifest_problem(manifest):
+        raise UserError(f"{path / MANIFEST}: damaged ({problem}); copy the folder again")
     for name, entry in manifest["files"].items():
         if not (path / name).is_file():
             raise UserError(f"{path}: {MANIFEST} names {name}, which is missing; copy the folder again")
@@ -193,6 +198,82 @@ def open_dataset(path: Path) -> Dataset:
                 f"{path / name}: has {size:,} bytes, {MANIFEST} says {entry['bytes']:,}; copy the folder again"
             )
     return Dataset(path, manifest)
+
+
+def manifest_problem(manifest: Mapping[str, Any]) -> str | None:
+    """What a manifest lacks, or names outside its folder."""
+    counts, files = manifest.get("counts"), manifest.get("files")
+    if not isinstance(counts, dict) or not isinstance(counts.get("samples"), dict):
+        return "counts is not an object with samples"
+    numbers = {"pictures": counts.get("pictures"), **counts["samples"]}
+    for name, number in numbers.items():
+        if type(number) is not int or number < 0:
+            return f"counts: {name} is {number!r}"
+    if not isinstance(manifest.get("hash"), str) or not isinstance(files, dict):
+        return "hash is not a text, or files is not an object"
+    for name, entry in files.items():
+        if name.startswith("/") or ".." in PurePath(name).parts or "\0" in name:
+            return f"files: {name!r} is outside of the folder"
+        if (
+            not isinstance(entry, dict)
+            or type(entry.get("bytes")) is not int
+            or not isinstance(entry.get("sha256"), str)
+        ):
+            return f"files: {name} has no bytes and sha256"
+    return None
+
+
+# --- integrity ------------------------------------------------------------------------------------------------------
+
+
+def verify_files(dataset: Dataset, always: bool = False) -> None:
+    """Raise UserError unless every parquet file has the sha256 of the manifest, and the manifest its own hash.
+
+    A file that was verified is read again only when its size or time changed, or with `always`.
+    """
+    path, files = dataset.path, dataset.manifest["files"]
+    if content_hash(files) != dataset.hash:
+        raise UserError(f"{path / MANIFEST}: its hash is not that of the files it names; copy the folder again")
+    parquet = {file.relative_to(path).as_posix() for folder in PARQUET_FOLDERS for file in path.glob(folder)}
+    if unlisted := sorted(parquet - files.keys()):
+        raise UserError(f"{path / unlisted[0]}: not named by {MANIFEST}; remove it, or copy the folder again")
+    record_path = make_cache_dir("verified") / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
+    verified = {} if always else read_verified(record_path)
+    current = {name: file_state(path / name, files[name]["sha256"]) for name in sorted(parquet)}
+    unverified = [name for name, state in current.items() if verified.get(name) != state]
+    if not unverified:
+        return
+    with ThreadPoolExecutor(4) as threads:  # hashlib leaves Python's lock
+        hashes = threads.map(lambda name: sha256_file(path / name), unverified)
+        for name, sha256 in zip(unverified, hashes, strict=True):
+            if sha256 != files[name]["sha256"]:
+                raise UserError(
+                    f"{path / name}: its bytes changed since it was written (sha256 {sha256[:12]}, {MANIFEST} says "
+                    f"{files[name]['sha256'][:12]}); copy the folder again"
+                )
+    with contextlib.suppress(OSError):  # a full disk costs only time at the next start
+        write_atomic(record_path, to_json(current))
+
+
+def file_state(path: Path, sha256: str) -> list[Any]:
+    """What changes when a file is written: size, time of the last change, inode; and the hash that it should have."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, sha256]
+
+
+def read_verified(path: Path) -> dict[str, Any]:
+    """The states of the files that were verified; none where the record is missing or damaged."""
+    try:
+        return read_json_object(path)
+    except UserError:
+        return {}
+
+
+def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sha256 for the folder, over names and hashes of the data files; card and plots do not count."""
+    data = {name: entry for name, entry in files.items() if name != "README.md" and not name.startswith("plots/")}
+    rows = [f"{name} {entry['sha256']}" for name, entry in sorted(data.items())]
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 def is_synthetic(dataset: Dataset) -> bool:

@@ -15,7 +15,7 @@ from qilin.core.files import read_json_object, shorten, to_json, write_atomic
 from qilin.core.llm_client_config import public_address
 from qilin.dataset.benchmarks import find_benchmark
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
-from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.reader import Dataset, open_dataset, verify_files
 from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.controls.training_set import TrainingSet, read_training_set
 from qilin.evaluate.items import Item, iter_items
@@ -55,6 +55,7 @@ def open_job(config: EvaluateConfig) -> EvaluationJob:
     assert config.model is not None, "EvaluateConfig checks this"
     assert config.dataset is not None, "EvaluateConfig checks this"
     dataset = open_dataset(config.dataset)
+    verify_files(dataset)
     qilin_json = read_qilin_json(Path(config.model)) if config.endpoint is None else {}
     caption_prompt = config.caption_prompt or next(iter(qilin_json.get("instructions") or []), CAPTION_INSTRUCTION)
     protocol = get_protocol(config.protocol)

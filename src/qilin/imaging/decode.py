@@ -114,6 +114,25 @@ def encode_for_storage(data: bytes) -> EncodedImage:
         return EncodedImage(buffer.getvalue(), "png", stored.width, stored.height, perceptual_hash(rgb), tuple(notes))
 
 
+def upright_file(data: bytes, file_format: str) -> tuple[bytes, str]:
+    """(bytes, "png" or "jpeg") of a stored image for readers that know no orientation; no metadata are left.
+
+    A rotated image becomes PNG, with the pixels that `to_rgb` gives; the others keep their coded pixels.
+    """
+    with damage_refused():
+        lazy = Image.open(io.BytesIO(data), formats=FORMATS)
+        orientation = read_orientation(lazy)
+        if orientation == 1:
+            name = {stored: pillow for pillow, stored in STORED_FORMATS.items()}.get(file_format, "")
+            if stripped := without_metadata(data, name, 1, lazy):
+                return stripped, file_format
+        upright = to_rgb(data)
+        upright.info.clear()
+        buffer = io.BytesIO()
+        upright.save(buffer, "PNG")
+        return buffer.getvalue(), "png"
+
+
 def without_metadata(data: bytes, file_format: str, orientation: int, image: Image.Image) -> bytes | None:
     """The file without metadata, or None where its structure is so unusual that the pixels would change."""
     try:

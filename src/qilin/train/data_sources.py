@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from qilin.core.errors import UserError
-from qilin.dataset.reader import Dataset, open_dataset
+from qilin.dataset.reader import Dataset, open_dataset, verify_files
 from qilin.dataset.splits import SplitGroups, connecting_keys
 from qilin.train.config import DataSource, TrainConfig
 
@@ -68,6 +68,7 @@ def open_split(config: TrainConfig, split: str) -> list[SourceRows]:
 def open_source(config: TrainConfig, source: DataSource, split: str) -> SourceRows:
     """The rows of a split that the recipe uses. Raises UserError for an unknown split or one without these kinds."""
     dataset = open_dataset(source.path)
+    verify_files(dataset)
     if split not in dataset.splits():
         raise UserError(f"{source.path}: no split {split!r}; it has {', '.join(dataset.splits()) or 'none'}")
     kinds = source.kinds or config.kinds

@@ -4,7 +4,6 @@ In: a function, its arguments, a callback for its progress. Out: a context manag
 and raises its errors in this process. If the block fails, the process is terminated.
 """
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -13,6 +12,7 @@ from threading import Thread
 from typing import Any
 
 from qilin.core.errors import RunError, UserError
+from qilin.core.processes import spawn_context
 
 OnStep = Callable[[int, int, float], None]  # steps done, total steps, loss
 
@@ -25,7 +25,7 @@ def run_in_background(function: Callable[..., None], arguments: tuple[Any, ...],
     """
     import torch
 
-    context = multiprocessing.get_context("spawn")  # forking a process that has threads can deadlock
+    context = spawn_context()  # forking a process that has threads can deadlock
     receiver, sender = context.Pipe(duplex=False)
     child_arguments = (function, arguments, sender, torch.get_num_threads())
     process = context.Process(target=child_main, args=child_arguments, daemon=True)

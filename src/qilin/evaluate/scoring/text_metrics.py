@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import exp, log, sqrt
 
+from qilin.core.files import make_cache_dir
 from qilin.text.normalize import normalize_answer
 
 MAX_TEXT_CHARACTERS = 10_000  # of a text that the metrics read; what a model that repeats itself adds is not
@@ -34,6 +35,8 @@ def tokens(text: str, unit: str) -> tuple[str, ...]:
         import jieba
 
         jieba.setLogLevel(60)  # jieba logs how it loads its dictionary
+        if not jieba.dt.initialized:
+            jieba.dt.tmp_dir = str(make_cache_dir("jieba"))  # in /tmp anybody can plant a jieba.cache
         # jieba's time grows with the square of a run of unknown characters
         blocks = (text[i : i + JIEBA_BLOCK] for i in range(0, len(text), JIEBA_BLOCK))
         pieces = [piece for block in blocks for piece in jieba.lcut(block)]

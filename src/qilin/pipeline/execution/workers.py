@@ -18,6 +18,7 @@ from typing import Any
 
 from qilin import __version__
 from qilin.core.errors import RunError, UserError
+from qilin.core.processes import spawn_context
 
 SCHEDULER_TIMEOUT = 10.0  # seconds until a scheduler must answer
 WORKER_TIMEOUT = 60.0  # seconds until its first worker must be connected
@@ -48,7 +49,7 @@ def make_workers(workers: int, cluster: str | None = None, max_workers: int | No
     if count <= 1:
         return None
     # A fresh interpreter per worker: forking a process that has threads (the progress bar's) can deadlock.
-    context = multiprocessing.get_context("spawn")
+    context = spawn_context()
     return Workers(lambda: ProcessPoolExecutor(count, context, initializer=init_worker), 2 * count)
 
 
