@@ -1,14 +1,21 @@
 """Export to the formats of other trainers, which read what they expect."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from builders.datasets import gradient_png, mixed_dataset
 from qilin.cli import main
 from qilin.dataset.reader import open_dataset
+from qilin.dataset.schema import Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter, make_image
+from qilin.imaging.decode import to_rgb
 
 
 @pytest.fixture
@@ -52,14 +59,13 @@ def test_attribution_is_exported(source: Path, tmp_path: Path, form: str) -> Non
 def test_webdataset_shards_are_reproducible(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (export("webdataset", source, tmp_path / name) for name in ("one", "two"))
     assert sorted(path.name for path in one.iterdir()) == [
-        "attribution.jsonl", "source.json", "test-00000.tar", "train-00000.tar",
+        "README.md", "attribution.jsonl", "source.json", "test-00000.tar", "train-00000.tar",
     ]  # fmt: skip
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes()
     with tarfile.open(one / "train-00000.tar") as tar:
         names = tar.getnames()
-        assert names[-4:] == ["train-000000002.0.png", "train-000000002.1.png", "train-000000002.json",
-                              "train-000000003.json"]  # fmt: skip
+        assert names[-6:] == [f"train-00000000{n}.{end}" for n in (2, 3) for end in ("0.png", "1.png", "json")]
         member = tar.extractfile(names[0])
         assert member is not None
         assert member.read() == gradient_png(0)
@@ -69,7 +75,7 @@ def test_webdataset_shards_are_reproducible(source: Path, tmp_path: Path, monkey
     for path in sorted(small.glob("train-*.tar")):
         with tarfile.open(path) as tar:
             members.append(tar.getnames())
-    assert (sum(members, []), members[1]) == (names, ["train-000000003.json"])
+    assert (sum(members, []), members[1]) == (names, names[-3:])
 
 
 def test_trl_reads_messages_and_images(source: Path, tmp_path: Path) -> None:
@@ -93,3 +99,81 @@ def test_trl_reads_messages_and_images(source: Path, tmp_path: Path) -> None:
             assert messages == list(sample.messages)
             image_parts = sum(part["type"] == "image" for message in messages for part in message["content"])
             assert image_parts == len(row["images"])
+
+
+def image_bytes(file_format: str, color: int, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    ramp = np.tile(np.arange(70, dtype=np.uint8), (50, 1))
+    Image.merge("RGB", [Image.fromarray(ramp), Image.new("L", (70, 50), color), Image.fromarray(ramp)]).save(
+        buffer, file_format, **options
+    )
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """JPEG, PNG and a rotated JPEG; samples of none, one and two images, those without an image first."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x013B] = "Zhang San"
+    images = [
+        make_image(data, (Provenance("made", str(n), license="CC0"),))
+        for n, data in enumerate(
+            [image_bytes("JPEG", 10), image_bytes("PNG", 60), image_bytes("JPEG", 110, exif=exif, quality=95)]
+        )
+    ]
+    ids = [image.image_id for image in images]
+    with DatasetWriter(tmp_path / "mixed", {}) as writer:
+        for image in images:
+            writer.add_image(image)
+        for split, rows in (("train", [[]] * 6 + [[0], [1], [0, 1], [2]]), ("validation", [[]] * 2)):
+            for n, row in enumerate(rows):
+                messages = (user("有什么？", len(row)), assistant(f"答{n}"))
+                sample = Sample(f"{split}-{n}", "vqa" if row else "chat", tuple(ids[k] for k in row), messages)
+                assert writer.add_sample(split, sample), writer.dropped
+    return tmp_path / "mixed"
+
+
+@pytest.mark.parametrize("by", ["folder", "files"])
+def test_datasets_opens_webdataset_of_mixed_samples(mixed: Path, tmp_path: Path, by: str) -> None:
+    from datasets import load_dataset
+
+    out, cache = export("webdataset", mixed, tmp_path / "out"), str(tmp_path / "cache")
+    if by == "folder":
+        loaded = load_dataset(str(out), cache_dir=cache)
+    else:
+        files = {split: str(out / f"{split}-*.tar") for split in ("train", "validation")}
+        loaded = load_dataset("webdataset", data_files=files, cache_dir=cache)
+    data = open_dataset(mixed)
+    for split in ("train", "validation"):
+        for row, sample in zip(loaded[split], data.samples(split), strict=True):
+            assert row["json"]["id"] == sample.sample_id
+            assert [bool(name) for name in row["json"]["images"]] == [n < len(sample.image_ids) for n in range(2)]
+            for n, image_id in enumerate(sample.image_ids):
+                assert np.array_equal(np.asarray(row[f"{n}.jpg"]), np.asarray(to_rgb(data.image_bytes(image_id))))
+            for n in range(len(sample.image_ids), 2):
+                assert row[f"{n}.jpg"].size == (1, 1)
+
+
+@pytest.mark.parametrize("form", ["llava", "sharegpt", "trl", "webdataset"])
+def test_exported_images_are_upright_and_without_metadata(mixed: Path, tmp_path: Path, form: str) -> None:
+    out = export(form, mixed, tmp_path / "out")
+    if form == "trl":
+        rows = pq.read_table(out / "train.parquet").to_pylist()
+        exported = [image["bytes"] for row in rows for image in row["images"]]
+    elif form == "webdataset":
+        with tarfile.open(out / "train-00000.tar") as tar:
+            members = [tar.extractfile(name) for name in tar.getnames() if not name.endswith("json")]
+            exported = [member.read() for member in members if member]
+    else:
+        exported = [path.read_bytes() for path in sorted((out / "images").rglob("*.*"))]
+    assert all(b"Exif" not in data and b"Zhang" not in data for data in exported)
+    rotated = next(image for image in open_dataset(mixed).images() if image.height == 70)
+    assert b"Exif" in rotated.bytes  # control: it is stored with its orientation
+    pixels = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in exported]
+    upright = np.asarray(to_rgb(rotated.bytes))
+    assert upright.shape == (70, 50, 3)
+    assert any(np.array_equal(other, upright) for other in pixels)
+    if form == "llava":
+        suffixes = {path.suffix: path.read_bytes()[:2] for path in (out / "images").rglob("*.*")}
+        assert suffixes == {".jpg": b"\xff\xd8", ".png": b"\x89P"}

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from qilin.core.config import config_class, option
 from qilin.core.output_dir import staged_dir
@@ -21,11 +22,16 @@ from qilin.core.progress import ProgressBars
 from qilin.core.terminal import make_console
 from qilin.dataset.hash_tables import FingerprintMap, FingerprintMapBuilder
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.schema import Sample
+from qilin.dataset.schema import IMAGE_TOKEN, Sample
+from qilin.imaging.decode import upright_file
 
 SAMPLES_PER_TAR = 1000
 ROWS_PER_GROUP = 64  # of a parquet file; with their images some 10 MB
 T = TypeVar("T")
+EMPTY_IMAGE = bytes.fromhex(  # a PNG of one black pixel
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a4944415478da6360"
+    "000000020001e527defc0000000049454e44ae426082"
+)
 SUFFIXES = {"jpeg": "jpg", "png": "png"}
 
 
@@ -79,10 +85,11 @@ def write_images(data: Dataset, out: Path) -> FingerprintMap:
     """Write every image as a file, in up to 256 folders; returns image id -> suffix, in 10 bytes per image."""
     suffixes = FingerprintMapBuilder()
     for image in with_progress(data.images(), "writing images", data.manifest["counts"]["pictures"]):
-        suffix = SUFFIXES.get(image.format, image.format)
+        content, image_format = upright_file(image.bytes, image.format)
+        suffix = SUFFIXES[image_format]
         path = out / image_path(image.image_id, suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image.bytes)
+        path.write_bytes(content)
         suffixes.add(image.image_id, suffix)
     return suffixes.build()
 
@@ -116,31 +123,64 @@ def sharegpt_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
 
 
 def text_with_markers(message: Mapping[str, Any]) -> str:
-    """A message as text with an <image> token for each image, each on its own line as in LLaVA."""
-    return "\n".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
+    """A message as text with an <image> token for each image, each on its own line as in LLaVA.
+
+    An <image> that datasets of earlier versions may hold inside a text is written as <image >, which marks nothing.
+    """
+    return "\n".join(
+        IMAGE_TOKEN if part["type"] == "image" else part["text"].replace(IMAGE_TOKEN, "<image >")
+        for part in message["content"]
+    )
 
 
 # --- WebDataset: tar shards -----------------------------------------------------------------------------------------
 
 
 def export_tars(data: Dataset, out: Path) -> None:
-    """Write tar shards of SAMPLES_PER_TAR samples: KEY.json and the images KEY.0.jpg, KEY.1.jpg, …; reproducible."""
+    """Write tar shards of SAMPLES_PER_TAR samples: KEY.json and the images KEY.0.jpg, KEY.1.jpg, …; reproducible.
+
+    `datasets` takes the fields of all samples from the first five, so every sample has the same files: as many images
+    as the sample with most of them, missing ones as EMPTY_IMAGE, all with one suffix. What reads images looks at their
+    content, so a PNG may be called .jpg where both occur.
+    """
+    num_images, suffix = max_images(data), common_suffix(data)
     for split in data.splits():
         samples = with_progress(data.stream(split), f"writing shards of {split}", data.count(split))
         for shard_index, start in enumerate(range(0, data.count(split), SAMPLES_PER_TAR)):
             with tarfile.open(out / f"{split}-{shard_index:05d}.tar", "w") as tar:
                 for index, sample in enumerate(islice(samples, SAMPLES_PER_TAR), start):
-                    add_tar_sample(tar, f"{split}-{index:09d}", data, sample)
+                    add_tar_sample(tar, f"{split}-{index:09d}", data, sample, num_images, suffix)
+    files = [{"split": split, "path": f"{split}-*.tar"} for split in data.splits()]
+    head = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False)
+    (out / "README.md").write_text(f"---\n{head}---\n")
 
 
-def add_tar_sample(tar: tarfile.TarFile, key: str, data: Dataset, sample: Sample) -> None:
-    names = []
-    for n, image_id in enumerate(sample.image_ids):
-        image = data.image(image_id)
-        names.append(f"{key}.{n}.{SUFFIXES.get(image.format, image.format)}")
-        add_tar_member(tar, names[-1], image.bytes)
-    row = sharegpt_row(sample, names) | {"kind": sample.kind, "license_tier": sample.license_tier}
+def max_images(data: Dataset) -> int:
+    """The most images that a sample has."""
+    rows = (row for split in data.splits() for row in data.stream_rows(split, columns=("image_ids",)))
+    return max((len(row["image_ids"]) for row in rows), default=0)
+
+
+def common_suffix(data: Dataset) -> str:
+    """png where all images are PNG, else jpg."""
+    formats = {name for batch in data.image_batches(("format",)) for name in batch.column(0).to_pylist()}
+    return "png" if formats == {"png"} else "jpg"
+
+
+def add_tar_sample(tar: tarfile.TarFile, key: str, data: Dataset, sample: Sample, num_images: int, suffix: str) -> None:
+    """`images` in the JSON names the sample's images, and is "" for each EMPTY_IMAGE."""
+    names = [f"{key}.{n}.{suffix}" for n in range(num_images)]
+    for n, name in enumerate(names):
+        add_tar_member(tar, name, image_file(data, sample.image_ids[n]) if n < len(sample.image_ids) else EMPTY_IMAGE)
+    listed = [name if n < len(sample.image_ids) else "" for n, name in enumerate(names)]
+    row = sharegpt_row(sample, listed) | {"kind": sample.kind, "license_tier": sample.license_tier}
     add_tar_member(tar, f"{key}.json", json.dumps(row, ensure_ascii=False).encode())
+
+
+def image_file(data: Dataset, image_id: str) -> bytes:
+    """An image for readers that know no orientation."""
+    image = data.image(image_id)
+    return upright_file(image.bytes, image.format)[0]
 
 
 def add_tar_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -175,7 +215,7 @@ def export_parquet(data: Dataset, out: Path) -> None:
 
 
 def trl_row(data: Dataset, sample: Sample) -> dict[str, Any]:
-    images = [{"bytes": data.image(image_id).bytes, "path": None} for image_id in sample.image_ids]
+    images = [{"bytes": image_file(data, image_id), "path": None} for image_id in sample.image_ids]
     fields = {"id": sample.sample_id, "kind": sample.kind, "license_tier": sample.license_tier}
     return {"messages": list(sample.messages), "images": images, **fields}
 
