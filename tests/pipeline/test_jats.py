@@ -222,7 +222,10 @@ FORMULAS = [
     ("10<sup><bold>6</bold></sup> copies", "10⁶ copies"),
     ("10<sup>−1.5</sup> and 10<sup>n</sup>", "10^(−1.5) and 10^n"),
     ("the 4<sup>th</sup> case at 37 <sup>o</sup>C", "the 4th case at 37 °C"),
-    ("H<sub>2</sub>O, T<sub>max</sub>", "H₂O, Tmax"),
+    ("H<sub>2</sub>O, T<sub>max</sub>, F<sub>[1,2]</sub>", "H₂O, Tmax, F[1,2]"),
+    ("R<sup>2 </sup>= 0.4", "R² = 0.4"),
+    ("<alternatives><textual-form>alpha</textual-form><inline-graphic xlink:href='e.gif'/></alternatives>", "alpha"),
+    ("<alternatives><sup>2</sup><tex-math>$x$</tex-math></alternatives>", "²"),
     ("T1 is <inline-formula><inline-graphic xlink:href='e.gif'/></inline-formula> ms", "T1 is [formula] ms"),
     ("see <inline-graphic xlink:href='e.gif'/>", "see [symbol]"),
     ("<inline-formula><alternatives><mml:math><mml:mi>x</mml:mi></mml:math><tex-math>$y$</tex-math>"

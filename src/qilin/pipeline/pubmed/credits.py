@@ -16,6 +16,19 @@ CREDIT = re.compile(
     r"|\b(?:image|photo(?:graph)?|figure|picture|illustration) credits?\b|(?:^|[.;(]\s?)source ?:"
     r"|经.{0,12}许可|转载|版权|授权"
 )
+CREDIT_WORDS = (
+    "permission",
+    "right",
+    "©",
+    "courtesy",
+    " from",
+    "credit",
+    "source",
+    "许可",
+    "转载",
+    "版权",
+    "授权",
+)  # faster
 # "with the patient's permission", "permission was obtained from the parents": consent, not a license
 PERSON = (
     r"(?:patients?|parents?|mothers?|fathers?|famil(?:y|ies)|guardians?|relatives?|participants?|subjects?|individuals?"
@@ -61,7 +74,8 @@ def credit_of(figure: Any, caption: str, article_copyright: Sequence[str] = ()) 
     for group in figure.iterancestors("fig-group", "fig"):
         elements += [*group.iterfind("attrib"), *group.iterfind("permissions/copyright-statement")]
     statements = [text for element in elements if (text := plain_text(element)) not in article_copyright]
-    if CREDIT.search(caption.lower()):
+    lowered = caption.lower()
+    if any(word in lowered for word in CREDIT_WORDS) and CREDIT.search(lowered):
         statements += [
             clause for clause in re.split(r"(?<=[.;。；])\s*(?=\S)", caption) if CREDIT.search(clause.lower())
         ]

@@ -23,7 +23,7 @@ def superscript(text: str, before: str, after: str) -> str:
     if stripped in ("o", "º", "∘", "0") and after.lstrip()[:1] in ("C", "F") and before.rstrip()[-1:].isdigit():
         return "°"
     if SUPERSCRIPT_TEXT.fullmatch(stripped):
-        return stripped.translate(SUPERSCRIPTS)
+        return text.translate(SUPERSCRIPTS)  # with the spaces around it
     follows_number = before[-1:].isdigit() or before[-1:] == ")"
     is_exponent = any(c.isdigit() for c in stripped) or len(stripped) == 1  # and not the "th" of 4th
     if follows_number and is_exponent and stripped not in ("*", "†", "‡", "§", "®", "™", "°"):
@@ -34,7 +34,7 @@ def superscript(text: str, before: str, after: str) -> str:
 
 
 def subscript(text: str) -> str:
-    return text.translate(SUBSCRIPTS)
+    return text.translate(SUBSCRIPTS) if text.strip().isalnum() else text  # F[1,12] stays
 
 
 def local_name(element: Any) -> str:

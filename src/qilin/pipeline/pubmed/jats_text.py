@@ -170,7 +170,7 @@ def append_formula(element: Any, marked: MarkedText) -> None:
 def append_alternatives(element: Any, marked: MarkedText) -> None:
     """One of several forms of the same content: MathML before text before TeX."""
     forms = {local_name(child): child for child in reversed(element) if isinstance(child.tag, str)}
-    for name, child in forms.items():
+    for name, child in list(forms.items()):
         if name not in ("math", "tex-math", "graphic", "inline-graphic", "media"):
             forms.setdefault("textual-form", child)
     for name in ("math", "textual-form", "tex-math"):

@@ -42,7 +42,8 @@ def parse_articles(data: bytes) -> list[Any]:
     """Bytes -> the `article` elements. Raises ArticleError."""
     if not data or data.isspace():
         raise ArticleError("file is empty")
-    has_figures = any(tag in data for tag in (b"fig", b"graphic", b"\x00"))  # NUL: UTF-16
+    is_utf16 = b"\x00" in data[:4]
+    has_figures = is_utf16 or b"fig" in data or b"graphic" in data
     stripped = strip_elements(data, *SKIPPED_TAGS, *(() if has_figures else (b"body",)))
     try:
         root = parse_xml(stripped)
