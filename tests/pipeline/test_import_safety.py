@@ -145,3 +145,29 @@ def test_a_later_record_of_an_image_tightens_its_license(tmp_path: Path) -> None
 def test_unknown_encodings_are_refused(tmp_path: Path) -> None:
     with pytest.raises((UserError, ValueError), match="--encoding gbq"):
         import_rows(tmp_path, [question("0.jpg")], encoding="gbq")
+
+
+def test_tables_and_folders_that_were_not_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": "0.jpg", "question": "问", "answer": "答", "q_lang": "zh", "qid": 1}]
+    write_jpegs(tmp_path / "source", "0.jpg")
+    (tmp_path / "source" / "train.json").write_text(json.dumps(rows))
+    run_import("slake", tmp_path / "source", tmp_path / "one")
+    assert "not read" not in capsys.readouterr().out
+    (tmp_path / "source" / "extra.json").write_text("[]")
+    walk = os.walk
+
+    def walk_with_a_locked_folder(folder: Path, onerror: Any) -> Any:
+        onerror(PermissionError(13, "Permission denied", str(folder / "locked")))
+        return walk(folder)
+
+    monkeypatch.setattr("qilin.pipeline.importers.run.os.walk", walk_with_a_locked_folder)
+    run_import("slake", tmp_path / "source", tmp_path / "two")
+    printed = capsys.readouterr().out
+    assert "not read: 1 (extra.json)" in printed
+    assert "cannot be read: 1 (" in printed
+    (tmp_path / "source" / "validate.json").write_text("[]")
+    (tmp_path / "source" / "validation.json").write_text("[]")
+    with pytest.raises(UserError, match=r"validate\.json and validation\.json"):
+        run_import("slake", tmp_path / "source", tmp_path / "three")

@@ -6,6 +6,7 @@ decoded in between, in shards. A source whose rows differ between the two passes
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -43,6 +44,7 @@ from qilin.pipeline.importers.text_encoding import UTF8, detect_encoding
 
 # recorded under their own keys, or not at all because they are paths of this machine
 NOT_ARGUMENTS = ("name", "source", "out", "images", "pmc", *EXECUTION_OPTIONS)
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 SHARDS_PER_WORKER = 4  # a process takes a second to start, so it should have several shards to decode
 
 
@@ -73,7 +75,8 @@ def import_data(config: ImportConfig) -> None:
                 store_samples(writer, read_source(source, config), index, config, progress)
                 require_samples(writer, index, config)
     dataset = open_dataset(config.out)
-    print_summary(config.out, dataset, not exists, config.execution.json, lines=summary_notes(dataset, config))
+    notes = [*unread_notes(source, config), *summary_notes(dataset, config)]
+    print_summary(config.out, dataset, not exists, config.execution.json, lines=notes)
 
 
 def index_rows(source: "Source", config: ImportConfig, index: ImportIndex, progress: ProgressBars) -> None:
@@ -233,6 +236,26 @@ def require_samples(writer: DatasetWriter, index: ImportIndex, config: ImportCon
     missing = index.first_missing_file() if MISSING_FILE in writer.dropped else None
     hint = f"; the first one was expected at {missing}: name its folder with --images" if missing else ""
     raise UserError(f"{config.source}: no usable sample; rejected: {reasons}{hint}")
+
+
+def unread_notes(source: "Source", config: ImportConfig) -> list[str]:
+    """Lines about tables beside those that were read, and about folders that cannot be read."""
+    if not config.source.is_dir() or config.name == "figures":
+        return []
+    inputs = set(source.inputs(config))
+    unreadable: list[str] = []
+    for _ in os.walk(config.source, onerror=lambda error: unreadable.append(str(error.filename))):
+        pass
+    folders = sorted({config.source, *(path.parent for path in inputs)} - set(map(Path, unreadable)))
+    others = [path for folder in folders for path in sorted(folder.iterdir()) if path not in inputs]
+    unread = [str(path.relative_to(config.source)) for path in others if path.suffix.lower() in TABLE_SUFFIXES]
+    notes = [f"tables that were not read: {list_names(unread)}"] if unread else []
+    return notes + ([f"folders that cannot be read: {list_names(unreadable)}"] if unreadable else [])
+
+
+def list_names(names: list[str]) -> str:
+    """The number of names, and the first of them."""
+    return f"{len(names):,} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
 
 
 def summary_notes(dataset: Dataset, config: ImportConfig) -> list[str]:
