@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from qilin.core.output_dir import create_staging_dir, lock_dir, publish, require
 from qilin.dataset.card import write_card
 from qilin.dataset.hash_tables import ExactKeyStore
 from qilin.dataset.licenses import license_tier, strictest
+from qilin.dataset.reader import content_hash
 from qilin.dataset.schema import (
     FORMAT_VERSION,
     IMAGE_SCHEMA,
@@ -89,6 +91,7 @@ class DatasetWriter:
         self.num_images = 0
         self.pending_samples: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self.pending_images: list[dict[str, Any]] = []
+        self.stricter_images: dict[str, ImageRecord] = {}  # later records of stored images, with a stricter license
         self.open_files: dict[str, pq.ParquetWriter] = {}
         self.image_file = -1  # number of the file that images are written to
         self.image_file_bytes = BYTES_PER_FILE  # full: the first image opens file 0
@@ -103,7 +106,11 @@ class DatasetWriter:
         except OSError:
             self.lock.close()
             raise
-        self.dropped_file = (self.staging / "dropped.jsonl").open("w", encoding="utf-8")
+        self.dropped_file = (self.staging / "dropped.jsonl").open(
+            "w",
+            encoding="utf-8",
+            errors="backslashreplace",  # half a character becomes its JSON escape
+        )
         # sample ids and image ids; for the images and groups of samples, the split they belong to
         try:
             self.keys = ExactKeyStore(self.staging / "keys.sqlite")
@@ -133,21 +140,31 @@ class DatasetWriter:
         self.lock.close()
 
     def add_image(self, image: ImageRecord) -> None:
-        """Store an image; one whose id is already stored is ignored."""
+        """Store an image; of one whose id is already stored, only a stricter license is taken over."""
         if not self.keys.add(f"image {image.image_id}"):
+            tier = self.keys.get(f"license {image.image_id}") or "unknown"
+            if strictest((tier, image.license_tier)) != tier:
+                self.keys.put(f"license {image.image_id}", image.license_tier)
+                self.stricter_images[image.image_id] = image
             return
+        self.keys.add(f"license {image.image_id}", image.license_tier)
         self.num_images += 1
         self.pending_images.append(image_row(image))
         if len(self.pending_images) == IMAGES_PER_GROUP:
             self.flush_images()
 
     def add_sample(self, split: str, sample: Sample) -> bool:
-        """Store a sample whose images were added before, or reject it with a reason. True if it was stored."""
+        """Store a sample whose images were added before, or reject it with a reason. True if it was stored.
+
+        Its license tier becomes the strictest of its own and those of its images.
+        """
         assert split in SPLITS, f"split {split!r} is none of {SPLITS}"
         reason = sample_problem(sample) or self.find_conflict(split, sample)
         if reason:
             self.drop(sample_row(sample), reason)
             return False
+        image_tiers = [self.keys.get(f"license {image_id}") or "unknown" for image_id in sample.image_ids]
+        sample = replace(sample, license_tier=strictest((sample.license_tier, *image_tiers)))
         self.keys.add(f"sample {sample.sample_id}")
         for key in split_keys(sample):
             self.keys.put(key, split)
@@ -212,6 +229,8 @@ class DatasetWriter:
                 self.flush_samples(split)
         for file in self.open_files.values():
             file.close()
+        if self.stricter_images:
+            self.store_stricter_licenses()
         counts = {
             "pictures": self.num_images,
             "samples": {split: self.counts[split] for split in SPLITS if self.counts[split]},
@@ -235,6 +254,25 @@ class DatasetWriter:
         (self.staging / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
         publish(self.staging, self.path)
 
+    def store_stricter_licenses(self) -> None:
+        """Rewrite the image files in which an image has a license that a later record of it makes stricter."""
+        for path in sorted((self.staging / "images").glob("*.parquet")):
+            stored = pq.ParquetFile(path)
+            self.open_files = {}
+            name = f"images/{path.name}.new"
+            for group in range(stored.num_row_groups):
+                rows = [self.with_stricter_license(row) for row in stored.read_row_group(group).to_pylist()]
+                self.write_group(name, pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA), bytes_column="bytes")
+            self.open_files[name].close()
+            (self.staging / name).replace(path)
+
+    def with_stricter_license(self, row: dict[str, Any]) -> dict[str, Any]:
+        image = self.stricter_images.get(row["image_id"])
+        if image is None:
+            return row
+        later = [item for item in image_row(image)["provenance"] if item not in row["provenance"]]
+        return row | {"provenance": row["provenance"] + later, "license_tier": image.license_tier}
+
 
 def split_keys(sample: Sample) -> list[str]:
     """What ties a sample to its split: its images and its group."""
@@ -252,10 +290,3 @@ def leaf_columns(schema: pa.Schema) -> list[str]:
         return [name]
 
     return [leaf for field in schema for leaf in leaves(field.name, field.type)]
-
-
-def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """One sha256 for the folder, over names and hashes of the data files; card and plots do not count."""
-    data = {name: entry for name, entry in files.items() if name != "README.md" and not name.startswith("plots/")}
-    rows = [f"{name} {entry['sha256']}" for name, entry in sorted(data.items())]
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
