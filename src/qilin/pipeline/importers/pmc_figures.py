@@ -85,8 +85,8 @@ def figure_rows(row: Mapping[str, Any], articles: Path, config: ImportConfig) ->
     }
 
     def text_row(kind: CaptionKind, name: str, images: tuple[ImageFile, ...], text: str, lang: str) -> ImportRow:
-        made = caption_row(kind, f"{row['row_id']}-{name}", images, text, group=group, license=license)
-        return made if lang in ("", "en", "zh") else dataclasses.replace(made, lang=lang)
+        sample = caption_row(kind, f"{row['row_id']}-{name}", images, text, group=group, license=license)
+        return sample if lang in ("", "en", "zh") else dataclasses.replace(sample, lang=lang)
 
     language = row.get("language") or ""
     for kind, text in texts.items():

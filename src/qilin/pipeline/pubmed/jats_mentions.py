@@ -82,7 +82,7 @@ def find_mentions(
     for scope in links.values():
         for name, members in scope.by_id.items():
             everywhere.setdefault(name, members)
-    found: list[tuple[dict[str, None], dict[str, None]]] = [({}, {}) for _ in elements]
+    texts: list[tuple[dict[str, None], dict[str, None]]] = [({}, {}) for _ in elements]
     size = 0
     for element in mentioning_paragraphs(root, everywhere):
         scope, language = links.get(scope_of(element)) or FigureLinks(), language_of(element)
@@ -96,13 +96,13 @@ def find_mentions(
             for position in named:
                 if language and languages[position] not in ("", language):
                     continue  # a translation that links to the figure of the original
-                mentions, contexts = found[position]
+                mentions, contexts = texts[position]
                 mentions.setdefault(text)
                 size += len(text) + (len(paragraph.text) if paragraph.text not in contexts else 0)
                 contexts.setdefault(paragraph.text)
         if size > MAX_REPEATED_TEXT:
             raise ArticleError("its figures repeat too much text", f"the limit is {MAX_REPEATED_TEXT:,} characters")
-    return [(tuple(mentions), tuple(contexts)) for mentions, contexts in found]
+    return [(tuple(mentions), tuple(contexts)) for mentions, contexts in texts]
 
 
 def mentioning_paragraphs(root: Any, by_id: dict[str, tuple[int, ...]]) -> list[Any]:
