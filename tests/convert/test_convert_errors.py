@@ -1,6 +1,7 @@
 """Invalid checkpoints: each is refused with a specific error, and no files remain."""
 
 import errno
+import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from builders.llava import edit_config, read_bins, tiny_llava_checkpoint, write_bins
 from qilin.convert.config import ConvertConfig
 from qilin.convert.run import convert
-from qilin.convert.weight_files import TensorToWrite, list_file, open_weights, write_safetensors
+from qilin.convert.weight_files import TensorToWrite, list_file, open_weights, weight_files, write_safetensors
 from qilin.core.errors import RunError, UserError
 
 
@@ -232,3 +233,13 @@ def test_written_safetensors_are_valid(tmp_path: Path) -> None:
     assert {w.name: (w.shape, w.dtype) for w in list_file(file)} == {
         name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()
     }
+
+
+@pytest.mark.parametrize("name", ["../other/pytorch_model.bin", "/etc/passwd", "sub/model.safetensors", 7])
+def test_an_index_names_files_of_its_folder_only(tmp_path: Path, name: Any) -> None:
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.parent.mkdir()
+    index.write_text(json.dumps({"weight_map": {"a": name, "b": "model-1.safetensors"}}))
+    (index.parent / "model-1.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"index.json: names .* as a weight file; expected file names"):
+        weight_files(index.parent)

@@ -13,6 +13,10 @@ from qilin.core.errors import UserError
 from qilin.core.files import make_cache_dir
 from qilin.dataset import reader
 from qilin.dataset.reader import open_dataset, verify_files
+from qilin.evaluate.config import EvaluateConfig
+from qilin.evaluate.job import open_job
+from qilin.train.config import DataSource, TrainConfig
+from qilin.train.data_sources import open_source, verify_sources
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +141,22 @@ def test_the_manifests_own_hash_is_checked(dataset: Path) -> None:
     (dataset / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest.json: its hash is not that of the files"):
         verify_files(open_dataset(dataset))
+
+
+def test_a_column_that_unpacks_to_far_more_is_refused(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_files(open_dataset(dataset))
+    monkeypatch.setattr(reader, "SMALL_COLUMN_BYTES", 10)
+    monkeypatch.setattr(reader, "MAX_COMPRESSION", 0.5)
+    with pytest.raises(UserError, match=r"part-00000.parquet: column \w+ unpacks from"):
+        verify_files(open_dataset(dataset), always=True)
+
+
+def test_training_and_evaluation_verify(dataset: Path) -> None:
+    flip(parquet_files(dataset)[-1], 300)
+    source = DataSource(path=dataset)
+    config = TrainConfig(model="none", data=(source,))
+    for open_it in (lambda: verify_sources(config), lambda: open_source(config, source, "train")):
+        with pytest.raises(UserError, match="bytes changed"):
+            open_it()
+    with pytest.raises(UserError, match="bytes changed"):
+        open_job(EvaluateConfig(model=str(dataset), dataset=dataset, out=dataset / "out"))

@@ -1,5 +1,10 @@
 """Surface metrics against hand-computed values and reference implementations."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,3 +54,24 @@ def test_cider_matches_hand_computed_values() -> None:
     assert near == pytest.approx(10 * (4 / 5 + 3 / 4 + 2 / 3 + 1 / 2) / 4 * 1.0, rel=0.15)
     assert cider([a * 4, b], [a, b])[0] < 5  # the length penalty applies to a fourfold repetition
     assert cider([a], [a]) == [0.0]
+
+
+def test_jieba_reads_no_cache_of_the_temporary_folder(tmp_path: Path) -> None:
+    """A planted one with other words changes every word score."""
+    program = """
+import jieba, marshal, os, sys, tempfile
+words = {"右上肺": 10**9, "右": 0, "右上": 0, "上": 0, "上肺": 0, "肺": 0}
+with open(os.path.join(tempfile.gettempdir(), "jieba.cache"), "wb") as file:
+    marshal.dump((words, 10**9), file)
+from qilin.evaluate.scoring.text_metrics import tokens
+print(jieba.lcut("右上肺") if sys.argv[1] == "control" else list(tokens("右上肺", "word")))
+"""
+    answers = {}
+    for mode in ("control", "qilin"):
+        environment = os.environ | {"TMPDIR": str(tmp_path), "QILIN_CACHE": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", program, mode]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        answers[mode] = result.stdout.strip()
+    assert answers["control"] == "['右上肺']"  # the planted cache works where it is read
+    assert answers["qilin"] not in ("", answers["control"])
+    assert (tmp_path / "cache/jieba/jieba.cache").is_file()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qilin.core.errors import UserError
-from qilin.core.files import read_json
+from qilin.core.files import read_json, shorten
 
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -83,7 +83,11 @@ def weight_files(folder: Path) -> list[Path]:
     """A folder's weight files in order. Raises UserError if there are none or some are missing."""
     for name in INDEX_FILES:
         if (folder / name).is_file():
-            listed = sorted(set(read_json(folder / name).get("weight_map", {}).values()))
+            listed = sorted(set(read_json(folder / name).get("weight_map", {}).values()), key=str)
+            if outside := [file for file in listed if Path(str(file)).name != file]:
+                raise UserError(
+                    f"{folder / name}: names {shorten(outside[0])} as a weight file; expected file names of this folder"
+                )
             missing = [file for file in listed if not (folder / file).is_file()]
             if missing or not listed:
                 raise UserError(

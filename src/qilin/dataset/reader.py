@@ -35,6 +35,8 @@ from qilin.dataset.schema import (
     sample_from_row,
 )
 
+MAX_COLUMN_BYTES = 2 << 30  # of one column in one row group: 8,192 samples or 16 images
+SMALL_COLUMN_BYTES, MAX_COMPRESSION = 64 << 20, 1000
 PARQUET_FOLDERS = ("images/*.parquet", "samples/*.parquet")
 
 
@@ -251,8 +253,27 @@ def verify_files(dataset: Dataset, always: bool = False) -> None:
                     f"{path / name}: its bytes changed since it was written (sha256 {sha256[:12]}, {MANIFEST} says "
                     f"{files[name]['sha256'][:12]}); copy the folder again"
                 )
+    for name in unverified:
+        check_decompression(path / name)
     with contextlib.suppress(OSError):  # a full disk costs only time at the next start
         write_atomic(record_path, to_json(current))
+
+
+def check_decompression(path: Path) -> None:
+    """Raise UserError for a parquet file of which a column of a row group unpacks to far more than Qilin writes."""
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a parquet file ({' '.join(str(error).split())}); copy the folder again") from None
+    for group in range(metadata.num_row_groups):
+        for n in range(metadata.num_columns):
+            column = metadata.row_group(group).column(n)
+            size, stored = column.total_uncompressed_size, max(column.total_compressed_size, 1)
+            if size > MAX_COLUMN_BYTES or (size > SMALL_COLUMN_BYTES and size > MAX_COMPRESSION * stored):
+                raise UserError(
+                    f"{path}: column {column.path_in_schema} unpacks from {stored:,} to {size:,} bytes, which no "
+                    "dataset of Qilin does; import the data again"
+                )
 
 
 def file_state(path: Path, sha256: str) -> list[Any]:

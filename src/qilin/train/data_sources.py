@@ -51,6 +51,12 @@ def open_sources(config: TrainConfig, purpose: Purpose) -> list[SourceRows]:
     return selected
 
 
+def verify_sources(config: TrainConfig) -> None:
+    """Read every data file of the recipe and compare its sha256, whether or not it was verified before."""
+    for source in config.data:
+        verify_files(open_dataset(source.path), always=True)
+
+
 def open_split(config: TrainConfig, split: str) -> list[SourceRows]:
     """A split of those datasets that have it, with the kinds of samples that are trained on."""
     sources = [source for source in config.data if split in open_dataset(source.path).splits()]
