@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from builders.tiny import PATCHES, tiny_dataset, tiny_language, tiny_png, tiny_vision
+from builders.tiny import PATCHES, tiny_png
+from builders.training import tiny_home
 from qilin.core.errors import UserError
 from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
@@ -27,22 +28,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parts")
-    tiny_language(folder / "llama")
-    tiny_vision(folder / "clip")
-    tiny_dataset(folder / "data", images=4)
-    return folder
+    return tiny_home(tmp_path_factory.mktemp("parts"), language="llama", vision="clip", images=4)
 
 
 @pytest.fixture(scope="module")
 def processor(home: Path) -> Any:
     return compose(str(home / "clip"), str(home / "llama"), template="v1", system="", pad_square=True).processor
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def make_config(*folders: Path, source: Mapping[str, Any] | None = None, **options: Any) -> TrainConfig:

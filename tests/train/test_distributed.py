@@ -1,6 +1,5 @@
 """Two processes train what one does; killed in a step or a save, they go on exactly, or one goes on alone."""
 
-import json
 import os
 import shutil
 import signal
@@ -9,13 +8,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.training import metrics_rows, tiny_home
 from qilin.core.errors import UserError
 from qilin.train.checkpoint import list_checkpoints, step_of
 from qilin.train.config import read_recipe
@@ -57,10 +55,7 @@ sys.exit(cli.main(sys.argv[2:]))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("ranks")
-    tiny_language(home / "language")
-    tiny_vision(home / "vision")
-    tiny_dataset(home / "data", images=5, questions=3, splits=("train", "validation"))
+    home = tiny_home(tmp_path_factory.mktemp("ranks"), images=5, splits=("train", "validation"))
     (home / "program.py").write_text(PROGRAM)
     return home
 
@@ -84,12 +79,8 @@ def go(home: Path, out: Path, ranks: int, more: Sequence[str], kill: str = "none
     return process.returncode
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in rows(run)]
+    return [row["loss"] for row in metrics_rows(run)]
 
 
 def relative_distance(one: Path, other: Path) -> float:
@@ -108,8 +99,8 @@ def test_two_processes_match_one_and_survive_kills(home: Path, tmp_path: Path) -
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert relative_distance(one, two) < 1e-3
     steps = len(losses(one))
-    assert [row["step"] for row in rows(two)] == list(range(1, steps + 1))
-    for a, b in zip(rows(one), rows(two), strict=True):
+    assert [row["step"] for row in metrics_rows(two)] == list(range(1, steps + 1))
+    for a, b in zip(metrics_rows(one), metrics_rows(two), strict=True):
         assert (a["samples"], a["answer_tokens"], a["tokens"]) == (b["samples"], b["answer_tokens"], b["tokens"])
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
         assert b["imbalance"] >= 1
@@ -143,7 +134,7 @@ def test_two_processes_validate_as_one_does(home: Path, tmp_path: Path) -> None:
     go(home, two, 2, validating)
     assert losses(two) == losses(plain)  # whole weights that a validation has gathered are not trained on
     validation_losses = [
-        [row["validation_loss"] for row in rows(run) if "validation_loss" in row] for run in (one, two)
+        [row["validation_loss"] for row in metrics_rows(run) if "validation_loss" in row] for run in (one, two)
     ]
     assert len(validation_losses[0]) > 3
     assert validation_losses[1] == pytest.approx(validation_losses[0], rel=1e-5)
@@ -152,7 +143,9 @@ def test_two_processes_validate_as_one_does(home: Path, tmp_path: Path) -> None:
 
     assert go(home, killed, 2, validating, "step=5=1") != 0
     go(home, killed, 2, validating)
-    assert [row.get("validation_loss") for row in rows(killed)] == [row.get("validation_loss") for row in rows(two)]
+    assert [row.get("validation_loss") for row in metrics_rows(killed)] == [
+        row.get("validation_loss") for row in metrics_rows(two)
+    ]
     assert (killed / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
 
 

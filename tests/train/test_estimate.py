@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.tiny import tiny_language
+from builders.training import tiny_home
 from qilin import cli
 from qilin.model.llava import set_trainable
 from qilin.model.meta_model import build_meta_model, load_llava_config
@@ -30,11 +31,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("estimate")
-    tiny_language(home / "language", width=64, layers=6)
+    shape = {"width": 64, "layers": 6}
+    home = tiny_home(tmp_path_factory.mktemp("estimate"), images=8, extras=False, splits=("train",), **shape)
     tiny_language(home / "qwen3", "qwen3", width=64, layers=6)
-    tiny_vision(home / "vision")
-    tiny_dataset(home / "data", images=8, questions=3, extras=False, splits=("train",))
     for part in ("vision", "language"):  # what a hub gives before anything is downloaded
         (home / "bare" / part).mkdir(parents=True)
         shutil.copy(home / part / "config.json", home / "bare" / part)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.training import tiny_home
 from qilin.model.llava import compose, set_trainable
 from qilin.train import loss
 from qilin.train.config import DataSource, TrainConfig
@@ -25,17 +25,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parts")
-    tiny_language(folder / "llama")
-    tiny_vision(folder / "clip")
-    tiny_dataset(folder / "data", images=4, splits=("train",))
-    return folder
+    return tiny_home(tmp_path_factory.mktemp("parts"), language="llama", vision="clip", images=4, splits=("train",))
 
 
 @pytest.fixture
-def stage(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, PackedDataset]:
+def stage(home: Path) -> tuple[Any, PackedDataset]:
     """A float64 model of which all learns, and the data of its samples."""
-    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(1)
     loaded = compose(str(home / "clip"), str(home / "llama"), template="v1", system="", pad_square=True)
     set_trainable(loaded.model, ("vision", "projector", "language"))

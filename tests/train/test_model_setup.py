@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.training import tiny_home
 from qilin.core.errors import UserError
 from qilin.model.llava import set_trainable
 from qilin.model.meta_model import load_llava_config
@@ -27,11 +27,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("memory")
-    tiny_language(home / "language", width=64, layers=5)
-    tiny_vision(home / "vision")
-    tiny_dataset(home / "data", images=4, questions=2, extras=False, splits=("train",))
-    return home
+    shape = {"width": 64, "layers": 5}
+    return tiny_home(tmp_path_factory.mktemp("memory"), images=4, questions=2, extras=False, splits=("train",), **shape)
 
 
 @pytest.fixture(autouse=True)

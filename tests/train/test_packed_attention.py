@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.tiny import tiny_language
+from builders.training import tiny_home
 from qilin.core.errors import UserError
 from qilin.model.llava import LoadedModel, compose, set_trainable
 from qilin.model.processing import encode_sample
@@ -31,17 +32,10 @@ Gradients = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("parts")
-    for architecture in ("llama", "qwen3", "mistral"):
-        tiny_language(home / architecture, architecture)
-    tiny_vision(home / "clip")
-    tiny_dataset(home / "data", images=4, splits=("train",))
-    return home
-
-
-@pytest.fixture(autouse=True)
-def no_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path_factory.mktemp("parts")
+    for architecture in ("qwen3", "mistral"):
+        tiny_language(folder / architecture, architecture)
+    return tiny_home(folder, language="llama", vision="clip", images=4, splits=("train",))
 
 
 def compose_tiny(parts: Path, architecture: str, dtype: torch.dtype, template: str) -> LoadedModel:

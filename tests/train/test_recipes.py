@@ -15,9 +15,7 @@ from qilin import cli
 from qilin.core.config import list_fields, read_config, read_yaml
 from qilin.core.errors import UserError
 from qilin.core.recipes import recipe_root, training_recipes
-from qilin.demo.config import DemoConfig, TinyModelsConfig
-from qilin.demo.run import choose_recipes, demo
-from qilin.demo.run import recipe_file as demo_recipe_file
+from qilin.demo.config import TinyModelsConfig
 from qilin.model.chat_template import TEMPLATES
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.recipe_keys import OTHER_NAMES, other_name_hint
@@ -219,20 +217,3 @@ def test_docs_list_every_key_of_a_recipe() -> None:
         pytest.skip("docs/ is not part of the wheel")
     text = docs.read_text(encoding="utf-8")
     assert [field.name for field in fields(TrainConfig) if f"`{field.name}`" not in text] == []
-
-
-def test_demo_takes_packaged_recipes_by_name_despite_a_local_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "quick").mkdir()  # as `qilin demo --quick --out quick` creates it
-    assert choose_recipes(DemoConfig(quick=True)) == "quick"
-    assert read_config(TinyModelsConfig, demo_recipe_file("quick", "parts"))
-    assert demo_recipe_file("./quick", "parts") == Path("quick/parts.yaml")
-
-
-def test_demo_with_unknown_recipes_writes_nothing(tmp_path: Path) -> None:
-    for recipes in ("qwen3-8b", str(tmp_path)):  # its parts are downloaded, not trained; an empty folder
-        with pytest.raises(UserError, match=r"parts\.yaml.*tiny, small"):
-            demo(DemoConfig(out=tmp_path / "out", recipes=recipes))
-    assert not (tmp_path / "out").exists()

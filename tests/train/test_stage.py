@@ -19,7 +19,7 @@ from transformers import LlavaForConditionalGeneration
 
 import qilin.train.checkpoint as checkpoint
 import qilin.train.loop as loop
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.training import metrics_rows, tiny_home
 from qilin import cli
 from qilin.convert.weight_files import list_tensors
 from qilin.core.config import read_yaml
@@ -49,11 +49,8 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("runs")
-    tiny_language(home / "language")
-    tiny_vision(home / "vision")
-    tiny_dataset(home / "data", images=4, questions=2, extras=False, splits=("train",))
-    return home
+    folder = tmp_path_factory.mktemp("runs")
+    return tiny_home(folder, images=4, questions=2, extras=False, splits=("train",))
 
 
 @pytest.fixture(autouse=True)
@@ -94,10 +91,6 @@ def changed_parts(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor
     return result
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 # --- which parameters move
 
 
@@ -109,7 +102,7 @@ def test_stage_one_trains_only_the_projector(home: Path, aligned: Path, tmp_path
     # On the disk under llava-hf's names, which servers look for.
     names = {weight.name for weight in list_tensors(aligned)}
     assert {"vision_tower.vision_model.pre_layrnorm.weight", "language_model.model.norm.weight"} <= names
-    metrics = rows(aligned)
+    metrics = metrics_rows(aligned)
     assert [row["step"] for row in metrics] == list(range(1, len(metrics) + 1))
     assert metrics[-1]["loss"] < metrics[0]["loss"]
 
@@ -166,7 +159,7 @@ def test_a_learning_rate_of_zero_freezes_a_part(home: Path, aligned: Path, tmp_p
 def test_stage_two_trains_projector_and_language(home: Path, aligned: Path, tmp_path: Path) -> None:
     run = stage(home, tmp_path / "run", f"model={aligned}", "trainable=[projector, language]")
     assert changed_parts(weights(aligned), weights(run)) == {"vision": {False}, "projector": {True}, "language": {True}}
-    assert rows(run)[-1]["loss"] < rows(aligned)[-1]["loss"]
+    assert metrics_rows(run)[-1]["loss"] < metrics_rows(aligned)[-1]["loss"]
 
 
 def test_vision_has_its_own_learning_rate(home: Path, aligned: Path, tmp_path: Path) -> None:
@@ -337,7 +330,7 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step(
     assert all(name in str(caught.value) for name in samples)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
-    assert [row["step"] for row in rows(tmp_path / "run")] == [1]
+    assert [row["step"] for row in metrics_rows(tmp_path / "run")] == [1]
     assert not (tmp_path / "run" / "qilin.json").exists()
 
 
@@ -409,7 +402,7 @@ def test_stop_signals_save_a_checkpoint_first(
     assert cli.main(command) == 0
     uninterrupted = stage(home, tmp_path / "whole", f"model={aligned}")
     assert (run / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
-    assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(uninterrupted)]
+    assert [row["loss"] for row in metrics_rows(run)] == [row["loss"] for row in metrics_rows(uninterrupted)]
 
 
 # --- the rest of what a recipe can ask for
@@ -495,9 +488,9 @@ def test_tensorboard_has_the_metrics(home: Path, aligned: Path, tmp_path: Path) 
     curves.Reload()
     for name in ("loss", "tokens_per_second", "answer_tokens_per_second", "samples_per_second", "padding", "data_wait",
                  "mfu", "memory_gb", "left_seconds"):  # fmt: skip
-        assert [e.value for e in curves.Scalars(name)] == pytest.approx([row[name] for row in rows(run)]), name
-    assert all(0 < row["mfu"] < 1.5 and row["padding"] == 0 for row in rows(run))
-    assert rows(run)[-1]["left_seconds"] == 0
+        assert [e.value for e in curves.Scalars(name)] == pytest.approx([row[name] for row in metrics_rows(run)]), name
+    assert all(0 < row["mfu"] < 1.5 and row["padding"] == 0 for row in metrics_rows(run))
+    assert metrics_rows(run)[-1]["left_seconds"] == 0
 
 
 # --- number of steps and resolved values
@@ -509,12 +502,14 @@ def test_max_steps_trains_the_first_steps_of_the_same_plan(home: Path, aligned: 
     steps = steps_of(uninterrupted) - 1
     limited = stage(home, tmp_path / "limited", *options, "num_epochs=1", f"max_steps={steps}")
     assert steps_of(limited) == steps > steps_of(uninterrupted) // 2  # in the second epoch
-    assert [row["loss"] for row in rows(limited)] == [row["loss"] for row in rows(uninterrupted)][:steps]
+    assert [row["loss"] for row in metrics_rows(limited)] == [row["loss"] for row in metrics_rows(uninterrupted)][
+        :steps
+    ]
 
 
 def test_the_schedule_has_the_length_of_max_steps(home: Path, aligned: Path, tmp_path: Path) -> None:
     run = stage(home, tmp_path / "run", f"model={aligned}", "max_steps=3", "learning_rate=1e-3", "warmup_ratio=0.3")
-    factors = [row["rate"] / 1e-3 for row in rows(run)]
+    factors = [row["rate"] / 1e-3 for row in metrics_rows(run)]
     assert factors == pytest.approx([lr_factor("cosine", step, 3, 1) for step in range(3)])
 
 
@@ -544,4 +539,4 @@ def test_the_recipe_of_a_run_has_resolved_values(
     assert not memory
     recipe = json.loads((run / "qilin.json").read_text())["recipe"]
     assert (recipe["precision"], recipe["gradient_checkpointing"]) == ("fp32", 1.0)
-    assert [row["step"] for row in rows(run)] == list(range(1, steps_of(run) + 1))
+    assert [row["step"] for row in metrics_rows(run)] == list(range(1, steps_of(run) + 1))

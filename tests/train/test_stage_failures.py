@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.training import Crash, tiny_home
 from qilin.core.config import build_config, read_yaml
 from qilin.core.errors import RunError, UserError
 from qilin.model.llava import LoadedModel, compose
@@ -27,22 +27,12 @@ from qilin.train.stage import run_stage
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("parts")
-    tiny_language(home / "llama")
-    tiny_vision(home / "clip")
-    tiny_dataset(home / "data", images=4, splits=("train",))
-    return home
+    return tiny_home(tmp_path_factory.mktemp("parts"), language="llama", vision="clip", images=4, splits=("train",))
 
 
 @pytest.fixture(scope="module")
 def loaded(parts: Path) -> LoadedModel:
     return compose(str(parts / "clip"), str(parts / "llama"), template="v1", system="", pad_square=True)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def recipe(parts: Path, **changes: Any) -> TrainConfig:
@@ -194,10 +184,6 @@ def uninterrupted(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QILIN_CACHE", str(tmp_path_factory.mktemp("cache")))
         return train(parts, tmp_path_factory.mktemp("whole") / "run")
-
-
-class Crash(Exception):
-    """Stands for whatever ends a process between two lines."""
 
 
 def crash_at(patch: pytest.MonkeyPatch, step: int) -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.tiny import tiny_dataset
+from builders.training import Crash, metrics_rows, tiny_home
 from qilin.core.config import build_config
 from qilin.core.errors import RunError, UserError
 from qilin.evaluate.report.charts import training_stages
@@ -32,10 +33,7 @@ MOVING = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("validate")
-    tiny_language(home / "language")
-    tiny_vision(home / "vision")
-    tiny_dataset(home / "data", images=5, questions=3, splits=("train", "validation"))
+    home = tiny_home(tmp_path_factory.mktemp("validate"), images=5, splits=("train", "validation"))
     tiny_dataset(home / "alone", images=3, splits=("train",))
     return home
 
@@ -60,12 +58,8 @@ def train(home: Path, out: Path, **changes: Any) -> Path:
     return out
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def of(run: Path, figure: str) -> dict[int, float]:
-    return {row["step"]: row[figure] for row in rows(run) if figure in row}
+    return {row["step"]: row[figure] for row in metrics_rows(run) if figure in row}
 
 
 # --- the loss
@@ -214,10 +208,6 @@ def test_best_checkpoints_are_kept_and_the_model_is_the_best(
     assert [(e.step, round(e.value, 3)) for e in board.Scalars("validation_loss")] == [
         (1, 5.0), (2, 3.0), (3, 4.0), (4, 2.0), (5, 6.0), (6, 3.5)
     ]  # fmt: skip
-
-
-class Crash(Exception):
-    """Stands for whatever ends a process between two lines."""
 
 
 def crash(home: Path, run: Path, stop: int, **options: Any) -> None:
