@@ -85,7 +85,7 @@ LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite-moe": ("GraniteMoeConfig", {**EXPERTS, "logits_scaling": 4.0}),
     "minicpm3": (
         "MiniCPM3Config",
-        {**LATENT, "q_lora_rank": 16, "v_head_dim": 16, "head_dim": 8, "dim_model_base": 16},
+        {**LATENT, "q_lora_rank": 16, "head_dim": 8, "dim_model_base": 16},
     ),
     "olmo": ("OlmoConfig", {}),
     "olmo2": ("Olmo2Config", {}),

@@ -22,12 +22,13 @@ from builders.llava import (
     write_bins,
     write_llama_tokenizer,
 )
-from builders.tiny import tiny_dataset, tiny_language, tiny_vision
+from builders.tiny import tiny_dataset, tiny_language, tiny_llava, tiny_vision
 from qilin.convert.config import ConvertConfig
 from qilin.convert.run import convert
 from qilin.convert.weight_files import TensorReader, list_tensors, same_bits
 from qilin.core.errors import UserError
 from qilin.model.llava import load_model
+from qilin.model.saving import save_model
 from qilin.train.config import read_recipe
 from qilin.train.stage import run_stage
 
@@ -261,3 +262,35 @@ def test_mismatched_parts_are_refused(lora: tuple[Path, Path, dict[str, torch.Te
     assert_refused("is that the base it was trained on")
     (folder / "adapter_model.bin").unlink()
     assert_refused("none of adapter_model.safetensors")
+
+
+def test_an_adapter_keeps_what_was_trained_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage 1, then LoRA with a trainable projector; `convert ADAPTER --base` gives the run's model and template."""
+    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
+    tiny_vision(tmp_path / "clip")
+    tiny_language(tmp_path / "language")
+    tiny_dataset(tmp_path / "data", images=3, questions=2, splits=("train",))
+    base = tiny_llava(tmp_path, "clip", "language", template="plain")
+    (tmp_path / "base").mkdir()
+    save_model(tmp_path / "base", base.model, base.processor)
+    (tmp_path / "base" / "qilin.json").write_text(json.dumps({"stage": "projector", "template": "plain"}))
+    run = tmp_path / "run"
+    changes = {
+        "model": str(tmp_path / "base"), "data": str(tmp_path / "data"), "out": run, "trainable": ("projector",),
+        "lora": {"rank": 4}, "learning_rate": 1e-2, "learning_rates": {}, "batch_size": 4, "template": "v1",
+        "device": "cpu", "precision": "fp32", "trackers": (), "kinds": ("vqa",), "max_length": 512,
+    }  # fmt: skip
+    run_stage(read_recipe("small/instruct", [], changes), "test")
+    convert(ConvertConfig(source=str(run / "adapter"), out=tmp_path / "again", base=str(tmp_path / "base")))
+    trained, converted = load_model(run, "cpu", "fp32"), load_model(tmp_path / "again", "cpu", "fp32")
+    expected = trained.model.state_dict()
+    for name, tensor in converted.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+    projector = "model.multi_modal_projector.linear_1.weight"
+    assert not torch.allclose(expected[projector], base.model.state_dict()[projector], atol=1e-4)  # control: it moved
+    assert converted.metadata["template"] == "v1"
+    assert converted.processor.chat_template == trained.processor.chat_template
+    assert converted.model.generation_config.eos_token_id == trained.model.generation_config.eos_token_id
+    (run / "adapter" / "non_lora_trainables.safetensors").unlink()
+    with pytest.raises(UserError, match="also trained projector"):
+        convert(ConvertConfig(source=str(run / "adapter"), out=tmp_path / "none", base=str(tmp_path / "base")))

@@ -50,6 +50,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sliding_window": 12,
     },
     "scaled positions": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "scaled positions, newer name": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "Llama 3.1": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }
+    },
 }
 
 
@@ -107,6 +117,8 @@ def test_logits_equal_the_reference(conversions: dict[str, tuple[Path, Path]], n
         ("class token kept", {"mm_vision_select_feature": "patch"}),
         ("Mistral (LLaVA-Med 1.5)", {"sliding_window": None}),
         ("scaled positions", {"rope_scaling": None}),
+        ("Llama 3.1", {"rope_scaling": None}),
+        ("Llama 3.1", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     ],
 )
 def test_the_reference_depends_on_each_setting(

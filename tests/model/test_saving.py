@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from builders.architectures import language_model, vision_encoder
 from builders.tiny import tiny_language, tiny_llava, tiny_vision
 from qilin.convert.config import ConvertConfig
 from qilin.convert.llava_to_hf import expected_tensors
 from qilin.convert.run import convert
 from qilin.convert.weight_files import TensorReader, list_tensors
-from qilin.model.llava import LoadedModel, load_model
+from qilin.model.llava import LoadedModel, compose, load_model
+from qilin.model.processing import image_tokens
 from qilin.model.saving import save_model
 
 
@@ -82,3 +84,32 @@ def test_names_without_the_vision_prefix_are_read(tmp_path: Path) -> None:
         tensors[name] = {weight.name: reader.read(weight) for weight in list_tensors(out)}
     assert tensors["old"].keys() == tensors["new"].keys()
     assert all(torch.equal(tensor, tensors["new"][name]) for name, tensor in tensors["old"].items())
+
+
+def test_settings_under_the_names_of_transformers_4(tmp_path: Path) -> None:
+    """rope_scaling and num_experts are written beside their new names, and transformers 5 reads the same model."""
+    vision_encoder(tmp_path / "clip", "clip")
+    for name, key, value in (("llama-rope-llama3", "rope_scaling", 8.0), ("qwen3-moe", "num_experts", 4)):
+        language_model(tmp_path / name, name)
+        loaded = compose(str(tmp_path / "clip"), str(tmp_path / name), template="chatml", system="", pad_square=True)
+        out = tmp_path / f"out-{name}"
+        out.mkdir()
+        save_model(out, loaded.model, loaded.processor)
+        text = json.loads((out / "config.json").read_text())["text_config"]
+        assert (text[key]["factor"] if key == "rope_scaling" else text[key]) == value
+        again = load_model(out, "cpu", "fp32").model
+        ids = torch.arange(5, 70)[None]
+        with torch.no_grad():
+            assert torch.equal(again(input_ids=ids).logits, loaded.model.eval()(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("left", [{}, {"patch_size": 8, "vision_feature_select_strategy": "default"}])
+def test_processors_of_older_folders_are_completed(tmp_path: Path, left: dict[str, Any]) -> None:
+    loaded = tiny_llava(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    save_model(out, loaded.model, loaded.processor)
+    (out / "processor_config.json").write_text(json.dumps({"processor_class": "LlavaProcessor"} | left))
+    processor = load_model(out, "cpu", "fp32").processor
+    assert (processor.patch_size, processor.num_additional_image_tokens) == (8, 1)
+    assert image_tokens(processor) == image_tokens(loaded.processor)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from qilin.train import checkpoint, loop
 from qilin.train import validation as validate
 from qilin.train.config import TrainConfig
 from qilin.train.data_sources import open_sources
-from qilin.train.distributed import ModelWithLoss
 from qilin.train.stage import run_stage
 
 # everything of a run that has a state of its own: dropout, changed images, an average, two optimizers
@@ -135,7 +135,7 @@ def test_validation_leaves_training_bit_identical(home: Path, tmp_path: Path, mo
 
     # controls: a model that is left without dropout, or with the average in place of its weights
     with monkeypatch.context() as patch:
-        patch.setattr(ModelWithLoss, "train", lambda module, mode=True: torch.nn.Module.train(module, False))
+        patch.setattr(validate, "eval_mode", lambda module: nullcontext(module.eval()))
         other = train(home, tmp_path / "eval", **MOVING, validate={"interval": 1, "keep_best": 0})
         assert of(other, "loss") != of(plain, "loss")
     real, calls = validate.swap_ema_weights, []

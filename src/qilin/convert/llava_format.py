@@ -190,7 +190,9 @@ def llava_config(stock: Any, pad_square: bool, rows: int, vision_encoder: str) -
     rope = text_dict.get("rope_parameters") or {}
     values["rope_theta"] = rope.get("rope_theta", text_dict.get("rope_theta", 10000.0))
     if rope.get("rope_type", "default") != "default":
-        values["rope_scaling"] = {"type": rope["rope_type"], "factor": rope.get("factor", 1.0)}
+        rest = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
+        kind = {"type": "linear"} if rope["rope_type"] == "linear" else {"rope_type": rope["rope_type"]}
+        values["rope_scaling"] = kind | {"factor": 1.0} | rest
     return {
         **values,
         "architectures": [architectures[text.model_type]],

@@ -30,11 +30,14 @@ from qilin.convert.weight_files import (
     open_weights,
 )
 from qilin.core.errors import UserError
-from qilin.core.files import read_json
+from qilin.core.files import read_json, to_json
 from qilin.model.hub import fetch_folder
+from qilin.model.llava import QILIN_JSON
+from qilin.model.saving import TRAINED_BESIDE
 
 ADAPTER_CONFIG = "adapter_config.json"
 NON_LORA = "non_lora_trainables.bin"
+OWN_FILES = (ADAPTER_CONFIG, QILIN_JSON)  # of an adapter folder, not of its processor
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MATRIX_NAME = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
@@ -201,7 +204,8 @@ def merge_peft_adapter(source: Path, folder: Path, config: ConvertConfig) -> Non
     adapters = {stock_to_llava_name(name): adapter for name, adapter in read_adapters(source).items()}
     tensors = list_tensors(base)
     names = [to_llava_name(tensor.name, False) for tensor in tensors]
-    unknown = sorted(set(adapters) - set(names))
+    trained = read_trained_beside(source)
+    unknown = sorted({*adapters} - {*names}) + sorted({*trained} - {part_name(tensor.name) for tensor in tensors})
     if unknown:
         raise UserError(f"{source}: adapts {len(unknown)} tensors that {base} does not have ({unknown[0]}, …)")
     reader = TensorReader()
@@ -210,7 +214,12 @@ def merge_peft_adapter(source: Path, folder: Path, config: ConvertConfig) -> Non
         adapter = adapters.get(name or "")
         if adapter is not None:
             adapter.check_shape(stored, source)
-        load = partial(read_merged, reader, stored, adapter)
+        replacement = trained.get(part_name(stored.name))
+        if replacement is not None and replacement.shape != stored.shape:
+            raise UserError(
+                f"{replacement.file}: {replacement.name} is {list(replacement.shape)}, in {base} {list(stored.shape)}"
+            )
+        load = partial(read_merged, reader, stored, adapter, replacement)
         plan.append(TensorToWrite(stored.name, stored.shape, stored.dtype, load))
     write_tensors(folder, plan, config)
     for file in base.iterdir():
@@ -218,8 +227,47 @@ def merge_peft_adapter(source: Path, folder: Path, config: ConvertConfig) -> Non
             shutil.copy(file, folder / file.name)
     if (base / SOURCE_FILES_FOLDER).is_dir():
         shutil.copytree(base / SOURCE_FILES_FOLDER, folder / SOURCE_FILES_FOLDER)
+    copy_processor(source, folder)
 
 
-def read_merged(reader: TensorReader, stored: StoredTensor, adapter: Adapter | None) -> torch.Tensor:
+def copy_processor(source: Path, folder: Path) -> None:
+    """Replace the base's template, tokenizer and image settings by those of a run that wrote them with its adapter."""
+    if not (source / QILIN_JSON).is_file():
+        return
+    for file in source.iterdir():
+        if file.is_file() and file.suffix in (".json", ".jinja", ".model") and file.name not in OWN_FILES:
+            shutil.copy(file, folder / file.name)
+    base_file = folder / QILIN_JSON
+    metadata = read_json(base_file) if base_file.is_file() else {}
+    base_file.write_text(to_json(metadata | read_json(source / QILIN_JSON)), encoding="utf-8")
+
+
+def part_name(name: str) -> str:
+    """A weight of encoder or projector, named as in memory or in a file -> one name for both."""
+    return name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
+
+
+def read_trained_beside(folder: Path) -> dict[str, StoredTensor]:
+    """The weights that a run trained in full beside its adapters, by `part_name`.
+
+    Raises UserError for a run of an earlier version, which did not write them.
+    """
+    file, run_file = folder / TRAINED_BESIDE, folder.parent / QILIN_JSON
+    if file.is_file():
+        return {part_name(stored.name): stored for stored in list_file(file)}
+    recipe = (read_json(run_file).get("recipe") or {}) if run_file.is_file() else {}
+    if recipe.get("trainable") and recipe.get("lora") is not None:
+        raise UserError(
+            f"{folder}: no {TRAINED_BESIDE}, but the run also trained {', '.join(recipe['trainable'])}; "
+            f"{folder.parent} is the complete model"
+        )
+    return {}
+
+
+def read_merged(
+    reader: TensorReader, stored: StoredTensor, adapter: Adapter | None, replacement: StoredTensor | None = None
+) -> torch.Tensor:
+    if replacement is not None:
+        return get_tensor(open_weights(replacement.file), replacement.name).to(stored.dtype)
     tensor = reader.read(stored)
     return tensor if adapter is None else adapter.merge_into(tensor)

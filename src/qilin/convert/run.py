@@ -114,7 +114,7 @@ def convert_to_hf(source: Path, layout: str, folder: Path, config: ConvertConfig
     if config.check:
         count = compare_weights(folder, checkpoint)
         difference = compare_logits(folder, checkpoint, llava_config, stock)
-        log(f"check: {count} tensors equal bit by bit; logits differ from LLaVA's by at most {difference:.1e}")
+        log(f"check: {count} tensors equal bit by bit; logits against LLaVA's: {difference}")
 
 
 def check_llava_logits(source: Path, folder: Path, llava_config: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ def check_llava_logits(source: Path, folder: Path, llava_config: Mapping[str, An
 
     checkpoint = LlavaCheckpoint({tensor.name: tensor for tensor in list_tensors(folder)}, folder)
     difference = compare_logits(source, checkpoint, llava_config, AutoConfig.from_pretrained(source))
-    log(f"check: logits, computed as in LLaVA, differ from the model's by at most {difference:.1e}")
+    log(f"check: logits, computed as in LLaVA, against the model's: {difference}")
 
 
 def hash_source(source: Path, config: ConvertConfig) -> str:

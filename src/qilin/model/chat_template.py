@@ -6,8 +6,10 @@ template, so transformers, vLLM and other servers build the same prompt.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from qilin.core.errors import UserError
@@ -173,7 +175,7 @@ def encode(messages: Sequence[Mapping[str, Any]], tokenizer: Any, template: str,
     from transformers.utils.chat_template_utils import render_jinja_template
 
     rendered: Any = render_jinja_template(
-        conversations=[[dict(message) for message in messages]],
+        conversations=[escape_control_tokens(messages, tokenizer)],
         chat_template=template,
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
@@ -182,6 +184,39 @@ def encode(messages: Sequence[Mapping[str, Any]], tokenizer: Any, template: str,
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     mask = assistant_token_mask(encoding["offset_mapping"], spans)
     return expand_images(encoding["input_ids"], mask, tokenizer.convert_tokens_to_ids(IMAGE), image_tokens)
+
+
+def escape_control_tokens(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+    """The messages with a space after the first character of each control token in their texts: `</s>` -> `< /s>`.
+
+    A tokenizer makes a control token of its text wherever it stands, so a text with `<|im_end|>` would end its turn.
+    `<image>` stays: callers refuse it.
+    """
+    pattern = control_token_pattern(tokenizer)
+    escaped = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            content = escape(content, pattern)
+        else:
+            content = [{**part, "text": escape(part["text"], pattern)} if "text" in part else part for part in content]
+        escaped.append({**message, "content": content})
+    return escaped
+
+
+def escape(text: str, pattern: re.Pattern[str] | None) -> str:
+    return text if pattern is None else pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+
+@lru_cache(maxsize=8)
+def control_token_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+    """Matches the control tokens of a tokenizer, the longest first; None without any."""
+    added = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    templates = [token for template in TEMPLATES.values() for token in template.required_tokens]
+    known = tokenizer.get_vocab()
+    tokens = {*added, *tokenizer.all_special_tokens, *(token for token in templates if token in known)} - {IMAGE}
+    ordered = sorted((token for token in tokens if len(token) > 1), key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
 def assistant_token_mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:

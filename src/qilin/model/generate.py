@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from qilin.core.errors import UserError
 from qilin.dataset.schema import count_images, text_of
-from qilin.model.chat_template import IMAGE
+from qilin.model.chat_template import IMAGE, escape_control_tokens
 from qilin.model.llava import LoadedModel
 
 
@@ -106,7 +106,9 @@ def prepare_inputs(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str
     if not processor.chat_template:
         raise UserError(f"{loaded.path}: the model has no chat template (chat_template.jinja), which generation needs")
     texts = [
-        processor.apply_chat_template(list(request.messages), add_generation_prompt=True, tokenize=False)
+        processor.apply_chat_template(
+            escape_control_tokens(request.messages, processor.tokenizer), add_generation_prompt=True, tokenize=False
+        )
         for request in requests
     ]
     images = [image for request in requests for image in request.images]

@@ -20,7 +20,8 @@ LARGE = 20_000_000  # parameters; models with more are checked on their first la
 MAX_LAYERS = 8
 TOLERANCE = 2e-6  # of the largest logit: both sides run the same layers
 NOT_OF_THE_HEAD = ("output_attentions", "output_hidden_states", "output_router_logits", "return_dict",
-                   "use_return_dict", "vocab_size", "use_cache", "hidden_size", "num_experts", "num_local_experts", "num_experts_per_tok",
+                   "use_return_dict", "vocab_size", "use_cache", "hidden_size", "num_experts", "num_local_experts",
+                   "num_experts_per_tok",
                    "router_aux_loss_coef")  # fmt: skip
 
 

@@ -150,7 +150,22 @@ def load_model(
     processor = from_pretrained(AutoProcessor, path, hub)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(f"{path}: no processor for images and text (processor_config.json); copy the complete folder")
+    complete_processor(processor, model, Path(path))
     return LoadedModel(model, processor, metadata, path)
+
+
+def complete_processor(processor: Any, model: Any, folder: Path) -> None:
+    """What processors of 2023 and 2024 do not say follows from the model: patch size, strategy, and extra tokens."""
+    file = folder / "processor_config.json"
+    stored = read_json(file) if file.is_file() else {}
+    if not isinstance(model.config, LlavaConfig) or not folder.is_dir():
+        return
+    if processor.patch_size is None:
+        processor.patch_size = model.config.vision_config.patch_size
+    if processor.vision_feature_select_strategy is None:
+        processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
+    if "num_additional_image_tokens" not in stored:
+        processor.num_additional_image_tokens = count_image_tokens(model.model.vision_tower)[1]
 
 
 def merge_adapter(model: Any, folder: Path) -> Any:
@@ -214,7 +229,7 @@ def count_image_tokens(encoder: Any) -> tuple[int, int]:
     """
     size, patch = encoder.config.image_size, encoder.config.patch_size
     name = type(encoder).__name__
-    image = torch.zeros(1, encoder.config.num_channels, size, size)
+    image = torch.zeros(1, encoder.config.num_channels, size, size, device=encoder.device, dtype=encoder.dtype)
     with eval_mode(encoder):
         hidden = one_line_errors(name, lambda: encoder(image).last_hidden_state)
     patches = (size // patch) ** 2

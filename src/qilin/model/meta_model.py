@@ -61,7 +61,7 @@ def load_processor(
     are not set. Requires a config that build_meta_model has completed."""
     if model is not None:
         return from_pretrained(AutoProcessor, model, hub)
-    encoder = model_config.vision_config
+    encoder: Any = model_config.vision_config
     patches = (encoder.image_size // encoder.patch_size) ** 2
     dropped = int(model_config.vision_feature_select_strategy == "default")
     extra_tokens = model_config.image_seq_length + dropped - patches

@@ -8,10 +8,18 @@ settings only in the processor's file; vLLM and llama.cpp expect what llava-hf h
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 from qilin.core.files import read_json, to_json
 
+TRAINED_BESIDE = "non_lora_trainables.safetensors"  # in an adapter folder: the parts trained beside the adapters
 # The encoders whose released weights, alone or in a Llava, have the prefix `vision_model.`.
-ENCODERS_WITH_PREFIX = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
+ENCODERS_WITH_PREFIX = (
+    "clip_vision_model",
+    "siglip_vision_model",
+    "siglip2_vision_model",
+    "chinese_clip_vision_model",
+)
 
 
 def save_model(folder: str | Path, model: Any, processor: Any) -> None:
@@ -51,7 +59,13 @@ def add_transformers4_keys(folder: str | Path) -> None:
     file = Path(folder) / "config.json"
     model_config = read_json(file)
     text_config = model_config["text_config"]
-    text_config["rope_theta"] = (text_config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
+    rope = text_config.get("rope_parameters") or {}
+    text_config["rope_theta"] = rope.get("rope_theta", 10000.0)
+    if rope.get("rope_type", "default") != "default":
+        text_config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    for old, new in CONFIG_MAPPING[text_config["model_type"]].attribute_map.items():
+        if new in text_config:
+            text_config.setdefault(old, text_config[new])
     model_config["torch_dtype"] = text_config["torch_dtype"] = model_config.get("dtype")
     write_json(file, dict(sorted(model_config.items())))
 

@@ -143,7 +143,7 @@ class PackedDataset:
             "image_tokens": image_tokens(self.processor),
             "limits": (config.max_length, config.on_overlength, config.share_image_prefix),
             "instructions": (config.instructions, config.seed if len(config.instructions) > 1 else None),
-            "version": 4,
+            "version": 5,
         }
         return hashlib.sha256(json.dumps(dependencies, default=str).encode()).hexdigest()[:32]
 

@@ -44,13 +44,26 @@ def train(context: TrainContext, module: ModelWithLoss) -> int:
     state = TrainState(module, optimizer, init_ema(model, config))
     last = latest_checkpoint(context.run_dir)
     start = load_checkpoint(last, model, optimizer, state.ema) if last else 0
-    model.train()
+    set_training_mode(model)
     if start < len(context.plan):
         run_steps(context, state, start)
     if context.keep_best:
         return load_final_weights(context, model, state.ema)
     use_ema_weights(model, state.ema)
     return len(context.plan)
+
+
+def set_training_mode(model: Any) -> None:
+    """Training mode for trained modules, so with their dropout; evaluation mode for those whose weights are all frozen,
+    except that a layer with gradient checkpointing has to be in training mode for it."""
+    model.train()
+    frozen = [part for part in (model.model.vision_tower, model.model.language_model) if is_frozen(part)]
+    for module in (module for part in frozen for module in part.modules()):
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
+
+
+def is_frozen(module: torch.nn.Module) -> bool:
+    return not any(p.requires_grad for p in module.parameters())
 
 
 def load_final_weights(context: TrainContext, model: Any, ema: dict[str, torch.Tensor] | None = None) -> int:

@@ -106,8 +106,13 @@ def add_adapters(model: Any, config: TrainConfig) -> Any:
     language = model.model.language_model
     linears = [name for name, module in language.named_modules() if isinstance(module, torch.nn.Linear)]
     targets = [name for name in linears if not lora.targets or name.split(".")[-1] in lora.targets]
-    if not targets:
-        raise UserError(f"lora.targets: none of {', '.join(lora.targets)} is a linear layer of the language model")
+    names = sorted({name.split(".")[-1] for name in linears})
+    unknown = sorted(set(lora.targets) - set(names))
+    if unknown or not targets:
+        raise UserError(
+            f"lora.targets: {', '.join(unknown) or 'none'} is no linear layer of the language model; it has "
+            f"{', '.join(names)}"
+        )
     lora_config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes a float as well

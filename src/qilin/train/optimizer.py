@@ -103,7 +103,8 @@ def set_learning_rate(group: dict[str, Any], learning_rate: float) -> None:
 def lr_factor(scheduler_type: str, step: int, num_steps: int, warmup_steps: int) -> float:
     """Learning rate of a step relative to its peak, by the formulas of transformers' schedulers."""
     if step < warmup_steps:
-        return step / max(1, warmup_steps) if warmup_steps > 1 else 1.0
+        # A run that is nothing but its warm-up would learn nothing.
+        return step / warmup_steps if num_steps > 1 else 1.0
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     factors = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
     return factors[scheduler_type]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from qilin.convert.cache import ensure_hf_layout
 from qilin.core.config import read_yaml, to_dict, write_yaml
@@ -31,16 +32,17 @@ from qilin.model.llava import (
     check_feature_layer,
     compose,
     load_model,
+    part_of,
     pick_device,
     set_template,
     set_trainable,
 )
-from qilin.model.saving import save_model
+from qilin.model.saving import TRAINED_BESIDE, save_model, save_processor
 from qilin.train.checkpoint import CHECKPOINTS, latest_checkpoint, step_of
 from qilin.train.config import TrainCommand, TrainConfig, read_recipe
 from qilin.train.context import TrainContext, ValidationSet
 from qilin.train.data_loader import PackedDataset
-from qilin.train.data_sources import Purpose
+from qilin.train.data_sources import Purpose, verify_sources
 from qilin.train.distributed import (
     SINGLE_DEVICE,
     ModelWithLoss,
@@ -104,6 +106,8 @@ def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | Non
             "optimizer is muon, which runs on one device only: its step needs complete matrices, and many devices hold "
             "shards of them; set optimizer=adamw"
         )
+    if check:
+        verify_sources(config)
     world = init_world(config.device)
     config = resolve_precision(config, world)
     with world.one_rank_at_a_time():
@@ -459,11 +463,26 @@ def write_model(run_dir: Path, config: TrainConfig, loaded: LoadedModel, model: 
     if dtype == torch.float32:
         restore_frozen_weights(model, config)
     if config.lora is not None:
-        model.save_pretrained(str(run_dir / "adapter"))
+        save_adapter(run_dir / "adapter", config, loaded, model)
         model = model.merge_and_unload()
     model = model.to(dtype).eval()
     model.config.use_cache = True
     save_model(run_dir, model, loaded.processor)
+
+
+def save_adapter(folder: Path, config: TrainConfig, loaded: LoadedModel, model: Any) -> None:
+    """Write peft's files, and what else makes the model: the parts trained beside the adapters, template and processor,
+    which `qilin convert ADAPTER --base` reads."""
+    model.save_pretrained(str(folder))
+    trained = {
+        remove_peft_prefix(name): parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and part_of(remove_peft_prefix(name)) in config.trainable
+    }
+    save_file(trained, folder / TRAINED_BESIDE)
+    save_processor(folder, loaded.processor)
+    base_model(model).generation_config.save_pretrained(str(folder))
+    write_atomic(folder / QILIN_JSON, to_json({"template": config.template, "pad_square": config.pad_square}))
 
 
 def restore_frozen_weights(model: Any, config: TrainConfig) -> None:

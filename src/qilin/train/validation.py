@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from qilin.core.errors import RunError
+from qilin.model.guard import eval_mode
 from qilin.train.checkpoint import trainable_weights
 from qilin.train.config import TrainConfig
 from qilin.train.context import TrainContext, TrainState, ValidationSet
@@ -47,9 +48,19 @@ def validate(context: TrainContext, state: TrainState, on_progress: Callable[[in
     """
     validation, world = context.validation, context.world
     assert validation is not None, "the recipe does not validate"
-    total = 0.0
     swap_ema_weights(state.model, state.ema)
-    state.module.eval()
+    with eval_mode(state.module):
+        total = sum_losses(context, state, on_progress)
+    reshard(state.module, world)
+    swap_ema_weights(state.model, state.ema)
+    return total / validation.answer_tokens
+
+
+def sum_losses(context: TrainContext, state: TrainState, on_progress: Callable[[int], None]) -> float:
+    """The summed loss of all validation samples."""
+    validation, world = context.validation, context.world
+    assert validation is not None, "the recipe does not validate"
+    total = 0.0
     for batch in prefetch(validation.data, validation.plan, 0, context.config, world):
         loss = 0.0
         for pack in batch.packs:
@@ -61,10 +72,7 @@ def validate(context: TrainContext, state: TrainState, on_progress: Callable[[in
             raise RunError(f"the validation loss is {step_loss}; samples of batch {batch.step + 1}: {sample_ids}")
         total += step_loss
         on_progress(batch.step + 1)
-    state.module.train()
-    reshard(state.module, world)
-    swap_ema_weights(state.model, state.ema)
-    return total / validation.answer_tokens
+    return total
 
 
 def swap_ema_weights(model: Any, ema: Mapping[str, torch.Tensor]) -> None:
