@@ -17,6 +17,17 @@ from qilin.imaging.archive_paths import find_member, read_path_or_member
 from qilin.pipeline.pubmed.image_lookup import resolve
 
 
+def test_an_outside_image_costs_its_row_in_report_collections_too(tmp_path: Path) -> None:
+    outside_names(tmp_path)
+    write_jpegs(tmp_path / "source", "images/0.jpg")
+    row = {"id": "CXR1", "report": "No acute findings.", "image_path": ["0.jpg"]}
+    rows = {"train": [row, row | {"id": "CXR2", "image_path": ["../private/patient.jpg"]}]}
+    (tmp_path / "source" / "annotation.json").write_text(json.dumps(rows))
+    data = run_import("iu-xray", tmp_path / "source", out=tmp_path / "out")
+    assert [sample.sample_id for sample in data.samples("train")] == ["CXR1"]
+    assert ["outside" in row["reason"] for row in dropped_rows(data)] == [True]
+
+
 def question(image: Any, text: str = "这是什么？", **changes: Any) -> dict[str, Any]:
     return {"image": image, "question": text, "answer": "肺"} | changes
 

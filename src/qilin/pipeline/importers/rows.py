@@ -136,9 +136,13 @@ def caption_from_names(
     folders: tuple[Path, ...], *, group: str = "", split: str | None = None, license: str | None = None,
 ) -> ImportRow | RejectedRow:  # fmt: skip
     """`caption_row` of named images. `license`: that of the row. Default group: the article of the first image."""
+    row = {"id": sample_id, "images": list(image_names)}
     if not text.strip():
-        return RejectedRow({"id": sample_id, "images": list(image_names)}, "empty text")
+        return RejectedRow(row, "empty text")
     license = license or config.license
-    images = tuple(find_image(name, folders, config, license=license) for name in image_names)
+    try:
+        images = tuple(find_image(name, folders, config, license=license) for name in image_names)
+    except RowError as error:
+        return RejectedRow(row, str(error))
     group = group or article_id(image_names[0])
     return caption_row(kind, sample_id, images, text, group=group, license=license, split=split)
