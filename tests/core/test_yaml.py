@@ -52,8 +52,8 @@ def test_paths_are_texts(text: str) -> None:
         assert not isinstance(parse_override(f"seed={text}", ["out"])[1], str)  # the control
 
 
-def test_home_and_lists_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert parse_override("out=~/x", ["out"]) == ("out", "/home/me/x")
+def test_home_and_lists_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_override("out=~/x", ["out"]) == ("out", f"{tmp_path}/x")
     assert parse_override("data=[a, b]", ["data"]) == ("data", ["a", "b"])
     assert parse_override("label=~/x") == ("label", "~/x")
