@@ -24,6 +24,8 @@ from qilin import cli
 from qilin.convert.weight_files import list_tensors
 from qilin.core.config import read_yaml
 from qilin.core.errors import RunError, UserError
+from qilin.core.files import sha256_file
+from qilin.dataset.reader import content_hash
 from qilin.imaging.augment import augment
 from qilin.model.llava import load_model, part_of
 from qilin.train.config import read_recipe
@@ -292,7 +294,9 @@ def test_check_names_images_that_do_not_decode(home: Path, tmp_path: Path) -> No
     owner = table.schema.get_field_index(name)
     pq.write_table(table.set_column(owner, table.schema.field(name), pa.array(bytes_)), file)
     manifest = json.loads((data / "manifest.json").read_text())
-    manifest["files"][f"images/{file.name}"]["bytes"] = file.stat().st_size  # not a copy cut short
+    entry = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}  # damaged before it was written, not after
+    manifest["files"][f"images/{file.name}"] = entry
+    manifest["hash"] = content_hash(manifest["files"])
     (data / "manifest.json").write_text(json.dumps(manifest))
     config = read_recipe("small/align", overrides(home, tmp_path / "run", [f"data={data}"]))
     expected_error = rf"image {table.column('image_id')[2]} \(sample train-vqa-"
