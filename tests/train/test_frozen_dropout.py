@@ -1,12 +1,16 @@
-"""Frozen parts have no dropout in training; trained parts have theirs; one step of warm-up starts at zero."""
+"""Frozen parts have no dropout in training; one step of warm-up starts at zero; unknown LoRA targets are refused."""
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from builders.tiny import tiny_llava
+from qilin.core.errors import UserError
 from qilin.model.llava import set_trainable
+from qilin.train.config import DataSource, LoraOptions, TrainConfig
 from qilin.train.loop import set_training_mode
+from qilin.train.model_setup import add_adapters
 from qilin.train.optimizer import lr_factor
 
 
@@ -30,3 +34,12 @@ def test_frozen_parts_are_in_evaluation_mode(tmp_path: Path) -> None:
 def test_a_warm_up_of_one_step_starts_at_zero() -> None:
     assert [lr_factor("linear", step, 5, 1) for step in range(5)] == [0.0, 1.0, 0.75, 0.5, 0.25]
     assert lr_factor("linear", 0, 5, 0) == 1.0
+
+
+def test_lora_targets_that_match_nothing_are_named(tmp_path: Path) -> None:
+    config = TrainConfig(
+        model="unused", data=(DataSource(path=tmp_path),), lora=LoraOptions(targets=("q_proj", "qproj"))
+    )
+    with pytest.raises(UserError, match="qproj is no linear layer") as error:
+        add_adapters(tiny_llava(tmp_path).model, config)
+    assert "gate_proj" in str(error.value)

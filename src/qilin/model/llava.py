@@ -161,7 +161,7 @@ def complete_processor(processor: Any, model: Any, folder: Path) -> None:
     if not isinstance(model.config, LlavaConfig) or not folder.is_dir():
         return
     if processor.patch_size is None:
-        processor.patch_size = model.config.vision_config.patch_size
+        processor.patch_size = getattr(model.config.vision_config, "patch_size", None)
     if processor.vision_feature_select_strategy is None:
         processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
     if "num_additional_image_tokens" not in stored:

@@ -244,6 +244,11 @@ def prepare_for_training(loaded: LoadedModel, config: TrainConfig, world: World)
     """The model ready for training. For many devices it stays on the host; sharding moves it layer by layer."""
     model = apply_precision(loaded.model, config)
     model = quantize_frozen(model, config, world.device)
+    if config.lora is not None:
+        language = model.model.language_model
+        experts = sum(p.numel() for p in language.parameters() if p.ndim == 3)  # (expert, out, in), no linear layers
+        if experts:
+            console.print(f"  lora: the experts' {experts:,} weights get no adapters", style="yellow")
     return add_adapters(model if world.size > 1 else model.to(world.device), config)
 
 
