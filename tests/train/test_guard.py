@@ -9,8 +9,9 @@ import pytest
 import transformers
 
 from builders.architectures import LANGUAGE_MODELS, VISION_ENCODERS, language_model, vision_encoder
-from builders.tiny import tiny_dataset
+from builders.tiny import tiny_dataset, tiny_vision
 from qilin.core.errors import UserError
+from qilin.model.guard import first_layers
 from qilin.model.llava import LoadedModel, compose
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.data_loader import PackedDataset
@@ -114,6 +115,22 @@ def test_the_samples_that_are_compared(home: Path) -> None:
     assert set(plan.order[plan.lengths.total[plan.order].argsort(kind="stable")][-2:].tolist()) <= set(chosen)
     assert any(len(group.samples) > 1 for group in groups)  # a shared prefix
     check_positions(loaded.model.config.text_config, "pair", plan)
+
+
+def test_large_models_are_compared_on_their_first_layers(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qilin.model.guard.LARGE", 0)
+    vision = tiny_vision(tmp_path / "clip", layers=5)
+    language = language_model(tmp_path / "deep", "llama", num_hidden_layers=6)
+    loaded = compose(str(vision), str(language), template="chatml", system="", pad_square=True)
+    model = loaded.model
+    with first_layers(model):
+        assert len(model.model.language_model.layers) == model.config.text_config.num_hidden_layers == 2
+        assert model.config.vision_config.num_hidden_layers == 3
+    assert choose_shortcuts(model, "pair", *plan_of(home, loaded)) == ALL
+    assert len(model.model.language_model.layers) == model.config.text_config.num_hidden_layers == 6
+    assert model.config.vision_config.num_hidden_layers == 5
 
 
 @pytest.mark.long
