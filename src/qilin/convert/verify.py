@@ -196,8 +196,8 @@ def llama3_frequencies(frequencies: torch.Tensor, scaling: Mapping[str, Any]) ->
     """Llama 3.1's scaling: long wavelengths are divided by the factor, short ones kept, those between interpolated."""
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # over the original context
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return kept * frequencies + (1 - kept) * frequencies / scaling["factor"]
+    unscaled = ((turns - low) / (high - low)).clamp(0, 1)
+    return unscaled * frequencies + (1 - unscaled) * frequencies / scaling["factor"]
 
 
 def apply_rotary(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

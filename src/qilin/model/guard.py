@@ -86,10 +86,10 @@ def check_structure(model: Any, name: str) -> None:
     lost, absent = sorted(set(shapes) - set(expected)), sorted(set(expected) - set(shapes))
     other = sorted(key for key in set(shapes) & set(expected) if shapes[key] != expected[key])
     parts = {"lost": lost, "missing": absent, "of another shape": other}
-    found = [f"{len(keys)} {what} ({shorten(keys)})" for what, keys in parts.items() if keys]
-    if found:
+    differences = [f"{len(keys)} {what} ({shorten(keys)})" for what, keys in parts.items() if keys]
+    if differences:
         raise UserError(
-            f"{name}: a saved model could not be read again: of its {len(shapes)} weights, {'; '.join(found)}; "
+            f"{name}: a saved model could not be read again: of its {len(shapes)} weights, {'; '.join(differences)}; "
             "choose another model"
         )
 
