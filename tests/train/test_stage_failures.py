@@ -1,7 +1,6 @@
 """What goes wrong around a run is refused, named or survived: the cache of lengths, images, settings, the folder."""
 
 import json
-import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from builders.training import Crash, tiny_home
 from qilin.core.config import build_config, read_yaml
 from qilin.core.errors import RunError, UserError
+from qilin.core.files import sha256_file
+from qilin.dataset.reader import content_hash
 from qilin.model.llava import LoadedModel, compose
 from qilin.train import checkpoint, loop
 from qilin.train import data_loader as loader_module
@@ -343,13 +344,23 @@ def test_other_keys_may_not_change(parts: Path, tmp_path: Path) -> None:
         train(parts, run, label="quick")
 
 
+def change_hash(data: Path) -> None:
+    """Make a sound dataset of another hash: one more rejected row."""
+    with (data / "dropped.jsonl").open("a") as file:
+        file.write('{"reason": "another", "row": {}}\n')
+    manifest = json.loads((data / "manifest.json").read_text())
+    size = (data / "dropped.jsonl").stat().st_size
+    manifest["files"]["dropped.jsonl"] = {"sha256": sha256_file(data / "dropped.jsonl"), "bytes": size}
+    manifest["hash"] = content_hash(manifest["files"])
+    (data / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_other_data_under_the_same_name_is_refused(parts: Path, tmp_path: Path) -> None:
     """Texts of the same lengths make the same plan; the manifest's hash tells them apart."""
     run, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(parts / "data", data)
     crash(parts, run, 3, data=[{"path": str(data)}])
-    manifest = data / "manifest.json"
-    manifest.write_text(re.sub(r'"hash": "\w+"', f'"hash": "{"0" * 64}"', manifest.read_text()))
+    change_hash(data)
     with pytest.raises(UserError, match="other data"):
         train(parts, run, data=[{"path": str(data)}])
 

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from qilin.convert.cache import ensure_hf_layout
-from qilin.core.config import read_yaml, to_dict, write_yaml
+from qilin.core.config import read_yaml, to_dict
 from qilin.core.errors import RunError, UserError
-from qilin.core.files import read_json, to_json, write_atomic
+from qilin.core.files import to_json, write_atomic
 from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
-from qilin.core.provenance import commit, machine, versions
+from qilin.core.provenance import versions
 from qilin.core.terminal import make_console
 from qilin.model.hub import check_not_quantized
 from qilin.model.llava import (
@@ -40,7 +39,7 @@ from qilin.model.llava import (
 from qilin.model.saving import TRAINED_BESIDE, save_model, save_processor
 from qilin.train.checkpoint import CHECKPOINTS, latest_checkpoint, step_of
 from qilin.train.config import TrainCommand, TrainConfig, read_recipe
-from qilin.train.context import TrainContext, ValidationSet
+from qilin.train.context import TrainContext
 from qilin.train.data_loader import PackedDataset
 from qilin.train.data_sources import Purpose, verify_sources
 from qilin.train.distributed import (
@@ -59,14 +58,18 @@ from qilin.train.loop import load_final_weights, pack_loss, train
 from qilin.train.metrics import METRICS, check_trackers
 from qilin.train.model_setup import add_adapters, apply_precision, base_model, quantize_frozen, remove_peft_prefix
 from qilin.train.packed_attention import Shortcuts, use_packed_attention, use_plain_attention
-from qilin.train.plan import Plan, format_saving, make_plan
+from qilin.train.plan import Plan, make_plan
+from qilin.train.run_record import (
+    PACKAGES,
+    RECIPE,
+    append_start,
+    format_plan,
+    plan_facts,
+    validation_summary,
+    write_run_header,
+)
 from qilin.train.validation import make_validation_set
 
-RECIPE = "recipe.yaml"
-PLAN = "plan.json"
-STARTS = "starts.jsonl"
-DROPPED = "dropped.jsonl"  # samples dropped for their length, if any
-PACKAGES = ("torch", "transformers", "peft", "safetensors")  # their versions can change the result
 # keys that may change during a run, since the result does not depend on them
 MUTABLE_KEYS = ("save_steps", "save_total_limit", "logging_steps", "trackers", "device", "shard", "async_checkpoint",
                 "gradient_checkpointing")  # fmt: skip
@@ -276,45 +279,6 @@ def plan_run(config: TrainConfig, data: PackedDataset) -> Plan:
     )
 
 
-def plan_facts(data: PackedDataset, plan: Plan, validation: ValidationSet | None) -> dict[str, Any]:
-    """The numbers of a plan, for the console, plan.json and qilin.json."""
-    lengths = plan.lengths
-    facts = {
-        "hash": plan.hash,
-        "data": [source.dataset.hash for source in data.sources],
-        "steps": len(plan),
-        "samples": data.counts["samples"],
-        "cut": data.counts["cut"],
-        "dropped": data.counts["dropped"],
-        "tokens": sum(group.tokens for step in range(len(plan)) for group in plan.groups(step)),
-        "tokens_unshared": int(lengths.total[plan.order].sum()),
-        "answer_tokens": int(lengths.answer_tokens[plan.order].sum()),
-    }
-    if validation is not None:
-        facts["validation"] = {
-            "samples": validation.num_samples,
-            "of": validation.data.counts["samples"],
-            "answer_tokens": validation.answer_tokens,
-        }
-    return facts
-
-
-def format_plan(facts: Mapping[str, Any]) -> str:
-    text = (
-        f"  {facts['samples']:,} samples, {facts['steps']:,} steps, {facts['tokens']:,} tokens"
-        f"{format_saving(facts)}, {facts['answer_tokens']:,} answer tokens"
-    )
-    if facts["cut"] or facts["dropped"]:
-        text += f"; {facts['cut']} samples truncated and {facts['dropped']} dropped for their length"
-    if "validation" in facts:
-        validation = facts["validation"]
-        text += (
-            f"\n  validation on {validation['samples']:,} of {validation['of']:,} held-out samples, "
-            f"{validation['answer_tokens']:,} answer tokens"
-        )
-    return text
-
-
 def check_samples(config: TrainConfig, data: PackedDataset) -> None:
     """Warn about text-only samples where only parts that see images are trained; UserError if there are no others."""
     if "language" in config.trainable or config.lora is not None:
@@ -359,61 +323,6 @@ def check_images(datasets: Sequence[PackedDataset]) -> None:
         listed = "\n  ".join(errors[:10])
         raise UserError(f"{len(errors)} of {len(checked)} images do not decode{more}:\n  {listed}")
     console.print("  all texts and images can be read; nothing was trained (--check)")
-
-
-def write_run_header(
-    run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], dropped: Sequence[Mapping[str, str]]
-) -> None:
-    """Write recipe, plan and dropped samples. Raises UserError if the run in the folder has another plan or data."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    plan_file = run_dir / PLAN
-    if plan_file.is_file():
-        previous = read_json(plan_file)
-        if previous["hash"] != facts["hash"] or previous.get("data", facts["data"]) != facts["data"]:
-            raise UserError(
-                f"{run_dir}: this run started with other data or lengths; remove it or choose another out=FOLDER"
-            )
-        last = latest_checkpoint(run_dir)
-        if last:
-            console.print(f"  resuming after step {step_of(last):,} of {facts['steps']:,}")
-    temporary = run_dir / f".{RECIPE}.unfinished"
-    write_yaml(config, temporary)
-    temporary.replace(run_dir / RECIPE)
-    if dropped:
-        write_atomic(run_dir / DROPPED, (to_json(row, indent=None) for row in dropped))
-    write_atomic(plan_file, json.dumps(facts, indent=2))
-
-
-def append_start(run_dir: Path, world: World) -> None:
-    """Add a line to starts.jsonl: time, step, code, versions and machine of this start."""
-    last = latest_checkpoint(run_dir)
-    cuda = world.device.type == "cuda"
-    row = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "after_step": step_of(last) if last else 0,
-        "devices": world.size,
-        "device": torch.cuda.get_device_name(world.device) if cuda else str(world.device),
-        **machine(),
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-        **versions(PACKAGES),
-    }
-    with (run_dir / STARTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def validation_summary(run_dir: Path, step: int) -> dict[str, Any]:
-    """The step of the final model with its validation loss and that of the last step; {} without validation."""
-    rows = [json.loads(line) for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines()]
-    losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
-    if not losses:
-        return {}
-    last = max(losses)
-    console.print(
-        f"  final model: step {step:,}, validation loss {losses[step]:.4f}"
-        + (f" (last step, {last:,}: {losses[last]:.4f})" if step != last else "")
-    )
-    return {"model_of_step": step, "validation_loss": losses[step], "validation_loss_last": losses[last]}
 
 
 def assemble_model(context: TrainContext) -> tuple[LoadedModel, Any, int]:
