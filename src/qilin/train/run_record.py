@@ -21,13 +21,9 @@ from qilin.train.checkpoint import latest_checkpoint, step_of
 from qilin.train.config import TrainConfig
 from qilin.train.context import ValidationSet
 from qilin.train.data_loader import PackedDataset
-from qilin.train.distributed import (
-    World,
-)
+from qilin.train.distributed import World
 from qilin.train.metrics import METRICS
 from qilin.train.plan import Plan, format_saving
-
-# keys that may change during a run, since the result does not depend on them
 
 RECIPE = "recipe.yaml"
 PLAN = "plan.json"
