@@ -36,6 +36,11 @@ def test_a_recipe_resolves_to_valid_steps(name: str) -> None:
     assert [step.name for step in steps][-3:] == ["conversations", "merged", name]
 
 
+def test_an_output_folder_may_be_a_number() -> None:
+    recipe = read_recipe("chimed-vl")
+    assert read_values("chimed-vl", recipe, [*REQUIRED["chimed-vl"], "out=2024"])["out"] == "2024"
+
+
 def test_optional_steps_depend_on_the_values() -> None:
     overrides = ["vision_model=qwen-vl", "pmc_vqa=PMC-VQA", "cluster=tcp://a:1", "license=commercial"]
     full = {step.name: step.config for step in resolve("chimed-vl", *overrides)}

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -240,6 +241,12 @@ def test_invalid_options_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "out" / "ledger.sqlite").write_bytes(b"not a database at all" * 60)
     assert main(["data", "pmc", str(tmp_path / "out"), "--ids", str(tmp_path / "empty")]) == 2
     assert "ledger.sqlite" in capsys.readouterr().err
+
+
+def test_a_pipe_of_ids_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ids")  # reading it would wait for a writer that never comes
+    with pytest.raises(UserError, match=r"ids: is a named pipe.*PMC id"):
+        list(read_ids(tmp_path / "ids"))
 
 
 def test_a_folder_with_other_files_is_not_touched(

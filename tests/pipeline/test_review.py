@@ -55,6 +55,12 @@ def test_decisions_are_appended_and_the_last_one_counts(tmp_path: Path) -> None:
     assert final_decision({"a": decisions[0], "b": decisions[4]}).decision == "fix"
 
 
+def test_a_pipe_of_decisions_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "decisions.jsonl")
+    with pytest.raises(UserError, match=r"decisions\.jsonl: is a named pipe"):
+        read_decisions(tmp_path / "decisions.jsonl")
+
+
 def test_a_line_truncated_by_a_crash_is_the_only_loss(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     add_decision(path, decide("accept"))

@@ -6,11 +6,11 @@ counts are those that the authors stated and were not verified again: read the p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from qilin.core.config import config_class, option
+from qilin.core.terminal import print_json
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def find_benchmark(split_sha256: str) -> str | None:
 def show_benchmarks(config: BenchmarksConfig) -> None:
     """Print every known test set with the command that imports it."""
     if config.json:
-        print(json.dumps({name: asdict(row) for name, row in BENCHMARKS.items()}, ensure_ascii=False, indent=2))
+        print_json({name: asdict(row) for name, row in BENCHMARKS.items()})
         return
     from rich.text import Text
 

@@ -4,7 +4,6 @@ In: a model folder (or a tokenizer and a template's name), a question and its an
 per token, or JSON. Free of torch until the command runs, for its --help.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.terminal import make_console
+from qilin.core.terminal import make_console, print_json
 from qilin.dataset.schema import assistant, user
 from qilin.model.chat_template import IMAGE, Encoded, encode
 from qilin.model.hub import fetch, from_pretrained
@@ -55,7 +54,7 @@ def show_template(config: TemplateConfig) -> None:
         messages += [user(config.question, images=int(turn == 0)), assistant(config.answer)]
     encoded = encode(messages, tokenizer, template, image_tokens)
     if config.json:
-        print(json.dumps({**asdict(encoded), "text": decode(tokenizer, encoded.ids)}, ensure_ascii=False))
+        print_json({**asdict(encoded), "text": decode(tokenizer, encoded.ids)}, indent=None)
         return
     text = format_tokens(encoded, tokenizer) if config.tokens else format_text(encoded, tokenizer)
     make_console().print(text)

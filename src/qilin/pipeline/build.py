@@ -157,7 +157,7 @@ def read_values(name: str, recipe: Recipe, overrides: Sequence[str]) -> dict[str
     needs = {"out": OUT_HELP, **recipe.needs}
     keys = [*needs, *recipe.values]
     values = dict(recipe.values)
-    for key, value in map(parse_override, overrides):
+    for key, value in (parse_override(override, ["out"]) for override in overrides):
         if key not in keys:
             raise UserError(f"recipe {name}: unknown key {key}; {suggest(key, keys)}")
         values[key] = value

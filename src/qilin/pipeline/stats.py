@@ -4,7 +4,6 @@ In: a dataset folder. Out: counts by split, kind, source, modality, body part, l
 text lengths in characters or in tokens of a tokenizer. The dataset card has the same in characters.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
-from qilin.core.terminal import make_console
+from qilin.core.terminal import make_console, print_json
 from qilin.dataset.length_stats import PAPER_LENGTHS, LengthCounts, format_quartiles, paper_part, quartiles
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import text_of
@@ -36,7 +35,7 @@ def stats(config: StatsConfig) -> None:
     data = open_dataset(config.source)
     statistics = compute_statistics(data, load_length_function(config.tokenizer))
     if config.json:
-        print(json.dumps(statistics, ensure_ascii=False))
+        print_json(statistics, indent=None)
         return
     console = make_console()
     samples, images = statistics["samples"], statistics["images"]

@@ -5,7 +5,6 @@ continues. Nothing leaves the machine, and the page requires the token in the pr
 """
 
 import getpass
-import json
 import secrets
 import socket
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars
-from qilin.core.terminal import make_console
+from qilin.core.terminal import make_console, print_json
 from qilin.dataset.reader import open_dataset
 from qilin.pipeline.review.apply import count_stale
 from qilin.pipeline.review.config import ReviewConfig
@@ -112,7 +111,7 @@ def print_report(config: ReviewConfig, path: Path) -> None:
             "reasons": dict(reasons.most_common()),
             "agreement": agreements,
         }
-        print(json.dumps(report, ensure_ascii=False))
+        print_json(report, indent=None)
         return
     console = make_console()
     console.print(f"{path}: {len(current):,} samples decided, {stale:,} of them missing or changed since")

@@ -4,7 +4,6 @@ In: a step's config and its input datasets. Out: the settings that the manifest 
 steps; the summary that the command prints.
 """
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from qilin.core.config import flat_fields, flat_values
 from qilin.core.errors import UserError
 from qilin.core.output_dir import differing_keys, require_empty
 from qilin.core.progress import refusals
-from qilin.core.terminal import make_console
+from qilin.core.terminal import make_console, print_json
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST
 
@@ -84,7 +83,7 @@ def print_summary(
     counts = data.manifest["counts"]
     if as_json:
         row = {"out": str(out), "made": is_new, "hash": data.hash, **(extra or {}), **counts}
-        print(json.dumps(row, ensure_ascii=False))
+        print_json(row, indent=None)
         return
     console = make_console()
     samples = ", ".join(f"{split} {count:,}" for split, count in counts["samples"].items())

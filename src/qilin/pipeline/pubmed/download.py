@@ -17,10 +17,11 @@ import httpx2
 from qilin import __version__
 from qilin.core.config import config_class, option
 from qilin.core.errors import RunError, UserError
+from qilin.core.files import read_text
 from qilin.core.llm_client import run_workers
 from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
-from qilin.core.terminal import make_console
+from qilin.core.terminal import make_console, print_json
 from qilin.dataset.licenses import TIERS, license_tier
 from qilin.pipeline.pubmed.caption_classifier import classify_caption
 from qilin.pipeline.pubmed.download_state import (
@@ -157,13 +158,7 @@ async def select_articles(config: PmcConfig, store: ArticleStore, ledger: Ledger
 
 def read_ids(path: Path) -> Iterator[tuple[int, int]]:
     """(number, version or 0) of each line. Raises UserError for a line that is not an id."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected one PMC id per line") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a UTF-8 text file; expected one PMC id per line") from None
-    for line_number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(read_text(path, "one PMC id per line").splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         match = re.fullmatch(r"(?:PMC)?(\d{1,10})(?:\.(\d{1,3}))?", line.strip(), re.IGNORECASE)
@@ -337,7 +332,7 @@ def print_summary(config: PmcConfig, ledger: Ledger, processed: int) -> None:
     if config.json:
         tables = {table: [{"state": s, "detail": d, "count": n} for s, d, n in rows] for table, rows in counts.items()}
         summary = {"out": str(config.out), "done": processed, "bytes": ledger.total_bytes(), **tables}
-        print(json.dumps(summary, ensure_ascii=False))
+        print_json(summary, indent=None)
         return
     console = make_console()
     console.print(

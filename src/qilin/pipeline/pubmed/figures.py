@@ -18,7 +18,7 @@ from typing import Any
 from qilin.core.config import config_class, option
 from qilin.core.errors import UserError
 from qilin.core.progress import ProgressBars, refusals
-from qilin.core.terminal import make_console
+from qilin.core.terminal import make_console, print_json
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.licenses import license_tier
 from qilin.imaging.panel_captions import SplitCaption, split_caption
@@ -219,7 +219,7 @@ def print_summary(config: ExtractFiguresConfig, articles: int, counts: Mapping[s
     if config.execution.json:
         facts = {"articles": articles, "figures": counts["rows"], "medical": dict(medical)}
         summary = {"out": str(config.out), **facts, "captions_divided": split_captions, **counts}
-        print(json.dumps(summary, ensure_ascii=False))
+        print_json(summary, indent=None)
         return
     console = make_console()
     classes = ", ".join(f"{name} {count:,}" for name, count in medical.most_common()) or "none"

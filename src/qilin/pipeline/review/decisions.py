@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qilin.core.errors import UserError
+from qilin.core.files import check_regular_file
 from qilin.dataset.schema import Sample, sample_row
 
 DECISIONS = ("accept", "fix", "reject")
@@ -83,6 +84,7 @@ def read_decisions(path: Path) -> list[Decision]:
     """
     if not path.exists():
         return []
+    check_regular_file(path, "a file of decisions")
     decisions = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
