@@ -49,17 +49,17 @@ class ServiceError(Exception):
     @property
     def kind(self) -> str:
         """filtered, too long, rejected: this request only; no credit, key, wrong: every request; else retry."""
-        words = f"{self.codes} {self.message}"
-        if self.status == 402 or NO_CREDIT.search(words):
+        text = f"{self.codes} {self.message}"
+        if self.status == 402 or NO_CREDIT.search(text):
             return "no credit"
-        if self.status != 401 and (CONTENT_FILTER_CODES & set(self.codes.split()) or CONTENT_FILTER.search(words)):
+        if self.status != 401 and (CONTENT_FILTER_CODES & set(self.codes.split()) or CONTENT_FILTER.search(text)):
             return "filtered"
         if self.status in (401, 403):
             return "key"
-        if self.status == 429 and "request too large" in words.lower():  # more than a whole minute's tokens
+        if self.status == 429 and "request too large" in text.lower():  # more than a whole minute's tokens
             return "too long"
         if self.status in REJECTED_STATUSES:
-            return "too long" if CONTEXT.search(words) else "rejected"
+            return "too long" if CONTEXT.search(text) else "rejected"
         return "retry" if self.status in RETRIED_STATUSES or self.status >= 500 else "wrong"
 
     def __str__(self) -> str:

@@ -54,17 +54,17 @@ def count_pages(data: bytes) -> int:
     order = "<" if data[:2] == LITTLE_ENDIAN else ">"
     is_big = data[2:4] in (b"\x2b\0", b"\0\x2b")
     count_format, entry_bytes, next_format = ("Q", 20, "Q") if is_big else ("H", 12, "I")
-    seen: set[int] = set()
+    seen_offsets: set[int] = set()
     try:
         (offset,) = struct.unpack_from(order + next_format, data, 8 if is_big else 4)
-        while offset and offset not in seen and len(seen) < PAGE_LIMIT:
+        while offset and offset not in seen_offsets and len(seen_offsets) < PAGE_LIMIT:
             (num_entries,) = struct.unpack_from(order + count_format, data, offset)
-            seen.add(offset)
+            seen_offsets.add(offset)
             end = offset + struct.calcsize(order + count_format) + entry_bytes * num_entries
             (offset,) = struct.unpack_from(order + next_format, data, end)
     except struct.error:  # a page that lies outside the file; the first one is decoded anyway
         pass
-    return len(seen)
+    return len(seen_offsets)
 
 
 def read_layout(data: bytes) -> Layout:

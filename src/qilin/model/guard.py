@@ -14,7 +14,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from qilin.core.errors import UserError
-from qilin.model.hub import shorten
+from qilin.model.hub import format_first
 
 LARGE = 20_000_000  # parameters; models with more are checked on their first layers
 MAX_LAYERS = 8
@@ -86,7 +86,7 @@ def check_structure(model: Any, name: str) -> None:
     lost, absent = sorted(set(shapes) - set(expected)), sorted(set(expected) - set(shapes))
     other = sorted(key for key in set(shapes) & set(expected) if shapes[key] != expected[key])
     parts = {"lost": lost, "missing": absent, "of another shape": other}
-    differences = [f"{len(keys)} {what} ({shorten(keys)})" for what, keys in parts.items() if keys]
+    differences = [f"{len(keys)} {what} ({format_first(keys)})" for what, keys in parts.items() if keys]
     if differences:
         raise UserError(
             f"{name}: a saved model could not be read again: of its {len(shapes)} weights, {'; '.join(differences)}; "

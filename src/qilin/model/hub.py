@@ -56,11 +56,11 @@ def load_weights(cls: Any, name: str, hub: str, may_miss: Sequence[str] = (), **
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(tuple(may_miss)))
     if missing:
         raise UserError(
-            f"{name}: {len(missing)} of its {len(model.state_dict())} weights are in no file ({shorten(missing)}) and "
-            "would be random; copy or download the complete folder (for vision=, name the encoder's own folder)"
+            f"{name}: {len(missing)} of its {len(model.state_dict())} weights are in no file ({format_first(missing)}) "
+            "and would be random; copy or download the complete folder (for vision=, name the encoder's own folder)"
         )
     if info.get("error_msgs"):
-        raise UserError(f"{name}: its weights do not load ({shorten(list(info['error_msgs']))})")
+        raise UserError(f"{name}: its weights do not load ({format_first(list(info['error_msgs']))})")
     return model
 
 
@@ -77,7 +77,7 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def shorten(names: Sequence[str], limit: int = 3) -> str:
+def format_first(names: Sequence[str], limit: int = 3) -> str:
     """The first names, and that there are more."""
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
 

@@ -161,11 +161,11 @@ class Checkpointer:
         available = f"the checkpoint of step {step_of(last)} is complete" if last else "there is no earlier checkpoint"
         path = self.run_dir / CHECKPOINTS / (f"step-{step:07d}" if step is not None else "step-*")
         return RunError(
-            f"{path}: could not be written ({root_cause(error)}); {available}; free disk space and run again"
+            f"{path}: could not be written ({checkpoint_error_text(error)}); {available}; free disk space and run again"
         )
 
 
-def root_cause(error: BaseException) -> str:
+def checkpoint_error_text(error: BaseException) -> str:
     """One line: the cause inside torch's own errors."""
     if isinstance(error, CheckpointException):
         failures = list(error.failures.values())
@@ -224,8 +224,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def read_error(path: Path, error: BaseException) -> RunError:
     return RunError(
-        f"{path}: cannot be read ({root_cause(error)}); remove this folder and run again, to continue from an "
-        "earlier one"
+        f"{path}: cannot be read ({checkpoint_error_text(error)}); remove this folder and run again, to continue from "
+        "an earlier one"
     )
 
 
