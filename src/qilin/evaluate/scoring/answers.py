@@ -18,6 +18,7 @@ from itertools import permutations
 
 from qilin.evaluate.results import Prediction, Verdict
 from qilin.evaluate.scoring.anatomy import Location, Meaning, Term, parse_meaning, same_meaning
+from qilin.evaluate.scoring.final_answer import FinalAnswer, extract_final_answer
 from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options
 from qilin.text.laterality import find_sides, sides_conflict
 from qilin.text.negation import count_negations
@@ -80,6 +81,13 @@ def judge_answer(
     `answer_type` is open, closed, choice or None; `choices` are the options of a choice question, in order.
     """
     choices = tuple(choices or ())
+    if exact_match(prediction, reference):  # whatever a reference looks like, it answers its question
+        final_answer = FinalAnswer(prediction)
+    else:
+        final_answer = extract_final_answer(prediction, question)
+    if final_answer.missing:
+        return Verdict(None, final_answer.missing)
+    prediction = final_answer.text
     if max(map(len, (question, reference, prediction, "".join(choices)))) > MAX_ANSWER_CHARACTERS:
         is_equal = normalize_text(prediction) == normalize_text(reference)
         return Verdict(True, "equal") if is_equal else Verdict(None, "too long")
