@@ -81,6 +81,7 @@ LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", {"logit_scale": 0.0625, "tie_word_embeddings": True}),
     "cohere2": ("Cohere2Config", {"head_dim": 8, "logit_scale": 1.0, "sliding_window": 2048}),
     "granite": ("GraniteConfig", {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "attention_multiplier": 0.1}),
+    "granite-odd": ("GraniteConfig", {"logits_scaling": 6.0}),
     "granite-plain": ("GraniteConfig", {"embedding_multiplier": 12.0, "attention_multiplier": 0.1}),
     "granite-moe": ("GraniteMoeConfig", {**EXPERTS, "logits_scaling": 4.0}),
     "minicpm3": (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from builders.tiny import tiny_language, tiny_llava, tiny_vision
@@ -71,8 +72,23 @@ def test_an_encoder_without_the_parts_behind_its_features(parts: Path, tmp_path:
     compose_parts(without(parts / "clip", tmp_path / "clip", "post_layernorm"), parts / "llama")
 
 
-def test_a_llava_is_no_encoder(parts: Path) -> None:
-    assert "53 of its 55 weights" in refusal(lambda: compose_parts(parts / "llava", parts / "llama"))
+@pytest.mark.parametrize("old_names", [False, True])
+def test_a_llava_gives_its_vision_tower(parts: Path, tmp_path: Path, old_names: bool) -> None:
+    source = parts / "llava"
+    if old_names:  # as in the files of 2023 and 2024: no `model.` before the parts
+        source = shutil.copytree(parts / "llava", tmp_path / "llava")
+        tensors = load_file(source / "model.safetensors")
+        assert any(name.startswith("vision_tower.vision_model.") for name in tensors)
+        renamed = {name.replace("vision_tower.vision_model.", "model.vision_tower."): t for name, t in tensors.items()}
+        save_file(renamed, source / "model.safetensors", metadata={"format": "pt"})
+    loaded = compose_parts(source, parts / "llama")
+    assert str(source) in loaded.notes[0]
+    expected = compose_parts(parts / "clip", parts / "llama").model.model.vision_tower.state_dict()
+    weights = loaded.model.model.vision_tower.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    incomplete = without(parts / "llava", tmp_path / "incomplete", "vision_model.encoder.layers.1")
+    assert "would be random" in refusal(lambda: compose_parts(incomplete, parts / "llama"))
 
 
 @pytest.mark.parametrize("text", ["multi_modal_projector.linear_2", "vision_tower", "language_model.model.layers.1"])

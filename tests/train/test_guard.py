@@ -20,6 +20,7 @@ from qilin.train.packed_attention import Shortcuts
 from qilin.train.plan import Plan, make_plan
 
 ALL, NO_ENCODER, NO_LAST = Shortcuts(), Shortcuts(vision=False), Shortcuts(last_layer=False)
+NO_PACKING = Shortcuts(last_layer=False, packing=False)
 # name -> the shortcuts that fit, or a text of the refusal; the others are in the long test
 LANGUAGES = {
     "llama": ALL,
@@ -29,15 +30,16 @@ LANGUAGES = {
     "olmo2": NO_LAST,
     "mistral-window": "sliding_window",
     "gemma2": "final_logit_softcapping",
-    "granite": "logits_scaling 8.0",
-    "cohere": "logit_scale 0.0625",
+    "granite": ALL,
+    "granite-odd": "logits_scaling 6.0",
+    "cohere": ALL,
     "minicpm3": "logits_scaling",
     "phi": "lm_head.bias",
     "gpt-oss": "sinks",
     "gpt2": "embed_tokens",
-    "bloom": "differs from plain transformers",
-    "qwen3.5": "linear_attention",
-    "lfm2": "conv",
+    "bloom": NO_PACKING,
+    "qwen3.5": NO_PACKING,
+    "lfm2": NO_PACKING,
 }
 ENCODERS = {
     "siglip": ALL,

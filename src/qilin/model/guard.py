@@ -15,6 +15,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from qilin.core.errors import UserError
 from qilin.model.hub import format_first
+from qilin.model.logit_scale import fold_logit_scale
 
 LARGE = 20_000_000  # parameters; models with more are checked on their first layers
 MAX_LAYERS = 8
@@ -26,25 +27,35 @@ NOT_OF_THE_HEAD = ("output_attentions", "output_hidden_states", "output_router_l
 
 
 @torch.no_grad()
-def check_text_logits(model: Any, language_model: Any, name: str) -> None:
+def check_text_logits(model: Any, language_model: Any, name: str) -> float | None:
     """Compare the text logits of a Llava with those of its language model's own class.
 
     A stock Llava has layers and a linear head; what the language model does between and after them (scales, soft caps)
-    is lost. Raises UserError that names the config's keys that its forward pass reads.
+    is lost. A scale that is a power of two moves into the last norm, and is returned. Raises UserError that names the
+    config's keys that its forward pass reads.
     """
     ids = torch.randint(min(300, language_model.config.vocab_size), (1, 24), generator=torch.Generator().manual_seed(0))
     with eval_mode(model), eval_mode(language_model), first_layers(model):
         expected = one_line_errors(name, lambda: language_model(input_ids=ids, use_cache=False).logits)
         logits = one_line_errors(name, lambda: model(input_ids=ids, use_cache=False).logits)
-    difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        difference, factor, keys = relative_difference(logits, expected), None, keys_of_head(language_model)
+        if difference > TOLERANCE:
+            factor = fold_logit_scale(model, keys, logits, expected)
+        if factor is not None:
+            difference = relative_difference(model(input_ids=ids, use_cache=False).logits, expected)
     if difference <= TOLERANCE:
-        return
+        return factor
     class_name = type(language_model).__name__
-    keys = ", ".join(f"{key} {value}" for key, value in keys_of_head(language_model).items())
+    listed = ", ".join(f"{key} {value}" for key, value in keys.items())
     raise UserError(
-        f"{name}: {class_name} is more than layers and a linear head ({keys or 'see its forward'}), which a Llava does "
+        f"{name}: {class_name} is more than layers and a linear head ({listed or 'see its forward'}), which a Llava does "
         f"not have: its logits would be off by {difference:.1%} of the largest; choose another language model"
     )
+
+
+def relative_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference as a share of the largest logit."""
+    return float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def one_line_errors(name: str, compute: Any) -> Any:

@@ -24,6 +24,7 @@ from transformers import (
 
 # From its own module: the top-level name in transformers 5.17 is a placeholder that requires torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from qilin.core.errors import UserError
@@ -35,6 +36,8 @@ from qilin.model.quantization import loading_options
 from qilin.model.tokenizer import chat_template_for, end_token_ids, load_tokenizer
 
 QILIN_JSON = "qilin.json"
+# Names in a Llava's files -> in those of its vision tower alone; other folders have no such names.
+TOWER_NAMES = {r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": ""}
 # The parts of a stock Llava by the prefixes of their parameter names.
 PARTS = {
     "vision": ("model.vision_tower.",),
@@ -45,12 +48,16 @@ PARTS = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its processor, and the content of its qilin.json ({} for models that Qilin did not write)."""
+    """A model with its processor, and the content of its qilin.json ({} for models that Qilin did not write).
+
+    `notes`: what was changed to compose it, a line each.
+    """
 
     model: Any
     processor: Any
     metadata: dict[str, Any] = field(default_factory=dict)
     path: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def compose(
@@ -59,10 +66,13 @@ def compose(
     """A new Llava from a vision encoder and a causal language model, each a folder or a hub id; weights in fp32.
 
     The projector is newly initialized (two linear layers with GELU between, LLaVA's mlp2x_gelu). Image features come
-    from the encoder's penultimate layer; a class token, if the encoder has one, is dropped. Raises UserError for parts
-    that do not load or fit.
+    from the encoder's penultimate layer; a class token, if the encoder has one, is dropped. Of an image-text model in
+    place of the encoder, its vision tower is taken. Raises UserError for parts that do not load or fit.
     """
-    vision_encoder = load_vision_encoder(vision, hub)
+    notes = []
+    vision_encoder, is_tower = load_vision_encoder(vision, hub)
+    if is_tower:
+        notes.append(f"vision: the vision tower of {vision}, without its projector and language model")
     tokenizer = load_tokenizer(language, hub)
     check_not_quantized(language, from_pretrained(AutoConfig, language, hub))
     language_model = load_weights(AutoModelForCausalLM, language, hub, dtype=torch.float32)
@@ -91,14 +101,16 @@ def compose(
     model.lm_head = language_model.get_output_embeddings()
     if model_config.tie_word_embeddings:
         model.tie_weights()
-    check_text_logits(model, language_model, language)
+    factor = check_text_logits(model, language_model, language)
+    if factor is not None:
+        notes.append(f"language: its logits are scaled by {factor:g}, which moved into the weights of its last norm")
     check_structure(model, language)
     # Greedy, as in evaluation. The language model's own sampling settings would apply silently, and some (Llama 2's
     # temperature without do_sample) cannot be saved again. set_template adds the end tokens.
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
     processor = make_processor(vision, vision_encoder.config, tokenizer, extra_tokens, pad_square, hub)
     set_template(model, processor, template, system)
-    return LoadedModel(model, processor)
+    return LoadedModel(model, processor, notes=tuple(notes))
 
 
 def make_processor(
@@ -190,16 +202,21 @@ def pick_device(device: str) -> torch.device:
     return torch_device
 
 
-def load_vision_encoder(name: str, hub: str) -> Any:
-    """The vision encoder of any Hugging Face vision or image-text model (CLIP, SigLIP, …), in fp32."""
+def load_vision_encoder(name: str, hub: str) -> tuple[Any, bool]:
+    """The vision encoder of any Hugging Face vision or image-text model (CLIP, SigLIP, Llava, …), in fp32, and whether it
+    is the vision tower of a model that generates text."""
     model_config = from_pretrained(AutoConfig, name, hub)
     vision_config = getattr(model_config, "vision_config", model_config)
     check_not_quantized(name, model_config)
-    encoder = load_weights(AutoModel, name, hub, UNUSED_PARTS, config=vision_config, dtype=torch.float32)
+    is_tower = type(model_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    mapping = TOWER_NAMES if is_tower else None
+    encoder = load_weights(
+        AutoModel, name, hub, UNUSED_PARTS, config=vision_config, dtype=torch.float32, key_mapping=mapping
+    )
     for key in ("patch_size", "image_size", "hidden_size"):
         if not isinstance(getattr(encoder.config, key, None), int):
             raise UserError(f"{name}: its config has no integer {key}; expected a ViT such as CLIP or SigLIP")
-    return encoder
+    return encoder, is_tower
 
 
 def check_feature_layer(config: LlavaConfig) -> None:

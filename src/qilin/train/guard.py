@@ -23,7 +23,14 @@ from qilin.train.plan import PackedGroup, Plan
 FIRST_SAMPLES = 6
 BUDGET = 3e11  # floating-point operations: about two seconds on two cores
 TOLERANCE = 1e-3  # of a token's loss, in nats; fp32 differs by about 1e-6
-CHOICES = (Shortcuts(), Shortcuts(vision=False), Shortcuts(last_layer=False), Shortcuts(False, False))
+CHOICES = (
+    Shortcuts(),
+    Shortcuts(vision=False),
+    Shortcuts(last_layer=False),
+    Shortcuts(vision=False, last_layer=False),
+    Shortcuts(last_layer=False, packing=False),
+    Shortcuts(vision=False, last_layer=False, packing=False),
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def choose_shortcuts(model: Any, name: str, data: PackedDataset, plan: Plan) -> 
     kinds = getattr(model.config.text_config, "layer_types", None) or []
     layers = f" (layers of {', '.join(dict.fromkeys(kinds))})" if len(set(kinds)) > 1 else ""
     raise UserError(
-        f"{name}: packed training of {type(model.model.language_model).__name__}{layers} differs from plain "
+        f"{name}: training of {type(model.model.language_model).__name__}{layers} differs from plain "
         f"transformers: {comparisons[-1]}; choose another language model"
     )
 

@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from qilin.core.errors import UserError
 from qilin.train.cpu_attention import Bucket, bucketed_attention, make_buckets, round_length, uniform_buckets
 from qilin.train.skip_unused import add_skip_hooks, remove_skip_hooks
+from qilin.train.unpacked import join_samples, separate_samples
 
 PACKED, VISION = "qilin_packed", "qilin_vision"  # names in transformers' AttentionInterface
 Document = tuple[int, int, int]  # first token, length, index of the prefix document (-1: none)
@@ -206,9 +207,10 @@ class Shortcuts:
 
     vision: bool = True  # the encoder's attention, and skipping its layers behind the features
     last_layer: bool = True  # in the language model, only the tokens that predict something
+    packing: bool = True  # all samples of a pack together; else one by one
 
     def __str__(self) -> str:
-        names = {"the encoder": self.vision, "the last layer": self.last_layer}
+        names = {"the encoder": self.vision, "the last layer": self.last_layer, "packing": self.packing}
         return " and ".join(name for name, used in names.items() if not used)
 
 
@@ -220,17 +222,26 @@ def use_packed_attention(model: Any, shortcuts: Shortcuts = Shortcuts()) -> None
     dropout = getattr(model.config.text_config, "attention_dropout", 0)
     if dropout:
         raise UserError(f"config.json: attention_dropout is {dropout}, which training does not support; set it to 0")
-    model.model.language_model.set_attn_implementation(PACKED)
+    if shortcuts.packing:
+        model.model.language_model.set_attn_implementation(PACKED)
+    else:
+        set_plain_attention(model.model.language_model)
+        separate_samples(model.model.language_model)
     if shortcuts.vision:
         model.model.vision_tower.set_attn_implementation(VISION)
-    add_skip_hooks(model, vision=shortcuts.vision, last_layer=shortcuts.last_layer)
+    add_skip_hooks(model, vision=shortcuts.vision, last_layer=shortcuts.last_layer and shortcuts.packing)
 
 
 def use_plain_attention(model: Any) -> None:
     """Return to PyTorch's attention, for generation; to the model's own code where it has no other."""
     for part in (model.model.language_model, model.model.vision_tower):
-        try:
-            part.set_attn_implementation("sdpa")
-        except ValueError:
-            part.set_attn_implementation("eager")
+        set_plain_attention(part)
+    join_samples(model.model.language_model)
     remove_skip_hooks(model)
+
+
+def set_plain_attention(part: Any) -> None:
+    try:
+        part.set_attn_implementation("sdpa")
+    except ValueError:
+        part.set_attn_implementation("eager")

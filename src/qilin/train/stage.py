@@ -237,6 +237,8 @@ def load_start(config: TrainConfig) -> LoadedModel:
 def load_trainable(config: TrainConfig) -> LoadedModel:
     """The starting model with its trainable parts set; prints the parameter counts."""
     loaded = load_start(config)
+    for note in loaded.notes:
+        console.print(f"  {note}", style="yellow")
     for part, (trainable, total) in set_trainable(loaded.model, config.trainable).items():
         status = f"{trainable:,} trainable" if trainable else "frozen"
         console.print(f"  {part:10} {total:>14,} parameters, {status}")
@@ -297,6 +299,10 @@ def check_model(config: TrainConfig, loaded: LoadedModel, data: PackedDataset, p
     shortcuts = choose_shortcuts(loaded.model, name, data, plan)
     if shortcuts != Shortcuts():
         console.print(f"  the shortcuts in {shortcuts} do not fit this model and are left off", style="yellow")
+    if not shortcuts.packing:
+        console.print("  samples are computed one by one, which is slower", style="yellow")
+    if not shortcuts.packing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{name}: computes samples one by one, which runs on one device only; train on one device")
     return shortcuts
 
 
