@@ -48,8 +48,8 @@ def check_text_logits(model: Any, language_model: Any, name: str) -> float | Non
     class_name = type(language_model).__name__
     listed = ", ".join(f"{key} {value}" for key, value in keys.items())
     raise UserError(
-        f"{name}: {class_name} is more than layers and a linear head ({listed or 'see its forward'}), which a Llava does "
-        f"not have: its logits would be off by {difference:.1%} of the largest; choose another language model"
+        f"{name}: {class_name} is more than layers and a linear head ({listed or 'see its forward'}), which a Llava "
+        f"does not have: its logits would be off by {difference:.1%} of the largest; choose another language model"
     )
 
 

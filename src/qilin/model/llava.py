@@ -203,8 +203,10 @@ def pick_device(device: str) -> torch.device:
 
 
 def load_vision_encoder(name: str, hub: str) -> tuple[Any, bool]:
-    """The vision encoder of any Hugging Face vision or image-text model (CLIP, SigLIP, Llava, …), in fp32, and whether it
-    is the vision tower of a model that generates text."""
+    """The vision encoder of any Hugging Face vision or image-text model (CLIP, SigLIP, Llava, …), in fp32.
+
+    Also returns whether it is the vision tower of a model that generates text.
+    """
     model_config = from_pretrained(AutoConfig, name, hub)
     vision_config = getattr(model_config, "vision_config", model_config)
     check_not_quantized(name, model_config)

@@ -1,4 +1,4 @@
-"""Moves a constant factor of a language model's logits (Granite's logits_scaling, Cohere's logit_scale) into its last norm.
+"""Moves a factor of a language model's logits (Granite's logits_scaling, Cohere's logit_scale) into its last norm.
 
 In: a Llava and the logits of its language model's own class. Out: the factor, with the norm's weights and the config
 changed in place. A power of two changes no digit of a weight, in bf16 neither, so the logits stay equal; other factors
