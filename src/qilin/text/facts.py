@@ -22,36 +22,12 @@ from qilin.core.files import read_json
 from qilin.text.negation import is_negated
 from qilin.text.normalize import to_halfwidth, to_simplified
 from qilin.text.numbers import counts_to_digits, find_measurements
-from qilin.text.synonyms import FINDINGS, MODALITIES, ORGANS, REGIONS, term_pattern
+from qilin.text.vocabulary import FINDING_CATEGORIES, TermFinder, concepts
 
 Vocabulary = Mapping[str, Mapping[str, tuple[str, ...]]]
 
 ATTRIBUTES = ("side", "place", "size")
 ATTRIBUTE_OWNERS = ("finding", "thing")
-
-_MORE_FINDINGS: dict[str, tuple[str, ...]] = {
-    "实变": ("实变", "实变影", "consolidation"),
-    "浸润": ("浸润", "浸润影", "渗出", "渗出影"),
-    "钙化": ("钙化", "钙化灶", "钙化影", "calcification"),
-    "积液": ("积液", "effusion"),
-    "水肿": ("水肿", "edema"),
-    "肺水肿": ("肺水肿", "肺部水肿"),
-    "出血": ("出血", "血肿", "出血灶", "hemorrhage"),
-    "囊肿": ("囊肿", "囊性灶", "cyst"),
-    "结石": ("结石", "结石影", "stone"),
-    "肿瘤": ("肿瘤", "占位", "占位性病变", "tumor"),
-    "肺气肿": ("肺气肿", "emphysema"),
-    "纤维化": ("纤维化", "纤维灶", "fibrosis"),
-    "空洞": ("空洞", "cavity"),
-    "梗死": ("梗死", "梗塞", "infarction"),
-    "萎缩": ("萎缩", "atrophy"),
-    "渗出": ("硬性渗出",),
-    "微动脉瘤": ("微动脉瘤", "微血管瘤"),
-    "脱位": ("脱位", "dislocation"),
-    "不透光影": ("不透光影", "阴影", "斑片影", "斑片状影", "opacity"),
-    "膈下游离气体": ("膈下游离气体", "游离气体"),
-    "侧弯": ("侧弯", "脊柱侧弯", "scoliosis"),
-}
 
 # Compounds of an organ and a finding: 肺结节 states 结节 and organ=肺, as 肺内见结节 does.
 _COMPOUNDS: dict[str, tuple[str, str]] = {
@@ -77,10 +53,14 @@ def _split_compounds(
     return {"organ": organ_terms, "finding": finding_terms}
 
 
+def _table(*categories: str) -> dict[str, tuple[str, ...]]:
+    return {name: concept.terms for name, concept in concepts().items() if concept.category in categories}
+
+
 DEFAULT_VOCABULARY: Vocabulary = {
-    "modality": MODALITIES,
-    "region": REGIONS,
-    **_split_compounds(ORGANS, {**FINDINGS, **_MORE_FINDINGS}),
+    "modality": _table("modality"),
+    "region": _table("region"),
+    **_split_compounds(_table("organ"), _table(*FINDING_CATEGORIES)),
     "side": {
         "双侧": ("双侧", "两侧", "双边", "双肺", "两肺", "双肾", "两肾", "双眼", "左右两", "bilateral"),
         "左侧": ("左", "left"),
@@ -250,11 +230,11 @@ def _states_normal(sentence: str) -> bool:
 
 def find_mentions(sentence: str, vocabulary: Vocabulary) -> list[Mention]:
     """Every term of the vocabulary in a sentence, in order; at each position the longest term of any category."""
-    pattern, meanings = _compile(_as_rows(vocabulary))
+    finder, meanings = _compile(_as_rows(vocabulary))
     return [
-        Mention(category, name, *match.span(), is_negated(sentence, *match.span()))
-        for match in pattern.finditer(sentence)
-        for category, name in meanings[match.group()]
+        Mention(category, name, start, end, is_negated(sentence, start, end))
+        for start, end in finder.find(sentence)
+        for category, name in meanings[sentence[start:end]]
     ]
 
 
@@ -276,10 +256,10 @@ def _as_rows(vocabulary: Vocabulary) -> _Rows:
 
 
 @lru_cache(maxsize=16)
-def _compile(rows: _Rows) -> tuple[re.Pattern[str], dict[str, list[tuple[str, str]]]]:
-    """(a pattern of all terms, longest first; term -> its (category, name) meanings)."""
+def _compile(rows: _Rows) -> tuple[TermFinder, dict[str, list[tuple[str, str]]]]:
+    """(a finder of all terms; term -> its (category, name) meanings)."""
     meanings: dict[str, list[tuple[str, str]]] = {}
     for category, name, terms in rows:
         for term in terms:
             meanings.setdefault(term.lower(), []).append((category, name))
-    return re.compile(term_pattern(meanings)), meanings
+    return TermFinder(meanings), meanings

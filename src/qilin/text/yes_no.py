@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from qilin.text.laterality import find_sides, sides_conflict
 from qilin.text.negation import is_negated, negated_spans
-from qilin.text.synonyms import lookup_term, synonyms_of, term_pattern
+from qilin.text.vocabulary import FINDING_CATEGORIES, concept_of, find_terms
 
 YES = frozenset((
     "是", "是的", "有", "有的", "存在", "存在的", "包含", "包括", "含有", "包含有", "可以", "可以的", "能",
@@ -111,15 +111,8 @@ def question_normality(question: str) -> bool | None:
 def named_terms(text: str, category: str) -> frozenset[str]:
     """Canonical names of one category that a text uses without negating: ("胸部ct图像", "modality") -> {CT}."""
     return frozenset(
-        synonyms_of(category)[match.group()]
-        for match in _category_pattern(category).finditer(text)
-        if not is_negated(text, *match.span())
+        match.concept.name for match in find_terms(text, category) if not is_negated(text, match.start, match.end)
     )
-
-
-@lru_cache(maxsize=16)
-def _category_pattern(category: str) -> re.Pattern[str]:
-    return re.compile(term_pattern(synonyms_of(category)))
 
 
 def _content_bigrams(text: str) -> set[str]:
@@ -144,9 +137,10 @@ def _sentence_polarity(text: str, question: str) -> bool | None:
         is_asked = category != "region" or re.search(r"关于|属于|位于|部位|在", question)
         if len(in_question) == 1 and len(in_text) == 1 and is_asked:
             return in_question == in_text
-    appearances = named_terms(statement, "appearance"), named_terms(text, "appearance")
-    if any(len(pair & appearances[0]) == len(pair & appearances[1]) == 1 for pair in _OPPOSITES):
-        return bool(appearances[0] & appearances[1])
+    for category in ("appearance", "sequence"):
+        names = named_terms(statement, category), named_terms(text, category)
+        if any(len(pair & names[0]) == len(pair & names[1]) == 1 for pair in _OPPOSITES):
+            return bool(names[0] & names[1])
     if _ASKS_SIDE.search(statement) and find_sides(statement) and find_sides(text):
         return (find_sides(text) == find_sides(statement)) is not bool(negated_spans(text))
     compared = _comparison(text, statement)
@@ -229,10 +223,11 @@ _IS = re.compile(r"(?:.*[^不])?(?:是|为)([^,是为]+?)(?:吗|么|嘛)?\??$")
 def _identity(text: str, statement: str) -> bool | None:
     """…是肝脏吗 answered by 是脾脏 or 脾脏: an organ or finding, the same one or another."""
     in_question, in_text = _IS.match(statement), _IS.fullmatch(text)
-    asked_term = lookup_term(in_question.group(1)) if in_question else None
-    stated_term = lookup_term(in_text.group(1) if in_text else text)
-    if asked_term and stated_term and asked_term[0] == stated_term[0] and asked_term[0] in ("organ", "finding"):
-        return asked_term == stated_term
+    asked = concept_of(in_question.group(1)) if in_question else None
+    stated = concept_of(in_text.group(1) if in_text else text)
+    for kinds in (("organ",), FINDING_CATEGORIES):
+        if asked and stated and asked.category in kinds and stated.category in kinds:
+            return asked == stated
     return None
 
 
@@ -250,13 +245,12 @@ def _echo(text: str, statement: str) -> bool | None:
 def _presence(text: str, statement: str) -> bool | None:
     """Whether the text affirms or negates the finding, organ or region that the question names; else None."""
     states: set[bool] = set()
-    for category in ("finding", "organ", "region"):
-        names, pattern = synonyms_of(category), _category_pattern(category)
-        asked_names = {names[match.group()] for match in pattern.finditer(statement)}
+    for kinds in (FINDING_CATEGORIES, ("organ",), ("region",)):
+        asked_names = {match.concept.name for match in find_terms(statement, *kinds)}
         states |= {
-            not is_negated(text, *match.span())
-            for match in pattern.finditer(text)
-            if names[match.group()] in asked_names
+            not is_negated(text, match.start, match.end)
+            for match in find_terms(text, *kinds)
+            if match.concept.name in asked_names
         }
     return states.pop() if len(states) == 1 else None
 

@@ -1,4 +1,4 @@
-"""Meaning of one list item: a term of the synonym table, or a location such as 左肺下叶, 左侧的肾脏, 右上角.
+"""Meaning of one list item: a term of the vocabulary, or a location such as 左肺下叶, 左侧的肾脏, 右上角.
 
 Input: a normalized item. Output: a hashable meaning; `same_meaning` compares two of them in the context of a question.
 """
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from qilin.text.synonyms import lookup_term, synonyms_of
+from qilin.text.vocabulary import concept_of, find_terms, terms_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Term:
-    """A term of the synonym table, or a text that is in no table (category "")."""
+    """A term of the vocabulary, or a text that is not in it (category "")."""
 
     category: str
     name: str
@@ -37,7 +37,7 @@ _LEVELS = {"上": "upper", "顶": "upper", "下": "lower", "底": "lower", "中"
            "中心": "middle", "中央": "middle", "正中": "middle", "正中央": "middle",
            "前": "front", "后": "back"}  # fmt: skip
 _PARTS = {"叶": "lobe", "半球": "hemisphere", "肺野": "lobe", "野": "lobe"}
-_ORGAN_WORDS = "|".join(sorted(map(re.escape, [*synonyms_of("organ"), *synonyms_of("region")]), key=len, reverse=True))
+_ORGAN_WORDS = "|".join(sorted(map(re.escape, [*terms_of("organ"), *terms_of("region")]), key=len, reverse=True))
 _SIDE = r"(?:左右两|左右双|左右|左|右|双|两)"
 _LEVEL = r"(?:正中央|正中|中间|中心|中央|上|顶|下|底|中|前|后)"
 _SUFFIX = r"(?:侧|边|方|角|部|面|端|部分|部位|位置|区域|区|处|半部)"
@@ -58,18 +58,18 @@ _ENGLISH = {
 
 @lru_cache(maxsize=20_000)
 def parse_meaning(item: str) -> Meaning:
-    """The meaning of a normalized item; a text that is in no table becomes a Term of itself."""
+    """The meaning of a normalized item; a text that is not in the vocabulary becomes a Term of itself."""
     for text in (item, _TRAIL.sub("", item), _TRAIL.sub("", _LEAD.sub("", item)), _IMAGE_WORD.sub("", item)):
-        category_and_name = lookup_term(text)
-        if category_and_name:
-            return Term(*category_and_name)
+        concept = concept_of(text)
+        if concept:
+            return Term(concept.category, concept.name)
         location = _parse_location(text)
         if location:
             return location
         sided = _SIDED.match(text)
-        category_and_name = lookup_term(sided["term"]) if sided else None
-        if sided and category_and_name:
-            return Term("", f"{_SIDES[sided['side']]} {category_and_name[1]}")
+        concept = concept_of(sided["term"]) if sided else None
+        if sided and concept:
+            return Term("", f"{_SIDES[sided['side']]} {concept.name}")
     bare = _TRAIL.sub("", _LEAD.sub("", item)) or item
     sided = _SIDED.match(bare)
     return Term("", f"{_SIDES[sided['side']]} {sided['term']}" if sided else bare)  # 左侧基底节 is 左基底节
@@ -85,8 +85,8 @@ def _parse_location(text: str) -> Location | None:
     levels = [_LEVELS[s] for s in (match["level"], match["level2"]) if s]
     if len(sides) > 1 or len(levels) > 1 or not (sides or levels):
         return None
-    organ = lookup_term(match["organ"]) if match["organ"] else None
-    return Location("".join(sides), "".join(levels), organ[1] if organ else "", _PARTS.get(match["part"] or "", ""))
+    organ = concept_of(match["organ"]) if match["organ"] else None
+    return Location("".join(sides), "".join(levels), organ.name if organ else "", _PARTS.get(match["part"] or "", ""))
 
 
 def same_meaning(a: Meaning, b: Meaning, question: str) -> bool:
@@ -111,8 +111,7 @@ def same_meaning(a: Meaning, b: Meaning, question: str) -> bool:
 @lru_cache(maxsize=20_000)
 def names_organ(question: str, organ: str) -> bool:
     """Whether a normalized question names an organ or region by any of its words."""
-    synonyms = [w for category in ("organ", "region") for w, name in synonyms_of(category).items() if name == organ]
-    return any(word in question for word in synonyms)
+    return any(match.concept.name == organ for match in find_terms(question, "organ", "region"))
 
 
 @lru_cache(maxsize=20_000)
@@ -120,8 +119,7 @@ def sided_organs(question: str) -> dict[str, tuple[str, ...]]:
     """The organs that a question names together with a side: 左肺的… -> {肺: (left,)}. 图像左侧的… names none."""
     organ_sides: dict[str, tuple[str, ...]] = {}
     for side, organ in re.findall(rf"([左右双两])侧?({_ORGAN_WORDS})", question):
-        category_and_name = lookup_term(organ)
-        if category_and_name:
-            name = category_and_name[1]
-            organ_sides[name] = (*organ_sides.get(name, ()), _SIDES[side])
+        concept = concept_of(organ)
+        if concept:
+            organ_sides[concept.name] = (*organ_sides.get(concept.name, ()), _SIDES[side])
     return organ_sides

@@ -37,7 +37,7 @@ from qilin.text.numbers import (
     parse_number,
     remove_measurements,
 )
-from qilin.text.synonyms import CATEGORIES, lookup_term
+from qilin.text.vocabulary import concept_of, concepts
 from qilin.text.yes_no import (
     MAX_COMPARISON_CHARACTERS,
     is_open_question,
@@ -320,7 +320,7 @@ def _by_sentence(q: str, r: str, p: str) -> Verdict | None:
     """The reference inside a sentence that otherwise only repeats the question: 图中最大的器官是肺, 肺最大."""
     expected = parse_meaning(r)
     if isinstance(expected, Term) and expected.category and len(split_list_items(r)) <= 1:
-        words = list(CATEGORIES[expected.category][expected.name])
+        words = list(concepts()[expected.name].terms)
     else:
         words = [r]
     is_short = len(p) <= MAX_COMPARISON_CHARACTERS
@@ -350,12 +350,12 @@ def _adds_denial(text: str, q: str) -> bool:
 
 def _by_category(q: str, r: str, p: str) -> Verdict | None:
     """One modality, plane, appearance, or one of the options in the question, named in a longer answer."""
-    category_and_name = lookup_term(r)
-    if category_and_name is None:
+    concept = concept_of(r)
+    if concept is None:
         return None
-    category, name = category_and_name
+    category, name = concept.category, concept.name
     is_offered = name in named_terms(q, category) and not is_yes_no_question(q)
-    if category not in ("modality", "plane", "appearance") and not is_offered:
+    if category not in ("modality", "sequence", "plane", "appearance") and not is_offered:
         return None
     names = named_terms(p, category)
     if is_offered:
@@ -367,6 +367,6 @@ def _by_category(q: str, r: str, p: str) -> Verdict | None:
         return Verdict(name in names, "one of its kind")
     if r in p and not names:
         return Verdict(False, "one of its kind")
-    if is_offered and p != r and not names and lookup_term(p) is None:
+    if is_offered and p != r and not names and concept_of(p) is None:
         return Verdict(None, "unparsable")
     return None

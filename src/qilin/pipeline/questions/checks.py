@@ -35,7 +35,7 @@ from qilin.text.normalize import (
     to_simplified,
 )
 from qilin.text.numbers import counts_to_digits, find_measurements, parse_count
-from qilin.text.synonyms import CATEGORIES
+from qilin.text.vocabulary import categories
 
 ABOUT = ("Modality", "Plane", "Organ", "Abnormality", "Position", "Size", "Quantity", "Shape", "Color")  # SLAKE's names
 LETTERS = "ABCDEFGH"
@@ -317,7 +317,7 @@ def implied_answer(evidence: str, question: str) -> bool | None:
     answer = polarities.pop()
     if yes_no.question_normality(question) is not None:
         return None if answer and yes_no.normality(text) is None else answer
-    terms = [(yes_no.named_terms(question, category), yes_no.named_terms(text, category)) for category in CATEGORIES]
+    terms = [(yes_no.named_terms(question, category), yes_no.named_terms(text, category)) for category in categories()]
     is_mentioned = overlap_share(question, text) >= MIN_OVERLAP or any(map(all, terms))
     if answer:  # needs every term of the question: 核磁共振 does not imply T1
         has_all_terms = all(question_terms <= text_terms for question_terms, text_terms in terms)
@@ -330,7 +330,7 @@ def check_overlap(evidence: str, question: Question) -> str | None:
     if question.kind == "yes_no" or parse_count(question.answer):
         return None
     answer, text = normalize_text(question.answer), normalize_text(evidence)
-    if any(yes_no.named_terms(answer, category) & yes_no.named_terms(text, category) for category in CATEGORIES):
+    if any(yes_no.named_terms(answer, category) & yes_no.named_terms(text, category) for category in categories()):
         return None
     share = overlap_share(answer, text)
     return None if share >= MIN_OVERLAP else f"{share:.0%} of the answer's words stand in its sentence"

@@ -19,7 +19,7 @@ from qilin.text.laterality import sides_conflict
 from qilin.text.negation import count_negations
 from qilin.text.normalize import normalize_answer, normalize_text
 from qilin.text.numbers import parse_count
-from qilin.text.synonyms import lookup_term
+from qilin.text.vocabulary import concept_of
 
 GUESS_PROMPT = "你看不到图像。请只凭问题本身猜测这道医学图像问答题最可能的答案。"
 ANSWER_FORMAT = {
@@ -100,7 +100,7 @@ def is_same_answer(guess: str, answer: str) -> bool:
     a, b = normalize_answer(guess), normalize_answer(answer)
     if not a or not b or sides_conflict(a, b) or bool(count_negations(a)) != bool(count_negations(b)):
         return False
-    if a == b or (lookup_term(a) is not None and lookup_term(a) == lookup_term(b)):
+    if a == b or (concept_of(a) is not None and concept_of(a) == concept_of(b)):
         return True
     counts = parse_count(a), parse_count(b)
     if counts[0] and counts[1]:
