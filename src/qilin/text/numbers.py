@@ -14,25 +14,25 @@ from qilin.text.normalize import to_halfwidth_letters
 
 # --- numbers and counts --------------------------------------------------------------------------------------------
 
-_CHINESE = "零〇一二两俩三四五六七八九十百千万亿壹贰叁肆伍陆柒捌玖拾"
+CHINESE_NUMERALS = "零〇一二两俩三四五六七八九十百千万亿壹贰叁肆伍陆柒捌玖拾"
 MAX_NUMBER_CHARACTERS = 100  # nothing in medicine has more; Python refuses to convert more than 4,300 digits
 
-_CHINESE_NUMBER = re.compile(rf"[{_CHINESE}]+(?:点[{_CHINESE}]+)?")
+_CHINESE_NUMBER = re.compile(rf"[{CHINESE_NUMERALS}]+(?:点[{CHINESE_NUMERALS}]+)?")
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
-_ENGLISH = {"zero": 0, "none": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
+ENGLISH_NUMBERS = {"zero": 0, "none": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
           "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12}  # fmt: skip
 
-# Measure words (classifiers) that follow a count.
-MEASURE_WORDS = ("个", "枚", "处", "颗", "只", "块", "条", "片", "根", "种", "例", "支", "类", "张", "次", "粒",
-                 "名", "位", "项", "节", "叶", "层", "段", "侧", "团", "簇", "灶", "点", "人", "级", "期", "度",
-                 "分", "岁", "年", "月", "周", "天", "日")  # fmt: skip
+# Measure words (classifiers) of things, and those after which a number is a measurement of its own kind.
+COUNT_WORDS = ("个", "枚", "处", "颗", "只", "块", "条", "片", "根", "种", "例", "支", "类", "张", "粒", "名", "位", "项",
+               "节", "叶", "层", "段", "侧", "团", "簇", "灶", "点", "人")  # fmt: skip
+MEASURE_WORDS = (*COUNT_WORDS, "次", "级", "期", "度", "分", "岁", "年", "月", "周", "天", "日")
 
 # Compounds in which a numeral character is not a count.
 _NOT_COUNTS = ("十二指肠", "三尖瓣", "二尖瓣", "四肢", "三叉", "一些", "一般", "一致", "一样", "一侧", "一定", "统一",
                "单一", "之一", "一起", "一旦", "一直", "一过性", "第一", "第二", "第三", "百分", "四周", "三角", "千金",
                "万一", "七窍", "一点", "一部分")  # fmt: skip
-_COUNT_IN_TEXT = re.compile(rf"([{_CHINESE}]+)(?=(?:{'|'.join(MEASURE_WORDS)}))")
-_NOT_COUNT = re.compile("|".join(_NOT_COUNTS))
+_COUNT_IN_TEXT = re.compile(rf"([{CHINESE_NUMERALS}]+)(?=(?:{'|'.join(MEASURE_WORDS)}))")
+NOT_COUNT = re.compile("|".join(_NOT_COUNTS))
 
 
 @lru_cache(maxsize=20_000)
@@ -45,8 +45,8 @@ def parse_number(text: str) -> Fraction | None:
         return Fraction(word.replace(",", ""))
     if re.fullmatch(r"\d+/[1-9]\d*", word):
         return Fraction(word)
-    if word.lower() in _ENGLISH:
-        return Fraction(_ENGLISH[word.lower()])
+    if word.lower() in ENGLISH_NUMBERS:
+        return Fraction(ENGLISH_NUMBERS[word.lower()])
     if word == "半":
         return Fraction(1, 2)
     if not _CHINESE_NUMBER.fullmatch(word):
@@ -63,13 +63,13 @@ def parse_number(text: str) -> Fraction | None:
 @lru_cache(maxsize=20_000)
 def counts_to_digits(text: str) -> str:
     """Replace Chinese numerals before a measure word by digits: 两个结节 -> 2个结节. 十二指肠, 三尖瓣, 一侧 stay."""
-    compounds = _NOT_COUNT.findall(text)
+    compounds = NOT_COUNT.findall(text)
 
     def to_digits(match: re.Match[str]) -> str:
         number = parse_number(match.group(1))
         return match.group(1) if number is None else str(number)
 
-    converted = _COUNT_IN_TEXT.sub(to_digits, _NOT_COUNT.sub("\x00", text))
+    converted = _COUNT_IN_TEXT.sub(to_digits, NOT_COUNT.sub("\x00", text))
     for compound in compounds:
         converted = converted.replace("\x00", compound, 1)
     return converted
@@ -77,7 +77,7 @@ def counts_to_digits(text: str) -> str:
 
 _COUNT = re.compile(
     rf"(?:总共|一共|共计|共有|共|有|约|大约|大概|数量(?:是|为)?)*"
-    rf"([+-]?\d+(?:\.\d+)?(?:/\d+)?|[{_CHINESE}]+|半|[a-z]+)"
+    rf"([+-]?\d+(?:\.\d+)?(?:/\d+)?|[{CHINESE_NUMERALS}]+|半|[a-z]+)"
     rf"\s*(?:{'|'.join(MEASURE_WORDS)})?(?:的)?(.*)"
 )
 
@@ -86,7 +86,7 @@ _COUNT = re.compile(
 def parse_count(text: str) -> tuple[Fraction, str] | None:
     """(count, noun after it), else None: "两个" -> (2, ""), "共3枚结节" -> (3, "结节"), "2" -> (2, "")."""
     word = to_halfwidth_letters(text).strip().lower()
-    if _NOT_COUNT.match(word):
+    if NOT_COUNT.match(word):
         return None
     match = _COUNT.fullmatch(word)
     if match is None:
@@ -112,7 +112,7 @@ class Measurement:
 
 
 # unit in lower case -> (quantity, factor to the base unit)
-_UNITS: dict[str, tuple[str, Fraction]] = {
+UNITS: dict[str, tuple[str, Fraction]] = {
     "mm": ("length", Fraction(1)),
     "毫米": ("length", Fraction(1)),
     "㎜": ("length", Fraction(1)),
@@ -159,7 +159,7 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
     "毫米汞柱": ("pressure", Fraction(1)),
 }
 
-_UNIT = "|".join(sorted((re.escape(unit) for unit in _UNITS), key=len, reverse=True))
+_UNIT = "|".join(sorted((re.escape(unit) for unit in UNITS), key=len, reverse=True))
 _NUMERALS = "零〇一二两三四五六七八九十百千"
 # The lookbehinds keep a search from trying every tail of a number: 4,000 digits without a unit took 7 seconds.
 _NUMBER = (
@@ -178,7 +178,7 @@ def find_measurements(text: str) -> tuple[Measurement, ...]:
     measurements: list[Measurement] = []
     for match in _QUANTITY.finditer(to_halfwidth_letters(text).lower()):
         for number, unit in _PART.findall(match.group(1)):
-            quantity, factor = _UNITS[unit or match.group(2)]
+            quantity, factor = UNITS[unit or match.group(2)]
             value = parse_number(number)
             if value is not None:
                 measurements.append(Measurement(quantity, value * factor))
