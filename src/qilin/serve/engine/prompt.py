@@ -1,0 +1,70 @@
+"""Requests as the engine runs them: token ids, pixels, and what identifies the images.
+
+In: messages and decoded images. Out: a Prompt on the CPU. Everything here runs in the caller's thread, so that the
+template, the tokenizer and the image processor do not keep the model waiting.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from PIL import Image
+
+from qilin.model.generate import Request, prepare_inputs
+from qilin.model.llava import LoadedModel
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request, tokenized.
+
+    `inputs` is what the processor returned, (1, T) ids among it. `image_spans` holds the first and the last position
+    plus one of each image's tokens, in order; it is empty if the tokens do not divide evenly among the images.
+    """
+
+    ids: tuple[int, ...]
+    inputs: Mapping[str, torch.Tensor]
+    image_spans: tuple[tuple[int, int], ...]
+    image_hashes: tuple[str, ...]
+
+
+def prepare_prompt(loaded: LoadedModel, request: Request, answer_ids: Sequence[int] = ()) -> Prompt:
+    """A request -> its Prompt. `answer_ids` follow the prompt, for scoring a given answer.
+
+    Raises UserError for a request that the model cannot answer.
+    """
+    inputs = {name: tensor.cpu() for name, tensor in prepare_inputs(loaded, [request]).items()}
+    if answer_ids:
+        extra = torch.tensor([list(answer_ids)])
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], extra], dim=1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(extra)], dim=1)
+    ids = tuple(inputs["input_ids"][0].tolist())
+    hashes = tuple(pixel_hash(image) for image in request.images)
+    return Prompt(ids, inputs, find_image_spans(ids, image_token_id(loaded.model), len(hashes)), hashes)
+
+
+def image_token_id(model: Any) -> int | None:
+    """The id of the image's placeholder token; None for a model without one."""
+    return getattr(model.config, "image_token_id", None)
+
+
+def find_image_spans(ids: Sequence[int], token: int | None, images: int) -> tuple[tuple[int, int], ...]:
+    """(start, end) of each image's tokens: equal shares of the placeholder tokens, each without a gap; else ()."""
+    positions = [index for index, value in enumerate(ids) if value == token]
+    if not images or not positions or len(positions) % images:
+        return ()
+    share = len(positions) // images
+    groups = [positions[start : start + share] for start in range(0, len(positions), share)]
+    if any(after - before != 1 for group in groups for before, after in pairwise(group)):
+        return ()
+    return tuple((group[0], group[-1] + 1) for group in groups)
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """sha256 of the decoded pixels, with mode and size: two files of one picture share it."""
+    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,331 @@
+"""The engine against one-by-one generate: equal answers, whatever runs beside them, and never another image's."""
+
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from builders.tiny import tiny_llava, tiny_png, tiny_tokenizer
+from qilin.dataset.schema import user
+from qilin.model.generate import Answer, Request, answer_batch, decode_answer
+from qilin.serve.engine.engine import Engine, Event, Finish, GenerationRequest, Increment, Job, QueueFull
+from qilin.serve.engine.limits import EngineLimits
+from qilin.serve.engine.prompt import prepare_prompt
+from qilin.serve.engine.sampling import SamplingSettings
+from qilin.serve.engine.text_stream import TextStream
+
+QUESTIONS = ("图中有异常吗？", "这张图片是什么模态？", "病变位于哪一侧？左侧还是右侧，为什么？", "What is shown?")
+LIMITS = EngineLimits(image_cache_bytes=1 << 24, prefix_cache_bytes=1 << 24, kv_bytes=1 << 24, prefill_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tiny_llava(tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture
+def start(loaded: Any) -> Iterator[Callable[..., Engine]]:
+    engines = []
+
+    def start_engine(limits: EngineLimits = LIMITS, model: Any = None) -> Engine:
+        engines.append(Engine(model or loaded, limits))
+        engines[-1].start()
+        return engines[-1]
+
+    yield start_engine
+    for engine in engines:
+        engine.close(10)
+
+
+def image(index: int) -> Image.Image:
+    return Image.open(io.BytesIO(tiny_png(index))).convert("RGB")
+
+
+def ask(text: str, *images: int) -> Request:
+    return Request([user(text, len(images))], [image(index) for index in images])
+
+
+class Receiver:
+    """Collects a request's events."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.done = threading.Event()
+        self.started = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self.started.set()
+        if isinstance(event, Finish):
+            self.done.set()
+
+    def finish(self) -> Finish:
+        assert self.done.wait(30), "no answer after 30 s"
+        event = self.events[-1]
+        assert isinstance(event, Finish)
+        return event
+
+    def ids(self) -> list[int]:
+        self.finish()
+        return [event.token.id for event in self.events if isinstance(event, Increment)]
+
+    def text(self, loaded: Any) -> str:
+        """The answer, decoded at once: a random model writes broken UTF-8, whose parts decode differently."""
+        text = decode_answer(loaded, self.ids())
+        assert "\ufffd" in text or text == "".join(event.text for event in self.events)
+        return text
+
+
+def submit(engine: Engine, request: Request, max_tokens: int = 12, **options: Any) -> tuple[Job, Receiver]:
+    receiver = Receiver()
+    prompt = prepare_prompt(engine.loaded, request)
+    return engine.submit(GenerationRequest(prompt, max_tokens, **options), receiver), receiver
+
+
+def expected(loaded: Any, request: Request, max_tokens: int = 12) -> Answer:
+    return answer_batch(loaded, [request], max_tokens)[0]
+
+
+def varied_requests() -> list[Request]:
+    single = [ask(question, index) for index in range(3) for question in QUESTIONS]
+    return [*single, ask("你好"), ask("两张图有什么不同？", 1, 2), ask("两张图有什么不同？", 2, 1)]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 32])
+def test_answers_equal_generate(loaded: Any, start: Callable[..., Engine], rows: int) -> None:
+    engine = start(replace(LIMITS, max_rows=rows))
+    requests = varied_requests()
+    # different lengths, so that rows leave at different times and the padding changes
+    receivers = [submit(engine, request, 4 + index % 9)[1] for index, request in enumerate(requests)]
+    for index, (request, receiver) in enumerate(zip(requests, receivers, strict=True)):
+        answer = expected(loaded, request, 4 + index % 9)
+        assert receiver.text(loaded) == answer.text
+        assert receiver.finish().confidence == pytest.approx(answer.confidence, rel=1e-4)
+
+
+def test_logits_equal_a_plain_forward(loaded: Any, start: Callable[..., Engine]) -> None:
+    """Log probabilities, a finer measure than equal text, with and without a cached prefix, cold and warm bit-equal."""
+    engine = start()
+    request = ask(QUESTIONS[2], 4)
+    inputs = prepare_prompt(loaded, request).inputs
+    with torch.inference_mode():
+        logprobs = loaded.model(**inputs).logits[0, -1].float().log_softmax(-1)
+    values = []
+    for _ in range(2):
+        finish = submit(engine, request)[1]
+        first = finish.events[0] if finish.finish() else None
+        assert isinstance(first, Increment)
+        values.append(first.token.logprob)
+    assert values[0] == pytest.approx(float(logprobs.max()), abs=1e-5)
+    assert values[0] == values[1]
+
+
+def test_second_question_reuses_the_image(start: Callable[..., Engine]) -> None:
+    engine = start()
+    assert submit(engine, ask(QUESTIONS[0], 7))[1].finish().cached_tokens == 0
+    finish = submit(engine, ask(QUESTIONS[1], 7))[1].finish()
+    assert 16 <= finish.cached_tokens < finish.prompt_tokens
+    assert engine.prefiller.images.misses == 1
+
+
+def test_never_another_images_answer(loaded: Any, start: Callable[..., Engine]) -> None:
+    """A, B, C, A with one question: in turn, at once, after evictions, and for two owners."""
+    order = [11, 12, 13, 11, 13, 12, 11]
+    answers = {index: expected(loaded, ask(QUESTIONS[0], index)).text for index in set(order)}
+    assert len(set(answers.values())) == 3, "the images must have different answers for this test to mean anything"
+    engine = start()
+    for index in order:
+        assert submit(engine, ask(QUESTIONS[0], index))[1].text(loaded) == answers[index]
+    at_once = [(index, submit(engine, ask(QUESTIONS[0], index), owner=owner)[1]) for index in order for owner in "ab"]
+    assert all(receiver.text(loaded) == answers[index] for index, receiver in at_once)
+    entry = max(size for _, size in engine.prefiller.prefixes.entries.values())
+    small = start(replace(LIMITS, prefix_cache_bytes=entry, image_cache_bytes=entry))
+    for index in order:
+        assert submit(small, ask(QUESTIONS[0], index))[1].text(loaded) == answers[index]
+    assert small.prefiller.prefixes.evictions > 0
+    assert small.prefiller.prefixes.used_bytes <= entry
+
+
+def test_owners_do_not_share_a_prefix(start: Callable[..., Engine]) -> None:
+    engine = start()
+    assert submit(engine, ask(QUESTIONS[0], 3), owner="a")[1].finish().cached_tokens == 0
+    assert submit(engine, ask(QUESTIONS[0], 3), owner="b")[1].finish().cached_tokens == 0
+    assert submit(engine, ask(QUESTIONS[0], 3), owner="a")[1].finish().cached_tokens > 0
+
+
+def test_image_order_is_part_of_the_key(start: Callable[..., Engine]) -> None:
+    engine = start()
+    submit(engine, ask(QUESTIONS[0], 1, 2))[1].finish()
+    assert submit(engine, ask(QUESTIONS[0], 2, 1))[1].finish().cached_tokens == 0
+    assert submit(engine, ask(QUESTIONS[1], 1, 2))[1].finish().cached_tokens > 0
+
+
+def test_sampling_depends_on_the_seed_alone(start: Callable[..., Engine]) -> None:
+    engine = start()
+    settings = SamplingSettings(temperature=1.0, top_p=0.95, seed=5)
+    alone = submit(engine, ask(QUESTIONS[0], 1), sampling=settings)[1]
+    alone.finish()
+    beside = [submit(engine, ask(QUESTIONS[1], index))[1] for index in range(3)]
+    again = submit(engine, ask(QUESTIONS[0], 1), sampling=settings)[1]
+    other = submit(engine, ask(QUESTIONS[0], 1), sampling=replace(settings, seed=6))[1]
+    for receiver in (*beside, again, other):
+        receiver.finish()
+    assert again.ids() == alone.ids()
+    assert other.ids() != alone.ids()
+
+
+def test_cancel_frees_the_row(start: Callable[..., Engine]) -> None:
+    engine = start()
+    job, receiver = submit(engine, ask(QUESTIONS[0], 1), max_tokens=1500)
+    other = submit(engine, ask(QUESTIONS[1], 2), max_tokens=20)[1]
+    assert receiver.started.wait(10)
+    job.cancel()
+    assert receiver.finish().reason == "cancelled"
+    assert other.finish().reason in ("length", "stop")
+    assert engine.active() == 0
+    assert engine.batch.cache is None
+
+
+def test_a_failing_forward_ends_only_its_requests(loaded: Any, start: Callable[..., Engine], monkeypatch: Any) -> None:
+    engine = start()
+    prompt = prepare_prompt(loaded, ask(QUESTIONS[0], 1))
+    broken = replace(prompt, inputs={**prompt.inputs, "pixel_values": torch.zeros(1, 3, 5, 5)}, image_hashes=("x",))
+    receiver = Receiver()
+    engine.submit(GenerationRequest(broken, 4), receiver)
+    assert receiver.finish().error == "the model failed"
+    request = ask(QUESTIONS[0], 1)
+    assert submit(engine, request)[1].text(loaded) == expected(loaded, request).text
+
+
+def test_a_receiver_that_fails_loses_only_its_answer(loaded: Any, start: Callable[..., Engine]) -> None:
+    engine = start()
+
+    def fail(event: Event) -> None:
+        raise RuntimeError("gone")
+
+    engine.submit(GenerationRequest(prepare_prompt(loaded, ask(QUESTIONS[0], 1)), 50), fail)
+    request = ask(QUESTIONS[1], 1)
+    assert submit(engine, request)[1].text(loaded) == expected(loaded, request).text
+
+
+def test_queue_is_bounded_and_owners_take_turns(start: Callable[..., Engine]) -> None:
+    engine = start(replace(LIMITS, max_rows=1, max_waiting=4))
+    order: list[str] = []
+    receivers = []
+    blocker, first = submit(engine, ask(QUESTIONS[0], 1), max_tokens=1500)
+    assert first.started.wait(10)
+    for owner in ("a", "a", "a", "b"):
+        prompt = prepare_prompt(engine.loaded, ask(QUESTIONS[0], 1))
+        receiver = Receiver()
+
+        def receive(event: Event, owner: str = owner, receiver: Receiver = receiver) -> None:
+            if isinstance(event, Finish):
+                order.append(owner)
+            receiver(event)
+
+        engine.submit(GenerationRequest(prompt, 2, owner=owner), receive)
+        receivers.append(receiver)
+    with pytest.raises(QueueFull) as info:
+        submit(engine, ask(QUESTIONS[0], 1))
+    assert info.value.retry_after >= 1
+    blocker.cancel()
+    for receiver in receivers:
+        receiver.finish()
+    assert order == ["a", "b", "a", "a"]
+
+
+def test_stop_string_ends_the_answer(loaded: Any, start: Callable[..., Engine]) -> None:
+    tokens = submit(start(), ask(QUESTIONS[0], 1), max_tokens=30)[1].ids()
+    stop = loaded.processor.tokenizer.decode(tokens[-3:])
+    receiver = submit(start(), ask(QUESTIONS[0], 1), max_tokens=40, stop=(stop,))[1]
+    assert receiver.finish().reason == "stop"
+    assert receiver.ids() == tokens[: len(receiver.ids())]
+    assert stop not in "".join(event.text for event in receiver.events)
+
+
+@pytest.mark.parametrize("name", ["demo", "chatml"])
+@pytest.mark.parametrize(
+    "text", ["双肺纹理清晰，心影不大。\n1. 无异常\n2. 复查 2.3cm×1.8cm", "a 😀 b", " 前后 ", "𠀀骨折"]
+)
+def test_increments_join_to_the_decoded_text(name: str, text: str) -> None:
+    tokenizer = tiny_tokenizer(name)
+    stream = TextStream(tokenizer)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    increments = [*map(stream.push, ids), stream.finish()]
+    assert "".join(increments) == tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+    assert not any("\ufffd" in increment for increment in increments)
+
+
+def test_text_before_a_stop_string_is_held_back() -> None:
+    tokenizer = tiny_tokenizer()
+    stream = TextStream(tokenizer, ["###", "。结束"])
+    shown = ""
+    for token in tokenizer("右肺结节。结论：##无。结束语", add_special_tokens=False).input_ids:
+        shown += stream.push(token)
+        assert not shown.endswith(("#", "。")) or "##无" in shown
+        if stream.stopped:
+            break
+    assert shown + stream.finish() == "右肺结节。结论：##无"
+
+
+def test_scoring_a_given_answer(loaded: Any, start: Callable[..., Engine]) -> None:
+    request = ask(QUESTIONS[0], 1)
+    answer_ids = tuple(loaded.processor.tokenizer("肺炎", add_special_tokens=False).input_ids)
+    prompt = prepare_prompt(loaded, request, answer_ids)
+    with torch.inference_mode():
+        logprobs = loaded.model(**prompt.inputs).logits[0, -len(answer_ids) - 1 : -1].float().log_softmax(-1)
+    truth = [float(row[token]) for row, token in zip(logprobs, answer_ids, strict=True)]
+    receiver = Receiver()
+    start().submit(GenerationRequest(prompt, 0, answer_ids=answer_ids), receiver)
+    assert receiver.finish().logprobs == pytest.approx(truth, abs=1e-4)
+
+
+def test_close_finishes_running_answers_and_refuses_new_ones(start: Callable[..., Engine]) -> None:
+    engine = start()
+    receiver = submit(engine, ask(QUESTIONS[0], 1), max_tokens=20)[1]
+    engine.close(20)
+    assert receiver.finish().reason in ("length", "stop")
+    with pytest.raises(QueueFull):
+        submit(engine, ask(QUESTIONS[0], 1))
+
+
+def test_close_ends_what_takes_too_long(start: Callable[..., Engine]) -> None:
+    engine = start()
+    receiver = submit(engine, ask(QUESTIONS[0], 1), max_tokens=1800)[1]
+    assert receiver.started.wait(10)
+    engine.close(0.01)
+    assert receiver.finish().reason == "cancelled"
+
+
+def test_rows_wait_for_memory(start: Callable[..., Engine]) -> None:
+    """The keys and values of all rows, at their full length, never take more than `kv_bytes`."""
+    engine = start(replace(LIMITS, kv_bytes=60_000))
+    lengths: list[int] = []
+    original = engine.batch.change
+
+    def change(keep: Sequence[int], joining: Sequence[Any]) -> None:
+        original(keep, joining)
+        lengths.append(len(engine.batch.lengths) * max(engine.batch.lengths, default=0))
+
+    engine.batch.change = change  # type: ignore[method-assign]
+    for receiver in [submit(engine, ask(QUESTIONS[0], index), max_tokens=8)[1] for index in range(6)]:
+        assert receiver.finish().reason in ("length", "stop")
+    assert max(lengths) <= engine.max_batch_tokens
+
+
+@pytest.mark.parametrize("language", ["qwen3", "mistral"])
+def test_other_language_models(tmp_path: Any, start: Callable[..., Engine], language: str) -> None:
+    """Grouped heads with query norms, and a sliding window, whose rows cannot be joined."""
+    loaded = tiny_llava(tmp_path, language=language)
+    if language == "mistral":
+        loaded.model.config.text_config.sliding_window = 24
+    engine = start(model=loaded)
+    requests = [ask(question, index) for index, question in enumerate(QUESTIONS)]
+    receivers = [submit(engine, request)[1] for request in requests]
+    for request, receiver in zip(requests, receivers, strict=True):
+        assert receiver.text(loaded) == expected(loaded, request).text
