@@ -12,10 +12,10 @@ import torch
 from builders.tiny import tiny_dataset
 from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
-from qilin.dataset.schema import text_of
+from qilin.dataset.schema import Sample, assistant, text_of, user
 from qilin.demo.config import TinyLanguageConfig, TinyModelsConfig, TinyVisionConfig
 from qilin.demo.synthetic.question_templates import CHOICE, NUM_HELD_OUT, OPEN, YES_NO
-from qilin.demo.tiny_models.language_model import pack_texts, tokenize
+from qilin.demo.tiny_models.language_model import TokenizedText, fit_context, pack_texts, tokenize
 from qilin.demo.tiny_models.text_corpus import extra_texts, training_texts
 from qilin.demo.tiny_models.tokenizer import train_tokenizer
 from qilin.demo.tiny_models.train import init_position_embeddings, train_tiny_models
@@ -52,6 +52,45 @@ def test_an_image_becomes_its_caption_followed_by_its_questions(data: Path) -> N
     assert [answer for _, answer in example.questions] == [f" {text}</s>" for text in answers]
 
 
+def test_samples_without_an_image_are_texts_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chat(n: int) -> Sample:
+        turns = (user(f"问{n}"), assistant(f"答{n}"), user("再问"), assistant("再答"))
+        return Sample(f"chat-{n}", "chat", (), turns)
+
+    examples = training_texts(chat(n) for n in range(50))
+    assert [len(example.questions) for example in examples] == [2] * 50
+    assert examples[7].questions == (("\n问7 ASSISTANT:", " 答7</s>"), ("\n再问 ASSISTANT:", " 再答</s>"))
+    monkeypatch.setattr("qilin.demo.tiny_models.text_corpus.MAX_TEXT_ONLY", 20)
+    selected = training_texts(chat(n) for n in range(50))
+    assert len(selected) == 20
+    assert selected == [example for example in examples if example in selected]  # in their order
+
+
+def test_documents_fit_the_context() -> None:
+    questions = [list(range(100, 100 + size)) for size in (30, 40, 50, 90, 8)]
+    text = TokenizedText(list(range(70)), questions, [10, 10, 10, 85, 2])
+    parts = list(fit_context(text, 128))
+    assert all(part.num_tokens <= 128 and list(part.text) == list(range(64)) for part in parts)
+    # the fourth question leaves no room for its answer
+    assert [list(q) for part in parts for q in part.questions] == [
+        questions[0],
+        questions[1],
+        questions[2],
+        questions[4],
+    ]
+    assert list(fit_context(text, 1000)) == [text]  # control: nothing changes where everything fits
+    assert list(fit_context(TokenizedText([1, 2], [], []), 8)) == [TokenizedText([1, 2], [], [])]
+
+
+def test_a_caption_ends_with_a_supervised_line_end(data: Path) -> None:
+    examples = training_texts(open_dataset(data).stream("train"))
+    tokenizer = train_tokenizer([example.text for example in examples], 400)
+    caption = next(example for example in examples if example.text != "<s>USER: ")
+    _, _, _, _, targets = pack_texts([tokenize(caption, tokenizer)])
+    assert tokenizer.decode(targets).startswith(caption.text.removeprefix("<s>"))
+    assert caption.text.endswith("\n")
+
+
 def test_only_the_answers_of_questions_are_supervised(data: Path) -> None:
     text_examples = training_texts(list(open_dataset(data).samples("train")))
     tokenizer = train_tokenizer([r.text for r in text_examples], 400)
@@ -60,7 +99,7 @@ def test_only_the_answers_of_questions_are_supervised(data: Path) -> None:
     answers = [
         token for tokens, start in zip(group.questions, group.answer_starts, strict=True) for token in tokens[start:]
     ]
-    assert targets.tolist() == group.text[1:] + answers
+    assert targets.tolist() == [*group.text[1:], *answers]
     assert layout.tokens == ids.shape[1] == group.num_tokens
     assert positions.max() < ids.shape[1] - 1, "branches continue from the text, not from each other"
     assert torch.equal(ids[0, supervised + 1], targets)

@@ -5,6 +5,8 @@ from typing import Literal
 
 from qilin.core.config import config_class, option
 
+Objective = Literal["contrastive", "words", "answers"]
+
 
 @config_class
 class TinyVisionConfig:
@@ -15,7 +17,7 @@ class TinyVisionConfig:
     hidden_size: int = option(default=96, help="width of the residual stream")
     num_layers: int = option(default=4, help="transformer layers; Qilin uses the features of the penultimate one")
     num_heads: int = option(default=4, help="attention heads")
-    objectives: tuple[Literal["contrastive", "words", "answers"], ...] = option(
+    objectives: tuple[Objective, ...] = option(
         default=("contrastive", "words"),
         help="contrastive: match images with captions; words: predict the words of the caption; "
         "answers: predict training answers (label supervision)",

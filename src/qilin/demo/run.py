@@ -6,7 +6,9 @@ continues.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qilin.core.config import read_config, read_yaml, to_dict, write_yaml
 from qilin.core.errors import UserError
@@ -15,11 +17,17 @@ from qilin.core.progress import ProgressBars
 from qilin.core.recipes import recipe_root
 from qilin.core.terminal import make_console
 from qilin.dataset.reader import Dataset, open_dataset
-from qilin.dataset.schema import MANIFEST
-from qilin.demo.config import DemoConfig, TinyModelsConfig
+from qilin.dataset.schema import CAPTION_KINDS, MANIFEST
+from qilin.demo.config import DemoConfig, Objective, TinyModelsConfig
 
 QUICK_IMAGES = 360
 QUICK_LABEL = "quick run: a smoke test, its results are meaningless"
+# what a stage trains on where the dataset has no samples of its recipe's kinds; plain would drop the questions
+STAGE_WITHOUT_ITS_KINDS: dict[str, dict[str, Any]] = {
+    "align": {"kinds": [], "template": "v1"},
+    "instruct": {"kinds": []},
+}
+SUPERVISION_NAMES = {"answers": "the answers to questions", "contrastive": "captions"}
 console = make_console(stderr=True)
 
 
@@ -91,10 +99,7 @@ def run_dataset(config: DemoConfig) -> Dataset:
     section(1, "Dataset folder of images and Chinese text")
     if config.data is not None:
         data = open_dataset(config.data)
-        if "train" not in data.splits() or len(data.splits()) < 2:
-            raise UserError(
-                f"{config.data}: needs a train split and another one for testing; it has {', '.join(data.splits())}"
-            )
+        check_splits(data)
     else:
         data = synthetic_dataset(config)
     counts = data.manifest["counts"]
@@ -103,6 +108,33 @@ def run_dataset(config: DemoConfig) -> Dataset:
         f"  {data.path}: {counts['pictures']:,} images; samples: {samples}; rejected rows: {counts['dropped']}"
     )
     return data
+
+
+def check_splits(data: Dataset) -> None:
+    """Raise UserError unless the dataset has samples with images to train on, and others to test on."""
+    if "train" not in data.splits() or len(data.splits()) < 2:
+        raise UserError(
+            f"{data.path}: needs a train split and another one for testing; it has {', '.join(data.splits())}; import "
+            "it again with --validation 0.1"
+        )
+    if "train" not in image_splits(data):
+        number = data.manifest["counts"]["pictures"]
+        raise UserError(
+            f"{data.path}: no training sample has an image (the dataset has {number:,} images), and the demo trains a "
+            "model of images; merge it with a dataset that has some: qilin data merge OUT "
+            f"{data.path} DATASET, or list both under data: in a recipe (docs/training.md)"
+        )
+    if not held_out_splits(data):
+        raise UserError(f"{data.path}: no sample of {' or '.join(data.splits()[1:])} has an image to test on")
+
+
+def image_splits(data: Dataset) -> list[str]:
+    """The splits in which at least one sample has an image."""
+    return [
+        split
+        for split in data.splits()
+        if any(row["image_ids"] for row in data.stream_rows(split, columns=("image_ids",)))
+    ]
 
 
 def synthetic_dataset(config: DemoConfig) -> Dataset:
@@ -137,8 +169,32 @@ def run_tiny_models(config: DemoConfig, data: Path, recipes: str) -> None:
             f"{file}: language.num_extra_texts is {num_extra}; such texts describe synthetic images, so it must be 0 "
             "with --data"
         )
+    models = with_possible_objectives(models, open_dataset(data))
     train_tiny_models(data, config.out / "parts", models, extra_texts(config.seed, num_extra))
     console.print(f"  {config.out / 'parts'}: vision/ and language/, ordinary Hugging Face folders")
+
+
+def with_possible_objectives(models: TinyModelsConfig, data: Dataset) -> TinyModelsConfig:
+    """The config with objectives of the vision encoder that the training samples of one image can serve.
+
+    Raises UserError where no training sample has a single image.
+    """
+    rows = data.stream_rows("train", columns=("kind", "image_ids"))
+    kinds = {row["kind"] for row in rows if len(row["image_ids"]) == 1}
+    possible: list[Objective] = []
+    if kinds & {"vqa", "chat"}:
+        possible.append("answers")
+    if kinds & {*CAPTION_KINDS}:
+        possible += ["contrastive", "words"]
+    if not possible:
+        raise UserError(
+            f"{data.path}: no training sample has exactly one image, which the demo's tiny vision encoder learns from; "
+            "train a model of your choice with `qilin train`"
+        )
+    if set(models.vision.objectives) <= set(possible):
+        return models
+    console.print(f"  The vision encoder learns from {SUPERVISION_NAMES[possible[0]]}, as there is nothing else.")
+    return replace(models, vision=replace(models.vision, objectives=tuple(possible)))
 
 
 def run_stage(config: DemoConfig, data: Path, recipes: str, name: str, number: int, title: str) -> None:
@@ -160,7 +216,14 @@ def run_stage(config: DemoConfig, data: Path, recipes: str, name: str, number: i
         "label": QUICK_LABEL if config.quick else None,
         **start,
     }
-    stage.run_stage(read_recipe(str(recipe_file(recipes, name)), (), values), name)
+    recipe = read_recipe(str(recipe_file(recipes, name)), (), values)
+    kinds = set(open_dataset(data).table("train").column("kind").unique().to_pylist())
+    if recipe.kinds and not kinds & set(recipe.kinds):
+        changes = STAGE_WITHOUT_ITS_KINDS[name]
+        missing = " or ".join(recipe.kinds)
+        console.print(f"  The training split has no {missing}: this stage trains on {', '.join(sorted(kinds))}.")
+        recipe = read_recipe(str(recipe_file(recipes, name)), (), values | changes)
+    stage.run_stage(recipe, name)
 
 
 def run_evaluation(config: DemoConfig, data: Dataset) -> None:
@@ -185,8 +248,13 @@ def run_evaluation(config: DemoConfig, data: Dataset) -> None:
 
 
 def held_out_split(data: Dataset) -> str:
-    """The split to test on: test where there is one, else validation."""
-    return next(split for split in ("test", "validation") if split in data.splits())
+    """The split to test on: test where one of its samples has an image, else validation."""
+    return held_out_splits(data)[0]
+
+
+def held_out_splits(data: Dataset) -> list[str]:
+    """The splits that can be tested on, the better one first."""
+    return [split for split in ("test", "validation") if split in image_splits(data)]
 
 
 def print_next_steps(config: DemoConfig, data: Dataset, seconds: float) -> None:

@@ -5,6 +5,7 @@ the vision encoder is trained with. Letters: T tokens, S supervised positions.
 """
 
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from qilin.train.model_setup import autocast_context
 from qilin.train.optimizer import TrainableParam, lr_factor, make_optimizer, set_learning_rates
 from qilin.train.packed_attention import PACKED, make_layout
 
+CONTEXT = 4096  # tokens; a longer text is cut, more questions about one text are several documents
 CPU = torch.device("cpu")  # where the tiny models are trained
 WARMUP_RATIO = 0.05
 EMBEDDING_STD = 0.12
@@ -57,7 +59,7 @@ def train_language_model(
             intermediate_size=config.hidden_size * 8 // 3 // 16 * 16,
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.num_heads,
-            max_position_embeddings=4096,
+            max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -68,7 +70,7 @@ def train_language_model(
     # 0.12 they were right after 500 (bench/results/drawn-trials.json).
     nn.init.normal_(model.model.embed_tokens.weight, std=EMBEDDING_STD)
     model.set_attn_implementation(PACKED)
-    documents = [tokenize(example, tokenizer) for example in examples]
+    documents = [part for example in examples for part in fit_context(tokenize(example, tokenizer), CONTEXT)]
     batches = [
         batch
         for epoch in range(config.num_epochs)
@@ -96,9 +98,9 @@ def train_language_model(
 class TokenizedText:
     """A text and its questions as token ids; `answer_starts[i]` is the index in question i where the answer begins."""
 
-    text: list[int]
-    questions: list[list[int]]
-    answer_starts: list[int]
+    text: Sequence[int]
+    questions: Sequence[Sequence[int]]
+    answer_starts: Sequence[int]
 
     @property
     def num_tokens(self) -> int:
@@ -106,11 +108,30 @@ class TokenizedText:
 
 
 def tokenize(example: TextExample, tokenizer: Any) -> TokenizedText:
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def ids(text: str) -> "array[int]":
+        return array("i", tokenizer(text, add_special_tokens=False)["input_ids"])  # 4 bytes per token, not 36
 
     pairs = [(ids(question), ids(answer)) for question, answer in example.questions]
     return TokenizedText(ids(example.text), [q + a for q, a in pairs], [len(q) for q, _ in pairs])
+
+
+def fit_context(text: TokenizedText, context: int) -> Iterator[TokenizedText]:
+    """The text as one document of at most `context` tokens, or as several with some of its questions each.
+
+    The text itself is cut at half of the context, a question with its answer at what the text leaves. A question of
+    which no answer token remains is left out.
+    """
+    start = text.text[: context // 2]
+    room = context - len(start)
+    pairs = [(q[:room], n) for q, n in zip(text.questions, text.answer_starts, strict=True) if n < room]
+    is_alone = not pairs
+    while pairs or is_alone:
+        count, size = 0, 0
+        while count < len(pairs) and size + len(pairs[count][0]) <= room:
+            size += len(pairs[count][0])
+            count += 1
+        yield TokenizedText(start, [q for q, _ in pairs[:count]], [n for _, n in pairs[:count]])
+        pairs, is_alone = pairs[count:], False
 
 
 def token_batches(

@@ -1,14 +1,17 @@
 """Training texts of the tiny language model: captions followed by questions with answers.
 
-In: training samples; or a seed and a number, for texts about scenes that are never drawn (a scene takes microseconds,
-its image milliseconds). A few thousand captions teach the language model too little (bench/results/drawn-trials.json).
+In: training samples, those without an image as one text each; or a seed and a number, for texts about scenes that are
+never drawn (a scene takes microseconds, its image milliseconds). A few thousand captions teach the language model too
+little (bench/results/drawn-trials.json).
 """
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from qilin.dataset.hash_tables import fingerprint
 from qilin.dataset.schema import CAPTION_KINDS, Sample, text_of
 from qilin.demo.synthetic.captions import write_caption
 from qilin.demo.synthetic.questions import write_questions
@@ -16,6 +19,7 @@ from qilin.demo.synthetic.scene import KIND_CYCLE, sample_scene
 
 EXTRA_SEED = 1_000_000  # separates these random numbers from those of the images
 QUESTION_ROUNDS = 2  # how often questions are drawn for each extra text
+MAX_TEXT_ONLY = 20_000  # samples without an image; more teach models of this size nothing and take hours
 NORMAL_SHARE = 0.15  # of the extra scenes have no finding; only the others teach sides, locations and sizes
 
 
@@ -28,27 +32,38 @@ class TextExample:
 
 
 def to_example(text: str, questions: list[tuple[str, str]]) -> TextExample:
-    """A text and its questions with answers in the format of the template v1."""
-    return TextExample(f"<s>USER: {text}", tuple((f"\n{q} ASSISTANT:", f" {a}</s>") for q, a in questions))
+    """A text and its questions with answers in the format of the template v1.
+
+    The text ends with a line end, which is supervised: stage 1 (template plain) trains only the projector, so its model
+    stops after a caption only if the language model has learned to end one.
+    """
+    if text:
+        return TextExample(f"<s>USER: {text}\n", tuple((f"{q} ASSISTANT:", f" {a}</s>") for q, a in questions))
+    return TextExample("<s>USER: ", tuple((f"\n{q} ASSISTANT:", f" {a}</s>") for q, a in questions))
 
 
-def training_texts(samples: Sequence[Sample]) -> list[TextExample]:
+def training_texts(samples: Iterable[Sample]) -> list[TextExample]:
     """Each image's caption followed by the image's questions, so that the model learns to answer from a text before it
-    sees an image; questions about images without a caption come alone."""
+    sees an image; questions about images without a caption come alone. A sample without an image is a text of its own;
+    of more than MAX_TEXT_ONLY such samples, a fixed selection is used."""
     captions: dict[tuple[str, ...], list[str]] = {}
     questions: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-    for sample in samples:
+    text_only: list[tuple[int, int, TextExample]] = []  # a heap of the smallest fingerprints, negated
+    for number, sample in enumerate(samples):
         turns = [text_of(message) for message in sample.messages if message["role"] != "system"]
-        if sample.kind in CAPTION_KINDS:
+        if not sample.image_ids:
+            example = to_example("", list(zip(turns[0::2], turns[1::2], strict=True)))
+            item = (-fingerprint(sample.sample_id), number, example)
+            heapq.heappush(text_only, item) if len(text_only) < MAX_TEXT_ONLY else heapq.heappushpop(text_only, item)
+        elif sample.kind in CAPTION_KINDS:
             captions.setdefault(sample.image_ids, []).append(turns[-1])
         else:
             questions.setdefault(sample.image_ids, []).extend(zip(turns[0::2], turns[1::2], strict=True))
     examples = []
     for image_ids in dict.fromkeys([*captions, *questions]):
         image_questions = questions.get(image_ids, [])
-        texts = captions.get(image_ids, [""]) if image_ids else [""] * bool(image_questions)
-        examples += [to_example(text, image_questions) for text in texts]
-    return examples
+        examples += [to_example(text, image_questions) for text in captions.get(image_ids, [""])]
+    return examples + [example for _, _, example in sorted(text_only, key=lambda item: item[1])]
 
 
 def extra_texts(seed: int, number: int) -> list[TextExample]:

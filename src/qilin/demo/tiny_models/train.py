@@ -56,7 +56,7 @@ def train_tiny_models(
     with ExitStack() as stack:
         bars = stack.enter_context(ProgressBars())
         if language:
-            examples = [*training_texts(list(open_dataset(data).samples("train"))), *extra_examples]
+            examples = [*training_texts(open_dataset(data).stream("train")), *extra_examples]
             write_tokenizer(examples, out / "language", config.language)
         if at_once:
             arguments = (data, out, config, precision)
@@ -80,7 +80,7 @@ def train_vision_encoder(data: Path, out: Path, config: TinyModelsConfig, precis
     """Train a small CLIP ViT on the training images; the language model, or its tokenizer, encodes the texts."""
     vision, seed = config.vision, config.seed
     dataset = open_dataset(data)
-    samples = list(dataset.samples("train"))
+    samples = [sample for sample in dataset.stream("train") if sample.image_ids]
     torch.manual_seed(seed)
     encoder = CLIPVisionModel(
         CLIPVisionConfig(

@@ -6,7 +6,7 @@ N patches, E feature width, W words, Q questions.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -90,16 +90,18 @@ class AnswerHead(nn.Module):
 
     def __init__(self, samples: Sequence[Sample], encoder: TextEncoder, width: int) -> None:
         super().__init__()
-        vqa = [s for s in samples if len(s.image_ids) == 1 and s.kind == "vqa"]
-        self.image_ids = list(dict.fromkeys(sample.image_ids[0] for sample in vqa))
-        questions, question_index = np.unique([text_of(s.messages[0]) for s in vqa], return_inverse=True)
-        answers, labels = np.unique([text_of(s.messages[-1]) for s in vqa], return_inverse=True)
+        triples = list(image_questions(samples))
+        self.image_ids = list(dict.fromkeys(image_id for image_id, _, _ in triples))
+        questions, question_index = np.unique([question for _, question, _ in triples], return_inverse=True)
+        answers, labels = np.unique([answer for _, _, answer in triples], return_inverse=True)
         self.rows: dict[str, list[int]] = {}
-        for row, sample in enumerate(vqa):
-            self.rows.setdefault(sample.image_ids[0], []).append(row)
+        for row, (image_id, _, _) in enumerate(triples):
+            self.rows.setdefault(image_id, []).append(row)
         self.question_index, self.labels = torch.from_numpy(question_index), torch.from_numpy(labels)
         size = encoder.hidden_size
-        self.question_vectors = F.layer_norm(encoder.encode(questions.tolist()), (size,)) if vqa else torch.zeros(0, 1)
+        self.question_vectors = (
+            F.layer_norm(encoder.encode(questions.tolist()), (size,)) if triples else torch.zeros(0, 1)
+        )
         self.query = nn.Linear(size, width)
         self.norm = nn.LayerNorm(width)
         self.mix = nn.Sequential(nn.Linear(width + size, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, len(answers)))
@@ -126,6 +128,15 @@ def captions_by_image(samples: Sequence[Sample]) -> dict[str, list[str]]:
         if len(sample.image_ids) == 1 and sample.kind in CAPTION_KINDS:
             captions.setdefault(sample.image_ids[0], []).append(text_of(sample.messages[-1]))
     return captions
+
+
+def image_questions(samples: Sequence[Sample]) -> Iterator[tuple[str, str, str]]:
+    """(image_id, question, answer) of the questions and conversations about a single image."""
+    for sample in samples:
+        if len(sample.image_ids) == 1 and sample.kind in ("vqa", "chat"):
+            turns = [text_of(message) for message in sample.messages if message["role"] != "system"]
+            for question, answer in zip(turns[0::2], turns[1::2], strict=True):
+                yield sample.image_ids[0], question, answer
 
 
 def random_choice(rows: Sequence[int], generator: torch.Generator) -> int:
