@@ -26,6 +26,19 @@ def test_calibrated_model_has_small_error_and_overconfident_model_large_error() 
     assert calibration([0.99] * 20_000, correct)["ece"] == pytest.approx(0.49, abs=0.02)
 
 
+def test_calibration_error_has_an_interval_over_images_and_a_chance_level() -> None:
+    rng = np.random.default_rng(0)
+    confidence, cluster = rng.uniform(0.3, 1, 600), np.arange(600) // 6
+    calibrated = calibration(confidence.tolist(), rng.random(600) < confidence, cluster)
+    assert calibrated["clusters"] == 100
+    assert calibrated["ece_interval"][0] == 0.0
+    assert calibrated["ece_if_calibrated"] == pytest.approx(calibrated["ece"], abs=0.02)
+    overconfident = calibration(confidence.tolist(), rng.random(600) < confidence - 0.2, cluster)
+    assert overconfident["ece_interval"][0] > overconfident["ece_if_calibrated"]
+    assert overconfident["ece_interval"][0] < 0.2 < overconfident["ece_interval"][1]
+    assert calibration([0.5, 0.6], [1, 0], [3, 3])["ece_interval"] is None
+
+
 def test_accuracy_by_coverage() -> None:
     result = calibration([0.9] * 5 + [0.1] * 5, [1] * 5 + [0] * 5)
     accuracy = {row["coverage"]: row["accuracy"] for row in result["coverage"]}

@@ -6,7 +6,7 @@ In: EvaluateConfig or ScoreConfig. Out: on stdout the scores; on stderr what a J
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -82,12 +82,12 @@ def print_evaluation(scores: Mapping[str, Any], config: EvaluateConfig) -> None:
 def print_scores(scores: Mapping[str, Any]) -> None:
     """Prints the scores as a table."""
     table = Table(
-        title="scores; intervals: 95 %, bootstrap over independent images",
+        title="scores; 95 % intervals over independent images",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
-    for name in ("", "n", "exact", "accuracy", "interval", "blind", "shuffled", "unparsed"):
+    for name in ("", "n", "images", "exact", "accuracy", "interval", "blind", "shuffled", "unparsed"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, block in [*((name, scores[name]) for name in SUBSETS), *scores["by_question_type"].items()]:
         if block.get("n"):
@@ -111,21 +111,25 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     if confidence["n"]:
         half = next(row for row in confidence["coverage"] if row["coverage"] == 0.5)
         console.print(
-            f"confidence: calibration error {confidence['ece']:.3f}; "
+            f"confidence: calibration error {confidence['ece']:.3f}{format_ends(confidence['ece_interval'])}, "
+            f"{confidence['ece_if_calibrated']:.3f} by chance; "
             f"accuracy of the most confident half {half['accuracy']:.3f}"
         )
+    if "note" in scores["clusters"]:
+        console.print(scores["clusters"]["note"])
     reasons = scores["all"]["accuracy"].get("reasons") or {}
     for name in ("blind", "shuffled"):
         if name in reasons:
             console.print(f"{name}: missing, {reasons[name]}", style="dim")
 
 
-def format_block(block: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """n, exact match, accuracy and its interval."""
+def format_block(block: Mapping[str, Any]) -> tuple[str, ...]:
+    """n, independent clusters, exact match, accuracy and its interval."""
     accuracy = block["accuracy"]
     interval = accuracy["interval"]
     return (
         str(block["n"]),
+        str(accuracy.get("clusters", block.get("clusters", "–"))),
         format_value(block["exact"]["value"]),
         format_value(accuracy["value"]),
         f"{interval[0]:.3f}–{interval[1]:.3f}" if interval else "–",
@@ -135,13 +139,19 @@ def format_block(block: Mapping[str, Any]) -> tuple[str, str, str, str]:
 def format_captions(captions: Mapping[str, Any]) -> str:
     """The caption scores in one line."""
     return (
-        f"captions: n {captions['n']}, fact F1 {captions['fact_f1']:.3f} (precision {captions['fact_precision']:.3f}, "
+        f"captions: n {captions['n']}, fact F1 {captions['fact_f1']:.3f}{format_ends(captions['fact_f1_interval'])} "
+        f"over {captions['clusters']} independent images (precision {captions['fact_precision']:.3f}, "
         f"recall {captions['fact_recall']:.3f}; blind {format_value(captions['blind'])}, "
         f"shuffled {format_value(captions['shuffled'])}, nearest {format_value(captions['nearest'])}), "
         f"per caption {captions['invented_findings']:.2f} invented findings and {captions['contradictions']:.2f} "
         f"contradictions, BLEU-4 {captions['bleu4']:.3f}, ROUGE-L {captions['rouge_l_char']:.3f}, "
         f"chrF {captions['chrf']:.3f}, CIDEr {captions['cider']:.2f}"
     )
+
+
+def format_ends(interval: Sequence[float] | None) -> str:
+    """An interval in brackets, or nothing."""
+    return f" [{interval[0]:.3f}–{interval[1]:.3f}]" if interval else ""
 
 
 def format_value(value: float | None) -> str:

@@ -1,8 +1,8 @@
 """`qilin compare A B`: a paired comparison of two systems on the same questions.
 
-In: two evaluation folders or prediction files with the same ids. Out: differences with bootstrap intervals and p-values
-by sign flips, both over independent images, as a table or JSON, and with `--report` as a page with the answers of both
-systems beside each image. N rows.
+In: two evaluation folders or prediction files with the same ids. Out: differences with intervals and p-values over
+independent images, as a table or JSON, and with `--report` as a page with the answers of both systems beside each
+image. N rows.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from qilin.evaluate.manifest import scoring_manifest
 from qilin.evaluate.results import CAPTION_VERDICT, Prediction, Verdict, read_predictions
 from qilin.evaluate.score import clusters_and_facts
 from qilin.evaluate.scoring.answers import exact_match, judge_prediction
-from qilin.evaluate.scoring.bootstrap import compare_paired
 from qilin.evaluate.scoring.captions import FactSource
+from qilin.evaluate.scoring.intervals import compare_paired
 from qilin.evaluate.scoring.llm_judge import judge_pairs
 from qilin.text.facts import DEFAULT_VOCABULARY
 
@@ -44,16 +44,14 @@ def compare_command(config: CompareConfig) -> dict[str, Any]:
     stored = read_controls(files[0].parent / CONTROLS_FILE, predictions_a)
     hashes = read_hashes(dataset) if dataset else stored.hashes
     cluster, facts = clusters_and_facts(predictions_a, stored, dataset, hashes)
-    result, scores_a, scores_b = compare_predictions(
-        predictions_a, predictions_b, cluster, facts, config.resamples, config.seed
-    )
+    result, scores_a, scores_b = compare_predictions(predictions_a, predictions_b, cluster, facts)
     if config.judge is not None and config.endpoint is not None:
         cache = (config.a if config.a.is_dir() else config.a.parent) / "judge.sqlite"
         judge = Endpoint(
             config.endpoint, config.judge, cache=cache, budget=config.budget, seed=config.seed,
             extra=parse_extra(config.extra),
         )  # fmt: skip
-        result["judge"] = judge_pairs(predictions_a, predictions_b, cluster, judge, config.resamples, config.seed)
+        result["judge"] = judge_pairs(predictions_a, predictions_b, cluster, judge)
     result["names"] = {"a": system_name(config.a), "b": system_name(config.b)}
     result["manifest"] = {
         "a": str(files[0]),
@@ -111,8 +109,6 @@ def compare_predictions(
     predictions_b: Sequence[Prediction],
     cluster: NDArray[np.int64],
     facts: FactSource,
-    resamples: int,
-    seed: int,
 ) -> tuple[dict[str, Any], list[RowScore], list[RowScore]]:
     """{subset: {"n", "a", "b", "difference", "interval", "p_value", …}}, and the score of each row of A and of B.
 
@@ -132,7 +128,7 @@ def compare_predictions(
         if not mask.any():
             return {"n": 0, "reason": "no such rows"}
         a, b = (row_values[mask] for row_values in pair)
-        paired = compare_paired(a, b, cluster[mask], resamples, seed)
+        paired = compare_paired(a, b, cluster[mask])
         return {
             "n": int(mask.sum()),
             "a": float(a.mean()),
@@ -206,7 +202,7 @@ def print_comparison(result: Mapping[str, Any]) -> None:
         )
     clusters = max(result[name].get("clusters", 0) for name in ("all", "captions"))
     console.print(
-        f"paired test over {clusters} independent images or groups: 95 % bootstrap interval, p by sign flips; "
+        f"paired test over {clusters} independent images or groups; the 95 % interval excludes 0 exactly if p < 0.05; "
         "A:B counts the rows that only A or only B has right. "
         "p-values by question type are not corrected for multiple comparisons.",
         style="dim",

@@ -46,9 +46,11 @@ class EvaluateConfig:
     )
     shuffles: int = option(default=5, help="image derangements for the shuffled control; 0 disables it")
     controls: bool = option(default=True, help="also answer with mean, blank and shuffled images")
-    resamples: int = option(default=2000, help="bootstrap resamples for the intervals")
+    resamples: int = option(
+        default=2000, help="random draws for the calibration error that chance gives; intervals need none"
+    )
     limit: int | None = option(default=None, help="evaluate only the first N samples; the report states the limit")
-    seed: int = option(default=0, help="random seed of derangements and bootstrap")
+    seed: int = option(default=0, help="random seed of derangements and draws")
     device: str = option(default="auto", help="auto, cpu, cuda, …")
     dtype: Literal["auto", "fp32", "bf16"] = option(default="auto", help="auto: bf16 on an accelerator, else fp32")
     label: str | None = option(
@@ -108,8 +110,10 @@ class ScoreConfig:
         help="score as this toolkit would, including its mistakes; a random guess counts as its expected score",
     )
     compare: bool = option(default=False, help="print Qilin's score beside those of four toolkits")
-    resamples: int = option(default=2000, help="bootstrap resamples for the intervals")
-    seed: int = option(default=0, help="random seed of the bootstrap")
+    resamples: int = option(
+        default=2000, help="random draws for the calibration error that chance gives; intervals need none"
+    )
+    seed: int = option(default=0, help="random seed of these draws")
     json: bool = option(default=False, help="print the scores as JSON")
 
     def __post_init__(self) -> None:
@@ -138,8 +142,8 @@ class CompareConfig:
     endpoint: str | None = option(default=None, help="base URL of the judge's OpenAI-compatible service")
     budget: int | None = option(default=None, help="maximum number of tokens for the judge")
     extra: str | None = option(default=None, help=EXTRA_HELP)
-    resamples: int = option(default=10_000, help="bootstrap resamples and sign flips")
-    seed: int = option(default=0, help="random seed of bootstrap and sign flips")
+    resamples: int = option(default=10_000, help="has no effect: intervals are computed, not resampled")
+    seed: int = option(default=0, help="random seed that the judge receives")
     json: bool = option(default=False, help="print the result as JSON")
 
     def __post_init__(self) -> None:

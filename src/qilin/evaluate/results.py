@@ -211,6 +211,10 @@ class Score:
     nearest: float | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)  # missing control or interval -> why
     reason: str | None = None  # why there is no value
+    clusters: int | None = None  # independent clusters of images
+    blind_interval: Sequence[float] | None = None
+    shuffled_interval: Sequence[float] | None = None
+    nearest_interval: Sequence[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The block of scores.json."""
@@ -218,8 +222,13 @@ class Score:
             return {**dict.fromkeys(("value", "interval", "blind", "shuffled", "nearest")), "reason": self.reason}
         block = asdict(self)
         del block["reason"]
-        if self.interval is not None:
-            block["interval"] = list(self.interval)
+        for name in ("interval", "blind_interval", "shuffled_interval", "nearest_interval"):
+            if block[name] is not None:
+                block[name] = list(block[name])
+            elif name != "interval":
+                del block[name]
+        if self.clusters is None:
+            del block["clusters"]
         return block if self.reasons else {k: v for k, v in block.items() if k != "reasons"}
 
     @classmethod

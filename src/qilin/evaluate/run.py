@@ -46,9 +46,9 @@ from qilin.evaluate.predict import (
 from qilin.evaluate.report.report import write_report
 from qilin.evaluate.results import Prediction, write_jsonl
 from qilin.evaluate.scoring.aggregate import Controls, ScoringContext, score_predictions, write_scores
-from qilin.evaluate.scoring.bootstrap import assign_clusters
 from qilin.evaluate.scoring.calibration import affirms_finding
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
+from qilin.evaluate.scoring.intervals import assign_clusters
 
 DRAWN_IMAGES = "drawn by a program, no patients"
 

@@ -32,8 +32,8 @@ from qilin.evaluate.controls.training_set import (
 from qilin.evaluate.manifest import scoring_manifest
 from qilin.evaluate.results import Prediction, read_predictions
 from qilin.evaluate.scoring.aggregate import ScoringContext, score_predictions
-from qilin.evaluate.scoring.bootstrap import assign_clusters
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
+from qilin.evaluate.scoring.intervals import assign_clusters
 
 
 def score_file(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -17,9 +17,19 @@ from numpy.typing import NDArray
 from qilin.core.files import to_json, write_atomic
 from qilin.evaluate.results import CAPTION_VERDICT, Prediction, Score, SubsetScores, Verdict
 from qilin.evaluate.scoring.answers import exact_match, judge_prediction
-from qilin.evaluate.scoring.bootstrap import bootstrap_interval, compare_paired
 from qilin.evaluate.scoring.calibration import calibration, hallucination_probe
-from qilin.evaluate.scoring.captions import FactSource, score_captions
+from qilin.evaluate.scoring.captions import FactScore, FactSource, score_captions
+from qilin.evaluate.scoring.intervals import (
+    METHOD,
+    PairedDifference,
+    Ratio,
+    compare_paired,
+    compare_ratios,
+    count_clusters,
+    ratio_interval,
+    share_interval,
+    sum_by_cluster,
+)
 from qilin.evaluate.scoring.text_metrics import token_f1
 from qilin.text.facts import DEFAULT_VOCABULARY
 
@@ -30,6 +40,7 @@ METRICS = ("exact", "accuracy")
 # Reasons in scores.json, by which a reader knows why a value is null.
 NOT_GIVEN = "not given"
 NO_TRAINING_DATA = "no training data was named: give --train DATASET, and --dataset for the images"
+FEW_CLUSTERS = "fewer than two independent clusters of images"
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class ScoringContext:
-    """What scoring needs besides the predictions: clusters, controls, image metadata, bootstrap settings."""
+    """What scoring needs besides the predictions: clusters, controls, image metadata, random draws."""
 
     cluster: NDArray[np.int64]  # one number per row, captions included
     controls: Controls = Controls()
@@ -99,7 +110,13 @@ def score_predictions(
         "by_question_type": scores_by_label(scores, lambda p: p.question_type),
         "by_modality": scores_by_label(scores, lambda p: (context.modality or {}).get(p.id)),
         "by_body_part": scores_by_label(scores, lambda p: (context.body_part or {}).get(p.id)),
-        "confidence": calibration([p.confidence for p in questions], scores.model["accuracy"]),
+        "confidence": calibration(
+            [p.confidence for p in questions],
+            scores.model["accuracy"],
+            scores.cluster,
+            context.resamples,
+            context.seed,
+        ),
         "nothing_to_see": hallucination_probe(
             predictions,
             {"mean_picture": controls.mean_image, "blank_picture": controls.blank},
@@ -108,6 +125,7 @@ def score_predictions(
             context.facts.vocabulary,
         ),
         "rules": count_rules(scores.verdicts),
+        "clusters": describe_clusters(predictions, context.cluster),
     }
     question_verdicts = iter(scores.verdicts)
     return blocks, [CAPTION_VERDICT if p.is_caption else next(question_verdicts) for p in predictions]
@@ -181,26 +199,53 @@ def metric_score(scores: QuestionScores, metric: str, mask: NDArray[np.bool_]) -
         return Score(None, reason="no such questions among the rows")
     context = scores.context
     values = scores.model[metric][mask]
-    interval = bootstrap_interval(values, scores.cluster[mask], context.resamples, context.seed)
+    cluster = scores.cluster[mask]
+    interval = share_interval(values, cluster)
     blind = {name: float(control[metric][mask].mean()) for name, control in scores.blind.items()}
     best_blind = argmax(blind)
-    shuffled = [float(control[metric][mask].mean()) for control in scores.shuffled]
+    shuffled = mean_over_shuffles(scores.shuffled, metric)
     nearest = best_by_accuracy(scores.nearest)
-    missing = [name for name, value in (("blind", best_blind), ("shuffled", shuffled)) if not value]
+    missing = [name for name, value in (("blind", best_blind), ("shuffled", scores.shuffled)) if not value]
     reasons = {name: context.controls.reasons.get(name, NOT_GIVEN) for name in missing}
     if not interval:
-        reasons["interval"] = "fewer than two independent clusters of images"
+        reasons["interval"] = FEW_CLUSTERS
     return Score(
         value=float(values.mean()),
         interval=interval,
         blind=blind[best_blind] if best_blind else None,
         blind_from=best_blind,
         blind_each=blind,
-        shuffled=float(np.mean(shuffled)) if shuffled else None,
-        shuffles=len(shuffled),
+        shuffled=float(shuffled[mask].mean()) if shuffled is not None else None,
+        shuffles=len(scores.shuffled),
         nearest=float(scores.nearest[nearest][metric][mask].mean()) if nearest else None,
         reasons=reasons,
+        clusters=count_clusters(cluster),
+        blind_interval=share_interval(scores.blind[best_blind][metric][mask], cluster) if best_blind else None,
+        shuffled_interval=share_interval(shuffled[mask], cluster) if shuffled is not None else None,
+        nearest_interval=share_interval(scores.nearest[nearest][metric][mask], cluster) if nearest else None,
     )
+
+
+def mean_over_shuffles(shuffled: Sequence[PerRowScores], metric: str) -> NDArray[np.float64] | None:
+    """Each row's mean score over the derangements: (N,); None without any."""
+    return np.mean([control[metric] for control in shuffled], axis=0) if shuffled else None
+
+
+def describe_clusters(predictions: Sequence[Prediction], cluster: NDArray[np.int64]) -> dict[str, Any]:
+    """The block "clusters": how many independent clusters the intervals count, and rows that name no image."""
+    rows_without_image = sum(not (p.image_ids or p.group) for p in predictions)
+    block: dict[str, Any] = {
+        "n": count_clusters(cluster),
+        "rows": len(predictions),
+        "rows_without_image": rows_without_image,
+        "method": METHOD,
+    }
+    if rows_without_image:
+        block["note"] = (
+            f"{rows_without_image} of {len(predictions)} rows have no image_ids or group and are treated as "
+            "independent: if some are about one image, the intervals are too narrow"
+        )
+    return block
 
 
 def scores_without(scores: QuestionScores, excluded: Mapping[str, bool] | None) -> SubsetScores:
@@ -230,15 +275,15 @@ def count_rules(verdicts: Sequence[Verdict]) -> dict[str, dict[str, int]]:
 
 def nearest_neighbor_scores(scores: QuestionScores) -> dict[str, Any]:
     """The block "nearest_neighbour": the better image representation (named in `from`) and the means of each."""
-    context, n = scores.context, len(scores.predictions)
+    n = len(scores.predictions)
     best = best_by_accuracy(scores.nearest) if n else None
     if best is None:
-        reason = context.controls.reasons.get("nearest", NOT_GIVEN if n else "no questions among the rows")
+        reason = scores.context.controls.reasons.get("nearest", NOT_GIVEN if n else "no questions among the rows")
         return {"n": n, "exact": None, "accuracy": None, "reason": reason}
-    block: dict[str, Any] = {"n": n, "from": best}
+    block: dict[str, Any] = {"n": n, "clusters": count_clusters(scores.cluster), "from": best}
     for metric in METRICS:
         values = scores.nearest[best][metric]
-        interval = bootstrap_interval(values, scores.cluster, context.resamples, context.seed)
+        interval = share_interval(values, scores.cluster)
         block[metric] = {"value": float(values.mean()), "interval": list(interval) if interval else None}
     block["each"] = {
         name: {metric: float(control[metric].mean()) for metric in METRICS} for name, control in scores.nearest.items()
@@ -247,18 +292,27 @@ def nearest_neighbor_scores(scores: QuestionScores) -> dict[str, Any]:
 
 
 def gains(scores: QuestionScores) -> dict[str, Any]:
-    """Paired differences in accuracy to the better blind control and to the nearest neighbor."""
-    context = scores.context
+    """Paired differences in accuracy to the better blind control, to shuffled images and to the nearest neighbor."""
     blocks: dict[str, Any] = {}
     for name, controls in (("over_blind", scores.blind), ("over_nearest_neighbour", scores.nearest)):
         best = best_by_accuracy(controls) if scores.predictions else None
         if best is None:
             blocks[name] = {"value": None, "reason": "that control is missing"}
             continue
-        model, control = scores.model["accuracy"], controls[best]["accuracy"]
-        result = compare_paired(model, control, scores.cluster, context.resamples, context.seed)
-        blocks[name] = {"value": result.difference, **result.to_json(), "from": best}
+        result = compare_paired(scores.model["accuracy"], controls[best]["accuracy"], scores.cluster)
+        blocks[name] = gain_block(result, best)
+    shuffled = mean_over_shuffles(scores.shuffled, "accuracy") if scores.predictions else None
+    if shuffled is None:
+        blocks["over_shuffled"] = {"value": None, "reason": "that control is missing"}
+    else:
+        result = compare_paired(scores.model["accuracy"], shuffled, scores.cluster)
+        blocks["over_shuffled"] = gain_block(result, f"mean of {len(scores.shuffled)} derangements")
     return blocks
+
+
+def gain_block(result: PairedDifference, control: str) -> dict[str, Any]:
+    """One entry of "gain": the difference to a control, its interval and p-value, and the control's name."""
+    return {"value": result.difference, **result.to_json(), "from": control}
 
 
 def caption_scores(
@@ -269,28 +323,55 @@ def caption_scores(
         return {"n": 0, "fact_f1": None, "reason": "no captions among the rows"}
     scores, facts = score_captions(captions, context.facts)
     per_caption = np.array([fact.f1 for fact in facts])
-    interval = bootstrap_interval(per_caption, cluster, context.resamples, context.seed)
+    model = fact_ratio([facts], cluster)
 
-    def fact_f1(answers: Answers) -> float:
-        return score_captions(captions, context.facts, answers)[0]["fact_f1"]
+    def ratio(*answers: Answers) -> Ratio:
+        return fact_ratio([score_captions(captions, context.facts, a)[1] for a in answers], cluster)
 
     controls = context.controls
-    blind = {name: fact_f1(answers) for name, answers in blind_answers(controls).items()}
-    nearest = {name: fact_f1(answers) for name, answers in controls.nearest.items()}
-    shuffled = [fact_f1(answers) for answers in controls.shuffled]
-    return {
+    blind = {name: ratio(answers) for name, answers in blind_answers(controls).items()}
+    nearest = {name: ratio(answers) for name, answers in controls.nearest.items()}
+    shuffled = (
+        {f"mean of {len(controls.shuffled)} derangements": ratio(*controls.shuffled)} if controls.shuffled else {}
+    )
+    block: dict[str, Any] = {
         "n": len(captions),
+        "clusters": count_clusters(cluster),
         **scores,
+        "fact_f1_interval": to_list(ratio_interval(model)),
         "fact_f1_mean": float(per_caption.mean()),
-        "fact_f1_mean_interval": list(interval) if interval else None,
-        "blind": max(blind.values(), default=None),
-        "blind_each": blind,
-        "shuffled": float(np.mean(shuffled)) if shuffled else None,
-        "shuffles": len(shuffled),
-        "nearest": max(nearest.values(), default=None),
-        "nearest_each": nearest,
+        "fact_f1_mean_interval": to_list(share_interval(per_caption, cluster)),
+        "blind_each": {name: control.value() for name, control in blind.items()},
+        "shuffles": len(controls.shuffled),
+        "nearest_each": {name: control.value() for name, control in nearest.items()},
         "facts_from": "truth record" if context.facts.truth else "reference text",
+        "gain": {},
     }
+    for name, gain, ratios in (
+        ("blind", "over_blind", blind),
+        ("shuffled", "over_shuffled", shuffled),
+        ("nearest", "over_nearest_neighbour", nearest),
+    ):
+        best = argmax({name: control.value() for name, control in ratios.items()})
+        block[name] = ratios[best].value() if best else None
+        block[f"{name}_interval"] = to_list(ratio_interval(ratios[best])) if best else None
+        if best:
+            block["gain"][gain] = gain_block(compare_ratios(model, ratios[best]), best)
+    return block
+
+
+def fact_ratio(repetitions: Sequence[Sequence[FactScore]], cluster: NDArray[np.int64]) -> Ratio:
+    """The micro fact F1 as a ratio of sums by cluster; (K, C) for K repetitions of the captions."""
+    shared, counted = (
+        np.stack([sum_by_cluster([value(fact) for fact in facts], cluster) for facts in repetitions])
+        for value in (lambda fact: 2 * fact.shared, lambda fact: fact.stated + fact.true)
+    )
+    return Ratio(shared, counted)
+
+
+def to_list(interval: tuple[float, float] | None) -> list[float] | None:
+    """An interval as JSON has it."""
+    return list(interval) if interval else None
 
 
 def write_scores(path: Path, scores: Mapping[str, Any]) -> None:

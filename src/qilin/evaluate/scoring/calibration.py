@@ -12,20 +12,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 from qilin.evaluate.results import Prediction
+from qilin.evaluate.scoring.intervals import jackknife_variance, sum_by_cluster
 from qilin.text.facts import Vocabulary, extract_facts, is_finding
 
 NUM_BINS = 10
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
-def calibration(confidences: Sequence[float | None], correct: ArrayLike) -> dict[str, Any]:
-    """{"n", "ece", "mean_confidence", "accuracy", "bins", "coverage", "area"} of the answers that have a confidence.
+def calibration(
+    confidences: Sequence[float | None],
+    correct: ArrayLike,
+    cluster: ArrayLike | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """{"n", "ece", "mean_confidence", "accuracy", "bins", "coverage", "area", …} of the answers with a confidence.
 
-    ece: expected calibration error over ten bins of equal width, weighted by their size (Guo et al. 2017). coverage:
-    accuracy over the most confident answers only. area: the mean error over all coverages; an uninformative confidence
-    gives the error rate.
+    ece: expected calibration error over ten bins of equal width, weighted by their size (Guo et al. 2017).
+    ece_if_calibrated: the mean error that chance gives confidences that are exactly right, by `resamples` draws.
+    coverage: accuracy over the most confident answers only. area: the mean error over all coverages; an uninformative
+    confidence gives the error rate.
     """
     has_confidence = np.array([value is not None for value in confidences], dtype=bool)
     if not has_confidence.any():
@@ -41,15 +50,54 @@ def calibration(confidences: Sequence[float | None], correct: ArrayLike) -> dict
                 "from": index / NUM_BINS, "to": (index + 1) / NUM_BINS, "n": int(in_bin.sum()),
                 "confidence": float(confidence[in_bin].mean()), "accuracy": float(is_correct[in_bin].mean()),
             })  # fmt: skip
-    ece = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(confidence)
+    gaps = np.zeros((NUM_BINS, len(confidence)))
+    gaps[bin_index, np.arange(len(confidence))] = is_correct - confidence
+    clusters = np.arange(len(confidence)) if cluster is None else np.asarray(cluster)[has_confidence]
+    by_cluster = np.stack([sum_by_cluster(row, clusters) for row in gaps])  # (bins, C)
+    counts = sum_by_cluster(np.ones(len(confidence)), clusters)
+    ece = float(np.abs(by_cluster.sum(axis=1)).sum() / len(confidence))
+    by_chance = errors_by_chance(confidence, bin_index, resamples, seed)
+    interval = ece_interval(ece, by_cluster, counts)
+    if interval and ece <= np.quantile(by_chance, 0.95):
+        interval = (0.0, interval[1])  # the error is never below 0: chance alone explains this much
     return {
         "n": len(confidence),
-        "ece": float(ece),
+        "clusters": len(counts),
+        "ece": ece,
+        "ece_interval": list(interval) if interval else None,
+        "ece_if_calibrated": float(by_chance.mean()),
         "mean_confidence": float(confidence.mean()),
         "accuracy": float(is_correct.mean()),
         "bins": bins,
         **accuracy_by_coverage(confidence, is_correct),
     }
+
+
+def ece_interval(
+    ece: float, by_cluster: NDArray[np.float64], counts: NDArray[np.float64]
+) -> tuple[float, float] | None:
+    """95 % interval by the delete-one-cluster jackknife and t; None for fewer than two clusters.
+
+    `by_cluster`: correct minus confidence, summed by bin and cluster (bins, C); `counts`: answers by cluster (C,).
+    """
+    size = len(counts)
+    if size < 2:
+        return None
+    without_each = np.abs(by_cluster.sum(axis=1, keepdims=True) - by_cluster).sum(axis=0) / (counts.sum() - counts)
+    half = float(stdtrit(size - 1, 0.975)) * jackknife_variance(ece, without_each) ** 0.5
+    return max(0.0, ece - half), min(1.0, ece + half)
+
+
+def errors_by_chance(
+    confidence: NDArray[np.float64], bin_index: NDArray[np.intp], draws: int, seed: int
+) -> NDArray[np.float64]:
+    """Calibration errors of answers that are right exactly as often as their confidence says: (draws,).
+
+    The sum of the errors in a bin is drawn from the normal distribution of that variance; answers count as independent.
+    """
+    deviation = np.sqrt(np.bincount(bin_index, weights=confidence * (1 - confidence), minlength=NUM_BINS))
+    drawn = np.random.default_rng(seed).normal(size=(draws, NUM_BINS)) * deviation
+    return np.abs(drawn).sum(axis=1) / len(confidence)
 
 
 def accuracy_by_coverage(confidence: NDArray[np.float64], is_correct: NDArray[np.float64]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qilin.core.llm_client import ChatRequest, Endpoint, complete_all
 from qilin.evaluate.results import Prediction
-from qilin.evaluate.scoring.bootstrap import compare_paired
+from qilin.evaluate.scoring.intervals import compare_paired
 
 PROMPT = """你是一名放射科医生，正在比较两个系统对同一张医学图片所作的回答。请只根据参考答案判断哪一个回答更准确。
 否定、左右侧、部位、大小或数量与参考答案相反的，一律算错；措辞不同而意思相同的，算一样；更长不等于更好。
@@ -78,8 +78,6 @@ def judge_pairs(
     predictions_b: Sequence[Prediction],
     cluster: NDArray[np.int64],
     judge: Endpoint,
-    resamples: int,
-    seed: int,
 ) -> dict[str, Any]:
     """{"n", "alike", "a", "b", "tie", "contradicted", "unreadable", "difference", "interval", "p_value", …}.
 
@@ -99,7 +97,7 @@ def judge_pairs(
     for i, a in enumerate(predictions_a):
         first_rows.setdefault(sample_id(a), i)
     rows = np.array(list(first_rows.values()))
-    result = compare_paired(wins[rows], np.zeros(len(rows)), cluster[rows], resamples, seed)
+    result = compare_paired(wins[rows] > 0, wins[rows] < 0, cluster[rows])
     return {
         "n": len(rows),
         "alike": len(rows) - len(pairs),
