@@ -19,7 +19,7 @@ from typing import Any
 from qilin import __version__
 from qilin.core.config import add_flags, from_flags
 from qilin.core.errors import QilinError, UserError, suggest
-from qilin.core.terminal import print_question_marks, printable
+from qilin.core.terminal import print_question_marks, printable, quiet_libraries
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ COMMANDS = {
     ),
     "estimate": Command(
         "estimate memory, steps, hours and cost of a training recipe before anything is downloaded",
-        "qilin.train.config:EstimateCommand",
+        "qilin.train.commands:EstimateCommand",
         "qilin.train.estimate:estimate_command",
         ("recipe", "overrides"),
         "qilin estimate qilin-med-vl-13b/align --gpu h200 --samples 580014 --text-tokens 500 --answer-tokens 420\n"
@@ -169,8 +169,8 @@ COMMANDS = {
     ),
     "train": Command(
         "train one stage from a recipe, with key=value overrides",
-        "qilin.train.config:TrainCommand",
-        "qilin.train.stage:train_command",
+        "qilin.train.commands:TrainCommand",
+        "qilin.evaluate.while_training:train_command",
         ("recipe", "overrides"),
         "qilin train small/align data=slake vision=DIR/parts/vision language=DIR/parts/language out=runs/align\n"
         "qilin train small/instruct data=slake model=runs/align out=runs/instruct",
@@ -206,6 +206,15 @@ COMMANDS = {
         "qilin.serve.terminal:chat",
         ("model", "images"),
         "qilin chat runs/instruct image.png",
+    ),
+    "serve": Command(
+        "serve a model through OpenAI's chat API on this machine",
+        "qilin.serve.config:ServeConfig",
+        "qilin.serve.server:serve",
+        ("model",),
+        "qilin serve runs/instruct\n"
+        "qilin serve --new-key ward-3 --keys keys.txt\n"
+        "qilin serve runs/instruct --host 0.0.0.0 --keys keys.txt --tls-certificate cert.pem --tls-key key.pem",
     ),
     "convert": Command(
         "convert checkpoints between the LLaVA, Hugging Face and llama.cpp layouts; merge LoRA adapters",
@@ -258,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for the caller's mistake, 128 + N for signal N."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     print_question_marks()
+    quiet_libraries()
     with hangup_as_interrupt():
         return run_command(arguments)
 

@@ -123,6 +123,7 @@ class EngineCounts:
     cached_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0  # from submission to the end, all requests together
+    first_token_seconds: float = 0.0  # from submission to the first token
 
 
 class Engine:
@@ -269,6 +270,7 @@ class Engine:
             self.remove([(job, self.finish(job, "stop", logprobs))])
             return
         self.prefilling = None
+        self.counts.first_token_seconds += time.monotonic() - job.submitted
         if can_batch(job.prefill.cache):
             self.batch.change(range(len(self.running)), [job.prefill.cache])
             self.running.append(job)

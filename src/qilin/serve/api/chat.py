@@ -1,0 +1,248 @@
+"""POST /v1/chat/completions: one request, its answers, plain or streamed.
+
+In: a checked body. Out: OpenAI's response objects, with two additions: `confidence` for each choice (the geometric
+mean of its tokens' probabilities), and `usage.prompt_tokens_details.cached_tokens`. When the client disconnects, its
+answers stop at the next token.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from qilin.core.errors import UserError
+from qilin.serve.api.chat_schema import ChatBody
+from qilin.serve.api.content import to_request
+from qilin.serve.api.errors import ApiError
+from qilin.serve.api.remote_images import RemoteImages
+from qilin.serve.engine.engine import (
+    Engine,
+    Event,
+    Finish,
+    GenerationRequest,
+    Increment,
+    Job,
+    QueueFull,
+    max_answer_tokens,
+)
+from qilin.serve.engine.prompt import Prompt, prepare_prompt
+from qilin.serve.engine.sampling import ChosenToken, SamplingSettings
+
+KEEP_ALIVE = 10.0  # seconds without a token after which a stream sends a comment, so that proxies keep it open
+CLIENT_GONE = 499  # nginx's status for a client that closed the connection
+MAX_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class ChatService:
+    """What a chat request needs: the engine, the model's name, and where images may come from."""
+
+    engine: Engine
+    model_name: str
+    remote: RemoteImages = RemoteImages()
+
+
+@dataclass
+class Answers:
+    """The answers of one request while they are generated: events of all choices in one queue."""
+
+    prompt: Prompt
+    jobs: list[Job]
+    queue: "asyncio.Queue[tuple[int, Event]]"
+
+    def cancel(self) -> None:
+        for job in self.jobs:
+            job.cancel()
+
+
+async def chat_completions(http: HttpRequest, service: ChatService, body: ChatBody, owner: str) -> Response:
+    """Answer one request. Raises ApiError."""
+    if body.model != service.model_name:
+        raise ApiError(404, f"model: there is no model {body.model!r}; this server has {service.model_name!r}", "model")
+    answers = await start_answers(service, body, owner)
+    http.state.answers = answers
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.model_name}
+    if body.stream:
+        chunks = stream_chunks(http, service, body, answers, head)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would collect the chunks
+        return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
+    return await whole_response(http, service, body, answers, head)
+
+
+async def start_answers(service: ChatService, body: ChatBody, owner: str) -> Answers:
+    """Decode, tokenize and queue. Raises ApiError."""
+    engine = service.engine
+    try:
+        request = await asyncio.to_thread(to_request, body.messages, service.remote, MAX_IMAGES)
+        prompt = await asyncio.to_thread(prepare_prompt, engine.loaded, request)
+    except UserError as error:
+        raise ApiError(400, str(error), "messages") from None
+    max_tokens = max_answer_tokens(engine, prompt, body.max_completion_tokens or body.max_tokens)
+    if max_tokens < 1:
+        limit = min(engine.context or engine.max_batch_tokens, engine.max_batch_tokens)
+        raise ApiError(400, f"messages: {len(prompt.ids)} tokens, images included; the limit is {limit}", "messages")
+    generation = GenerationRequest(prompt, max_tokens, sampling_settings(body), stop_strings(body), owner)
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
+    answers = Answers(prompt, [], queue)
+    for index in range(body.n or 1):
+
+        def receive(event: Event, index: int = index) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, (index, event))
+
+        seed = None if body.seed is None else body.seed + index
+        settings = replace(generation.sampling, seed=seed)
+        try:
+            answers.jobs.append(engine.submit(replace(generation, sampling=settings), receive))
+        except QueueFull as error:
+            answers.cancel()
+            raise ApiError(429, str(error), retry_after=error.retry_after) from None
+    return answers
+
+
+def sampling_settings(body: ChatBody) -> SamplingSettings:
+    return SamplingSettings(
+        temperature=body.temperature or 0.0,
+        top_p=body.top_p or 1.0,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
+    )
+
+
+def stop_strings(body: ChatBody) -> tuple[str, ...]:
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+
+
+async def whole_response(
+    http: HttpRequest, service: ChatService, body: ChatBody, answers: Answers, head: dict[str, Any]
+) -> Response:
+    """All choices in one JSON object. A client that disconnects stops them."""
+    collecting = asyncio.ensure_future(collect(answers))
+    disconnect = asyncio.ensure_future(wait_for_disconnect(http))
+    try:
+        await asyncio.wait((collecting, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            return Response(status_code=CLIENT_GONE)
+        texts, tokens, finishes = collecting.result()
+    finally:
+        answers.cancel()
+        for task in (collecting, disconnect):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+    choices = []
+    for index, finish in enumerate(finishes):
+        check_finish(finish)
+        choice: dict[str, Any] = {
+            "index": index,
+            "message": {"role": "assistant", "content": texts[index], "refusal": None},
+            "finish_reason": finish.reason,
+            "logprobs": logprobs_json(service.engine, tokens[index]) if body.logprobs else None,
+            "confidence": finish.confidence,
+        }
+        choices.append(choice)
+    http.state.finishes = finishes
+    return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage(finishes)})
+
+
+async def collect(answers: Answers) -> tuple[list[str], list[list[ChosenToken]], list[Finish]]:
+    """(texts, tokens, last events) of all choices."""
+    count = len(answers.jobs)
+    texts, tokens, finishes = [""] * count, [list[ChosenToken]() for _ in range(count)], dict[int, Finish]()
+    while len(finishes) < count:
+        index, event = await answers.queue.get()
+        texts[index] += event.text
+        if isinstance(event, Increment):
+            tokens[index].append(event.token)
+        else:
+            finishes[index] = event
+    return texts, tokens, [finishes[index] for index in range(count)]
+
+
+async def wait_for_disconnect(http: HttpRequest) -> None:
+    """Return when the client closes the connection. The body must have been read."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def check_finish(finish: Finish) -> None:
+    """Raise ApiError for an answer that failed or that the server's shutdown ended."""
+    if finish.reason == "error":
+        raise ApiError(500, finish.error or "the model failed")
+    if finish.reason == "cancelled":
+        raise ApiError(503, "the server is shutting down")
+
+
+async def stream_chunks(
+    http: HttpRequest, service: ChatService, body: ChatBody, answers: Answers, head: dict[str, Any]
+) -> AsyncIterator[str]:
+    """Server-sent events: a chunk with the role, one for each piece of text, one with the finish reason, [DONE]."""
+    head = {**head, "object": "chat.completion.chunk"}
+    finishes: dict[int, Finish] = {}
+    http.state.finishes = []
+    try:
+        for index in range(len(answers.jobs)):
+            yield chunk(head, index, {"role": "assistant", "content": ""})
+        while len(finishes) < len(answers.jobs):
+            try:
+                index, event = await asyncio.wait_for(answers.queue.get(), KEEP_ALIVE)
+            except TimeoutError:
+                yield ": waiting\n\n"
+                continue
+            if isinstance(event, Finish):
+                finishes[index] = event
+                http.state.finishes.append(event)
+                check_finish(event)
+                if event.text:
+                    yield chunk(head, index, {"content": event.text})
+                yield chunk(head, index, {}, finish_reason=event.reason, confidence=event.confidence)
+            elif event.text or body.logprobs:
+                logprobs = logprobs_json(service.engine, [event.token]) if body.logprobs else None
+                yield chunk(head, index, {"content": event.text}, logprobs=logprobs)
+        if body.stream_options and body.stream_options.include_usage:
+            yield f"data: {to_json({**head, 'choices': [], 'usage': usage(list(finishes.values()))})}\n\n"
+        yield "data: [DONE]\n\n"
+    except ApiError as error:  # the status is sent; the clients read an error event
+        yield f"data: {to_json(error.body())}\n\n"
+    finally:
+        answers.cancel()
+
+
+def chunk(head: dict[str, Any], index: int, delta: dict[str, str], **fields: Any) -> str:
+    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **fields}
+    return f"data: {to_json({**head, 'choices': [choice]})}\n\n"
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def usage(finishes: Sequence[Finish]) -> dict[str, Any]:
+    """Token counts: the prompt once, the answers together."""
+    completion = sum(finish.completion_tokens for finish in finishes)
+    return {
+        "prompt_tokens": finishes[0].prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": finishes[0].prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": finishes[0].cached_tokens},
+    }
+
+
+def logprobs_json(engine: Engine, tokens: Sequence[ChosenToken]) -> dict[str, Any]:
+    """Log probabilities as OpenAI writes them."""
+    tokenizer = engine.loaded.processor.tokenizer
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+
+    content = [
+        {**entry(token.id, token.logprob), "top_logprobs": [entry(*alternative) for alternative in token.alternatives]}
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}

@@ -1,0 +1,67 @@
+"""The content of a chat request: texts and decoded images, in the form that the model's template takes.
+
+In: checked messages. Out: a model Request. Images come as data URIs; an address is fetched only if the server's
+allow-list names its host. Decoding checks sizes first and runs in a worker thread.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from qilin.imaging.decode import ImageError, to_rgb
+from qilin.model.generate import Request
+from qilin.serve.api.chat_schema import ImagePart, Message
+from qilin.serve.api.errors import ApiError
+from qilin.serve.api.remote_images import RemoteImages
+
+ROLES = {"developer": "system"}  # OpenAI's newer name
+
+
+def to_request(messages: Sequence[Message], remote: RemoteImages, max_images: int) -> Request:
+    """Messages with their images decoded. Raises ApiError 400."""
+    if messages[-1].role != "user":
+        raise ApiError(400, "messages: the last message must be the user's", "messages")
+    parts = [part for message in messages for part in message.content if isinstance(part, ImagePart)]
+    if len(parts) > max_images:
+        raise ApiError(400, f"messages: {len(parts)} images; expected at most {max_images}", "messages")
+    for message in messages:
+        if message.role != "user" and any(isinstance(part, ImagePart) for part in message.content):
+            raise ApiError(400, f"messages: an image in a message of the {message.role}", "messages")
+    images = [load_image(part.image_url.url, remote, number) for number, part in enumerate(parts, start=1)]
+    return Request([to_template_form(message) for message in messages], images)
+
+
+def to_template_form(message: Message) -> dict[str, Any]:
+    """A message as chat templates read it."""
+    role = ROLES.get(message.role, message.role)
+    if isinstance(message.content, str):
+        return {"role": role, "content": [{"type": "text", "text": message.content}]}
+    content = [
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+        for part in message.content
+    ]
+    return {"role": role, "content": content}
+
+
+def load_image(url: str, remote: RemoteImages, number: int) -> Image.Image:
+    """The upright RGB pixels of a data URI or an allowed address. Raises ApiError 400."""
+    param = f"image {number}"
+    data = decode_data_uri(url, param) if url.startswith("data:") else remote.fetch(url, param)
+    try:
+        return to_rgb(data)
+    except ImageError as error:
+        raise ApiError(400, f"{param}: {error}", param) from None
+
+
+def decode_data_uri(url: str, param: str) -> bytes:
+    """data:image/png;base64,… -> bytes. The media type is not trusted: the decoder looks at the content."""
+    head, comma, payload = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise ApiError(400, f"{param}: expected a data URI with base64 content (data:image/png;base64,…)", param)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except binascii.Error:
+        raise ApiError(400, f"{param}: its base64 content is damaged", param) from None
