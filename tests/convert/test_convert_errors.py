@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -243,3 +244,14 @@ def test_an_index_names_files_of_its_folder_only(tmp_path: Path, name: Any) -> N
     (index.parent / "model-1.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"index.json: names .* as a weight file; expected file names"):
         weight_files(index.parent)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "a.bin"])
+@pytest.mark.parametrize("target", ["fifo", "/dev/zero"])
+def test_special_files_are_no_weights(tmp_path: Path, name: str, target: str) -> None:
+    path = tmp_path / name
+    os.mkfifo(path) if target == "fifo" else path.symlink_to(target)
+    if name == "a.bin":
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(UserError, match=rf"{name}: is a"):
+        weight_files(tmp_path)

@@ -14,6 +14,7 @@ from qilin.core.files import make_cache_dir
 from qilin.dataset import reader
 from qilin.dataset.reader import open_dataset, verify_files
 from qilin.evaluate.config import EvaluateConfig
+from qilin.evaluate.controls.training_set import read_training_set
 from qilin.evaluate.job import open_job
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.data_sources import open_source, verify_sources
@@ -160,3 +161,5 @@ def test_training_and_evaluation_verify(dataset: Path) -> None:
             open_it()
     with pytest.raises(UserError, match="bytes changed"):
         open_job(EvaluateConfig(model=str(dataset), dataset=dataset, out=dataset / "out"))
+    with pytest.raises(UserError, match="bytes changed"):
+        read_training_set(open_dataset(dataset), "")  # --train of evaluate and score

@@ -192,6 +192,27 @@ def test_iu_xray_and_mimic(tmp_path: Path) -> None:
     assert dropped_reasons(data) == ["report is missing"]
 
 
+def test_encodings_of_reports_and_captions(tmp_path: Path) -> None:
+    """--encoding applies to every published layout, not only to tables."""
+    iu = write_jpegs(tmp_path / "iu", "images/CXR1_IM-1/0.png")
+    row = {"id": "CXR1_IM-1", "report": "心影增大，双肺清晰。", "image_path": ["CXR1_IM-1/0.png"]}
+    (iu / "annotation.json").write_text(json.dumps({"train": [row]}, ensure_ascii=False), encoding="gb18030")
+    _, rows = run_import_command("iu-xray", iu, "--encoding", "gb18030")
+    assert first_exchange(rows["CXR1_IM-1"])[1] == row["report"]
+
+    mimic = write_jpegs(tmp_path / "mimic", "files/p10/p10000032/s5/d1.jpg")
+    table = "dicom_id,study_id,subject_id,split\nd1,5,10000032,train\n"
+    (mimic / "mimic-cxr-2.0.0-split.csv").write_text(table, encoding="utf-16")
+    (mimic / "files/p10/p10000032/s5.txt").write_text("Opacité à gauche.", encoding="utf-16")
+    _, rows = run_import_command("mimic-cxr-jpg", mimic, "--encoding", "utf-16")
+    assert first_exchange(rows["s5"])[1] == "Opacité à gauche."
+
+    roco = write_jpegs(tmp_path / "roco", "train/radiology/images/PMC5_a.001.jpg")
+    (roco / "train/radiology/captions.txt").write_text("PMC5_a.001\t右下肺野片狀影。\n", encoding="big5hkscs")
+    _, rows = run_import_command("roco", roco, "--encoding", "big5hkscs")
+    assert first_exchange(rows["PMC5_a.001"])[1] == "右下肺野片狀影。"
+
+
 def test_figures_with_panels(tmp_path: Path) -> None:
     pmc = write_pmc_store(tmp_path / "pmc")
     assert main(["data", "extract-figures", str(pmc / "articles"), str(tmp_path / "figures"), "--workers", "1"]) == 0

@@ -12,6 +12,8 @@ from builders.review import write_both
 from qilin.cli import main
 from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
+from qilin.dataset.writer import DatasetWriter
+from qilin.pipeline.execution.step_output import step_settings
 from qilin.pipeline.review.decisions import (
     Decision,
     add_decision,
@@ -128,6 +130,12 @@ def test_samples_are_stratified_and_reproducible(tmp_path: Path) -> None:
     assert {ref.sample_id for ref in draw_samples(chinese, english, (), 0, seed=5).refs} == {
         "row-0", "row-1", "row-2", "row-3", "choice", "plain",
     }  # fmt: skip
+    with DatasetWriter(tmp_path / "merged", step_settings([english, chinese], {"step": "merge"})) as writer:
+        english_row = next(english.stream("train"))
+        for image in english.images():
+            writer.add_image(image)
+        writer.add_sample("train", english_row)
+    assert (find_original(open_dataset(tmp_path / "merged")) or chinese).path == english.path  # one of several inputs
     orders = {tuple(ref.sample_id for ref in draw_samples(chinese, english, (), 0, seed).refs) for seed in range(5)}
     assert len(orders) > 1
     refs = list(sample_refs(chinese, ()))

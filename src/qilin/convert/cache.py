@@ -12,7 +12,7 @@ from qilin.convert.config import ConvertConfig
 from qilin.convert.llava_format import is_llava
 from qilin.convert.output import log
 from qilin.convert.run import convert, hash_source
-from qilin.core.files import cache_dir, read_json
+from qilin.core.files import make_cache_dir, read_json
 from qilin.model.hub import fetch, fetch_folder
 
 
@@ -28,13 +28,12 @@ def ensure_hf_layout(name: str, hub: str) -> str:
     source = fetch_folder(name, hub)
     config = ConvertConfig(source=source, out=Path())
     short_name = re.sub(r"[^\w.-]+", "--", name.strip("/"))[-80:]
-    out = cache_dir(f"{short_name}-{hash_source(Path(source), config)[:12]}")
+    out = make_cache_dir() / f"{short_name}-{hash_source(Path(source), config)[:12]}"
     if not out.is_dir():
         log(
             f"{name} is in LLaVA's layout: converting it once, with template {config.template}, into {out}\n"
             "(for another template, or for LoRA: qilin convert)"
         )
-        out.parent.mkdir(parents=True, exist_ok=True)
         convert(replace(config, out=out))
     return str(out)
 

@@ -7,7 +7,7 @@ Out: one Adapter per weight; W + scale * B A, computed in fp32 and rounded once.
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,8 +66,8 @@ def read_adapters(folder: Path) -> dict[str, Adapter]:
     """A folder's adapters by the full name of their weight, as the base model names it. Raises UserError for options of
     peft that merging does not support."""
     config = read_json(folder / ADAPTER_CONFIG)
-    for key, supported in (("use_dora", False), ("bias", "none"), ("modules_to_save", None)):
-        if config.get(key, supported) not in (supported, [], None):
+    for key, supported in (("use_dora", False), ("bias", "none")):
+        if config.get(key, supported) not in (supported, None):
             raise UserError(f"{folder / ADAPTER_CONFIG}: {key} is {config[key]!r}, not supported; merge it with peft")
     if config.get("peft_type", "LORA") != "LORA":
         raise UserError(f"{folder / ADAPTER_CONFIG}: peft_type is {config['peft_type']!r}; expected LORA")
@@ -77,9 +77,12 @@ def read_adapters(folder: Path) -> dict[str, Adapter]:
             f"{folder}: has {ADAPTER_CONFIG} but none of {', '.join(ADAPTER_FILES)}; copy the complete folder"
         )
     contents = open_weights(file)
+    whole_modules = tuple(config.get("modules_to_save") or ())
     matrices: dict[str, dict[str, torch.Tensor]] = {}
     for stored in list_file(file):
         match = MATRIX_NAME.match(stored.name)
+        if match is None and is_inside(stored.name, whole_modules):
+            continue  # read by read_trained_beside
         if match is None:
             raise UserError(f"{file}: {stored.name} is not a LoRA matrix (base_model.model.….lora_A.weight)")
         matrices.setdefault(match["module"], {})[match["side"]] = get_tensor(contents, stored.name)
@@ -93,6 +96,11 @@ def read_adapters(folder: Path) -> dict[str, Adapter]:
         f"{module}.weight": Adapter(pair["A"], pair["B"], adapter_scale(config, module, pair["A"].shape[0]), transposed)
         for module, pair in matrices.items()
     }
+
+
+def is_inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether a weight belongs to one of peft's `modules_to_save`."""
+    return any(f".{module}." in f".{name}" for module in modules)
 
 
 def adapter_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
@@ -255,6 +263,12 @@ def read_trained_beside(folder: Path) -> dict[str, StoredTensor]:
     file, run_file = folder / TRAINED_BESIDE, folder.parent / QILIN_JSON
     if file.is_file():
         return {part_name(stored.name): stored for stored in list_file(file)}
+    config_file, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_FILES[0]
+    modules = (read_json(config_file).get("modules_to_save") or []) if config_file.is_file() else []
+    if modules and weights.is_file():
+        prefix = "base_model.model."
+        inside = [stored for stored in list_file(weights) if is_inside(stored.name, modules)]
+        return {part_name(stored.name.removeprefix(prefix)): stored for stored in inside}
     recipe = (read_json(run_file).get("recipe") or {}) if run_file.is_file() else {}
     if recipe.get("trainable") and recipe.get("lora") is not None:
         raise UserError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qilin.core.errors import UserError
-from qilin.core.files import read_json, shorten
+from qilin.core.files import check_regular_file, read_json, shorten
 
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -80,7 +80,10 @@ class TensorReader:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """A folder's weight files in order. Raises UserError if there are none or some are missing."""
+    """A folder's weight files in order. Raises UserError if there are none, and for missing and special ones."""
+    for path in (folder / name for name in (*INDEX_FILES, *SINGLE_FILES)):
+        if path.exists() or path.is_symlink():
+            check_regular_file(path, "a weight file")
     for name in INDEX_FILES:
         if (folder / name).is_file():
             listed = sorted(set(read_json(folder / name).get("weight_map", {}).values()), key=str)
@@ -88,7 +91,9 @@ def weight_files(folder: Path) -> list[Path]:
                 raise UserError(
                     f"{folder / name}: names {shorten(outside[0])} as a weight file; expected file names of this folder"
                 )
-            missing = [file for file in listed if not (folder / file).is_file()]
+            missing = [file for file in listed if not (folder / file).exists()]
+            for file in set(listed) - set(missing):
+                check_regular_file(folder / file, "a weight file")
             if missing or not listed:
                 raise UserError(
                     f"{folder / name}: names {len(listed)} weight files, {len(missing)} of them missing "

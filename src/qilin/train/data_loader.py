@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import torch
 
 from qilin.core.errors import UserError
-from qilin.core.files import cache_dir, write_atomic
+from qilin.core.files import make_cache_dir, write_atomic
 from qilin.dataset.reader import Dataset
 from qilin.dataset.schema import Sample
 from qilin.model.chat_template import IMAGE, Encoded
@@ -95,7 +95,7 @@ class PackedDataset:
 
     def measure(self, on_progress: Callable[[int, int], None] | None) -> tuple[Lengths, np.ndarray]:
         """Lengths of all samples that are used, and their numbers; from the cache where it has them."""
-        file = cache_dir("lengths") / f"{self.cache_key()}.npz"
+        file = make_cache_dir("lengths") / f"{self.cache_key()}.npz"
         cached = read_cache(file)
         if cached is None:
             cached = self.measure_all(on_progress)
@@ -324,5 +324,5 @@ def write_cache(file: Path, table: np.ndarray, statistics: dict[str, Any]) -> No
     buffer = io.BytesIO()
     np.savez(buffer, table=table, statistics=np.array(json.dumps(statistics, ensure_ascii=False)))
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(file, buffer.getvalue())

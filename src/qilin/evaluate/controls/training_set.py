@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from qilin.dataset.contamination import match_images
-from qilin.dataset.reader import Dataset
+from qilin.dataset.near_duplicates import match_images
+from qilin.dataset.reader import Dataset, verify_files
 from qilin.evaluate.controls.blind import MostFrequentAnswer, TrainingAnswer, mean_image
 from qilin.evaluate.items import ItemLike, iter_items
 from qilin.evaluate.predict import image_loader
@@ -32,9 +32,10 @@ class TrainingSet:
 
 
 def read_training_set(dataset: Dataset, caption_prompt: str) -> TrainingSet | None:
-    """The `train` split of a dataset folder; None without one."""
+    """The `train` split of a dataset folder; None without one. Raises UserError for damaged files."""
     if "train" not in dataset.splits():
         return None
+    verify_files(dataset)
     answers: list[TrainingAnswer] = []
     image_ids: dict[str, None] = {}
     for item in iter_items(dataset.samples("train"), caption_prompt):
@@ -66,16 +67,13 @@ def read_hashes(dataset: Dataset) -> dict[str, str]:
     return dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
 
 
-def match_training_images(
-    training: TrainingSet, items: Sequence[ItemLike], hashes: Mapping[str, str]
-) -> dict[str, str]:
+def match_training_images(training: TrainingSet, items: Sequence[ItemLike], dataset: Dataset) -> dict[str, str]:
     """Image id -> the same or a near-duplicate training image, for those of the items' images that have one.
 
-    `hashes` maps the items' image ids to their perceptual hashes.
+    `dataset` holds the items' images.
     """
     image_ids = sorted({image_id for item in items for image_id in item.image_ids})
-    training_hashes = read_hashes(training.dataset)
-    return match_images({i: hashes[i] for i in image_ids}, {i: training_hashes[i] for i in training.image_ids})
+    return match_images(dataset, image_ids, training.dataset, training.image_ids)
 
 
 def has_training_image(items: Sequence[ItemLike], matches: Mapping[str, str]) -> dict[str, bool]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import RunError, UserError
-from qilin.core.files import read_json, to_json, write_atomic
+from qilin.core.files import check_regular_file, parse_json, read_json, to_json, write_atomic
 from qilin.core.output_dir import bind_dir, lock_dir
 from qilin.dataset.import_rows import RejectedRow
 from qilin.pipeline.execution.workers import Workers
@@ -178,8 +178,10 @@ def read_step_record(folder: Path) -> dict[str, Any]:
 def read_shards(folder: Path, content: str = "rows") -> Iterator[dict[str, Any]]:
     """Every row (or, with "dropped", every rejected row) of a finished folder in order, one in memory at a time."""
     for path in shard_paths(folder, content):
-        with path.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+        check_regular_file(path, "rows of a finished shard")
+        with path.open(encoding="utf-8", errors="surrogatepass") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield parse_json(line, f"{path}, line {number}")
 
 
 def shard_paths(folder: Path, content: str = "rows") -> list[Path]:

@@ -6,14 +6,17 @@ public reader or page that each layout follows.
 
 import csv
 import gzip
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from qilin.core.errors import UserError
 from qilin.dataset.import_rows import ImportRow, RejectedRow
 from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.rows import SPLIT_NAMES, caption_from_names, find_tables, image_folders
+from qilin.pipeline.importers.table_files import open_text
 
 MIMIC_SPLIT_TABLE = "mimic-cxr-2.*-split.csv*"
 
@@ -26,7 +29,8 @@ def read_iu_xray(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     """{"train": [{"id", "report", "image_path": [...]}], "val": ..., "test": ...}"""
     (path,) = iu_xray_inputs(config)
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        with open_text(path, config.encoding) as file:
+            splits = json.load(file)
         rows = [(split, row) for split, items in splits.items() for row in items]
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: expected an object of lists, train, val and test ({error})") from None
@@ -58,7 +62,7 @@ def read_mimic_cxr(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
     (path,) = mimic_cxr_inputs(config)
     image_root = config.images or config.source
     studies: dict[tuple[str, str, str], list[str]] = {}
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as lines:
+    with open_table(path, config.encoding) as lines:
         for row in csv.DictReader(lines):
             key = (row["subject_id"], row["study_id"], row["split"])
             studies.setdefault(key, []).append(row["dicom_id"])
@@ -70,11 +74,19 @@ def read_mimic_cxr(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
             yield RejectedRow({"subject": subject, "study": study}, "report is missing")
             continue
         names = [(folder / f"s{study}" / f"{dicom_id}.jpg").as_posix() for dicom_id in dicom_ids]
-        text = extract_findings(report.read_text(encoding="utf-8", errors="replace"))
+        with open_text(report, config.encoding) as file:
+            text = extract_findings(file.read())
         yield caption_from_names(
             "report", f"s{study}", names, text, config, (image_root,),
             group=f"p{subject}", split=SPLIT_NAMES.get(split), license=config.license or "PhysioNet DUA",
         )  # fmt: skip
+
+
+def open_table(path: Path, encoding: str | None) -> TextIO:
+    """A table that may be compressed."""
+    if path.suffix != ".gz":
+        return open_text(path, encoding)
+    return io.TextIOWrapper(gzip.open(path), encoding=encoding or "utf-8", errors="surrogateescape", newline="")
 
 
 def extract_findings(report: str) -> str:
@@ -105,11 +117,13 @@ def read_roco(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
             continue
         sources: dict[str, tuple[str, str]] = {}  # id -> (image name, license)
         if (table := path.with_name("licences.txt")).is_file():
-            with table.open(encoding="utf-8", newline="") as lines:
+            with open_text(table, config.encoding) as lines:
                 sources = {row["ROCO_ID"]: (row["PMC_ID"], row["CC"]) for row in csv.DictReader(lines)}
         folders = image_folders(config, path.parent, ("images",))
         split = SPLIT_NAMES.get(path.parent.parent.name)
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        with open_text(path, config.encoding) as file:
+            text = file.read()
+        for number, line in enumerate(text.splitlines(), start=1):
             name, tab, caption = line.partition("\t")
             name = name.strip()
             if not tab:

@@ -126,15 +126,23 @@ def read_samples(data: Dataset, refs: Iterable[SampleRef]) -> dict[str, Sample]:
 
 
 def find_original(data: Dataset) -> Dataset | None:
-    """The dataset that this one was translated from, if it is in the same parent folder and has the recorded hash."""
-    settings: Any = data.manifest["settings"]
-    while isinstance(settings, Mapping):
+    """The dataset that this one was translated from, if it is in the same parent folder and has the recorded hash.
+
+    Of a merged dataset: that of the first of its inputs that has one.
+    """
+    steps: list[Any] = [data.manifest["settings"]]
+    while steps:
+        settings = steps.pop(0)
+        if not isinstance(settings, Mapping):
+            continue
         if settings.get("step") == "translate":
             path = data.path.resolve().parent / Path(str(settings.get("source"))).name
             if (path / MANIFEST).is_file() and (original := open_dataset(path)).hash == settings.get("input"):
                 return original
-            return None
-        settings = settings.get("made_from")
+            continue
+        inputs = settings.get("made_from")
+        rows = inputs if isinstance(inputs, list) else [settings]
+        steps += [row.get("made_from") for row in rows if isinstance(row, Mapping)]
     return None
 
 
