@@ -119,7 +119,9 @@ def cmmmu_value(text: str, reference: str) -> list[str | float]:
 
 def cmmmu_numbers(text: str) -> list[str]:
     """Numbers in a text: 1，234 with Chinese commas, 1e3, and plain ones."""
-    numbers = re.findall(r"-?\d{1,3}(?:，\d{3})+", text) + re.findall(r"-?\d+(?:\.\d+)?[eE][+-]?\d+", text)
+    # a run of digits is tried from its first digit only, so that a long one takes linear time; the matches are the same
+    exponents = re.findall(r"-?(?<!\d)\d++(?:\.\d++)?[eE][+-]?\d+", text)
+    numbers = re.findall(r"-?\d{1,3}(?:，\d{3})+", text) + exponents
     return numbers + re.findall(r"-?(?:\d+\.\d+|\.\d+|\d+)(?![eE][+-]?\d+)(?!，\d)", text)
 
 
@@ -207,8 +209,15 @@ def lmms_eval(p: Prediction) -> KitScore:
 
 def _strip_marks(text: str, extra_marks: str) -> str:
     """Lower case without bracketed text; punctuation becomes single spaces."""
-    text = re.sub(r"（[^）]*）", " ", re.sub(r"\([^)]*\)", " ", text.strip().lower()))
+    text = _without_brackets(_without_brackets(text.strip().lower(), "(", ")"), "（", "）")
     return " ".join(text.translate(_TO_SPACE | str.maketrans(dict.fromkeys(extra_marks, " "))).split())
+
+
+def _without_brackets(text: str, opening: str, closing: str) -> str:
+    r"""As re.sub(r"\([^)]*\)", " ", text), in linear time for a text of opening brackets."""
+    *closed, rest = text.split(closing)
+    parts = [part.partition(opening) for part in closed]
+    return "".join(before + (" " if bracket else closing) for before, bracket, _ in parts) + rest
 
 
 def _unify_polarity(text: str, yes: set[str], no: set[str]) -> str:
@@ -285,7 +294,8 @@ def _boxed_text(text: str) -> str:
 
 def _tagged_text(text: str) -> str:
     """Everything between <answer> and </answer>, joined by spaces; the text itself where that is empty."""
-    return " ".join(re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)).strip() or text
+    parts = [part.partition("<answer>") for part in text.split("</answer>")[:-1]]
+    return " ".join(answer for _, tag, answer in parts if tag).strip() or text
 
 
 # Each reimplementation was compared with the kit's own functions on about 4,000 answers (tests/evaluate/
