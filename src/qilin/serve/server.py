@@ -3,6 +3,7 @@
 In: a model folder or hub id and who may ask. Out: a server until Ctrl-C or SIGTERM, which finishes running answers.
 """
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
             ssl_keyfile=config.tls_key,
         )
     )
-    server.run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # the normal end, which uvicorn raises again after its own handling
+        server.run(sockets=[listener])
 
 
 def warm_up_engine(engine: Any) -> None:

@@ -1,0 +1,88 @@
+"""`qilin serve` as a process: the command line to an answer, keys, a second server on the port, and both stops."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+pytest.importorskip("uvicorn", reason="the serve extra is not installed")
+
+from builders.chat_server import chat_body, png
+from builders.tiny import tiny_llava
+from qilin.cli import main
+from qilin.serve.config import ServeConfig
+from qilin.serve.server import check_address
+
+SRC = Path(__file__).parents[2] / "src"
+
+
+@contextmanager
+def serve_process(*arguments: str) -> Iterator[tuple[Any, str]]:
+    """The process and its address once it accepts requests."""
+    command = [sys.executable, "-m", "qilin.cli", "serve", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=SRC)
+    try:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if match := re.search(r"https?://[\d.:]+", line):
+                yield process, match.group()
+                break
+        else:
+            raise AssertionError("".join(lines))
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.story
+def test_serve_answers_and_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = tiny_llava(tmp_path)
+    model, keys = tmp_path / "modell ü", tmp_path / "keys.txt"
+    loaded.model.save_pretrained(model)
+    loaded.processor.save_pretrained(model)
+    assert main(["serve", "--new-key", "ward-3", "--keys", str(keys)]) == 0
+    headers = {"Authorization": f"Bearer {capsys.readouterr().out.strip()}"}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with serve_process(str(model), "--port", "0", "--keys", str(keys), "--name", "m") as (process, url):
+            body = chat_body("图中有异常吗？", png(1)) | {"model": "m"}
+            response = httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+            assert response.json()["choices"][0]["message"]["content"]
+            assert httpx2.post(f"{url}/v1/chat/completions", json=body).status_code == 401
+            port = url.rpartition(":")[2]
+            assert main(["serve", str(model), "--port", port]) == 2
+            assert "choose another --port" in capsys.readouterr().err
+            start = time.monotonic()
+            process.send_signal(number)
+            assert process.wait(20) == (0 if number == signal.SIGINT else -signal.SIGTERM)
+            assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"host": "0.0.0.0"}, "API keys are needed"),
+        ({"tls_certificate": Path("cert.pem")}, "belong together"),
+        ({"tls_certificate": Path("cert.pem"), "tls_key": Path("key.pem")}, "no such file"),
+    ],
+)
+def test_settings_that_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(Exception, match=text):
+        check_address(ServeConfig(model="m", **options), has_keys=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--new-key", "a"], ["m", "--max-rows", "0"], ["m", "--prefix-cache-gib", "-1"]]
+)
+def test_commands_that_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("qilin: ")
