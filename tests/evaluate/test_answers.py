@@ -180,7 +180,8 @@ def test_a_wrong_side_is_never_correct(side: str, other: str, finding: str, ques
         ("不选A，选B", 4, {1}),
         ("E", 4, None),
         ("A lesion is seen", 4, None),
-        ("A和B都对", 4, None),
+        ("A和B都对", 4, {0, 1}),
+        ("A或B", 4, None),
     ],
 )
 def test_selected_letters(answer: str, choices: int, expected: set[int] | None) -> None:

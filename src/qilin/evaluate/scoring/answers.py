@@ -19,7 +19,7 @@ from itertools import permutations
 from qilin.evaluate.results import Prediction, Verdict
 from qilin.evaluate.scoring.anatomy import Location, Meaning, Term, parse_meaning, same_meaning
 from qilin.evaluate.scoring.final_answer import FinalAnswer, extract_final_answer
-from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options
+from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options, strip_choice_letter
 from qilin.text.laterality import find_sides, sides_conflict
 from qilin.text.negation import count_negations
 from qilin.text.normalize import (
@@ -137,10 +137,15 @@ def _by_option(question: str, reference: str, prediction: str, choices: tuple[st
     choices = choices or choices_in(question)
     if not choices:  # without any choices the letters can still be compared
         choices = tuple("ABCDEFGH")
-    expected, selected = selected_options(reference, choices), selected_options(prediction, choices)
+    expected, selected = selected_options(reference, choices), selected_options(prediction, choices, question)
     if expected is None:
         is_equal = exact_match(prediction, reference)
         return Verdict(is_equal, "equal" if is_equal else "different")
+    if selected is None:  # by meaning: 甲状腺功能亢进 is the option 甲亢
+        texts = [strip_choice_letter(choice) for choice in choices]
+        unnamed = [i for i, text in enumerate(texts) if normalize_answer(text) not in normalize_answer(prediction)]
+        same = [i for i in unnamed if _judge(question, texts[i], prediction, None, ()).correct]
+        selected = frozenset(same) if len(same) == 1 else None
     if selected is None:
         return Verdict(None, "unparsable")
     return Verdict(expected == selected, "option")
