@@ -55,13 +55,20 @@ def test_several_questions_of_one_image_are_one_observation(tmp_path: Path) -> N
     assert compare_command(CompareConfig(a=files[0], b=files[1], resamples=500))["all"]["p_value"] > 0.3
 
 
-def test_different_questions_are_refused(tmp_path: Path) -> None:
+def test_different_questions_are_refused_and_missing_ones_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     a = write_predictions(tmp_path / "a.jsonl", set())
     b = write_predictions(tmp_path / "b.jsonl", set(), question="别的?")
     with pytest.raises(UserError, match=r"b\.jsonl: question of 0 is '别的\?'"):
         compare_command(CompareConfig(a=a, b=b))
     lines = a.read_text(encoding="utf-8").splitlines()
     (tmp_path / "short.jsonl").write_text("\n".join(lines[:5]) + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"short\.jsonl: 56 ids"):
-        compare_command(CompareConfig(a=a, b=tmp_path / "short.jsonl"))
+    capsys.readouterr()
+    result = compare_command(CompareConfig(a=a, b=tmp_path / "short.jsonl"))
+    assert (result["all"]["n"], result["left_out"]) == (5, {"a": 56, "b": 0})
+    assert "56 rows of A and 0 of B are left out" in " ".join(capsys.readouterr().out.split())
+    other_ids = write_rows(tmp_path / "c.jsonl", [json.loads(lines[0]) | {"id": "x"}])
+    with pytest.raises(UserError, match=r"c\.jsonl: no id of"):
+        compare_command(CompareConfig(a=a, b=other_ids))
     assert main(["compare", str(a), str(a), "--report", str(tmp_path / "r.html")]) == 2

@@ -8,7 +8,7 @@ import pytest
 
 from builders.evaluation import write_rows
 from qilin.core.errors import UserError
-from qilin.evaluate.results import Prediction, Score, SubsetScores, Verdict, read_predictions
+from qilin.evaluate.results import Prediction, RowNotes, Score, SubsetScores, Verdict, read_predictions
 
 ROW: dict[str, Any] = {"id": "1", "question": "图片中包含肝脏吗?", "reference": "包含", "prediction": "是"}
 
@@ -22,12 +22,7 @@ ROW: dict[str, Any] = {"id": "1", "question": "图片中包含肝脏吗?", "refe
         ([ROW | {"answer_type": "maybe"}], "answer_type is 'maybe'"),
         ([ROW | {"choices": "A"}], "choices is 'A'"),
         ([ROW | {"prediction": ["A"]}], "prediction is .* expected a text"),
-        ([ROW | {"confidence": "high"}], "confidence is 'high'; expected a number"),
         ([[1]], "expected an object"),
-        ([ROW | {"confidence": 95}], "confidence is 95; expected 0 to 1"),
-        ([ROW | {"confidence": True}], "confidence is True"),
-        ([ROW | {"confidence": 10**400}], "confidence is a|confidence is 1000"),
-        ([ROW | {"question_type": ["Organ"]}], r"question_type is \['Organ'\]"),
         ([ROW | {"kind": {"a": 1}}], "kind is"),
         ([ROW | {"image_ids": "['a', 'b']"}], "image_ids is .* list of texts"),
         ([ROW | {"choices": {"A": "x"}}], "choices is"),
@@ -53,11 +48,40 @@ def test_captions_and_closed_questions_are_recognized() -> None:
     assert prediction(kind="report").is_caption
     assert not prediction(kind="chat", answer_type=None).is_caption
     assert prediction(answer_type=None).is_caption
+    assert prediction(answer_type=None, question="请根据图像写出报告").is_caption
+    assert not prediction(**ROW, answer_type=None).is_caption
+    assert prediction(**ROW, answer_type=None).is_closed
+    assert not prediction(answer_type=None, question="图片描述的是什么器官?").is_caption
     assert not prediction().is_caption
     assert prediction(**ROW).is_closed
     assert not prediction(**ROW, answer_type="open").is_closed
     assert prediction(answer_type="choice").is_closed
     assert prediction(choices=["a", "b"]).is_closed
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected", "is_noted"),
+    [
+        ("confidence", "high", None, True),
+        ("confidence", 95, None, True),
+        ("confidence", True, None, True),
+        ("confidence", 10**400, None, True),
+        ("confidence", [0.5], None, True),
+        ("confidence", "95%", 0.95, False),
+        ("confidence", "0.25", 0.25, False),
+        ("question_type", ["Organ"], "Organ", False),
+        ("question_type", ["Organ", "Plane"], "Organ, Plane", False),
+        ("question_type", {"a": 1}, None, True),
+        ("question_type", [], None, False),
+        ("answer_type", "OPEN", "open", False),
+        ("answer_type", "CLOSED", "closed", False),
+        ("answer_type", "multiple-choice", "choice", False),
+    ],
+)
+def test_optional_fields_cost_no_row(name: str, value: Any, expected: Any, is_noted: bool) -> None:
+    notes = RowNotes()
+    assert getattr(Prediction.from_row(ROW | {name: value}, "line 1", notes), name) == expected
+    assert bool(notes.messages()) == is_noted
 
 
 def test_a_prediction_survives_its_row() -> None:

@@ -60,7 +60,14 @@ def test_rows_of_another_system(tmp_path: Path) -> None:
         ROW,
         ROW | {"id": 2, "prediction": None},
         ROW | {"id": "3", "question": "图中有几个肾脏?", "reference": 2, "prediction": "两个"},
-        ROW | {"id": "4", "answer_type": None, "reference": "左侧气胸。", "prediction": "右侧气胸。"},
+        ROW
+        | {
+            "id": "4",
+            "answer_type": None,
+            "question": "请描述这张图片",
+            "reference": "左侧气胸。",
+            "prediction": "右侧气胸。",
+        },
     ]
     scores, verdicts = score_file(ScoreConfig(file=write_rows(tmp_path / "p.jsonl", rows)))
     assert [row["correct"] for row in verdicts] == [True, None, True, None]

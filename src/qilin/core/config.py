@@ -298,6 +298,7 @@ def add_flags(parser: Any, cls: type, positional: Sequence[str] = ()) -> None:
                 dest=field.name,
                 metavar=metavar(field.hint),
                 nargs="+" if is_list else None,
+                action="extend" if is_list else "store",  # --fields a=b --fields c=d gives both
                 help=text + suffix,
             )
 

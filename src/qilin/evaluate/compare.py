@@ -1,6 +1,6 @@
 """`qilin compare A B`: a paired comparison of two systems on the same questions.
 
-In: two evaluation folders or prediction files with the same ids. Out: differences with intervals and p-values over
+In: two evaluation folders or prediction files that share ids. Out: differences with intervals and p-values over
 independent images, as a table or JSON, and with `--report` as a page with the answers of both systems beside each
 image. N rows.
 """
@@ -15,16 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qilin.core.errors import UserError
+from qilin.core.files import shorten
 from qilin.core.llm_client import Endpoint
 from qilin.core.llm_client_config import parse_extra
 from qilin.core.terminal import make_console, print_json
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import open_dataset
 from qilin.evaluate.config import CompareConfig
 from qilin.evaluate.controls.controls_file import CONTROLS_FILE, read_controls
 from qilin.evaluate.controls.training_set import read_hashes
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.results import CAPTION_VERDICT, Prediction, Verdict, read_predictions
-from qilin.evaluate.score import clusters_and_facts
+from qilin.evaluate.prediction_files import check_prediction_path, read_prediction_file
+from qilin.evaluate.results import CAPTION_VERDICT, Prediction, Verdict
+from qilin.evaluate.score import clusters_and_facts, print_notes
 from qilin.evaluate.scoring.answers import exact_match, judge_prediction
 from qilin.evaluate.scoring.captions import FactSource
 from qilin.evaluate.scoring.intervals import compare_paired
@@ -37,10 +40,16 @@ RowScore = tuple[Verdict, float]
 
 def compare_command(config: CompareConfig) -> dict[str, Any]:
     """Prints how two systems differ, as a table or JSON; returns the result."""
-    files = [path / "predictions.jsonl" if path.is_dir() else path for path in (config.a, config.b)]
-    predictions_a = read_predictions(files[0])
-    predictions_b = align(predictions_a, read_predictions(files[1]), files)
     dataset = open_dataset(config.dataset) if config.dataset else None
+    files = [check_prediction_path(path) for path in (config.a, config.b)]
+    tables = [
+        read_prediction_file(path, config.fields, config.references, dataset, CAPTION_INSTRUCTION) for path in files
+    ]
+    for table in tables:
+        print_notes(table)
+    check_questions = tables[0].layout == tables[1].layout  # other systems add instructions to the questions
+    predictions_a, predictions_b = align(tables[0].predictions, tables[1].predictions, files, check_questions)
+    left_out = {name: len(t.predictions) - len(predictions_a) for name, t in zip("ab", tables, strict=True)}
     stored = read_controls(files[0].parent / CONTROLS_FILE, predictions_a)
     hashes = read_hashes(dataset) if dataset else stored.hashes
     cluster, facts = clusters_and_facts(predictions_a, stored, dataset, hashes)
@@ -52,6 +61,7 @@ def compare_command(config: CompareConfig) -> dict[str, Any]:
             extra=parse_extra(config.extra),
         )  # fmt: skip
         result["judge"] = judge_pairs(predictions_a, predictions_b, cluster, judge)
+    result["left_out"] = left_out
     result["names"] = {"a": system_name(config.a), "b": system_name(config.b)}
     result["manifest"] = {
         "a": str(files[0]),
@@ -81,27 +91,28 @@ def system_name(path: Path) -> str:
 
 
 def align(
-    predictions_a: Sequence[Prediction], predictions_b: Sequence[Prediction], files: Sequence[Path]
-) -> list[Prediction]:
-    """B's predictions in A's order. Raises UserError unless both have the same ids, questions and references."""
+    predictions_a: Sequence[Prediction],
+    predictions_b: Sequence[Prediction],
+    files: Sequence[Path],
+    check_questions: bool = True,
+) -> tuple[list[Prediction], list[Prediction]]:
+    """The rows whose id both files have, in A's order. Raises UserError for none, or for one with another reference."""
     by_id = {b.id: b for b in predictions_b}
-    ids_a = {a.id for a in predictions_a}
-    for ids, other_ids, other_file in ((ids_a, by_id.keys(), files[1]), (by_id.keys(), ids_a, files[0])):
-        missing = [row_id for row_id in ids if row_id not in other_ids]
-        if missing:
-            raise UserError(
-                f"{other_file}: {len(missing)} ids of the other file are missing, such as {missing[0]}; a paired test "
-                "needs the answers of both systems to every question"
-            )
-    for a in predictions_a:
-        for name in ("question", "reference"):
-            value_a, value_b = getattr(a, name), getattr(by_id[a.id], name)
+    pairs = [(a, by_id[a.id]) for a in predictions_a if a.id in by_id]
+    if not pairs:
+        raise UserError(
+            f"{files[1]}: no id of {files[0]}; A has {shorten(predictions_a[0].id)}, B has "
+            f"{shorten(predictions_b[0].id)}; a paired test needs answers to the same questions under the same ids"
+        )
+    for a, b in pairs:
+        for name in ("question", "reference") if check_questions else ("reference",):
+            value_a, value_b = getattr(a, name), getattr(b, name)
             if value_a != value_b:
                 raise UserError(
-                    f"{files[1]}: {name} of {a.id} is {value_b!r}, in {files[0]} it is {value_a!r}; expected the same "
-                    "questions"
+                    f"{files[1]}: {name} of {a.id} is {shorten(value_b)}, in {files[0]} it is {shorten(value_a)}; "
+                    "expected the same questions"
                 )
-    return [by_id[a.id] for a in predictions_a]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def compare_predictions(
@@ -199,6 +210,11 @@ def print_comparison(result: Mapping[str, Any]) -> None:
             f"judge {judge['judge']['model']}, both orders: A wins {judge['a']}, B wins {judge['b']}, "
             f"ties {judge['tie']}, contradicted itself {judge['contradicted']}, unreadable {judge['unreadable']}, "
             f"identical answers {judge['alike']}; A - B {judge['difference']:+.3f}, p {judge['p_value']:.4f}"
+        )
+    left_out = result["left_out"]
+    if any(left_out.values()):
+        console.print(
+            f"compared on the ids that both have: {left_out['a']} rows of A and {left_out['b']} of B are left out"
         )
     clusters = max(result[name].get("clusters", 0) for name in ("all", "captions"))
     console.print(

@@ -7,6 +7,9 @@ from typing import Literal
 from qilin.core.config import config_class, option
 from qilin.core.llm_client_config import EXTRA_HELP, parse_extra
 
+FIELDS_HELP = "which column holds which field, such as prediction=answer reference=gt; a.b is field b of object a"
+REFERENCES_HELP = "file with the questions and reference answers by id, where the predictions have none (LLaVA)"
+
 
 @config_class
 class EvaluateConfig:
@@ -93,7 +96,12 @@ REPRODUCE_OPTIONS = (
 class ScoreConfig:
     """Score the predictions of any system."""
 
-    file: Path = option(help="JSONL file with id, question, reference, prediction and optional fields per row")
+    file: Path = option(
+        help="JSONL, JSON, CSV, TSV or xlsx with id, question, reference, prediction and optional fields per row; also "
+        "the files of LLaVA, VLMEvalKit, lmms-eval, EvalScope and MedEvalKit, or an evaluation folder"
+    )
+    fields: tuple[str, ...] = option(default=(), help=FIELDS_HELP)
+    references: Path | None = option(default=None, help=REFERENCES_HELP)
     train: Path | None = option(
         default=None,
         help="dataset folder of the system's training data, for the controls and subsets that need training answers",
@@ -124,14 +132,17 @@ class ScoreConfig:
                 "--scorer scores as that toolkit would, without training data: remove --train and --dataset"
             )
         check_at_least("resamples", self.resamples, 1)
+        check_fields(self.fields)
 
 
 @config_class
 class CompareConfig:
     """Compare the answers of two systems to the same questions, with intervals and p-values."""
 
-    a: Path = option(help="evaluation folder, or JSONL file of predictions")
-    b: Path = option(help="the other one, with the same ids, questions and references")
+    a: Path = option(help="evaluation folder, or file of predictions as qilin score reads it")
+    b: Path = option(help="the other one; the ids that both have are compared")
+    fields: tuple[str, ...] = option(default=(), help=FIELDS_HELP)
+    references: Path | None = option(default=None, help=REFERENCES_HELP)
     dataset: Path | None = option(
         default=None, help="dataset folder of the questions, for near-duplicate clusters, caption facts and images"
     )
@@ -155,6 +166,15 @@ class CompareConfig:
             raise ValueError("--extra applies only with --judge")
         parse_extra(self.extra)
         check_at_least("resamples", self.resamples, 1)
+        check_fields(self.fields)
+
+
+def check_fields(fields: tuple[str, ...]) -> None:
+    """Raises ValueError for an assignment that is not FIELD=COLUMN."""
+    if fields:
+        from qilin.evaluate.foreign_rows import parse_fields
+
+        parse_fields(fields)
 
 
 def check_at_least(name: str, value: int | None, minimum: int) -> None:

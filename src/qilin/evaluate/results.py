@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,10 +20,52 @@ from qilin.core.errors import UserError
 from qilin.core.files import read_jsonl, shorten, write_atomic
 from qilin.dataset.schema import CAPTION_KINDS
 from qilin.text.normalize import normalize_answer, normalize_text
-from qilin.text.yes_no import is_yes_no_question, word_polarity
+from qilin.text.yes_no import is_open_question, is_yes_no_question, word_polarity
 
 ANSWER_TYPES = ("open", "closed", "choice")
+ANSWER_TYPE_NAMES = {  # other systems' names, in lower case
+    **{name: name for name in ANSWER_TYPES},
+    "open-ended": "open", "open_ended": "open", "openended": "open", "开放": "open", "开放式": "open",
+    "close": "closed", "closed-ended": "closed", "close-ended": "closed", "closed_ended": "closed", "yes/no": "closed",
+    "yes-no": "closed", "封闭": "closed", "封闭式": "closed",
+    "mcq": "choice", "multi-choice": "choice", "multiple-choice": "choice", "multiple_choice": "choice",
+    "single-choice": "choice", "选择": "choice", "单选": "choice",
+}  # fmt: skip
 REQUIRED_FIELDS = ("id", "question", "reference", "prediction")
+# What asks for a caption or a report, where a row states neither kind nor answer type.
+_CAPTION_REQUEST = re.compile(
+    r"(?:描述|叙述|概括|撰写|书写|生成|写出|写一|给出|出具|提供).{0,12}(?:图|影像|照片|片子|报告|所见|描述性|说明|标题|字幕)"
+    r"|\b(?:describe|caption|summari[sz]e|write|generate)\b.{0,40}\b(?:image|picture|scan|x-?ray|radiograph|figure|report)",
+    re.IGNORECASE,
+)
+
+
+def asks_for_caption(question: str) -> bool:
+    """Whether a question asks for a caption or a report: it is empty, or an instruction like 请描述这张图片."""
+    text = normalize_text(question[:MAX_CAPTION_REQUEST])
+    if not text:
+        return True
+    return _CAPTION_REQUEST.search(text) is not None and not (is_yes_no_question(text) or is_open_question(text))
+
+
+MAX_CAPTION_REQUEST = 500  # characters of a question that are read for it
+
+
+class RowNotes:
+    """Counts what was guessed or ignored in the optional fields of a file's rows."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(self, note: str, example: str) -> None:
+        """Counts a note; the first example of each is kept."""
+        self.counts[note] += 1
+        self.examples.setdefault(note, example)
+
+    def messages(self) -> list[str]:
+        """One sentence per note."""
+        return [f"{count} rows: {note}, such as {self.examples[note]}" for note, count in self.counts.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +105,42 @@ class Prediction:
         return row | {"choices": list(self.choices), "image_ids": list(self.image_ids)}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], where: str = "row") -> Prediction:
+    def from_row(cls, row: Mapping[str, Any], where: str = "row", notes: RowNotes | None = None) -> Prediction:
         """Checks and converts a row of any system's file. Raises UserError that names `where` and the field.
 
-        A row without `kind` is a caption if it has an `answer_type` and that is null.
+        A row whose answer_type is null and that has no kind (as pandas writes it) is a caption if its question asks for
+        one, else a question. An optional field that cannot be read is ignored, and counted in `notes`.
         """
+        notes = RowNotes() if notes is None else notes
         # pandas writes NaN for "no value"
         row = {name: value for name, value in row.items() if name == "prediction" or not _is_nan(value)}
         for name in REQUIRED_FIELDS:
             if name not in row:
-                raise UserError(f"{where}: field {name} is missing; it has {shorten(list(row)) if row else 'none'}")
+                names = shorten(list(row)) if row else "none"
+                raise UserError(
+                    f"{where}: field {name} is missing; it has {names}; name its column with --fields {name}=COLUMN"
+                )
         answer_type = row.get("answer_type")
-        if answer_type is not None and answer_type not in ANSWER_TYPES:
-            raise UserError(f"{where}: answer_type is {shorten(answer_type)}; expected open, closed, choice or null")
+        if answer_type is not None and answer_type != "":
+            known_name = ANSWER_TYPE_NAMES.get(answer_type.strip().lower()) if isinstance(answer_type, str) else None
+            if known_name is None:
+                expected = "open, closed, choice or null"
+                raise UserError(f"{where}: answer_type is {shorten(answer_type)}; expected {expected}")
+            answer_type = known_name
         reference = _text(row, "reference", where)
         if not reference.strip():
             raise UserError(f"{where}: reference is empty; there is nothing to score against")
         row_id = _text(row, "id", where)
         if not row_id.strip():
             raise UserError(f"{where}: id is empty; expected a text that no other row has")
-        caption = "answer_type" in row and answer_type is None
+        kind = _label(row, "kind", where)
+        if not kind:
+            is_untyped = "answer_type" in row and row["answer_type"] is None
+            is_caption = is_untyped and asks_for_caption(_text(row, "question", where))
+            kind = "caption" if is_caption else "vqa"
+            if is_untyped:
+                reading = "captions" if is_caption else "questions"
+                notes.add(f"answer_type is null and kind is missing; read as {reading} by their question", where)
         return cls(
             id=row_id,
             question=_text(row, "question", where),
@@ -89,12 +149,12 @@ class Prediction:
             prediction=""
             if row["prediction"] is None or _is_nan(row["prediction"])
             else _text(row, "prediction", where),
-            answer_type=answer_type and intern(answer_type),
+            answer_type=answer_type or None,
             choices=_texts(row, "choices", where),
             image_ids=_texts(row, "image_ids", where),
-            question_type=_label(row, "question_type", where) or None,
-            confidence=_confidence(row, where),
-            kind=_label(row, "kind", where) or ("caption" if caption else "vqa"),
+            question_type=_question_type(row, where, notes),
+            confidence=_confidence(row, where, notes),
+            kind=kind,
             group=_label(row, "group", where),
         )
 
@@ -136,19 +196,34 @@ def _texts(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     return tuple(text for text in texts if text is not None)
 
 
-def _confidence(row: Mapping[str, Any], where: str) -> float | None:
+def _confidence(row: Mapping[str, Any], where: str, notes: RowNotes) -> float | None:
+    """A number from 0 to 1, also as a text or a percentage; anything else is ignored and counted."""
     value = row.get("confidence")
     if value is None or value == "":
         return None
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        if isinstance(value, str) and value.strip().endswith(("%", "％")) and len(value) < 20:
+            number = float(value.strip()[:-1]) / 100
+        else:
+            number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if math.isnan(number):
-        raise UserError(f"{where}: confidence is {shorten(value)}; expected a number or null")
     if not -1e-6 <= number <= 1 + 1e-6:
-        raise UserError(f"{where}: confidence is {shorten(value)}; expected 0 to 1")
+        notes.add("confidence is not a number from 0 to 1 and is ignored", f"{shorten(value)} ({where})")
+        return None
     return min(max(number, 0.0), 1.0)  # the mean of single-precision probabilities may exceed 1 by a rounding
+
+
+def _question_type(row: Mapping[str, Any], where: str, notes: RowNotes) -> str | None:
+    """A text; a list of texts joined; anything else is ignored and counted."""
+    value = row.get("question_type")
+    if value is None or value == "" or value == []:
+        return None
+    texts = [_as_text(item) for item in (value if isinstance(value, list | tuple) else [value])]
+    if None in texts:
+        notes.add("question_type is not a text and is ignored", f"{shorten(value)} ({where})")
+        return None
+    return intern(", ".join(text for text in texts if text is not None)) or None
 
 
 def _label(row: Mapping[str, Any], name: str, where: str) -> str:

@@ -1,4 +1,4 @@
-"""`qilin score FILE.jsonl`: scores the predictions of any system.
+"""`qilin score FILE`: scores the predictions of any system.
 
 In: rows with id, question, reference, prediction and, optionally, the other fields of predictions.jsonl; controls.jsonl
 in the same folder. Out: the scores that `qilin evaluate` would write, and a verdict per row.
@@ -29,8 +29,10 @@ from qilin.evaluate.controls.training_set import (
     read_hashes,
     read_training_set,
 )
+from qilin.evaluate.foreign_rows import OWN_LAYOUT
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.results import Prediction, read_predictions
+from qilin.evaluate.prediction_files import PredictionFile, check_prediction_path, read_prediction_file
+from qilin.evaluate.results import Prediction
 from qilin.evaluate.scoring.aggregate import ScoringContext, score_predictions
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
 from qilin.evaluate.scoring.intervals import assign_clusters
@@ -41,9 +43,12 @@ def score_file(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]
 
     Raises UserError for rows that are not predictions, and for a dataset or training data that do not fit them.
     """
-    predictions = read_predictions(config.file)
     dataset = open_dataset(config.dataset) if config.dataset else None
-    stored = read_controls(config.file.parent / CONTROLS_FILE, predictions)
+    path = check_prediction_path(config.file)
+    file = read_prediction_file(path, config.fields, config.references, dataset, CAPTION_INSTRUCTION)
+    predictions = file.predictions
+    print_notes(file)
+    stored = read_controls(path.parent / CONTROLS_FILE, predictions)
     hashes = read_hashes(dataset) if dataset else stored.hashes
     cluster, facts = clusters_and_facts(predictions, stored, dataset, hashes)
     context = ScoringContext(
@@ -61,8 +66,18 @@ def score_file(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]
     if config.train is not None:
         context = with_training_data(context, config.train, predictions, dataset, hashes or {})
     scores, verdicts = score_predictions(predictions, context)
-    scores["manifest"] = {"predictions": str(config.file), **scoring_manifest()}
+    scores["manifest"] = {
+        "predictions": str(path), "format": file.layout, "notes": file.notes, **scoring_manifest(),
+    }  # fmt: skip
     return scores, [verdict.to_row(p.id) for p, verdict in zip(predictions, verdicts, strict=True)]
+
+
+def print_notes(file: PredictionFile) -> None:
+    """Says on stderr what layout a file has, if not Qilin's own, and what was left out or guessed."""
+    if file.layout != OWN_LAYOUT:
+        print(f"read as {file.layout}: {len(file.predictions)} rows", file=sys.stderr)
+    for note in file.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def clusters_and_facts(
@@ -99,7 +114,7 @@ def with_training_data(
     missing = next(((p.id, image_id) for p in predictions for image_id in p.image_ids if image_id not in hashes), None)
     if missing:
         raise UserError(f"{dataset.path}: image {missing[1]} of row {missing[0]} is not in this dataset")
-    matches = match_training_images(training, predictions, hashes)
+    matches = match_training_images(training, predictions, dataset)
     print(format_contamination(find_contamination(training, predictions, matches)), file=sys.stderr)
     nearest = nearest_neighbor_answers(
         training, predictions, dataset, embed_thumbnails, context.seed, "nearest by thumbnails"

@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qilin.core.errors import UserError
+from qilin.dataset.import_rows import CAPTION_INSTRUCTION
+from qilin.dataset.reader import open_dataset
 from qilin.evaluate.config import ScoreConfig
 from qilin.evaluate.manifest import scoring_manifest
-from qilin.evaluate.results import Prediction, read_predictions
+from qilin.evaluate.prediction_files import read_prediction_file
+from qilin.evaluate.results import Prediction
+from qilin.evaluate.score import print_notes
 from qilin.evaluate.scoring.answers import SCORER_VERSION, judge_prediction
 from qilin.evaluate.scoring.other_scorers import KITS, KitScore, count_rules, total_points
 
@@ -24,7 +28,10 @@ def score_with_kits(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str,
 
     Raises UserError for a file without questions.
     """
-    predictions = read_predictions(config.file)
+    dataset = open_dataset(config.dataset) if config.dataset else None
+    file = read_prediction_file(config.file, config.fields, config.references, dataset, CAPTION_INSTRUCTION)
+    print_notes(file)
+    predictions = file.predictions
     questions = [p for p in predictions if not p.is_caption]
     if not questions:
         raise UserError(f"{config.file}: holds captions only; --scorer and --compare score questions")
@@ -38,7 +45,9 @@ def score_with_kits(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str,
     else:
         result, rows = compare_kits(questions)
     result["captions_left_out"] = len(predictions) - len(questions)
-    result["manifest"] = {"predictions": str(config.file), **scoring_manifest()}
+    result["manifest"] = {
+        "predictions": str(config.file), "format": file.layout, "notes": file.notes, **scoring_manifest(),
+    }  # fmt: skip
     return result, rows
 
 
