@@ -14,7 +14,8 @@ from qilin.evaluate.scoring.answers import exact_match, judge_answer
 from qilin.evaluate.scoring.final_answer import NO_ANSWER_RULES
 from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options
 from qilin.text.normalize import normalize_answer, split_list_items
-from qilin.text.yes_no import is_yes_no_question, polarity
+from qilin.text.polarity import polarity
+from qilin.text.yes_no import is_yes_no_question
 
 PAIRS = [
     json.loads(line)

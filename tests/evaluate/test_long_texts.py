@@ -11,7 +11,8 @@ from qilin.evaluate.scoring.multiple_choice import selected_options
 from qilin.evaluate.scoring.text_metrics import token_f1
 from qilin.text.normalize import MAX_ANSWER_CHARACTERS, normalize_answer
 from qilin.text.numbers import find_measurements, parse_number
-from qilin.text.yes_no import polarity, word_polarity
+from qilin.text.polarity import polarity
+from qilin.text.yes_no import word_polarity
 
 REFERENCES = {
     "有结节吗?": "没有",

@@ -23,8 +23,10 @@ ENGLISH_NUMBERS = {"zero": 0, "none": 0, "one": 1, "two": 2, "three": 3, "four":
           "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12}  # fmt: skip
 
 # Measure words (classifiers) of things, and those after which a number is a measurement of its own kind.
-COUNT_WORDS = ("个", "枚", "处", "颗", "只", "块", "条", "片", "根", "种", "例", "支", "类", "张", "粒", "名", "位", "项",
-               "节", "叶", "层", "段", "侧", "团", "簇", "灶", "点", "人")  # fmt: skip
+COUNT_WORDS = (
+    "个", "枚", "处", "颗", "只", "块", "条", "片", "根", "种", "例", "支", "类", "张", "粒", "名", "位", "项", "节",
+    "叶", "层", "段", "侧", "团", "簇", "灶", "点", "人",
+)  # fmt: skip
 MEASURE_WORDS = (*COUNT_WORDS, "次", "级", "期", "度", "分", "岁", "年", "月", "周", "天", "日")
 
 # Compounds in which a numeral character is not a count.

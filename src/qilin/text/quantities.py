@@ -77,11 +77,13 @@ _PERIODS = "小时|分钟|分|星期|礼拜|周|天|日|晚|晨|月|年|minute|m
 _PERIOD_UNITS = {"分": "分钟", "晚": "天", "晨": "天"}
 _RATES = (
     re.compile(
-        rf"(?:每隔|每|一(?=[日天周]))(?P<n>{_NUMBER})?个?(?P<unit>{_PERIODS})(?:服用?|口服|给药|约)?(?P<times>{_NUMBER})次"
+        rf"(?:每隔|每|一(?=[日天周]))(?P<n>{_NUMBER})?个?(?P<unit>{_PERIODS})(?:服用?|口服|给药"
+        rf"|约)?(?P<times>{_NUMBER})次"
     ),
     re.compile(rf"(?P<n>{_NUMBER})(?P<unit>{_PERIODS})(?P<times>{_NUMBER})次"),
     re.compile(
-        rf"(?P<times>{_NUMBER})\s*(?:次|times|beats)?\s*(?:/|每|per|a(?=\s))\s*(?P<n>{_NUMBER})?\s*(?P<unit>{_PERIODS})"
+        rf"(?P<times>{_NUMBER})\s*(?:次|times|beats)?\s*(?:/|每|per"
+        rf"|a(?=\s))\s*(?P<n>{_NUMBER})?\s*(?P<unit>{_PERIODS})"
     ),
 )
 _LATIN_RATE = re.compile(r"(?<![a-z])(?:(qd|bid|tid|qid)|q(\d{1,2})h|(once|twice) (?:daily|a day))(?![a-z])")
@@ -92,7 +94,7 @@ _PRESSURE_WORDS = (
     re.compile(rf"舒张{_OF}(?P<low>\d{{2,3}})[^\d收舒]{{0,10}}收缩{_OF}(?P<high>\d{{2,3}})"),
 )
 _PERCENT = re.compile(rf"百分之(?P<number>{_NUMBER})")
-_PARTS = re.compile(rf"(?P<whole>{_NUMBER})分之(?P<part>{_NUMBER})")
+_PARTS = re.compile(rf"(?P<total>{_NUMBER})分之(?P<part>{_NUMBER})")
 _ROMAN = {"ⅰ": 1, "ⅱ": 2, "ⅲ": 3, "ⅳ": 4, "ⅴ": 5, "i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5}
 _GRADE = re.compile(
     rf"(?:(?P<roman>(?<![a-z])(?:iii|ii|iv|i|v)(?=[a-c]?\d?\s*[级期度型类])|[ⅰⅱⅲⅳⅴ])|(?P<number>{_NUMBER}))"
@@ -102,7 +104,8 @@ _ENGLISH_GRADE = re.compile(r"\b(?P<word>grade|stage|type)\s+(?P<number>iii|ii|i
 _ENGLISH_GRADES = {"grade": "级", "stage": "期", "type": "型"}
 _SPINE = re.compile(
     rf"(?P<region>[颈胸腰骶])椎?(?:第)?(?P<number>\d+|[{CHINESE_NUMERALS}]+)(?!\d)(?:椎体?)?"
-    rf"|第(?P<number2>\d+|[{CHINESE_NUMERALS}]+)(?P<region2>[颈胸腰骶])椎体?|(?<![a-z])(?P<letter>[ctls])(?P<number3>\d{{1,2}})(?:椎体?)?(?![\d加a-z])"
+    rf"|第(?P<number2>\d+|[{CHINESE_NUMERALS}]+)(?P<region2>[颈胸腰骶])椎体?"
+    rf"|(?<![a-z])(?P<letter>[ctls])(?P<number3>\d{{1,2}})(?:椎体?)?(?![\d加a-z])"
 )
 _SPINE_LETTERS = {"c": "颈", "t": "胸", "l": "腰", "s": "骶"}
 _ORDINAL = re.compile(rf"第(?P<number>{_NUMBER})(?![,.:。;]|$)|(?<![a-z\d])(?P<english>\d{{1,2}})(?:st|nd|rd|th)\b")
@@ -118,7 +121,8 @@ _UNIT = "|".join(
     )
 )
 _COMPOUND = re.compile(
-    rf"\s*(?P<unit>{_UNIT}|[a-zμ]{{1,6}}(?=/))?\s*/\s*(?P<per>dl|ml|μl|ul|l|分升|毫升|升|kg|公斤|min|h|d|m2|m²)(?![a-z])"
+    rf"\s*(?P<unit>{_UNIT}|[a-zμ]{{1,6}}(?=/))?\s*/\s*(?P<per>dl|ml|μl|ul|l|分升|毫升|升|kg|公斤|min|h|d|m2"
+    rf"|m²)(?![a-z])"
 )
 _UNIT_AFTER = re.compile(
     rf"\s*(?P<unit>{_UNIT}|(?:mmol|μmol|umol|nmol|pmol|ng|pg|iu|u|meq|mci|kv|ma|hz|mhz|t)(?![a-z]))"
@@ -141,7 +145,10 @@ _LESS_OR_MORE_BEFORE = re.compile(
     rf"(?:(?P<more>{_MORE})|(?P<less>{_LESS})|(?P<negated>不是|并非|而非|不为|不等于|非|≠|\bnot))"
     r"(?:等于|或等于)?(?:约|为|有|是|大约|about)?\s*$"
 )
-_LESS_OR_MORE_AFTER = re.compile(r"\s*(?:及|或)?(?:(?P<more>以上|or more|or greater)|(?P<less>以下|以内|之内|or less))")
+_LESS_OR_MORE_AFTER = re.compile(
+    r"\s*(?:及|或)?(?:(?P<more>以上|or more|or greater)|(?P<less>以下|以内|之内"
+    r"|or less))"
+)
 _ABOUT_AFTER = re.compile(r"[余多来]?")
 
 
@@ -163,7 +170,7 @@ class _Reader:
 
     def read(self) -> tuple[Quantity, ...]:
         self._each(_PERCENT, lambda m: ("share", [_fraction(m["number"])]))
-        self._each(_PARTS, lambda m: ("share", [_share(_fraction(m["part"]), _fraction(m["whole"]))]))
+        self._each(_PARTS, lambda m: ("share", [_share(_fraction(m["part"]), _fraction(m["total"]))]))
         self._each(_SPINE, self._spine)
         self._each(_ORDINAL, lambda m: ("ordinal", [_fraction(m["number"] or m["english"])]))
         self.text = NOT_COUNT.sub(lambda m: "\x00" * len(m.group()), self.text)  # 十二指肠, 第一 as in 首先
@@ -312,8 +319,8 @@ class _Reader:
         return "", factor, end
 
 
-def _share(part: Fraction | None, whole: Fraction | None) -> Fraction | None:
-    return part / whole * 100 if part is not None and whole else None
+def _share(part: Fraction | None, total: Fraction | None) -> Fraction | None:
+    return part / total * 100 if part is not None and total else None
 
 
 def _times(value: Fraction | None, factor: Fraction) -> Fraction | None:

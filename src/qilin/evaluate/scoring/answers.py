@@ -37,14 +37,14 @@ from qilin.text.numbers import (
     parse_number,
     remove_measurements,
 )
+from qilin.text.polarity import MAX_COMPARISON_CHARACTERS, polarity
 from qilin.text.vocabulary import concept_of, concepts
 from qilin.text.yes_no import (
-    MAX_COMPARISON_CHARACTERS,
+    asks_whether_any,
     is_open_question,
     is_yes_no_question,
     named_terms,
     normality,
-    polarity,
     question_normality,
     word_polarity,
 )
@@ -152,9 +152,9 @@ def _by_option(question: str, reference: str, prediction: str, choices: tuple[st
 
 
 def _by_yes_no(q: str, r: str, p: str) -> Verdict | None:
-    if is_open_question(q):
-        return None
     expected = word_polarity(r)
+    if is_open_question(q) and not (asks_whether_any(q) and expected is not None):
+        return None
     if expected is None and is_yes_no_question(q) and normality(r) is None:
         expected = polarity(r, q)
     if expected is None:

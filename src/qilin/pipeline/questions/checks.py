@@ -35,6 +35,7 @@ from qilin.text.normalize import (
     to_simplified,
 )
 from qilin.text.numbers import counts_to_digits, find_measurements, parse_count
+from qilin.text.polarity import polarity
 from qilin.text.vocabulary import categories
 
 ABOUT = ("Modality", "Plane", "Organ", "Abnormality", "Position", "Size", "Quantity", "Shape", "Color")  # SLAKE's names
@@ -311,7 +312,7 @@ def implied_answer(evidence: str, question: str) -> bool | None:
             if is_elsewhere or len(in_text[text_finding]) == 1:
                 implied.add(False if is_elsewhere else in_text[text_finding] == in_question[finding])
         return implied.pop() if len(implied) == 1 else None
-    polarities = {yes_no.polarity(normalize_text(clause), question) for clause in _SENTENCE.findall(evidence)} - {None}
+    polarities = {polarity(normalize_text(clause), question) for clause in _SENTENCE.findall(evidence)} - {None}
     if len(polarities) != 1:
         return None
     answer = polarities.pop()
