@@ -12,10 +12,10 @@ import pytest
 
 from qilin.core.errors import UserError
 from qilin.dataset.card import row_batches
+from qilin.dataset.near_duplicates import image_ids
 from qilin.dataset.reader import open_dataset, open_parquet, row_group_sizes
 from qilin.dataset.schema import ImageRecord, Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter
-from qilin.pipeline.curation.near_duplicates import image_hashes
 
 
 def fake_image(n: int) -> ImageRecord:
@@ -147,7 +147,7 @@ def test_passes_over_images_leave_no_file_open(tmp_path: Path) -> None:
     data = open_dataset(tmp_path / "data")
     open_parquet.cache_clear()
     row_group_sizes.cache_clear()
-    assert len(image_hashes(data)[0]) == 40
+    assert len(image_ids(data)) == 40
     assert row_group_sizes(str(tmp_path / "data" / "images" / "part-00000.parquet")) == (16, 16, 8)
     assert open_parquet.cache_info().currsize == 0
     assert data.image(f"{33:064x}") == fake_image(33)  # control: random access keeps the file open

@@ -7,7 +7,7 @@ from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter
 from qilin.evaluate.controls.contamination import find_contamination, format_contamination
-from qilin.evaluate.controls.training_set import match_training_images, read_hashes, read_training_set
+from qilin.evaluate.controls.training_set import match_training_images, read_training_set
 from qilin.evaluate.items import iter_items
 
 LONG_TEXT = "胸部正位片示左肺上叶斑片状高密度影，边界不清，考虑炎性病变，建议治疗后复查。"
@@ -39,8 +39,8 @@ def test_contamination_is_counted(tmp_path: Path) -> None:
     dataset = open_dataset(write_dataset(tmp_path / "test", range(106, 112), test))
     assert training is not None
     items = list(iter_items(dataset.samples("test"), "描述"))
-    counts = find_contamination(training, items, match_training_images(training, items, read_hashes(dataset)))
-    assert counts["pictures"] == {"n": 6, "same": 2, "near": 2, "bits": 8}
+    counts = find_contamination(training, items, match_training_images(training, items, dataset))
+    assert counts["pictures"] == {"n": 6, "same": 2, "near": 2, "min_similarity": 0.7}
     assert counts["questions"] == {"n": 8, "same_on_the_same_picture": 1}
     assert counts["texts"] == {"n": 2, "shared": 1, "example": "ec"}
     assert "2 of 6 images" in format_contamination(counts)
@@ -51,7 +51,7 @@ def test_independent_splits_have_no_contamination(dataset: Path) -> None:
     training = read_training_set(data, "描述")
     assert training is not None
     items = list(iter_items(data.samples("test"), "描述"))
-    counts = find_contamination(training, items, match_training_images(training, items, read_hashes(data)))
+    counts = find_contamination(training, items, match_training_images(training, items, data))
     assert counts["pictures"]["same"] == 0
     assert counts["questions"]["same_on_the_same_picture"] <= counts["pictures"]["near"] * 4
     assert counts["texts"]["shared"] == 0

@@ -5,7 +5,6 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -13,7 +12,6 @@ from builders.datasets import image_record, question_sample, run_curate, write_d
 from qilin.cli import main
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import text_of
-from qilin.imaging.near_duplicates import near_pairs, near_pairs_among, parse_hashes
 from qilin.imaging.quality import quality_problem
 from qilin.text.normalize import detect_language
 from qilin.text.phi import find_personal_data
@@ -82,21 +80,6 @@ def test_real_images_have_no_quality_problems(folder: str) -> None:
     files = [path for path in sorted((SHARED / folder).rglob("*")) if path.suffix in (".jpg", ".png")][::4]
     assert len(files) > 50
     assert [problem for path in files if (problem := quality_problem(path.read_bytes()))] == []
-
-
-def test_near_pairs_by_bands_equal_those_of_all_comparisons() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.integers(0, 2**63, 300, dtype=np.uint64)
-    near = base ^ (np.uint64(1) << rng.integers(0, 64, 300).astype(np.uint64))
-    near ^= np.uint64(1) << rng.integers(0, 64, 300).astype(np.uint64)
-    values = np.concatenate([base, near, base[:20]])
-    for bits in (0, 2, 4):
-        expected = {(i, j) for i, j in near_pairs(values, values, bits) if i < j}
-        pairs = list(near_pairs_among(values, bits))
-        assert set(pairs) == expected
-        assert len(pairs) == len(expected)
-    assert len(expected) >= 300
-    assert list(near_pairs_among(parse_hashes(["00" * 8]), 4)) == []
 
 
 def test_duplicates(tmp_path: Path) -> None:

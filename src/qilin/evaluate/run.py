@@ -71,7 +71,7 @@ def evaluate_job(job: EvaluationJob) -> dict[str, Any]:
     matches: Mapping[str, str] = {}
     contamination = None
     if job.training is not None:
-        matches = match_training_images(job.training, job.items, hashes)
+        matches = match_training_images(job.training, job.items, job.dataset)
         contamination = find_contamination(job.training, job.items, matches)
         print(format_contamination(contamination), file=sys.stderr)
     predictions, context = predict_with_controls(job, hashes, matches)

@@ -12,7 +12,7 @@ from typing import Any
 from qilin.dataset.contamination import CONTAMINATED_SHARE, passages
 from qilin.evaluate.controls.training_set import TrainingSet
 from qilin.evaluate.items import ItemLike
-from qilin.imaging.near_duplicates import NEAR_BITS
+from qilin.imaging.registration import SAME_SCAN
 from qilin.text.normalize import normalize_text
 
 
@@ -41,7 +41,7 @@ def find_contamination(training: TrainingSet, items: Sequence[ItemLike], matches
             "n": len(image_ids),
             "same": len(image_ids & training_ids),
             "near": len(matches),
-            "bits": NEAR_BITS,
+            "min_similarity": SAME_SCAN,
         },
         "questions": {"n": len(with_image), "same_on_the_same_picture": len(repeated)},
         "texts": {"n": long_texts, "shared": len(shared_ids), "example": shared_ids[0] if shared_ids else None},

@@ -3,20 +3,21 @@
 In: a dataset and the folders of test sets. Out: the images and samples to remove, each with the test set.
 """
 
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
 
 from qilin.core.errors import UserError
 from qilin.dataset.contamination import CONTAMINATED_SHARE, passages
 from qilin.dataset.hash_tables import FingerprintMapBuilder
+from qilin.dataset.near_duplicates import Thumbnails, read_thumbnails
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, text_of
-from qilin.imaging.near_duplicates import NEAR_BITS, near_pairs
-from qilin.pipeline.curation.near_duplicates import image_hashes, normalize_for_comparison
+from qilin.pipeline.curation.near_duplicate_images import find_test_images
+from qilin.pipeline.curation.near_duplicates import normalize_for_comparison
+from qilin.pipeline.execution.workers import Workers
 
 MIN_TEXT_LENGTH = 32  # characters; a shorter text of a test set is not searched for
 
@@ -24,7 +25,8 @@ MIN_TEXT_LENGTH = 32  # characters; a shorter text of a test set is not searched
 def count_contamination(data: Dataset, benchmarks: Sequence[Path]) -> Counter[str]:
     """The number of samples that share an image or a text with each test set, by reason."""
     builder = FingerprintMapBuilder()
-    mark_contaminated_images(data, benchmarks, builder)
+    with tempfile.TemporaryDirectory(prefix="qilin-") as folder:
+        mark_contaminated_images(data, read_thumbnails(data), benchmarks, builder, Path(folder), None)
     image_reasons, reasons = builder.build(), Counter[str]()
     folders = tuple(path.resolve() for path in benchmarks)
     for split in data.splits():
@@ -35,18 +37,25 @@ def count_contamination(data: Dataset, benchmarks: Sequence[Path]) -> Counter[st
     return reasons
 
 
-def mark_contaminated_images(data: Dataset, benchmarks: Sequence[Path], reasons: FingerprintMapBuilder) -> None:
-    """Add to `reasons` every image that is in a test set or a near-duplicate of one there."""
-    if not benchmarks:
-        return
-    ids, phashes = image_hashes(data)
-    for path in benchmarks:
-        benchmark = open_dataset(path)
-        if benchmark.hash == data.hash:
+def mark_contaminated_images(
+    data: Dataset,
+    thumbnails: Thumbnails,
+    benchmarks: Sequence[Path],
+    reasons: FingerprintMapBuilder,
+    folder: Path,
+    workers: Workers | None,
+    on_shard: Callable[[int], None] = lambda number: None,
+) -> None:
+    """Add to `reasons` every image that is in a test set, or a copy or a neighboring slice of an image there.
+
+    `folder` holds finished comparisons.
+    """
+    for number, path in enumerate(benchmarks):
+        test_set = open_dataset(path)
+        if test_set.hash == data.hash:
             raise UserError(f"{path}: is the dataset that is curated; name the test sets that it must not contain")
-        test_phashes = np.unique(image_hashes(benchmark)[1])
-        for _, index in near_pairs(test_phashes, phashes, NEAR_BITS) if len(phashes) and len(test_phashes) else ():
-            reasons.add_fingerprint(int(ids[index]), f"contamination: image of {path.name}")
+        for image_id in find_test_images(data, thumbnails, test_set, folder / str(number), workers, on_shard):
+            reasons.add(image_id, f"contamination: image of {path.name}")
 
 
 def contamination_reason(sample: Sample, benchmarks: tuple[Path, ...]) -> str | None:

@@ -12,18 +12,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from qilin.core.config import config_class, option
 from qilin.core.progress import ProgressBars
 from qilin.dataset.hash_tables import FingerprintMapBuilder, open_fingerprint_map
 from qilin.dataset.licenses import TIERS
+from qilin.dataset.near_duplicates import Thumbnails, row_group_thumbnails
 from qilin.dataset.reader import Dataset, open_dataset, row_group_sizes
 from qilin.dataset.schema import Sample, text_of
 from qilin.dataset.splits import SplitGroups, connecting_keys
 from qilin.imaging.quality import quality_problem
+from qilin.imaging.registration import SAME_IMAGE, SAME_SCAN
 from qilin.pipeline.curation.contamination import contamination_reason, count_contamination, mark_contaminated_images
-from qilin.pipeline.curation.near_duplicates import NearDuplicateGroups, find_duplicates, group_near_duplicates
+from qilin.pipeline.curation.near_duplicate_images import (
+    NearDuplicateGroups,
+    find_image_pairs,
+    group_images,
+    load_thumbnails,
+)
+from qilin.pipeline.curation.near_duplicates import find_duplicates
 from qilin.pipeline.execution.config import ExecutionConfig
 from qilin.pipeline.execution.dataset_map import RejectedRow, map_dataset, reject
 from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
@@ -121,21 +130,27 @@ def build_lookups(
 ) -> None:
     """Write lookup tables: images and samples to reject with their reasons, and the new split of each sample."""
     image_reasons, sample_reasons = FingerprintMapBuilder(), FingerprintMapBuilder()
-    check_images(data, folder, workers, progress, image_reasons)
+    thumbnails = check_images(data, folder, workers, progress, image_reasons)
     task = progress.add_task("comparing", total=None)
-    groups = group_near_duplicates(data)
-    mark_contaminated_images(data, benchmarks, image_reasons)
-    find_duplicates(data, groups, folder / "texts", sample_reasons, workers, lambda number: progress.advance(task))
+
+    def on_shard(number: int) -> None:
+        progress.advance(task)
+
+    mark_contaminated_images(data, thumbnails, benchmarks, image_reasons, folder / "tests", workers, on_shard)
+    pairs = find_image_pairs(data, thumbnails, folder / "pairs", workers, on_shard)
+    copies = group_images(pairs, SAME_IMAGE)
+    find_duplicates(data, copies, folder / "texts", sample_reasons, workers, on_shard)
     image_reasons.save(folder / "images")
     sample_reasons.save(folder / "samples")
     if config.resplit:
-        assign_splits(data, groups, config).save(folder / "splits")
+        assign_splits(data, group_images(pairs, SAME_SCAN), config).save(folder / "splits")
 
 
 def check_images(
     data: Dataset, folder: Path, workers: Workers | None, progress: ProgressBars, reasons: FingerprintMapBuilder
-) -> None:
-    """Add to `reasons` the images with a quality problem; resumable."""
+) -> Thumbnails:
+    """Add to `reasons` the images with a quality problem; the thumbnails of all images. Resumable."""
+    folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for file in data.image_files():
         count = len(row_group_sizes(str(file)))
@@ -146,7 +161,7 @@ def check_images(
     task = progress.add_task("checking images", total=len(shards))
     settings = {"step": "check images", "input": data.hash}
     run_sharded(
-        find_quality_problems,
+        partial(check_shard, folder.resolve()),
         shards,
         folder / "quality",
         settings,
@@ -155,16 +170,23 @@ def check_images(
     )
     for row in read_shards(folder / "quality"):
         reasons.add(row["image_id"], row["problem"])
+    return load_thumbnails([thumbnails_path(folder, shard) for shard in shards])
 
 
-def find_quality_problems(shard: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
-    """The images with a quality problem in some row groups of a file."""
+def thumbnails_path(folder: Path, shard: tuple[str, int, int]) -> Path:
+    path, start, _ = shard
+    return folder / f"thumbnails-{Path(path).stem}-{start:06d}.npy"
+
+
+def check_shard(folder: Path, shard: tuple[str, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
+    """The images with a quality problem in some row groups of a file; saves the thumbnails of all of them."""
     path, start, stop = shard
     with pq.ParquetFile(path) as file:
         for group in range(start, stop):
             for row in file.read_row_group(group, columns=["image_id", "bytes"]).to_pylist():
                 if problem := quality_problem(row["bytes"]):
                     yield {"image_id": row["image_id"], "problem": problem}
+    np.save(thumbnails_path(folder, shard), row_group_thumbnails(path, start, stop))
 
 
 def assign_splits(data: Dataset, groups: NearDuplicateGroups, config: CurateConfig) -> FingerprintMapBuilder:

@@ -1,26 +1,23 @@
-"""Samples that repeat the text of another sample about the same image, exactly or nearly; near-duplicate images.
+"""Samples that repeat the text of another sample about the same image or a copy of it, exactly or nearly.
 
-In: opened datasets. Out: the samples to remove, with the reason. Images are near-duplicates if their perceptual hashes
-differ in at most 4 of 64 bits, texts if the Jaccard similarity of their five-character shingles is at least 0.9. Texts
-are on disk meanwhile: those about images in buckets that are compared in memory, the others in one file, where MinHash
-bands select the pairs to compare.
+In: an opened dataset, the groups of its near-duplicate images. Out: the samples to remove, with the reason. Texts are
+near-duplicates if the Jaccard similarity of their five-character shingles is at least 0.9. Texts are on disk meanwhile:
+those about images in buckets that are compared in memory, the others in one file, where MinHash bands select the pairs
+to compare.
 """
 
 import json
-from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from qilin.core.files import write_atomic
-from qilin.dataset.hash_tables import FingerprintMapBuilder, find_sorted, fingerprint, fingerprints
+from qilin.dataset.hash_tables import FingerprintMapBuilder, fingerprint
 from qilin.dataset.import_rows import RejectedRow
 from qilin.dataset.reader import Dataset
-from qilin.dataset.splits import label_components
-from qilin.imaging.near_duplicates import near_pairs_among, parse_hashes
+from qilin.pipeline.curation.near_duplicate_images import NearDuplicateGroups
 from qilin.pipeline.execution.sharded_map import (
     ROWS_PER_BUCKET,
     json_line,
@@ -32,7 +29,6 @@ from qilin.pipeline.execution.sharded_map import (
 from qilin.pipeline.execution.workers import Workers
 from qilin.text.normalize import to_halfwidth, to_simplified
 
-DUPLICATE_BITS = 4
 MIN_SIMILARITY = 0.9  # Jaccard
 SHINGLE_LENGTH = 5  # characters
 PERMUTATIONS, BANDS = 128, 16
@@ -58,46 +54,6 @@ def is_near_duplicate(text: str, text_shingles: set[str], other: str) -> bool:
     other_shingles = shingles(other)
     shared = len(text_shingles & other_shingles)
     return shared >= MIN_SIMILARITY * (len(text_shingles) + len(other_shingles) - shared)
-
-
-# --- near-duplicate images ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NearDuplicateGroups:
-    """For each image the representative of its group of near-duplicates."""
-
-    keys: np.ndarray  # (N,) uint64, sorted fingerprints of the image ids
-    representatives: np.ndarray  # (N,) uint64, the smallest fingerprint of the group
-
-    def representative(self, image_id: str) -> int:
-        """The fingerprint that stands for the image's group: its own if it has no near-duplicates."""
-        key = fingerprint(image_id)
-        index = find_sorted(self.keys, key)
-        return key if index is None else int(self.representatives[index])
-
-
-def image_hashes(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """(fingerprints of the ids, perceptual hashes) of all images, each (N,) uint64."""
-    ids, phashes = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-    for batch in data.image_batches(("image_id", "phash")):
-        ids.append(fingerprints(batch.column(0).to_pylist()))
-        phashes.append(parse_hashes(batch.column(1).to_pylist()))
-    return np.concatenate(ids), np.concatenate(phashes)
-
-
-def group_near_duplicates(data: Dataset, bits: int = DUPLICATE_BITS) -> NearDuplicateGroups:
-    """Images connected by pairs, or chains of pairs, that differ in at most `bits` bits."""
-    ids, phashes = image_hashes(data)
-    pairs = array("q")
-    for pair in near_pairs_among(phashes, bits) if len(phashes) else ():
-        pairs.extend(pair)
-    ends = np.frombuffer(pairs, dtype=np.int64)
-    # a row for each image with its own key, then a row for each pair with the keys of both
-    rows = np.concatenate([np.arange(len(ids)), len(ids) + np.arange(len(ends)) // 2])
-    components, names = label_components(rows, np.concatenate([ids, ids[ends]]), len(ids) + len(ends) // 2)
-    order = np.argsort(ids, kind="stable")
-    return NearDuplicateGroups(ids[order], names[components[: len(ids)][order]])
 
 
 # --- duplicate texts ------------------------------------------------------------------------------------------------
