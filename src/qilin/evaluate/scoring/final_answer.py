@@ -45,8 +45,8 @@ def extract_final_answer(reply: str, question: str = "") -> FinalAnswer:
     without the explanation after it, else the text without explanation and role; without courtesy and advice; a list
     in one line.
     """
-    if len(reply) > MAX_REPLY_CHARACTERS or not _NEEDS_READING.search(reply):
-        return FinalAnswer(reply) if reply.strip() else FinalAnswer("", "empty")
+    if len(reply) > MAX_REPLY_CHARACTERS or _PLAIN.fullmatch(reply):
+        return FinalAnswer(reply)
     turn = own_turn(reply)
     text = None if turn is None else without_reasoning(turn)
     if text is None:
@@ -55,23 +55,23 @@ def extract_final_answer(reply: str, question: str = "") -> FinalAnswer:
     for marked in (json_answer(text), tagged_answer(text)):
         text = text if marked is None else marked
     box = boxed_answer(text)
-    text = to_plain_text(text[: box[0]] + _BOX + box[1] if box else text)
-    text = _without_loop(text.replace("\r", "\n").strip())
+    text = to_plain_text(text[: box[0]] + _BOX + box[2] + _BOX_END + text[box[1] :] if box else text)
+    text = _without_loop(re.sub(r"(?<=[\u4e00-\u9fff）)])\s*——\s*", "。", text.replace("\r", "\n")).strip())
     declared = _declared_answer(text)
     if declared is None:
         text = _without_courtesy(_without_explanation(_without_role(text)), question)
         declared = _concluded_answer(text, question)
     else:
         declared = _without_courtesy(declared, question)
-    text = _unwrapped(_without_lead(_list_in_one_line(text if declared is None else declared)))
+        declared = _first_sentence(declared, question)
+    text = _without_reason(text if declared is None else declared, question)
+    text = _unwrapped(_without_lead(_list_in_one_line(text)))
     return FinalAnswer(text) if re.search(r"\w|[√✓×✗✔✘+-]", text) else FinalAnswer("", "empty")
 
 
-# A short answer in plain words needs no reading: no markup, line, colon, frame or sentence mark. Loops are longer.
-_NEEDS_READING = re.compile(
-    r"[<>{}\[\]【】\\$*`#|\n:：。.!！?？“”①-⑳]|^\s*[-•·▪●(（]|答案|综上|因此|所以|建议|根据|我|.{10}|^\s*$", re.S
-)
-_BOX = "\x02"  # where the last box began, while the text is searched for declarations
+# A few words without marks need no reading; a loop is longer.
+_PLAIN = re.compile(r"(?!.*(?:答案|因为|因此|所以|综上|建议|我))[\u4e00-\u9fffA-Za-z0-9]{1,9}")
+_BOX, _BOX_END = "\x02", "\x03"  # the last box, while the text is searched for declarations
 
 # --- the repeated question ------------------------------------------------------------------------------------------
 
@@ -110,17 +110,17 @@ def _starts_alike(text: str, words: str) -> bool:
 _DECLARED = re.compile(
     r"【(?:最终|正确|参考|标准)?答案】\s*[:：]?"
     r"|(?:最终|正确|标准|参考|我的|本题|该题|此题)?的?(?:答案|最终(?:诊断|结论|结果|判断))"
-    r"\s*(?:应该|应当|应|就)?\s*(?:(?:是|为|选)\s*[:：]?|[:：]|\s(?=\s*[A-H]\b))"
+    r"[ \t]*(?:应该|应当|应|就)?[ \t]*(?:(?:是|为|选)[ \t]*[:：]?|[:：]|[ \t](?=[ \t]*[A-H]\b))"
     r"|(?:^|(?<=[\s。；;,，.!！(（]))(?:the\s+)?(?:(?:final|correct|right|best|my)\s+)*(?:answer|choice)\s*(?:is\s*:?|[:：])(?!\s*not\b)"
-    r"|^[ \t]*(?:临床|影像学?|初步)?(?:诊断(?:结果|意见)?|结论|回答|答复?|判断)\s*[:：]"
+    r"|^[ \t]*(?:[^\n:：,，。;；]{0,8}(?:诊断|结论|回答|答案|判断)(?:结果|意见)?(?:如下|是|为)?|答复?)[ \t]*[:：]"
     r"|^[ \t]*(?:diagnosis|conclusion|impression|response)\s*:"
     r"|^[ \t]*(?:(?:最终|正确)?(?:答案|回答)|诊断|结论|(?:final )?answer|final response)[ \t]*[:：]?[ \t]*\n",
     re.I | re.M,
 )
 # Heads of what follows an answer.
 _EXPLAINS = (
-    r"(?:答案)?(?:解析|分析|解释|说明|理由|原因|依据|诊断依据|判断依据|推理(?:过程)?|详解|备注|鉴别诊断|鉴别|参考文献|附注"
-    r"|explanation|reason(?:ing)?|rationale|analysis|justification|note)"
+    r"(?:(?:答案|具体|详细)?(?:解析|分析|解释|说明|理由|原因|依据|诊断依据|判断依据|推理(?:过程)?|详解|备注|鉴别诊断|鉴别|附注)(?:如下)?"
+    r"|参考文献|explanation|reason(?:ing)?|rationale|analysis|justification|note)"
 )
 _EXPLANATION = re.compile(
     rf"【\s*{_EXPLAINS}\s*】|[（(]\s*{_EXPLAINS}\s*[:：]"
@@ -132,9 +132,10 @@ _EXPLANATION = re.compile(
 def _declared_answer(text: str) -> str | None:
     """What follows the last declaration or box that is not empty; the explanation after it is cut off."""
     starts = [match.end() for match in _DECLARED.finditer(text)]
-    starts += [index + 1 for index, character in enumerate(text) if character == _BOX]
+    if _BOX in text:
+        starts.append(text.rindex(_BOX) + 1)
     for start in sorted(starts, reverse=True):
-        tail = _without_explanation(text[start:].replace(_BOX, ""))
+        tail = _without_explanation(text[start:].split(_BOX_END)[0].replace(_BOX, ""))
         tail = _first_paragraph(tail)
         if re.search(r"\w|[√✓×✗✔✘]", tail):
             return tail
@@ -154,9 +155,46 @@ def _first_paragraph(text: str) -> str:
     return text[: sentence_end.start()] if sentence_end else text
 
 
+_REASON = re.compile(
+    r"[,，。；;\n]\s*(?:这(?:主要)?是)?(?:主要)?(?:因为|由于)|[,，。；;\n]\s*(?:其|主要)?(?:理由|原因|依据)(?:是|为|在于|如下|主要)"
+    r"|[,.;]?\s+(?:this is )?because\b",
+    re.I,
+)
+_ASKS_REASON = re.compile(r"为什么|为何|原因|理由|依据|病因|机制|\bwhy\b|\bcause", re.I)
+
+
+_CONTINUES = re.compile(r"\s*(?:另外|此外|还有|同时|以及|其次|其二|并且|不|[②-⑳]|[2-9]\s*[.、])")
+
+
+def _first_sentence(text: str, question: str) -> str:
+    """The first sentence of a declared answer, unless the next one goes on with a list or takes it back.
+
+    Yes and no need the rest too: 是的。图中没有肝脏 contradicts itself.
+    """
+    sentences = _SENTENCE.findall(text)
+    is_complete = len(sentences) > 1 and re.search(r"\w", sentences[0]) and "。" in sentences[0]
+    if not is_complete or _CONTINUES.match(sentences[1]) or _asks_yes_or_no(question):
+        return text
+    return sentences[0]
+
+
+def _asks_yes_or_no(question: str) -> bool:
+    return is_yes_no_question(normalize_text(question))
+
+
 def _without_explanation(text: str) -> str:
     """The text before 解析：, Explanation: and similar heads, if anything is before them."""
-    for match in _EXPLANATION.finditer(text):
+    return _before(_EXPLANATION, text)
+
+
+def _without_reason(text: str, question: str) -> str:
+    """The text before ，因为 and similar, unless the question asks why."""
+    return text if _ASKS_REASON.search(question) else _before(_REASON, text)
+
+
+def _before(pattern: re.Pattern[str], text: str) -> str:
+    """The text before the first match that has a word before it."""
+    for match in pattern.finditer(text):
         if re.search(r"\w", text[: match.start()]):
             return text[: match.start()].rstrip("（( ")
     return text
@@ -177,17 +215,15 @@ def _concluded_answer(text: str, question: str) -> str | None:
     matches = list(_CONCLUSION.finditer(text))
     if matches and re.search(r"\w", text[matches[-1].end() :]):
         return text[matches[-1].end() :]
-    if is_yes_no_question(normalize_text(question)):
-        return None
     matches = list(_THEREFORE.finditer(text))
-    tail = text[matches[-1].end() :] if matches else ""
+    tail = text[matches[-1].end() :] if matches and not _asks_yes_or_no(question) else ""
     return tail if _STATES.search(tail) and not _CONSEQUENCE.match(tail) else None
 
 
 # --- courtesy and advice --------------------------------------------------------------------------------------------
 
 _GREETING = re.compile(
-    r"^\s*(?:(?:您好|你好|好的|当然(?:可以)?|没问题|[感谢]谢您的(?:提问|咨询|信任)|很高兴(?:为您|能).{0,12}"
+    r"^\s*(?:(?:您好|你好|好的|嗯+|哦|呃|那么|其实|当然(?:可以)?|没问题|[感谢]谢您的(?:提问|咨询|信任)|很高兴(?:为您|能).{0,12}"
     r"|(?:让)?我(?:们)?(?:来|将|会).{0,12}(?:回答|解答|分析|问题)|下面.{0,12}(?:回答|解答|分析)"
     r"|sure|certainly|of course|hello|hi)"
     r"\s*[,，。!！:：~.]\s*)+",
@@ -199,6 +235,7 @@ _COURTESY = re.compile(
     r"|请(?:注意|您|随时|及时|咨询|以|结合|尽快|遵|务必|提供|问|在)|具体.{0,12}(?:请|需|应|咨询|以).{0,20}(?:医生|临床|医师|专业|为准)"
     r"|最终(?:的)?(?:诊断|结果|判断).{0,6}(?:应|需|请|以)|(?:仍|还|但)?(?:需要|需|应)(?:要)?(?:进一步)?(?:结合|综合|咨询)"
     r"|建议(?:您|患者)?(?:进一步|及时|尽快)?(?:结合|咨询|就医|就诊|以医)"
+    r"|(?:但)?需要?(?:特别)?(?:注意|说明|指出|强调)(?:的是)?|(?:以上|这)(?:就|便)?是(?:我|根据|基于|由).{0,20}(?:回答|结论|判断|答案|得出)"
     r"|(?:重要)?(?:提示|提醒|免责声明)[:：]|注(?:意)?[:：]|我(?:只)?是(?:一个|一名)?(?:ai|人工智能|语言模型)|早日康复|随时(?:告诉|联系|咨询)"
     r"|i hope|hope this|let me know|please (?:note|consult|see|let)|feel free|if you have (?:any|more))",
     re.I,
@@ -207,6 +244,9 @@ _ADVICE = re.compile(r"^\s*(?:因此|所以|同时|另外|此外|但|故)?[,，]
 _ADVICE_CLAUSE = re.compile(
     r"[,，;；]\s*(?:但|仍|还|并|同时)?(?:建议|请|仅供|希望|具体|最终|需要?|应)(?:您|进一步|及时|定期|尽快|密切)?"
     r"(?:您|结合|综合|参考|咨询|以医|随访|复查|就医|就诊|帮|能|诊断|情况|遵医|观察)[^,，;；。\n]*(?=[。.!！\s]*$)"
+)
+_CAUTION_CLAUSE = re.compile(  # is no answer, whatever the question asks
+    r"[,，;；]\s*(?:但|仍|还)?(?:建议|请|需要?|应)(?:您|进一步)?(?:结合(?:临床|病史|其他)|咨询|遵医|以医)[^,，;；。\n]*(?=[。.!！\s]*$)"
 )
 _ASKS_ADVICE = re.compile(
     r"建议|治疗|处理|措施|怎么(?:办|治)|(?:如何|怎样)(?:治|预防|护理)|随访|下一步|进一步|检查|手术|应该|需要|需不需|护理"
@@ -226,7 +266,7 @@ def _without_courtesy(text: str, question: str) -> str:
     sentences = _SENTENCE.findall(text)
     kept = [s for s in sentences if not _COURTESY.match(s) and (asks_advice or not _ADVICE.match(s))]
     text = "".join(kept)
-    return text if asks_advice else _ADVICE_CLAUSE.sub("", text)
+    return (_CAUTION_CLAUSE if asks_advice else _ADVICE_CLAUSE).sub("", text)
 
 
 # --- the rest -------------------------------------------------------------------------------------------------------
@@ -239,10 +279,14 @@ _LEAD = re.compile(
     r"(?:图像?|图中|影像|照片|图片|表现|特征|信息|征象|所见|描述|分析|观察|显示|检查|结果|来看|可知|可见)[^,，。:：;；\n]{0,6}[,，:：]\s*"
     r"|^\s*(?:经过|经)(?:仔细)?(?:分析|观察|判断|思考)\s*[,，:：]\s*"
     r"|^\s*(?:我(?:个人)?|本人)(?:认为|觉得|判断|推测)\s*[,，:：]?\s*"
+    r"|^\s*(?:由此|从图[中上])?(?:可以|可|能)(?:清楚地?|明显)?(?:看出|看到|得知|知道|判断)\s*[,，:：]\s*"
+    r"|^\s*(?:很|非常)?(?:明显|显然|显而易见|毫无疑问|不难看出|事实上|实际上)(?:地)?\s*[,，:：]\s*"
 )
-_ITEM = re.compile(r"^\s*(?:[-*•·▪●]\s+|\(?\d{1,2}\s*[.、)）]\s*(?!\d)|[（(]\d{1,2}[)）]\s*|[①-⑳]\s*)", re.M)
+_ITEM = re.compile(
+    r"^\s*(?:[-*•·▪●](?:\s+|(?!\d))|\(?\d{1,2}\s*[.、)）](?:\s+|(?!\d))|[（(]\d{1,2}[)）]\s*|[①-⑳]\s*)(?=\S)", re.M
+)
 _GLOSSED_ITEM = re.compile(r"([^:：(（]{1,20}?)\s*[:：(（].*", re.S)
-_QUOTES = {"“": "”", '"': '"', "'": "'", "「": "」", "【": "】", "《": "》", "[": "]", "‘": "’"}
+_QUOTES = {"『": "』", "〈": "〉", "“": "”", '"': '"', "'": "'", "「": "」", "【": "】", "《": "》", "[": "]", "‘": "’"}
 
 
 def _without_role(text: str) -> str:
@@ -257,11 +301,11 @@ def _without_lead(text: str) -> str:
 
 def _without_loop(text: str) -> str:
     """A text that repeats one unit at least three times, once; and every sentence once."""
-    period = _period(text)
+    period = _period(text) if text[:2] in text[2:] else len(text)
     if period >= 2 and 3 * period <= len(text) and re.search(r"[^\W\d_]", text[:period]):
         text = text[:period]
     sentences = _SENTENCE.findall(text)
-    if len(sentences) < 3:
+    if len(sentences) < 2:
         return text
     unique: dict[str, str] = {}
     for sentence in sentences:
@@ -300,9 +344,17 @@ def _list_in_one_line(text: str) -> str:
     )
 
 
+_REMARK = re.compile(
+    r"\s*[(（][^()（）]{0,8}(?:置信度|可信度|confidence|概率|仅供参考|score|probability)[^()（）]{0,20}[)）]\s*[。.]?\s*$",
+    re.I,
+)
+_EMOJI = re.compile(r"[\s\u2600-\u26ff\u2705\u2728\u2b50\ufe0f\U0001f300-\U0001faff]+$")
+
+
 def _unwrapped(text: str) -> str:
-    """The text without quotes or brackets around all of it."""
-    text = text.strip()
+    """The text without quotes or brackets around all of it, without a remark (置信度：95%) or emoji at its end."""
+    text = _REMARK.sub("", text.strip())
+    text = _EMOJI.sub("", text) if re.search(r"\w", text) and "❌" not in text else text
     bare = text.rstrip("。.")
     if len(bare) > 2 and _QUOTES.get(bare[0]) == bare[-1] and not set(bare[1:-1]) & {bare[0], bare[-1]}:
         return bare[1:-1].strip()

@@ -6,6 +6,7 @@ where there is no such markup. Every function takes time linear in the length of
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from typing import Any
@@ -134,8 +135,9 @@ def _answer_field(value: Any) -> str | None:
                 for name, content in fields.items():
                     if re.sub(r"[\s_-]", "", name).lower() == key and not isinstance(content, dict):
                         return _as_text(content)
-        if depth == 0 and isinstance(value, dict) and len(value) == 1 and isinstance(*value.values(), str):
-            return _as_text(*value.values())
+        contents = list(value.values()) if isinstance(value, dict) else []
+        if depth == 0 and len(contents) == 1 and isinstance(contents[0], str):
+            return contents[0]
         level = [
             child for v in level for child in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())
         ]
@@ -167,8 +169,8 @@ def tagged_answer(text: str) -> str | None:
     return content[: closing.start()] if closing else content
 
 
-def boxed_answer(text: str) -> tuple[int, str] | None:
-    r"""(start, content) of the last \boxed{…} with balanced braces; boxes next to each other are a list."""
+def boxed_answer(text: str) -> tuple[int, int, str] | None:
+    r"""(start, end, content) of the last \boxed{…} with balanced braces; boxes next to each other are a list."""
     boxes: list[tuple[int, int, str]] = []  # start, end, content
     for match in re.finditer(r"\\f?boxed\s*\{", text):
         if boxes and match.start() < boxes[-1][1]:
@@ -183,7 +185,7 @@ def boxed_answer(text: str) -> tuple[int, str] | None:
     last = len(boxes) - 1
     while last and len(text[boxes[last - 1][1] : boxes[last][0]].strip(" $,、，和与及and\n")) == 0:
         last -= 1
-    return boxes[last][0], "、".join(content for _, _, content in boxes[last:])
+    return boxes[last][0], boxes[-1][1], "、".join(content for _, _, content in boxes[last:])
 
 
 # --- plain text -----------------------------------------------------------------------------------------------------
@@ -195,7 +197,8 @@ _LINE_TAG = re.compile(r"<(?:br|/p|/li|/div|/tr|/h\d)\s*/?>", re.I)
 _HTML = re.compile(
     r"</?(?:p|br|b|i|u|em|strong|span|div|ul|ol|li|table|tbody|thead|tr|td|th|h\d|code|pre)(?:\s[^<>]*)?/?>", re.I
 )
-_EMPHASIS = re.compile(r"\*\*+|__+|(?<![\w*])\*(?=\S)|(?<=[^\s\d])\*(?![\w*])|`+")
+_EMPHASIS = re.compile(r"\*\*+|__+|`+")
+_ITALIC = re.compile(r"(?<![\w*])\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*(?![\w*])")
 _LINE_START = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*(?![\d. \t]))+", re.M)  # >3cm is no quote
 _RULE_LINE = re.compile(r"^[ \t]*(?:[-*_=][ \t]*){3,}$", re.M)
 _SEPARATOR_ROW = re.compile(r"[ \t]*\|?[ \t]*:?-{2,}[-:| \t]*")
@@ -209,22 +212,33 @@ def to_plain_text(text: str) -> str:
         for _ in range(3):  # nested commands
             text = _LATEX_TEXT.sub(r"\1", text)
         text = _LATEX_MARKS.sub("", text)
+    text = html.unescape(text) if "&" in text else text
     if "<" in text:
         text = _HTML.sub("", _LINE_TAG.sub("\n", text))
     if "|" in text and "\n" in text:
         text = _without_table(text)
+    if "\n" in text:
+        text = _RULE_LINE.sub("", text)
     if "*" in text or "_" in text or "`" in text:
-        text = _EMPHASIS.sub("", _RULE_LINE.sub("", text))
+        text = _ITALIC.sub(r"\1", _EMPHASIS.sub("", text))
     return _LINE_START.sub("", text) if "#" in text or ">" in text else text
 
 
+_ANSWER_COLUMN = re.compile(r"\W*(?:最终|正确)?(?:答案|回答|结果|结论|诊断|answer|result|diagnosis)\W*", re.IGNORECASE)
+
+
 def _without_table(text: str) -> str:
+    """Table rows as "name：value"; where a column is headed 答案, its cells only."""
     lines: list[str] = []
+    answer_column: int | None = None
     for line in text.split("\n"):
-        if _SEPARATOR_ROW.fullmatch(line) and "|" in line:
-            lines[-1:] = []  # the header row
-        elif line.strip().startswith("|"):
-            lines.append("：".join(cell.strip() for cell in line.strip().strip("|").split("|")))
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.strip().startswith("|") else []
+        if _SEPARATOR_ROW.fullmatch(line) and "|" in line and lines:
+            header = lines.pop().split("：")
+            columns = [i for i, name in enumerate(header) if len(header) > 1 and _ANSWER_COLUMN.fullmatch(name)]
+            answer_column = columns[-1] if columns else None
+        elif cells and answer_column is not None and answer_column < len(cells):
+            lines.append(f"答案：{cells[answer_column]}")
         else:
-            lines.append(line)
+            lines.append("：".join(cells) if cells else line)
     return "\n".join(lines)
