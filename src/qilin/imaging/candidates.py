@@ -19,16 +19,18 @@ MAX_FREQUENCY = 5  # cycles per image
 ZOOMS = (0.9, 0.8)  # of a side: central parts, which crops of 5 % and 10 % per side equal
 MAX_DISTANCE = 0.45  # of descriptors; 99 % of edited copies are within 0.4
 NEIGHBORS = 8  # of an image; among 1,153 images 99.5 % of copies are among the closest 8
-PROBES = 12  # cells that are searched for the neighbors of an image
-ROWS_PER_BLOCK = 4096
+PROBES = 24  # cells that are searched for the neighbors of an image
+ROWS_PER_BLOCK = 2048
 
 
 def describe(thumbnails: NDArray[np.uint8]) -> Vectors:
-    """(N, 2, side, side) -> (N, 4, D): the content's view, its zoomed views, and the whole image."""
-    content = thumbnails[:, 0].astype(np.float32)
-    zoomed = [np.asarray(zoom @ content @ zoom.T) for zoom in map(zoom_matrix, ZOOMS)]
-    views = [content, *zoomed, thumbnails[:, 1]]
-    return np.stack([describe_views(np.asarray(view, dtype=np.float32)) for view in views], axis=1)
+    """(N, 2, side, side) -> (N, 4, D): the content's view, the whole image, and the content's zoomed views."""
+    blocks = []
+    for start in range(0, len(thumbnails), ROWS_PER_BLOCK):
+        content, frame = thumbnails[start : start + ROWS_PER_BLOCK].transpose(1, 0, 2, 3).astype(np.float32)
+        views = [content, frame, *(np.asarray(zoom @ content @ zoom.T) for zoom in map(zoom_matrix, ZOOMS))]
+        blocks.append(np.stack([describe_views(view) for view in views], axis=1))
+    return np.concatenate(blocks)
 
 
 def zoom_matrix(share: float) -> Vectors:
@@ -63,6 +65,8 @@ def candidate_pairs(queries: NDArray[np.uint8], references: NDArray[np.uint8]) -
 
     Both arguments are thumbnails. Sorted by query and then by distance.
     """
+    if not len(queries) or not len(references):
+        return np.empty((0, 2), dtype=np.int64)
     return closest_images(describe(queries), describe(references), NEIGHBORS)
 
 
@@ -77,19 +81,17 @@ def candidate_pairs_among(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     repeated = np.flatnonzero(first != np.arange(len(first)))
     distinct = np.sort(first_indices)
     vectors = describe(thumbnails[distinct])
-    pairs = distinct[closest_images(vectors, vectors, NEIGHBORS + 1)]  # each image is the closest to itself
+    # of two images each is a query: zoomed views on one side suffice; each image is the closest to itself
+    pairs = distinct[closest_images(vectors[:, :2], vectors, NEIGHBORS + 1)]
     pairs = np.concatenate([pairs, np.stack([first[repeated], repeated], axis=1)])
     return np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
 
 
 def closest_images(queries: Vectors, references: Vectors, count: int) -> NDArray[np.int64]:
     """(pairs, 2): each query (N, views, D) with the `count` closest references by any of their views."""
-    if not len(queries) or not len(references):
-        return np.empty((0, 2), dtype=np.int64)
-    views = queries.shape[1]
     hits = closest_vectors(queries.reshape(-1, queries.shape[2]), references.reshape(-1, references.shape[2]), count)
     rows, columns, distances = (np.concatenate(part) for part in zip(*hits, strict=True))
-    rows, columns = rows // views, columns // views
+    rows, columns = rows // queries.shape[1], columns // references.shape[1]
     order = np.lexsort((distances, columns, rows))
     is_first = np.ones(len(order), dtype=bool)  # of the hits of a pair the closest
     is_first[1:] = (np.diff(rows[order]) != 0) | (np.diff(columns[order]) != 0)
@@ -105,10 +107,10 @@ def closest_vectors(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Vectors]]:
     """(query indices, reference indices, squared distances) within MAX_DISTANCE, a cell at a time.
 
-    The references lie in about sqrt(N) cells, each around one of them, and a query is compared with the PROBES closest
+    The references lie in some 3 * sqrt(N) cells, each around one of them; a query is compared with the PROBES closest
     cells: N * sqrt(N) operations instead of N * N. In each cell the `count` * views closest are found.
     """
-    centers = references[:: max(1, int(np.sqrt(len(references))))]
+    centers = references[:: max(1, int(np.sqrt(len(references)) / 3))]
     cells = nearest_columns(references, centers, 1)[:, 0]
     by_cell = np.argsort(cells, kind="stable")
     starts = np.searchsorted(cells[by_cell], np.arange(len(centers) + 1))
