@@ -125,6 +125,7 @@ def categories() -> tuple[str, ...]:
     return tuple(dict.fromkeys(concept.category for concept in concepts().values()))
 
 
+@lru_cache(maxsize=20_000)
 def concept_of(term: str) -> Concept | None:
     """The concept that a term names, in any script, width and case; None for a term that is not in the vocabulary."""
     return _concept_by_term().get(term) or _concept_by_term().get(normalize_text(term))
