@@ -38,7 +38,7 @@ def test_a_warm_up_of_one_step_starts_at_zero() -> None:
 
 def test_lora_targets_that_match_nothing_are_named(tmp_path: Path) -> None:
     config = TrainConfig(
-        model="unused", data=(DataSource(path=tmp_path),), lora=LoraOptions(targets=("q_proj", "qproj"))
+        model="unused", data=(DataSource(path=tmp_path),), lora=LoraOptions(target_modules=("q_proj", "qproj"))
     )
     with pytest.raises(UserError, match="qproj is no linear layer") as error:
         add_adapters(tiny_llava(tmp_path).model, config)

@@ -3,21 +3,25 @@
 The long test tries all architectures of builders/architectures.py; the table of docs/training.md is its result.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import transformers
 
+from builders.architecture_tables import Results, row_of, write_table, written_rows
 from builders.architectures import LANGUAGE_MODELS, VISION_ENCODERS, language_model, vision_encoder
 from builders.tiny import tiny_dataset, tiny_vision
 from qilin.core.errors import UserError
 from qilin.model.guard import first_layers
-from qilin.model.llava import LoadedModel, compose
+from qilin.model.llava import LoadedModel, compose, load_model
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.data_loader import PackedDataset
 from qilin.train.guard import check_positions, choose_groups, choose_shortcuts
 from qilin.train.packed_attention import Shortcuts
 from qilin.train.plan import Plan, make_plan
+from qilin.train.stage import run_stage
 
 ALL, NO_ENCODER, NO_LAST = Shortcuts(), Shortcuts(vision=False), Shortcuts(last_layer=False)
 NO_PACKING = Shortcuts(last_layer=False, packing=False)
@@ -135,10 +139,60 @@ def test_large_models_are_compared_on_their_first_layers(
     assert model.config.vision_config.num_hidden_layers == 5
 
 
+def train_one_step(home: Path, vision: Path, language: Path, out: Path) -> None:
+    """A complete run of one step with everything trained, and the model read again as stage 2 does."""
+    config = TrainConfig(
+        vision=str(vision),
+        language=str(language),
+        data=(DataSource(path=home / "data"),),
+        out=out,
+        template="chatml",
+        trainable=("vision", "projector", "language"),
+        max_steps=1,
+        batch_size=8,
+        device="cpu",
+        precision="fp32",
+        gradient_checkpointing=0.5,
+        trackers=(),
+    )
+    run_stage(config, "run")
+    load_model(out, "cpu")
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt-neox", "deepseek-v3", "lfm2"])
+def test_runs_of_models_with_other_layers_than_llamas(home: Path, tmp_path: Path, name: str) -> None:
+    train_one_step(home, home / "clip", language_model(tmp_path / "language", name), tmp_path / "out")
+
+
 @pytest.mark.long
 def test_all_architectures(home: Path, tmp_path: Path) -> None:
-    """None ends in anything but shortcuts or a refusal."""
-    for name in LANGUAGE_MODELS:
-        try_pair(home, home / "clip", language_model(tmp_path / name, name))
-    for name in VISION_ENCODERS:
-        try_pair(home, vision_encoder(tmp_path / name, name), home / "llama")
+    """None ends in anything but a finished run or a refusal; with QILIN_WRITE_TABLES set, the docs get the table."""
+    results: list[dict[str, Shortcuts | str]] = [{}, {}]
+    for result, folders in zip(
+        results,
+        (
+            {name: (home / "clip", language_model(tmp_path / name, name)) for name in LANGUAGE_MODELS},
+            {
+                name: (vision_encoder(tmp_path / name, name), home / "llama")
+                for name in ("clip", "siglip", *VISION_ENCODERS)
+            },
+        ),
+        strict=True,
+    ):
+        for name, (vision, language) in folders.items():
+            result[name] = try_pair(home, vision, language)
+            if isinstance(result[name], Shortcuts):
+                train_one_step(home, vision, language, tmp_path / "runs" / name)
+                shutil.rmtree(tmp_path / "runs" / name)
+    if os.environ.get("QILIN_WRITE_TABLES"):
+        write_table(*results)
+    check_table(*results)
+
+
+def check_table(*results: Results) -> None:
+    for written, result in zip(written_rows(), results, strict=True):
+        assert {name: row_of(value) for name, value in result.items()}.items() <= written.items()
+
+
+def test_the_table_of_the_docs() -> None:
+    check_table(LANGUAGES, ENCODERS)

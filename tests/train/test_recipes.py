@@ -165,6 +165,99 @@ def test_key_of_another_trainer_is_refused_with_the_name_to_use(key: str, tmp_pa
         assert other_name_hint(name) is None
 
 
+# options of LLaMA-Factory's and ms-swift's training, LLaVA's train.py and TRL that people carry over first
+CARRIED_OVER = [
+    "model_name_or_path",
+    "adapter_name_or_path",
+    "template",
+    "cutoff_len",
+    "dataset",
+    "dataset_dir",
+    "media_dir",
+    "max_samples",
+    "val_size",
+    "finetuning_type",
+    "lora_target",
+    "lora_rank",
+    "freeze_vision_tower",
+    "freeze_multi_modal_projector",
+    "image_max_pixels",
+    "flash_attn",
+    "neat_packing",
+    "overwrite_cache",
+    "preprocessing_num_workers",
+    "plot_loss",
+    "pure_bf16",
+    "quantization_bit",
+    "double_quantization",
+    "enable_liger_kernel",
+    "use_unsloth",
+    "mask_history",
+    "train_on_prompt",
+    "use_swanlab",
+    "swanlab_project",
+    "galore_rank",
+    "pissa_init",
+    "tuner_type",
+    "target_modules",
+    "freeze_vit",
+    "freeze_aligner",
+    "freeze_llm",
+    "vit_lr",
+    "aligner_lr",
+    "split_dataset_ratio",
+    "lazy_tokenize",
+    "attn_impl",
+    "max_pixels",
+    "padding_free",
+    "sequence_parallel_size",
+    "truncation_strategy",
+    "predict_with_generate",
+    "quant_bits",
+    "mm_vision_select_layer",
+    "mm_projector_lr",
+    "tune_mm_mlp_adapter",
+    "pretrain_mm_mlp_adapter",
+    "group_by_modality_length",
+    "mm_use_im_start_end",
+    "mm_projector_type",
+    "image_folder",
+    "bits",
+    "double_quant",
+    "use_peft",
+    "lora_r",
+    "load_in_4bit",
+    "assistant_only_loss",
+    "chat_template_path",
+    "dataset_text_field",
+    "max_seq_length",
+    "vllm_mode",
+    "cpu_offload",
+]
+
+
+def options_of_libraries() -> list[str]:
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+
+    return [field.name for options in (TrainingArguments, LoraConfig) for field in fields(options)]
+
+
+def test_every_option_of_other_trainers_is_answered() -> None:
+    known = {key for key, _, _ in list_fields(TrainConfig)}
+    names = {*CARRIED_OVER, *options_of_libraries()}
+    assert {name for name in names if name not in known and other_name_hint(name) is None} == set()
+    assert other_name_hint("btach_size") is None, "control: a word that no trainer has"
+
+
+def test_the_keys_of_another_trainers_file_are_answered_together(tmp_path: Path) -> None:
+    recipe = tmp_path / "sft.yaml"
+    recipe.write_text("num_train_epochs: 3\nper_device_train_batch_size: 4\nlearning_rate: 1e-4\nlora_rank: 8\n")
+    with pytest.raises(UserError) as refused:
+        read_recipe(str(recipe), ["data=somewhere", "model=m"])
+    assert all(name in str(refused.value) for name in ("num_epochs", "batch_size", "lora.rank"))
+
+
 @pytest.mark.parametrize(
     ("key", "name"),
     [
@@ -172,6 +265,8 @@ def test_key_of_another_trainer_is_refused_with_the_name_to_use(key: str, tmp_pa
         ("per_device_train_batch_size", "batch_size (it counts samples per optimizer step over all devices)"),
         ("rates.projector", "learning_rates.projector"),
         ("gradient_accumulation_steps", "pack_tokens bounds the memory"),
+        ("validate.eval_steps", "validate.interval"),
+        ("warmup_proportion", "warmup_ratio"),
     ],
 )
 def test_hints_name_the_key_and_the_difference(key: str, name: str) -> None:
@@ -183,7 +278,9 @@ def test_hints_name_the_key_and_the_difference(key: str, name: str) -> None:
     [
         (["--batch_size", "16"], "batch_size=16"),
         (["--batch-size=16"], "batch_size=16"),
-        (["--lr", "1e-4"], "use learning_rate"),
+        (["--lr", "1e-4"], "use learning_rate: learning_rate=1e-4"),
+        (["--num_train_epochs", "3", "--lora_rank=8"], "num_epochs=3; for lora_rank, use lora.rank: lora.rank=8"),
+        (["--gradient_checkpointing", "--seed", "1"], "gradient_checkpointing=true; seed=1"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "estimate"])
@@ -192,6 +289,39 @@ def test_flag_for_a_recipe_key_is_answered_with_key_equals_value(
 ) -> None:
     assert cli.main([command, "small/align", "data=x", *arguments]) == 2
     assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ("lerning_rate=1", "did you mean learning_rate?"),
+        ("rank=8", "did you mean lora.rank?"),
+        ("interval=8", "did you mean validate.interval?"),
+        ("num_train_epoch=3", "use num_epochs"),
+        ("lr=1", "use learning_rate"),
+        ("deepspeed=ds.json", "use shard"),
+        ("optimizer=paged_adamw_8bit", "use adamw8bit"),
+        ("lr_scheduler_type=cosine_with_min_lr", "use cosine with min_lr_ratio"),
+        ("template=vicuna", "use v1"),
+        ("template=nowhere.jinja", "no such file"),
+        ("num_epochs=0", "num_epochs is 0; expected more than 0"),
+        ("warmup_steps=-1", "warmup_steps is -1"),
+        ("decay_ratio=0.2", "only wsd has it"),
+        ("min_lr_ratio=0.1 lr_scheduler_type=constant", "min_lr_ratio is 0.1"),
+        ("data=a data=b", "'data=[somewhere, a, b]'"),
+        ("validate={metric: score}", "validate.generate is 0"),
+    ],
+)
+def test_a_wrong_key_or_value_is_answered_with_what_to_write(change: str, hint: str) -> None:
+    changes = [change] if "{" in change else change.split()
+    with pytest.raises(UserError, match=re.escape(hint)):
+        read_recipe(PAPER[1], [*required_overrides(PAPER[1]), *changes])
+
+
+def test_data_is_one_folder_or_a_list() -> None:
+    for text, paths in (("data=a", ["a"]), ("data=[a, b]", ["a", "b"]), ("data=[2024,b]", ["2024", "b"])):
+        overrides = [word for word in required_overrides(PAPER[1]) if not word.startswith("data=")]
+        assert [str(source.path) for source in read_recipe(PAPER[1], [*overrides, text]).data] == paths
 
 
 @pytest.mark.parametrize("folder", ["tiny", "small", "quick"])

@@ -4,6 +4,7 @@ In: the running program. Out: strings and numbers for a training run's folder an
 """
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 from qilin import __version__
 
 PACKAGE = Path(__file__).parents[1]
+STARTS = "starts.jsonl"  # in a run folder: a line per start
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -35,6 +37,26 @@ def machine() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
     }
+
+
+def public_name(source: str | Path) -> str:
+    """The last part of a local path; a hub id (owner/name) as it is. What is published names no folder of a machine."""
+    path = Path(source).expanduser()
+    is_hub_id = not path.exists() and not path.is_absolute() and str(source).count("/") <= 1 and str(source)[:1] != "."
+    return str(source) if is_hub_id else path.resolve().name
+
+
+def run_paths(folder: Path) -> dict[str, str]:
+    """Where data (by hash) and parent (as "parent") of a run were on the machine that trained it, by the last line of
+    its starts.jsonl; {} without one. qilin.json has their names only."""
+    file = folder / STARTS
+    if not file.is_file():
+        return {}
+    try:
+        row = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
+        return {str(key): str(path) for key, path in row["paths"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged, or of an earlier version
+        return {}
 
 
 def code_hash() -> str:

@@ -7,8 +7,10 @@ consoles of Qilin come from `make_console`; own styles are given by `style=` or 
 
 import contextlib
 import json
+import os
 import re
 import sys
+import warnings
 from typing import Any
 
 from rich.console import Console
@@ -47,6 +49,16 @@ def print_json(value: Any, indent: int | None = 2) -> None:
     except UnicodeEncodeError:  # a lone surrogate too
         text = json.dumps(value, indent=indent, default=str) + "\n"
     sys.stdout.write(text)
+
+
+def quiet_libraries() -> None:
+    """No warnings for the developers of a library, and no bars of transformers and the hub where stderr is no terminal:
+    a log file has our own lines. Called before they are imported; PYTHONWARNINGS and -W still show the warnings."""
+    if not sys.warnoptions:
+        for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+            warnings.filterwarnings("ignore", category=category)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def print_question_marks() -> None:

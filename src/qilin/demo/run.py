@@ -200,6 +200,7 @@ def with_possible_objectives(models: TinyModelsConfig, data: Dataset) -> TinyMod
 def run_stage(config: DemoConfig, data: Path, recipes: str, name: str, number: int, title: str) -> None:
     """Train one stage with its recipe, starting from the previous section's models."""
     section(number, title)
+    from qilin.evaluate.while_training import score_answers
     from qilin.train import stage
     from qilin.train.config import read_recipe
 
@@ -223,7 +224,7 @@ def run_stage(config: DemoConfig, data: Path, recipes: str, name: str, number: i
         missing = " or ".join(recipe.kinds)
         console.print(f"  The training split has no {missing}: this stage trains on {', '.join(sorted(kinds))}.")
         recipe = read_recipe(str(recipe_file(recipes, name)), (), values | changes)
-    stage.run_stage(recipe, name)
+    stage.run_stage(recipe, name, score_answers=score_answers)
 
 
 def run_evaluation(config: DemoConfig, data: Dataset) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from qilin.core.errors import UserError
 from qilin.core.files import read_json_object, shorten, to_json, write_atomic
 from qilin.core.llm_client_config import public_address
+from qilin.core.provenance import run_paths
 from qilin.dataset.benchmarks import find_benchmark
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset, verify_files
@@ -105,11 +106,12 @@ def find_training_set(
     sources = qilin_json.get("data") or []
     if not sources:
         return None, "the model does not name its training data; add --train DATASET"
+    local_paths = run_paths(Path(config.model or "")) if config.endpoint is None else {}
     for source in sources:
         # The evaluated dataset often is the training dataset, even where its folder has moved.
         if source["hash"] == dataset.hash:
             return read_training_set(dataset, caption_prompt), ""
-        path = Path(source["path"])
+        path = Path(local_paths.get(source["hash"], source["path"]))
         if (path / "manifest.json").is_file():
             candidate = open_dataset(path)
             if candidate.hash == source["hash"]:

@@ -29,9 +29,10 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from qilin.core.errors import UserError
 from qilin.core.files import read_json
-from qilin.model.chat_template import IMAGE
+from qilin.model.chat_template import IMAGE, TEMPLATES
 from qilin.model.guard import check_structure, check_text_logits, eval_mode, one_line_errors
 from qilin.model.hub import UNUSED_PARTS, check_not_quantized, from_pretrained, load_weights
+from qilin.model.own_template import read_template
 from qilin.model.quantization import loading_options
 from qilin.model.tokenizer import chat_template_for, end_token_ids, load_tokenizer
 
@@ -279,10 +280,15 @@ def make_image_processor(name: str, size: int, pad_square: bool, hub: str) -> An
 
 
 def set_template(model: Any, processor: Any, template: str, system: str | None) -> None:
-    """Set the chat template of model and processor, and the tokens that end an answer."""
+    """Set the chat template of model and processor, and the tokens that end an answer. `template` is the name of one of
+    ours, or the path of a Jinja file."""
     tokenizer = processor.tokenizer
-    processor.chat_template = tokenizer.chat_template = chat_template_for(tokenizer, template, system)
-    model.generation_config.eos_token_id = end_token_ids(tokenizer, template)
+    if template in TEMPLATES:
+        text, end_ids = chat_template_for(tokenizer, template, system), end_token_ids(tokenizer, template)
+    else:
+        text, end_ids = read_template(Path(template), tokenizer)
+    processor.chat_template = tokenizer.chat_template = text
+    model.generation_config.eos_token_id = end_ids
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 

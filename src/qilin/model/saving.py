@@ -11,6 +11,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from qilin.core.files import read_json, to_json
+from qilin.core.provenance import public_name
 
 TRAINED_BESIDE = "non_lora_trainables.safetensors"  # in an adapter folder: the parts trained beside the adapters
 # The encoders whose released weights, alone or in a Llava, have the prefix `vision_model.`.
@@ -58,6 +59,9 @@ def add_transformers4_keys(folder: str | Path) -> None:
     """Add the config keys that transformers 4 reads (tested with 4.57.3): its default rope_theta is 10,000."""
     file = Path(folder) / "config.json"
     model_config = read_json(file)
+    for part in (model_config, *(value for value in model_config.values() if isinstance(value, dict))):
+        if part.get("_name_or_path"):  # a folder of this machine, or a hub id
+            part["_name_or_path"] = public_name(part["_name_or_path"])
     text_config = model_config["text_config"]
     rope = text_config.get("rope_parameters") or {}
     text_config["rope_theta"] = rope.get("rope_theta", 10000.0)

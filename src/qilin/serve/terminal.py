@@ -18,6 +18,7 @@ from rich.console import Console
 
 from qilin.convert.cache import ensure_hf_layout
 from qilin.core.errors import QilinError, RunError, UserError
+from qilin.core.provenance import run_paths
 from qilin.core.terminal import make_console
 from qilin.dataset.reader import is_synthetic, open_dataset
 from qilin.dataset.schema import MANIFEST, assistant, user
@@ -85,7 +86,9 @@ def model_warnings(loaded: LoadedModel) -> list[str]:
     warnings = []
     if loaded.metadata.get("label"):
         warnings.append(f"This model is labeled: {loaded.metadata['label']}.")
-    if any(is_synthetic_dataset(Path(source["path"])) for source in loaded.metadata.get("data", ())):
+    paths = run_paths(Path(loaded.path))
+    sources = [Path(paths.get(source.get("hash", ""), source["path"])) for source in loaded.metadata.get("data", ())]
+    if any(is_synthetic_dataset(path) for path in sources):
         warnings.append("This model was trained on synthetic images: its answers about real images mean nothing.")
     if loaded.metadata.get("template") == "plain":
         warnings.append("This model is from stage 1: it describes an image, whatever the question.")

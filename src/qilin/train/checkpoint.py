@@ -29,6 +29,8 @@ from qilin.train.optimizer import set_learning_rate
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"  # written last: a folder with it is complete
 VALIDATION_LOSS = "validation_loss"
+VALIDATION_SCORE = "validation_score"  # where validate.metric is score, which then ranks the checkpoints
+LOSS_SCALE = "loss_scale"  # with fp16
 METADATA_LIMIT = 256 << 20  # bytes; 100,000 shards take some 30 MB
 # the only names that a checkpoint's own metadata pickle holds, besides torch's data types and the checkpoint's path
 METADATA_CLASSES: dict[tuple[str, str], Any] = {
@@ -85,9 +87,10 @@ class Checkpointer:
         optimizer: Any | None,
         ema: Mapping[str, torch.Tensor],
         validation_loss: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Save the state after `step` steps; when it is complete, checkpoints that are neither last nor best are
-        removed.
+        removed. `metadata` goes to its state.json.
 
         After the last step the optimizer is None: such a checkpoint only serves to write the model again. Raises
         RunError if it cannot be written.
@@ -102,17 +105,18 @@ class Checkpointer:
             raise self.write_error(step, error) from error
         self.world.barrier()
         devices = self.world.size
-        metadata = {"step": step, "finished": optimizer is None, "devices": devices, VALIDATION_LOSS: validation_loss}
+        state = {"step": step, "finished": optimizer is None, "devices": devices, VALIDATION_LOSS: validation_loss}
+        state |= metadata or {}
         options = {"checkpoint_id": folder, "process_group": self.world.checkpoint_group, "no_dist": devices == 1}
         try:
             if self.background:
                 future: Any = dcp.async_save(
                     checkpoint_state(model, optimizer, ema), **options
                 )  # copies before returning
-                self.pending = self.thread.submit(self.complete, folder, metadata, future)
+                self.pending = self.thread.submit(self.complete, folder, state, future)
             else:
                 dcp.save(checkpoint_state(model, optimizer, ema), **options)
-                self.complete(folder, metadata, None)
+                self.complete(folder, state, None)
         except (OSError, RuntimeError, CheckpointException) as error:
             raise self.write_error(step, error) from error
 
@@ -128,19 +132,19 @@ class Checkpointer:
         shutil.rmtree(final, ignore_errors=True)
         folder.rename(final)
         paths = list_checkpoints(self.run_dir)
-        keep = {*paths[-self.keep_last :], *sort_by_loss(paths)[: self.keep_best]}
+        keep = {*paths[-self.keep_last :], *sort_best_first(paths)[: self.keep_best]}
         for path in paths:
             if path not in keep:
                 (path / STATE).unlink()  # first, so that a partly removed folder does not count as complete
                 shutil.rmtree(path)
 
-    def is_among_best(self, loss: float) -> bool:
-        """Whether a checkpoint with this validation loss would be one of the best; the same on all processes."""
+    def is_among_best(self, rank: float) -> bool:
+        """Whether a checkpoint of this rank would be one of the best; the same on all processes."""
         self.wait()
         is_best = False
         if self.world.is_main:
-            best = [loss_of(path) for path in sort_by_loss(list_checkpoints(self.run_dir))[: self.keep_best]]
-            is_best = len(best) < self.keep_best or any(loss < other for other in best)
+            best = [rank_of(path) for path in sort_best_first(list_checkpoints(self.run_dir))[: self.keep_best]]
+            is_best = len(best) < self.keep_best or any(rank < other for other in best)
         return bool(self.world.max([is_best])[0])
 
     def wait(self) -> None:
@@ -199,8 +203,8 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss."""
-    paths = sort_by_loss(list_checkpoints(run_dir))
+    """The checkpoint with the best validation."""
+    paths = sort_best_first(list_checkpoints(run_dir))
     return paths[0] if paths else None
 
 
@@ -208,9 +212,12 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def loss_of(path: Path) -> float:
-    """A checkpoint's validation loss; infinite without one."""
-    loss = read_metadata(path).get(VALIDATION_LOSS)
+def rank_of(path: Path) -> float:
+    """What ranks a checkpoint, lower is better: its validation loss, or minus its score; infinite without either."""
+    metadata = read_metadata(path)
+    if VALIDATION_SCORE in metadata:
+        return -float(metadata[VALIDATION_SCORE])
+    loss = metadata.get(VALIDATION_LOSS)
     return math.inf if loss is None else float(loss)
 
 
@@ -229,9 +236,9 @@ def read_error(path: Path, error: BaseException) -> RunError:
     )
 
 
-def sort_by_loss(paths: Sequence[Path]) -> list[Path]:
-    """The checkpoints that have a validation loss, lowest first; of equal ones the earlier first."""
-    return sorted((path for path in paths if loss_of(path) < math.inf), key=lambda path: (loss_of(path), step_of(path)))
+def sort_best_first(paths: Sequence[Path]) -> list[Path]:
+    """The checkpoints that were validated, best first; of equal ones the earlier first."""
+    return sorted((path for path in paths if rank_of(path) < math.inf), key=lambda path: (rank_of(path), step_of(path)))
 
 
 class MetadataUnpickler(pickle.Unpickler):

@@ -1,4 +1,4 @@
-"""The recipe of a training stage, and the flags of `qilin train` and `qilin estimate`. Free of torch.
+"""The recipe of a training stage: its keys, their defaults and ranges. Free of torch.
 
 In: a recipe's name in the package (`small/align`) or a YAML file, and `key=value` overrides. Out: a validated
 TrainConfig. Both stages are two YAML files of this one class.
@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qilin.core.config import build_config, config_class, list_fields, option, parse_override, read_yaml, set_nested
-from qilin.core.errors import UserError
+from qilin.core.errors import UserError, suggest
 from qilin.core.recipes import recipe_path, training_recipes
-from qilin.train.recipe_keys import other_name_hint
+from qilin.train.recipe_keys import misspelt_hint, other_name_hint, other_value_hint
 
 SampleKind = Literal["caption", "context", "inline", "report", "vqa", "chat"]
 ModelPart = Literal["vision", "projector", "language"]
+TEMPLATE_NAMES = ("plain", "v1", "llama_2", "mistral", "chatml")
+TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
+DECAY_RATIO = 0.1
 
 
 @config_class
@@ -35,9 +38,13 @@ class LoraOptions:
     rank: int = option(default=16, help="rank of the adapters")
     alpha: float = option(default=32.0, help="the adapters are scaled by alpha / rank")
     dropout: float = option(default=0.0, help="dropout before the adapters")
-    targets: tuple[str, ...] = option(
-        default=(), help="names of the linear layers to adapt; empty: all of the language model's"
+    target_modules: tuple[str, ...] | str = option(
+        default=(),
+        help="linear layers to adapt: names or ends of names, or a regular expression for the full name, as in peft; "
+        "empty or all-linear: all of the language model's",
     )
+    use_dora: bool = option(default=False, help="DoRA: adapt direction and magnitude of the weights separately")
+    use_rslora: bool = option(default=False, help="rank-stabilized LoRA: scale by alpha / sqrt(rank)")
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -66,9 +73,17 @@ class ValidationOptions:
     )
     interval: int = option(default=100, help="steps between validations; the last step is always followed by one")
     samples: int = option(default=0, help="use at most this many samples, the same ones each time; 0: all")
+    generate: int = option(
+        default=0,
+        help="also generate this many answers at each validation and score them as qilin evaluate does; on one device",
+    )
+    metric: Literal["loss", "score"] = option(
+        default="loss",
+        help="what makes a checkpoint the best: the lowest loss, or the highest score of the generated answers",
+    )
     keep_best: int = option(
         default=1,
-        help="keep this many of the checkpoints with the lowest validation loss; the final model is the best of them; "
+        help="keep this many of the best checkpoints by `metric`; the final model is the best of them; "
         "0: only report the loss, the final model is that of the last step",
     )
 
@@ -77,9 +92,11 @@ class ValidationOptions:
             raise ValueError(
                 f"validate.split is {self.split}; expected the name of a split, or a share between 0 and 1"
             )
-        for name, minimum in (("interval", 1), ("samples", 0), ("keep_best", 0)):
+        for name, minimum in (("interval", 1), ("samples", 0), ("generate", 0), ("keep_best", 0)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"validate.{name} is {getattr(self, name)}; expected at least {minimum}")
+        if self.metric == "score" and not self.generate:
+            raise ValueError("validate.metric is score, but validate.generate is 0; set how many answers to generate")
 
 
 @config_class
@@ -98,10 +115,14 @@ class TrainConfig:
     )
     lora: LoraOptions | None = option(default=None, help="adapters on the language model; {} for the defaults")
     data: tuple[DataSource, ...] = option(
-        default=(), help="what to train on: a dataset folder, or a list of {path, weight, split, kinds}"
+        default=(), help="what to train on: a dataset folder, [several], or a list of {path, weight, split, kinds}"
     )
     kinds: tuple[SampleKind, ...] = option(default=(), help="kinds of samples to train on; empty: all")
-    template: Literal["plain", "v1", "llama_2", "mistral", "chatml"] = option(default="v1", help="chat template")
+    template: str = option(
+        default="v1",
+        help=f"chat template: {', '.join(TEMPLATE_NAMES)}, or the path of a .jinja file with {{% generation %}} around "
+        "what the assistant says",
+    )
     system_prompt: str | None = option(
         default=None, help="system prompt in place of the template's; an empty text for none"
     )
@@ -128,7 +149,9 @@ class TrainConfig:
     pack_tokens: int = option(
         default=8192, help="maximum tokens per forward pass; a step is split into as many packs as it needs"
     )
-    num_epochs: int = option(default=1, help="passes over the data")
+    num_epochs: int | float = option(
+        default=1, help="passes over the data; 0.5: half of the steps of one, 2.5: two and a half"
+    )
     max_steps: int | None = option(
         default=None,
         help="number of optimizer steps, in as many epochs as they take, in place of num_epochs; the schedule has this "
@@ -138,10 +161,19 @@ class TrainConfig:
     learning_rates: LearningRates = option(
         default=LearningRates(), help="peak learning rates of single parts, where they differ"
     )
-    lr_scheduler_type: Literal["cosine", "constant", "linear"] = option(
-        default="cosine", help="decay of the learning rate after the warm-up"
+    lr_scheduler_type: Literal["cosine", "constant", "linear", "wsd"] = option(
+        default="cosine",
+        help="decay of the learning rate after the warm-up; wsd: constant, then a decay over the last decay_ratio of "
+        "the steps",
+    )
+    min_lr_ratio: float = option(
+        default=0.0, help="learning rate that cosine, linear and wsd end at, relative to the peak"
+    )
+    decay_ratio: float = option(
+        default=DECAY_RATIO, help="wsd: share of the steps at the end over which the rate decays"
     )
     warmup_ratio: float = option(default=0.03, help="share of the steps over which the learning rate rises from 0")
+    warmup_steps: int | None = option(default=None, help="number of warm-up steps, in place of warmup_ratio")
     weight_decay: float = option(default=0.0, help="weight decay of matrices; biases and norms have none")
     optimizer: Literal["adamw", "muon", "adamw8bit"] = option(
         default="adamw",
@@ -153,10 +185,11 @@ class TrainConfig:
     ema_decay: float = option(
         default=0.0, help="decay of an exponential moving average of the weights, which becomes the model; 0: none"
     )
-    precision: Literal["auto", "fp32", "bf16"] = option(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         default="auto",
-        help="precision of the computation; trained weights are kept in fp32; auto: bf16 on GPUs, on a CPU the faster "
-        "one by a short measurement; a resumed run keeps its precision",
+        help="precision of the computation; trained weights are kept in fp32; auto: bf16 on GPUs that compute it, fp16 "
+        "with loss scaling on older ones (V100, T4, RTX 20), on a CPU the faster of bf16 and fp32 by a short "
+        "measurement; a resumed run keeps its precision",
     )
     gradient_checkpointing: bool | float | Literal["auto"] = option(
         default=False,
@@ -211,8 +244,10 @@ class TrainConfig:
             )
         if self.pack_tokens < self.max_length:
             raise ValueError(f"pack_tokens is {self.pack_tokens}; expected at least max_length ({self.max_length})")
+        self.check_template()
         self.check_ranges()
         self.check_learning_rates()
+        self.check_schedule()
         for source in self.data:
             if not 0 < source.weight < math.inf:
                 raise ValueError(f"data: weight of {source.path} is {source.weight}; expected more than 0")
@@ -223,20 +258,50 @@ class TrainConfig:
 
     def check_ranges(self) -> None:
         """Raise ValueError for the first number out of its range."""
-        for name, minimum in (("batch_size", 1), ("num_epochs", 1), ("max_length", 1), ("save_total_limit", 1),
-                              ("logging_steps", 1), ("save_steps", 0), ("seed", 0), ("weight_decay", 0)):  # fmt: skip
+        for name, minimum in (("batch_size", 1), ("max_length", 1), ("save_total_limit", 1), ("logging_steps", 1),
+                              ("save_steps", 0), ("seed", 0), ("weight_decay", 0)):  # fmt: skip
             if not getattr(self, name) >= minimum:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {minimum}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}; expected at least 1")
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("num_epochs", "learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name, low, high in (("warmup_ratio", 0, 1), ("augment", 0, 1), ("ema_decay", 0, 0.99999)):
+        shares = ("warmup_ratio", "min_lr_ratio", "decay_ratio", "augment")
+        for name, low, high in (*((share, 0, 1) for share in shares), ("ema_decay", 0, 0.99999)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected {low} to {high}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; expected two numbers from 0 to below 1")
+
+    def check_template(self) -> None:
+        """Raise ValueError for a template that is neither a known name nor a Jinja file."""
+        is_file = self.template.endswith(TEMPLATE_SUFFIXES)
+        if self.template not in TEMPLATE_NAMES and not is_file:
+            raise ValueError(
+                f"template is {self.template!r}; "
+                + suggest(
+                    self.template, TEMPLATE_NAMES, f"expected {', '.join(TEMPLATE_NAMES)}, or the path of a .jinja file"
+                )
+            )
+        if is_file and not Path(self.template).is_file():
+            raise ValueError(f"template is {self.template!r}, but there is no such file")
+        if is_file and self.system_prompt is not None:
+            raise ValueError(f"system_prompt has no effect with a template of your own; write it into {self.template}")
+
+    def check_schedule(self) -> None:
+        """Raise ValueError for settings that the learning rate schedule does not have."""
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; expected at least 0")
+        if self.min_lr_ratio and self.lr_scheduler_type == "constant":
+            raise ValueError(
+                f"min_lr_ratio is {self.min_lr_ratio}, but lr_scheduler_type is constant, which does not decay; use "
+                "cosine, linear or wsd"
+            )
+        if self.decay_ratio != DECAY_RATIO and self.lr_scheduler_type != "wsd":
+            raise ValueError(
+                f"decay_ratio is {self.decay_ratio}, but lr_scheduler_type is {self.lr_scheduler_type}; only wsd has it"
+            )
 
     def check_learning_rates(self) -> None:
         """Raise ValueError for a learning rate of a frozen part: it would have no effect."""
@@ -253,71 +318,9 @@ class TrainConfig:
                 raise ValueError(f"learning_rates.{part} is {rate}; expected 0 or more")
 
 
-@config_class
-class TrainCommand:
-    """`qilin train RECIPE key=value …`"""
-
-    recipe: str = option(help="name of a recipe (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
-    overrides: tuple[str, ...] = option(
-        default=(), help="key=value pairs that override the recipe, such as batch_size=16 data=FOLDER out=DIR"
-    )
-    check: bool = option(
-        default=False, help="read and check everything, decode every image, print the plan; train nothing"
-    )
-
-    EPILOG = ""  # set below: the keys of a recipe
-
-    @staticmethod
-    def check_arguments(arguments: Sequence[str]) -> None:
-        reject_flags_for_keys(TrainCommand, arguments)
-
-
-@config_class
-class EstimateCommand:
-    """`qilin estimate RECIPE key=value …`"""
-
-    recipe: str = option(help="name of a recipe (small/align, qilin-med-vl-13b/instruct, …) or a YAML file")
-    overrides: tuple[str, ...] = option(
-        default=(),
-        help="key=value pairs that override the recipe; data=FOLDER measures your data if the tokenizer is a "
-        "local folder",
-    )
-    gpu: str = option(
-        default="auto",
-        help="auto (the GPU of this machine), cpu (this machine), or a GPU model: h200, h100, a100, a100-40gb, l40s, …",
-    )
-    devices: int = option(default=1, help="number of devices")
-    samples: int | None = option(default=None, help="without data: number of samples")
-    text_tokens: int = option(default=120, help="without data: text tokens per sample")
-    answer_tokens: int = option(default=60, help="without data: how many of the text tokens are trained on")
-    samples_per_image: float = option(default=1.0, help="without data: samples per image")
-    mfu: float = option(
-        default=0.4,
-        help="model FLOPs utilization: the share of the peak that is reached; metrics.jsonl has a run's own",
-    )
-    price: float | None = option(default=None, help="price of one device per hour, in any currency")
-    json: bool = option(default=False, help="print the figures as JSON")
-
-    def __post_init__(self) -> None:
-        for name in ("devices", "text_tokens", "answer_tokens", "samples_per_image"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; expected at least 1")
-        if self.answer_tokens > self.text_tokens:
-            raise ValueError(
-                f"answer_tokens is {self.answer_tokens}; expected at most text_tokens ({self.text_tokens})"
-            )
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu is {self.mfu}; expected more than 0 and at most 1")
-
-    @staticmethod
-    def check_arguments(arguments: Sequence[str]) -> None:
-        reject_flags_for_keys(EstimateCommand, arguments)
-
-
 # the value of these is a text, also where it looks like a number: out=2024, data=null
-PATH_KEYS = ("out", "data", "vision", "language", "model", "label")
+PATH_KEYS = ("out", "data", "vision", "language", "model", "label", "template")
+MAX_HINTS = 12  # of the keys of another trainer's file that one error explains
 
 
 def read_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -328,6 +331,11 @@ def read_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
     merged = read_yaml(recipe_path(name, training_recipes()))
     changes = [parse_override(override, PATH_KEYS) for override in overrides]
     overridden = {key.split(".")[0] for key, _ in changes}
+    folders = [value for key, value in changes if key == "data"]
+    if len(set(map(str, folders))) > 1 and all(isinstance(folder, str) for folder in folders):
+        raise UserError(
+            f"data is given {len(folders)} times; for several datasets: 'data=[{', '.join(map(str, folders))}]'"
+        )
     # what the overrides start from replaces what the recipe starts from; both in the overrides is an error below
     for key in (
         ("vision", "language") if "model" in overridden else ("model",) if overridden & {"vision", "language"} else ()
@@ -342,30 +350,22 @@ def read_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
 
 
 def reject_other_names(values: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for a key that has another name here."""
-    known = TrainConfig.__dataclass_fields__
-    validate = values.get("validate")
-    keys = [key for key in values if key not in known]
-    keys += [f"validate.{key}" for key in validate] if isinstance(validate, Mapping) else []
-    for key in keys:
-        if hint := other_name_hint(key):
-            raise UserError(f"{where}: unknown key {key}; {hint}")
-
-
-def reject_flags_for_keys(command: type, arguments: Sequence[str]) -> None:
-    """Raise UserError for `--batch_size 16`: recipe keys are given as key=value."""
-    fields = TrainConfig.__dataclass_fields__
-    flags = command.__dataclass_fields__  # type: ignore[attr-defined]
-    for index, argument in enumerate(arguments):
-        flag, equals, value = argument.removeprefix("--").partition("=")
-        key = flag.replace("-", "_")
-        if not argument.startswith("--") or key in flags:
-            continue
-        hint = other_name_hint(key)
-        if key in fields or hint:
-            following = arguments[index + 1] if index + 1 < len(arguments) else "VALUE"
-            example = f"{key}={value if equals else following}" if key in fields else f"key=value; for {key}, {hint}"
-            raise UserError(f"{argument}: keys of a recipe are given without dashes: {example}")
+    """Raise UserError for keys and values that have another name here: of other trainers, earlier ones, misspelt."""
+    known = [key for key, _, _ in list_fields(TrainConfig)]
+    keys = [key for key in values if key not in TrainConfig.__dataclass_fields__]
+    for outer in ("validate", "lora"):
+        inner = values.get(outer)
+        keys += (
+            [f"{outer}.{key}" for key in inner if f"{outer}.{key}" not in known] if isinstance(inner, Mapping) else []
+        )
+    hints = {key: hint for key in keys if (hint := other_name_hint(key) or misspelt_hint(key, known))}
+    if hints:
+        listed = [f"{key}; {hint}" for key, hint in list(hints.items())[:MAX_HINTS]]
+        more = f" | and {len(hints) - MAX_HINTS} more" if len(hints) > MAX_HINTS else ""
+        raise UserError(f"{where}: unknown key {' | '.join(listed)}{more}")
+    for key, value in values.items():
+        if hint := other_value_hint(key, value):
+            raise UserError(f"{where}: {key} is {value!r}; {hint}")
 
 
 def normalize_data(value: Any) -> list[Any]:
@@ -380,6 +380,3 @@ def format_keys() -> str:
     width = max(len(key) for key, _, _ in rows)
     lines = [f"  {key:{width}}  {text}" + (f" ({values})" if values else "") for key, values, text in rows]
     return "\n\nkeys of a recipe:\n" + "\n".join(lines) + f"\n\nrecipes: {', '.join(training_recipes())}\n"
-
-
-TrainCommand.EPILOG = format_keys()

@@ -124,9 +124,15 @@ class ModelWithLoss(torch.nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
+        self.loss_scale = 1.0  # gradients are those of the loss times this; above 1 with fp16 alone
 
     def forward(self, pack: Any, pixels: Any) -> Any:
         return self.loss(self.model, pack, pixels)
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """The type of a precision's products; None for fp32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def shard_model(module: ModelWithLoss, world: World, config: TrainConfig) -> None:
@@ -134,7 +140,7 @@ def shard_model(module: ModelWithLoss, world: World, config: TrainConfig) -> Non
     if world.size == 1:
         return
     model: Any = module.model
-    dtype = torch.bfloat16 if config.precision == "bf16" else None
+    dtype = autocast_dtype(config.precision)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     frozen = {p for p in model.parameters() if not p.requires_grad}
     replicated = set() if config.shard == "all" else frozen

@@ -18,10 +18,12 @@ from transformers import LlavaConfig
 from qilin.core.config import parse_override
 from qilin.core.errors import UserError
 from qilin.core.terminal import make_console
-from qilin.model.chat_template import chat_template
+from qilin.model.chat_template import TEMPLATES, chat_template
 from qilin.model.llava import pick_device
 from qilin.model.meta_model import build_meta_model, load_llava_config, load_processor
-from qilin.train.config import EstimateCommand, LoraOptions, TrainConfig, read_recipe
+from qilin.model.own_template import read_template
+from qilin.train.commands import EstimateCommand
+from qilin.train.config import LoraOptions, TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
 from qilin.train.flops import GPUS, Gpu, fast_precision, find_gpu, flop_cost, measure_peak_flops
 from qilin.train.memory_estimate import (
@@ -120,7 +122,10 @@ def measure_lengths(config: TrainConfig, model_config: LlavaConfig) -> Lengths |
     if not has_local_data(config):
         return None
     processor = load_processor(model_config, config.vision, config.language, config.model, config.hub)
-    processor.chat_template = chat_template(config.template, config.system_prompt)
+    if config.template in TEMPLATES:
+        processor.chat_template = chat_template(config.template, config.system_prompt)
+    else:
+        processor.chat_template, _ = read_template(Path(config.template), processor.tokenizer)
     return PackedDataset(config, processor).lengths
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from qilin.train.plan import WorkCounts
-from qilin.train.skip_unused import feature_depth, vision_layers
+from qilin.train.skip_unused import feature_depth, has_usual_layers, vision_layers
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def flop_cost(model: Any) -> FlopCost:
     patches = (vision.config.image_size // vision.config.patch_size) ** 2
     vision_trained = any(p.requires_grad for p in vision.parameters())
     projector_trained = vision_trained or projector.linear_1.weight.requires_grad
-    head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    heads = getattr(text_config, "num_attention_heads", 0)  # Mamba has none
+    head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // max(heads, 1)
     layers = vision_layers(model)[: feature_depth(model)]
     patch_embeddings = [module for module in vision.modules() if isinstance(module, torch.nn.Conv2d)]
     image = patches * sum(matmul_flops(module, vision_trained) for module in [*patch_embeddings, *layers])
@@ -53,17 +54,18 @@ def flop_cost(model: Any) -> FlopCost:
     # QK' and PV, two operations per element each; the backward pass has each product twice
     vision_pair = 4 * len(layers) * vision.config.hidden_size * (3 if vision_trained else 1)
     needs_grad = projector_trained or any(p.requires_grad for p in language.parameters())
-    last = language.layers[-1]
-    last_layer = sum(
-        matmul_flops(part, needs_grad) for part in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp)
-    )
-    pair = 4 * text_config.num_attention_heads * head_width * (3 if needs_grad else 1)
+    last_layer = 0.0
+    if skips := has_usual_layers(language):
+        last = language.layers[-1]
+        parts = (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp)
+        last_layer = sum(matmul_flops(part, needs_grad) for part in parts)
+    pair = 4 * heads * head_width * (3 if needs_grad else 1)
     return FlopCost(
         token=matmul_flops(language, needs_grad) - last_layer,
         answer_token=last_layer + matmul_flops(model.lm_head, True),
         image=image + vision_pair * patches**2,
-        attention_pair=pair * (text_config.num_hidden_layers - 1),
-        answer_pair=pair,
+        attention_pair=pair * (text_config.num_hidden_layers - skips),
+        answer_pair=pair * skips,
     )
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,18 +19,28 @@ import torch
 from qilin.core.errors import RunError
 from qilin.imaging.augment import augment
 from qilin.model.llava import part_of
-from qilin.train.checkpoint import Checkpointer, best_checkpoint, latest_checkpoint, load_checkpoint, trainable_weights
+from qilin.train.checkpoint import (
+    LOSS_SCALE,
+    VALIDATION_SCORE,
+    Checkpointer,
+    best_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    read_metadata,
+    trainable_weights,
+)
 from qilin.train.config import TrainConfig
 from qilin.train.context import TrainContext, TrainState
 from qilin.train.data_loader import Pack, StepBatch, prefetch
 from qilin.train.distributed import ModelWithLoss, full_tensor, set_gradient_sync
 from qilin.train.flops import flop_cost, peak_flops
 from qilin.train.loss import answer_loss
+from qilin.train.loss_scale import LossScale
 from qilin.train.metrics import MetricsLog, StepWork, Throughput
 from qilin.train.model_setup import autocast_context, remove_peft_prefix
-from qilin.train.optimizer import TrainableParam, lr_factor, make_optimizer, set_learning_rates
+from qilin.train.optimizer import TrainableParam, make_optimizer, set_learning_rates, step_lr_factor
 from qilin.train.plan import count_work, imbalance
-from qilin.train.validation import validate
+from qilin.train.validation import generate_and_score, validate
 
 
 def train(context: TrainContext, module: ModelWithLoss) -> int:
@@ -41,9 +51,10 @@ def train(context: TrainContext, module: ModelWithLoss) -> int:
     """
     config, model = context.config, module.model
     optimizer = make_optimizer(trainable_params(model, config), config.optimizer, config.betas)
-    state = TrainState(module, optimizer, init_ema(model, config))
+    state = TrainState(module, optimizer, init_ema(model, config), LossScale(config.precision == "fp16"))
     last = latest_checkpoint(context.run_dir)
     start = load_checkpoint(last, model, optimizer, state.ema) if last else 0
+    state.loss_scale.restore(read_metadata(last).get(LOSS_SCALE) if last else None)
     set_training_mode(model)
     if start < len(context.plan):
         run_steps(context, state, start)
@@ -99,7 +110,7 @@ def run_steps(context: TrainContext, state: TrainState, start: int) -> None:
             log.log_step(metrics, write)
             if write:
                 throughput.reset()
-            save_if_due(context, state, checkpointer, batch.step + 1, validation.get("validation_loss"), stop_signal)
+            save_if_due(context, state, checkpointer, batch.step + 1, validation, stop_signal)
             if stop_signal or is_last:
                 checkpointer.wait()
             raise_if_stopped(stop_signal, batch.step + 1, len(plan))
@@ -109,16 +120,18 @@ def train_step(context: TrainContext, state: TrainState, batch: StepBatch) -> di
     """One optimizer step; returns its metrics. Raises RunError, with the weights unchanged, if loss or gradient is not
     finite."""
     config, step = context.config, batch.step
-    num_steps = len(context.plan)
     started = time.perf_counter()
     torch.manual_seed(config.seed * 1_000_003 + step + context.world.rank * 500_009)
-    warmup_steps = math.ceil(config.warmup_ratio * num_steps)
-    set_learning_rates(state.optimizer, lr_factor(config.lr_scheduler_type, step, num_steps, warmup_steps))
+    set_learning_rates(state.optimizer, step_lr_factor(config, step, len(context.plan)))
+    state.module.loss_scale = state.loss_scale.scale
     loss, answer_tokens = compute_gradients(context, state.module, batch)
+    state.loss_scale.unscale(state.model.parameters())
     grad_norm = clip_gradients(context, state.model, batch)
-    state.optimizer.step()
+    if state.loss_scale.accepts(grad_norm):
+        state.optimizer.step()
+        update_ema(state.ema, state.model, config.ema_decay, step)
     state.optimizer.zero_grad(set_to_none=True)
-    update_ema(state.ema, state.model, config.ema_decay, step)
+    scaling = {"loss_scale": state.loss_scale.scale, "skipped_steps": state.loss_scale.skipped}
     return {
         "step": step + 1,
         "loss": loss,
@@ -126,11 +139,14 @@ def train_step(context: TrainContext, state: TrainState, batch: StepBatch) -> di
         "rate": float(state.optimizer.param_groups[0]["lr"]),
         "answer_tokens": answer_tokens,
         "seconds": time.perf_counter() - started,
-    }
+    } | (scaling if state.loss_scale.enabled else {})
 
 
 def compute_gradients(context: TrainContext, module: ModelWithLoss, batch: StepBatch) -> tuple[float, int]:
-    """Forward and backward of a step's packs. Returns (mean loss over all its answer tokens, their number)."""
+    """Forward and backward of a step's packs; gradients are those of the loss times the module's loss scale.
+
+    Returns (mean loss over all its answer tokens, their number).
+    """
     config, world = context.config, context.world
     (total_tokens,) = world.sum([sum(len(pack.targets) for pack in batch.packs)])
     losses = []
@@ -139,7 +155,7 @@ def compute_gradients(context: TrainContext, module: ModelWithLoss, batch: StepB
         with autocast_context(config.precision, pack.ids.device):
             loss = module(pack, augment_pack(pack, config, batch.step))
         if loss.requires_grad:  # text alone gives a projector no gradient
-            (loss * world.size / total_tokens).backward()  # FSDP averages over devices
+            (loss * (world.size * module.loss_scale) / total_tokens).backward()  # FSDP averages over devices
         losses.append(loss.detach())
     values = [float(loss) for loss in losses]
     (total_loss,) = world.sum([sum(values)])
@@ -177,10 +193,11 @@ def augment_pack(pack: Pack, config: TrainConfig, step: int) -> torch.Tensor | N
 
 
 def clip_gradients(context: TrainContext, model: Any, batch: StepBatch) -> float:
-    """Clip the gradient to max_grad_norm. Returns its norm before; raises RunError if that is not finite."""
+    """Clip the gradient to max_grad_norm. Returns its norm before; raises RunError if that is not finite, except in
+    fp16, where the loss scale is lowered instead."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(parameters, context.config.max_grad_norm)))
-    if not math.isfinite(norm):
+    if not math.isfinite(norm) and context.config.precision != "fp16":
         sample_ids = context.world.gather(batch.sample_ids)
         raise RunError(f"step {batch.step + 1}: the gradient norm is {norm}; {bad_step_message(sample_ids)}")
     return norm
@@ -231,7 +248,8 @@ def run_validation(context: TrainContext, state: TrainState, log: MetricsLog) ->
     assert context.validation is not None
     started = time.perf_counter()
     loss = validate(context, state, log.start_validation(len(context.validation.plan)))
-    return {"validation_loss": loss, "validation_seconds": time.perf_counter() - started}
+    scores = {f"validation_{name}": value for name, value in generate_and_score(context, state).items()}
+    return {"validation_loss": loss, **scores, "validation_seconds": time.perf_counter() - started}
 
 
 def reduce_step_stats(context: TrainContext, batch: StepBatch, stop_signal: int) -> tuple[StepWork, int]:
@@ -250,19 +268,24 @@ def save_if_due(
     state: TrainState,
     checkpointer: Checkpointer,
     step: int,
-    validation_loss: float | None,
+    validation: Mapping[str, float],
     stop_signal: int,
 ) -> None:
-    """Save a checkpoint every save_steps, for one of the best validation losses, before a stop, and after the last
-    step."""
+    """Save a checkpoint every save_steps, for one of the best validations, before a stop, and after the last step."""
     config, is_last = context.config, step == len(context.plan)
+    loss = validation.get("validation_loss")
+    by_score = config.validate is not None and config.validate.metric == "score" and loss is not None
+    score = validation[VALIDATION_SCORE] if by_score else None
+    metadata: dict[str, Any] = {LOSS_SCALE: state.loss_scale.to_json()} if state.loss_scale.enabled else {}
+    metadata |= {VALIDATION_SCORE: score} if by_score else {}
     due = bool(config.save_steps) and step % config.save_steps == 0
-    due = due or (context.keep_best > 0 and validation_loss is not None and checkpointer.is_among_best(validation_loss))
+    rank = loss if score is None else -score
+    due = due or (context.keep_best > 0 and rank is not None and checkpointer.is_among_best(rank))
     if (due and not is_last) or stop_signal:
-        checkpointer.save(step, state.model, state.optimizer, state.ema, validation_loss)
+        checkpointer.save(step, state.model, state.optimizer, state.ema, loss, metadata)
     elif is_last and (config.save_steps or context.keep_best or not context.can_save_directly):
         # if writing the model fails (a full disk), no step is lost
-        checkpointer.save(step, state.model, None, state.ema, validation_loss)
+        checkpointer.save(step, state.model, None, state.ema, loss, metadata)
 
 
 class Stopped(RunError):

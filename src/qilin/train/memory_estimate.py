@@ -22,7 +22,7 @@ from transformers import AttentionInterface, LlavaConfig
 from qilin.model.llava import set_trainable
 from qilin.model.meta_model import build_meta_model
 from qilin.train.config import TrainConfig
-from qilin.train.distributed import MAX_UNSHARDED_GRADIENTS, shards_frozen
+from qilin.train.distributed import MAX_UNSHARDED_GRADIENTS, autocast_dtype, shards_frozen
 from qilin.train.loss import answer_loss
 from qilin.train.model_setup import add_adapters, apply_precision, autocast_context, base_model, compute_dtype
 from qilin.train.optimizer import OptimizerName, TrainableParam, is_layer_matrix
@@ -66,7 +66,11 @@ def memory_by_cause(
     minimal, without_answers = PackShape([(0, 64, -1)], 1, 0), PackShape(pack.documents, 1, pack.images)
     shapes = (minimal, without_answers, pack)
     copies, activations, total = (peak_memory(model_config, config, shape, on_gpu, devices > 1) for shape in shapes)
-    dynamic = {"copies of weights in bf16": copies, "activations": activations - copies, "logits": total - activations}
+    dynamic = {
+        f"copies of weights in {config.precision}": copies,
+        "activations": activations - copies,
+        "logits": total - activations,
+    }
     causes = static_memory(model, config, on_gpu, devices) | {
         cause: size for cause, size in dynamic.items() if size > 0
     }
@@ -218,7 +222,7 @@ def simulate_peak(
         model.model.vision_tower.set_attn_implementation("sdpa")
     model.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        allocate_fake(model, torch.bfloat16 if sharded and config.precision == "bf16" else None)
+        allocate_fake(model, autocast_dtype(config.precision) if sharded else None)
         existing = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
         with LiveMemory([*existing, *model.buffers()]) as live:
             with autocast_context(config.precision, cpu):

@@ -1,5 +1,5 @@
-"""Metrics of a run: how they are measured, and where they go: the progress bar, metrics.jsonl, TensorBoard, other
-trackers.
+"""Metrics of a run: how they are measured, and where they go: the progress bar or lines of a log file, metrics.jsonl,
+TensorBoard, other trackers.
 
 In: the work, loss and gradient norm of each step. Out: throughput, MFU and memory since the last row; rows in
 metrics.jsonl, each step once, also after a resume; curves in the trackers.
@@ -21,12 +21,13 @@ import torch
 from qilin.core.config import to_dict
 from qilin.core.errors import UserError
 from qilin.core.files import write_atomic
-from qilin.core.progress import ProgressBars
+from qilin.core.progress import ProgressBars, format_seconds
 from qilin.train.context import TrainContext
 from qilin.train.flops import FlopCost
 from qilin.train.plan import WorkCounts
 
 METRICS = "metrics.jsonl"
+LINE_INTERVAL = 30.0  # seconds after which a log file gets a line, besides those every logging_steps
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class MetricsLog:
         remove_later_rows(file, start)
         self.file = file.open("a", encoding="utf-8")
         self.bars = ProgressBars()
+        self.title, self.num_steps, self.last_line = context.title, len(context.plan), 0.0
         self.task = self.bars.add_task(context.title, total=len(context.plan), completed=start)
         self.validation_task = self.bars.add_task("  validation", visible=False)
         self.trackers = [open_tracker(name, context, start) for name in context.config.trackers]
@@ -126,18 +128,46 @@ class MetricsLog:
         return lambda done: self.bars.update(self.validation_task, completed=done)
 
     def log_step(self, metrics: Mapping[str, float], write: bool) -> None:
-        """Show a step's metrics in the bar; with `write` also add them to metrics.jsonl and the trackers."""
+        """Show a step's metrics in the bar or as a line; with `write` also add them to metrics.jsonl and the
+        trackers."""
         if not self.enabled:
             return
         if "validation_loss" in metrics:
-            figure = f"loss {metrics['validation_loss']:.3f} at step {metrics['step']:,}"
-            self.bars.update(self.validation_task, figure=figure)
-        self.bars.update(self.task, completed=metrics["step"], figure=format_metrics(metrics))
+            self.bars.update(self.validation_task, figure=format_validation(metrics))
+        if self.bars.on_terminal:
+            self.bars.update(self.task, completed=metrics["step"], figure=format_metrics(metrics))
+        elif write or time.monotonic() - self.last_line >= LINE_INTERVAL:
+            self.last_line = time.monotonic()
+            self.bars.console.print(f"{self.title}: {format_line(metrics, self.num_steps)}")
         if write:
             self.file.write(json.dumps(metrics) + "\n")
             self.file.flush()
             for tracker in self.trackers:
                 tracker.log(metrics)
+
+
+def format_validation(metrics: Mapping[str, float]) -> str:
+    """The result of a validation."""
+    score = f", score {metrics['validation_score']:.3f}" if "validation_score" in metrics else ""
+    return f"loss {metrics['validation_loss']:.3f}{score} at step {metrics['step']:,}"
+
+
+def format_line(metrics: Mapping[str, float], num_steps: int) -> str:
+    """A step in one line of a log file."""
+    parts = [
+        f"step {metrics['step']:,} of {num_steps:,}",
+        f"loss {metrics['loss']:.4f}",
+        f"learning rate {metrics['rate']:.3g}",
+        f"{metrics['tokens_per_second']:,.0f} tokens/s",
+        f"{format_seconds(metrics['left_seconds'])} left",
+    ]
+    if "validation_loss" in metrics:
+        parts.append(f"validation {format_validation(metrics)}")
+    if metrics.get("skipped_steps"):
+        parts.append(f"{metrics['skipped_steps']:.0f} steps skipped (fp16 overflow)")
+    if metrics["data_wait"] > 0.05:
+        parts.append(f"waiting for data {metrics['data_wait']:.0%}")
+    return ", ".join(parts)
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

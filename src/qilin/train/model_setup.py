@@ -5,13 +5,16 @@ adapters: wrapped by peft). Training and estimates both use these functions, so 
 """
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from qilin.core.errors import UserError
 from qilin.train.config import TrainConfig
+from qilin.train.distributed import autocast_dtype
+from qilin.train.skip_unused import language_layers
 
 PEFT_PREFIX = "base_model.model."
 
@@ -19,10 +22,16 @@ PEFT_PREFIX = "base_model.model."
 def apply_precision(model: Any, config: TrainConfig) -> Any:
     """Cast frozen parameters to the recipe's precision (trainable ones stay fp32) and enable gradient checkpointing."""
     assert config.precision != "auto", "resolved when the device is known"
-    if config.precision == "bf16":
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
+    dtype = autocast_dtype(config.precision)
+    for name, parameter in model.named_parameters() if dtype else ():
+        if not parameter.requires_grad:
+            original = parameter.data
+            parameter.data = original.to(dtype)
+            if dtype == torch.float16 and not original.is_meta and not bool(parameter.data.isfinite().all()):
+                raise UserError(
+                    f"precision is fp16, which ends at 65504, but {name} holds {float(original.abs().max()):g}; "
+                    "use precision=fp32, or bf16 on a GPU that computes it"
+                )
     assert config.gradient_checkpointing != "auto", "resolved when the plan is known"
     if config.gradient_checkpointing:
         enable_activation_checkpointing(model, config.gradient_checkpointing)
@@ -36,7 +45,7 @@ def enable_activation_checkpointing(model: Any, share: float) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:  # the name in older versions of transformers, removed in 6
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    layers = model.model.language_model.layers
+    layers = language_layers(model.model.language_model)
     for layer in layers[math.ceil(share * len(layers)) :]:
         layer.gradient_checkpointing = False
 
@@ -96,34 +105,62 @@ def fp8_converter(device: torch.device, emulate: bool) -> Callable[[torch.nn.Lin
 
 def add_adapters(model: Any, config: TrainConfig) -> Any:
     """Wrap the model with LoRA (peft) on the language model's linear layers, if the recipe has `lora`; the parts in
-    `trainable` stay trainable. Raises UserError if `lora.targets` matches no layer."""
+    `trainable` stay trainable. Raises UserError if `lora.target_modules` matches no layer."""
     from peft import LoraConfig, get_peft_model
 
     lora = config.lora
     if lora is None:
         return model
+    if lora.use_dora and config.frozen_weights == "fp8":
+        raise UserError("lora.use_dora is true, but frozen_weights is fp8; DoRA needs plain or nf4 weights")
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    language = model.model.language_model
-    linears = [name for name, module in language.named_modules() if isinstance(module, torch.nn.Linear)]
-    targets = [name for name in linears if not lora.targets or name.split(".")[-1] in lora.targets]
-    names = sorted({name.split(".")[-1] for name in linears})
-    unknown = sorted(set(lora.targets) - set(names))
-    if unknown or not targets:
-        raise UserError(
-            f"lora.targets: {', '.join(unknown) or 'none'} is no linear layer of the language model; it has "
-            f"{', '.join(names)}"
-        )
     lora_config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes a float as well
         lora_dropout=lora.dropout,
-        target_modules=[f"model.language_model.{name}" for name in targets],
+        target_modules=select_layers(model, lora.target_modules),
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
     )
     adapted = get_peft_model(model, lora_config)
     for name, parameter in adapted.named_parameters():
         if remove_peft_prefix(name) in trainable:
             parameter.requires_grad_(True)
     return adapted
+
+
+def select_layers(model: Any, targets: Sequence[str] | str) -> list[str]:
+    """The full names of the linear layers to adapt. A list has names or ends of names (`q_proj`, `self_attn.q_proj`), a
+    text is a regular expression for the full name, as in peft; empty or `all-linear`: all of the language model's."""
+    prefix = "model.language_model."
+    language = model.model.language_model
+    linears = [prefix + name for name, module in language.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not targets or targets in ("all-linear", ("all-linear",), ["all-linear"]):
+        return linears
+    if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
+        targets = [targets]
+    if isinstance(targets, str):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise UserError(f"lora.target_modules is {targets!r}, no valid regular expression: {error}") from None
+        selected, unknown = [name for name in linears if pattern.fullmatch(name)], [targets]
+    else:
+        ends = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in targets}
+        selected, unknown = [name for names in ends.values() for name in names], [t for t in ends if not ends[t]]
+    if not selected or (unknown and not isinstance(targets, str)):
+        known = sorted({name.split(".")[-1] for name in linears})
+        raise UserError(
+            f"lora.target_modules: {', '.join(unknown)} is no linear layer of the language model; it has "
+            f"{', '.join(known)}"
+        )
+    return list(dict.fromkeys(selected))
+
+
+def count_adapters(model: Any) -> tuple[int, int]:
+    """(parameters, adapted layers) of the adapters that peft added."""
+    matrices = {name: p for name, p in model.named_parameters() if "lora_" in name}
+    return sum(p.numel() for p in matrices.values()), sum("lora_A" in name for name in matrices)
 
 
 def remove_peft_prefix(name: str) -> str:
@@ -137,12 +174,13 @@ def base_model(model: Any) -> Any:
 
 
 def autocast_context(precision: str, device: torch.device) -> torch.autocast:
-    """Autocast to bf16; no change in fp32.
+    """Autocast to bf16 or fp16; no change in fp32.
 
     Without autocast's cache: each weight is used once per forward pass, and the cache would keep a copy of all layers.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    dtype = autocast_dtype(precision)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False)
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return autocast_dtype(config.precision) or torch.float32

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from qilin.core.errors import UserError
+from qilin.train.config import TrainConfig
 
 OptimizerName = Literal["adamw", "muon", "adamw8bit"]
 
@@ -100,11 +101,42 @@ def set_learning_rate(group: dict[str, Any], learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def lr_factor(scheduler_type: str, step: int, num_steps: int, warmup_steps: int) -> float:
-    """Learning rate of a step relative to its peak, by the formulas of transformers' schedulers."""
+def lr_factor(
+    scheduler_type: str, step: int, num_steps: int, warmup_steps: int, min_ratio: float = 0.0, decay_steps: int = 0
+) -> float:
+    """Learning rate of a step relative to its peak, by the formulas of transformers' schedulers: with `min_ratio`, the
+    rate at the end, those of cosine_with_min_lr; wsd is warmup_stable_decay with its cosine over `decay_steps`."""
     if step < warmup_steps:
         # A run that is nothing but its warm-up would learn nothing.
         return step / warmup_steps if num_steps > 1 else 1.0
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    factors = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
-    return factors[scheduler_type]
+    start = num_steps - decay_steps if scheduler_type == "wsd" else warmup_steps
+    progress = max(0, step - start) / max(1, num_steps - start)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    factor = {"cosine": cosine, "wsd": cosine, "linear": 1 - progress, "constant": 1.0}[scheduler_type]
+    return factor * (1 - min_ratio) + min_ratio if min_ratio else factor
+
+
+def schedule_steps(config: TrainConfig, num_steps: int) -> tuple[int, int]:
+    """(warm-up steps, decay steps of wsd) of a run. Raises UserError for more of them than the run has steps."""
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = math.ceil(config.warmup_ratio * num_steps)
+    elif warmup >= num_steps:
+        raise UserError(
+            f"warmup_steps is {warmup}, but the run has {num_steps} steps; lower it, or train longer (num_epochs, "
+            "max_steps)"
+        )
+    decay = math.ceil(config.decay_ratio * num_steps) if config.lr_scheduler_type == "wsd" else 0
+    excess = warmup + decay - num_steps
+    if decay and excess >= 2:  # below, it is the rounding of both to whole steps
+        raise UserError(
+            f"the warm-up of {warmup} steps and the decay of {decay} (decay_ratio {config.decay_ratio}) exceed the "
+            f"{num_steps} steps of the run; lower one of them"
+        )
+    return warmup, decay - max(0, excess) if decay else 0
+
+
+def step_lr_factor(config: TrainConfig, step: int, num_steps: int) -> float:
+    """Learning rate of a step of a recipe's run, relative to its peak."""
+    warmup, decay = schedule_steps(config, num_steps)
+    return lr_factor(config.lr_scheduler_type, step, num_steps, warmup, config.min_lr_ratio, decay)

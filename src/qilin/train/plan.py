@@ -8,7 +8,7 @@ steps done.
 
 import hashlib
 import heapq
-import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any
@@ -99,23 +99,21 @@ def make_plan(
     weights: Sequence[float],
     *,
     batch_size: int,
-    num_epochs: int,
+    num_epochs: float,
     pack_tokens: int,
     seed: int,
     max_steps: int | None = None,
 ) -> Plan:
     """Plan a run. `weights`: per source, how often its samples occur in an epoch.
 
-    With `max_steps` the plan is the first `max_steps` steps of as many epochs as they take; `num_epochs` has no effect.
-    Raises UserError if the weights leave no sample.
+    The plan is the first `max_steps` steps of as many epochs as they take; without it, those of `num_epochs` epochs, a
+    started step included. Raises UserError if the weights leave no sample.
     """
     orders: list[np.ndarray] = []
     starts: list[int] = []
-    num_samples = 0
-    for epoch in itertools.count():
-        if (epoch == num_epochs) if max_steps is None else (len(starts) >= max_steps):
-            break
-        random = np.random.default_rng([seed, epoch])
+    num_samples, num_steps = 0, max_steps
+    while num_steps is None or len(starts) < num_steps:
+        random = np.random.default_rng([seed, len(orders)])
         order = shuffle_groups(draw_epoch(lengths.source, weights, random), lengths.prefix_group, random)
         if not len(order):
             raise UserError(
@@ -125,7 +123,9 @@ def make_plan(
         orders.append(order)
         starts += range(num_samples, num_samples + len(order), batch_size)
         num_samples += len(order)
-    bounds = np.array([*starts, num_samples])[: None if max_steps is None else max_steps + 1]
+        if num_steps is None:  # every epoch has as many steps as the first; rounded, since 1.1 * 10 is above 11
+            num_steps = max(1, math.ceil(round(num_epochs * len(starts), 6)))
+    bounds = np.array([*starts, num_samples])[: num_steps + 1]
     return Plan(np.concatenate(orders)[: bounds[-1]], bounds, lengths, pack_tokens)
 
 

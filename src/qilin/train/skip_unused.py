@@ -30,6 +30,13 @@ def has_usual_layers(language: Any) -> bool:
     return hasattr(language, "norm") and all(name in modules for name in names)
 
 
+def language_layers(language: Any) -> torch.nn.ModuleList:
+    """The language model's transformer layers, whatever their name; empty for a model that has no such list."""
+    lists = [module for module in language.children() if isinstance(module, torch.nn.ModuleList)]
+    layers = getattr(language, "layers", None)
+    return layers if isinstance(layers, torch.nn.ModuleList) else max(lists, key=len, default=torch.nn.ModuleList())
+
+
 def remove_skip_hooks(model: Any) -> None:
     """Remove the hooks."""
     for module in model.modules():

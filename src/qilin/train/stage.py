@@ -12,34 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from qilin.convert.cache import ensure_hf_layout
-from qilin.core.config import read_yaml, to_dict
+from qilin.core.config import build_config, read_yaml, to_dict
 from qilin.core.errors import RunError, UserError
 from qilin.core.files import to_json, write_atomic
 from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
-from qilin.core.provenance import versions
 from qilin.core.terminal import make_console
-from qilin.model.hub import check_not_quantized
-from qilin.model.llava import (
-    QILIN_JSON,
-    LoadedModel,
-    check_feature_layer,
-    compose,
-    load_model,
-    part_of,
-    pick_device,
-    set_template,
-    set_trainable,
-)
-from qilin.model.saving import TRAINED_BESIDE, save_model, save_processor
+from qilin.model.llava import QILIN_JSON, LoadedModel, set_trainable
 from qilin.train.checkpoint import CHECKPOINTS, latest_checkpoint, step_of
-from qilin.train.config import TrainCommand, TrainConfig, read_recipe
-from qilin.train.context import TrainContext
+from qilin.train.commands import TrainCommand
+from qilin.train.config import TrainConfig, read_recipe
+from qilin.train.context import AnswerScorer, TrainContext
 from qilin.train.data_loader import PackedDataset
 from qilin.train.data_sources import Purpose, verify_sources
 from qilin.train.distributed import (
@@ -56,18 +41,23 @@ from qilin.train.flops import fast_precision
 from qilin.train.guard import choose_shortcuts
 from qilin.train.loop import load_final_weights, pack_loss, train
 from qilin.train.metrics import METRICS, check_trackers
-from qilin.train.model_setup import add_adapters, apply_precision, base_model, quantize_frozen, remove_peft_prefix
-from qilin.train.packed_attention import Shortcuts, use_packed_attention, use_plain_attention
+from qilin.train.model_folder import describe_model, write_model
+from qilin.train.model_setup import add_adapters, apply_precision, base_model, count_adapters, quantize_frozen
+from qilin.train.optimizer import schedule_steps
+from qilin.train.packed_attention import Shortcuts, use_packed_attention
 from qilin.train.plan import Plan, make_plan
 from qilin.train.run_record import (
-    PACKAGES,
     RECIPE,
     append_start,
     format_plan,
+    format_saved_step,
+    format_size,
+    next_command,
     plan_facts,
     validation_summary,
     write_run_header,
 )
+from qilin.train.start_model import load_start
 from qilin.train.validation import make_validation_set
 
 # keys that may change during a run, since the result does not depend on them
@@ -76,27 +66,37 @@ MUTABLE_KEYS = ("save_steps", "save_total_limit", "logging_steps", "trackers", "
 console = make_console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
-def train_command(command: TrainCommand) -> None:
+def train_command(command: TrainCommand, score_answers: AnswerScorer | None = None) -> None:
     """`qilin train RECIPE key=value …`"""
     config = read_recipe(command.recipe, command.overrides)
     if config.out is None and not command.check:
         raise UserError("out is required: name the folder of the run, out=FOLDER")
-    run_stage(config, command.recipe, check=command.check)
+    run_dir = run_stage(config, command.recipe, check=command.check, score_answers=score_answers)
+    if run_dir is not None:
+        console.print(f"  next: {next_command(config, command.recipe)}")
 
 
-def run_stage(config: TrainConfig, title: str, check: bool = False) -> Path | None:
+def run_stage(
+    config: TrainConfig, title: str, check: bool = False, score_answers: AnswerScorer | None = None
+) -> Path | None:
     """Train one stage; returns its folder. A finished run is left unchanged, an interrupted one continues.
 
-    With `check` it reads and checks everything, decodes every image, and returns None without training. Raises
-    UserError if another process trains in the folder.
+    With `check` it reads and checks everything, decodes every image, and returns None without training.
+    `score_answers` scores what `validate.generate` generates. Raises UserError if another process trains in the folder.
     """
     if config.out is None or check or os.environ.get("RANK", "0") != "0":
-        return run_locked_stage(config, title, check)
+        return run_locked_stage(config, title, check, score_answers)
     with lock_dir(config.out):
-        return run_locked_stage(config, title, check)
+        try:
+            return run_locked_stage(config, title, check, score_answers)
+        except KeyboardInterrupt:
+            console.print(format_saved_step(config.out, title))
+            raise
 
 
-def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | None:
+def run_locked_stage(
+    config: TrainConfig, title: str, check: bool, score_answers: AnswerScorer | None = None
+) -> Path | None:
     """`run_stage` where this process, or rank 0 of this run, holds the lock of the folder."""
     run_dir = config.out
     config = keep_precision_of_run(config)
@@ -109,6 +109,8 @@ def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | Non
             "optimizer is muon, which runs on one device only: its step needs complete matrices, and many devices hold "
             "shards of them; set optimizer=adamw"
         )
+    if config.validate is not None and config.validate.generate:
+        check_generation(score_answers)
     if check:
         verify_sources(config)
     world = init_world(config.device)
@@ -117,6 +119,7 @@ def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | Non
         loaded = load_trainable(config)
         data = open_data(config, loaded)
         plan = plan_run(config, data)
+        schedule_steps(config, len(plan))  # raises for settings that do not fit the number of steps
         validation = make_validation_set(config, open_data(config, loaded, "validation")) if config.validate else None
         facts = plan_facts(data, plan, validation)
         console.print(format_plan(facts))
@@ -125,6 +128,7 @@ def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | Non
         if not check:
             config = resolve_checkpointing(config, loaded.model.config, plan, world)
             model = prepare_for_training(loaded, config, world)
+            print_adapters(config, model)
             use_packed_attention(base_model(model), shortcuts)
             config = resolve_shard(config, model, world)
             module = ModelWithLoss(base_model(model), pack_loss)
@@ -136,9 +140,12 @@ def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | Non
     if world.is_main:
         dropped = [*data.dropped, *(validation.data.dropped if validation else ())]
         write_run_header(run_dir, config, facts, dropped)
-        append_start(run_dir, world)
+        append_start(run_dir, world, [(s.dataset.path, s.dataset.hash) for s in data.sources], config.model)
+        console.print(f"  metrics: {run_dir / METRICS}")
     world.barrier()
-    context = TrainContext(config, run_dir, title, data, plan, validation, world)
+    context = TrainContext(
+        config, run_dir, title, data, plan, validation, world, shortcuts, loaded.processor, score_answers
+    )
     step = train(context, module)
     leave_world(world)
     if not world.is_main:
@@ -146,7 +153,18 @@ def run_locked_stage(config: TrainConfig, title: str, check: bool) -> Path | Non
     if not context.can_save_directly:
         loaded, model, step = assemble_model(context)
     finish(context, loaded, model, facts | validation_summary(run_dir, step))
+    console.print(f"  saved: {run_dir}, the model of step {step:,} of {len(plan):,} ({format_size(run_dir)})")
     return run_dir
+
+
+def check_generation(score_answers: AnswerScorer | None) -> None:
+    """Raise UserError where answers cannot be generated during training."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "validate.generate runs on one device only, since a sharded model does not generate; set "
+            "validate.generate=0, and score the finished model with qilin evaluate"
+        )
+    assert score_answers is not None, "the caller of run_stage passes the scorer"
 
 
 def keep_precision_of_run(config: TrainConfig) -> TrainConfig:
@@ -163,7 +181,7 @@ def is_finished(run_dir: Path, config: TrainConfig) -> bool:
         return False
     if not (run_dir / RECIPE).is_file():
         raise UserError(f"{run_dir}: not empty and not a run of Qilin; choose another out=FOLDER")
-    previous, requested = read_yaml(run_dir / RECIPE), json.loads(json.dumps(to_dict(config)))
+    previous, requested = add_new_keys(read_yaml(run_dir / RECIPE)), json.loads(json.dumps(to_dict(config)))
     different = [key for key in requested if previous.get(key) != requested[key] and key not in MUTABLE_KEYS]
     if different:
         key = different[0]
@@ -173,6 +191,23 @@ def is_finished(run_dir: Path, config: TrainConfig) -> bool:
             f"{requested[key]!r}{more}; choose another out=FOLDER, or remove the folder"
         )
     return (run_dir / QILIN_JSON).is_file()
+
+
+def add_new_keys(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of an earlier run with the defaults of keys that are newer than the run."""
+    try:
+        config = build_config(TrainConfig, rename_keys(recipe), RECIPE)
+    except UserError:  # a folder that has been moved, or a key that is gone
+        return recipe
+    return dict(json.loads(json.dumps(to_dict(config))))
+
+
+def rename_keys(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of an earlier run under today's names."""
+    lora = recipe.get("lora") or {}
+    if "targets" in lora:
+        recipe = recipe | {"lora": {("target_modules" if key == "targets" else key): lora[key] for key in lora}}
+    return recipe
 
 
 def resolve_precision(config: TrainConfig, world: World) -> TrainConfig:
@@ -206,34 +241,6 @@ def resolve_shard(config: TrainConfig, model: Any, world: World) -> TrainConfig:
     return replace(config, shard="all" if sharded else "trainable")
 
 
-def load_start(config: TrainConfig) -> LoadedModel:
-    """The model a stage starts from: composed of two parts, or an earlier stage's with this stage's template.
-
-    Deterministic, also in what it initializes (the projector, the embedding row of `<image>`).
-    """
-    torch.manual_seed(config.seed)
-    if config.model is None:
-        assert config.vision, "checked by TrainConfig"
-        assert config.language, "checked by TrainConfig"
-        loaded = compose(
-            config.vision,
-            config.language,
-            template=config.template,
-            system=config.system_prompt,
-            pad_square=config.pad_square,
-            hub=config.hub,
-        )
-    else:
-        loaded = load_model(ensure_hf_layout(config.model, config.hub), device="cpu", dtype="fp32", hub=config.hub)
-        set_template(loaded.model, loaded.processor, config.template, config.system_prompt)
-        loaded.processor.image_processor.do_pad = config.pad_square
-        check_not_quantized(config.model, loaded.model.config)
-    if config.feature_layer is not None:
-        loaded.model.config.vision_feature_layer = config.feature_layer
-    check_feature_layer(loaded.model.config)
-    return loaded
-
-
 def load_trainable(config: TrainConfig) -> LoadedModel:
     """The starting model with its trainable parts set; prints the parameter counts."""
     loaded = load_start(config)
@@ -255,6 +262,13 @@ def prepare_for_training(loaded: LoadedModel, config: TrainConfig, world: World)
         if experts:
             console.print(f"  lora: the experts' {experts:,} weights get no adapters", style="yellow")
     return add_adapters(model if world.size > 1 else model.to(world.device), config)
+
+
+def print_adapters(config: TrainConfig, model: Any) -> None:
+    """Print the parameter count of the adapters, if there are any."""
+    if config.lora is not None:
+        parameters, layers = count_adapters(model)
+        console.print(f"  {'adapters':10} {parameters:>14,} parameters, {parameters:,} trainable, in {layers} layers")
 
 
 def open_data(config: TrainConfig, loaded: LoadedModel, purpose: Purpose = "training") -> PackedDataset:
@@ -357,61 +371,7 @@ def finish(context: TrainContext, loaded: LoadedModel, model: Any, facts: Mappin
         raise RunError(
             f"{run_dir}: the model could not be written ({error}); {available}; free disk space and run again"
         ) from error
-    parent_exists = config.model is not None and Path(config.model).exists()
-    metadata = {
-        "stage": "+".join(config.trainable) + (" (adapters)" if config.lora else ""),
-        "label": config.label,
-        "recipe": to_dict(config),
-        "data": [{"path": str(s.dataset.path.resolve()), "hash": s.dataset.hash} for s in context.data.sources],
-        "parent": str(Path(config.model or "").resolve()) if parent_exists else config.model,
-        "template": config.template,
-        "pad_square": config.pad_square,
-        "instructions": list(config.instructions),
-        "plan": dict(facts),
-        "metrics": METRICS,
-        "versions": versions(PACKAGES),
-    }
+    sources = [(source.dataset.path, source.dataset.hash) for source in context.data.sources]
+    metadata = describe_model(config, sources, facts)
     write_atomic(run_dir / QILIN_JSON, to_json(metadata))  # marks the run as finished
     shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
-
-
-def write_model(run_dir: Path, config: TrainConfig, loaded: LoadedModel, model: Any) -> None:
-    """Write the Hugging Face files; adapters are kept in adapter/ and merged into the model."""
-    use_plain_attention(base_model(model))
-    on_gpu = pick_device(config.device).type != "cpu"  # where it was trained; it may have been assembled on the host
-    dtype = torch.bfloat16 if config.precision == "bf16" and on_gpu else torch.float32
-    if dtype == torch.float32:
-        restore_frozen_weights(model, config)
-    if config.lora is not None:
-        save_adapter(run_dir / "adapter", config, loaded, model)
-        model = model.merge_and_unload()
-    model = model.to(dtype).eval()
-    model.config.use_cache = True
-    save_model(run_dir, model, loaded.processor)
-
-
-def save_adapter(folder: Path, config: TrainConfig, loaded: LoadedModel, model: Any) -> None:
-    """Write peft's files, and what else makes the model: the parts trained beside the adapters, template and processor,
-    which `qilin convert ADAPTER --base` reads."""
-    model.save_pretrained(str(folder))
-    trained = {
-        remove_peft_prefix(name): parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and part_of(remove_peft_prefix(name)) in config.trainable
-    }
-    save_file(trained, folder / TRAINED_BESIDE)
-    save_processor(folder, loaded.processor)
-    base_model(model).generation_config.save_pretrained(str(folder))
-    write_atomic(folder / QILIN_JSON, to_json({"template": config.template, "pad_square": config.pad_square}))
-
-
-def restore_frozen_weights(model: Any, config: TrainConfig) -> None:
-    """Read frozen weights from their source again: for training they were rounded to bf16."""
-    rounded = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and p.dtype == torch.bfloat16]
-    if not rounded:
-        return
-    for _, parameter in rounded:  # free their memory first
-        parameter.data = parameter.data.new_empty(0)
-    original = dict(load_start(config).model.named_parameters())
-    for name, parameter in rounded:
-        parameter.data = original[remove_peft_prefix(name).replace(".base_layer", "")].data

@@ -14,12 +14,14 @@ import torch
 
 from qilin.core.errors import RunError
 from qilin.model.guard import eval_mode
+from qilin.model.llava import LoadedModel
 from qilin.train.checkpoint import trainable_weights
 from qilin.train.config import TrainConfig
 from qilin.train.context import TrainContext, TrainState, ValidationSet
 from qilin.train.data_loader import PackedDataset, prefetch
 from qilin.train.distributed import reshard
 from qilin.train.model_setup import autocast_context
+from qilin.train.packed_attention import use_packed_attention, use_plain_attention
 from qilin.train.plan import make_plan
 
 
@@ -54,6 +56,28 @@ def validate(context: TrainContext, state: TrainState, on_progress: Callable[[in
     reshard(state.module, world)
     swap_ema_weights(state.model, state.ema)
     return total / validation.answer_tokens
+
+
+def generate_and_score(context: TrainContext, state: TrainState) -> Mapping[str, float]:
+    """The scores of generated answers to the first validation samples, with the weights that would become the model;
+    {} where the recipe generates none. Greedy, with PyTorch's own attention; training stays bit-identical."""
+    config, validation = context.config, context.validation
+    assert validation is not None, "the recipe does not validate"
+    assert config.validate is not None, "the recipe does not validate"
+    number = config.validate.generate
+    if not number:
+        return {}
+    assert context.score_answers is not None, "run_stage requires it"
+    loaded = LoadedModel(state.model, context.processor)
+    swap_ema_weights(state.model, state.ema)
+    use_plain_attention(state.model)
+    try:
+        with eval_mode(state.module), autocast_context(config.precision, context.world.device):
+            scores = context.score_answers(loaded, validation.first_samples(number), number)
+    finally:
+        use_packed_attention(state.model, context.shortcuts)
+        swap_ema_weights(state.model, state.ema)
+    return scores
 
 
 def sum_losses(context: TrainContext, state: TrainState, on_progress: Callable[[int], None]) -> float:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from qilin.core.errors import UserError
 from qilin.core.files import read_json_object, read_jsonl
+from qilin.core.provenance import run_paths
 from qilin.evaluate.report.html import render
 
 WIDTH, HEIGHT = 460, 210
@@ -60,7 +61,7 @@ def training_stages(model: str | Path) -> list[TrainingStage]:
             break
         if stage:
             stages.append(stage)
-        parent = metadata.get("parent") or ""
+        parent = run_paths(folder).get("parent") or metadata.get("parent") or ""
         # The runs may have been moved together: the parent's name next to this folder is tried too.
         candidates = [Path(parent), folder.parent / Path(parent).name] if isinstance(parent, str) and parent else []
         folder = next((path for path in candidates if os.path.isdir(path)), None)  # False for a name too long
