@@ -14,6 +14,7 @@ from qilin.dataset.writer import DatasetWriter
 from qilin.evaluate.commands import evaluate_command
 from qilin.evaluate.run import evaluate
 from qilin.evaluate.scoring.aggregate import write_scores
+from qilin.evaluate.scoring.answers import SCORER_VERSION
 
 
 def test_scores_controls_and_report(lookup_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: Any) -> None:
@@ -81,7 +82,9 @@ def test_fields_of_predictions_jsonl(lookup_model: dict[str, Any], dataset: Path
     assert next(row for row in rows if row["id"] == "40-k")["question"] == "描述图片。"
 
 
-def test_interrupted_evaluation_resumes(lookup_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
+def test_interrupted_evaluation_resumes(
+    lookup_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: Any
+) -> None:
     out, state = tmp_path / "out", lookup_model["state"]
     state["stop_after"] = 75  # in the middle of the second pass
     with pytest.raises(KeyboardInterrupt):
@@ -97,6 +100,10 @@ def test_interrupted_evaluation_resumes(lookup_model: dict[str, Any], dataset: P
         assert state["embedded"] == 40 + 12  # each image of both splits once
         again = evaluate(config_for(lookup_model, dataset, out))
         assert again["all"] == first["all"]
+    assert "scorer" not in capsys.readouterr().err
+    write_scores(out / "scores.json", {**first, "manifest": {**first["manifest"], "scorer": "1.2"}})
+    evaluate(config_for(lookup_model, dataset, out))
+    assert f"was made by scorer 1.2, now by {SCORER_VERSION}" in capsys.readouterr().err
 
 
 def test_folder_of_another_evaluation_is_refused(lookup_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def print_evaluation(scores: Mapping[str, Any], config: EvaluateConfig) -> None:
 def print_scores(scores: Mapping[str, Any]) -> None:
     """Prints the scores as a table."""
     table = Table(
-        title="scores; 95 % intervals over independent images",
+        title=f"scores by scorer {scores['manifest']['scorer']}; 95 % intervals over independent images",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,

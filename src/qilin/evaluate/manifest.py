@@ -50,6 +50,16 @@ def config_hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def scorer_of(path: Path) -> str | None:
+    """The version of the scorer that made a scores.json; None if there is no such file or it names none."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8")).get("manifest")
+    except (OSError, ValueError, AttributeError):
+        return None
+    version = manifest.get("scorer") if isinstance(manifest, dict) else None
+    return str(version) if version is not None else None
+
+
 def scoring_manifest() -> dict[str, Any]:
     """The part of the manifest that does not depend on the origin of the predictions."""
     return {

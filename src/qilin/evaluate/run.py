@@ -32,7 +32,7 @@ from qilin.evaluate.controls.training_set import (
 )
 from qilin.evaluate.items import Item
 from qilin.evaluate.job import EvaluationJob, bind_output_dir, job_identity, open_job
-from qilin.evaluate.manifest import scoring_manifest
+from qilin.evaluate.manifest import scorer_of, scoring_manifest
 from qilin.evaluate.predict import (
     PASSES_DIR,
     AnswerFunction,
@@ -79,6 +79,9 @@ def evaluate_job(job: EvaluationJob) -> dict[str, Any]:
     scores["manifest"] = {**evaluation_manifest(job, identity), "leaks": contamination}
     write_controls(config.out / CONTROLS_FILE, predictions, context, hashes)
     write_jsonl(config.out / "verdicts.jsonl", (v.to_row(p.id) for p, v in zip(predictions, verdicts, strict=True)))
+    old_scorer, scorer = scorer_of(config.out / "scores.json"), scores["manifest"]["scorer"]
+    if old_scorer not in (None, scorer):
+        print(f"{config.out / 'scores.json'}: was made by scorer {old_scorer}, now by {scorer}", file=sys.stderr)
     write_scores(config.out / "scores.json", scores)
     write_report(config.out, scores, predictions, verdicts, job.dataset, job.model, job.label)
     return scores

@@ -50,8 +50,10 @@ from qilin.text.yes_no import (
 )
 
 # 1.1: a caption that contradicts itself is wrong. 1.2: which side, shared ends of lists, both sides as a list; in
-# yes/no questions opposites, comparisons, and statements of what a thing is.
-SCORER_VERSION = "1.2"
+# yes/no questions opposites, comparisons, and statements of what a thing is. 2.0: replies of chat models (the final
+# answer, the clause that answers), options by position and analysis, numbers with their units, a larger vocabulary.
+# Scores of different versions are not comparable: score the predictions again.
+SCORER_VERSION = "2.0"
 
 
 RULE_FAILED = Verdict(None, "failed")  # never expected: a fault of ours, counted in "rules" instead of a traceback
