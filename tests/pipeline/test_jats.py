@@ -258,6 +258,56 @@ def test_links_without_a_type_and_ranges_with_one_link() -> None:
     assert mentions["F4"] == ("Compare Figs. 2–4.",)
 
 
+@pytest.mark.parametrize(
+    ("sentence", "numbers"),
+    [
+        ("The mass grew (Figure 2).", {2}),
+        ("Figs. 1, 2 and 4 show it.", {1, 2, 4}),
+        ("See figures 1–3.", {1, 2, 3}),
+        ("Fig 1A; Fig. 3b-d are similar.", {1, 3}),
+        ("FIGURE 3 shows a nodule.", {3}),
+        ("如图2所示，图 3、4 为术后。", {2, 3, 4}),
+        ("图1至图3。", {1, 2, 3}),
+        ("Abbildung 2 zeigt es.", {2}),
+        ("In Figure 2, 3 patients died.", {2}),
+        ("See Figure S2 and Supplementary Figure 3.", set()),
+        ("Extended Data Fig. 1, and Table 2.", set()),
+        ("A ratio of 2 was significant in config 3.", set()),
+        ("Figure 2.5 of that book", set()),
+        ("(a) 补充图2", set()),
+    ],
+)
+def test_figures_named_without_a_link(sentence: str, numbers: set[int]) -> None:
+    figures = "".join(figure(f"F{n}", f"Figure {n} here.", f"{n}.jpg", f"Figure {n}") for n in range(1, 5))
+    other = "<p>See Figure 1 in <xref ref-type='bibr' rid='b1'>[1]</xref>.</p>" if not numbers else ""
+    read = read_article(article(f"<sec><p>It came. {sentence} It went.</p></sec>", figures)).figures
+    assert {n for n, item in enumerate(read, 1) if any(sentence in text for text in item.mentions)} == numbers
+    assert all(item.context for n, item in enumerate(read, 1) if n in numbers)
+    if other:
+        assert read_article(article(other, figures)).figures[0].mentions  # the control
+
+
+def test_a_linked_figure_keeps_its_linked_sentences_only() -> None:
+    text = f"<p>See {link('F1', 'Figure 1')}. Later, Figure 1 was redrawn. Figure 2 was not.</p>"
+    figures = by_id(article(text, figure("F1", "One.", "1", "Figure 1") + figure("F2", "Two.", "2", "Figure 2")))
+    assert figures["F1"].mentions == ("See Figure 1.",)
+    assert figures["F2"].mentions == ("Figure 2 was not.",)
+
+
+@pytest.mark.parametrize("prefixes", [["xlink"], ["xlink", "mml"], ["xlink", "own"]])
+def test_undeclared_prefixes_get_their_namespace(prefixes: list[str]) -> None:
+    """Articles cut from a larger file, whose root declared the prefixes."""
+    body = figure(
+        "F1", "A mass of <mml:math><mml:msup><mml:mn>10</mml:mn><mml:mn>9</mml:mn></mml:msup></mml:math>.", "a"
+    )
+    data = article(body + ('<p own:x="1">Text.</p>' if "own" in prefixes else ""))
+    for prefix in prefixes:
+        data = re.sub(rf'xmlns:{prefix}="[^"]*"'.encode(), b"", data)
+    (item,) = read_article(data).figures
+    assert (item.images, item.caption) == ((("a",),), "A mass of 10⁹.")
+    assert item.images == read_article(article(body)).figures[0].images
+
+
 def test_groups_boxes_and_nested_figures_keep_caption_links_and_images() -> None:
     caption = "<label>{}</label><caption><p>{}</p></caption>"
     body = (

@@ -27,11 +27,13 @@ PANEL = re.compile(r"Fig(\d+)_\d+", re.IGNORECASE)
 @dataclass(frozen=True)
 class ResolvedImage:
     """An image's path. `is_whole_figure`: the name means a panel, but the path is that of the figure it is part of.
-    `is_outside`: the file exists, but outside the folder; the path is then one that does not exist."""
+    `is_outside`: the file exists, but outside the folder; the path is then one that does not exist. `is_missing`: no
+    file has this name anywhere."""
 
     path: Path
     is_whole_figure: bool = False
     is_outside: bool = False
+    is_missing: bool = False
 
 
 def resolve(
@@ -61,7 +63,9 @@ def resolve(
                 if member := find_member(archive, candidate):
                     return ResolvedImage(archive / member)
     in_pmc = find_in_pmc(base_name, pmc_dir) if pmc_dir else None
-    return in_pmc or ResolvedImage((damaged or folders[0]) / base_name, is_outside=is_outside)
+    if in_pmc:
+        return in_pmc
+    return ResolvedImage((damaged or folders[0]) / base_name, is_outside=is_outside, is_missing=not is_outside)
 
 
 def possible_files(name: str, folders: tuple[Path, ...]) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lxml import etree
 
-from qilin.pipeline.pubmed.jats_text import plain_text, read_paragraph
+from qilin.pipeline.pubmed.jats_text import NAMED_FIGURES, numbers_in_text, plain_text, read_paragraph
 from qilin.pipeline.pubmed.jats_xml import ArticleError
 
 XREFS = etree.XPath("descendant::xref[not(@ref-type='bibr')]")
@@ -84,32 +84,66 @@ def find_mentions(
             everywhere.setdefault(name, members)
     texts: list[tuple[dict[str, None], dict[str, None]]] = [({}, {}) for _ in elements]
     size = 0
+
+    def add(text: str, position: int, paragraph: str, language: str) -> int:
+        """Add a sentence to a figure; returns the characters that this takes."""
+        if language and languages[position] not in ("", language):
+            return 0  # a translation that links to the figure of the original
+        mentions, contexts = texts[position]
+        added = len(text) + (len(paragraph) if paragraph not in contexts else 0)
+        mentions.setdefault(text)
+        contexts.setdefault(paragraph)
+        return added
+
     for element in mentioning_paragraphs(root, everywhere):
         scope, language = links.get(scope_of(element)) or FigureLinks(), language_of(element)
 
         def figures_of(xref: Any, scope: FigureLinks = scope) -> tuple[int, ...]:
-            ids = (xref.get("rid") or "").split() if xref.get("ref-type") != "bibr" else ()
-            return tuple(p for name in ids for p in scope.by_id.get(name) or everywhere.get(name, ()))
+            rid = xref.get("rid") or ""
+            if " " not in rid:
+                return scope.by_id.get(rid) or everywhere.get(rid, ())
+            return tuple(p for name in rid.split() for p in scope.by_id.get(name) or everywhere.get(name, ()))
 
         paragraph = read_paragraph(element, figures_of, scope.by_number, scope.number_of)
         for text, named in paragraph.sentences:
-            for position in named:
-                if language and languages[position] not in ("", language):
-                    continue  # a translation that links to the figure of the original
-                mentions, contexts = texts[position]
-                mentions.setdefault(text)
-                size += len(text) + (len(paragraph.text) if paragraph.text not in contexts else 0)
-                contexts.setdefault(paragraph.text)
-        if size > MAX_REPEATED_TEXT:
-            raise ArticleError("its figures repeat too much text", f"the limit is {MAX_REPEATED_TEXT:,} characters")
+            size += sum(add(text, position, paragraph.text, language) for position in named)
+        check_size(size)
+    unlinked = {position for position, (mentions, _) in enumerate(texts) if not mentions}
+    if unlinked.isdisjoint(position for scope in links.values() for position in scope.number_of):
+        unlinked = set()
+    for element in paragraphs_with_numbers(root) if unlinked else ():
+        scope, language = links.get(scope_of(element)) or FigureLinks(), language_of(element)
+        paragraph = read_paragraph(element, lambda xref: (), {}, {})
+        for text, _ in paragraph.sentences:
+            positions = {p for number in numbers_in_text(text) for p in scope.by_number.get(number, ())}
+            size += sum(add(text, position, paragraph.text, language) for position in sorted(positions & unlinked))
+        check_size(size)
     return [(tuple(mentions), tuple(contexts)) for mentions, contexts in texts]
+
+
+def check_size(size: int) -> None:
+    if size > MAX_REPEATED_TEXT:
+        raise ArticleError("its figures repeat too much text", f"the limit is {MAX_REPEATED_TEXT:,} characters")
+
+
+def paragraphs_with_numbers(root: Any) -> list[Any]:
+    """Every paragraph outside captions that says "Figure 2" or the like, once, in printed order: some articles do not
+    link their figures."""
+    paragraphs: dict[Any, None] = {}
+    for element in root.iter("p"):
+        if NAMED_FIGURES.search("".join(element.itertext())):
+            paragraph, is_excluded = enclosing_paragraph(element)
+            if not is_excluded:
+                paragraphs.setdefault(element if paragraph is None else paragraph)
+    return list(paragraphs)
 
 
 def mentioning_paragraphs(root: Any, by_id: dict[str, tuple[int, ...]]) -> list[Any]:
     """Every paragraph outside captions that points to a figure, once, in printed order."""
     paragraphs: dict[Any, None] = {}
     for xref in XREFS(root):
-        if xref.get("ref-type") == "fig" or any(name in by_id for name in (xref.get("rid") or "").split()):
+        rid = xref.get("rid") or ""
+        if xref.get("ref-type") == "fig" or rid in by_id or (" " in rid and any(n in by_id for n in rid.split())):
             paragraph, is_excluded = enclosing_paragraph(xref)
             if paragraph is not None and not is_excluded:
                 paragraphs.setdefault(paragraph)

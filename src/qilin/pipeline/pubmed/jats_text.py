@@ -43,7 +43,20 @@ NUMBER_LIST = re.compile(
 UNLINKED_END = re.compile(r"\s*(?:[-–—~]|to|through)\s*(\d{1,3})(?!\d|\.\d|\s*(?:%|mm|cm))")
 RANGE_SEPARATOR = re.compile(r"\s*(?:[-–—~]|to|through)\s*(?:figs?\.?|figures?)?\s*", re.IGNORECASE)
 PLURAL = re.compile(r"fig(?:ure)?s\b", re.IGNORECASE)
+LETTER = re.compile(r"[^\W\d_]")
 MAX_RANGE = 60  # figures; "Figs 1-999" is not a range of figures
+
+# "Figure 2B", "Figs. 1, 2 and 4", 图1至3; not "Figure S2", "Supplementary Figure 2" and "Figure 2.5"
+FIGURE_NUMBER = r"\d{1,3}(?!\d|\.\d)(?:\s?\(?[A-Za-z](?![A-Za-z])\)?)?"
+SEPARATORS = r"\s*(?:,\s*and|[,;&–—~、和及与至-]|and|to|through)\s*(?:(?:fig(?:ure)?s?\b\.?|图)\s*)?"
+NAMED_FIGURES = re.compile(
+    r"(?:(?P<other>suppl\w*\.?|extended data|appendix|online|补充|附)\s*)?"
+    r"(?:(?<![A-Za-z])(?:fig(?:ure)?|abb(?:ildung)?|рис(?:унок)?)(?P<plural>s|en)?\b\.?|[图圖図](?P<chinese>))\s*"
+    rf"(?P<numbers>{FIGURE_NUMBER}(?:{SEPARATORS}{FIGURE_NUMBER})*)",
+    re.IGNORECASE,
+)
+NEXT_NUMBER = re.compile(r"(\D*)(\d+)")
+RANGE_SIGN = re.compile(r"[A-Za-z)]?\s*(?:[-–—~至]|to|through)\s*(?:fig\w*\.?|图)?\s*", re.IGNORECASE)
 
 # A character class comes first so that the search runs from one full stop to the next.
 SENTENCE_END = re.compile(rf"[.!?。！？](?:(?<=[。！？])|[\])”\"'{CLOSE}]*\s+(?=[\"“(\[]*(?:[A-Z0-9]|{OPEN})))")
@@ -102,23 +115,24 @@ def read_paragraph(
 
 def append_text(element: Any, marked: MarkedText) -> None:
     """Append the text of an element in reading order."""
+    parts = marked.parts
     is_block = element.tag in BLOCK_TAGS
     if is_block:
-        marked.parts.append(" ")
-    if element.text:
-        marked.parts.append(element.text)
+        parts.append(" ")
+    if text := element.text:
+        parts.append(text)
     for child in element:
         tag = child.tag
         if not isinstance(tag, str):  # an undeclared entity; the parser removes comments
-            marked.parts.append(html.unescape(child.text or ""))
+            parts.append(html.unescape(child.text or ""))
         elif append := APPEND.get(tag):
             append(child, marked)
         elif tag not in EXCLUDED_TAGS:
             append_text(child, marked)
-        if child.tail:
-            marked.parts.append(child.tail)
+        if tail := child.tail:
+            parts.append(tail)
     if is_block:
-        marked.parts.append(" ")
+        parts.append(" ")
 
 
 def inner_text(element: Any, marked: MarkedText) -> str:
@@ -133,12 +147,12 @@ def inner_text(element: Any, marked: MarkedText) -> str:
 def append_xref(xref: Any, marked: MarkedText) -> None:
     """Append a cross-reference: marked if to figures, omitted if a literature number, else its text."""
     text = inner_text(xref, marked)
-    figures = marked.figures_of(xref) if marked.figures_of else ()
     ref_type = xref.get("ref-type")
-    if marked.figures_of and OPEN not in text and (figures or ref_type == "fig"):
+    figures = marked.figures_of(xref) if marked.figures_of and ref_type != "bibr" else ()
+    if marked.figures_of and (figures or ref_type == "fig") and OPEN not in text:
         marked.parts += [OPEN, str(len(marked.figures)), SEPARATOR, text, CLOSE]
         marked.figures.append(figures)
-    elif ref_type == "bibr" and not re.search(r"[^\W\d_]", text):
+    elif ref_type == "bibr" and not LETTER.search(text):
         marked.parts.append(CITATION)
     else:
         marked.parts.append(text)
@@ -235,12 +249,16 @@ def split_sentences(text: str) -> list[str]:
     sentences: list[str] = []
     start = 0
     for match in SENTENCE_END.finditer(text):
-        before = text[max(start, match.start() - 12) : match.start()].replace(SEPARATOR, " ")
-        word = before.rpartition(" ")[2].lstrip("([")
-        is_abbreviation = word.lower() in ABBREVIATIONS or (len(word) == 1 and word.isupper())  # the G. of G. Smith
-        if match.end() < len(text) and not (is_abbreviation and match.group()[0] == "."):
-            sentences.append(text[start : match.end()].strip())
-            start = match.end()
+        stop, end = match.span()
+        if end == len(text):
+            break
+        if text[stop] == ".":
+            before = text[max(start, stop - 12) : stop].replace(SEPARATOR, " ")
+            word = before.rpartition(" ")[2].lstrip("([")
+            if word.lower() in ABBREVIATIONS or (len(word) == 1 and word.isupper()):  # the G. of G. Smith
+                continue
+        sentences.append(text[start:end].strip())
+        start = end
     sentences.append(text[start:].strip())
     return [sentence for sentence in sentences if sentence]
 
@@ -271,6 +289,28 @@ def mentioned_figures(
             mentioned.update(numbered_figures(own_number, int(end.group(1)), by_number))
         previous, previous_end = linked, match.end()
     return frozenset(mentioned)
+
+
+def numbers_in_text(sentence: str) -> set[int]:
+    """The numbers of the figures that a sentence names without a link: 2 for "Figure 2B", 1 to 3 for "Figs. 1-3".
+
+    A list counts after a plural only: "in Figure 2, 3 patients" names one figure.
+    """
+    numbers: set[int] = set()
+    for match in NAMED_FIGURES.finditer(sentence):
+        if match.group("other"):
+            continue
+        is_list = match.group("plural") is not None or match.group("chinese") is not None
+        previous = 0
+        for separator, text in NEXT_NUMBER.findall(match.group("numbers")):
+            if previous and not is_list and "fig" not in separator.lower():
+                break
+            number = int(text)
+            if previous and RANGE_SIGN.fullmatch(separator) and 0 < number - previous < MAX_RANGE:
+                numbers.update(range(previous, number))
+            numbers.add(number)
+            previous = number
+    return numbers
 
 
 def numbered_figures(low: int, high: int, by_number: Mapping[int, tuple[int, ...]]) -> set[int]:

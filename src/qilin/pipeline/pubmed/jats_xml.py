@@ -4,12 +4,26 @@ In: the bytes of a file. Out: its articles, or ArticleError. Nothing else is ope
 not an entity's file, not an XInclude. A file that declares entities is rejected.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from lxml import etree
 
 SKIPPED_TAGS = (b"ref-list", b"table-wrap")  # half of the nodes; cross-references from there are not in sentences
+
+NAMESPACES = {
+    "xlink": "http://www.w3.org/1999/xlink",
+    "mml": "http://www.w3.org/1998/Math/MathML",
+    "xsi": "http://www.w3.org/2001/XMLSchema-instance",
+    "ali": "http://www.niso.org/schemas/ali/1.0/",
+    "oasis": "http://www.niso.org/standards/z39-96/ns/oasis-exchange/table",
+}
+UNDECLARED = re.compile(r"Namespace prefix ([\w.-]+) (?:for \S+ )?on \S+ is not defined")
+ROOT = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:\s|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*(?:\[[^\]]*\]\s*)?>)*<[\w.:-]+", re.DOTALL
+)
+MAX_PREFIXES = 20
 
 
 class ArticleError(ValueError):
@@ -63,10 +77,18 @@ def parse_articles(data: bytes) -> list[Any]:
 
 
 def parse_xml(data: bytes) -> Any:
-    try:
-        return etree.fromstring(data, PARSER)
-    except (etree.XMLSyntaxError, ValueError) as error:  # ValueError: a NUL byte and the like
-        raise ArticleError(syntax_reason(str(error)), str(error)) from None
+    """The root element. A prefix that an article uses and does not declare (an excerpt of a set) gets its namespace."""
+    for _ in range(MAX_PREFIXES):
+        try:
+            return etree.fromstring(data, PARSER)
+        except (etree.XMLSyntaxError, ValueError) as error:  # ValueError: a NUL byte and the like
+            undeclared, root = UNDECLARED.search(str(error)), ROOT.match(data)
+            if undeclared is None or root is None:
+                raise ArticleError(syntax_reason(str(error)), str(error)) from None
+            prefix = undeclared.group(1)
+            namespace = NAMESPACES.get(prefix, f"urn:undeclared:{prefix}")
+            data = data[: root.end()] + f' xmlns:{prefix}="{namespace}"'.encode() + data[root.end() :]
+    raise ArticleError("malformed XML", f"more than {MAX_PREFIXES} prefixes are undeclared")
 
 
 def strip_elements(data: bytes, *names: bytes) -> bytes:
