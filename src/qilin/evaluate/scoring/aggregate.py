@@ -78,6 +78,7 @@ class QuestionScores:
     predictions: Sequence[Prediction]
     verdicts: Sequence[Verdict]
     model: PerRowScores
+    token_f1: PerRowScores  # word, char -> (N,)
     blind: Mapping[str, PerRowScores]  # control name -> scores
     shuffled: Sequence[PerRowScores]
     nearest: Mapping[str, PerRowScores]  # image representation -> scores
@@ -147,6 +148,10 @@ def score_questions(
         questions,
         verdicts,
         per_row_scores(questions, [p.prediction for p in questions], verdicts),
+        {
+            unit: np.array([token_f1(p.prediction, p.reference, unit) for p in questions])
+            for unit in (() if all(p.is_closed for p in questions) else ("word", "char"))
+        },
         {name: score(answers) for name, answers in blind_answers(controls).items()},
         [score(answers) for answers in controls.shuffled],
         {name: score(answers) for name, answers in controls.nearest.items()},
@@ -188,7 +193,7 @@ def subset_scores(scores: QuestionScores, mask: NDArray[np.bool_]) -> SubsetScor
         return SubsetScores(0, exact, accuracy)
     f1: dict[str, float | None] = {"word": None, "char": None}
     if not all(p.is_closed for p in selected):
-        f1 = {unit: float(np.mean([token_f1(p.prediction, p.reference, unit) for p in selected])) for unit in f1}
+        f1 = {unit: float(values[mask].mean()) for unit, values in scores.token_f1.items()}
     unparsable = sum(scores.verdicts[i].correct is None for i in np.flatnonzero(mask).tolist())
     return SubsetScores(len(selected), exact, accuracy, unparsable, f1["word"], f1["char"])
 

@@ -8,6 +8,7 @@ the answers to the mean image, to a black image and to images of another modalit
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,8 @@ def hallucination_probe(
     answer to the row's own image: for that image, for each uninformative image (name -> answers by row id), and for
     the shuffled images of another modality (`other_modality`: row id -> true, one mapping per shuffle).
     """
-    probed = [p for p in predictions if p.image_ids and affirms_finding(p.reference, vocabulary)]
+    affirms = lru_cache(maxsize=20_000)(lambda text: affirms_finding(text, vocabulary))  # answers repeat
+    probed = [p for p in predictions if p.image_ids and affirms(p.reference)]
     if not probed:
         return {"n": 0, "reason": "no reference affirms a finding"}
 
@@ -143,7 +145,7 @@ def hallucination_probe(
             return None
         return {
             "n": len(pairs),
-            "affirm_a_finding": sum(affirms_finding(answer, vocabulary) for _, answer in pairs) / len(pairs),
+            "affirm_a_finding": sum(affirms(answer) for _, answer in pairs) / len(pairs),
             "same_answer": sum(answer == prediction.prediction for prediction, answer in pairs) / len(pairs),
         }
 

@@ -36,6 +36,9 @@ class KitScore:
         return None if self.rule == GUESS else self.points > 0
 
 
+TOO_MANY_OPTIONS = KitScore(0.0, "too many options")  # the kits name options by one letter
+
+
 @dataclass(frozen=True)
 class Kit:
     """One kit: its rules, the version they were taken from, and how they were checked against it."""
@@ -140,6 +143,8 @@ def cmmmu_blank(text: str, reference: str, count_once: bool) -> KitScore:
 
 def cmmmu(p: Prediction) -> KitScore | None:
     """CMMMU's rules for a choice question or a reference of 对 or 错; None for any other row."""
+    if len(p.choices) > len(LETTERS):
+        return TOO_MANY_OPTIONS
     if p.choices:
         letters = option_letters(p.reference, p.choices) or p.reference
         answer = cmmmu_letters(p.prediction, [strip_choice_letter(choice) for choice in p.choices])
@@ -232,6 +237,8 @@ _MEDEVALKIT_SIGNALS = (
 
 def medevalkit(p: Prediction) -> KitScore:
     """String comparison in lower case; closed answers lose "." but not 。; yes and no are searched as substrings."""
+    if len(p.choices) > len(LETTERS):
+        return TOO_MANY_OPTIONS
     if p.choices:
         return _medevalkit_choice(p.choices, p.reference, p.prediction)
     answer = p.prediction
