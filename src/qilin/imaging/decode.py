@@ -19,6 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from qilin.core.errors import UserError
 from qilin.core.files import check_regular_file
 from qilin.imaging import tiff
+from qilin.imaging.errors import ImageError
 from qilin.imaging.frames import count_frames
 from qilin.imaging.metadata import strip_metadata
 
@@ -52,14 +53,6 @@ TRANSPOSE = {  # EXIF orientation -> what makes the image upright
     8: Image.Transpose.ROTATE_90,
 }
 CLIP_PERCENT = 0.1  # of the pixels may be clipped at each end when high-bit grayscale becomes 8 bits
-
-
-class ImageError(UserError):
-    """A file that is not a usable image. `reason` is short and constant per fault, so that it can be counted."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
