@@ -64,6 +64,12 @@ def test_find_contradictions(text: str, contradicted: set[str]) -> None:
     assert find_contradictions(text) == contradicted
 
 
+def test_contradictions_of_a_text_that_repeats_itself() -> None:
+    clauses = "，".join(f"{side}肺{name}" for side in "左右" for name in ("结节", "肿块", "未见积液")) + "，"
+    assert find_contradictions(clauses * 100) == set()
+    assert find_contradictions(clauses * 100 + "左肺未见结节。") == {"结节"}
+
+
 def test_different_wording_states_the_same_facts() -> None:
     assert NO_TRUTH.compare([], "左肺可见结节。", "左肺结节。").f1 == 1.0
     assert NO_TRUTH.compare([], "大脑左侧可见水肿。", "左侧脑水肿。").f1 == 1.0

@@ -132,41 +132,55 @@ def find_contradictions(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) 
     """Findings that a text both affirms and negates at the same location: 左肺结节。左肺未见结节。
 
     左肺结节,右肺未见结节 is no contradiction: the clauses name different sides (or locations, or organs). Nor is
-    余未见结节.
+    余未见结节. Each distinct statement is compared once, however often a text repeats it.
     """
-    statements: list[tuple[str, bool, Mapping[str, set[str]]]] = []
+    affirmed: dict[str, set[_Location]] = {}
+    negated: dict[str, set[_Location]] = {}
     for sentence in _sentences(text):
-        mentions = find_mentions(sentence, vocabulary)
-        for mention in mentions:
-            if mention.category != "finding":
-                continue
-            start, end = _clause_span(sentence, mention.start, mention.end)
-            if mention.negated and _REST.search(sentence[start:end]):
-                continue
-            in_clause = [other for other in mentions if start <= other.start < end]
-            location = {
-                category: {other.name for other in in_clause if other.category == category}
+        for clause, mentions in _mentions_by_clause(sentence, vocabulary):
+            is_rest = bool(_REST.search(clause))
+            names = {
+                category: frozenset(other.name for other in mentions if other.category == category)
                 for category in ("side", "place", "organ")
             }
-            # 肺结节 names its organ too
-            organs = vocabulary.get("organ", {}).items()
-            location["organ"] |= {
-                organ for organ, terms in organs if mention.name.startswith(tuple(terms)) and organ != mention.name
-            }
-            statements.append((mention.name, mention.negated, location))
-
-    def are_apart(a: Mapping[str, set[str]], b: Mapping[str, set[str]]) -> bool:
-        return any(a[category] and b[category] and not a[category] & b[category] for category in a)
-
+            for name, is_negative in {(m.name, m.negated) for m in mentions if m.category == "finding"}:
+                if is_negative and is_rest:
+                    continue
+                # 肺结节 names its organ too
+                organs = {
+                    organ
+                    for organ, terms in vocabulary.get("organ", {}).items()
+                    if name.startswith(tuple(terms)) and organ != name
+                }
+                location = (names["side"], names["place"], names["organ"] | organs)
+                (negated if is_negative else affirmed).setdefault(name, set()).add(location)
     return frozenset(
         name
-        for name, negated, location in statements
-        for other, other_negated, other_location in statements
-        if not negated
-        and other_negated
-        and (name.endswith(other) or other.endswith(name))
-        and not are_apart(location, other_location)
+        for name, locations in affirmed.items()
+        for other, other_locations in negated.items()
+        if (name.endswith(other) or other.endswith(name))
+        and any(not _are_apart(a, b) for a in locations for b in other_locations)
     )
+
+
+_Location = tuple[frozenset[str], frozenset[str], frozenset[str]]  # sides, places, organs
+
+
+def _are_apart(a: _Location, b: _Location) -> bool:
+    return any(names and others and not names & others for names, others in zip(a, b, strict=True))
+
+
+def _mentions_by_clause(sentence: str, vocabulary: Vocabulary) -> list[tuple[str, list[Mention]]]:
+    """The comma-separated clauses of a sentence, each with the terms that begin in it."""
+    mentions = find_mentions(sentence, vocabulary)
+    clauses, start, index = [], 0, 0
+    for clause in sentence.split(","):
+        end, first = start + len(clause), index
+        while index < len(mentions) and mentions[index].start < end:
+            index += 1
+        clauses.append((clause, mentions[first:index]))
+        start = end + 1
+    return clauses
 
 
 def _clause_span(sentence: str, start: int, end: int) -> tuple[int, int]:
