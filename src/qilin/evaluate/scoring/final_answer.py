@@ -160,6 +160,7 @@ _REASON = re.compile(
     r"|[,.;]?\s+(?:this is )?because\b",
     re.I,
 )
+_REASON_END = re.compile(r"[。；;!！\n]|[,，]\s*(?=所以|因此|故|选)")
 _ASKS_REASON = re.compile(r"为什么|为何|原因|理由|依据|病因|机制|\bwhy\b|\bcause", re.I)
 
 
@@ -188,8 +189,14 @@ def _without_explanation(text: str) -> str:
 
 
 def _without_reason(text: str, question: str) -> str:
-    """The text before ，因为 and similar, unless the question asks why."""
-    return text if _ASKS_REASON.search(question) else _before(_REASON, text)
+    """The text without the clause that gives the first reason (，因为…), unless the question asks why."""
+    if _ASKS_REASON.search(question):
+        return text
+    match = next((m for m in _REASON.finditer(text) if re.search(r"\w", text[: m.start()])), None)
+    if match is None:
+        return text
+    sentence_end = _REASON_END.search(text, match.end())
+    return text[: match.start()] + (text[sentence_end.start() :] if sentence_end else "")
 
 
 def _before(pattern: re.Pattern[str], text: str) -> str:

@@ -87,7 +87,9 @@ def _indices(letters: str, count: int) -> frozenset[int] | None:
 _ALL = re.compile(r"(?:以上|上述|全部|所有)(?:选项|各项|答案)?(?:全部|全|都|均|皆)?(?:是|对|正确|符合|属于|可以)?$")
 _ORDINALS = "一二三四五六七八"
 _ORDINAL = rf"(?:[{_ORDINALS}1-8])"
-_POSITION = re.compile(rf"第({_ORDINAL}(?:[、,和与及]\s*(?:第?{_ORDINAL}))*)\s*(?:个|条|种)?(?:选项|答案|项(?!目))")
+_POSITION = re.compile(
+    rf"第({_ORDINAL}(?:[、,和与及]\s*(?:第?{_ORDINAL}))*)\s*(?:(?:个|条|种)?(?:选项|答案|项(?!目))|(?:个|项)$)"
+)
 _FROM_END = re.compile(rf"(?:倒数第({_ORDINAL})|最后一)\s*(?:个|条|种)?(?:选项|答案|项(?!目))")
 _CHOSEN_STEM = re.compile(
     rf"(?:(?<=选)|(?<=选项)|(?<=答案是)|(?<=答案为)|(?<=答案:))\s*([{_STEMS}])(?![\u4e00-\u9fff])|^([{_STEMS}])(?=[.、:。)])"
@@ -162,16 +164,18 @@ _WRONG = re.compile(
     r"|可能性(?:很|较)?小|否(?=[,。;!) ]|$)|[×✗✘❌]|\b(?:incorrect|wrong|false|excluded|ruled out|unlikely|not)\b",
     re.I,
 )
-_RIGHT = re.compile(r"正确|符合|成立|支持|对(?=[的了]?(?:[,。;!) ]|$))|[√✓✔✅]|\b(?:correct|right|true|best)\b", re.I)
+_RIGHT = re.compile(
+    r"正确|符合|成立|支持|对(?=[的了]?(?:[,。;!) ]|$))|[√✓✔✅]|\b(?:correct|right|true|best|better)\b", re.I
+)
 _BEFORE_DENIED = re.compile(
-    r"(?:不选|不是|并非|[^是]非|排除了?|除了?|不考虑|误选|而不是|而非|相比于?|不同于"
+    r"(?:不选|不是|并非|[^是]非|排除了?|除了?|不考虑|误选|而不是|而非|相比于?|不同于|以为是?|误认为是?"
     r"|(?:首先|一开始|起初|最初)(?:想到|考虑|认为|选择?)(?:的?是)?"
-    r"|\bnot|\brule out|\bexclud\w*|\bexcept|\bunlike|\brather than|\binstead of|\bconsidered|\bthan)"
+    r"|\bnot|\brule out|\bexclud\w*|\bexcept|\bunlike|\brather than|\binstead of|\bconsidered|\bthan|\bbetween)"
     r"\s*(?:the\s+)?(?:选项|option|choice)?\s*$",
     re.I,
 )
 _BEFORE_DECLARED = re.compile(
-    r"(?:答案|选项|选择|应选|故选|选|\banswer|\boption|\bchoice|\bchoose|\bpick|\bselect)\s*(?:应该|应|就)?(?:是|为|:|\bis)?\s*:?\s*"
+    r"(?:[更最](?:可能|倾向于?|像|符合)的?|答案|选项|选择|应选|故选|选|\banswer|\boption|\bchoice|\bchoose|\bpick|\bselect)\s*(?:应该|应|就)?(?:是|为|:|\bis)?\s*:?\s*"
     r"(?:选项|选|option)?\s*$",
     re.I,
 )
@@ -278,6 +282,7 @@ def _is_list_repeated(mentions: Sequence[_Mention], count: int) -> bool:
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 _PREFERRED = re.compile(r"首选|最佳|最可能|最符合|应为|应是|考虑|诊断为|诊断是|更像|更符合|更可能")
+_PREFERRED_AFTER = re.compile(r"^[^,。;]{0,6}[更最](?:符合|可能|支持|典型|像|合适|佳)")
 # The choice named after such a word is compared with, or comes second.
 _SECOND = re.compile(
     r"(?:优于|好于|胜于|其次(?:是|为)?|必要时(?:可?加?做?|行)?|不同于|区别于|鉴别于?|而非|而不是|不如|不像|相比于?|比|与|unlike|than)\s*$"
@@ -318,6 +323,6 @@ def _mentioned_choices(text: str, choice_texts: Sequence[str]) -> dict[int, bool
             if is_negated(text, start, end) or _SECOND.search(before) or _SECOND_AFTER.match(after):
                 mentioned[index] = None
             else:
-                mentioned[index] = _PREFERRED.search(before) is not None
+                mentioned[index] = bool(_PREFERRED.search(before) or _PREFERRED_AFTER.match(after))
             text = text.replace(choice, "\x00" * len(choice))
     return mentioned
