@@ -19,6 +19,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ PAIRS = HERE.parent / "tests" / "evaluate" / "answer_pairs.jsonl"
 KIT_NAMES = ("evalscope", "lmms-eval", "vlmevalkit", "medevalkit")
 MAX_EXAMPLES = 20  # disagreements in the result
 
-NOISE = ("{}", "{}。", "答案是{}", "图中显示{}。", "（注）{}", "ANSWER: {}", "**Answer**: {}", "所以{}是对的\n结果为{}")
+NOISE = ("{}", "{}。", "答案是{}", "图中显示{}。", "（注）{}", "ANSWER: {}", "**Answer**: {}", "所以{}是对的\n结果为{}",
+         "<think>不是左肺，先看CT</think>{}", "先看纵隔</think>\n{}", "<analysis>yes</analysis> {}", "<think>没有{}",
+         "<THINK>对</THINK>{}", "<think>A</think><think>B</think>{}")  # fmt: skip
 STATEMENTS = "不正确 不准确 不对 对 错 正确 错误 是否正确 该说法是错误的 这个说法不正确。 判断为对"
 STATEMENTS += " 对错 答案是对。所以错 表述准确"
 CHOICE_ANSWERS = "B (B) 选B 根据MRI与CT，选B CT 气胸 A和B 没有 B.气胸 答案是(C)。 右肺 a AB 最可能是D，不是A"
@@ -56,7 +59,8 @@ def main() -> None:
         add_empty_modules("loguru", "lmms_eval.tasks._task_utils.file_utils")
         lmms_slake = load_file(args.lmms_eval / "lmms_eval/tasks/slake/utils.py")
         lmms_cmmmu = load_file(args.lmms_eval / "lmms_eval/tasks/cmmmu/utils.py")
-        kit_functions["lmms-eval"] = lambda p: lmms_eval_score(p, lmms_slake, lmms_cmmmu)
+        reasoning = load_file(args.lmms_eval / "lmms_eval/api/reasoning.py")
+        kit_functions["lmms-eval"] = lambda p: lmms_eval_score(without_reasoning(p, reasoning), lmms_slake, lmms_cmmmu)
     if args.vlmevalkit:
         table = add_table_modules()
         vlmevalkit = load_file(args.vlmevalkit / "vlmeval/dataset/cmmmu.py", "vlmeval.dataset.cmmmu")
@@ -188,6 +192,12 @@ def evalscope_score(p: Prediction, slake: Any, cmmmu: Any) -> bool:
     if answer:
         return bool(cmmmu.eval_cmmmu(dict(zip(("type", "parsed_pred", "answer"), answer, strict=True))))
     return bool(slake.normalize_answer(slake.parse_answer(p.prediction)) == slake.normalize_answer(p.reference))
+
+
+def without_reasoning(p: Prediction, reasoning: Any) -> Prediction:
+    """A row whose reply lmms-eval has stripped, with the tags that its command line has by default."""
+    pairs = [["<think>", "</think>"], ["<analysis>", "</analysis>"]]
+    return replace(p, prediction=reasoning.strip_reasoning_tags(p.prediction, pairs))
 
 
 def lmms_eval_score(p: Prediction, slake: Any, cmmmu: Any) -> bool:

@@ -125,3 +125,26 @@ def test_a_file_of_captions_only_is_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "p.jsonl", [row])
     with pytest.raises(UserError, match="captions only"):
         score_with_kits(ScoreConfig(file=path, compare=True))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        ("<think>先看左肺</think>右肺", 1.0),
+        ("看左肺</think>右肺", 1.0),  # the template opened the block
+        ("<analysis>x</analysis> 右肺", 1.0),
+        ("<think>a</think><think>b</think>右肺", 1.0),
+        ("<think>右肺", 0.0),  # unclosed
+        ("<THINK>a</THINK>右肺", 0.0),  # its tags are case-sensitive
+        ("<think>右肺</think>左肺", 0.0),
+    ],
+)
+def test_lmms_eval_removes_reasoning_before_it_scores(prediction: str, expected: float) -> None:
+    row = Prediction("1", "哪里有病变?", "右肺", prediction)
+    assert KITS["lmms-eval"].score(row).points == expected
+    assert KITS["evalscope"].score(row).points == 0.0  # does not
+
+
+def test_more_options_than_letters_cost_only_the_row() -> None:
+    row = Prediction("1", "哪个?", "B", "B", choices=tuple(f"选项{n}" for n in range(40)))
+    assert {kit.score(row).rule for kit in KITS.values()} == {"too many options"}

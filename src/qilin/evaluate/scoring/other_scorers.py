@@ -12,7 +12,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qilin.evaluate.results import Prediction
@@ -206,8 +206,28 @@ def lmms_eval_normalize(text: str) -> str:
     return _unify_polarity(text, _YES_BOTH | {"正常"}, _NO_BOTH | {"异常"})
 
 
+_LMMS_EVAL_TAGS = (("<think>", "</think>"), ("<analysis>", "</analysis>"))  # its default --reasoning_tags
+
+
+def lmms_eval_answer(text: str) -> str:
+    """A reply as lmms-eval hands it to a task: without closed reasoning blocks, in exactly this spelling.
+
+    A closing tag alone drops what is before it; an unclosed block stays.
+    """
+    for start_tag, end_tag in _LMMS_EVAL_TAGS:
+        parts, position = [], 0
+        while (start := text.find(start_tag, position)) >= 0 and (end := text.find(end_tag, start)) >= 0:
+            parts.append(text[position:start])
+            position = end + len(end_tag)
+        text = "".join(parts) + text[position:]
+        if end_tag in text and start_tag not in text:
+            text = text.rsplit(end_tag, 1)[-1]
+    return text.strip()
+
+
 def lmms_eval(p: Prediction) -> KitScore:
-    """CMMMU's rules for choices and 对/错, else equality after SLAKE's normalization."""
+    """Reasoning blocks removed; CMMMU's rules for choices and 对/错, else equality after SLAKE's normalization."""
+    p = replace(p, prediction=lmms_eval_answer(p.prediction))
     is_equal = lmms_eval_normalize(p.prediction) == lmms_eval_normalize(p.reference)
     return cmmmu(p) or KitScore(float(is_equal), "equal")
 
