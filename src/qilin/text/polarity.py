@@ -11,14 +11,14 @@ import re
 from functools import lru_cache
 
 from qilin.text.abnormality import ABNORMAL, abnormality
+from qilin.text.claims import answers_modality, answers_quantifier, answers_statement
 from qilin.text.laterality import find_sides
 from qilin.text.negation import is_negated, negated_spans
-from qilin.text.statements import answers_modality, answers_quantifier, answers_statement
 from qilin.text.vocabulary import FINDING_CATEGORIES, concept_of, find_terms, is_a, structures_of
 from qilin.text.yes_no import named_terms, normality, question_normality, word_polarity
 from qilin.text.yes_no_question import CLAUSE_BREAK, YesNoQuestion, relevant_clauses, take_apart
 
-_LEADING_WORD = re.compile(r"^([^,.。;:!?(]{1,60}?)(?:[,.。;:!?(]|\s(?=[^a-z])|$)(.*)$", re.DOTALL)
+_LEADING_WORD = re.compile(r"^([^,.。;:!?(‖]{1,60}?)(?:[,.。;:!?(‖]|\s(?=[^a-z])|$)(.*)$", re.DOTALL)
 # "no abnormality" denies, and is no answer "no" with a remark
 _ENGLISH_LEADING_WORD = re.compile(
     r"^(yes|no)(?:\s*[,.;:!]\s*|\s+(?=yes|no\b|there\b|it\b|the\b|this\b)|$)(.*)$", re.DOTALL
