@@ -26,6 +26,10 @@ _SPECIAL = re.compile(
     r"<[|｜][^|｜<>\n]{1,40}[|｜]>|</?(?:s|pad|unk|bos|eos|image|img|ImageHere|start_of_turn|end_of_turn)>"
     r"|\[(?:EOS|BOS|SEP|CLS|PAD|UNK)\]|\[/?INST\]|<0x[0-9A-Fa-f]{2}>"
 )
+_BOXES = re.compile(  # coordinates of an image region after its name
+    r"<box>[^<>]*</box>|<\|box_start\|>[^<>|]*<\|box_end\|>|</?ref>|<\|object_ref_(?:start|end)\|>"
+    r"|(?<=\w)\s*\[\s*\d[\d.]*(?:\s*,\s*\d[\d.]*){3}\s*\]"
+)
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\s*<\|message\|>")
 
 
@@ -50,8 +54,8 @@ def own_turn(text: str) -> str | None:
 
 
 def without_special_tokens(text: str) -> str:
-    """The text without <s>, <pad>, <|…|> and the like."""
-    return _SPECIAL.sub("", text) if "<" in text or "[" in text else text
+    """The text without <s>, <pad>, <|…|> and the like, and without coordinates of image regions."""
+    return _SPECIAL.sub("", _BOXES.sub("", text)) if "<" in text or "[" in text else text
 
 
 # --- reasoning ------------------------------------------------------------------------------------------------------
@@ -100,10 +104,11 @@ _KEY_AND_TEXT = re.compile(
 _MAX_OBJECTS = 20  # objects of a text that are tried
 
 
-def json_answer(text: str) -> str | None:
+def json_answer(text: str, question: str = "") -> str | None:
     """The answer field of the first JSON object that has one: nested, in a fence, cut off, or with single quotes.
 
-    true and false become 是 and 否, a list its items, null no text.
+    Without one, the only field whose name the question contains ({"病变": …} for 什么病变). true and false become 是
+    and 否, a list its items, null no text.
     """
     if "{" not in text or not re.search("[\"']", text):
         return None
@@ -117,7 +122,7 @@ def json_answer(text: str) -> str | None:
         except (ValueError, RecursionError):
             end = start + 1
         else:
-            answer = _answer_field(value)
+            answer = _answer_field(value, question)
             if answer is not None:
                 return answer
         start = text.find("{", end)
@@ -125,22 +130,24 @@ def json_answer(text: str) -> str | None:
     return next(group for group in match.groups()[1:] if group is not None) if match else None
 
 
-def _answer_field(value: Any) -> str | None:
-    """The field that answers, searched level by level; a single field counts whatever its name."""
+def _answer_field(value: Any, question: str) -> str | None:
+    """The field that answers, searched level by level; else the one that the question names, or the only one."""
     level = [value]
-    for depth in range(6):
+    for _ in range(6):
         objects = [v for v in level if isinstance(v, dict)]
         for key in _ANSWER_KEYS:
             for fields in objects:
                 for name, content in fields.items():
                     if re.sub(r"[\s_-]", "", name).lower() == key and not isinstance(content, dict):
                         return _as_text(content)
-        contents = list(value.values()) if isinstance(value, dict) else []
-        if depth == 0 and len(contents) == 1 and isinstance(contents[0], str):
-            return contents[0]
         level = [
             child for v in level for child in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())
         ]
+    if isinstance(value, dict):
+        fields = {name: content for name, content in value.items() if isinstance(content, str)}
+        named = [content for name, content in fields.items() if name and name in question]
+        if len(named) == 1 or len(value) == len(fields) == 1:
+            return (named or list(fields.values()))[0]
     return None
 
 
