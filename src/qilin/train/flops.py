@@ -114,14 +114,17 @@ def find_gpu(name: str) -> Gpu | None:
     return next((gpu for key, gpu in GPUS.items() if key in normalized), None)
 
 
-def fast_precision(device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision that `precision=auto` stands for: bf16 on an accelerator that supports it, on a CPU the faster one.
+def fast_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """The precision that `precision=auto` stands for: bf16 on an accelerator that computes it, fp16 on older GPUs with
+    tensor cores (V100, T4, RTX 20), on a CPU the faster of bf16 and fp32.
 
     Measured, since instruction sets do not tell: a Xeon with AVX-512's bf16 instructions multiplies fp32 twice as
     fast, and another machine trained faster in bf16 (docs/training.md).
     """
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
     if device.type != "cpu":
         return "bf16"
     return "bf16" if peak_flops(device, "bf16") > peak_flops(device, "fp32") else "fp32"
@@ -129,11 +132,11 @@ def fast_precision(device: torch.device) -> Literal["fp32", "bf16"]:
 
 def peak_flops(device: torch.device, precision: str) -> float:
     """Operations per second that `device` can reach: by the data sheet, else measured on a large matrix product."""
-    if device.type == "cuda" and precision == "bf16":
+    if device.type == "cuda" and precision in ("bf16", "fp16"):
         gpu = find_gpu(torch.cuda.get_device_name(device))
         if gpu:
-            return gpu.bf16
-    return measure_peak_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+            return gpu.half
+    return measure_peak_flops(device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
 
 
 @lru_cache

@@ -45,6 +45,9 @@ def enable_activation_checkpointing(model: Any, share: float) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:  # the name in older versions of transformers, removed in 6
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Only the reentrant kind needs embeddings with gradients; with them a frozen encoder has a backward pass, and some
+    # encoders' embeddings are tuples.
+    model.disable_input_require_grads()
     layers = language_layers(model.model.language_model)
     for layer in layers[math.ceil(share * len(layers)) :]:
         layer.gradient_checkpointing = False
