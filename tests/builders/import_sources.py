@@ -35,7 +35,7 @@ def write_jpegs(root: Path, *names: str) -> Path:
 
 def write_gray_images(folder: Path, count: int = 6) -> None:
     """0.png, 1.png, … in different gray levels."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for n in range(count):
         Image.new("L", (24, 24), 20 + 30 * n).save(folder / f"{n}.png")
 

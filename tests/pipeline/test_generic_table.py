@@ -114,15 +114,18 @@ def test_tables_that_cannot_be_imported(tmp_path: Path, text: str, changes: dict
 def test_files_that_are_not_tables(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     (tmp_path / "b.json").write_text('{"a": 1}')
-    (tmp_path / "c.xlsx").write_text("")
+    for name in ("c.xlsx", "f.xls", "g.docx"):
+        (tmp_path / name).write_text("")
     (tmp_path / "d.csv").write_bytes(b"image,question,answer\n\xff\xff\xff,a,b\n")
     for name, words in [
         ("a.json", "not valid JSON"),
         ("b.json", "expected a list of rows, found an object of 'a'"),
-        ("c.xlsx", "expected one of .csv"),
+        ("c.xlsx", "not an Excel workbook"),
+        ("f.xls", "save it as .xlsx or as CSV"),
+        ("g.docx", "expected one of .csv"),
         ("d.csv", "is not UTF-8 .*--encoding"),
         ("e.csv", "no such file"),
-        ("", "is a folder; name .* a.json"),
+        ("", r"contains .* tables \(.*a.json.*name the one"),
     ]:
         with pytest.raises(UserError, match=words):
             run_import("folder", tmp_path / name, tmp_path / "out")

@@ -20,11 +20,12 @@ from builders.pmc_store import write_pmc_store
 from qilin.cli import main
 from qilin.dataset.benchmarks import BENCHMARKS
 from qilin.dataset.reader import open_dataset
+from qilin.pipeline.importers.config import DIALOG_LAYOUTS
 from qilin.pipeline.importers.run import SOURCES
 
 
 def test_every_published_layout_names_its_source() -> None:
-    own_layouts = {"slake", "llava", "folder", "figures"}
+    own_layouts = {"slake", "llava", "folder", "figures", *DIALOG_LAYOUTS}
     test_sets = {benchmark.importer for benchmark in BENCHMARKS.values()}
     for name in SOURCES.keys() - own_layouts - test_sets:
         assert SOURCES[name].layout, name

@@ -43,6 +43,7 @@ class ImportRow:
     group: str = ""
     split: str | None = None
     license: str | None = None
+    note: str | None = None  # what the reader had to assume, for the summary: the same text for the same assumption
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ PATTERNS = (
 
 
 def license_tier(license: str | None) -> str:
-    """The tier of one license text; "unknown" where it is missing or not recognized."""
+    """The tier of one license text, or of a tier's own name; "unknown" where it is missing or not recognized."""
+    if license in TIERS:
+        return license
     text = re.sub(r"[^a-z0-9]+", " ", NONCOMMERCIAL_ZH.sub(" nc ", (license or "").lower()))
     text = re.sub(r"\bcreative ?commons (org licenses )?", "cc ", text)  # the name or the URL
     text = re.sub(r"\b(l|a)?gpl ?v?\d*\b", "gpl", text)

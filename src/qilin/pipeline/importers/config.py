@@ -8,7 +8,13 @@ from qilin.core.config import config_class, option
 from qilin.pipeline.execution.config import ExecutionConfig
 
 PMC_LAYOUTS = ("chimed-vl", "pmc-oa", "pmc-case-report", "pmc-vqa", "pmc-inline", "llava-med", "pubmedvision")
-LAYOUTS_WITHOUT_SPLITS = (*PMC_LAYOUTS, "llava", "folder", "roco-v2", "figures")
+# conversations, instructions and tables of other programs, recognized by their content
+DIALOG_LAYOUTS = (
+    "messages", "sharegpt", "alpaca", "ms-swift", "trl", "llama-factory", "huggingface", "webdataset", "export",
+)  # fmt: skip
+LAYOUTS_WITH_TABLES = ("folder", "llama-factory", "huggingface", "webdataset")
+LAYOUTS_WITHOUT_SPLITS = (*PMC_LAYOUTS, *DIALOG_LAYOUTS, "llava", "folder", "roco-v2", "figures")
+AUTO = "auto"  # the name until the source's content has told its layout
 FOLDER_OPTIONS = (
     "image", "question", "answer", "caption", "ask", "id", "group", "split_column", "answer_type", "choices",
     "question_type", "modality", "body_part", "text_only",
@@ -16,12 +22,13 @@ FOLDER_OPTIONS = (
 # option -> the layouts that use it; for any other layout it would have no effect, so it is an error
 LAYOUTS_OF_OPTION: dict[str, tuple[str, ...]] = {
     "captions": ("slake",),
-    "kind": ("llava",),
+    "kind": ("llava", *DIALOG_LAYOUTS),
+    "subset": ("llama-factory", "huggingface"),
     "add_image_tokens": ("llava",),
     "include_unsure": ("figures",),
     "pmc": (*PMC_LAYOUTS, "roco"),
     **dict.fromkeys(("validation", "test", "seed"), LAYOUTS_WITHOUT_SPLITS),
-    **dict.fromkeys(FOLDER_OPTIONS, ("folder",)),
+    **dict.fromkeys(FOLDER_OPTIONS, LAYOUTS_WITH_TABLES),
 }
 
 
@@ -29,9 +36,12 @@ LAYOUTS_OF_OPTION: dict[str, tuple[str, ...]] = {
 class ImportConfig:
     """What to import, from where, to where, and how to read its columns and splits."""
 
-    name: str = option(help="layout of the source: slake, llava, folder, figures, pmc-oa, … (docs/data.md)")
-    source: Path = option(help="its folder or file; llava: a JSON or JSONL file; folder: a CSV, JSON or JSONL table")
-    out: Path = option(help="dataset folder to create; must be new or empty")
+    name: str = option(
+        help="layout of the source: slake, llava, messages, sharegpt, alpaca, llama-factory, ms-swift, trl, "
+        "huggingface, folder (a table), figures, pmc-oa, … (docs/data.md); may be left out: the content tells it"
+    )
+    source: Path = option(help="its folder or file: JSON, JSONL, CSV, Excel, Parquet, Arrow, tar")
+    out: Path = option(default=Path(), help="dataset folder to create; must be new or empty")
     images: Path | None = option(
         default=None,
         help="folder that image paths are relative to (default: the folder of the source); figures: the folder of the "
@@ -86,6 +96,11 @@ class ImportConfig:
     allow_outside: bool = option(
         default=False, help="read images outside the folder of the source: absolute paths, ../ and links that leave it"
     )
+    subset: tuple[str, ...] = option(
+        default=(), help="llama-factory, huggingface: names of the datasets or of the configuration to read"
+    )
+    attribution: str | None = option(default=None, help="whom to credit for the images, if the source does not say it")
+    url: str | None = option(default=None, help="where the images are from, if the source does not say it")
     license: str | None = option(default=None, help="license of the source, if its rows name none, such as 'CC BY 4.0'")
     split: Literal["train", "validation", "test"] | None = option(default=None, help="put all rows into this split")
     validation: float = option(
@@ -95,7 +110,16 @@ class ImportConfig:
     seed: int = option(default=0, help="seed of the split; the same seed gives the same split")
     execution: ExecutionConfig = option(default=ExecutionConfig(), flatten=True)
 
+    EPILOG = (
+        "\n\nThe layout may be left out: qilin data import SOURCE OUT. The summary says what the source was taken\n"
+        "for; a layout that is named wins."
+    )
+
     def __post_init__(self) -> None:
+        if self.out == Path():  # SOURCE OUT, without a layout
+            object.__setattr__(self, "out", self.source)
+            object.__setattr__(self, "source", Path(self.name))
+            object.__setattr__(self, "name", AUTO)
         if self.encoding:
             try:
                 is_text = "text".encode(self.encoding).decode(self.encoding) == "text"
@@ -113,6 +137,6 @@ class ImportConfig:
             )
         for field in dataclasses.fields(self):
             layouts = LAYOUTS_OF_OPTION.get(field.name, (self.name,))
-            if getattr(self, field.name) != field.default and self.name not in layouts:
+            if getattr(self, field.name) != field.default and self.name not in (*layouts, AUTO):
                 flag = "--" + field.name.replace("_", "-")
                 raise ValueError(f"{flag} is not for {self.name}, only for {' and '.join(layouts)}")

@@ -10,6 +10,7 @@ import json
 import shutil
 import sqlite3
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -49,6 +50,7 @@ class ImportIndex:
         self.folder, self.decode = folder.resolve(), decode
         self.shards = self.folder / "images"
         self.whole_figure_count = 0  # figures used in place of one of their panels
+        self.notes: Counter[str] = Counter()  # what readers had to assume, with the number of rows
         self.row_digests = array("Q")  # of every row, rejected ones included
         # of each importable row: its number of images, their file indexes (concatenated), and another key that links it
         self.image_counts, self.file_indexes, self.link_keys = array("L"), array("Q"), array("Q")
@@ -90,6 +92,8 @@ class ImportIndex:
         self.row_digests.append(row_digest(row))
         if isinstance(row, RejectedRow):
             return
+        if row.note:
+            self.notes[row.note] += 1
         self.file_indexes.extend([self.add_file(file) for file in row.images])
         self.image_counts.append(len(row.images))
         first_text = hashlib.sha256(text_of(row.messages[0]).encode()).hexdigest()

@@ -22,13 +22,16 @@ ARTICLE_ID = re.compile(r"(PMC\d+)_")
 CaptionKind = Literal["caption", "context", "inline", "report"]
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "test": "test"}
-SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validate", "dev"), "validation")
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validate", "dev", "验证", "验证集", "开发集"), "validation")
+SPLIT_NAMES |= dict.fromkeys(("训练", "训练集"), "train") | dict.fromkeys(("测试", "测试集"), "test")
 
 
 # what a row with values of other types or sizes than expected raises in the code that reads it
 ROW_FAULTS = (TypeError, ValueError, LookupError, AttributeError, OSError, RecursionError, OverflowError)
 OUTSIDE = "image is outside the source's folder (--allow-outside reads it)"
 ADDRESS = re.compile(r"(https?|ftp|s3|gs|data):", re.IGNORECASE)
+ABSOLUTE_PATH = re.compile(r"(file://)?(/[^/\s]+/|[A-Za-z]:[\\/]|\\\\)")
+MAX_REJECTED_TEXT = 1 << 16  # characters of one text in dropped.jsonl; more is an image in base64
 
 
 class RowError(Exception):
@@ -84,15 +87,63 @@ def find_image(
 ) -> ImageFile:  # fmt: skip
     """An image by its name in the data set: in these folders, their zips, or the folder of `qilin data pmc`.
 
-    Raises RowError for an address, and for a file outside the folder of the source unless --allow-outside is given.
+    Where no file has the name, its leading folders are left out one by one: /mnt/other/machine/imgs/1.png is imgs/1.png
+    here. The file name alone is enough only with --images. Raises RowError for an address, and for a file outside the
+    folder of the source unless --allow-outside is given.
     """
+    name = name.removeprefix("file://")
     if ADDRESS.match(name):
         raise RowError("image is an address; download it first")
     roots = (config.images or source_folder(config), *(folder for folder in folders if ".." in folder.parts))
     resolved = resolve(name, folders, config.pmc, roots, config.allow_outside)
+    if resolved.is_missing:
+        for ending in name_endings(name, with_file_name=config.images is not None):
+            other = resolve(ending, folders, None, roots, config.allow_outside)
+            if not other.is_missing and not other.is_outside:
+                resolved = other
+                break
     if resolved.is_outside:
         raise RowError(OUTSIDE)
+    name = public_name(name, roots)
     return ImageFile(resolved.path, name, modality, body_part, license, url, attribution, resolved.is_whole_figure)
+
+
+def name_endings(name: str, with_file_name: bool) -> Iterator[str]:
+    """A path without its first folder, without its first two, …; the file name alone only if asked for."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part and part != "."]
+    if ".." in parts:
+        return
+    for start in range(1, len(parts) - (0 if with_file_name else 1)):
+        yield "/".join(parts[start:])
+
+
+def public_name(name: str, roots: Sequence[Path]) -> str:
+    """The name of an image as a dataset records it: an absolute path of this or another machine becomes a relative one,
+    below the folder of the source if it is there, else the file name with its folder."""
+    if not ABSOLUTE_PATH.match(name):
+        return name
+    for root in roots:
+        if Path(name).is_relative_to(root.absolute()):
+            return Path(name).relative_to(root.absolute()).as_posix()
+    return "/".join(name.replace("\\", "/").split("/")[-2:]).removeprefix("/")
+
+
+def without_local_paths(value: Any, roots: Sequence[Path]) -> Any:
+    """A rejected row with its absolute paths as `public_name` writes them, at any depth, and long texts cut."""
+    if isinstance(value, Mapping):
+        return {name: without_local_paths(item, roots) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_local_paths(item, roots) for item in value]
+    if isinstance(value, str) and len(value) < 4096 and ABSOLUTE_PATH.match(value) and "\n" not in value:
+        return public_name(value.removeprefix("file://"), roots)
+    if isinstance(value, str) and len(value) > MAX_REJECTED_TEXT:
+        return value[:MAX_REJECTED_TEXT] + "…"
+    return value
+
+
+def file_name(path: str) -> str:
+    """The last part of a path of any system."""
+    return path.replace("\\", "/").rpartition("/")[2]
 
 
 def work_folder(config: ImportConfig) -> Path:

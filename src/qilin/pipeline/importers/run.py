@@ -28,6 +28,7 @@ from qilin.pipeline.execution.sharded_map import read_step_record
 from qilin.pipeline.execution.step_output import EXECUTION_OPTIONS, command_line, print_summary
 from qilin.pipeline.execution.workers import make_workers
 from qilin.pipeline.importers import (
+    any_source,
     column_maps,
     conversations,
     generic_table,
@@ -36,15 +37,15 @@ from qilin.pipeline.importers import (
     slake,
     test_sets,
 )
-from qilin.pipeline.importers.config import ImportConfig
+from qilin.pipeline.importers.config import AUTO, DIALOG_LAYOUTS, ImportConfig
+from qilin.pipeline.importers.embedded_images import without_bytes
 from qilin.pipeline.importers.image_index import ImportIndex, row_digest
-from qilin.pipeline.importers.rows import work_folder
-from qilin.pipeline.importers.table_files import TEXT_SUFFIXES
+from qilin.pipeline.importers.rows import source_folder, without_local_paths, work_folder
+from qilin.pipeline.importers.table_files import TABLE_SUFFIXES, TEXT_SUFFIXES
 from qilin.pipeline.importers.text_encoding import UTF8, detect_encoding
 
 # recorded under their own keys, or not at all because they are paths of this machine
 NOT_ARGUMENTS = ("name", "source", "out", "images", "pmc", *EXECUTION_OPTIONS)
-TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 SHARDS_PER_WORKER = 4  # a process takes a second to start, so it should have several shards to decode
 
 
@@ -54,8 +55,7 @@ def import_data(config: ImportConfig) -> None:
     Raises UserError for an unknown name, an unreadable source, an occupied folder, or a source without a usable sample,
     and RunError for a source that changes while it is read.
     """
-    if config.name not in SOURCES:
-        raise UserError(f"cannot import {config.name!r}; {suggest(config.name, SOURCES)}")
+    config = with_known_layout(config)
     source = SOURCES[config.name]
     for flag, folder in (("--images", config.images), ("--pmc", config.pmc)):
         if folder and not folder.exists():
@@ -77,6 +77,24 @@ def import_data(config: ImportConfig) -> None:
     dataset = open_dataset(config.out)
     notes = [*unread_notes(source, config), *summary_notes(dataset, config)]
     print_summary(config.out, dataset, not exists, config.execution.json, lines=notes)
+
+
+def with_known_layout(config: ImportConfig) -> ImportConfig:
+    """The config with the name of a layout in SOURCES. Raises UserError for another name, or an unknown source."""
+    if config.name == AUTO:
+        if str(config.source) in SOURCES:
+            raise UserError(
+                f"qilin data import {config.source} {config.out}: the folder to create is missing; expected "
+                "SOURCE OUT, or LAYOUT SOURCE OUT"
+            )
+        if not config.source.exists():
+            raise UserError(f"{config.source}: no such file or folder")
+        return any_source.recognize(config)
+    if config.name not in SOURCES:
+        raise UserError(
+            f"cannot import {config.name!r}; {suggest(config.name, SOURCES)}; without a layout, the content tells it"
+        )
+    return config
 
 
 def index_rows(source: "Source", config: ImportConfig, index: ImportIndex, progress: ProgressBars) -> None:
@@ -125,6 +143,8 @@ def describe(config: ImportConfig, source: "Source", index: ImportIndex) -> dict
         "license": "; ".join(sorted(index.licenses() | ({config.license} if config.license else set()))) or "unknown",
         "input": digest.hexdigest(),
     }
+    if index.notes:
+        settings["notes"] = dict(sorted(index.notes.items()))
     tables = [path for path in inputs if path.suffix.lower() in TEXT_SUFFIXES]
     if encodings := {detect_encoding(path, config.encoding) for path in tables} - {UTF8}:
         settings["encoding"] = ", ".join(sorted(encodings))
@@ -167,7 +187,10 @@ def store_images(writer: DatasetWriter, index: ImportIndex, config: ImportConfig
     """Store each unique image once, with the provenance of all files that hold it."""
     task = progress.add_task("storing images", total=index.counts()["images"])
     for encoded, files in index.images():
-        provenance = [Provenance(source_name(config), f.name, f.url, f.license, f.attribution) for f in files]
+        provenance = [
+            Provenance(source_name(config), f.name, f.url or config.url, f.license, f.attribution or config.attribution)
+            for f in files
+        ]
         writer.add_image(make_image(encoded, provenance, files[0].modality, files[0].body_part))
         progress.advance(task)
 
@@ -183,6 +206,7 @@ def store_samples(
 
     Raises RunError if a row is not the one that the first pass read at this position.
     """
+    roots = (config.images or source_folder(config), source_folder(config))
     splits = iter(index.split_groups().assign(config.validation, config.test, config.seed))
     task = progress.add_task("writing samples", total=index.row_count)
     for row, digest in zip_longest(rows, index.row_digests):
@@ -190,7 +214,7 @@ def store_samples(
             raise RunError(f"{config.source}: changed while it was being imported; run the same command again")
         progress.advance(task)
         if isinstance(row, RejectedRow):
-            writer.drop(row.row, row.reason)
+            writer.drop(without_local_paths(without_bytes(row.row), roots), row.reason)
             continue
         assigned_split = next(splits)
         image_ids, problem = index.image_ids(row)
@@ -261,7 +285,8 @@ def list_names(names: list[str]) -> str:
 def summary_notes(dataset: Dataset, config: ImportConfig) -> list[str]:
     """Lines about images, licenses, encoding and splits, and the next command."""
     counts, settings = dataset.manifest["counts"], dataset.manifest["settings"]
-    notes = []
+    notes = any_source.recognition_notes(config) if config.name in (*DIALOG_LAYOUTS, "folder") else []
+    notes += [f"{note}: {count:,}" for note, count in (settings.get("notes") or {}).items()]
     if images := settings.get("pictures"):
         notes.append(
             f"images: {images['found']:,} found, {images['whole_figure']:,} only as the whole figure, "
@@ -301,6 +326,7 @@ SOURCES = {
     "slake": Source(slake.inputs, slake.read),
     "llava": Source(conversations.inputs, conversations.read_llava),
     "folder": Source(generic_table.inputs, generic_table.read),
+    **{name: Source(any_source.inputs, any_source.read) for name in DIALOG_LAYOUTS},
     "figures": Source(pmc_figures.figures_inputs, pmc_figures.read_figures),
     **{
         name: Source(column_maps.inputs, column_maps.read, column_map.layout)

@@ -1,40 +1,44 @@
-"""Rows of CSV, TSV, JSON, JSONL and Parquet files as dictionaries, one at a time, and the texts in their cells.
+"""Rows of CSV, TSV, JSON, JSONL, Excel, Parquet and Arrow files as dictionaries, one at a time, and their cells' texts.
 
 In: a path, and an encoding if one is named. Out: (number, row) pairs counted from 1, with a RejectedRow for each row
-that cannot be read. `text_encoding.py` finds the encoding, `csv_rows.py` and `json_rows.py` the rows.
+that cannot be read. `text_encoding.py` finds the encoding, `*_rows.py` the rows of each kind of file.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from qilin.core.errors import UserError
 from qilin.core.files import check_regular_file
 from qilin.dataset.import_rows import RejectedRow
+from qilin.pipeline.importers.arrow_rows import arrow_columns, read_arrow, read_parquet
 from qilin.pipeline.importers.csv_rows import DELIMITERS, Lines, NumberedRows, read_csv, read_header
+from qilin.pipeline.importers.excel_rows import EXCEL_SUFFIXES, OTHER_SPREADSHEETS, excel_columns, read_excel
 from qilin.pipeline.importers.json_rows import read_json, read_jsonl
+from qilin.pipeline.importers.tar_rows import TAR_SUFFIXES, read_tar
 from qilin.pipeline.importers.text_encoding import detect_encoding
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl")
+ARROW_SUFFIXES = (".parquet", ".arrow")
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, *EXCEL_SUFFIXES, *ARROW_SUFFIXES, *TAR_SUFFIXES)
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 WHOLE_NUMBER = re.compile(r"-?\d+\.0")
 EMPTY_TEXTS = frozenset(("nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A", "NaT"))
-ROWS_PER_BATCH = 64  # of a Parquet file: a cell may be an image
-# a column of a Parquet row group; a file of 100 kB can hold gigabytes of one repeated character
-MAX_COLUMN_BYTES, MAX_COMPRESSION = 64 << 20, 1000
 
 
-def check_file(path: Path, expected: str) -> Path:
-    """The path, if it is a text file of rows. Raises UserError, listing the tables inside if it is a folder."""
+def check_file(path: Path, expected: str, suffixes: tuple[str, ...] = TEXT_SUFFIXES) -> Path:
+    """The path, if it is a file of rows. Raises UserError, listing the tables inside if it is a folder."""
     if path.is_dir():
-        tables = sorted(item.name for item in path.iterdir() if item.suffix.lower() in TEXT_SUFFIXES)
+        tables = sorted(item.name for item in path.iterdir() if item.suffix.lower() in suffixes)
         hint = f"; it contains {', '.join(tables[:5])}" if tables else ""
         raise UserError(f"{path}: is a folder; name {expected}{hint}")
     check_regular_file(path, expected)
-    if path.suffix.lower() not in TEXT_SUFFIXES:
-        raise UserError(f"{path}: unknown file type; expected one of {', '.join(TEXT_SUFFIXES)}")
+    if path.suffix.lower() in OTHER_SPREADSHEETS:
+        raise UserError(f"{path}: this kind of spreadsheet is not read; save it as .xlsx or as CSV (UTF-8)")
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: unknown file type; expected one of {', '.join(suffixes)}")
     return path
 
 
@@ -48,8 +52,11 @@ def open_text(path: Path, encoding: str | None = None) -> TextIO:
 def read_rows(path: Path, encoding: str | None = None) -> NumberedRows:
     """Every row of a table. Raises UserError if the file as a whole cannot be read."""
     suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        yield from enumerate(read_parquet(path), start=1)
+    if suffix in ARROW_SUFFIXES:
+        yield from enumerate(read_parquet(path) if suffix == ".parquet" else read_arrow(path), start=1)
+        return
+    if suffix in (*EXCEL_SUFFIXES, *TAR_SUFFIXES):
+        yield from read_excel(path) if suffix in EXCEL_SUFFIXES else read_tar(path)
         return
     read = {".json": read_json, ".jsonl": read_jsonl}.get(suffix, read_csv)
     try:
@@ -61,38 +68,12 @@ def read_rows(path: Path, encoding: str | None = None) -> NumberedRows:
         ) from None
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, read in small batches. Raises UserError for a file that cannot be read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    check_regular_file(path, "a parquet file")
-    try:
-        file = pq.ParquetFile(path)
-        check_compression(path, file.metadata)
-        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
-            yield from batch.to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not a parquet file: {error}") from None
-
-
-def check_compression(path: Path, metadata: Any) -> None:
-    """Raise UserError for a column that would decompress to far more than a table holds."""
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            column = metadata.row_group(group).column(number)
-            size, compressed = column.total_uncompressed_size, max(column.total_compressed_size, 1)
-            if size > MAX_COLUMN_BYTES and size > MAX_COMPRESSION * compressed:
-                raise UserError(
-                    f"{path}: column {column.path_in_schema} has {size:,} bytes in {compressed:,} bytes of the file; "
-                    f"expected at most {MAX_COMPRESSION:,} times as many"
-                )
-
-
 def column_names(path: Path, encoding: str | None = None) -> list[str]:
     """The names of all columns, in the order of their first appearance."""
+    if path.suffix.lower() in ARROW_SUFFIXES:
+        return arrow_columns(path)
+    if path.suffix.lower() in EXCEL_SUFFIXES:
+        return excel_columns(path)
     if path.suffix.lower() in DELIMITERS:
         with open_text(path, encoding) as file:
             return read_header(Lines(file), path)[1]

@@ -9,20 +9,20 @@ import ast
 import base64
 import binascii
 import csv
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from qilin.core.errors import UserError
-from qilin.core.files import write_atomic
 from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow, guess_answer_type
 from qilin.dataset.schema import assistant, user
+from qilin.pipeline.importers.arrow_rows import read_parquet
 from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.csv_rows import MAX_CELL_LENGTH
-from qilin.pipeline.importers.rows import add_choices, convert_row, convert_rows, find_image, find_tables, work_folder
-from qilin.pipeline.importers.table_files import open_text, read_parquet
+from qilin.pipeline.importers.embedded_images import extract_image, image_bytes, without_bytes
+from qilin.pipeline.importers.rows import add_choices, convert_row, convert_rows, find_image, find_tables
+from qilin.pipeline.importers.table_files import open_text
 
 AnswerType = Literal["open", "closed", "choice"]
 VQA_RAD_FILE = "VQA_RAD Dataset Public.json"
@@ -142,26 +142,6 @@ def omnimedvqa_row(row: Mapping[str, Any], default_id: str, config: ImportConfig
 # --- images inside the table -------------------------------------------------------------------------------------
 
 
-def extract_image(data: bytes | None, config: ImportConfig) -> list[ImageFile]:
-    """The bytes of an image as a file named by its content; [] for none.
-
-    The file is in the import's own folder, which the import removes, or which the next one of the same command takes up
-    after a kill.
-    """
-    if not data:
-        return []
-    path = work_folder(config) / "embedded" / hashlib.sha256(data).hexdigest()
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
-    return [ImageFile(path, path.name, license=config.license)]
-
-
-def image_bytes(value: Any) -> bytes | None:
-    """The bytes in an image column of the hub ({"bytes", "path"})."""
-    return value.get("bytes") if isinstance(value, Mapping) else value if isinstance(value, bytes) else None
-
-
 def numbered_images(row: Mapping[str, Any], config: ImportConfig) -> list[ImageFile]:
     """image_1, image_2, … in order."""
     columns = [f"image_{number}" for number in range(1, MAX_IMAGES + 1)]
@@ -206,11 +186,6 @@ def read_parquet_vqa(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
             yield from convert_row(
                 without_bytes(row), lambda row=row, sample_id=sample_id: convert(row, sample_id)  # type: ignore[misc]
             )  # fmt: skip
-
-
-def without_bytes(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as dropped.jsonl records it: without its images."""
-    return {name: value for name, value in row.items() if not image_bytes(value)}
 
 
 def read_cmmmu(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
