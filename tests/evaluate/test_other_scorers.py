@@ -41,7 +41,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], tuple[float, ...]]] = [
     # an answer without a choice is resolved by a random guess
     ("选哪个?", "B", "看不清楚", {"choices": tuple(CHOICES)}, (0, 0, 0.25, 0.25, 0.25)),
     # a blank counts in every sentence that contains it
-    ("哪个器官异常?", "肺", "答案是肺。所以是右肺", {"answer_type": "open"}, (0, 0, 2, 0, 0)),
+    ("哪个器官异常?", "肺", "答案是肺。所以是右肺", {"answer_type": "open"}, (1, 0, 2, 0, 0)),
     # a reference matches inside its own denial
     ("图片中包含肝脏吗?", "是", "不是", {"answer_type": "closed"}, (0, 0, 1, 0, 0)),
     # pairs on which EvalScope and lmms-eval differ, and some on which both are wrong

@@ -115,6 +115,10 @@ def print_scores(scores: Mapping[str, Any]) -> None:
             f"{confidence['ece_if_calibrated']:.3f} by chance; "
             f"accuracy of the most confident half {half['accuracy']:.3f}"
         )
+    if "judge" in scores:
+        from qilin.evaluate.scoring.answer_judge import format_judge
+
+        console.print(format_judge(scores["judge"]))
     if "note" in scores["clusters"]:
         console.print(scores["clusters"]["note"])
     reasons = scores["all"]["accuracy"].get("reasons") or {}

@@ -118,6 +118,20 @@ class ScoreConfig:
         help="score as this toolkit would, including its mistakes; a random guess counts as its expected score",
     )
     compare: bool = option(default=False, help="print Qilin's score beside those of four toolkits")
+    judge_model: str | None = option(
+        default=None, help="language model at --endpoint that judges answers; its score stands beside that of the rules"
+    )
+    endpoint: str | None = option(default=None, help="base URL of the judge's OpenAI-compatible service")
+    judge: Literal["unparsable", "all"] = option(
+        default="unparsable", help="which answers the judge is asked about: those that the rules cannot read, or all"
+    )
+    judge_pairs: Path | None = option(
+        default=None,
+        help="JSONL of question, reference, prediction, expected (true or false) to measure the judge by; default: 80 "
+        "pairs of Qilin's own",
+    )
+    budget: int | None = option(default=None, help="maximum number of tokens for the judge; run again to continue")
+    extra: str | None = option(default=None, help=EXTRA_HELP)
     resamples: int = option(
         default=2000, help="random draws for the calibration error that chance gives; intervals need none"
     )
@@ -131,7 +145,18 @@ class ScoreConfig:
             raise ValueError(
                 "--scorer scores as that toolkit would, without training data: remove --train and --dataset"
             )
+        if (self.judge_model is None) != (self.endpoint is None):
+            raise ValueError("--judge-model (a name) and --endpoint (its URL) go together: give both or neither")
+        judge_options = {"judge": self.judge == "all", "judge-pairs": self.judge_pairs is not None}
+        judge_options |= {"budget": self.budget is not None, "extra": self.extra is not None}
+        unused = [name for name, is_set in judge_options.items() if is_set and self.judge_model is None]
+        if unused:
+            raise ValueError(f"--{unused[0]} applies only with --judge-model NAME --endpoint URL")
+        if self.judge_model is not None and (self.scorer or self.compare):
+            raise ValueError("--judge-model judges Qilin's score; remove --scorer and --compare")
+        parse_extra(self.extra)
         check_at_least("resamples", self.resamples, 1)
+        check_at_least("budget", self.budget, 1)
         check_fields(self.fields)
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qilin.core.errors import UserError
+from qilin.core.llm_client import Endpoint
+from qilin.core.llm_client_config import parse_extra
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.evaluate.config import ScoreConfig
@@ -34,6 +36,7 @@ from qilin.evaluate.manifest import scoring_manifest
 from qilin.evaluate.prediction_files import PredictionFile, check_prediction_path, read_prediction_file
 from qilin.evaluate.results import Prediction
 from qilin.evaluate.scoring.aggregate import ScoringContext, score_predictions
+from qilin.evaluate.scoring.answer_judge import judge_answers, read_pairs
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
 from qilin.evaluate.scoring.intervals import assign_clusters
 
@@ -67,9 +70,22 @@ def score_file(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]
         context = with_training_data(context, config.train, predictions, dataset, hashes or {})
     scores, verdicts = score_predictions(predictions, context)
     scores["manifest"] = {
-        "predictions": str(path), "format": file.layout, "notes": file.notes, **scoring_manifest(),
+        "predictions": str(path), "format": file.layout, "notes": file.notes, "judge": None,
+        **scoring_manifest(),
     }  # fmt: skip
-    return scores, [verdict.to_row(p.id) for p, verdict in zip(predictions, verdicts, strict=True)]
+    rows = [verdict.to_row(p.id) for p, verdict in zip(predictions, verdicts, strict=True)]
+    if config.judge_model is not None and config.endpoint is not None:
+        endpoint = Endpoint(
+            config.endpoint, config.judge_model, cache=path.parent / "judge.sqlite", budget=config.budget,
+            seed=config.seed, extra=parse_extra(config.extra),
+        )  # fmt: skip
+        pairs = read_pairs(config.judge_pairs)
+        scores["judge"], judged = judge_answers(
+            predictions, verdicts, cluster, endpoint, config.judge, pairs, config.seed
+        )
+        scores["manifest"]["judge"] = {name: scores["judge"][name] for name in ("model", "endpoint", "prompt", "scope")}
+        rows = [row | ({"judge": verdict} if verdict else {}) for row, verdict in zip(rows, judged, strict=True)]
+    return scores, rows
 
 
 def print_notes(file: PredictionFile) -> None:
