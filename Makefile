@@ -10,7 +10,7 @@ XDIST := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all architectures fuzz lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +24,12 @@ test: .venv/ready  ## run the fast tests, then the end-to-end tests
 
 test-all: test  ## run the long tests too
 	$(BIN)/python -m pytest -m "long and not gpu"
+
+architectures: .venv/ready  ## try all architectures and write the tables of docs/training.md (minutes)
+	QILIN_WRITE_TABLES=1 $(BIN)/python -m pytest -m long tests/train/test_guard.py
+
+fuzz: .venv/ready  ## mutated inputs for every reader; seconds: ARGS="--seconds 1200 --seed 7"
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 lint: .venv/ready  ## run ruff and mypy
 	$(BIN)/ruff check .

@@ -185,3 +185,10 @@ def test_decisions_apply_only_to_unchanged_samples(tmp_path: Path, capsys: pytes
     sample_ids = {sample.sample_id for sample in open_dataset(tmp_path / "out").samples("train")}
     assert "row-1" in sample_ids
     assert "row-0" not in sample_ids
+
+
+def test_a_deeply_nested_line_of_decisions_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text("[" * 5000 + "]" * 5000 + "\n")
+    with pytest.raises(UserError, match=r"d.jsonl:1: not a decision"):
+        read_decisions(path)

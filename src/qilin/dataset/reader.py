@@ -140,19 +140,23 @@ class Dataset:
     def images(self) -> Iterator[ImageRecord]:
         """Every image, in file order, one row group in memory at a time."""
         for file in self.image_files():
-            parquet = pq.ParquetFile(file)
-            for group in range(parquet.num_row_groups):
-                yield from map(image_from_row, parquet.read_row_group(group).to_pylist())
+            with damage_named(file):
+                parquet = pq.ParquetFile(file)
+                for group in range(parquet.num_row_groups):
+                    yield from map(image_from_row, parquet.read_row_group(group).to_pylist())
 
     def image_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Some columns of all images, in batches and in file order."""
         for path in self.image_files():
-            with pq.ParquetFile(path) as file:
+            with damage_named(path), pq.ParquetFile(path) as file:
                 yield from file.iter_batches(columns=list(columns), batch_size=8192)
 
     def image_table(self, columns: Sequence[str] = ("image_id", "phash", "modality", "body_part")) -> pa.Table:
         """Some columns of all images as one Arrow table."""
-        tables = [pq.read_table(file, columns=list(columns)) for file in self.image_files()]
+        tables = []
+        for file in self.image_files():
+            with damage_named(file):
+                tables.append(pq.read_table(file, columns=list(columns)))
         return pa.concat_tables(tables) if tables else IMAGE_SCHEMA.empty_table().select(list(columns))
 
 
@@ -305,15 +309,27 @@ def is_synthetic(dataset: Dataset) -> bool:
 # --- parquet files --------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def damage_named(path: Path | str) -> Iterator[None]:
+    """Raise UserError that names the file for what Arrow raises at damaged bytes and at columns of another type."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason}); copy the folder again") from None
+
+
 @lru_cache(maxsize=64)
 def open_parquet(path: str) -> pq.ParquetFile:
-    return pq.ParquetFile(path, memory_map=True)
+    with damage_named(path):
+        return pq.ParquetFile(path, memory_map=True)
 
 
 @lru_cache(maxsize=64)
 def row_group_sizes(path: str) -> tuple[int, ...]:
     """Rows of each row group. The file is closed again: an open one with 16,384 images takes some 17 MB of memory."""
-    metadata = pq.read_metadata(path)
+    with damage_named(path):
+        metadata = pq.read_metadata(path)
     return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
 
 
@@ -323,14 +339,17 @@ def read_row_group(path: str, group: int, columns: tuple[str, ...] | None = None
 
     The file is not memory-mapped: a pass over it would leave all of it in memory.
     """
-    with pq.ParquetFile(path) as file:
+    with damage_named(path), pq.ParquetFile(path) as file:
         return file.read_row_group(group, columns=list(columns) if columns else None)
 
 
 @lru_cache(maxsize=16)
 def read_split(path: Path, split: str) -> pa.Table:
     files = sorted((path / "samples").glob(f"{split}-*.parquet"))
-    tables = [pq.read_table(file, schema=SAMPLE_SCHEMA, memory_map=True) for file in files]
+    tables = []
+    for file in files:
+        with damage_named(file):
+            tables.append(pq.read_table(file, schema=SAMPLE_SCHEMA, memory_map=True))
     return pa.concat_tables(tables) if tables else SAMPLE_SCHEMA.empty_table()
 
 

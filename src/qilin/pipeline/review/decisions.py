@@ -92,8 +92,8 @@ def read_decisions(path: Path) -> list[Decision]:
             continue
         try:
             decisions.append(parse_decision(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if line.endswith("}"):  # complete, so not truncated
+        except (ValueError, TypeError, RecursionError) as error:
+            if line.endswith(("}", "]")):  # complete, so not truncated
                 problem = f"{path}:{number}: not a decision of a review ({error})"
                 raise UserError(f"{problem}; correct or remove the line") from None
     return decisions
