@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +49,52 @@ def test_llava_and_sharegpt_and_import_again(source: Path, tmp_path: Path) -> No
     assert main(["data", "export", "llava", str(source), str(llava)]) == 2  # occupied
 
 
-@pytest.mark.parametrize("form", ["llava", "sharegpt", "trl", "webdataset"])
+FORMS = ["llava", "sharegpt", "trl", "webdataset"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_layout_imports_again_with_the_same_samples(tmp_path: Path, form: str) -> None:
+    origins = [Provenance("t", f"扫描/第{n} 例.png", license="CC BY-NC 4.0", attribution="某医院") for n in range(2)]
+    images = [make_image(gradient_png(30 * n), [origins[n]], modality="CT", body_part="胸") for n in range(2)]
+    a, b = (image.image_id for image in images)
+    choice = (user("哪个？\nA. 肺\nB. 肝", 1), assistant("肺"))
+    late = ({"role": "user", "content": [{"type": "text", "text": "看："}, {"type": "image"}]}, assistant("一 图。 "))
+    talk = ({"role": "system", "content": [{"type": "text", "text": "你是医生。"}]}, user("有变化吗？", 2),
+            assistant("没有"), user("确定？"), assistant("是"))  # fmt: skip
+    with DatasetWriter(tmp_path / "data", {}) as writer:
+        for image in images:
+            writer.add_image(image)
+        for split, sample in (
+            ("train", Sample("报告", "report", (a,), (user("描述。", 1), assistant("两行\n的报告。")), group="p1")),
+            ("train", Sample("choice", "vqa", (a,), choice, "choice", ("肺", "肝"), "器官", group="p1")),
+            ("train", Sample("talk", "chat", (a, b), talk, lang="en")),
+            ("train", Sample("late", "vqa", (b,), late, "open")),
+            ("test", Sample("text", "vqa", (), (user("感冒？"), assistant("休息。")), "open", license_tier="public")),
+        ):
+            assert writer.add_sample(split, sample), writer.dropped
+    out = export(form, tmp_path / "data", tmp_path / form)
+    assert main(["data", "import", str(out), str(tmp_path / "again")]) == 0
+    first, again = open_dataset(tmp_path / "data"), open_dataset(tmp_path / "again")
+    for split in first.splits():
+        samples, copies = list(first.samples(split)), list(again.samples(split))
+        assert [replace(sample, source="") for sample in copies] == [replace(sample, source="") for sample in samples]
+    for image in first.images():
+        copy = again.image(image.image_id)
+        facts = (copy.bytes, copy.modality, copy.body_part, copy.license_tier, copy.provenance[0].attribution)
+        assert facts == (image.bytes, "CT", "胸", "noncommercial", "某医院")
+    assert again.manifest["counts"]["dropped"] == 0
+    if form in ("llava", "sharegpt"):
+        assert sorted(path.name for path in out.rglob("*.png")) == sorted(
+            f"扫描-第{n}-例-{image.image_id[:12]}.png" for n, image in enumerate(images)
+        )
+        shutil.copytree(out, tmp_path / "theirs")
+        (tmp_path / "theirs" / "source.json").unlink()  # then it is LLaMA-Factory's own folder
+        assert main(["data", "import", "llama-factory", str(tmp_path / "theirs"), str(tmp_path / "third")]) == 0
+        third = open_dataset(tmp_path / "third")
+        assert third.manifest["counts"]["samples"] == first.manifest["counts"]["samples"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_attribution_is_exported(source: Path, tmp_path: Path, form: str) -> None:
     lines = (export(form, source, tmp_path / form) / "attribution.jsonl").read_text().splitlines()
     rows = list(map(json.loads, lines))

@@ -1,13 +1,16 @@
 """`qilin data export`: a dataset folder in the layouts of other trainers: LLaVA, ShareGPT, TRL, WebDataset.
 
 In: a dataset folder. Out: a new folder with one JSON file per split and images as files, with parquet files, or with
-tar shards; attribution.jsonl records the origin and license of every image.
+tar shards; attribution.jsonl records the origin and license of every image. `qilin data import FOLDER OUT` reads
+each of them again, with the same samples.
 """
 
+import contextlib
 import io
 import json
+import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,7 +23,7 @@ from qilin.core.config import config_class, option
 from qilin.core.output_dir import staged_dir
 from qilin.core.progress import ProgressBars
 from qilin.core.terminal import make_console
-from qilin.dataset.hash_tables import FingerprintMap, FingerprintMapBuilder
+from qilin.dataset.hash_tables import ExactKeyStore
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import IMAGE_TOKEN, Sample
 from qilin.imaging.decode import upright_file
@@ -52,6 +55,8 @@ def export(config: ExportConfig) -> None:
     with staged_dir(config.out) as staging:
         LAYOUTS[config.layout](data, staging)
         write_attribution(data, staging / "attribution.jsonl")
+        if config.layout in DATASET_INFO:
+            write_dataset_info(staging, config.out.resolve().name, data.splits(), DATASET_INFO[config.layout])
         origin = {"dataset": config.source.resolve().name, "hash": data.hash, "layout": config.layout}
         (staging / "source.json").write_text(json.dumps(origin) + "\n")
     counts = data.manifest["counts"]
@@ -61,10 +66,25 @@ def export(config: ExportConfig) -> None:
 
 
 def write_attribution(data: Dataset, path: Path) -> None:
-    """One line per image with its origins and licenses, since most licenses require attribution."""
+    """One line per image with its file, origins and licenses, since most licenses require attribution."""
+    columns = ("image_id", "format", "license_tier", "modality", "body_part", "provenance")
     with path.open("w", encoding="utf-8") as file:
-        for batch in data.image_batches(("image_id", "license_tier", "provenance")):
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+        for batch in data.image_batches(columns):
+            for row in batch.to_pylist():
+                name = image_name(row["image_id"], row["provenance"], row.pop("format"))
+                file.write(json.dumps({**row, "file": name}, ensure_ascii=False) + "\n")
+
+
+def write_dataset_info(out: Path, name: str, splits: list[str], entry: Mapping[str, Any]) -> None:
+    """The dataset_info.json of LLaMA-Factory: its dataset NAME_train is the file train.json, and so on."""
+    entries = {f"{name}_{split}": {"file_name": f"{split}.json", **entry} for split in splits}
+    (out / "dataset_info.json").write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def sample_fields(sample: Sample) -> dict[str, Any]:
+    """What other programs ignore and `qilin data import` reads again."""
+    names = ("kind", "answer_type", "question_type", "lang", "group", "license_tier")
+    return {name: getattr(sample, name) for name in names} | {"choices": list(sample.choices)}
 
 
 # --- LLaVA and ShareGPT: JSON lists and image files -----------------------------------------------------------------
@@ -72,32 +92,38 @@ def write_attribution(data: Dataset, path: Path) -> None:
 
 def export_lists(data: Dataset, out: Path, row: Callable[[Sample, list[str]], dict[str, Any]]) -> None:
     """Write one JSON list per split, and every image as a file."""
-    suffixes = write_images(data, out)
-    for split in data.splits():
-        rows = (
-            row(sample, [image_path(image_id, suffixes.get(image_id)) for image_id in sample.image_ids])
-            for sample in data.stream(split)
-        )
-        write_json_list(out / f"{split}.json", rows)
+    with contextlib.closing(ExactKeyStore(out / "paths.sqlite")) as paths:
+        write_images(data, out, paths)
+        for split in data.splits():
+            rows = (row(sample, [image_path(i, paths) for i in sample.image_ids]) for sample in data.stream(split))
+            write_json_list(out / f"{split}.json", rows)
 
 
-def write_images(data: Dataset, out: Path) -> FingerprintMap:
-    """Write every image as a file, in up to 256 folders; returns image id -> suffix, in 10 bytes per image."""
-    suffixes = FingerprintMapBuilder()
+def write_images(data: Dataset, out: Path, paths: ExactKeyStore) -> None:
+    """Write every image as a file, in up to 256 folders, and store image id -> path in `paths`."""
     for image in with_progress(data.images(), "writing images", data.manifest["counts"]["pictures"]):
         content, image_format = upright_file(image.bytes, image.format)
-        suffix = SUFFIXES[image_format]
-        path = out / image_path(image.image_id, suffix)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        suffixes.add(image.image_id, suffix)
-    return suffixes.build()
+        provenance = [vars(record) for record in image.provenance]
+        path = f"images/{image.image_id[:2]}/{image_name(image.image_id, provenance, image_format)}"
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(content)
+        paths.add(image.image_id, path)
 
 
-def image_path(image_id: str, suffix: str | None) -> str:
+def image_name(image_id: str, provenance: Sequence[Mapping[str, Any]], image_format: str) -> str:
+    """The name of an image's file: its name in the source, and the start of its id, since such names may repeat."""
+    source_id = str(provenance[0]["source_id"]) if provenance else ""
+    words = re.findall(r"\w+", re.sub(r"\.(jpe?g|png|tiff?|bmp|gif|webp)$", "", source_id, flags=re.IGNORECASE))
+    is_hash = len(words) == 1 and len(words[0]) >= 32  # says nothing to a reader
+    start = "" if is_hash or not words else "-".join(words)[-40:].strip("-") + "-"
+    return f"{start}{image_id[:12]}.{SUFFIXES[image_format]}"
+
+
+def image_path(image_id: str, paths: ExactKeyStore) -> str:
     """An image's path relative to the exported folder."""
-    assert suffix, f"image {image_id} is named by a sample but is not in images/"
-    return f"images/{image_id[:2]}/{image_id}.{suffix}"
+    path = paths.get(image_id)
+    assert path, f"image {image_id} is named by a sample but is not in images/"
+    return path
 
 
 def write_json_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -113,13 +139,13 @@ def llava_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
     roles = {"user": "human", "assistant": "gpt", "system": "system"}
     turns = [{"from": roles[message["role"]], "value": text_with_markers(message)} for message in sample.messages]
     image = {"image": paths[0] if len(paths) == 1 else paths} if paths else {}
-    return {"id": sample.sample_id, **image, "conversations": turns}
+    return {"id": sample.sample_id, **image, "conversations": turns, **sample_fields(sample)}
 
 
 def sharegpt_row(sample: Sample, paths: list[str]) -> dict[str, Any]:
     """`messages` with role and content, `images` a list: the layout that LLaMA-Factory and ms-swift read."""
     messages = [{"role": message["role"], "content": text_with_markers(message)} for message in sample.messages]
-    return {"id": sample.sample_id, "messages": messages, "images": paths}
+    return {"id": sample.sample_id, "messages": messages, "images": paths, **sample_fields(sample)}
 
 
 def text_with_markers(message: Mapping[str, Any]) -> str:
@@ -173,7 +199,7 @@ def add_tar_sample(tar: tarfile.TarFile, key: str, data: Dataset, sample: Sample
     for n, name in enumerate(names):
         add_tar_member(tar, name, image_file(data, sample.image_ids[n]) if n < len(sample.image_ids) else EMPTY_IMAGE)
     listed = [name if n < len(sample.image_ids) else "" for n, name in enumerate(names)]
-    row = sharegpt_row(sample, listed) | {"kind": sample.kind, "license_tier": sample.license_tier}
+    row = sharegpt_row(sample, listed)
     add_tar_member(tar, f"{key}.json", json.dumps(row, ensure_ascii=False).encode())
 
 
@@ -202,9 +228,11 @@ def export_parquet(data: Dataset, out: Path) -> None:
 
     part = {"type": Value("string"), "text": Value("string")}
     message = {"role": Value("string"), "content": List(part)}
-    names = ("id", "kind", "license_tier")
+    names = ("id", "kind", "answer_type", "question_type", "lang", "group", "license_tier")
     features = Features(
-        {"messages": List(message), "images": List(Image())} | {name: Value("string") for name in names}
+        {"messages": List(message), "images": List(Image())}
+        | {name: Value("string") for name in names}
+        | {"choices": List(Value("string"))}
     )
     schema = features.arrow_schema
     for split in data.splits():
@@ -216,8 +244,7 @@ def export_parquet(data: Dataset, out: Path) -> None:
 
 def trl_row(data: Dataset, sample: Sample) -> dict[str, Any]:
     images = [{"bytes": image_file(data, image_id), "path": None} for image_id in sample.image_ids]
-    fields = {"id": sample.sample_id, "kind": sample.kind, "license_tier": sample.license_tier}
-    return {"messages": list(sample.messages), "images": images, **fields}
+    return {"messages": list(sample.messages), "images": images, "id": sample.sample_id, **sample_fields(sample)}
 
 
 def with_progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:
@@ -229,6 +256,13 @@ def with_progress(items: Iterable[T], description: str, total: int) -> Iterator[
             progress.advance(task)
 
 
+TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
+        "system_tag": "system"}  # fmt: skip
+# the entry of each split in a dataset_info.json
+DATASET_INFO: dict[str, dict[str, Any]] = {
+    "llava": {"formatting": "sharegpt", "columns": {"messages": "conversations", "images": "image"}},
+    "sharegpt": {"formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"}, "tags": TAGS},
+}
 LAYOUTS: dict[str, Callable[[Dataset, Path], None]] = {
     "llava": lambda data, out: export_lists(data, out, llava_row),
     "sharegpt": lambda data, out: export_lists(data, out, sharegpt_row),
