@@ -1,6 +1,8 @@
 """The final answer of a chat model's reply: what each step removes, what it must keep, and everyday frames."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from builders.chat_replies import framed_rows, is_development, pair_rows
 from qilin.evaluate.scoring.answers import judge_answer
 from qilin.evaluate.scoring.final_answer import MAX_REPLY_CHARACTERS, FinalAnswer, extract_final_answer
 
+ROOT = Path(__file__).parents[2]
 QUESTION = "肾脏有什么病变？"
 
 
@@ -53,6 +56,15 @@ QUESTION = "肾脏有什么病变？"
 )
 def test_text_that_answers(reply: str, answer: str) -> None:
     assert extract_final_answer(reply, QUESTION) == FinalAnswer(answer, "" if answer else "empty")
+
+
+@pytest.mark.parametrize("page", ["docs/evaluation.md", "docs/zh/evaluation.md"])
+def test_table_of_the_documentation(page: str) -> None:
+    rows = re.findall(r"^\|[^`\n]+\| `(.+?)` \| ([^`\n]*)`(.+?)` \|$", (ROOT / page).read_text(encoding="utf-8"), re.M)
+    assert len(rows) > 12
+    for reply, is_missing, answer in rows:
+        expected = FinalAnswer("", answer) if is_missing else FinalAnswer(answer.replace("⏎", "\n"))
+        assert extract_final_answer(reply.replace("⏎", "\n"), QUESTION) == expected, reply
 
 
 @pytest.mark.parametrize(
