@@ -35,6 +35,7 @@ class ChatServer:
 
     url: str
     engine: Engine
+    service: ChatService
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -88,9 +89,10 @@ def running_chat_server(
 ) -> Iterator[ChatServer]:
     engine = Engine(loaded, limits)
     engine.start()
+    service = ChatService(engine, MODEL, RemoteImages(frozenset(image_hosts)))
     app = make_app(
         ApiConfig(
-            ChatService(engine, MODEL, RemoteImages(frozenset(image_hosts))),
+            service,
             Access(keys or Keys(), LOCAL_HOSTS, max_body),
             AuditLog(audit) if audit else None,
             shutdown_seconds=5,
@@ -106,7 +108,7 @@ def running_chat_server(
     while not server.started:
         time.sleep(0.01)
     try:
-        yield ChatServer(f"http://127.0.0.1:{listener.getsockname()[1]}", engine)
+        yield ChatServer(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, service)
     finally:
         server.should_exit = True
         thread.join(20)

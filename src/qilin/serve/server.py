@@ -106,6 +106,7 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
             Access(keys, hosts, int(config.max_body_mib * (1 << 20))),
             AuditLog(config.audit_log) if config.audit_log else None,
             config.shutdown_seconds,
+            tuple(model_warnings(loaded)),
         )
     )
     host = f"[{config.host}]" if ":" in config.host else config.host
@@ -114,7 +115,8 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
         f"caches: {limits.image_cache_bytes / GIB:.1f} GiB of image features and {limits.prefix_cache_bytes / GIB:.1f} "
         f"GiB of prompt prefixes; {limits.kv_bytes / GIB:.1f} GiB for at most {limits.max_rows} answers at a time"
     )
-    console.print(f"model {name} at {scheme}://{host}:{listener.getsockname()[1]}/v1", style="bold", markup=False)
+    url = f"{scheme}://{host}:{listener.getsockname()[1]}"
+    console.print(f"page {url}/\nmodel {name} at {url}/v1", style="bold", markup=False)
     console.print("Ctrl-C stops the server; running answers are finished")
     server = uvicorn.Server(
         uvicorn.Config(

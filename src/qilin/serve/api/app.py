@@ -25,6 +25,7 @@ from qilin.serve.api.chat_schema import parse_chat_body
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.metrics import engine_registry
 from qilin.serve.api.openapi import openapi_document
+from qilin.serve.api.page import page_routes
 from qilin.serve.api.security import Access, SecurityMiddleware
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -38,10 +39,11 @@ class ApiConfig:
     access: Access
     audit: AuditLog | None = None
     shutdown_seconds: float = 30.0
+    warnings: tuple[str, ...] = ()  # what users of this model must know; the page shows them
 
 
 def make_app(config: ApiConfig) -> Starlette:
-    """GET /v1/models, /health, /metrics, /openapi.json; POST /v1/chat/completions."""
+    """GET /v1/models, /health, /metrics, /openapi.json; POST /v1/chat/completions; and the chat page at /."""
     service, engine = config.service, config.service.engine
     registry = engine_registry(engine)
 
@@ -84,6 +86,7 @@ def make_app(config: ApiConfig) -> Starlette:
         ("GET", "/health", get_health),
         ("GET", "/metrics", get_metrics),
         ("GET", "/openapi.json", get_openapi),
+        *page_routes(service, config.warnings),
     ]
     return Starlette(
         routes=[Route(path, answer_errors(handler), methods=[method]) for method, path, handler in handlers],

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -19,8 +19,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from qilin.core.errors import UserError
 from qilin.serve.api.chat_schema import ChatBody
-from qilin.serve.api.content import to_request
+from qilin.serve.api.content import ImageSources, to_request
 from qilin.serve.api.errors import ApiError
+from qilin.serve.api.image_store import ImageStore
 from qilin.serve.api.remote_images import RemoteImages
 from qilin.serve.engine.engine import (
     Engine,
@@ -47,6 +48,10 @@ class ChatService:
     engine: Engine
     model_name: str
     remote: RemoteImages = RemoteImages()
+    store: ImageStore = field(default_factory=ImageStore)
+
+    def sources(self, owner: str) -> ImageSources:
+        return ImageSources(self.remote, self.store, owner)
 
 
 @dataclass
@@ -80,7 +85,7 @@ async def start_answers(service: ChatService, body: ChatBody, owner: str) -> Ans
     """Decode, tokenize and queue. Raises ApiError."""
     engine = service.engine
     try:
-        request = await asyncio.to_thread(to_request, body.messages, service.remote, MAX_IMAGES)
+        request = await asyncio.to_thread(to_request, body.messages, service.sources(owner), MAX_IMAGES)
         prompt = await asyncio.to_thread(prepare_prompt, engine.loaded, request)
     except UserError as error:
         raise ApiError(400, str(error), "messages") from None

@@ -7,20 +7,32 @@ allow-list names its host. Decoding checks sizes first and runs in a worker thre
 import base64
 import binascii
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from qilin.imaging.decode import ImageError, to_rgb
+from qilin.imaging.errors import ImageError
+from qilin.imaging.medical import to_images
 from qilin.model.generate import Request
 from qilin.serve.api.chat_schema import ImagePart, Message
 from qilin.serve.api.errors import ApiError
+from qilin.serve.api.image_store import SCHEME, ImageStore
 from qilin.serve.api.remote_images import RemoteImages
 
 ROLES = {"developer": "system"}  # OpenAI's newer name
 
 
-def to_request(messages: Sequence[Message], remote: RemoteImages, max_images: int) -> Request:
+@dataclass(frozen=True)
+class ImageSources:
+    """Where a request's images may come from: its own data URIs, allowed hosts, and what its owner uploaded."""
+
+    remote: RemoteImages
+    store: ImageStore
+    owner: str
+
+
+def to_request(messages: Sequence[Message], sources: ImageSources, max_images: int) -> Request:
     """Messages with their images decoded. Raises ApiError 400."""
     if messages[-1].role != "user":
         raise ApiError(400, "messages: the last message must be the user's", "messages")
@@ -30,7 +42,7 @@ def to_request(messages: Sequence[Message], remote: RemoteImages, max_images: in
     for message in messages:
         if message.role != "user" and any(isinstance(part, ImagePart) for part in message.content):
             raise ApiError(400, f"messages: an image in a message of the {message.role}", "messages")
-    images = [load_image(part.image_url.url, remote, number) for number, part in enumerate(parts, start=1)]
+    images = [load_image(part.image_url.url, sources, number) for number, part in enumerate(parts, start=1)]
     return Request([to_template_form(message) for message in messages], images)
 
 
@@ -46,12 +58,17 @@ def to_template_form(message: Message) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def load_image(url: str, remote: RemoteImages, number: int) -> Image.Image:
-    """The upright RGB pixels of a data URI or an allowed address. Raises ApiError 400."""
+def load_image(url: str, sources: ImageSources, number: int) -> Image.Image:
+    """The upright RGB pixels of a data URI, an uploaded image or an allowed address. Raises ApiError.
+
+    Of a file with several frames the middle one is shown to the model; upload it to choose another.
+    """
     param = f"image {number}"
-    data = decode_data_uri(url, param) if url.startswith("data:") else remote.fetch(url, param)
     try:
-        return to_rgb(data)
+        if url.startswith(f"{SCHEME}:"):
+            return sources.store.render_url(url, sources.owner)
+        data = decode_data_uri(url, param) if url.startswith("data:") else sources.remote.fetch(url, param)
+        return to_images(data, limit=1)[0][0]
     except ImageError as error:
         raise ApiError(400, f"{param}: {error}", param) from None
 

@@ -1,0 +1,202 @@
+"""Images that the page uploaded, in memory: decoded on the server, drawn in the browser, shown to the model.
+
+In: the bytes of a file and its owner. Out: an id, the values of one frame for the viewer, and the 8-bit image that the
+model gets for the same frame, window and crop. Nothing touches the disk; the least recently used images are dropped.
+"""
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+from PIL import Image
+
+from qilin.imaging.medical import MedicalImage, open_medical
+from qilin.imaging.volume import PLANES, Volume
+from qilin.imaging.windowing import PRESETS, Frame, LookupTable, Window, percentile_window, render, with_square_pixels
+from qilin.serve.api.errors import ApiError
+
+SCHEME = "qilin-image"
+STORE_BYTES = 2 << 30
+INT16_MIN, INT16_MAX = -32768, 32767
+MAX_VIEW_SIDE = 4096  # pixels of the longer side that the viewer gets at full size
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An uploaded file. `size` is what it is counted with."""
+
+    image: MedicalImage
+    owner: str
+    size: int
+
+
+class ImageStore:
+    """Images by id; an id is a secret of its own, and only its owner may use it."""
+
+    def __init__(self, max_bytes: int = STORE_BYTES) -> None:
+        self.max_bytes, self.used = max_bytes, 0
+        self.images: OrderedDict[str, StoredImage] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def add(self, data: bytes, owner: str) -> str:
+        """Read a file's head and keep it. Raises ImageError."""
+        image = open_medical(data)
+        size = len(data) + (image.source.values.nbytes if isinstance(image.source, Frame | Volume) else 0)
+        name = secrets.token_urlsafe(16)
+        with self.lock:
+            self.images[name] = StoredImage(image, owner, size)
+            self.used += size
+            while self.used > self.max_bytes and len(self.images) > 1:
+                self.used -= self.images.popitem(last=False)[1].size
+        return name
+
+    def get(self, name: str, owner: str) -> MedicalImage:
+        """An owner's image. Raises ApiError 404."""
+        with self.lock:
+            stored = self.images.get(name)
+            if stored is None or stored.owner != owner:
+                raise ApiError(404, "there is no such image; it was dropped or never uploaded: load it again", "image")
+            self.images.move_to_end(name)
+            return stored.image
+
+    def remove(self, name: str, owner: str) -> None:
+        self.get(name, owner)
+        with self.lock:
+            self.used -= self.images.pop(name).size
+
+    def render_url(self, url: str, owner: str) -> Image.Image:
+        """qilin-image:ID?plane=axial&index=3&window=40,400&crop=x,y,w,h -> the RGB image for the model.
+
+        Raises ApiError, ImageError.
+        """
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query))
+        frame = select_frame(self.get(parts.path, owner), options)
+        if "window" in options:
+            center, width = numbers(options, "window", 2)
+            frame = replace(frame, voi=Window(center, max(width, 1e-6), "LINEAR_EXACT"))
+        if options.get("invert") == "1":
+            frame = replace(frame, inverted=not frame.inverted)
+        image = render(frame).convert("RGB")
+        if "crop" not in options:
+            return image
+        left, top, width, height = numbers(options, "crop", 4)
+        box = (round(left), round(top), round(left + width), round(top + height))
+        if not (0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height):
+            raise ApiError(
+                400, f"crop is {options['crop']}; the image has {image.width} x {image.height} pixels", "crop"
+            )
+        return image.crop(box)
+
+
+def numbers(options: Mapping[str, str], name: str, count: int) -> list[float]:
+    """Comma-separated numbers. Raises ApiError 400."""
+    try:
+        values = [float(text) for text in options[name].split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or not np.isfinite(values).all():
+        raise ApiError(400, f"{name} is {options[name]!r}; expected {count} numbers", name)
+    return values
+
+
+def select_frame(image: MedicalImage, options: Mapping[str, str]) -> Frame:
+    """The frame that a plane and an index name; the middle one by default. Raises ApiError, ImageError."""
+    plane = options.get("plane", "axial")
+    if plane not in PLANES:
+        raise ApiError(400, f"plane is {plane!r}; expected {', '.join(PLANES)}", "plane")
+    count = image.source.count(plane) if isinstance(image.source, Volume) else image.count
+    try:
+        index = int(options.get("index", count // 2))
+    except ValueError:
+        index = -1
+    if not 0 <= index < count:
+        raise ApiError(400, f"index is {options['index']!r}; expected 0 to {count - 1}", "index")
+    return image.source.slice(plane, index) if isinstance(image.source, Volume) else image.frame(index)
+
+
+def describe(image: MedicalImage) -> dict[str, Any]:
+    """What the page needs to show an image. Raises ImageError."""
+    frame = select_frame(image, {})
+    window = display_window(frame)
+    volume = image.source if isinstance(image.source, Volume) and image.count > 1 else None
+    planes = {plane: volume.count(plane) for plane in PLANES} if volume else {"axial": image.count}
+    return {
+        "kind": image.kind,
+        "modality": image.modality,
+        "planes": planes,
+        "color": frame.is_color,
+        "window": [window.center, window.width],
+        "presets": {name: [preset.center, preset.width] for name, (_, preset) in PRESETS.items()}
+        if frame.modality == "CT"
+        else {},
+    }
+
+
+def display_window(frame: Frame) -> Window:
+    """The window that the viewer begins with: the file's, else percentiles."""
+    if frame.is_color:
+        return Window(127.5, 255)
+    if isinstance(frame.voi, LookupTable):
+        last = frame.voi.first + len(frame.voi.levels) - 1
+        return Window((frame.voi.first + last) / 2, max(last - frame.voi.first, 1))
+    return frame.voi or percentile_window(frame)
+
+
+def view_pixels(frame: Frame, max_side: int) -> tuple[bytes, dict[str, str]]:
+    """A frame for the canvas: int16 values or RGB bytes, row by row, with square pixels, and headers that explain them.
+
+    `max_side` reduces large images before they are sent. value = stored * slope + intercept. Padding and not-a-number
+    are sent as the smallest value, so they are black in any window.
+    """
+    headers = {"X-Spacing": "", "X-Inverted": str(int(frame.inverted))}
+    if frame.is_color:
+        whole = with_square_pixels(Image.fromarray(frame.values), frame.spacing)
+        image = fit(whole, max_side)
+        return image.tobytes(), headers | size_headers(image, whole, "rgb")
+    values = frame.values.astype(np.float32, copy=True)
+    low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
+    values = np.nan_to_num(values, nan=low, posinf=low, neginf=low)
+    if frame.padding is not None:
+        values[frame.padding] = float(values.max() if frame.inverted else low)
+    whole = with_square_pixels(Image.fromarray(values, "F"), frame.spacing)
+    image = fit(whole, max_side)
+    array = np.asarray(image)
+    slope, intercept = int16_scale(array)
+    stored = np.rint((array - intercept) / slope).clip(INT16_MIN, INT16_MAX).astype("<i2")
+    headers |= {"X-Slope": repr(slope), "X-Intercept": repr(intercept)}
+    if frame.spacing is not None:
+        headers["X-Spacing"] = repr(min(frame.spacing))  # of the whole image's square pixels
+    return stored.tobytes(), headers | size_headers(image, whole, "int16")
+
+
+def int16_scale(values: np.ndarray) -> tuple[float, float]:
+    """(slope, intercept) that bring the values into int16: 1 and 0 where they are whole numbers that fit."""
+    low, high = float(values.min()), float(values.max())
+    if low >= INT16_MIN and high <= INT16_MAX and np.array_equal(values, np.rint(values)):
+        return 1.0, 0.0
+    return max((high - low) / 65535, 1e-12), (low + high) / 2
+
+
+def fit(image: Image.Image, max_side: int) -> Image.Image:
+    """Reduce an image to at most `max_side` pixels a side."""
+    scale = min(max_side, MAX_VIEW_SIDE) / max(image.size)
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BOX if image.mode == "F" else Image.Resampling.LANCZOS)
+
+
+def size_headers(image: Image.Image, whole: Image.Image, kind: str) -> dict[str, str]:
+    sizes = {
+        "X-Width": image.width,
+        "X-Height": image.height,
+        "X-Full-Width": whole.width,
+        "X-Full-Height": whole.height,
+    }
+    return {"X-Kind": kind} | {name: str(value) for name, value in sizes.items()}

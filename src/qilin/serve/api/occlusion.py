@@ -1,0 +1,88 @@
+"""Which regions of an image an answer depends on: the answer's log probability with each region blanked.
+
+In: a conversation, its answer, and the image to examine. Out: for each cell of a grid, how much the log probability of
+the answer falls when the cell is blanked. It shows what the model used, not whether it was right to.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from qilin.model.generate import Request
+from qilin.serve.engine.engine import Engine, Event, Finish, GenerationRequest
+from qilin.serve.engine.prompt import prepare_prompt
+
+GRID = 7  # cells on the longer side
+AT_ONCE = 8  # cells in the engine's queue at a time: other users' requests stay quick
+
+
+async def occlusion_map(
+    engine: Engine, request: Request, image_index: int, answer: str, owner: str
+) -> AsyncIterator[dict[str, Any]]:
+    """First {"rows", "columns"}, then {"cell", "drop"} for each cell as it is done. Raises UserError, RuntimeError."""
+    tokenizer = engine.loaded.processor.tokenizer
+    answer_ids = tuple(tokenizer(answer, add_special_tokens=False).input_ids)
+    image = request.images[image_index]
+    boxes, columns, rows = grid_boxes(image.width, image.height)
+    yield {"rows": rows, "columns": columns}
+    whole = await score(engine, request, answer_ids, owner)
+    pending: dict[asyncio.Task[float], int] = {}
+    try:
+        for cell, box in enumerate(boxes):
+            images = list(request.images)
+            images[image_index] = blank(image, box)
+            task = asyncio.ensure_future(score(engine, replace(request, images=images), answer_ids, owner))
+            pending[task] = cell
+            while len(pending) >= AT_ONCE or (cell == len(boxes) - 1 and pending):
+                done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield {"cell": pending.pop(task), "drop": whole - task.result()}
+    finally:
+        for task in pending:
+            task.cancel()
+
+
+async def score(engine: Engine, request: Request, answer_ids: tuple[int, ...], owner: str) -> float:
+    """The log probability of an answer. Raises RuntimeError where the model failed."""
+    prompt = await asyncio.to_thread(prepare_prompt, engine.loaded, request, answer_ids)
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Finish] = loop.create_future()
+
+    def set_result(finish: Finish) -> None:
+        if not future.done():  # the client may have gone
+            future.set_result(finish)
+
+    def receive(event: Event) -> None:
+        if isinstance(event, Finish):
+            loop.call_soon_threadsafe(set_result, event)
+
+    job = engine.submit(GenerationRequest(prompt, 0, owner=owner, answer_ids=answer_ids), receive)
+    try:
+        finish = await future
+    finally:
+        job.cancel()
+    if finish.error or not finish.logprobs:
+        raise RuntimeError(finish.error or "the answer was not scored")
+    return sum(finish.logprobs)
+
+
+def grid_boxes(width: int, height: int) -> tuple[list[tuple[int, int, int, int]], int, int]:
+    """(boxes row by row, columns, rows): nearly square cells, GRID on the longer side."""
+    cell = max(width, height) / GRID
+    columns, rows = max(1, round(width / cell)), max(1, round(height / cell))
+    xs = [round(width * index / columns) for index in range(columns + 1)]
+    ys = [round(height * index / rows) for index in range(rows + 1)]
+    boxes = [(xs[x], ys[y], xs[x + 1], ys[y + 1]) for y in range(rows) for x in range(columns)]
+    return boxes, columns, rows
+
+
+def blank(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """The image with a box in its mean color."""
+    changed = image.copy()
+    mean = np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0]
+    changed.paste(tuple(int(value) for value in mean), box)
+    return changed

@@ -1,0 +1,129 @@
+"""The routes of the chat page: its files, uploaded images, and occlusion maps.
+
+In: the chat service. Out: handlers. The page is static: three files without a build step, under a policy that lets a
+browser load nothing from anywhere else.
+"""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from qilin.core.errors import UserError
+from qilin.imaging.errors import ImageError
+from qilin.serve.api.chat import MAX_IMAGES, ChatService
+from qilin.serve.api.chat_schema import Message, Strict, parse_object
+from qilin.serve.api.content import to_request
+from qilin.serve.api.errors import ApiError
+from qilin.serve.api.image_store import MAX_VIEW_SIDE, describe, select_frame, view_pixels
+from qilin.serve.api.occlusion import occlusion_map
+from qilin.serve.engine.engine import QueueFull
+
+FOLDER = Path(__file__).parents[1] / "page"
+MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class OcclusionBody(Strict):
+    """POST /api/occlusion: a conversation, the answer to it, and the number of the image to examine, from 0."""
+
+    messages: list[Message] = Field(min_length=1, max_length=64)
+    answer: str = Field(min_length=1, max_length=4000)
+    image: int = Field(ge=0, lt=MAX_IMAGES)
+
+
+def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[str, str, Handler]]:
+    """(method, path, handler) of the page."""
+    files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES}
+
+    async def get_page(request: Request) -> Response:
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+        return Response(files["index.html"], media_type=MEDIA_TYPES[".html"], headers=headers)
+
+    async def get_file(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in files:
+            raise ApiError(404, f"there is no file {name!r}")
+        return Response(files[name], media_type=MEDIA_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
+
+    async def get_info(request: Request) -> Response:
+        return JSONResponse({"model": service.model_name, "warnings": list(warnings), "owner": request.state.owner})
+
+    async def post_image(request: Request) -> Response:
+        data = await request.body()
+        owner = request.state.owner
+        try:
+            name = await asyncio.to_thread(service.store.add, data, owner)
+            description = await asyncio.to_thread(lambda: describe(service.store.get(name, owner)))
+        except ImageError as error:
+            raise ApiError(400, str(error), "image") from None
+        return JSONResponse({"id": name, **description})
+
+    async def get_pixels(request: Request) -> Response:
+        image = service.store.get(request.path_params["name"], request.state.owner)
+        options = dict(request.query_params)
+        side = options.get("max", str(MAX_VIEW_SIDE))
+        if not side.isdigit() or len(side) > 6 or int(side) < 1:
+            raise ApiError(400, f"max is {side!r}; expected a number of pixels", "max")
+        try:
+            body, headers = await asyncio.to_thread(lambda: view_pixels(select_frame(image, options), int(side)))
+        except ImageError as error:
+            raise ApiError(400, str(error), "image") from None
+        body = await asyncio.to_thread(gzip.compress, body, 1)
+        headers |= {"Content-Encoding": "gzip", "Cache-Control": "private, max-age=3600, immutable"}
+        return Response(body, media_type="application/octet-stream", headers=headers)
+
+    async def delete_image(request: Request) -> Response:
+        service.store.remove(request.path_params["name"], request.state.owner)
+        return JSONResponse({"deleted": True})
+
+    async def post_occlusion(request: Request) -> Response:
+        body = parse_occlusion_body(await request.body())
+        sources = service.sources(request.state.owner)
+        try:
+            chat = await asyncio.to_thread(to_request, body.messages, sources, MAX_IMAGES)
+        except UserError as error:
+            raise ApiError(400, str(error), "messages") from None
+        if body.image >= len(chat.images):
+            raise ApiError(400, f"image is {body.image}; the messages have {len(chat.images)} images", "image")
+        rows = occlusion_map(service.engine, chat, body.image, body.answer, request.state.owner)
+        return StreamingResponse(json_lines(rows), media_type="application/x-ndjson")
+
+    return [
+        ("GET", "/", get_page),
+        ("GET", "/static/{name}", get_file),
+        ("GET", "/api/info", get_info),
+        ("POST", "/api/images", post_image),
+        ("GET", "/api/images/{name}/pixels", get_pixels),
+        ("DELETE", "/api/images/{name}", delete_image),
+        ("POST", "/api/occlusion", post_occlusion),
+    ]
+
+
+def parse_occlusion_body(body: bytes) -> OcclusionBody:
+    """Raises ApiError 400."""
+    try:
+        return OcclusionBody.model_validate(parse_object(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(str(part) for part in first["loc"])
+        raise ApiError(400, f"{param}: {first['msg']}", param) from None
+
+
+async def json_lines(rows: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """One JSON object per line; a failure in the middle is the last line."""
+    try:
+        async for row in rows:
+            yield json.dumps(row) + "\n"
+    except (QueueFull, UserError, RuntimeError) as error:
+        yield json.dumps({"error": str(error)}) + "\n"
