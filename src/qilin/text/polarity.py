@@ -166,7 +166,7 @@ def _comparison(text: str, question: YesNoQuestion) -> bool | None:
 # --- opposites -------------------------------------------------------------------------------------------------------
 
 # Words that exclude each other: 锐利 answers no to 变钝吗. One of two complements is always true: 不模糊 means 清楚.
-_COMPLEMENTS = (
+COMPLEMENTS = (
     (r"变钝|圆钝", r"锐利"),
     (r"清楚|清晰", r"模糊|不清|欠清"),
     (r"光滑|光整", r"毛糙|毛刺|不规则|分叶|粗糙|不光滑"),
@@ -192,10 +192,17 @@ _CHANGED = re.compile(
 )
 
 
+def complement_sign(text: str, words: str, opposite: str) -> bool | None:
+    """True if a text affirms the words or denies their opposite, False for the reverse, None for neither or both."""
+    signs = {not is_negated(text, *match.span()) for match in re.finditer(words, text)}
+    signs |= {is_negated(text, *match.span()) for match in re.finditer(opposite, text)}
+    return signs.pop() if len(signs) == 1 else None
+
+
 def _opposite(text: str, question: YesNoQuestion) -> bool | None:
     """The word that the question asks about, its synonym or its opposite; normal answers no to a change."""
     for clause in relevant_clauses(text, question):
-        for pair in (*_COMPLEMENTS, *_CONTRARIES):
+        for pair in (*COMPLEMENTS, *_CONTRARIES):
             for asked_words, opposite in (pair, pair[::-1]):
                 asks = re.search(asked_words, question.statement) and not re.search(opposite, question.statement)
                 if not asks:
@@ -203,7 +210,7 @@ def _opposite(text: str, question: YesNoQuestion) -> bool | None:
                 negated = {is_negated(clause, *m.span()) for m in re.finditer(opposite, clause)}
                 if negated == {False}:
                     return False
-                if negated == {True} and pair in _COMPLEMENTS:
+                if negated == {True} and pair in COMPLEMENTS:
                     return True
                 negated = {is_negated(clause, *m.span()) for m in re.finditer(asked_words, clause)}
                 if len(negated) == 1 and not re.search(opposite, clause):

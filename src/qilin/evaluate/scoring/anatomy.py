@@ -45,6 +45,12 @@ _LOCATION = re.compile(
     rf"(?P<side>{_SIDE})?{_SUFFIX}?的?(?P<level>{_LEVEL})?{_SUFFIX}?的?(?P<organ>{_ORGAN_WORDS})?的?"
     rf"(?P<side2>{_SIDE})?{_SUFFIX}?的?(?P<level2>{_LEVEL})?(?P<part>叶|半球|肺野|野)?{_SUFFIX}?"
 )
+_ENGLISH_LEVELS = {"upper": "upper", "lower": "lower", "middle": "middle", "anterior": "front", "posterior": "back"}
+_ENGLISH_LOCATION = re.compile(
+    r"(?:(?P<side>left|right|both|bilateral) )?(?:(?P<level>upper|lower|middle|anterior|posterior) )?"
+    r"(?P<part>lobe|zone|lungs?)(?: of (?:the )?(?:(?P<side2>left|right) )?(?P<organ>lung|liver|kidney))?"
+)
+_ENGLISH_SIDED = re.compile(r"(?P<side>left|right) (?P<term>[a-z].+)$")
 _SIDED = re.compile(rf"(?P<side>{_SIDE})(?:侧|边)?的?(?P<term>.+)$")
 _LEAD = re.compile(r"^(?:是|为|在|用于|用来|位于|属于|呈|显示为?|有|最可能是|可能是|主要是|一张|一个|一种)+")
 _TRAIL = re.compile(r"(?:的|了)$")
@@ -59,6 +65,7 @@ _ENGLISH = {
 @lru_cache(maxsize=20_000)
 def parse_meaning(item: str) -> Meaning:
     """The meaning of a normalized item; a text that is not in the vocabulary becomes a Term of itself."""
+    item = item.removeprefix("the ")
     for text in (item, _TRAIL.sub("", item), _TRAIL.sub("", _LEAD.sub("", item)), _IMAGE_WORD.sub("", item)):
         concept = concept_of(text)
         if concept:
@@ -66,10 +73,12 @@ def parse_meaning(item: str) -> Meaning:
         location = _parse_location(text)
         if location:
             return location
-        sided = _SIDED.match(text)
+        sided = _SIDED.match(text) or _ENGLISH_SIDED.match(text)
         concept = concept_of(sided["term"]) if sided else None
+        if sided and concept and text.isascii() and concept.category in ("organ", "region"):
+            return Location(sided["side"], "", concept.name)
         if sided and concept:
-            return Term("", f"{_SIDES[sided['side']]} {concept.name}")
+            return Term("", f"{_SIDES.get(sided['side'], sided['side'])} {concept.name}")
     bare = _TRAIL.sub("", _LEAD.sub("", item)) or item
     sided = _SIDED.match(bare)
     return Term("", f"{_SIDES[sided['side']]} {sided['term']}" if sided else bare)  # 左侧基底节 is 左基底节
@@ -78,6 +87,9 @@ def parse_meaning(item: str) -> Meaning:
 def _parse_location(text: str) -> Location | None:
     if text in _ENGLISH:
         return _ENGLISH[text]
+    english = _ENGLISH_LOCATION.fullmatch(text)
+    if english:
+        return _english_location(english)
     match = _LOCATION.fullmatch(text)
     if match is None or not text:
         return None
@@ -87,6 +99,18 @@ def _parse_location(text: str) -> Location | None:
         return None
     organ = concept_of(match["organ"]) if match["organ"] else None
     return Location("".join(sides), "".join(levels), organ.name if organ else "", _PARTS.get(match["part"] or "", ""))
+
+
+def _english_location(match: re.Match[str]) -> Location:
+    """right lower lobe, upper lobe of the left lung."""
+    side = match["side"] or match["side2"] or ""
+    organ = concept_of(match["organ"] or ("lung" if match["part"].startswith("lung") else ""))
+    return Location(
+        "both" if side == "bilateral" else side,
+        _ENGLISH_LEVELS.get(match["level"] or "", ""),
+        organ.name if organ else "",
+        "lobe" if match["part"] in ("lobe", "zone") else "",
+    )
 
 
 def same_meaning(a: Meaning, b: Meaning, question: str) -> bool:

@@ -9,17 +9,20 @@ each. Below, q, r and p are the normalized question, reference and prediction.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from functools import lru_cache
 from itertools import permutations
 
 from qilin.evaluate.results import Prediction, Verdict
 from qilin.evaluate.scoring.anatomy import Location, Meaning, Term, parse_meaning, same_meaning
+from qilin.evaluate.scoring.entailment import is_about_another_organ, judge_statement
 from qilin.evaluate.scoring.final_answer import FinalAnswer, extract_final_answer
+from qilin.evaluate.scoring.measures import NOTHING, contradicts_quantities, judge_quantity, without_quantities
 from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options, strip_choice_letter
+from qilin.evaluate.scoring.which_of import judge_appearance, judge_comparison, judge_state
+from qilin.text.abnormality import abnormality
+from qilin.text.clauses import LIST_MARK, split_clauses
 from qilin.text.laterality import find_sides, sides_conflict
 from qilin.text.negation import count_negations
 from qilin.text.normalize import (
@@ -29,15 +32,9 @@ from qilin.text.normalize import (
     normalize_text,
     split_list_items,
 )
-from qilin.text.numbers import (
-    MAX_NUMBER_CHARACTERS,
-    counts_to_digits,
-    find_measurements,
-    parse_count,
-    parse_number,
-    remove_measurements,
-)
+from qilin.text.numbers import parse_number
 from qilin.text.polarity import MAX_COMPARISON_CHARACTERS, polarity
+from qilin.text.quantities import find_quantities
 from qilin.text.vocabulary import concept_of, concepts
 from qilin.text.yes_no import (
     asks_whether_any,
@@ -115,24 +112,54 @@ def _judge(
         return _by_option(question, reference, prediction, choices)
     if p == r:
         return Verdict(True, "equal")
+    marked = _keep_list_marks(prediction)
     if is_abstention(p, q):
-        return Verdict(None, "no answer")
+        p, marked = _after_reservation(p, q), _after_reservation(marked, q)
+        if not p:
+            return Verdict(None, "no answer")
     for rule in (
         _by_yes_no,
         _by_normality,
         _by_nothing,
-        _by_measure,
-        _by_count,
-        _by_side,
+        judge_quantity,
         _by_which_side,
+        judge_comparison,
+        judge_state,
+        judge_appearance,
         _by_items,
         _by_sentence,
+        _by_clause,
         _by_category,
+        _by_side,
     ):
-        verdict = rule(q, r, p)
+        verdict = rule(q, r, marked if rule in _READ_LISTS else p)
         if verdict is not None:
             return verdict
     return Verdict(False, "different")
+
+
+def _keep_list_marks(prediction: str) -> str:
+    """normalize_answer with 、 told apart from a comma and lines from words."""
+    text = re.sub(r"\s*\n\s*", "。", prediction.strip()).replace("、", LIST_MARK)
+    return normalize_answer(text).strip(LIST_MARK)
+
+
+_BUT = re.compile(r"(?:但是?|不过|然而|\bbut\b|\bhowever\b),?(.+)$")
+
+
+def _after_reservation(text: str, q: str) -> str:
+    """What an answer says after a reservation: 虽然无法确定病原体,但诊断为肺炎; "" if it only declines."""
+    rest = _BUT.search(text)
+    return rest[1] if rest and not is_abstention(rest[1], q) else ""
+
+
+def _by_clause(q: str, r: str, p: str) -> Verdict | None:
+    """The clause that answers entails the reference; a quantity in it has to agree as well."""
+    if find_quantities(r):
+        if contradicts_quantities(r, p):
+            return Verdict(False, "measure")
+        r, p = without_quantities(r), without_quantities(p)
+    return judge_statement(q, r, p)
 
 
 def _by_option(question: str, reference: str, prediction: str, choices: tuple[str, ...]) -> Verdict:
@@ -184,73 +211,24 @@ _NORMALITY_WORDS = frozenset(
         *("不正常", "不正常的", "异常", "异常的", "不健康", "不健康的", "有异常", "存在异常", "abnormal"),
     )
 )
-_NOTHING = re.compile(
-    r"(?:图中|图片中|图像中|该图中)?(?:无|没有|未见|未发现|不存在|不包含|均无|未见明显|无明显|没有任何|没有发现|没)"
-    r"(?:任何|明显)?(?:的)?(?:疾病|异常|病变|病灶|伤害|结节|器官|损害|影响|危害|它|他)?(?:存在|出现)?|none|nothing|正常|无病|健康|0|零"
-)
 
 
 def _by_nothing(q: str, r: str, p: str) -> Verdict | None:
-    """无, 没有疾病, 未见异常 as answers to what or which."""
-    reference_is_nothing = _NOTHING.fullmatch(r) is not None
-    prediction_is_nothing = _NOTHING.fullmatch(p) is not None
+    """无, 没有疾病, 未见异常 as answers to what or which: an answer that only denies, or describes what is normal."""
+    reference_is_nothing = NOTHING.fullmatch(r) is not None
+    prediction_is_nothing = NOTHING.fullmatch(p) is not None
     if reference_is_nothing and prediction_is_nothing:
         return Verdict(True, "nothing")
-    if prediction_is_nothing or reference_is_nothing:
-        # "0" against "2" belongs to the counting rule; a sentence that denies something still means "nothing".
-        if parse_number(r) is not None or parse_number(p) is not None:
-            return None
-        if reference_is_nothing and count_negations(p) and not split_list_items(p)[1:]:
-            return Verdict(True, "nothing")
-        return Verdict(False, "nothing")
-    return None
-
-
-def _by_measure(q: str, r: str, p: str) -> Verdict | None:
-    expected = find_measurements(r)
-    if not expected:
+    if not (prediction_is_nothing or reference_is_nothing):
         return None
-    answer = find_measurements(p)
-    if not answer:
-        return Verdict(None, "unparsable") if not re.search(r"\d", p) else Verdict(False, "measure")
-    if sides_conflict(r, p):
-        return Verdict(False, "side")
-    return Verdict(Counter(expected) == Counter(answer), "measure")
-
-
-_NUMBER = re.compile(r"(?<![a-z0-9.])\d+(?:\.\d+)?(?![a-z0-9]|\.\d)")
-_ENGLISH_NUMBER = re.compile(r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b")
-_PAIR = re.compile(r"一对|一双|双侧|两侧|双")
-_SINGLE = re.compile(r"单个|单发|单枚|单处|单只|孤立")
-
-
-def _numbers(text: str) -> set[Fraction]:
-    """Every number that a normalized text counts with, Chinese numerals before measure words included."""
-    number = parse_number(text)
-    if number is not None:
-        return {number}
-    if _PAIR.match(text):
-        return {Fraction(2)}
-    if _SINGLE.match(text):
-        return {Fraction(1)}
-    counted = parse_count(text)
-    if counted is not None:
-        return {counted[0]}
-    digits = _ENGLISH_NUMBER.sub(lambda m: str(parse_number(m.group())), counts_to_digits(remove_measurements(text)))
-    numbers = {Fraction(digit) for digit in _NUMBER.findall(digits) if len(digit) <= MAX_NUMBER_CHARACTERS}
-    return numbers or ({Fraction(2)} if _PAIR.search(text) else set())
-
-
-def _by_count(q: str, r: str, p: str) -> Verdict | None:
-    counted = parse_count(r)
-    if counted is None or (counted[1] and counted[1] not in q):
+    # "0" against "2" belongs to the counting rule
+    if parse_number(r) is not None or parse_number(p) is not None:
         return None
-    numbers = _numbers(p)
-    if not numbers and (_NOTHING.fullmatch(p) or (count_negations(p) and polarity(p, q) is not True)):
-        numbers = {Fraction(0)}
-    if len(numbers) != 1:
-        return Verdict(None, "unparsable")
-    return Verdict(numbers == {counted[0]}, "count")
+    if reference_is_nothing:
+        abnormal = abnormality(p)
+        denies = all(clause.role == "denial" for clause in split_clauses(p)) and count_negations(p) > 0
+        return Verdict(abnormal is False or (abnormal is None and denies), "nothing")
+    return Verdict(False, "nothing")
 
 
 def _by_side(q: str, r: str, p: str) -> Verdict | None:
@@ -318,6 +296,8 @@ def _distribute_ending(item_list: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(item if item.endswith(ending) else item + ending for item in item_list)
 
 
+_READ_LISTS = (_by_yes_no, _by_normality, _by_nothing, _by_clause)
+
 _FRAME_CHARACTERS = set(
     "这张幅个该此本图像片中影照医学里上内的了是为在位于属显示有可见看到呈现主要最应该可能考虑诊断提示符合倾向一种位置部分所以因此即也其它们,。:()"
 )
@@ -339,7 +319,8 @@ def _by_sentence(q: str, r: str, p: str) -> Verdict | None:
         if start < 0:
             continue
         around = p[:start] + "," + p[start + len(word) :]
-        if _adds_denial(around, q) or not set(around) <= _FRAME_CHARACTERS | set(q):
+        is_prefixed = start == 1 and p[0] not in _FRAME_CHARACTERS  # 囊实性 is not 实性
+        if is_prefixed or _adds_denial(around, q) or not set(around) <= _FRAME_CHARACTERS | set(q):
             continue
         names_another = isinstance(expected, Term) and expected.category and named_terms(around, expected.category)
         if find_sides(around) - find_sides(q) or names_another:
@@ -370,7 +351,7 @@ def _by_category(q: str, r: str, p: str) -> Verdict | None:
         state = question_normality(q)
         if len(names) > 1 and state is not None:  # 心脏异常,肺正常: keep those in the state that the question asks for
             names = frozenset().union(*(named_terms(c, category) for c in p.split(",") if normality(c) is state))
-    if len(names) == 1:
+    if len(names) == 1 and not (category == "appearance" and is_about_another_organ(p, q)):
         return Verdict(name in names, "one of its kind")
     if r in p and not names:
         return Verdict(False, "one of its kind")

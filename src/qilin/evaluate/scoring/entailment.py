@@ -1,0 +1,429 @@
+"""The clause that answers an open question, and whether it entails the reference.
+
+In: a normalized question, reference and answer (with LIST_MARK in place of 、). Out: a Verdict, or None where no clause
+ entails the reference. An answer is right if its first statement, or the conclusion that it draws, names the
+reference or something more precise; glosses, reasons, places and further findings in clauses of their own are set
+aside. It is wrong if it names an alternative (或, 也可能), something else beside it (和, 、), or the reference only in
+second place. `entails` states what counts as more precise.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import lru_cache
+
+from qilin.evaluate.results import Verdict
+from qilin.evaluate.scoring.anatomy import Location, Term, parse_meaning, same_meaning
+from qilin.text.abnormality import ABNORMAL
+from qilin.text.clauses import LIST_MARK, Clause, split_clauses
+from qilin.text.laterality import find_sides
+from qilin.text.negation import is_negated
+from qilin.text.normalize import split_list_items
+from qilin.text.vocabulary import FINDING_CATEGORIES, Concept, concept_of, find_terms, is_a, structures_of
+from qilin.text.yes_no import normality
+
+_SETTLED = ("denial", "reason", "second", "rest", "advice", "alternative")  # clauses that do not answer
+MAX_CLAUSE_CHARACTERS = 200  # a longer clause answers no question
+_MAX_CLAUSES = 60  # an answer of more is a report; the rest of it is not read
+
+_LEAD = re.compile(
+    r"^(?:(?:这|该|此|本|其|它|那)(?:张|幅|个|些|种|例)?|(?:图像|图片|图示|图)(?:所示|中|里|内|上(?![方部叶]))?"
+    r"|影像(?:中|上|里)?|片中|片子|人体|身体|展示|拍摄|扫描|检查|取自|截取|所见|所指|箭头|画面(?:中|里)?|所示?|答案"
+    r"|结论|的|主要|最|首先|应该?|可以?|大?概率|可能|很可能|考虑|提示|符合"
+    r"|诊断|倾向于?|属于|位于|来自|显示|显示出|呈现?|表现|为|是|有|见|可见|看到|存在|患者?|患有|患|采用|使用|用|通过"
+    r"|包括|包含|而是|因此|所以|故|即|应为|一[张幅个种例名位]|在|于|处于|出现|发现|主要|用于|进行|给予|以"
+    r"|(?:the|an?|is|are|this|it|image|shows?|of|in|on|at)\b|,|:|\s)+"
+)
+_TRAIL = re.compile(
+    r"(?:的)?(?:部位?|区域?|内|里|处|侧|病变|病灶|疾病|征象?|表现|改变|影|灶|组织|图像|影像|图|片|扫描|成像|检查|像"
+    r"|为主|可能性(?:最|较|很)?大|可能|性大|器官|结构|脏器|方位?|面|位|功能|作用|症状|相结合|结合|联合|方式|方法"
+    r"|的|了|等|两个|三个|受累|发生|最大|更大|最小|更小|side|organ|\s)+$"
+)
+# What may follow the reference in its clause: a verb, a place, a suffix that adds no other thing.
+_AFTER = re.compile(
+    r"(?:的)?(?:$|部(?!癌)|区|内|里|处|侧|中|旁|周|附近|邻近|近|靠近|紧邻|病变|病灶|疾病|征|表现|改变|影|灶|组织"
+    r"|器官|结构|脏器|图|片|平片|扫描|成像|检查|像|加权|为主|为著|可能|较|最|更|比"
+    r"|可见|见|呈|有|是|为|属于|位于|占|在|发生|受|存在|形成|伴|合并|导致|引起|所致|以|负责|具有|正常|异常|明显"
+    r"|症(?!状)|综合征|[0-9一两三(]|等|功能|作用|方|法|状态|时|后|前|外|尖|底|头|体|尾|段|远端|近端|下段|上段|中段"
+    r"|皮层|皮质|深部"
+    r"|[性型样](?=病变|病灶|改变|疾病|表现|$|,)|状|形|线|横断|冠状|矢状|轴位|正位|侧位|平扫|增强|ct|mri|x线|x光|超声"
+    r"|增|减|缩|扩|密度|信号|回声|大(?!肠|脑)|小(?!肠|脑)|壁|并|但|而|,|。|;|\s|is\b|are\b|was\b|has\b|with\b"
+    r"|which\b|seen|in\b|due\b|because|side|-sided)"
+)
+_PLACE_AFTER = re.compile(
+    r"(?:的)?(?:[左右]叶|前|后|内|外|上|下|中|尖|底|头|体|尾|段|远|近|皮|深|浅|基|舌|背|侧|缘|旁|邻|靠|胸膜|膈)"
+)
+# Before the reference these make another thing of it: 非小细胞, 类风湿, 亚急性, 假性动脉瘤.
+_PRIVATIVE = re.compile(r"(?:非|类|亚|假性?|伪|副|抗|拟|无|不|未|隐性|排除|除外?|疑似|继发于|所致的?)$")
+_OR = re.compile(r"或者?|还是|要么|抑或|\bor\b|/")
+_AND = re.compile(rf"{LIST_MARK}|和|与(?!.{{0,8}}(?:有关|相关|之间|相比|鉴别))|以及|及(?!其)|\band\b|\+|,")
+_EXTRA_VERB = re.compile(r"可见|见|包括|包含|包|含|伴有?|显示|合并|并有")
+_STRONG = re.compile(
+    r"而是|因此|所以|故|因而|综上|应(?:该)?(?:为|是|诊断|考虑)|考虑|提示|符合|诊断|倾向|最可能|更可能|首先"
+    r"|可能性(?:较|最|很)?大|即|说明|支持|consistent|suggest|therefore|so "
+)
+_CORRECTS = re.compile(r"而是|实际|但(?:是)?(?:实际|其实|应|是)|其实|应(?:该)?为|应(?:该)?是")
+_OR_START = re.compile(r"或|要么|也?可能(?:是|为)|也可能|亦可|也可|也许|还可能|or |possibly|maybe")
+_ASKS_LOCATION = re.compile(r"哪[里儿侧边只个块叶段条根]|何处|位置|部位|位于|在哪|病变|异常|骨折|where|which")
+_ASKS_WHERE = re.compile(r"哪[里儿]|何处|位置|部位|位于|where")
+_ASKS_STATE = re.compile(r"病变|异常|不正常|受累|受损|病灶|问题|affected|abnormal|involved")
+
+
+def judge_statement(q: str, r: str, p: str) -> Verdict | None:
+    """True if the clause of an answer that answers entails the reference; False if it is undecided; else None."""
+    references = _reference_items(_plain(r))
+    p = _plain(p)
+    clauses = split_clauses(p)[:_MAX_CLAUSES]
+    live = [clause for clause in clauses if clause.role not in _SETTLED and len(clause.text) <= MAX_CLAUSE_CHARACTERS]
+    if not live or not references:
+        return None
+    if len(references) > 1:
+        return Verdict(True, "list") if _lists_all(q, references, live) else None
+    reference = _without_organ_of(q, references[0])
+    positions = [index for index, clause in enumerate(live) if _clause_entails(q, reference, clause)]
+    if not positions:
+        return None
+    first = positions[0]
+    if any(_OR_START.match(clause.text) for clause in clauses if clause.role == "alternative"):
+        return Verdict(False, "undecided")
+    if any(_competes(q, reference, clause) for clause in live[:first]) and not _is_strong(live[first]):
+        return Verdict(False, "second place")
+    if any(_replaces(q, reference, clause) for clause in live[first + 1 :] if not entails_text(q, reference, clause)):
+        return Verdict(False, "something else")
+    return Verdict(True, "clause")
+
+
+def _reference_items(r: str) -> tuple[str, ...]:
+    items = split_list_items(r)
+    return (r,) if len(items) <= 1 else items
+
+
+def _without_organ_of(q: str, r: str) -> str:
+    """支气管 for 肺支气管, if the question names the lung."""
+    organs = find_terms(q, "organ", "region")
+    words = sorted({term for match in organs for term in match.concept.terms}, key=len, reverse=True)
+    word = next((word for word in words if r.startswith(word) and concept_of(r) is None), "")
+    return r[len(word) :].removeprefix("的") if concept_of(r[len(word) :]) else r
+
+
+def _is_strong(clause: Clause) -> bool:
+    return _STRONG.search(clause.text) is not None
+
+
+def _lists_all(q: str, references: tuple[str, ...], live: list[Clause]) -> bool:
+    """Whether the items of the answering clauses and those of the reference entail each other one to one."""
+    items: list[str] = []
+    for index, clause in enumerate(live):
+        if index and _EXTRA_VERB.search(clause.text) and clause.role == "statement" and not _is_strong(clause):
+            continue
+        items += [part for part in re.split(rf"{LIST_MARK}|和|与|及|以及|伴有?|合并|并发?|还有", clause.text) if part]
+    items = [_bare(item, q) for item in items]
+    items = [
+        item
+        for item in items
+        if item and not set(item) <= set("的等种个两三四五项类主要以为其中有可采用相结合方式法共")
+    ]
+    ending = references[-1][-2:]
+    widened = [item if item.endswith(ending) else item + ending for item in items]
+    for candidates in (items, widened):
+        used = [any(_item_entails(q, reference, item) for item in candidates) for reference in references]
+        extra = [item for item in candidates if not any(_item_entails(q, reference, item) for reference in references)]
+        if all(used) and not extra:
+            return True
+    return False
+
+
+def _bare(text: str, q: str) -> str:
+    """A clause without the words that only lead to its answer or repeat the question."""
+    for _ in range(3):
+        shorter = _TRAIL.sub("", _LEAD.sub("", text))
+        if shorter == text or not shorter:
+            break
+        text = shorter
+    return text
+
+
+# --- one clause -------------------------------------------------------------------------------------------------------
+
+
+def entails_text(q: str, reference: str, clause: Clause) -> bool:
+    """Whether a clause entails the reference, for a clause that is known to state something."""
+    return _clause_entails(q, reference, clause)
+
+
+def _clause_entails(q: str, reference: str, clause: Clause) -> bool:
+    text = clause.text
+    asks_state = _ASKS_STATE.search(q) or ABNORMAL.search(q)
+    if asks_state and not ABNORMAL.search(reference) and normality(text) is True:
+        return False  # 肾脏正常 in answer to which organ is abnormal
+    concept = _core(reference)[2]
+    if concept is not None and concept.category == "appearance" and is_about_another_organ(text, q):
+        return False
+    bare = _bare(text, q)
+    for candidate in dict.fromkeys((text, bare, *_heads(text), *_tails(text))):
+        if candidate and _item_entails(q, reference, candidate) and not _is_denied(text, candidate):
+            return True
+    return any(_mention_holds(q, reference, text, *span) for span in _mentions(q, reference, text))
+
+
+def _is_denied(text: str, candidate: str) -> bool:
+    start = text.find(candidate)
+    return start >= 0 and is_negated(text, start, start + len(candidate))
+
+
+_HEAD_VERB = re.compile(
+    r"(?:可见|显示|呈|占|位于|最|更|较|负责|属于|有|存在|见|受|发生|出现|是|为|的体积|的面积|的功能|具有|比|,|\()"
+)
+_TAIL_VERB = re.compile(r"(?:是|为|属于|位于|在|考虑|提示|符合|诊断|可见|见|呈|有|显示|采用|通过|患有|而是|即|表现为)")
+
+
+def _heads(text: str) -> list[str]:
+    """What stands before the first verb: 小肠 in 小肠的体积最大."""
+    match = _HEAD_VERB.search(text, 1)
+    return [_LEAD.sub("", text[: match.start()]).rstrip("的")] if match else []
+
+
+def _tails(text: str) -> list[str]:
+    """What stands after the last linking verb: 肝 in 图中体积最大的脏器是肝."""
+    matches = list(_TAIL_VERB.finditer(text))
+    return [_bare(text[matches[-1].end() :], "")] if matches else []
+
+
+@lru_cache(maxsize=20_000)
+def _item_entails(q: str, reference: str, item: str) -> bool:
+    """Whether a bare term means the reference or something more precise."""
+    expected, stated = parse_meaning(reference), parse_meaning(item)
+    if same_meaning(expected, stated, q):
+        return True
+    if isinstance(expected, Location) and isinstance(stated, Location):
+        return _is_inside(stated, expected, q)
+    if isinstance(expected, Term) and isinstance(stated, Location) and expected.category == "organ":
+        # 双肺 is 肺; 左肺 is a part of it, which tells where something is
+        if stated == Location("both", "", expected.name):
+            return True
+        return _is_inside(stated, Location(organ=expected.name), q)
+    if isinstance(expected, Term) and isinstance(stated, Term) and stated.category and expected.category:
+        return is_a(stated.name, expected.name) and stated.category not in ("organ", "region")
+    return False
+
+
+def _is_inside(stated: Location, expected: Location, q: str) -> bool:
+    """Whether a location lies inside another one: 右额叶前部 in 右额叶. The whole is not in its part.
+
+    左上肺 is not entailed by 左肺: where the lobes of the lung are asked for, the lung's name alone means all of it.
+    """
+    if not expected.organ or not _ASKS_LOCATION.search(q):
+        return False
+    if expected.organ == "肺" and (stated.level, stated.part) != (expected.level, expected.part):
+        return False
+    if not expected.side and expected.organ in ("肺", "肾脏") and not _ASKS_WHERE.search(q):
+        return False  # the left lung is not the lungs
+    if find_sides(q) and stated.side in ("left", "right") and stated.side not in find_sides(q):
+        return False
+    filled = replace(
+        expected,
+        side=expected.side or stated.side,
+        level=expected.level or stated.level,
+        part=expected.part or stated.part,
+    )
+    return same_meaning(filled, stated, q)
+
+
+# --- mentions inside a clause -----------------------------------------------------------------------------------------
+
+
+_WRITTEN_ALIKE = (
+    (re.compile(r"(?<![a-z])pa(?:位|$| view)"), "后前位"),
+    (re.compile(r"(?<![a-z])ap(?:位|$| view)"), "前后位"),
+    (re.compile(r"([左右])(?:侧|边)的?(?=[\u4e00-\u9fff])"), r"\1"),  # 左侧的肾, 左肾
+    (
+        re.compile(r"(密度|信号|回声)(?:较|偏|稍|略|明显|相对|轻度|呈)*(?:增|升|减|降)?(高|低)"),
+        r"\2\1",
+    ),  # 密度较低, 低密度
+    (re.compile(r"(?:稍|略|较|偏)(高|低)(密度|信号|回声)"), r"\1\2"),
+    (re.compile(r"(非)?(?:增强|强化)[型性](?=[\u4e00-\u9fff])"), r"\1强化"),
+    (re.compile(r"(非)增强(?=脑|肿|病)"), r"\1强化"),
+)
+
+
+@lru_cache(maxsize=20_000)
+def _plain(text: str) -> str:
+    """What is written in several ways, written alike: 左侧的肾 and 左肾, 密度较低 and 低密度."""
+    for pattern, replacement in _WRITTEN_ALIKE:
+        text = pattern.sub(replacement, text)
+    return text.replace("两肺", "双肺").replace("两肾", "双肾")
+
+
+@lru_cache(maxsize=20_000)
+def _core(reference: str) -> tuple[str, frozenset[str], Concept | None]:
+    """The reference without its side, the sides, and the concept that the rest names."""
+    plain = _plain(reference)
+    core = re.sub(r"^(?:双侧?|两侧|[左右])(?!心|束|室|房|冠|前降|回旋|主干)", "", plain)
+    return core, find_sides(reference), concept_of(core)
+
+
+def _mentions(q: str, reference: str, text: str) -> list[tuple[int, int]]:
+    """Spans of a clause that name the reference or a kind of it, sides aside."""
+    core, _, concept = _core(reference)
+    spans = [match.span() for match in re.finditer(_word_pattern(core), text)] if len(core) > 0 else []
+    for match in find_terms(text):
+        inside = [span for span in spans if match.start <= span[0] and span[1] <= match.end]
+        is_kind = concept is not None and _is_kind(match.concept, concept, q)
+        if is_kind:
+            spans.append((match.start, match.end))
+        elif (
+            inside
+            and (match.start, match.end) not in inside
+            and not _is_suffix_of(core, match.concept, text, match.end, inside)
+        ):
+            spans = [span for span in spans if span not in inside]
+    return list(dict.fromkeys(spans))
+
+
+def _is_kind(stated: Concept, expected: Concept, q: str) -> bool:
+    """Whether a concept is the expected one or narrower; a narrower organ only tells where something is."""
+    if stated == expected:
+        return True
+    is_place = expected.category in ("organ", "region")
+    return is_a(stated.name, expected.name) and (not is_place or _ASKS_WHERE.search(q) is not None)
+
+
+def _is_suffix_of(core: str, concept: Concept, text: str, end: int, inside: list[tuple[int, int]]) -> bool:
+    """支气管肺炎 ends with 肺炎 and is one: a disease in a longer name of a disease; 宫颈 is no neck."""
+    core_concept = concept_of(core)
+    is_disease = concept.category in FINDING_CATEGORIES and (
+        core_concept is None or core_concept.category in FINDING_CATEGORIES
+    )
+    return is_disease and len(core) > 1 and inside[-1][1] == end and not _PRIVATIVE.search(text[: inside[-1][0]])
+
+
+@lru_cache(maxsize=5_000)
+def _word_pattern(word: str) -> str:
+    return rf"(?<![a-z]){re.escape(word)}(?![a-z])" if word.isascii() else re.escape(word)
+
+
+def _mention_holds(q: str, reference: str, text: str, start: int, end: int) -> bool:
+    """Whether the reference, named at text[start:end], is affirmed there, by itself, and on the right side."""
+    core, sides, concept = _core(reference)
+    before, after = text[:start], text[end:]
+    is_mixed = before.endswith("囊") and core.startswith("实")
+    if is_negated(text, start, end) or _PRIVATIVE.search(before) or is_mixed:
+        return False
+    if len(find_sides(q)) == 1 and find_sides(before) and not find_sides(before) & find_sides(q):
+        return False
+    is_place = concept is not None and concept.category in ("organ", "region", "view")
+    if is_place and not _leads_to(before, q):
+        return False
+    if not _AFTER.match(after) and not (is_place and _PLACE_AFTER.match(after)):
+        return False
+    if re.match(r"无关|与此无关|正常|未见", after) and _ASKS_STATE.search(q):
+        return False
+    local_text = before[-12:] + text[start:end] + (after[:4] if sides else "")
+    stated_sides = find_sides(local_text) if sides or is_place else frozenset()
+    if core in ("肺", "肺部") and _LOBE.search(before[-3:] + after[:3]) and not _LOBE.search(reference):
+        return False  # 左上肺 for 左肺: see _is_inside
+    if sides and stated_sides != sides and not (not stated_sides and find_sides(q) == sides):
+        return False
+    if is_place and not sides and len(stated_sides) == 1 and not _may_add_side(q, stated_sides, concept):
+        return False
+    return not _is_joined(q, reference, before, after)
+
+
+_LOBE = re.compile(r"[上中下](?:叶|野|部|$|肺)")
+
+
+def _may_add_side(q: str, sides: frozenset[str], concept: Concept | None) -> bool:
+    if find_sides(q) and not sides <= find_sides(q):
+        return False
+    is_whole = concept is not None and concept.name in ("肺", "肾脏")
+    return _ASKS_LOCATION.search(q) is not None and (not is_whole or _ASKS_WHERE.search(q) is not None)
+
+
+def _leads_to(before: str, q: str) -> bool:
+    """Whether the words before an organ only lead to it: 病变位于, 左侧, the words of the question."""
+    rest = re.sub(r"[左右双两][侧边]?的?|[上下前后中]部?$|" + _LEAD.pattern[1:], "", before)
+    rest = re.sub(r"[a-z]+ (?=of|in)", "", rest)
+    return set(rest) <= set(q) | set("的了是为在,:‖和与及或这那") or before.endswith(
+        ("是", "为", "于", "在", "的", "示", "见", "指", "人体", "身体", "of ", "the ")
+    )
+
+
+def is_about_another_organ(before: str, q: str) -> bool:
+    """心脏呈黑色 in answer to the color of the lung."""
+    question_organs = {match.concept.name for match in find_terms(q, "organ")}
+    stated = {match.concept.name for match in find_terms(before, "organ")}
+    around = frozenset().union(*map(structures_of, stated)) if stated else frozenset()
+    return bool(question_organs and stated and not (question_organs & (stated | around)))
+
+
+def _is_joined(q: str, reference: str, before: str, after: str) -> bool:
+    """Whether something else is named beside the reference: 肺和心脏, CT或MRI."""
+    right = re.match(rf"(?:的|区|部|侧|性|治疗|病变|影)*(?:\([^)]*\))?\s*({_OR.pattern}|{_AND.pattern})\s*(.+)", after)
+    if right and _is_something_else(q, reference, right.group(right.lastindex or 1)):
+        return True
+    left = re.search(rf"(.*?)({_OR.pattern}|{_AND.pattern})[^,和与及或{LIST_MARK}]{{0,10}}$", before)
+    return bool(left and _is_something_else(q, reference, left.group(1)))
+
+
+def _is_something_else(q: str, reference: str, text: str) -> bool:
+    rest = _bare(text, q)
+    if not rest or set(rest) <= set("的等为有其"):
+        return False
+    return not any(_item_entails(q, reference, item) for item in (rest, *_heads(text)))
+
+
+# --- what speaks against it -------------------------------------------------------------------------------------------
+
+
+def _competes(q: str, reference: str, clause: Clause) -> bool:
+    """Whether a clause before the one that entails the reference is an answer of its own."""
+    if _clause_entails(q, reference, clause):
+        return False
+    bare = _bare(clause.text, q)
+    if reference in clause.text or re.match(r"根据|从|由|通过", clause.text):
+        return False
+    return _is_same_kind(reference, bare) or (bare in q and len(bare) > 1) or _offers(q, bare)
+
+
+def _offers(q: str, text: str) -> bool:
+    """Whether the clause begins with another option that the question offers."""
+    return any(len(option) > 1 and text.startswith(option) for option in offered_options(q))
+
+
+@lru_cache(maxsize=5_000)
+def offered_options(q: str) -> tuple[str, ...]:
+    """The options in a question of the form A还是B: (药物治疗, 手术治疗)."""
+    match = re.search(r"([^,。?]{1,12})还是([^,。?]{1,12})", q)
+    if match is None:
+        return ()
+    second = match[2].rstrip("?吗")
+    first = match[1]
+    return (first[-len(second) :] if first.endswith(second[-2:]) else first, second)
+
+
+def _replaces(q: str, reference: str, clause: Clause) -> bool:
+    """Whether a later clause corrects the answer, or goes on listing: 心脏,肝脏,脾脏."""
+    bare = _bare(clause.text, q)
+    is_name = concept_of(bare) is not None or (ABNORMAL.search(bare[-2:]) and not _EXTRA_VERB.search(clause.text))
+    is_bare = len(bare) >= len(clause.text) - 6 and is_name
+    if clause.role == "addition" and re.match(r"伴|并见|同时", clause.text):
+        return False
+    if _CORRECTS.match(clause.text):
+        return _is_same_kind(reference, bare)
+    return is_bare and _is_same_kind(reference, bare) and not clause.text.startswith(("伴", "可见", "含", "包括"))
+
+
+def _is_same_kind(reference: str, text: str) -> bool:
+    """Whether a text names something that could stand in place of the reference."""
+    _, _, concept = _core(reference)
+    if isinstance(parse_meaning(reference), Location) and isinstance(parse_meaning(text), Location):
+        return True
+    is_finding = ABNORMAL.search(reference[-2:]) or (concept and concept.category in FINDING_CATEGORIES)
+    if is_finding and ABNORMAL.search(text[-2:]):
+        return True
+    if concept is None:
+        stated = concept_of(text)
+        return bool(stated and is_finding and stated.category in FINDING_CATEGORIES)
+    kinds = FINDING_CATEGORIES if concept.category in FINDING_CATEGORIES else (concept.category,)
+    return any(match.start == 0 or match.end == len(text) for match in find_terms(text, *kinds))
