@@ -1,5 +1,6 @@
 """Merging folders: all samples, splits that stay disjoint, and a chosen share of contexts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,19 @@ def test_merging_keeps_all_samples_and_disjoint_splits(tmp_path: Path, capsys: p
         main(["data", "merge", str(tmp_path / "out")])
     assert main(["data", "merge", str(tmp_path / "o"), str(a), str(a)]) == 2
     assert "two folders are named a" in capsys.readouterr().err
+
+
+def test_merging_never_relaxes_the_license_of_an_image(tmp_path: Path) -> None:
+    """A tier that is stricter than the origins say (a row of the source restricted the image) is kept."""
+    restricted = replace(image_record(1), license_tier="restricted")
+    sample = text_sample("x", "caption", restricted, "甲")
+    a = write_splits(tmp_path / "a", [("train", sample)], restricted)
+    b = write_splits(tmp_path / "b", [("train", sample)], image_record(1, license="CC0"))
+    assert open_dataset(b).image(restricted.image_id).license_tier == "public"  # the control
+    for first, second in ((a, b), (b, a)):
+        out = tmp_path / f"{first.name}{second.name}"
+        assert main(["data", "merge", str(out), str(first), str(second)]) == 0
+        assert open_dataset(out).image(restricted.image_id).license_tier == "restricted"
 
 
 @pytest.mark.parametrize(("contexts", "share"), [(40, 0.5), (4, 0.5), (40, 0.9)])
