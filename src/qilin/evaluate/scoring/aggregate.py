@@ -30,6 +30,7 @@ from qilin.evaluate.scoring.intervals import (
     share_interval,
     sum_by_cluster,
 )
+from qilin.evaluate.scoring.presence import presence_scores
 from qilin.evaluate.scoring.text_metrics import token_f1
 from qilin.text.facts import DEFAULT_VOCABULARY
 
@@ -125,6 +126,7 @@ def score_predictions(
             context.other_modality,
             context.facts.vocabulary,
         ),
+        "presence": presence_scores(questions, scores.verdicts, scores.cluster),
         "rules": count_rules(scores.verdicts),
         "clusters": describe_clusters(predictions, context.cluster),
     }
