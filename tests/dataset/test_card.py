@@ -4,19 +4,21 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from builders.datasets import mixed_dataset
+from builders.datasets import gradient_png, mixed_dataset
 from qilin.cli import main
 from qilin.dataset.card import command_chain, fence, plain_markdown
+from qilin.dataset.card_head import license_fields
 from qilin.dataset.card_plots import draw_category_plot
 from qilin.dataset.length_stats import quartiles
 from qilin.dataset.reader import open_dataset
-from qilin.dataset.schema import Sample, assistant, user
-from qilin.dataset.writer import DatasetWriter
+from qilin.dataset.schema import Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter, make_image
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -117,3 +119,45 @@ def test_a_card_holds_no_html_of_the_data(tmp_path: Path) -> None:
     assert text not in outside_of_code
     assert outside_of_code.count("&lt;img") >= 4
     assert yaml.safe_load(head)["pretty_name"] == text
+
+
+@pytest.mark.parametrize("has_images", [True, False])
+def test_datasets_opens_a_folder_and_shows_its_images(tmp_path: Path, has_images: bool) -> None:
+    from datasets import load_dataset
+
+    origin = Provenance("s", "1", license="CC BY-NC-SA 4.0")
+    image = make_image(gradient_png(10), [origin])
+    with DatasetWriter(tmp_path / "data", {"license": "MIT"}) as writer:
+        if has_images:
+            writer.add_image(image)
+        for n, (split, answer) in enumerate((("train", "是"), ("train", "否"), ("train", "是"), ("test", "是"))):
+            ids = (image.image_id,) if has_images and split == "train" else ()
+            messages = (user("正常吗？", len(ids)), assistant(answer))
+            assert writer.add_sample(split, Sample(f"s{n}", "vqa", ids, messages, "closed"))
+    folder, cache = str(tmp_path / "data"), str(tmp_path / "cache")
+    card = (tmp_path / "data" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    # the card's own lines
+    lines = card.split("```python")[1].split("```")[0].replace('folder = "data"  #', f"folder = {folder!r}  #")
+    values: dict[str, Any] = {}
+    exec(lines.replace("load_dataset(folder,", f"load_dataset(folder, cache_dir={cache!r}, name="), values)
+    assert values["sample"]["sample_id"] == "s0"
+    if has_images:
+        assert [picture.size for picture in values["pictures"]] == [(70, 70)]
+    assert len(load_dataset(folder, cache_dir=cache)["test"]) == 1
+    assert (head["license"], head["size_categories"]) == ("other" if has_images else "mit", ["n<1K"])
+    assert "| 是 | 3 | 75.0% |" in card
+    assert "| vqa | s0 | user:" in card
+
+
+@pytest.mark.parametrize(
+    ("texts", "identifier"),
+    [
+        (["CC BY 4.0"], "cc-by-4.0"), (["cc-by-nc-sa-3.0"], "cc-by-nc-sa-3.0"), (["CC0"], "cc0-1.0"), (["MIT"], "mit"),
+        (["https://creativecommons.org/licenses/by-nc/4.0/"], "cc-by-nc-4.0"), (["Apache License 2.0"], "apache-2.0"),
+        (["Creative Commons Attribution-NonCommercial-ShareAlike 4.0"], "cc-by-nc-sa-4.0"),
+        (["CC BY 4.0", "MIT"], "other"), (["our own terms"], "other"), ([], "unknown"), (["MIT", "unknown"], "unknown"),
+    ],
+)  # fmt: skip
+def test_licenses_in_the_terms_of_the_hub(texts: list[str], identifier: str) -> None:
+    assert license_fields(texts)["license"] == identifier

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from qilin.dataset.card_head import card_head, example_rows
 from qilin.dataset.card_plots import TEMPLATES, draw_category_plot
 from qilin.dataset.hash_tables import FingerprintMap, FingerprintMapBuilder
 from qilin.dataset.length_stats import (
@@ -26,18 +27,21 @@ from qilin.dataset.length_stats import (
     paper_part,
     quartiles,
 )
-from qilin.dataset.schema import SPLITS
+from qilin.dataset.schema import SPLITS, text_of
 
-SAMPLE_COLUMNS = ("kind", "image_ids", "messages", "source", "lang", "license_tier")
+SAMPLE_COLUMNS = ("sample_id", "kind", "image_ids", "messages", "answer_type", "source", "lang", "license_tier")
 IMAGE_COLUMNS = ("image_id", "provenance", "modality", "license_tier")
 PLOTS = ("source", "kind", "modality", "license")
 ROWS_PER_BATCH = 1024
+EXAMPLES_PER_KIND = 2
+MAX_LICENSES = 50  # texts of licenses that are told apart
+MAX_CLOSED_ANSWERS = 1000  # answers of closed questions that are counted; real sets have two to twenty
 
 
 def write_card(path: Path, title: str, counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Write README.md and the plots from the folder's own rows. `counts` and `settings` are those of the manifest."""
     files = {split: sorted((path / "samples").glob(f"{split}-*.parquet")) for split in SPLITS}
-    image_rows, modalities = count_images(path)
+    image_rows, modalities, licenses = count_images(path)
     samples = count_samples(files, modalities)
     (path / "plots").mkdir(exist_ok=True)
     for name in PLOTS:
@@ -45,12 +49,20 @@ def write_card(path: Path, title: str, counts: Mapping[str, Any], settings: Mapp
         (path / "plots" / f"{name}.svg").write_text(svg, encoding="utf-8")
     settings = to_plain(settings)
     commands = [" ".join(line.splitlines()) for line in command_chain(settings, title)]
+    num_samples, num_images = sum(counts["samples"].values()), counts["pictures"]
+    licenses |= text_licenses(samples, settings)
+    head = card_head(title, files, num_samples, num_images, samples.languages(), licenses, samples.by_category["kind"])
     settings_yaml = yaml.safe_dump(settings, allow_unicode=True).strip()
     card = TEMPLATES.get_template("card.md.jinja").render(
-        head=yaml.safe_dump(card_head(title, files, samples.languages()), sort_keys=False, allow_unicode=True),
+        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
         title=plain_markdown(title),
         counts=counts,
-        num_samples=sum(counts["samples"].values()),
+        num_samples=num_samples,
+        answer_types=samples.answer_type_rows(),
+        closed_answers=samples.closed_answer_rows(),
+        examples=samples.examples,
+        folder=re.sub(r"[^\w.-]+", "-", title),
+        first_split=next(iter(counts["samples"]), "train"),
         contamination_note=contamination_note(settings),
         settings=settings,
         settings_yaml=settings_yaml,
@@ -85,21 +97,6 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value if isinstance(value, int | float | bool | str | None) else str(value)
-
-
-def card_head(title: str, files: Mapping[str, list[Path]], languages: list[str]) -> dict[str, Any]:
-    """The YAML head of a Hugging Face dataset card."""
-    splits = [{"split": split, "path": f"samples/{split}-*.parquet"} for split in SPLITS if files[split]]
-    return {
-        "pretty_name": title,
-        "language": languages,
-        "task_categories": ["visual-question-answering", "image-to-text"],
-        "tags": ["medical"],
-        "configs": [
-            {"config_name": "samples", "data_files": splits, "default": True},
-            {"config_name": "images", "data_files": [{"split": "train", "path": "images/*.parquet"}]},
-        ],
-    }
 
 
 # --- how the dataset was made ---------------------------------------------------------------------------------------
@@ -168,6 +165,31 @@ class SampleCounts:
     by_source: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (source, language, license tier)
     by_category: dict[str, dict[str, LengthCounts]] = field(default_factory=lambda: {name: {} for name in PLOTS})
     paper_parts: dict[str, LengthCounts] = field(default_factory=dict)
+    answer_types: Counter[str] = field(default_factory=Counter)
+    closed_answers: Counter[str] = field(default_factory=Counter)
+    examples: list[tuple[str, str, str]] = field(default_factory=list)  # (kind, sample id, text)
+    text_only: int = 0
+
+    def answer_type_rows(self) -> list[tuple[str, ...]]:
+        total = sum(self.answer_types.values())
+        return [(name, f"{count:,}", f"{count / total:.1%}") for name, count in self.answer_types.most_common()]
+
+    def closed_answer_rows(self) -> list[tuple[str, ...]]:
+        """The most frequent answers of closed questions: a model that always gives the first has its share right."""
+        total = sum(self.closed_answers.values())
+        return [(name, f"{count:,}", f"{count / total:.1%}") for name, count in self.closed_answers.most_common(8)]
+
+    def add_answer(self, row: Mapping[str, Any]) -> None:
+        """Count a row's answer type, its answer if it is closed, and keep the first rows of each kind as examples."""
+        if row["answer_type"]:
+            self.answer_types[row["answer_type"]] += 1
+        if row["answer_type"] == "closed":
+            answer = text_of(row["messages"][-1]).strip()[:40]
+            if answer in self.closed_answers or len(self.closed_answers) < MAX_CLOSED_ANSWERS:
+                self.closed_answers[answer] += 1
+        if sum(kind == row["kind"] for kind, _, _ in self.examples) < EXAMPLES_PER_KIND:
+            self.examples.append((row["kind"], row["sample_id"], example_rows(row["messages"])))
+        self.text_only += not row["image_ids"]
 
     def kind_rows(self) -> list[tuple[str, ...]]:
         return [
@@ -195,6 +217,7 @@ def count_samples(files: Mapping[str, list[Path]], modalities: FingerprintMap) -
                 length = sum(message_length(m) for m in row["messages"] if m["role"] == "assistant")
                 source = row["source"] or "unknown"
                 modality = (modalities.get(row["image_ids"][0]) or "unknown") if row["image_ids"] else "no image"
+                counts.add_answer(row)
                 counts.by_kind.setdefault((split, row["kind"]), Counter())[length] += 1
                 counts.by_source[(source, row["lang"], row["license_tier"])] += 1
                 for name, value in zip(PLOTS, (source, row["kind"], modality, row["license_tier"]), strict=True):
@@ -217,9 +240,17 @@ def paper_rows(parts: Mapping[str, LengthCounts]) -> list[tuple[str, ...]]:
     return rows
 
 
-def count_images(path: Path) -> tuple[list[tuple[str, ...]], FingerprintMap]:
-    """(source, modality, license tier, number of images) rows, and the modality of each image."""
+def text_licenses(samples: SampleCounts, settings: Mapping[str, Any]) -> set[str]:
+    """The licenses of samples without an image, which only the settings of an import name."""
+    if not samples.text_only:
+        return set()
+    return set(str(settings.get("license") or "unknown").split("; "))
+
+
+def count_images(path: Path) -> tuple[list[tuple[str, ...]], FingerprintMap, set[str]]:
+    """(source, modality, license tier, number of images) rows, the modality of each image, and all licenses."""
     counts: Counter[tuple[str, str, str]] = Counter()
+    licenses: set[str] = set()
     modalities = FingerprintMapBuilder()
     for file in sorted((path / "images").glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(columns=list(IMAGE_COLUMNS), batch_size=ROWS_PER_BATCH):
@@ -228,7 +259,9 @@ def count_images(path: Path) -> tuple[list[tuple[str, ...]], FingerprintMap]:
                 modality = row["modality"] or "unknown"
                 counts[(source, modality, row["license_tier"])] += 1
                 modalities.add(row["image_id"], modality)
-    return [(*key, f"{count:,}") for key, count in counts.most_common()], modalities.build()
+                for record in row["provenance"] if len(licenses) < MAX_LICENSES else ():
+                    licenses.add(record["license"] or "unknown")
+    return [(*key, f"{count:,}") for key, count in counts.most_common()], modalities.build(), licenses
 
 
 def row_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
