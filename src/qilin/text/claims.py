@@ -11,6 +11,7 @@ import re
 from qilin.text.abnormality import ABNORMAL, abnormality
 from qilin.text.laterality import find_sides
 from qilin.text.negation import negated_spans
+from qilin.text.quantities import Bounds, find_quantities
 from qilin.text.yes_no_question import CLAUSE_BREAK, YesNoQuestion
 
 # --- statements about statements ------------------------------------------------------------------------------------
@@ -69,6 +70,7 @@ _MODAL_YES = re.compile(
     r"必须|务必|应(?:当|该|立即|尽快|尽早)?|需(?:要)?|建议|推荐|主张|可(?!能|见)|能够?|适合|适宜|宜|有必要|首选"
     r"|有.{0,6}指征|\b(?:should|must|needs?|can|required|recommended)\b"
 )
+_NO_CONTRAINDICATION = re.compile(r"(?:无|没有|未见)(?:明显|绝对|任何|相关)*禁忌[证症]?")
 _ENOUGH = re.compile(r"即可|足够|足矣|就(?:可以|行|够)|便可|is enough|suffices?")
 _INSTEAD = re.compile(r"保守|观察|随访|门诊|药物|复查|定期")
 
@@ -80,6 +82,7 @@ def answers_modality(text: str, question: YesNoQuestion) -> bool | None:
         return None
     action = question.statement[modal.end() :]
     bigrams = {action[i : i + 2] for i in range(len(action) - 1)}
+    text = _NO_CONTRAINDICATION.sub("可以", text)
     for clause in CLAUSE_BREAK.split(text):
         is_about = any(bigram in clause for bigram in bigrams) if bigrams else True
         if _MODAL_NO.search(clause):
@@ -101,6 +104,38 @@ def answers_modality(text: str, question: YesNoQuestion) -> bool | None:
 # --- all or some ----------------------------------------------------------------------------------------------------
 
 _ALL = re.compile(r"所有|全部|都|均|每[个一]|任何|整个|\ball\b|\bboth\b|\bevery\b")
+_ONLY_ONE = re.compile(r"(?:只有|仅有?|单)(?:一|1)?(?:个|处|枚|发|侧|只|根|颗)")
+_SEVERAL = re.compile(r"多发|多个|多处|多枚|数个|数枚|若干|不止|双侧|两侧|弥漫")
+
+
+def answers_count(text: str, question: YesNoQuestion) -> bool | None:
+    """大于3cm吗 answered by 4cm, 只有一个病灶吗 by 多发: a quantity inside or outside of the one asked about."""
+    if _ONLY_ONE.search(question.statement) and _SEVERAL.search(text):
+        return False
+    in_question = find_quantities(question.statement)
+    if len(in_question) != 1 or len(in_question[0].bounds) != 1:
+        return None
+    expected = in_question[0]
+    stated = [q for q in find_quantities(text) if q.kind == expected.kind and not q.negated and len(q.bounds) == 1]
+    if not stated:
+        return None
+    signs = {_is_within(quantity.bounds[0], expected.bounds[0]) for quantity in stated}
+    return signs.pop() if len(signs) == 1 else None
+
+
+def _is_within(stated: Bounds, expected: Bounds) -> bool | None:
+    """True if the stated interval lies inside the expected one, False if outside, None if they overlap."""
+    stated_low, stated_high = stated
+    low, high = expected
+    if (low is None or (stated_low is not None and stated_low >= low)) and (
+        high is None or (stated_high is not None and stated_high <= high)
+    ):
+        return True
+    is_below = low is not None and stated_high is not None and stated_high < low
+    is_above = high is not None and stated_low is not None and stated_low > high
+    return False if is_below or is_above else None
+
+
 _ALL_NO = re.compile(
     r"并非(?:所有|全部|都|均|每)|不是(?:所有|全部|都|均|每)|不全|未全|未都|仅|只有|部分|少数|个别|大多|有的"
     r"|\bnot all\b|\bonly\b|\bsome\b"

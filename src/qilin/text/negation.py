@@ -21,7 +21,8 @@ _FALSE_CUES = (
     "不随意", "不耐", "不育", "不振", "不宁", "不少", "有没有", "是不是", "有无", "是否", "能不能", "可不可以",
     "能否", "可否", "会不会", "对不对", "否则", "不久", "差不多", "不好", "不明确", "不明显的",
 )  # fmt: skip
-_FALSE = re.compile("|".join(sorted(_FALSE_CUES, key=len, reverse=True)))
+# 非增殖期, 非增强型 name a kind; 非恶性 denies.
+_FALSE = re.compile("|".join([*sorted(_FALSE_CUES, key=len, reverse=True), r"非[^,，。;；、‖]{1,4}[期型](?!肿)"]))
 
 _BEFORE_CUES = (
     "未见明显", "未见明确", "未见确切", "未见到", "未见", "未发现", "未看到", "未观察到", "未检出", "未探及", "未显示",

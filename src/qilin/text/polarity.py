@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 
 from qilin.text.abnormality import ABNORMAL, abnormality
-from qilin.text.claims import answers_modality, answers_quantifier, answers_statement
+from qilin.text.claims import answers_count, answers_modality, answers_quantifier, answers_statement
 from qilin.text.laterality import find_sides
 from qilin.text.negation import is_negated, negated_spans
 from qilin.text.vocabulary import FINDING_CATEGORIES, concept_of, find_terms, is_a, structures_of
@@ -298,6 +298,8 @@ def _presence(text: str, question: YesNoQuestion) -> bool | None:
     implied: list[bool] = []
     for clause in relevant_clauses(text, question):
         sign = _key_sign(clause, keys, question)
+        if not question.asks_presence and _denies_part(clause, question):
+            sign = False
         if sign is not None:
             signs.append(sign)
         elif not is_organ and _DENIES_ALL.search(clause):
@@ -313,6 +315,15 @@ def _presence(text: str, question: YesNoQuestion) -> bool | None:
     if signs:
         return None
     return implied[0] if implied else None
+
+
+def _denies_part(clause: str, question: YesNoQuestion) -> bool:
+    """Whether a clause denies any part of the statement: 血管未受侵犯 and 无侵犯 to 肿瘤侵犯血管."""
+    return bool(negated_spans(clause)) and any(
+        is_negated(clause, match.start(), match.end())
+        for bigram in _content_bigrams(question.statement)
+        for match in re.finditer(re.escape(bigram), clause)
+    )
 
 
 def _normal_only(clause: str, question: YesNoQuestion) -> bool:
@@ -394,6 +405,7 @@ def _predicate(text: str, question: YesNoQuestion) -> bool | None:
     return None
 
 
-_RULES = (answers_statement, answers_modality, answers_quantifier, _normality, _what_it_is, _side, _comparison,
+_RULES = (answers_statement, answers_modality, answers_count, answers_quantifier,
+          _normality, _what_it_is, _side, _comparison,
           _opposite, _identity, _echo, _presence, _predicate)  # fmt: skip
 _TURNED = (_opposite, _presence, _predicate)  # rules that read the positive statement

@@ -15,11 +15,13 @@ from functools import lru_cache
 
 from qilin.evaluate.results import Verdict
 from qilin.evaluate.scoring.anatomy import Location, Term, parse_meaning, same_meaning
+from qilin.evaluate.scoring.measures import without_spans
 from qilin.text.abnormality import ABNORMAL
 from qilin.text.clauses import LIST_MARK, Clause, split_clauses
 from qilin.text.laterality import find_sides
 from qilin.text.negation import is_negated
 from qilin.text.normalize import split_list_items
+from qilin.text.quantities import find_quantities
 from qilin.text.vocabulary import FINDING_CATEGORIES, Concept, concept_of, find_terms, is_a, structures_of
 from qilin.text.yes_no import normality
 
@@ -91,6 +93,8 @@ def judge_statement(q: str, r: str, p: str) -> Verdict | None:
         return Verdict(False, "second place")
     if any(_replaces(q, reference, clause) for clause in live[first + 1 :] if not entails_text(q, reference, clause)):
         return Verdict(False, "something else")
+    if _describes_otherwise(q, reference, live):
+        return Verdict(False, "something else")
     return Verdict(True, "clause")
 
 
@@ -107,6 +111,23 @@ def _without_organ_of(q: str, r: str) -> str:
     return r[len(word) :].removeprefix("的") if concept_of(r[len(word) :]) else r
 
 
+def _describes_otherwise(q: str, reference: str, live: list[Clause]) -> bool:
+    """中央高信号,周边低信号 for 高信号: another density, signal or echo, unless it is that of another organ or sequence."""
+    concept = _core(reference)[2]
+    if concept is None or concept.name[-2:] not in ("密度", "信号", "回声"):
+        return False
+    for clause in live:
+        named = [
+            m.concept for m in find_terms(clause.text, "appearance") if not is_negated(clause.text, m.start, m.end)
+        ]
+        is_other = any(c.name[-2:] == concept.name[-2:] and not is_a(c.name, concept.name) for c in named)
+        sequences = {match.concept.name for match in find_terms(clause.text, "sequence")}
+        is_elsewhere = sequences - {match.concept.name for match in find_terms(q, "sequence")}
+        if is_other and not is_elsewhere and not is_about_another_organ(clause.text, q) and "相对" not in clause.text:
+            return True
+    return False
+
+
 def _is_strong(clause: Clause) -> bool:
     return _STRONG.search(clause.text) is not None
 
@@ -118,7 +139,7 @@ def _lists_all(q: str, references: tuple[str, ...], live: list[Clause]) -> bool:
         if index and _EXTRA_VERB.search(clause.text) and clause.role == "statement" and not _is_strong(clause):
             continue
         items += [part for part in re.split(rf"{LIST_MARK}|和|与|及|以及|伴有?|合并|并发?|还有", clause.text) if part]
-    items = [_bare(item, q) for item in items]
+    items = [_bare(item, q) for item in items if not _only_counts(item, q)]
     items = [
         item
         for item in items
@@ -132,6 +153,12 @@ def _lists_all(q: str, references: tuple[str, ...], live: list[Clause]) -> bool:
         if all(used) and not extra:
             return True
     return False
+
+
+def _only_counts(item: str, q: str) -> bool:
+    """有两块骨 before the list itself."""
+    quantities = find_quantities(item)
+    return bool(quantities) and set(_bare(without_spans(item, quantities).replace("\x00", ""), q)) <= set(q)
 
 
 def _bare(text: str, q: str) -> str:
@@ -164,7 +191,39 @@ def _clause_entails(q: str, reference: str, clause: Clause) -> bool:
     for candidate in dict.fromkeys((text, bare, *_heads(text), *_tails(text))):
         if candidate and _item_entails(q, reference, candidate) and not _is_denied(text, candidate):
             return True
-    return any(_mention_holds(q, reference, text, *span) for span in _mentions(q, reference, text))
+    if any(_mention_holds(q, reference, text, *span) for span in _mentions(q, reference, text)):
+        return True
+    return _names_site_and_finding(q, reference, text)
+
+
+@lru_cache(maxsize=20_000)
+def _site_and_finding(reference: str) -> tuple[str, str] | None:
+    """(肝脏, 血管瘤) for 肝血管瘤; None for a reference that is not the two joined."""
+    core = _core(reference)[0]
+    for match in find_terms(core[:4], "organ", "region") or [m for m in find_terms(core[:1], "organ", "region")]:
+        rest = core[match.end :].lstrip("部脏内的")
+        if match.start == 0 and len(rest) > 1 and (concept_of(rest) or ABNORMAL.fullmatch(rest)):
+            return match.concept.name, rest
+    return None
+
+
+def _names_site_and_finding(q: str, reference: str, text: str) -> bool:
+    """肝右叶血管瘤 and 肝内见血管瘤 for 肝血管瘤: the finding, with its organ or a part of it before it."""
+    parts = _site_and_finding(reference)
+    if parts is None:
+        return False
+    site, finding = parts
+    for start, end in _mentions(q, finding, text):
+        organs = find_terms(text[:start], "organ", "region")
+        is_there = bool(organs) and site in structures_of(organs[-1].concept.name)
+        sides = _core(reference)[1]
+        if (
+            is_there
+            and (not sides or find_sides(text[:start]) == sides)
+            and _mention_holds(q, finding, text, start, end)
+        ):
+            return True
+    return False
 
 
 def _is_denied(text: str, candidate: str) -> bool:
