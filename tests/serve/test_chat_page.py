@@ -139,6 +139,24 @@ def test_volume_in_three_planes_linked(page: Any) -> None:
     assert page.evaluate("viewers.map(viewer => viewer.index)") == [9, 9]
 
 
+def test_series_of_files_is_one_stack(page: Any) -> None:
+    """Shuffled files, one of another series: sorted by position, named by plane."""
+    files = []
+    for number in (3, 0, 2, 1):
+        position = {"ImagePositionPatient": [0, 0, 5.0 * number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        uids = {"SeriesInstanceUID": "1.2.3", "SOPInstanceUID": f"1.2.3.{number}"}
+        files.append((f"{number}", dicom(np.full((16, 16), 100 * number, np.int16), **position, **uids)))
+    other = dicom(ct_pixels(), SeriesInstanceUID="1.2.4", SOPInstanceUID="1.2.4.1")
+    payloads = [{"name": name, "mimeType": "", "buffer": data} for name, data in [*files, ("x", other)]]
+    page.locator("#files").set_input_files(payloads)
+    page.wait_for_function("() => viewers.length === 2 && viewers.every(viewer => viewer.pixels)")
+    assert "轴位 3/4" in page.locator(".readout").first.inner_text()
+    values = (
+        "async () => (await Promise.all([0, 1, 2, 3].map(i => viewers[0].load('axial', i, 64)))).map(p => p.values[0])"
+    )
+    assert page.evaluate(values) == [0, 100, 200, 300]
+
+
 def test_region_and_map(page: Any) -> None:
     upload(page, ("x.png", gray_png()))
     page.locator("[data-tool=region]").click()

@@ -15,6 +15,7 @@ from qilin.imaging.decode import decode, flatten, read_orientation, transpose
 from qilin.imaging.dicom import DicomImage, is_dicom, read_dicom
 from qilin.imaging.errors import ImageError
 from qilin.imaging.nifti import is_nifti, read_nifti
+from qilin.imaging.series import SliceStack
 from qilin.imaging.volume import Volume, choose_slices, sample_slices
 from qilin.imaging.windowing import Frame, Windowing, render
 
@@ -24,18 +25,18 @@ MAX_SIDE = 65535
 
 @dataclass(frozen=True)
 class MedicalImage:
-    """A file that holds frames. `kind` is raster, dicom or nifti; `modality` is DICOM's code, "" if unknown."""
+    """Frames of a file, or of a series. `kind` is raster, dicom or nifti; `modality` is DICOM's code, "" if unknown."""
 
     kind: str
     modality: str
-    source: Frame | DicomImage | Volume
+    source: Frame | DicomImage | SliceStack | Volume
 
     @property
     def count(self) -> int:
-        """The frames of a DICOM file, the axial slices of a volume; 1 for other images."""
+        """The frames of a DICOM file or series, the axial slices of a volume; 1 for other images."""
         if isinstance(self.source, Volume):
             return self.source.count("axial")
-        return self.source.count if isinstance(self.source, DicomImage) else 1
+        return 1 if isinstance(self.source, Frame) else self.source.count
 
     def frame(self, index: int) -> Frame:
         """One frame, counted from 0. Raises ImageError."""
@@ -43,7 +44,7 @@ class MedicalImage:
             raise ImageError("frame does not exist", f"{index + 1} of {self.count}")
         if isinstance(self.source, Volume):
             return self.source.slice("axial", index)
-        return self.source.frame(index) if isinstance(self.source, DicomImage) else self.source
+        return self.source if isinstance(self.source, Frame) else self.source.frame(index)
 
 
 def open_medical(data: bytes) -> MedicalImage:

@@ -4,10 +4,12 @@ In: the bytes of a file and its owner. Out: an id, the values of one frame for t
 model gets for the same frame, window and crop. Nothing touches the disk; the least recently used images are dropped.
 """
 
+import contextlib
+import hashlib
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -15,12 +17,15 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 from PIL import Image
 
+from qilin.imaging.dicom import DicomImage
 from qilin.imaging.medical import MedicalImage, open_medical
+from qilin.imaging.series import SliceStack, group_series
 from qilin.imaging.volume import PLANES, Volume
 from qilin.imaging.windowing import PRESETS, Frame, LookupTable, Window, percentile_window, render, with_square_pixels
 from qilin.serve.api.errors import ApiError
 
 SCHEME = "qilin-image"
+PROCESS_KEY = secrets.token_bytes(32)
 STORE_BYTES = 2 << 30
 INT16_MIN, INT16_MAX = -32768, 32767
 MAX_VIEW_SIDE = 4096  # pixels of the longer side that the viewer gets at full size
@@ -45,8 +50,11 @@ class ImageStore:
 
     def add(self, data: bytes, owner: str) -> str:
         """Read a file's head and keep it. Raises ImageError."""
-        image = open_medical(data)
-        size = len(data) + (image.source.values.nbytes if isinstance(image.source, Frame | Volume) else 0)
+        return self.keep(open_medical(data), len(data), owner)
+
+    def keep(self, image: MedicalImage, data_bytes: int, owner: str) -> str:
+        """Keep an image of so many bytes; returns its id."""
+        size = data_bytes + (image.source.values.nbytes if isinstance(image.source, Frame | Volume) else 0)
         name = secrets.token_urlsafe(16)
         with self.lock:
             self.images[name] = StoredImage(image, owner, size)
@@ -63,6 +71,23 @@ class ImageStore:
                 raise ApiError(404, "there is no such image; it was dropped or never uploaded: load it again", "image")
             self.images.move_to_end(name)
             return stored.image
+
+    def stack(self, names: Sequence[str], owner: str) -> list[str]:
+        """Replace images of DICOM files by stacks of their series; returns the stacks' ids. Raises ApiError."""
+        images = [self.get(name, owner).source for name in names]
+        if not all(isinstance(image, DicomImage) for image in images):
+            raise ApiError(400, "images: a series consists of DICOM files", "images")
+        stacks = group_series(image for image in images if isinstance(image, DicomImage))
+        with self.lock:
+            sizes = {id(stored.image.source): stored.size for stored in self.images.values()}
+        result = []
+        for stack in stacks:
+            size = sum(sizes.get(id(image), 0) for image in stack.images)
+            result.append(self.keep(MedicalImage("dicom", stack.modality, stack), size, owner))
+        for name in names:
+            with contextlib.suppress(ApiError):  # dropped meanwhile
+                self.remove(name, owner)
+        return result
 
     def remove(self, name: str, owner: str) -> None:
         self.get(name, owner)
@@ -126,7 +151,10 @@ def describe(image: MedicalImage) -> dict[str, Any]:
     window = display_window(frame)
     volume = image.source if isinstance(image.source, Volume) and image.count > 1 else None
     planes = {plane: volume.count(plane) for plane in PLANES} if volume else {"axial": image.count}
+    series = image.source.dataset.get("SeriesInstanceUID") if isinstance(image.source, DicomImage) else None
     return {
+        "series": series_token(str(series)) if series else None,
+        "plane": image.source.plane if isinstance(image.source, SliceStack) else "",
         "kind": image.kind,
         "modality": image.modality,
         "planes": planes,
@@ -136,6 +164,11 @@ def describe(image: MedicalImage) -> dict[str, Any]:
         if frame.modality == "CT"
         else {},
     }
+
+
+def series_token(uid: str) -> str:
+    """Which files belong together, without the identifier itself, which would lead to the patient."""
+    return hashlib.blake2b(uid.encode(), key=PROCESS_KEY, digest_size=8).hexdigest()
 
 
 def display_window(frame: Frame) -> Window:

@@ -9,9 +9,9 @@ import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -31,6 +31,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+Body = TypeVar("Body", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -40,6 +41,12 @@ class OcclusionBody(Strict):
     messages: list[Message] = Field(min_length=1, max_length=64)
     answer: str = Field(min_length=1, max_length=4000)
     image: int = Field(ge=0, lt=MAX_IMAGES)
+
+
+class StackBody(Strict):
+    """POST /api/stacks: the ids of uploaded DICOM files that become stacks of slices."""
+
+    images: list[str] = Field(min_length=1, max_length=10_000)
 
 
 def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[str, str, Handler]]:
@@ -69,6 +76,20 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
             raise ApiError(400, str(error), "image") from None
         return JSONResponse({"id": name, **description})
 
+    async def post_stack(request: Request) -> Response:
+        names = parse_body(StackBody, await request.body()).images
+        owner = request.state.owner
+        try:
+            stacks = await asyncio.to_thread(service.store.stack, names, owner)
+            images = [service.store.get(name, owner) for name in stacks]
+            rows = [
+                {"id": name, **await asyncio.to_thread(describe, image)}
+                for name, image in zip(stacks, images, strict=True)
+            ]
+        except ImageError as error:
+            raise ApiError(400, str(error), "images") from None
+        return JSONResponse({"images": rows})
+
     async def get_pixels(request: Request) -> Response:
         image = service.store.get(request.path_params["name"], request.state.owner)
         options = dict(request.query_params)
@@ -88,7 +109,7 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
         return JSONResponse({"deleted": True})
 
     async def post_occlusion(request: Request) -> Response:
-        body = parse_occlusion_body(await request.body())
+        body = parse_body(OcclusionBody, await request.body())
         sources = service.sources(request.state.owner)
         try:
             chat = await asyncio.to_thread(to_request, body.messages, sources, MAX_IMAGES)
@@ -104,16 +125,17 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
         ("GET", "/static/{name}", get_file),
         ("GET", "/api/info", get_info),
         ("POST", "/api/images", post_image),
+        ("POST", "/api/stacks", post_stack),
         ("GET", "/api/images/{name}/pixels", get_pixels),
         ("DELETE", "/api/images/{name}", delete_image),
         ("POST", "/api/occlusion", post_occlusion),
     ]
 
 
-def parse_occlusion_body(body: bytes) -> OcclusionBody:
-    """Raises ApiError 400."""
+def parse_body(model: type[Body], body: bytes) -> Body:
+    """A JSON body, checked. Raises ApiError 400 with the field at fault."""
     try:
-        return OcclusionBody.model_validate(parse_object(body))
+        return model.model_validate(parse_object(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         param = ".".join(str(part) for part in first["loc"])

@@ -65,20 +65,39 @@ const api = {
 function status(text, bad = false) { $("image-status").textContent = text; $("image-status").className = bad ? "bad" : ""; }
 
 async function addFiles(files) {
-  const failures = [];
-  let added = 0;
+  const failures = [], loaded = [];
   for (const file of files) {
-    if (viewers.length >= MAX_VIEWERS) { failures.push(`${file.name}: ${MAX_VIEWERS}`); break; }
-    status(`${T("loading")} ${file.name}`);
+    status(`${T("loading")} ${loaded.length + failures.length + 1}/${files.length} ${file.name}`);
     try {
-      const info = await (await request("/api/images", { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file })).json();
-      viewers.push(new Viewer(info, $("viewers"), api));
-      added++;
+      loaded.push(await (await request("/api/images", { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file })).json());
     } catch (error) { failures.push(`${file.name}: ${error.message}`); }
   }
-  const text = [added ? `${T("loaded")} ${added}` : "", failures.length ? `${T("failed")} ${failures.length}: ${failures.slice(0, 3).join("; ")}` : ""];
+  const images = await stackSeries(loaded, failures);
+  for (const info of images) {
+    if (viewers.length < MAX_VIEWERS) viewers.push(new Viewer(info, $("viewers"), api));
+    else failures.push(T("too-many"));
+  }
+  const text = [loaded.length ? `${T("loaded")} ${loaded.length}` : "", failures.length ? `${T("failed")} ${failures.length}: ${failures.slice(0, 3).join("; ")}` : ""];
   status(text.filter(Boolean).join("; "), failures.length > 0);
   suggest();
+}
+
+async function stackSeries(loaded, failures) { // the slices of a series, one file each, become one image
+  const groups = new Map();
+  loaded.forEach((info, i) => {
+    const name = info.series ?? `#${i}`;
+    groups.set(name, [...(groups.get(name) ?? []), info]);
+  });
+  const images = [];
+  for (const group of groups.values()) {
+    if (group.length === 1) { images.push(group[0]); continue; }
+    try {
+      const body = JSON.stringify({ images: group.map((info) => info.id) });
+      const response = await request("/api/stacks", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+      images.push(...(await response.json()).images);
+    } catch (error) { failures.push(error.message); }
+  }
+  return images;
 }
 
 function suggest() {

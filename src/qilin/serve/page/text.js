@@ -15,7 +15,7 @@ const TEXTS = {
     "canvas-help": "图像。方向键翻层或移动，加减键缩放，0 复位，I 反相。", loading: "正在读取", loaded: "已载入", failed: "无法读取",
     regionNote: "（问题针对图中框选的区域，第二张图为该区域的放大）", "no-spacing": "像素",
     aborted: "已停止", error: "出错", offline: "无法连接服务器", "length": "回答达到长度上限，可能不完整。",
-    "export-title": "对话记录", model: "模型", date: "时间", confirmNew: "开始新对话并移除图像？",
+    "export-title": "对话记录", model: "模型", date: "时间", confirmNew: "开始新对话并移除图像？", "too-many": "最多同时显示 8 幅图像",
     send_first: "请先输入问题", "context-image": "图像",
     suggestions: {
       "": ["图中有异常吗？", "请描述这张图像。", "这是什么检查？", "病变位于哪一侧？"],
@@ -40,7 +40,7 @@ const TEXTS = {
     "canvas-help": "Image. Arrow keys change the slice or move, plus and minus zoom, 0 resets, I inverts.", loading: "Reading", loaded: "Loaded", failed: "Cannot be read",
     regionNote: " (The question is about the marked region; the second image shows it enlarged.)", "no-spacing": "pixels",
     aborted: "stopped", error: "Error", offline: "the server cannot be reached", "length": "The answer reached its length limit and may be incomplete.",
-    "export-title": "Conversation", model: "Model", date: "Date", confirmNew: "Start a new chat and remove the images?",
+    "export-title": "Conversation", model: "Model", date: "Date", confirmNew: "Start a new chat and remove the images?", "too-many": "at most 8 images are shown at a time",
     send_first: "Write a question first", "context-image": "Image",
     suggestions: {
       "": ["Is there anything abnormal?", "Describe this image.", "Which examination is this?", "On which side is the lesion?"],

@@ -214,7 +214,7 @@ class Viewer {
     this.drawMarks(context, at, ratio);
     const p = this.pixels;
     const parts = [];
-    if (this.counts[this.plane] > 1) parts.push(`${T(Object.keys(this.counts).length > 1 ? this.plane : "frame")} ${this.index + 1}/${this.counts[this.plane]}`);
+    if (this.counts[this.plane] > 1) parts.push(`${this.planeName()} ${this.index + 1}/${this.counts[this.plane]}`);
     if (p.kind !== "rgb") parts.push(`${T("window")} ${round(this.center)}/${round(this.width)}`);
     if (this.zoom !== 1) parts.push(`${T("zoom")} ${this.zoom.toFixed(1)}`);
     this.readout.textContent = parts.join("  ") + (this.measured ? `\n${this.measured}` : "");
@@ -332,9 +332,11 @@ class Viewer {
     return `qilin-image:${this.id}?${options}`;
   }
 
+  planeName() { return T(Object.keys(this.counts).length > 1 ? this.plane : this.info.plane || "frame"); }
+
   label() {
     if (this.counts[this.plane] < 2) return "";
-    return `${T(Object.keys(this.counts).length > 1 ? this.plane : "frame")} ${this.index + 1}/${this.counts[this.plane]}`;
+    return `${this.planeName()} ${this.index + 1}/${this.counts[this.plane]}`;
   }
 
   thumbnail() {
