@@ -28,6 +28,7 @@ from qilin.model.generate import Request
 from qilin.model.llava import LoadedModel
 from qilin.serve import terminal
 from qilin.serve.config import ChatConfig
+from qilin.serve.repetition import find_repetition
 from qilin.serve.terminal import (
     NOTICE,
     Conversation,
@@ -300,6 +301,50 @@ def test_ctrl_c_stops_the_answer_and_keeps_its_text(
     assert [text_of(message) for message in conversation.messages] == (["一", "肺部"] if has_text else [])
     assert "(stopped)" in printed(console)
     assert closed == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "reason", "answer", "message"),
+    [
+        (["肺部", "清晰。"], "stop", "肺部清晰。", ""),
+        (["肺部", "清晰。"], "length", "肺部清晰。", "(stopped at 8 tokens, the limit: --max-new-tokens)"),
+        (["一张CT。", *["可见", "结节。"] * 200], "stop", "一张CT。可见结节。", "(stopped: the answer repeats itself"),
+        (["啊"] * 500, "stop", "啊", "(stopped: the answer repeats itself"),
+    ],
+)
+def test_why_an_answer_ended_is_said(
+    requests: list[Request], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    pieces: list[str], reason: str, answer: str, message: str,
+) -> None:  # fmt: skip
+    def stream_answer(loaded: object, request: Request, max_new_tokens: int) -> Any:
+        yield from pieces
+        return reason
+
+    monkeypatch.setattr(terminal, "stream_answer", stream_answer)
+    console = make_console()
+    conversation = run_lines(["一"], console)
+    assert text_of(conversation.messages[-1]) == answer
+    assert message in printed(console)
+    assert ("(stopped" in printed(console)) == bool(message)
+    assert len(capsys.readouterr().out) < 120  # a loop ends soon
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("左肺、右肺、左肺、右肺。", None),
+        ("没有没有没有没有", None),
+        ("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", None),
+        ("=" * 200, None),
+        ("见结节3个。" + "左肺上叶见结节，边界清。" * 6 + "左肺上", "见结节3个。左肺上叶见结节，边界清。"),
+        ("好" * 60, "好"),
+        ("\n".join(f"{n}. 左肺见结节，右肺未见异常，建议复查。" for n in range(1, 9)), None),
+        ("=" * 500, "="),
+    ],
+)
+def test_a_loop_is_the_same_part_again_and_again(text: str, kept: str | None) -> None:
+    position = find_repetition(text)
+    assert (None if position is None else text[:position]) == kept
 
 
 class PseudoTerminal:

@@ -171,8 +171,10 @@ class StopFlag(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.stopped, device=input_ids.device)  # type: ignore[return-value]
 
 
-def stream_answer(loaded: LoadedModel, request: Request, max_new_tokens: int = 512) -> Generator[str, None, None]:
+def stream_answer(loaded: LoadedModel, request: Request, max_new_tokens: int = 512) -> Generator[str, None, str]:
     """One answer in increments as tokens arrive; joined, they equal the batch answer's text.
+
+    Returns why it ended: "stop" for the end of the answer, "length" for the limit of tokens.
 
     Closing the iterator stops the model at its next token. Errors of the model's thread are raised here.
     """
@@ -197,17 +199,18 @@ def stream_answer(loaded: LoadedModel, request: Request, max_new_tokens: int = 5
     thread = Thread(target=generate, daemon=True)
     thread.start()
     try:
-        yield from text_increments(loaded, iter(tokens.queue.get, None))
+        last_token = yield from text_increments(loaded, iter(tokens.queue.get, None))
     finally:
         stop_flag.stopped = True
         thread.join()
     if errors:
         raise errors[0]
+    return "stop" if last_token in eos_token_ids(loaded.model) else "length"
 
 
-def text_increments(loaded: LoadedModel, tokens: Iterator[int]) -> Iterator[str]:
-    """Tokens -> the text that each adds. Incomplete characters, and white space that may be the last, are held back
-    until the next token."""
+def text_increments(loaded: LoadedModel, tokens: Iterator[int]) -> Generator[str, None, int | None]:
+    """Tokens -> the text that each adds; returns the last token. Incomplete characters, and white space that may be the
+    last, are held back until the next token."""
     ids: list[int] = []
     emitted = ""
     for token in tokens:
@@ -219,3 +222,4 @@ def text_increments(loaded: LoadedModel, tokens: Iterator[int]) -> Iterator[str]
             emitted = complete
     if ids and len(text) > len(emitted):
         yield text[len(emitted) :]
+    return ids[-1] if ids else None

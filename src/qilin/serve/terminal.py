@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from glob import escape, glob
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from qilin.imaging.decode import ImageError, read_bytes, to_rgb
 from qilin.model.generate import Request, prepare_inputs, stream_answer
 from qilin.model.llava import LoadedModel, load_model
 from qilin.serve.config import ChatConfig
+from qilin.serve.repetition import CHECK_EVERY, find_repetition
 
 NOTICE = "For research only. Not for diagnosis or treatment: answers may be wrong."
 HELP = """\
@@ -34,6 +34,11 @@ HELP = """\
   /help           show this list
   /quit           exit (or Ctrl-D); Ctrl-C stops an answer"""
 PROMPT = "> "
+FINISH_NOTES = {
+    "interrupt": "(stopped)",
+    "length": "(stopped at {tokens} tokens, the limit: --max-new-tokens)",
+    "repetition": "(stopped: the answer repeats itself; the conversation keeps the repeated part once)",
+}
 
 
 @dataclass(frozen=True)
@@ -208,36 +213,48 @@ def answer_question(
         config.max_new_tokens,
         lambda message: note(console, message),
     )
-    answer, stopped = print_stream(stream_answer(loaded, request, max_new_tokens), console)
-    if stopped and not sys.stdin.isatty():
+    answer, finish_reason = print_stream(stream_answer(loaded, request, max_new_tokens), console)
+    if finish_reason == "interrupt" and not sys.stdin.isatty():
         raise KeyboardInterrupt
-    if stopped:
-        note(console, "(stopped)")
-    elif not answer:
+    if finish_reason == "stop" and not answer:
         note(console, "(empty answer)")
+    elif finish_reason != "stop":
+        note(console, FINISH_NOTES[finish_reason].format(tokens=max_new_tokens))
     if not answer:
         return conversation
     return Conversation((*request.messages, assistant(answer)), tuple(request.images))
 
 
-def print_stream(increments: Generator[str, None, None], console: Console) -> tuple[str, bool]:
-    """Print an answer as it arrives. Returns (its text, whether Ctrl-C stopped it)."""
+def print_stream(increments: Generator[str, None, str], console: Console) -> tuple[str, str]:
+    """Print an answer as it arrives. Returns its text and why it ended: "stop", "length", "repetition" or "interrupt".
+
+    An answer that goes round in circles is stopped; what is returned of it, and so the conversation, holds the repeated
+    part once.
+    """
     out = make_console()
-    printed: list[str] = []
-    stopped = False
+    text, checked, finish_reason = "", 0, "interrupt"
     try:
         with console.status("processing"):  # encoding images and the prompt takes a moment
-            first = next(increments, "")
-        for increment in chain([first], increments):
+            increment = next(increments)
+        while True:
             out.print(increment, end="", markup=False, emoji=False)
-            printed.append(increment)
+            text += increment
+            if len(text) - checked >= CHECK_EVERY:
+                checked = len(text)
+                repeats_from = find_repetition(text)
+                if repeats_from is not None:
+                    text, finish_reason = text[:repeats_from], "repetition"
+                    break
+            increment = next(increments)
+    except StopIteration as end:
+        finish_reason = end.value or "stop"
     except KeyboardInterrupt:
-        stopped = True
+        pass
     finally:
         increments.close()  # stops the model's thread
-    if printed or not stopped:
+    if text or finish_reason != "interrupt":
         out.print()
-    return "".join(printed), stopped
+    return text, finish_reason
 
 
 def truncate_to_context(
