@@ -66,9 +66,26 @@ def test_every_rule_has_pairs_and_is_documented() -> None:
     assert min(by_rule.values()) >= 2, by_rule
     docs = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert [rule for rule in rules if f"`{rule}`" not in docs] == []
-    count = re.search(r"holds more than (\d+) pairs", docs)
+    count = re.search(r"holds more than (\d+)\s+pairs", docs)
     assert count is not None
     assert len(PAIRS) > int(count.group(1))
+
+
+@pytest.mark.parametrize("page", ["docs/evaluation.md", "docs/zh/evaluation.md"])
+def test_examples_in_the_documentation_are_pairs(page: str) -> None:
+    pairs = {(pair["reference"], pair["prediction"]): pair for pair in PAIRS}
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[a-z /`,、]+`) \| [^|`]+ \|([^|]*)\|([^|]*)\|$", text, re.M)
+    assert len(rows) > 15
+    for names, right, wrong in rows:
+        for cell, expected in ((right, True), (wrong, False)):
+            for reference, answer in re.findall(r"`([^`]+?) / ([^`]+)`", cell):
+                pair = pairs[reference, answer]
+                verdict = judge_answer(
+                    pair["question"], reference, answer, pair.get("answer_type"), pair.get("choices")
+                )
+                assert (verdict.correct is True) is expected, (names, reference, answer)
+                assert f"`{verdict.rule}`" in names or not expected, (names, reference, answer, verdict.rule)
 
 
 @pytest.mark.parametrize(

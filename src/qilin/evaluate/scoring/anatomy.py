@@ -40,7 +40,7 @@ _PARTS = {"叶": "lobe", "半球": "hemisphere", "肺野": "lobe", "野": "lobe"
 _ORGAN_WORDS = "|".join(sorted(map(re.escape, [*terms_of("organ"), *terms_of("region")]), key=len, reverse=True))
 _SIDE = r"(?:左右两|左右双|左右|左|右|双|两)"
 _LEVEL = r"(?:正中央|正中|中间|中心|中央|上|顶|下|底|中|前|后)"
-_SUFFIX = r"(?:侧|边|方|角|部|面|端|部分|部位|位置|区域|区|处|半部)"
+_SUFFIX = r"(?:侧|边|方|角|极|部|面|端|部分|部位|位置|区域|区|处|半部)"
 _LOCATION = re.compile(
     rf"(?P<side>{_SIDE})?{_SUFFIX}?的?(?P<level>{_LEVEL})?{_SUFFIX}?的?(?P<organ>{_ORGAN_WORDS})?的?"
     rf"(?P<side2>{_SIDE})?{_SUFFIX}?的?(?P<level2>{_LEVEL})?(?P<part>叶|半球|肺野|野)?{_SUFFIX}?"
