@@ -155,7 +155,7 @@ def _comparison(text: str, question: YesNoQuestion) -> bool | None:
     if comparison is None:
         return None
     first, second, quality = comparison.groups()
-    if re.search(rf"(?:一样|同样|同等){quality}", text):
+    if re.search(rf"(?:一样|同样|同等){quality}|相等|相同|等大|相仿|差不多", text):
         return False
     stated = _COMPARES.match(text)
     superlative = re.fullmatch(rf"(?:.*[,中])?(.+?)(?:更|最|较){quality}", text)
@@ -168,22 +168,22 @@ def _comparison(text: str, question: YesNoQuestion) -> bool | None:
 # Words that exclude each other: 锐利 answers no to 变钝吗. One of two complements is always true: 不模糊 means 清楚.
 COMPLEMENTS = (
     (r"变钝|圆钝", r"锐利"),
-    (r"清楚|清晰", r"模糊|不清|欠清"),
-    (r"光滑|光整", r"毛糙|毛刺|不规则|分叶|粗糙|不光滑"),
+    (r"(?<!不)(?:清楚|清晰)", r"模糊|不清|欠清"),
+    (r"(?<!不)光滑|光整", r"毛糙|毛刺|不规则|分叶|粗糙|不光滑"),
     (r"居中", r"偏[左右移斜]|[左右]偏|移位|[左右]移|偏移"),
-    (r"对称", r"不对称|欠对称|较[大小]|一侧(?:增大|缩小)"),
-    (r"均匀", r"不均匀?|混杂"),
+    (r"(?<![不欠])对称", r"不对称|欠对称|较[大小]|一侧(?:增大|缩小)"),
+    (r"(?<![不欠])均匀", r"不均匀?|欠均匀|混杂"),
+    (r"等大", r"散大|较[大小]|大小不[等一]"),
     (r"完整|连续", r"中断|破裂|缺损"),
     (r"通畅", r"狭窄|闭塞|阻塞|梗阻|栓塞|堵塞"),
     (r"(?<!不)规则", r"不规则"),
     (r"阳性", r"阴性"),
     (r"正常", r"异常"),
 )
-_CONTRARIES = (
+CONTRARIES = (
     (r"增大|扩大|肿大|扩张|增宽|膨大|变大", r"缩小|变小|萎缩|变窄|狭窄"),
     (r"增高|升高|上升|增多|增强", r"减低|降低|下降|减少|减弱"),
     (r"增厚|肥厚", r"变薄"),
-    (r"吸烟", r"不吸烟|戒烟"),
 )
 # What a normal structure is not: 心影大小正常 answers no to 增大吗.
 _CHANGED = re.compile(
@@ -202,13 +202,13 @@ def complement_sign(text: str, words: str, opposite: str) -> bool | None:
 def _opposite(text: str, question: YesNoQuestion) -> bool | None:
     """The word that the question asks about, its synonym or its opposite; normal answers no to a change."""
     for clause in relevant_clauses(text, question):
-        for pair in (*COMPLEMENTS, *_CONTRARIES):
+        for pair in (*COMPLEMENTS, *CONTRARIES):
             for asked_words, opposite in (pair, pair[::-1]):
                 asks = re.search(asked_words, question.statement) and not re.search(opposite, question.statement)
                 if not asks:
                     continue
                 negated = {is_negated(clause, *m.span()) for m in re.finditer(opposite, clause)}
-                if negated == {False}:
+                if negated == {False} or _denies_change(asked_words, clause):
                     return False
                 if negated == {True} and pair in COMPLEMENTS:
                     return True
@@ -218,6 +218,16 @@ def _opposite(text: str, question: YesNoQuestion) -> bool | None:
     if _CHANGED.search(question.statement) and not _CHANGED.search(text):
         return False if any(normality(clause) for clause in relevant_clauses(text, question)) else None
     return None
+
+
+_UNCHANGED = re.compile(r"(?:无|没有|未见)(?:明显|显著|任何)?(?:变化|改变)|相仿|同前|稳定|大致相同|unchanged")
+
+
+def _denies_change(words: str, clause: str) -> bool:
+    """纵隔不宽 answers no to 增宽吗, 大小无明显变化 to 增大吗."""
+    if not re.search("增|升|缩|减|降", words):
+        return False
+    return _UNCHANGED.search(clause) is not None or any(f"不{word[-1]}" in clause for word in words.split("|"))
 
 
 _IS = re.compile(r"(?:.*[^不])?(?:是|为|属于|患有)([^,是为]+)$")
@@ -245,11 +255,17 @@ def _identity(text: str, question: YesNoQuestion) -> bool | None:
             if concept.category in kinds and stated.category in kinds:
                 return False
     if ABNORMAL.search(asked_word[-2:]) and re.search(rf"(?:{ABNORMAL.pattern})(?:影|灶|病变)?$", stated_word):
-        if asked_word in stated_word:
+        if _is_subsequence(asked_word, stated_word):
             return True
         if not negated_spans(stated_word):
             return False
     return None
+
+
+def _is_subsequence(short: str, long: str) -> bool:
+    """Whether a name holds another one with words between: 急性期出血 and 急性出血."""
+    characters = iter(long)
+    return all(character in characters for character in short)
 
 
 # --- presence --------------------------------------------------------------------------------------------------------
@@ -269,6 +285,10 @@ _WIDER = {
     "扩大": ("扩张", "增大"),
     "饮酒": ("白酒", "嗜酒"),
 }
+_INVASION = r"侵犯|受侵|侵及|累及|受累|浸润"
+# Any lump answers yes to 占位性病变吗 and 肿物吗.
+_LUMP = re.compile(r"低密度灶|高密度灶|结节|肿块|包块|团块|肿物|肿瘤|瘤|癌|囊肿|脓肿|转移|占位|新生物|病灶")
+_ASKS_LUMP = re.compile(r"(?:占位|肿物|新生物|占位性病变)$")
 
 
 def _keys(question: YesNoQuestion) -> tuple[str, ...]:
@@ -279,11 +299,18 @@ def _keys(question: YesNoQuestion) -> tuple[str, ...]:
     core = _SUFFIX.sub("", target) or target
     last = core.rsplit("的", 1)[-1]
     keys = [target, core, last]
-    keys += [match.concept.name for match in find_terms(core)][-1:]
     terms = find_terms(core, *FINDING_CATEGORIES, "organ", "region")
+    if not question.asks_presence:  # the organ of 心脏形态正常 says nothing about its form
+        terms = [match for match in terms if match.concept.category in FINDING_CATEGORIES]
     keys += [term for match in terms[-1:] for term in match.concept.terms]
-    if len(last) > 2 and not last.isascii():
+    if (
+        len(last) > 2
+        and not last.isascii()
+        and (question.asks_presence or not find_terms(last[-2:], "organ", "region"))
+    ):
         keys.append(last[-2:])
+    if re.search(_INVASION, question.statement):
+        keys += _INVASION.split("|")
     for key, wider in _WIDER.items():
         if core.endswith(key):
             keys += wider
@@ -300,9 +327,12 @@ def _presence(text: str, question: YesNoQuestion) -> bool | None:
         sign = _key_sign(clause, keys, question)
         if not question.asks_presence and _denies_part(clause, question):
             sign = False
+        if sign is None and _ASKS_LUMP.search(question.target):
+            spans = [match.span() for match in _LUMP.finditer(clause)]
+            sign = not all(is_negated(clause, *span) for span in spans) if spans else None
         if sign is not None:
             signs.append(sign)
-        elif not is_organ and _DENIES_ALL.search(clause):
+        elif _is_apart(clause, question) or (not is_organ and _DENIES_ALL.search(clause)):
             implied.append(False)
         elif (bare := _bare_clause(clause, question)) is not None:
             signs.append(bare)
@@ -315,6 +345,12 @@ def _presence(text: str, question: YesNoQuestion) -> bool | None:
     if signs:
         return None
     return implied[0] if implied else None
+
+
+def _is_apart(clause: str, question: YesNoQuestion) -> bool:
+    """与血管分界清楚 answers no to 侵犯血管吗."""
+    asks_invasion = re.search(rf"{_INVASION}|粘连", question.statement)
+    return bool(asks_invasion and re.search(r"(?:分界|界限|间隙)(?:尚|较|仍)?(?:清|存在|完整)", clause))
 
 
 def _denies_part(clause: str, question: YesNoQuestion) -> bool:

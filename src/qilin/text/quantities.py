@@ -45,7 +45,9 @@ _TIMES: dict[str, tuple[str, Fraction]] = {
     **dict.fromkeys(("分钟", "min", "mins", "minute", "minutes"), ("day", Fraction(1, 1440))),
     **dict.fromkeys(("秒", "秒钟", "s", "sec", "second", "seconds"), ("day", Fraction(1, 86400))),
     **dict.fromkeys(("天", "日", "d", "day", "days"), ("day", Fraction(1))),
-    **dict.fromkeys(("周", "星期", "个星期", "礼拜", "个礼拜", "week", "weeks"), ("day", Fraction(7))),
+    **dict.fromkeys(
+        ("周", "星期", "个星期", "礼拜", "个礼拜", "week", "weeks", "w", "wk", "wks"), ("day", Fraction(7))
+    ),
     **dict.fromkeys(("月", "个月", "个多月", "month", "months"), ("month", Fraction(1))),
     **dict.fromkeys(("年", "岁", "周岁", "year", "years", "years old"), ("month", Fraction(12))),
 }
@@ -152,6 +154,13 @@ _LESS_OR_MORE_AFTER = re.compile(
 _ABOUT_AFTER = re.compile(r"[余多来]?")
 
 
+_GRADE_RANGE = re.compile(rf"(?<![a-z\d])(i{{1,3}}|iv|v|[ⅰⅱⅲⅳⅴ]|\d|[{CHINESE_NUMERALS}])[级期度型]?\s*[-~至到或/]\s*$")
+
+
+def _grade_number(text: str) -> Fraction | None:
+    return Fraction(_ROMAN[text]) if text in _ROMAN else _fraction(text)
+
+
 def _fraction(text: str) -> Fraction | None:
     return parse_number(text.replace(",", "")) if len(text) <= MAX_NUMBER_CHARACTERS else None
 
@@ -195,6 +204,10 @@ class _Reader:
     def _add(self, kind: str, values: list[Fraction | None], start: int, end: int, is_range: bool = False) -> None:
         if any(value is None for value in values):
             return
+        if kind.startswith("grade"):
+            first = _GRADE_RANGE.search(self.text, max(0, start - 8), start)
+            if first:
+                values, is_range = [_grade_number(first[1]), *values], True
         before = _LESS_OR_MORE_BEFORE.search(self.text, max(0, start - 16), start)
         after = _LESS_OR_MORE_AFTER.match(self.text, end)
         more = (before and before["more"]) or (after and after["more"])

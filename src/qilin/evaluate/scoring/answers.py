@@ -140,7 +140,8 @@ def _judge(
 
 def _keep_list_marks(prediction: str) -> str:
     """normalize_answer with 、 told apart from a comma and lines from words."""
-    text = re.sub(r"\s*\n\s*", "。", prediction.strip()).replace("、", LIST_MARK)
+    lines = [line.strip() for line in prediction.splitlines()]
+    text = "。".join(line for line in lines if line).replace("、", LIST_MARK)
     return normalize_answer(text).strip(LIST_MARK)
 
 

@@ -46,7 +46,8 @@ _TRAIL = re.compile(
 _AFTER = re.compile(
     r"(?:的)?(?:$|部(?!癌)|区|内|里|处|侧|中|旁|周|附近|邻近|近|靠近|紧邻|病变|病灶|疾病|征|表现|改变|影|灶|组织"
     r"|器官|结构|脏器|图|片|平片|扫描|成像|检查|像|加权|为主|为著|可能|较|最|更|比"
-    r"|可见|见|呈|有|是|为|属于|位于|占|在|发生|受|存在|形成|伴|合并|导致|引起|所致|以|负责|具有|正常|异常|明显"
+    r"|可见|见|呈|有|是|为|属于|位于|占|在|发生|受|多发|单发|类|药物|过敏|存在|形成|伴|合并|导致|引起|所致|以|负责"
+    r"|具有|正常|异常|明显"
     r"|症(?!状)|综合征|[0-9一两三(]|等|功能|作用|方|法|状态|时|后|前|外|尖|底|头|体|尾|段|远端|近端|下段|上段|中段"
     r"|皮层|皮质|深部"
     r"|[性型样](?=病变|病灶|改变|疾病|表现|$|,)|状|形|线|横断|冠状|矢状|轴位|正位|侧位|平扫|增强|ct|mri|x线|x光|超声"
@@ -68,6 +69,7 @@ _STRONG = re.compile(
 _CORRECTS = re.compile(r"而是|实际|但(?:是)?(?:实际|其实|应|是)|其实|应(?:该)?为|应(?:该)?是")
 _OR_START = re.compile(r"或|要么|也?可能(?:是|为)|也可能|亦可|也可|也许|还可能|or |possibly|maybe")
 _ASKS_LOCATION = re.compile(r"哪[里儿侧边只个块叶段条根]|何处|位置|部位|位于|在哪|病变|异常|骨折|where|which")
+_ASKS_EXTENT = re.compile(r"最|体积|面积|占|多大|largest|biggest|smallest")
 _ASKS_WHERE = re.compile(r"哪[里儿]|何处|位置|部位|位于|where")
 _ASKS_STATE = re.compile(r"病变|异常|不正常|受累|受损|病灶|问题|affected|abnormal|involved")
 
@@ -139,20 +141,23 @@ def _lists_all(q: str, references: tuple[str, ...], live: list[Clause]) -> bool:
         if index and _EXTRA_VERB.search(clause.text) and clause.role == "statement" and not _is_strong(clause):
             continue
         items += [part for part in re.split(rf"{LIST_MARK}|和|与|及|以及|伴有?|合并|并发?|还有", clause.text) if part]
-    items = [_bare(item, q) for item in items if not _only_counts(item, q)]
+    items = [_bare(_LISTS.split(item)[-1], q) for item in items if not _only_counts(item, q)]
     items = [
         item
         for item in items
         if item and not set(item) <= set("的等种个两三四五项类主要以为其中有可采用相结合方式法共")
     ]
-    ending = references[-1][-2:]
-    widened = [item if item.endswith(ending) else item + ending for item in items]
-    for candidates in (items, widened):
+    endings = ("", references[-1][-2:], references[-1][-1:])
+    for ending in endings:
+        candidates = [item if item.endswith(ending) else item + ending for item in items]
         used = [any(_item_entails(q, reference, item) for item in candidates) for reference in references]
         extra = [item for item in candidates if not any(_item_entails(q, reference, item) for reference in references)]
         if all(used) and not extra:
             return True
     return False
+
+
+_LISTS = re.compile(r"包括|包含|分别[是为]|主要[是为有]|[有为是](?=.{2})|表现为")
 
 
 def _only_counts(item: str, q: str) -> bool:
@@ -293,6 +298,7 @@ def _is_inside(stated: Location, expected: Location, q: str) -> bool:
 
 
 _WRITTEN_ALIKE = (
+    (re.compile(rf"左[{LIST_MARK}和与,]?右(?=[肺肾眼耳乳侧])"), "双"),
     (re.compile(r"(?<![a-z])pa(?:位|$| view)"), "后前位"),
     (re.compile(r"(?<![a-z])ap(?:位|$| view)"), "前后位"),
     (re.compile(r"([左右])(?:侧|边)的?(?=[\u4e00-\u9fff])"), r"\1"),  # 左侧的肾, 左肾
@@ -344,8 +350,9 @@ def _is_kind(stated: Concept, expected: Concept, q: str) -> bool:
     """Whether a concept is the expected one or narrower; a narrower organ only tells where something is."""
     if stated == expected:
         return True
-    is_place = expected.category in ("organ", "region")
-    return is_a(stated.name, expected.name) and (not is_place or _ASKS_WHERE.search(q) is not None)
+    if expected.category == "organ":  # a part of an organ tells where a lesion is, and not what the largest organ is
+        return expected.name in structures_of(stated.name) and not _ASKS_EXTENT.search(q)
+    return is_a(stated.name, expected.name)
 
 
 def _is_suffix_of(core: str, concept: Concept, text: str, end: int, inside: list[tuple[int, int]]) -> bool:
@@ -369,10 +376,12 @@ def _mention_holds(q: str, reference: str, text: str, start: int, end: int) -> b
     is_mixed = before.endswith("囊") and core.startswith("实")
     if is_negated(text, start, end) or _PRIVATIVE.search(before) or is_mixed:
         return False
+    if _HEAD_IS_NEXT.match(after) or _has_another_role(q, text):
+        return False
     if len(find_sides(q)) == 1 and find_sides(before) and not find_sides(before) & find_sides(q):
         return False
     is_place = concept is not None and concept.category in ("organ", "region", "view")
-    if is_place and not _leads_to(before, q):
+    if is_place and not _leads_to(before, q, concept.category == "organ"):
         return False
     if not _AFTER.match(after) and not (is_place and _PLACE_AFTER.match(after)):
         return False
@@ -392,6 +401,19 @@ def _mention_holds(q: str, reference: str, text: str, start: int, end: int) -> b
 _LOBE = re.compile(r"[上中下](?:叶|野|部|$|肺)")
 
 
+# 淋巴结旁的脂肪 names the fat.
+_HEAD_IS_NEXT = re.compile(
+    r"(?:旁边?|周围|附近|内部?|外侧?|上方|下方|表面|深部|前方|后方)的(?!病变|病灶|部分|区域|位置)[\u4e00-\u9fff]{2,}"
+)
+_ROLES = ("原发", "转移", "起源", "侵犯", "累及", "压迫")
+
+
+def _has_another_role(q: str, text: str) -> bool:
+    """原发于肝脏 in answer to 转移到哪里: the verb of the question is missing and another of its kind is there."""
+    asked_roles = [role for role in _ROLES if role in q]
+    return bool(asked_roles) and not any(role in text for role in asked_roles) and any(role in text for role in _ROLES)
+
+
 def _may_add_side(q: str, sides: frozenset[str], concept: Concept | None) -> bool:
     if find_sides(q) and not sides <= find_sides(q):
         return False
@@ -399,12 +421,15 @@ def _may_add_side(q: str, sides: frozenset[str], concept: Concept | None) -> boo
     return _ASKS_LOCATION.search(q) is not None and (not is_whole or _ASKS_WHERE.search(q) is not None)
 
 
-def _leads_to(before: str, q: str) -> bool:
+def _leads_to(before: str, q: str, may_be_in_region: bool) -> bool:
     """Whether the words before an organ only lead to it: 病变位于, 左侧, the words of the question."""
+    regions = find_terms(before, "region") if may_be_in_region else []
+    if regions and regions[-1].end == len(before):  # 腋窝淋巴结
+        before = before[: regions[-1].start]
     rest = re.sub(r"[左右双两][侧边]?的?|[上下前后中]部?$|" + _LEAD.pattern[1:], "", before)
     rest = re.sub(r"[a-z]+ (?=of|in)", "", rest)
     return set(rest) <= set(q) | set("的了是为在,:‖和与及或这那") or before.endswith(
-        ("是", "为", "于", "在", "的", "示", "见", "指", "人体", "身体", "of ", "the ")
+        ("是", "为", "于", "在", "至", "到", "向", "的", "示", "见", "指", "人体", "身体", "of ", "the ")
     )
 
 

@@ -19,12 +19,15 @@ from qilin.text.quantities import Quantity, find_quantities
 
 NOTHING = re.compile(
     r"(?:图中|图片中|图像中|该图中)?(?:无|没有|未见|未发现|不存在|不包含|均无|未见明显|无明显|没有任何|没有发现|没)"
-    r"(?:任何|明显)?(?:的)?(?:疾病|异常|病变|病灶|伤害|结节|器官|损害|影响|危害|它|他)?(?:存在|出现)?|none|nothing|正常|无病|健康|0|零"
+    r"(?:任何|明显)?(?:的)?(?:疾病|异常|病变|病灶|伤害|结节|器官|损害|影响|危害|它|他)?(?:存在|出现)?|none|nothing"
+    r"|正常|无病|健康|0|零"
 )
 # Words around a quantity that say what is measured, or nothing.
 _FRAME = re.compile(
-    r"约为?|大约|大概|左右|上下|余|多|最大|最长|直径|长径|短径|大小|径线?|长度|厚度|宽度|面积|体积|容积|剂量|用量|每次|口服|术后|病程|疗程|病史|年龄|患[者儿]|血压"
-    r"|收缩压|舒张压|心率|脉搏|体温|呼吸|频率|数量|总共|一共|共计|共有|共|有|可见|见|为|是|在|的|达|了|仅|只|才|之后?|后|前|内|需要?|持续|服药|服用|给药"
+    r"约为?|大约|大概|左右|上下|余|多|最大|最长|直径|长径|短径|大小|径线?|长度|厚度|宽度|面积|体积|容积|剂量|用量"
+    r"|每次|口服|术后|病程|疗程|病史|年龄|患[者儿]|血压"
+    r"|收缩压|舒张压|心率|脉搏|体温|呼吸|频率|数量|总共|一共|共计|共有|共|有|可见|见|为|是|在|的|达|了|仅|只|才"
+    r"|之后?|后|前|内|需要?|持续|服药|服用|给药"
     r"|who|approximately|about|the|is|are|was|there|measures?|in|diameter|of|for|a|an|lesions?"
     r"|[,。;:()\s\x00]"
 )
@@ -87,7 +90,8 @@ def without_spans(text: str, quantities: tuple[Quantity, ...]) -> str:
     for quantity in quantities:
         text = text[: quantity.start] + "\x00" * (quantity.end - quantity.start) + text[quantity.end :]
     return re.sub(
-        r"不小于|不低于|不少于|大于|超过|多于|高于|至少|不超过|不大于|不高于|小于|少于|低于|不足|不到|至多|以上|以下|以内|之内|等于|[<>≤≥=]",
+        r"不小于|不低于|不少于|大于|超过|多于|高于|至少|不超过|不大于|不高于|小于|少于|低于|不足|不到|至多|以上|以下"
+        r"|以内|之内|等于|[<>≤≥=]",
         "",
         text,
     )
@@ -97,6 +101,8 @@ def _states(expected: Quantity, stated: tuple[Quantity, ...], r: str, p: str) ->
     """Whether the quantities of an answer state the expected one and no other of its kind."""
     affirmed = [quantity for quantity in stated if not quantity.negated]
     same_kind = [quantity for quantity in affirmed if quantity.kind == expected.kind]
+    if not same_kind and expected.kind.startswith("grade"):  # IIa期 is an II期
+        return any(a.kind.startswith(expected.kind) and a.bounds == expected.bounds for a in affirmed)
     if not same_kind:
         return len(affirmed) == 1 and _unit_is_implied(expected, affirmed[0], r, p)
     if all(expected.is_same(quantity) for quantity in same_kind):

@@ -12,7 +12,7 @@ from qilin.evaluate.results import Verdict
 from qilin.evaluate.scoring.anatomy import parse_meaning, same_meaning
 from qilin.text.abnormality import abnormality
 from qilin.text.laterality import find_sides
-from qilin.text.polarity import COMPLEMENTS, complement_sign
+from qilin.text.polarity import COMPLEMENTS, CONTRARIES, complement_sign
 from qilin.text.vocabulary import find_terms
 from qilin.text.yes_no import normality, question_normality
 
@@ -26,7 +26,8 @@ MAX_CLAUSE_CHARACTERS = 100  # of a comparison that rules read
 _A_THAN_B = re.compile(rf"(.+?)比(.+?)(?:更|要|还|略|稍|明显)?({_ADJECTIVE})")
 _A_OVER_B = re.compile(r"(.+?)(大于|高于|多于|长于|>|小于|低于|少于|短于|<)(.+?)(?:[><].*)?$")
 _A_IS_MORE = re.compile(
-    rf"(?:其中|图中)?(.+?)(?:的?(?:体积|面积|密度|信号|直径|长度|位置|范围))?(?:更|最|较|比较|相对较?)?(?:为)?({_ADJECTIVE})$"
+    rf"(?:其中|图中)?(.+?)(?:的?(?:体积|面积|密度|信号|直径|长度|位置|范围))?(?:更|最|较|比较"
+    rf"|相对较?)?(?:为)?({_ADJECTIVE})$"
 )
 _EQUAL = re.compile(r"一样|相等|相同|差不多|无差别|equal|the same")
 
@@ -86,9 +87,9 @@ def _is_offered(text: str, q: str) -> bool:
 
 def judge_appearance(q: str, r: str, p: str) -> Verdict | None:
     """A reference that is one of two complements: 不光滑 and 边缘毛糙, 边界清楚 and 边界清晰."""
-    for words, opposite in COMPLEMENTS:
+    for words, opposite in (*COMPLEMENTS, *CONTRARIES):
         rest = re.sub(f"{words}|{opposite}|[不欠未]", "", r)
-        if len(rest) > 4 or rest == r or not set(rest) <= set(q) | set("边缘界形态呈的较尚密度信号"):
+        if len(rest) > 4 or rest == r or not set(rest) <= set(q) | set("边缘界形态呈的较尚密度信号强化"):
             continue
         expected, stated = complement_sign(r, words, opposite), complement_sign(p, words, opposite)
         if expected is not None and stated is not None:
