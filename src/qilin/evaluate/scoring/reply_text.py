@@ -76,6 +76,8 @@ _LEAD = re.compile(
 ITEM = re.compile(
     r"^\s*(?:[-*•·▪●](?:\s+|(?!\d))|\(?\d{1,2}\s*[.、)）](?:\s+|(?!\d))|[（(]\d{1,2}[)）]\s*|[①-⑳]\s*)(?=\S)", re.M
 )
+_INLINE_LIST = re.compile(r"\s*[(（]?1[.、)）]")  # 1、肝脏 2、胃
+_INLINE_NUMBER = re.compile(r"(?<=[^\s\d])[\s;；,，。]+(?=[(（]?[2-9][.、)）]\s*\D)")
 _GLOSSED_ITEM = re.compile(r"([^:：(（]{1,20}?)\s*[:：(（].*", re.S)
 _QUOTES = {"『": "』", "〈": "〉", "“": "”", '"': '"', "'": "'", "「": "」", "【": "】", "《": "》", "[": "]", "‘": "’"}
 
@@ -140,7 +142,10 @@ def _period(text: str) -> int:
 
 def list_in_one_line(text: str) -> str:
     """List lines as one line (胃、结肠), an introduction that ends with a colon dropped; other line breaks become 。"""
-    lines = [line.strip() for line in re.sub(r"(?<=\S)\s*(?=[①-⑳])", "\n", text).split("\n") if line.strip()]
+    text = re.sub(r"(?<=\S)\s*(?=[①-⑳])", "\n", text)
+    if _INLINE_LIST.match(text):
+        text = _INLINE_NUMBER.sub("\n", text)
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     body = lines[1:] if len(lines) > 2 and lines[0].endswith((":", "：")) else lines
     if body and all(ITEM.match(line) for line in body):
         items = [ITEM.sub("", line, count=1).strip("。；;，, ") for line in body]
