@@ -193,6 +193,14 @@ COMMANDS = {
         "qilin score predictions.jsonl --scorer vlmevalkit\n"
         "qilin score predictions.jsonl --compare",
     ),
+    "report": Command(
+        "write a page from finished evaluations, with several runs or a baseline",
+        "qilin.evaluate.config:ReportConfig",
+        "qilin.evaluate.report.build:report_command",
+        ("evaluations",),
+        "qilin report evaluation --language zh --out report-zh.html\n"
+        "qilin report seed-0 seed-1 seed-2 --baseline evaluation-llava",
+    ),
     "compare": Command(
         "test which of two systems is better on the same questions",
         "qilin.evaluate.config:CompareConfig",

@@ -59,6 +59,7 @@ class EvaluateConfig:
     label: str | None = option(
         default=None, help="text of a banner at the top of the report, such as 'quick run'; default: the model's own"
     )
+    language: Literal["en", "zh"] = option(default="en", help="language in which the report's labels are first shown")
     json: bool = option(default=False, help="print scores.json instead of a table")
 
     def __post_init__(self) -> None:
@@ -89,6 +90,7 @@ class EvaluateConfig:
 # what may differ in a repeated evaluation: where things are, and how fast it runs
 REPRODUCE_OPTIONS = (
     "reproduce", "out", "json", "model", "dataset", "train", "batch_size", "device", "concurrency",
+    "language",
 )  # fmt: skip
 
 
@@ -192,6 +194,19 @@ class CompareConfig:
         parse_extra(self.extra)
         check_at_least("resamples", self.resamples, 1)
         check_fields(self.fields)
+
+
+@config_class
+class ReportConfig:
+    """Write a page from finished evaluations: one, several runs of it with their spread, and a baseline beside it."""
+
+    evaluations: tuple[Path, ...] = option(help="evaluation folders; with several, the page has a table of the runs")
+    baseline: Path | None = option(
+        default=None, help="evaluation folder of another system, whose answers stand beside those of the first"
+    )
+    dataset: Path | None = option(default=None, help="dataset folder of the questions, if it moved")
+    out: Path = option(default=Path("report.html"), help="the page to write")
+    language: Literal["en", "zh"] = option(default="en", help="language in which the labels are first shown")
 
 
 def check_fields(fields: tuple[str, ...]) -> None:

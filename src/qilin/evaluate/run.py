@@ -83,7 +83,9 @@ def evaluate_job(job: EvaluationJob) -> dict[str, Any]:
     if old_scorer not in (None, scorer):
         print(f"{config.out / 'scores.json'}: was made by scorer {old_scorer}, now by {scorer}", file=sys.stderr)
     write_scores(config.out / "scores.json", scores)
-    write_report(config.out, scores, predictions, verdicts, job.dataset, job.model, job.label)
+    write_report(
+        config.out, scores, predictions, verdicts, job.dataset, job.model, job.label, context.facts, config.language
+    )
     return scores
 
 

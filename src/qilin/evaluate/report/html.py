@@ -18,12 +18,14 @@ from markupsafe import Markup
 
 from qilin.core.files import data_uri, write_atomic
 from qilin.dataset.reader import Dataset
+from qilin.evaluate.report.labels import both_languages, label, name_of_type, svg_label, type_names
 from qilin.evaluate.results import Prediction
 from qilin.imaging.decode import to_rgb
 
 # About 5 kB per thumbnail: this many images keep the page near 3 MB, which a browser opens at once.
 MAX_IMAGES = 400
 THUMBNAIL_SIDE = 192  # pixels
+MAX_SHOWN_CHARACTERS = 2_000  # of one answer
 
 
 @cache
@@ -36,6 +38,12 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["label"] = label
+    templates.filters["svg_label"] = svg_label
+    templates.filters["type_name"] = name_of_type
+    templates.filters["type_names"] = type_names
+    templates.globals["both"] = both_languages
+    templates.filters["shorten"] = shorten_answer
     templates.filters["score"] = format_score
     templates.filters["interval"] = format_interval
     return templates
@@ -46,9 +54,14 @@ def render(template: str, **context: Any) -> Markup:
     return Markup(environment().get_template(template).render(context))
 
 
-def write_page(path: Path, template: str, **context: Any) -> None:
-    """Renders a page and writes it atomically."""
-    write_atomic(path, render(template, **context))
+def write_page(path: Path, template: str, language: str = "en", **context: Any) -> None:
+    """Renders a page, whose labels are first shown in `language` (en or zh), and writes it atomically."""
+    write_atomic(path, render(template, language=language, **context))
+
+
+def shorten_answer(text: str) -> str:
+    """The first MAX_SHOWN_CHARACTERS of an answer: a model that repeats itself must not fill the page."""
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]} … ({len(text):,} characters)"
 
 
 def format_score(value: float | None, signed: bool = False) -> str:

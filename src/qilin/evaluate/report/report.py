@@ -12,9 +12,12 @@ from typing import Any
 
 from qilin.dataset.reader import Dataset, is_synthetic
 from qilin.evaluate.controls.contamination import format_contamination
+from qilin.evaluate.report.caption_facts import caption_facts
 from qilin.evaluate.report.charts import coverage_curve, loss_curve, reliability_diagram, score_plot, training_stages
+from qilin.evaluate.report.headline import headline
 from qilin.evaluate.report.html import image_cards, question_types, sample_by_image, write_page
 from qilin.evaluate.results import Prediction, Verdict
+from qilin.evaluate.scoring.captions import FactSource
 
 SIGNS = {"right": "✓", "wrong": "✗", "unparsable": "?", "caption": "¶"}  # by outcome
 CONTROL_TITLES = (("blind", "blind"), ("shuffled", "shuffled images"), ("nearest", "nearest neighbor"))
@@ -29,6 +32,7 @@ CAPTION_TITLES = (
     ("fact F1", "fact_f1"),
     ("fact precision", "fact_precision"),
     ("fact recall", "fact_recall"),
+    ("fact F1, abnormal findings", "abnormal_f1"),
     ("fact F1, blind", "blind"),
     ("fact F1, shuffled images", "shuffled"),
     ("fact F1, nearest neighbor", "nearest"),
@@ -57,18 +61,31 @@ def write_report(
     dataset: Dataset,
     model: str,
     label: str | None = None,
+    facts: FactSource | None = None,
+    language: str = "en",
+    runs: Mapping[str, Any] | None = None,
+    baseline: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes out/report.html and returns its path. `label` (such as "quick run") is shown as a banner."""
+    """Writes the page and returns its path: `out`, or report.html in the folder `out`.
+
+    `label` (such as "quick run") is shown as a banner. `facts`: the source of the captions' true facts, to mark which
+    are right. `runs` and `baseline`: other evaluations of the same questions, as `qilin report` reads them.
+    """
     shown = sample_by_image(predictions)
     subsets = [(title, scores[name]) for title, name in SUBSETS if scores[name].get("n")]
     by_type = list(scores["by_question_type"].items())
     nearest = scores["nearest_neighbour"]
     counts = scores["manifest"].get("leaks")
     contamination = format_contamination(counts) if counts else ""
-    path = out / "report.html"
+    path = out / "report.html" if out.is_dir() else out
     write_page(
         path,
         "report.html.jinja",
+        language=language,
+        findings=headline(scores),
+        runs=runs,
+        baseline=baseline,
+        facts={p.id: caption_facts(facts, p) for p in shown if p.is_caption} if facts else {},
         label=label,
         is_synthetic=is_synthetic(dataset),
         limit=(scores["manifest"].get("settings") or {}).get("limit"),
@@ -77,6 +94,7 @@ def write_report(
         scores=scores,
         gains=[
             ("gain over blind", scores["gain"]["over_blind"]),
+            ("gain over shuffled images", scores["gain"]["over_shuffled"]),
             ("gain over nearest neighbor", scores["gain"]["over_nearest_neighbour"]),
         ],
         control_titles=CONTROL_TITLES,
