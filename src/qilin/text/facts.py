@@ -22,7 +22,7 @@ from qilin.core.files import read_json
 from qilin.text.negation import is_negated
 from qilin.text.normalize import to_halfwidth, to_simplified
 from qilin.text.numbers import counts_to_digits, find_measurements
-from qilin.text.vocabulary import FINDING_CATEGORIES, TermFinder, concepts
+from qilin.text.vocabulary import TermFinder, concepts
 
 Vocabulary = Mapping[str, Mapping[str, tuple[str, ...]]]
 
@@ -53,14 +53,26 @@ def _split_compounds(
     return {"organ": organ_terms, "finding": finding_terms}
 
 
+# Not findings of an image: what the patient feels, and words that refer to a finding named elsewhere.
+_NO_FINDINGS = frozenset(("病变", "炎症", "感染"))
+# Densities, signals and echoes: 低密度 next to 脑梗死 is a fact of its own.
+_DENSITIES = re.compile(r"(?:高|低|等|混杂|无|混合)(?:密度|信号|回声)|透亮")
+
+
 def _table(*categories: str) -> dict[str, tuple[str, ...]]:
-    return {name: concept.terms for name, concept in concepts().items() if concept.category in categories}
+    return {
+        name: concept.terms
+        for name, concept in concepts().items()
+        if concept.category in categories and name not in _NO_FINDINGS
+    }
 
 
 DEFAULT_VOCABULARY: Vocabulary = {
     "modality": _table("modality"),
     "region": _table("region"),
-    **_split_compounds(_table("organ"), _table(*FINDING_CATEGORIES)),
+    "phase": _table("phase"),  # 动脉期 names no artery
+    **_split_compounds(_table("organ"), _table("finding", "disease", "sign")),
+    "appearance": {name: terms for name, terms in _table("appearance").items() if _DENSITIES.fullmatch(name)},
     "side": {
         "双侧": ("双侧", "两侧", "双边", "双肺", "两肺", "双肾", "两肾", "双眼", "左右两", "bilateral"),
         "左侧": ("左", "left"),
@@ -80,14 +92,16 @@ DEFAULT_VOCABULARY: Vocabulary = {
     },
 }
 
-_SENTENCE = re.compile(r"[。;:!?\n]+|\.(?!\d)")
-_COUNTED = re.compile(
+# 胸腔积液:无 is one statement
+_SENTENCE = re.compile(r"[。;!?\n]+|:(?!无|未见|没有|否|阴性|未发现|不存在)|\.(?!\d)")
+_BOTH_SIDES = re.compile(r"[两二](?=[侧边肺肾眼耳上下])")
+COUNTED = re.compile(
     r"(?<![\d.a-z])(\d+)\s*(?:个|枚|处|颗|块|条|片|根|粒|团|簇|灶)|(多发|多个|多枚|多处|数枚|数个|若干)|(单发|单个|孤立)"
 )
 _NORMAL = re.compile(r"正常|健康|\bnormal\b")
 _ABNORMAL = re.compile(r"(?:明显|显著|任何)?(?:异常|病变|病灶)|\babnormalit\w+")
 # 余未见异常 and 其他部位正常 describe the rest of the image, not all of it.
-_REST = re.compile(r"余|其他|其它|另")
+REST = re.compile(r"余|其他|其它|另")
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,7 @@ def extract_facts(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> fro
     """Every fact that the text states, negated findings included; the module docstring lists their forms."""
     facts: set[str] = set()
     states_normal = False
-    for sentence in _sentences(text):
+    for sentence in split_sentences(text):
         facts |= extract_sentence_facts(sentence, vocabulary)
         states_normal = states_normal or _states_normal(sentence)
     if states_normal and not any(is_finding(fact) for fact in facts):
@@ -122,9 +136,10 @@ def extract_facts(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> fro
     return frozenset(facts)
 
 
-def _sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """The sentences of a text: half-width, simplified, lower case, counts as digits."""
-    normalized = counts_to_digits(to_simplified(to_halfwidth(text)).lower())
+    simplified = _BOTH_SIDES.sub("双", to_simplified(to_halfwidth(text)).lower())  # 两侧 counts nothing
+    normalized = counts_to_digits(simplified)
     return [sentence for sentence in _SENTENCE.split(normalized) if sentence]
 
 
@@ -136,9 +151,9 @@ def find_contradictions(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) 
     """
     affirmed: dict[str, set[_Location]] = {}
     negated: dict[str, set[_Location]] = {}
-    for sentence in _sentences(text):
+    for sentence in split_sentences(text):
         for clause, mentions in _mentions_by_clause(sentence, vocabulary):
-            is_rest = bool(_REST.search(clause))
+            is_rest = bool(REST.search(clause))
             names = {
                 category: frozenset(other.name for other in mentions if other.category == category)
                 for category in ("side", "place", "organ")
@@ -207,7 +222,7 @@ def extract_sentence_facts(sentence: str, vocabulary: Vocabulary) -> set[str]:
             facts |= _attach_attribute(fact, mention.start, mention.end, owners, sentence)
         elif mention.category not in ATTRIBUTE_OWNERS and not mention.negated:
             facts.add(fact)
-    for match in _COUNTED.finditer(sentence):
+    for match in COUNTED.finditer(sentence):
         number = match.group(1) or ("many" if match.group(2) else "1")
         facts |= _attach_attribute(f"number={number}", *match.span(), owners, sentence, is_count=True)
     start = 0
@@ -236,7 +251,7 @@ def _attach_attribute(
 
 
 def _states_normal(sentence: str) -> bool:
-    if _REST.search(sentence):
+    if REST.search(sentence):
         return False
     is_normal = any(not is_negated(sentence, *match.span()) for match in _NORMAL.finditer(sentence))
     return is_normal or any(is_negated(sentence, *match.span()) for match in _ABNORMAL.finditer(sentence))

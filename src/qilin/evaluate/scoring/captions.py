@@ -14,15 +14,9 @@ from qilin.core.errors import UserError
 from qilin.core.files import read_jsonl, shorten
 from qilin.evaluate.results import Prediction
 from qilin.evaluate.scoring.text_metrics import MAX_TEXT_CHARACTERS, bleu, chrf, cider, mean_rouge_l, tokens
-from qilin.text.facts import (
-    DEFAULT_VOCABULARY,
-    Vocabulary,
-    extract_facts,
-    find_contradictions,
-    is_finding,
-    read_vocabulary,
-)
+from qilin.text.facts import DEFAULT_VOCABULARY, Vocabulary, extract_facts, find_contradictions, read_vocabulary
 from qilin.text.normalize import normalize_answer
+from qilin.text.statements import Statement, Statements, is_abnormal, match_statements, read_statements
 
 VOCABULARY_FILE = "facts.json"
 TRUTH_FILE = "truth.jsonl"
@@ -32,34 +26,88 @@ DENIAL = "no "  # prefix of a denied finding
 @dataclass(frozen=True)
 class FactScore:
     """Counts of one caption: shared, stated and true facts; `invented`: affirmed findings that are not true;
-    `contradicted`: findings that the caption both affirms and denies (each counts as one wrong statement)."""
+    `contradicted`: findings that the caption both affirms and denies (each counts as one wrong statement).
+    `abnormal_…`: the same counts over the affirmed findings alone."""
 
     shared: int
     stated: int
     true: int
     invented: int
     contradicted: int = 0
+    abnormal_shared: int = 0
+    abnormal_stated: int = 0
+    abnormal_true: int = 0
 
     @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall; 1.0 where there is no true fact and none is stated."""
-        return 2 * self.shared / (self.stated + self.true) if self.stated + self.true else 1.0
+        return f1_score(self.shared, self.stated, self.true)
 
 
-def fact_score(stated: frozenset[str], true: frozenset[str], contradicted: frozenset[str] = frozenset()) -> FactScore:
-    """Compares stated with true facts. A contradicted finding counts as one wrong statement instead of two facts."""
-    affirmed = {fact for fact in stated if is_finding(fact)}
-    stated = frozenset(fact for fact in stated if not _concerns(fact, contradicted))
-    num_stated = len(stated) + len(contradicted)
-    return FactScore(len(stated & true), num_stated, len(true), len(affirmed - true), len(contradicted))
+def f1_score(shared: int, stated: int, true: int) -> float:
+    """F1 of counts; 1.0 where nothing is stated and nothing is true."""
+    return 2 * shared / (stated + true) if stated + true else 1.0
 
 
-def _concerns(fact: str, findings: frozenset[str]) -> bool:
-    """Whether a fact affirms, denies or describes one of the findings; a denial of 肺结节 also concerns 结节."""
-    name = fact.removeprefix(DENIAL).split("|")[0]
-    if name in findings:
+def compare_statements(stated: Statements, true: Statements, contradicted: frozenset[str] = frozenset()) -> FactScore:
+    """Compares the statements of a caption with the true ones.
+
+    A finding on the other side or of another organ is not the same finding: none of its facts is shared. A contradicted
+    finding counts as one wrong statement instead of two.
+    """
+    findings = [f for f in stated.findings if not _concerns(f, contradicted)]
+    pairs = match_statements(findings, true.findings)
+    plain = stated.plain & true.plain
+    shared = {index: facts for index, _, facts in pairs}
+    affirmed = [index for index, f in enumerate(findings) if is_abnormal(f)]
+    true_names = {(f.name, f.base) for f in true.findings if not f.negated}
+    invented = {
+        findings[i].base
+        for i in affirmed
+        if i not in shared and not any(findings[i].base == base for _, base in true_names)
+    }
+    return FactScore(
+        shared=sum(shared.values()) + len(plain),
+        stated=sum(f.weight for f in findings) + len(stated.plain) + len(contradicted),
+        true=sum(f.weight for f in true.findings) + len(true.plain),
+        invented=len(invented),
+        contradicted=len(contradicted),
+        abnormal_shared=sum(shared.get(index, 0) for index in affirmed),
+        abnormal_stated=sum(findings[index].weight for index in affirmed) + len(contradicted),
+        abnormal_true=sum(f.weight for f in true.findings if is_abnormal(f)),
+    )
+
+
+def _concerns(statement: Statement, contradicted: frozenset[str]) -> bool:
+    """Whether a statement is about a contradicted finding; a denial of 肺结节 also concerns 结节."""
+    names = {statement.name, statement.base}
+    if names & contradicted:
         return True
-    return fact.startswith(DENIAL) and any(f.endswith(name) or name.endswith(f) for f in findings)
+    return statement.negated and any(f.endswith(statement.name) or statement.name.endswith(f) for f in contradicted)
+
+
+def statements_of_facts(facts: frozenset[str]) -> Statements:
+    """The facts of a truth record, or those extracted with a dataset's own vocabulary, as statements.
+
+    `结节`, `结节|side=左侧` and `结节|mm=12` are one finding; facts of no finding (白细胞|number=4) stay as they are.
+    """
+    names = {fact.removeprefix(DENIAL) for fact in facts if "|" not in fact and "=" not in fact and fact != "normal"}
+    details: dict[str, set[str]] = {}
+    plain = {fact for fact in facts if fact == "normal" or ("=" in fact and fact.split("|")[0] not in names)}
+    for fact in facts:
+        name, _, detail = fact.partition("|")
+        if detail and name in names:
+            details.setdefault(name, set()).add(detail)
+    findings = []
+    for fact in sorted(facts):
+        if fact.removeprefix(DENIAL) not in names:
+            continue
+        name, negated = fact.removeprefix(DENIAL), fact.startswith(DENIAL)
+        attributes = set() if negated else details.get(name, set())
+        sides = sorted(detail.removeprefix("side=") for detail in attributes if detail.startswith("side="))
+        rest = frozenset(detail for detail in attributes if not detail.startswith("side="))
+        findings += [Statement(name, name, negated, "", side, rest) for side in sides or [""]]
+    return Statements(tuple(findings), frozenset(plain))
 
 
 @dataclass(frozen=True)
@@ -69,16 +117,39 @@ class FactSource:
     vocabulary: Vocabulary
     truth: Mapping[str, frozenset[str]]  # image_id -> facts
 
+    def read(self, text: str) -> Statements:
+        """The statements of a caption. A dataset's own vocabulary (facts.json) names no organs that contain others."""
+        text = text[:MAX_TEXT_CHARACTERS]
+        if self.vocabulary is not DEFAULT_VOCABULARY:
+            return statements_of_facts(extract_facts(text, self.vocabulary))
+        statements = read_statements(text)
+        # organs and regions are the sites of findings
+        plain = frozenset(f for f in statements.plain if not f.startswith(("organ=", "region=", "phase=")))
+        return Statements(statements.findings, plain)
+
+    def has_truth(self, image_ids: Sequence[str]) -> bool:
+        """Whether a truth record names the facts of every image."""
+        return bool(image_ids) and all(image_id in self.truth for image_id in image_ids)
+
+    def true_statements(self, image_ids: Sequence[str], reference: str) -> Statements:
+        """What is true of the images."""
+        if self.has_truth(image_ids):
+            return statements_of_facts(frozenset().union(*(self.truth[image_id] for image_id in image_ids)))
+        return self.read(reference)
+
     def compare(self, image_ids: Sequence[str], reference: str, prediction: str) -> FactScore:
         """The facts that a caption states against the true ones."""
-        prediction, reference = prediction[:MAX_TEXT_CHARACTERS], reference[:MAX_TEXT_CHARACTERS]
-        stated = extract_facts(prediction, self.vocabulary)
+        prediction = prediction[:MAX_TEXT_CHARACTERS]
         contradicted = find_contradictions(prediction, self.vocabulary)
-        if image_ids and all(image_id in self.truth for image_id in image_ids):
-            true = frozenset().union(*(self.truth[image_id] for image_id in image_ids))
-            # A truth record lists only what is present, so denials are neither rewarded nor punished.
-            return fact_score(frozenset(fact for fact in stated if not fact.startswith(DENIAL)), true, contradicted)
-        return fact_score(stated, extract_facts(reference, self.vocabulary), contradicted)
+        true = self.true_statements(image_ids, reference)
+        if not self.has_truth(image_ids):
+            # what the reference contradicts itself is no fault of the caption
+            contradicted -= find_contradictions(reference[:MAX_TEXT_CHARACTERS], self.vocabulary)
+            return compare_statements(self.read(prediction), true, contradicted)
+        stated = statements_of_facts(extract_facts(prediction, self.vocabulary))
+        # A truth record lists only what is present, so denials are neither rewarded nor punished.
+        affirmed = Statements(tuple(f for f in stated.findings if not f.negated), stated.plain)
+        return compare_statements(affirmed, true, contradicted)
 
 
 def read_fact_source(dataset: Path | None) -> FactSource:
@@ -116,6 +187,7 @@ def score_captions(
         "invented_findings": sum(fact.invented for fact in facts) / len(facts),
         "captions_that_invent": sum(fact.invented > 0 for fact in facts) / len(facts),
         "contradictions": sum(fact.contradicted for fact in facts) / len(facts),
+        **abnormal_scores(facts),
     }
     if control_answers is None:
         predictions, references = ([t[:MAX_TEXT_CHARACTERS] for t in texts] for texts in (predictions, references))
@@ -128,3 +200,15 @@ def score_captions(
             "rouge_l_word": mean_rouge_l(predictions, references, "word"),
         }
     return scores, facts
+
+
+def abnormal_scores(facts: Sequence[FactScore]) -> dict[str, float]:
+    """F1, precision and recall over the affirmed findings alone, which a report of "normal" does not raise."""
+    shared, stated, true = (
+        sum(getattr(fact, f"abnormal_{name}") for fact in facts) for name in ("shared", "stated", "true")
+    )
+    return {
+        "abnormal_f1": f1_score(shared, stated, true),
+        "abnormal_precision": shared / stated if stated else 0.0,
+        "abnormal_recall": shared / true if true else 0.0,
+    }
