@@ -17,10 +17,11 @@ from qilin.text.yes_no_question import CLAUSE_BREAK, YesNoQuestion
 # --- statements about statements ------------------------------------------------------------------------------------
 
 _ABOUT_STATEMENT = re.compile(
-    r"说法|描述|表述|结论|观点|陈述|判断对错|这句话|命题|论述|叙述|判断正误|正误|判断题|是真是假|真假|(?:是否|对错"
+    r"说法|描述|表述|结论|观点|陈述|判断(?=[:对正])|判断对错|这句话|命题|论述|叙述|判断正误|正误|判断题|是真是假|真假|(?:是否|对错"
     r"|是)?正确|成立|对错|对不对|\b(?:true"
     r"|correct)\b"
 )
+_NAMES_STATEMENT = re.compile(r"^(?:该|此|这|上述)?(?:一|种|个|句)*(?:说法|描述|表述|结论|观点|陈述|命题|论述|话)")
 _NOT_WRONG = re.compile(
     r"(?:没有?|无|并无|不存在|没什么)(?:任何|什么|明显)?(?:错误?|误|问题|毛病|不妥|不对|不当|偏差|出入)|无误"
     r"|并非错误|不是错"
@@ -42,7 +43,7 @@ _TRUE = re.compile(
 
 def answers_statement(text: str, question: YesNoQuestion) -> bool | None:
     """说法有误, 表述准确, 没有错 to a question whether a statement is true."""
-    if not _ABOUT_STATEMENT.search(question.text):
+    if not (_ABOUT_STATEMENT.search(question.text) or _NAMES_STATEMENT.search(text)):
         return None
     clause = next(
         (c for c in CLAUSE_BREAK.split(text) if _NOT_WRONG.search(c) or _WRONG.search(c) or _TRUE.search(c)), ""
@@ -71,6 +72,9 @@ _MODAL_YES = re.compile(
     r"|有.{0,6}指征|\b(?:should|must|needs?|can|required|recommended)\b"
 )
 _NO_CONTRAINDICATION = re.compile(r"(?:无|没有|未见)(?:明显|绝对|任何|相关)*禁忌[证症]?")
+_ADVISES_TEST = re.compile(
+    r"(?:建议|需|应|完善|加做|行).{0,8}(?:ct|mri|磁共振|超声|检查|活检|造影|穿刺|胃镜|肠镜|化验)"
+)
 _ENOUGH = re.compile(r"即可|足够|足矣|就(?:可以|行|够)|便可|is enough|suffices?")
 _INSTEAD = re.compile(r"保守|观察|随访|门诊|药物|复查|定期")
 
@@ -94,6 +98,8 @@ def answers_modality(text: str, question: YesNoQuestion) -> bool | None:
                 return True
             if _INSTEAD.search(clause):
                 return False
+        if "检查" in action and _ADVISES_TEST.search(clause):
+            return True
         if _INSTEAD.search(clause) and not is_about:
             return False
         if is_about and negated_spans(clause):
@@ -103,7 +109,7 @@ def answers_modality(text: str, question: YesNoQuestion) -> bool | None:
 
 # --- all or some ----------------------------------------------------------------------------------------------------
 
-_ALL = re.compile(r"所有|全部|都|均|每[个一]|任何|整个|\ball\b|\bboth\b|\bevery\b")
+_ALL = re.compile(r"所有|全部|完全|彻底|都|均|每[个一]|任何|整个|\ball\b|\bboth\b|\bevery\b")
 _ONLY_ONE = re.compile(r"(?:只有|仅有?|单)(?:一|1)?(?:个|处|枚|发|侧|只|根|颗)")
 _SEVERAL = re.compile(r"多发|多个|多处|多枚|数个|数枚|若干|不止|双侧|两侧|弥漫")
 
@@ -137,10 +143,13 @@ def _is_within(stated: Bounds, expected: Bounds) -> bool | None:
 
 
 _ALL_NO = re.compile(
+    r"未完全|不完全|残留|残余|次全|大部|"
     r"并非(?:所有|全部|都|均|每)|不是(?:所有|全部|都|均|每)|不全|未全|未都|仅|只有|部分|少数|个别|大多|有的"
     r"|\bnot all\b|\bonly\b|\bsome\b"
 )
-_ALL_YES = re.compile(r"无一(?:例外|幸免|不)|没有一.{1,8}?[不未没]|全部|所有|均|都|每[个一]|弥漫|\ball\b|\bboth\b")
+_ALL_YES = re.compile(
+    r"无一(?:例外|幸免|不)|没有一.{1,8}?[不未没]|全部|所有|均|都|每[个一]|弥漫|完全|彻底|全切|\ball\b|\bboth\b"
+)
 
 
 def answers_quantifier(text: str, question: YesNoQuestion) -> bool | None:

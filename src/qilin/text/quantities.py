@@ -80,11 +80,11 @@ _PERIOD_UNITS = {"分": "分钟", "晚": "天", "晨": "天"}
 _RATES = (
     re.compile(
         rf"(?:每隔|每|一(?=[日天周]))(?P<n>{_NUMBER})?个?(?P<unit>{_PERIODS})(?:服用?|口服|给药"
-        rf"|约)?(?P<times>{_NUMBER})次"
+        rf"|约)?(?P<times>{_NUMBER})(?P<what>次|滴)"
     ),
-    re.compile(rf"(?P<n>{_NUMBER})(?P<unit>{_PERIODS})(?P<times>{_NUMBER})次"),
+    re.compile(rf"(?P<n>{_NUMBER})(?P<unit>{_PERIODS})(?P<times>{_NUMBER})(?P<what>次|滴)"),
     re.compile(
-        rf"(?P<times>{_NUMBER})\s*(?:次|times|beats)?\s*(?:/|每|per"
+        rf"(?P<times>{_NUMBER})\s*(?P<what>次|滴|times|beats)?\s*(?:/|每|per"
         rf"|a(?=\s))\s*(?P<n>{_NUMBER})?\s*(?P<unit>{_PERIODS})"
     ),
 )
@@ -227,7 +227,7 @@ class _Reader:
         interval = _fraction(match["n"]) if match["n"] else Fraction(1)
         if times is None or not interval:
             return None
-        return f"times per {kind}", [times / (interval * factor)]
+        return f"{'drops' if match['what'] == '滴' else 'times'} per {kind}", [times / (interval * factor)]
 
     def _latin_rate(self, match: re.Match[str]) -> tuple[str, list[Fraction | None]] | None:
         hours = int(match[2]) if match[2] else 0

@@ -138,8 +138,12 @@ def _judge(
     return Verdict(False, "different")
 
 
+_NUMBERED = re.compile(r"(?:^|(?<=[\s;；。，,]))\(?\d{1,2}[.、)）]\s*(?=\D)")
+
+
 def _keep_list_marks(prediction: str) -> str:
     """normalize_answer with 、 told apart from a comma and lines from words."""
+    prediction = _NUMBERED.sub("、", prediction) if _NUMBERED.match(prediction) else prediction
     lines = [line.strip() for line in prediction.splitlines()]
     text = "。".join(line for line in lines if line).replace("、", LIST_MARK)
     return normalize_answer(text).strip(LIST_MARK)
@@ -236,13 +240,16 @@ def _by_side(q: str, r: str, p: str) -> Verdict | None:
     return Verdict(False, "side") if sides_conflict(r, p) else None
 
 
+_LEFT_OR_RIGHT = re.compile(r"左[^,。?左右]{0,3}还是右|右[^,。?左右]{0,3}还是左")
 _WHICH_SIDE = re.compile(r"哪一?[侧边]|左[侧边]?还是右|右[侧边]?还是左")
 
 
 def _by_which_side(q: str, r: str, p: str) -> Verdict | None:
     """哪一侧 answered with the side and more: 左侧第5肋骨骨折 states 左侧."""
     expected = parse_meaning(r)
-    if not (isinstance(expected, Location) and expected == Location(expected.side) and _WHICH_SIDE.search(q)):
+    is_side = isinstance(expected, Location) and expected == Location(expected.side)
+    is_sided = isinstance(expected, Location) and expected.side and _LEFT_OR_RIGHT.search(q) and not expected.level
+    if not ((is_side and _WHICH_SIDE.search(q)) or is_sided):
         return None
     return Verdict(True, "which side") if find_sides(p) == find_sides(r) and not count_negations(p) else None
 

@@ -55,7 +55,8 @@ _AFTER = re.compile(
     r"|which\b|seen|in\b|due\b|because|side|-sided)"
 )
 _PLACE_AFTER = re.compile(
-    r"(?:的)?(?:[左右]叶|前|后|内|外|上|下|中|尖|底|头|体|尾|段|远|近|皮|深|浅|基|舌|背|侧|缘|旁|邻|靠|胸膜|膈)"
+    r"(?:的)?(?:[左右]叶|[上下](?=部|段|叶|极|缘|方|份|端|\d|,|$)|前|后|内|外|中|尖|底|头|体|尾|段|远|近|皮|深|浅|基|舌|背"
+    r"|侧|缘|旁|邻|靠|胸膜|膈)"
 )
 # Before the reference these make another thing of it: 非小细胞, 类风湿, 亚急性, 假性动脉瘤.
 _PRIVATIVE = re.compile(r"(?:非|类|亚|假性?|伪|副|抗|拟|无|不|未|隐性|排除|除外?|疑似|继发于|所致的?)$")
@@ -114,7 +115,7 @@ def _without_organ_of(q: str, r: str) -> str:
 
 
 def _describes_otherwise(q: str, reference: str, live: list[Clause]) -> bool:
-    """中央高信号,周边低信号 for 高信号: another density, signal or echo, unless it is that of another organ or sequence."""
+    """中央高信号,周边低信号 for 高信号: another density, signal or echo, not of another organ or sequence."""
     concept = _core(reference)[2]
     if concept is None or concept.name[-2:] not in ("密度", "信号", "回声"):
         return False
@@ -205,7 +206,7 @@ def _clause_entails(q: str, reference: str, clause: Clause) -> bool:
 def _site_and_finding(reference: str) -> tuple[str, str] | None:
     """(肝脏, 血管瘤) for 肝血管瘤; None for a reference that is not the two joined."""
     core = _core(reference)[0]
-    for match in find_terms(core[:4], "organ", "region") or [m for m in find_terms(core[:1], "organ", "region")]:
+    for match in find_terms(core[:4], "organ", "region") or find_terms(core[:1], "organ", "region"):
         rest = core[match.end :].lstrip("部脏内的")
         if match.start == 0 and len(rest) > 1 and (concept_of(rest) or ABNORMAL.fullmatch(rest)):
             return match.concept.name, rest
@@ -298,6 +299,7 @@ def _is_inside(stated: Location, expected: Location, q: str) -> bool:
 
 
 _WRITTEN_ALIKE = (
+    (re.compile(r"(?<![a-z])[cpy]{1,2}(?=t[0-4x])"), ""),  # clinical and pathological stages
     (re.compile(rf"左[{LIST_MARK}和与,]?右(?=[肺肾眼耳乳侧])"), "双"),
     (re.compile(r"(?<![a-z])pa(?:位|$| view)"), "后前位"),
     (re.compile(r"(?<![a-z])ap(?:位|$| view)"), "前后位"),
@@ -381,7 +383,7 @@ def _mention_holds(q: str, reference: str, text: str, start: int, end: int) -> b
     if len(find_sides(q)) == 1 and find_sides(before) and not find_sides(before) & find_sides(q):
         return False
     is_place = concept is not None and concept.category in ("organ", "region", "view")
-    if is_place and not _leads_to(before, q, concept.category == "organ"):
+    if is_place and not _leads_to(before, q, concept is not None and concept.category == "organ"):
         return False
     if not _AFTER.match(after) and not (is_place and _PLACE_AFTER.match(after)):
         return False
@@ -490,7 +492,7 @@ def _replaces(q: str, reference: str, clause: Clause) -> bool:
     """Whether a later clause corrects the answer, or goes on listing: 心脏,肝脏,脾脏."""
     bare = _bare(clause.text, q)
     is_name = concept_of(bare) is not None or (ABNORMAL.search(bare[-2:]) and not _EXTRA_VERB.search(clause.text))
-    is_bare = len(bare) >= len(clause.text) - 6 and is_name
+    is_bare = len(bare) >= len(clause.text) - 6 and bool(is_name)
     if clause.role == "addition" and re.match(r"伴|并见|同时", clause.text):
         return False
     if _CORRECTS.match(clause.text):
