@@ -58,7 +58,7 @@ def answers_statement(text: str, question: YesNoQuestion) -> bool | None:
 # --- need, permission, ability --------------------------------------------------------------------------------------
 
 _MODAL = re.compile(
-    r"需要?|必要|应该?|可以|可否|能否|能不能|能够?(?!看|见|观|发|解)|宜|适合|建议|推荐|必须|可不可以|\b(?:should"
+    r"需要?|必要|应该?|可以(?![看见观发显被])|可否|能否|能不能|能够?(?!看|见|观|发|解)|宜|适合|建议|推荐|必须|可不可以|\b(?:should"
     r"|need|can|must)\b"
 )
 _MODAL_NO = re.compile(

@@ -30,7 +30,7 @@ MAX_CLAUSE_CHARACTERS = 200  # a longer clause answers no question
 _MAX_CLAUSES = 60  # an answer of more is a report; the rest of it is not read
 
 _LEAD = re.compile(
-    r"^(?:(?:这|该|此|本|其|它|那)(?:张|幅|个|些|种|例)?|(?:图像|图片|图示|图)(?:所示|中|里|内|上(?![方部叶]))?"
+    r"^(?:(?:这|该|此|本|其|它|那)(?:张|幅|个|些|种|例)?|(?:图像|图片|图示|图)(?:所示|中(?![间央部心])|里|内(?![侧部])|上(?![方部叶]))?"
     r"|影像(?:中|上|里)?|片中|片子|人体|身体|展示|拍摄|扫描|检查|取自|截取|所见|所指|箭头|画面(?:中|里)?|所示?|答案"
     r"|结论|的|主要|最|首先|应该?|可以?|大?概率|可能|很可能|考虑|提示|符合"
     r"|诊断|倾向于?|属于|位于|来自|显示|显示出|呈现?|表现|为|是|有|见|可见|看到|存在|患者?|患有|患|采用|使用|用|通过"
@@ -67,9 +67,11 @@ _STRONG = re.compile(
     r"而是|因此|所以|故|因而|综上|应(?:该)?(?:为|是|诊断|考虑)|考虑|提示|符合|诊断|倾向|最可能|更可能|首先"
     r"|可能性(?:较|最|很)?大|即|说明|支持|consistent|suggest|therefore|so "
 )
+_PLACES = re.compile(r"位于|在|靠近|邻近|毗邻|处于|占据|紧邻")
 _CORRECTS = re.compile(r"而是|实际|但(?:是)?(?:实际|其实|应|是)|其实|应(?:该)?为|应(?:该)?是")
 _OR_START = re.compile(r"或|要么|也?可能(?:是|为)|也可能|亦可|也可|也许|还可能|or |possibly|maybe")
 _ASKS_LOCATION = re.compile(r"哪[里儿侧边只个块叶段条根]|何处|位置|部位|位于|在哪|病变|异常|骨折|where|which")
+_ASKS_FUNCTION = re.compile(r"功能|作用|用途|用来|机制|治疗")
 _ASKS_EXTENT = re.compile(r"最|体积|面积|占|多大|largest|biggest|smallest")
 _ASKS_WHERE = re.compile(r"哪[里儿]|何处|位置|部位|位于|where")
 _ASKS_STATE = re.compile(r"病变|异常|不正常|受累|受损|病灶|问题|affected|abnormal|involved")
@@ -268,6 +270,8 @@ def _item_entails(q: str, reference: str, item: str) -> bool:
         if stated == Location("both", "", expected.name):
             return True
         return _is_inside(stated, Location(organ=expected.name), q)
+    if _ASKS_FUNCTION.search(q) and len(reference) >= 4 and sorted(reference) == sorted(item):
+        return True  # 血液过滤 is 过滤血液
     if isinstance(expected, Term) and isinstance(stated, Term) and stated.category and expected.category:
         return is_a(stated.name, expected.name) and stated.category not in ("organ", "region")
     return False
@@ -278,7 +282,7 @@ def _is_inside(stated: Location, expected: Location, q: str) -> bool:
 
     左上肺 is not entailed by 左肺: where the lobes of the lung are asked for, the lung's name alone means all of it.
     """
-    if not expected.organ or not _ASKS_LOCATION.search(q):
+    if not expected.organ or not stated.organ or not _ASKS_LOCATION.search(q):
         return False
     if expected.organ == "肺" and (stated.level, stated.part) != (expected.level, expected.part):
         return False
@@ -494,6 +498,8 @@ def _replaces(q: str, reference: str, clause: Clause) -> bool:
     is_name = concept_of(bare) is not None or (ABNORMAL.search(bare[-2:]) and not _EXTRA_VERB.search(clause.text))
     is_bare = len(bare) >= len(clause.text) - 6 and bool(is_name)
     if clause.role == "addition" and re.match(r"伴|并见|同时", clause.text):
+        return False
+    if _PLACES.match(clause.text) and not _ASKS_WHERE.search(q):
         return False
     if _CORRECTS.match(clause.text):
         return _is_same_kind(reference, bare)
