@@ -5,12 +5,20 @@ In: a caption's row and the source of its true facts. Out: short texts in three 
 
 from __future__ import annotations
 
+import re
+
 from qilin.evaluate.results import Prediction
+from qilin.evaluate.scoring.caption_matching import match_statements
 from qilin.evaluate.scoring.captions import DENIAL, FactSource, statements_of_facts
 from qilin.evaluate.scoring.text_metrics import MAX_TEXT_CHARACTERS
 from qilin.text.facts import extract_facts
-from qilin.text.statements import Statement, Statements, match_statements
+from qilin.text.statements import Statement, Statements
 
+DETAIL_NAMES = {
+    "modality": "成像方式", "organ": "器官", "region": "部位", "place": "部位", "size": "大小", "number": "数目",
+    "side": "侧别", "mm": "毫米", "plane": "方位", "phase": "期相", "certainty": "把握",
+}  # fmt: skip
+_DETAIL = re.compile(r"\b([a-z]+)=")
 MAX_FACTS = 30  # of one list; more are a model that repeats itself
 
 
@@ -29,7 +37,13 @@ def caption_facts(source: FactSource, p: Prediction) -> dict[str, list[str]]:
         "missed": [name_statement(s) for j, s in enumerate(true.findings) if j not in used_true]
         + sorted(true.plain - plain),
     }
-    return {name: [text.replace("=", "：") for text in facts[:MAX_FACTS]] for name, facts in texts.items()}
+    return {name: [name_details(text) for text in facts[:MAX_FACTS]] for name, facts in texts.items()}
+
+
+def name_details(text: str) -> str:
+    """A fact with its details in Chinese: modality=CT -> 成像方式：CT."""
+    text = _DETAIL.sub(lambda match: f"{DETAIL_NAMES.get(match.group(1), match.group(1))}：", text.replace("|", " "))
+    return "正常" if text == "normal" else text
 
 
 def stated_facts(source: FactSource, p: Prediction) -> Statements:

@@ -13,10 +13,11 @@ from pathlib import Path
 from qilin.core.errors import UserError
 from qilin.core.files import read_jsonl, shorten
 from qilin.evaluate.results import Prediction
+from qilin.evaluate.scoring.caption_matching import match_statements
 from qilin.evaluate.scoring.text_metrics import MAX_TEXT_CHARACTERS, bleu, chrf, cider, mean_rouge_l, tokens
 from qilin.text.facts import DEFAULT_VOCABULARY, Vocabulary, extract_facts, find_contradictions, read_vocabulary
 from qilin.text.normalize import normalize_answer
-from qilin.text.statements import Statement, Statements, is_abnormal, match_statements, read_statements
+from qilin.text.statements import Statement, Statements, is_abnormal, read_statements
 
 VOCABULARY_FILE = "facts.json"
 TRUTH_FILE = "truth.jsonl"
