@@ -16,12 +16,14 @@ from itertools import permutations
 
 from qilin.evaluate.results import Prediction, Verdict
 from qilin.evaluate.scoring.anatomy import Location, Meaning, Term, parse_meaning, same_meaning
-from qilin.evaluate.scoring.entailment import is_about_another_organ, judge_statement
+from qilin.evaluate.scoring.answer_clause import judge_statement
+from qilin.evaluate.scoring.entailment import is_about_another_organ
 from qilin.evaluate.scoring.final_answer import FinalAnswer, extract_final_answer
 from qilin.evaluate.scoring.measures import NOTHING, contradicts_quantities, judge_quantity, without_quantities
 from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options, strip_choice_letter
 from qilin.evaluate.scoring.which_of import judge_appearance, judge_comparison, judge_state
 from qilin.text.abnormality import abnormality
+from qilin.text.alternatives import MAX_COMPARISON_CHARACTERS
 from qilin.text.clauses import LIST_MARK, split_clauses
 from qilin.text.laterality import find_sides, sides_conflict
 from qilin.text.negation import count_negations
@@ -33,7 +35,7 @@ from qilin.text.normalize import (
     split_list_items,
 )
 from qilin.text.numbers import parse_number
-from qilin.text.polarity import MAX_COMPARISON_CHARACTERS, polarity
+from qilin.text.polarity import polarity
 from qilin.text.quantities import find_quantities
 from qilin.text.vocabulary import concept_of, concepts
 from qilin.text.yes_no import (

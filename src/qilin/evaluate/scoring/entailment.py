@@ -1,10 +1,9 @@
-"""The clause that answers an open question, and whether it entails the reference.
+"""Whether a clause of an answer entails the reference: it means the same, or something more precise.
 
-In: a normalized question, reference and answer (with LIST_MARK in place of 、). Out: a Verdict, or None where no clause
- entails the reference. An answer is right if its first statement, or the conclusion that it draws, names the
-reference or something more precise; glosses, reasons, places and further findings in clauses of their own are set
-aside. It is wrong if it names an alternative (或, 也可能), something else beside it (和, 、), or the reference only in
-second place. `entails` states what counts as more precise.
+In: a normalized question, reference and clause. More precise are a kind of the same disease (急性阑尾炎 for 阑尾炎), a
+side, place, number or degree that the reference leaves open (右肺结节 for 肺结节), a part of the organ where the question
+asks for a location. Not entailed are the reverse, the whole for its part, and names in which the reference is another thing
+(宫颈 for 颈部, 类风湿 for 风湿, 肺炎性假瘤 for 肺炎).
 """
 
 from __future__ import annotations
@@ -13,21 +12,13 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 
-from qilin.evaluate.results import Verdict
 from qilin.evaluate.scoring.anatomy import Location, Term, parse_meaning, same_meaning
-from qilin.evaluate.scoring.measures import without_spans
 from qilin.text.abnormality import ABNORMAL
-from qilin.text.clauses import LIST_MARK, Clause, split_clauses
+from qilin.text.clauses import LIST_MARK, Clause
 from qilin.text.laterality import find_sides
 from qilin.text.negation import is_negated
-from qilin.text.normalize import split_list_items
-from qilin.text.quantities import find_quantities
 from qilin.text.vocabulary import FINDING_CATEGORIES, Concept, concept_of, find_terms, is_a, structures_of
 from qilin.text.yes_no import normality
-
-_SETTLED = ("denial", "reason", "second", "rest", "advice", "alternative")  # clauses that do not answer
-MAX_CLAUSE_CHARACTERS = 200  # a longer clause answers no question
-_MAX_CLAUSES = 60  # an answer of more is a report; the rest of it is not read
 
 _LEAD = re.compile(
     r"^(?:(?:这|该|此|本|其|它|那)(?:张|幅|个|些|种|例)?|(?:图像|图片|图示|图)(?:所示|中(?![间央部心])|里|内(?![侧部])|上(?![方部叶]))?"
@@ -62,114 +53,14 @@ _PLACE_AFTER = re.compile(
 _PRIVATIVE = re.compile(r"(?:非|类|亚|假性?|伪|副|抗|拟|无|不|未|隐性|排除|除外?|疑似|继发于|所致的?)$")
 _OR = re.compile(r"或者?|还是|要么|抑或|\bor\b|/")
 _AND = re.compile(rf"{LIST_MARK}|和|与(?!.{{0,8}}(?:有关|相关|之间|相比|鉴别))|以及|及(?!其)|\band\b|\+|,")
-_EXTRA_VERB = re.compile(r"可见|见|包括|包含|包|含|伴有?|显示|合并|并有")
-_STRONG = re.compile(
-    r"而是|因此|所以|故|因而|综上|应(?:该)?(?:为|是|诊断|考虑)|考虑|提示|符合|诊断|倾向|最可能|更可能|首先"
-    r"|可能性(?:较|最|很)?大|即|说明|支持|consistent|suggest|therefore|so "
-)
-_PLACES = re.compile(r"位于|在|靠近|邻近|毗邻|处于|占据|紧邻")
-_CORRECTS = re.compile(r"而是|实际|但(?:是)?(?:实际|其实|应|是)|其实|应(?:该)?为|应(?:该)?是")
-_OR_START = re.compile(r"或|要么|也?可能(?:是|为)|也可能|亦可|也可|也许|还可能|or |possibly|maybe")
 _ASKS_LOCATION = re.compile(r"哪[里儿侧边只个块叶段条根]|何处|位置|部位|位于|在哪|病变|异常|骨折|where|which")
 _ASKS_FUNCTION = re.compile(r"功能|作用|用途|用来|机制|治疗")
 _ASKS_EXTENT = re.compile(r"最|体积|面积|占|多大|largest|biggest|smallest")
-_ASKS_WHERE = re.compile(r"哪[里儿]|何处|位置|部位|位于|where")
+ASKS_WHERE = re.compile(r"哪[里儿]|何处|位置|部位|位于|where")
 _ASKS_STATE = re.compile(r"病变|异常|不正常|受累|受损|病灶|问题|affected|abnormal|involved")
 
 
-def judge_statement(q: str, r: str, p: str) -> Verdict | None:
-    """True if the clause of an answer that answers entails the reference; False if it is undecided; else None."""
-    references = _reference_items(_plain(r))
-    p = _plain(p)
-    clauses = split_clauses(p)[:_MAX_CLAUSES]
-    live = [clause for clause in clauses if clause.role not in _SETTLED and len(clause.text) <= MAX_CLAUSE_CHARACTERS]
-    if not live or not references:
-        return None
-    if len(references) > 1:
-        return Verdict(True, "list") if _lists_all(q, references, live) else None
-    reference = _without_organ_of(q, references[0])
-    positions = [index for index, clause in enumerate(live) if _clause_entails(q, reference, clause)]
-    if not positions:
-        return None
-    first = positions[0]
-    if any(_OR_START.match(clause.text) for clause in clauses if clause.role == "alternative"):
-        return Verdict(False, "undecided")
-    if any(_competes(q, reference, clause) for clause in live[:first]) and not _is_strong(live[first]):
-        return Verdict(False, "second place")
-    if any(_replaces(q, reference, clause) for clause in live[first + 1 :] if not entails_text(q, reference, clause)):
-        return Verdict(False, "something else")
-    if _describes_otherwise(q, reference, live):
-        return Verdict(False, "something else")
-    return Verdict(True, "clause")
-
-
-def _reference_items(r: str) -> tuple[str, ...]:
-    items = split_list_items(r)
-    return (r,) if len(items) <= 1 else items
-
-
-def _without_organ_of(q: str, r: str) -> str:
-    """支气管 for 肺支气管, if the question names the lung."""
-    organs = find_terms(q, "organ", "region")
-    words = sorted({term for match in organs for term in match.concept.terms}, key=len, reverse=True)
-    word = next((word for word in words if r.startswith(word) and concept_of(r) is None), "")
-    return r[len(word) :].removeprefix("的") if concept_of(r[len(word) :]) else r
-
-
-def _describes_otherwise(q: str, reference: str, live: list[Clause]) -> bool:
-    """中央高信号,周边低信号 for 高信号: another density, signal or echo, not of another organ or sequence."""
-    concept = _core(reference)[2]
-    if concept is None or concept.name[-2:] not in ("密度", "信号", "回声"):
-        return False
-    for clause in live:
-        named = [
-            m.concept for m in find_terms(clause.text, "appearance") if not is_negated(clause.text, m.start, m.end)
-        ]
-        is_other = any(c.name[-2:] == concept.name[-2:] and not is_a(c.name, concept.name) for c in named)
-        sequences = {match.concept.name for match in find_terms(clause.text, "sequence")}
-        is_elsewhere = sequences - {match.concept.name for match in find_terms(q, "sequence")}
-        if is_other and not is_elsewhere and not is_about_another_organ(clause.text, q) and "相对" not in clause.text:
-            return True
-    return False
-
-
-def _is_strong(clause: Clause) -> bool:
-    return _STRONG.search(clause.text) is not None
-
-
-def _lists_all(q: str, references: tuple[str, ...], live: list[Clause]) -> bool:
-    """Whether the items of the answering clauses and those of the reference entail each other one to one."""
-    items: list[str] = []
-    for index, clause in enumerate(live):
-        if index and _EXTRA_VERB.search(clause.text) and clause.role == "statement" and not _is_strong(clause):
-            continue
-        items += [part for part in re.split(rf"{LIST_MARK}|和|与|及|以及|伴有?|合并|并发?|还有", clause.text) if part]
-    items = [_bare(_LISTS.split(item)[-1], q) for item in items if not _only_counts(item, q)]
-    items = [
-        item
-        for item in items
-        if item and not set(item) <= set("的等种个两三四五项类主要以为其中有可采用相结合方式法共")
-    ]
-    endings = ("", references[-1][-2:], references[-1][-1:])
-    for ending in endings:
-        candidates = [item if item.endswith(ending) else item + ending for item in items]
-        used = [any(_item_entails(q, reference, item) for item in candidates) for reference in references]
-        extra = [item for item in candidates if not any(_item_entails(q, reference, item) for reference in references)]
-        if all(used) and not extra:
-            return True
-    return False
-
-
-_LISTS = re.compile(r"包括|包含|分别[是为]|主要[是为有]|[有为是](?=.{2})|表现为")
-
-
-def _only_counts(item: str, q: str) -> bool:
-    """有两块骨 before the list itself."""
-    quantities = find_quantities(item)
-    return bool(quantities) and set(_bare(without_spans(item, quantities).replace("\x00", ""), q)) <= set(q)
-
-
-def _bare(text: str, q: str) -> str:
+def bare_answer(text: str, q: str) -> str:
     """A clause without the words that only lead to its answer or repeat the question."""
     for _ in range(3):
         shorter = _TRAIL.sub("", _LEAD.sub("", text))
@@ -182,22 +73,17 @@ def _bare(text: str, q: str) -> str:
 # --- one clause -------------------------------------------------------------------------------------------------------
 
 
-def entails_text(q: str, reference: str, clause: Clause) -> bool:
-    """Whether a clause entails the reference, for a clause that is known to state something."""
-    return _clause_entails(q, reference, clause)
-
-
-def _clause_entails(q: str, reference: str, clause: Clause) -> bool:
+def clause_entails(q: str, reference: str, clause: Clause) -> bool:
     text = clause.text
     asks_state = _ASKS_STATE.search(q) or ABNORMAL.search(q)
     if asks_state and not ABNORMAL.search(reference) and normality(text) is True:
         return False  # 肾脏正常 in answer to which organ is abnormal
-    concept = _core(reference)[2]
+    concept = core_of(reference)[2]
     if concept is not None and concept.category == "appearance" and is_about_another_organ(text, q):
         return False
-    bare = _bare(text, q)
+    bare = bare_answer(text, q)
     for candidate in dict.fromkeys((text, bare, *_heads(text), *_tails(text))):
-        if candidate and _item_entails(q, reference, candidate) and not _is_denied(text, candidate):
+        if candidate and item_entails(q, reference, candidate) and not _is_denied(text, candidate):
             return True
     if any(_mention_holds(q, reference, text, *span) for span in _mentions(q, reference, text)):
         return True
@@ -207,7 +93,7 @@ def _clause_entails(q: str, reference: str, clause: Clause) -> bool:
 @lru_cache(maxsize=20_000)
 def _site_and_finding(reference: str) -> tuple[str, str] | None:
     """(肝脏, 血管瘤) for 肝血管瘤; None for a reference that is not the two joined."""
-    core = _core(reference)[0]
+    core = core_of(reference)[0]
     for match in find_terms(core[:4], "organ", "region") or find_terms(core[:1], "organ", "region"):
         rest = core[match.end :].lstrip("部脏内的")
         if match.start == 0 and len(rest) > 1 and (concept_of(rest) or ABNORMAL.fullmatch(rest)):
@@ -224,7 +110,7 @@ def _names_site_and_finding(q: str, reference: str, text: str) -> bool:
     for start, end in _mentions(q, finding, text):
         organs = find_terms(text[:start], "organ", "region")
         is_there = bool(organs) and site in structures_of(organs[-1].concept.name)
-        sides = _core(reference)[1]
+        sides = core_of(reference)[1]
         if (
             is_there
             and (not sides or find_sides(text[:start]) == sides)
@@ -254,11 +140,11 @@ def _heads(text: str) -> list[str]:
 def _tails(text: str) -> list[str]:
     """What stands after the last linking verb: 肝 in 图中体积最大的脏器是肝."""
     matches = list(_TAIL_VERB.finditer(text))
-    return [_bare(text[matches[-1].end() :], "")] if matches else []
+    return [bare_answer(text[matches[-1].end() :], "")] if matches else []
 
 
 @lru_cache(maxsize=20_000)
-def _item_entails(q: str, reference: str, item: str) -> bool:
+def item_entails(q: str, reference: str, item: str) -> bool:
     """Whether a bare term means the reference or something more precise."""
     expected, stated = parse_meaning(reference), parse_meaning(item)
     if same_meaning(expected, stated, q):
@@ -286,7 +172,7 @@ def _is_inside(stated: Location, expected: Location, q: str) -> bool:
         return False
     if expected.organ == "肺" and (stated.level, stated.part) != (expected.level, expected.part):
         return False
-    if not expected.side and expected.organ in ("肺", "肾脏") and not _ASKS_WHERE.search(q):
+    if not expected.side and expected.organ in ("肺", "肾脏") and not ASKS_WHERE.search(q):
         return False  # the left lung is not the lungs
     if find_sides(q) and stated.side in ("left", "right") and stated.side not in find_sides(q):
         return False
@@ -319,7 +205,7 @@ _WRITTEN_ALIKE = (
 
 
 @lru_cache(maxsize=20_000)
-def _plain(text: str) -> str:
+def written_alike(text: str) -> str:
     """What is written in several ways, written alike: 左侧的肾 and 左肾, 密度较低 and 低密度."""
     for pattern, replacement in _WRITTEN_ALIKE:
         text = pattern.sub(replacement, text)
@@ -327,16 +213,16 @@ def _plain(text: str) -> str:
 
 
 @lru_cache(maxsize=20_000)
-def _core(reference: str) -> tuple[str, frozenset[str], Concept | None]:
+def core_of(reference: str) -> tuple[str, frozenset[str], Concept | None]:
     """The reference without its side, the sides, and the concept that the rest names."""
-    plain = _plain(reference)
+    plain = written_alike(reference)
     core = re.sub(r"^(?:双侧?|两侧|[左右])(?!心|束|室|房|冠|前降|回旋|主干)", "", plain)
     return core, find_sides(reference), concept_of(core)
 
 
 def _mentions(q: str, reference: str, text: str) -> list[tuple[int, int]]:
     """Spans of a clause that name the reference or a kind of it, sides aside."""
-    core, _, concept = _core(reference)
+    core, _, concept = core_of(reference)
     spans = [match.span() for match in re.finditer(_word_pattern(core), text)] if len(core) > 0 else []
     for match in find_terms(text):
         inside = [span for span in spans if match.start <= span[0] and span[1] <= match.end]
@@ -377,7 +263,7 @@ def _word_pattern(word: str) -> str:
 
 def _mention_holds(q: str, reference: str, text: str, start: int, end: int) -> bool:
     """Whether the reference, named at text[start:end], is affirmed there, by itself, and on the right side."""
-    core, sides, concept = _core(reference)
+    core, sides, concept = core_of(reference)
     before, after = text[:start], text[end:]
     is_mixed = before.endswith("囊") and core.startswith("实")
     if is_negated(text, start, end) or _PRIVATIVE.search(before) or is_mixed:
@@ -424,7 +310,7 @@ def _may_add_side(q: str, sides: frozenset[str], concept: Concept | None) -> boo
     if find_sides(q) and not sides <= find_sides(q):
         return False
     is_whole = concept is not None and concept.name in ("肺", "肾脏")
-    return _ASKS_LOCATION.search(q) is not None and (not is_whole or _ASKS_WHERE.search(q) is not None)
+    return _ASKS_LOCATION.search(q) is not None and (not is_whole or ASKS_WHERE.search(q) is not None)
 
 
 def _leads_to(before: str, q: str, may_be_in_region: bool) -> bool:
@@ -457,65 +343,7 @@ def _is_joined(q: str, reference: str, before: str, after: str) -> bool:
 
 
 def _is_something_else(q: str, reference: str, text: str) -> bool:
-    rest = _bare(text, q)
+    rest = bare_answer(text, q)
     if not rest or set(rest) <= set("的等为有其"):
         return False
-    return not any(_item_entails(q, reference, item) for item in (rest, *_heads(text)))
-
-
-# --- what speaks against it -------------------------------------------------------------------------------------------
-
-
-def _competes(q: str, reference: str, clause: Clause) -> bool:
-    """Whether a clause before the one that entails the reference is an answer of its own."""
-    if _clause_entails(q, reference, clause):
-        return False
-    bare = _bare(clause.text, q)
-    if reference in clause.text or re.match(r"根据|从|由|通过", clause.text):
-        return False
-    return _is_same_kind(reference, bare) or (bare in q and len(bare) > 1) or _offers(q, bare)
-
-
-def _offers(q: str, text: str) -> bool:
-    """Whether the clause begins with another option that the question offers."""
-    return any(len(option) > 1 and text.startswith(option) for option in offered_options(q))
-
-
-@lru_cache(maxsize=5_000)
-def offered_options(q: str) -> tuple[str, ...]:
-    """The options in a question of the form A还是B: (药物治疗, 手术治疗)."""
-    match = re.search(r"([^,。?]{1,12})还是([^,。?]{1,12})", q)
-    if match is None:
-        return ()
-    second = match[2].rstrip("?吗")
-    first = match[1]
-    return (first[-len(second) :] if first.endswith(second[-2:]) else first, second)
-
-
-def _replaces(q: str, reference: str, clause: Clause) -> bool:
-    """Whether a later clause corrects the answer, or goes on listing: 心脏,肝脏,脾脏."""
-    bare = _bare(clause.text, q)
-    is_name = concept_of(bare) is not None or (ABNORMAL.search(bare[-2:]) and not _EXTRA_VERB.search(clause.text))
-    is_bare = len(bare) >= len(clause.text) - 6 and bool(is_name)
-    if clause.role == "addition" and re.match(r"伴|并见|同时", clause.text):
-        return False
-    if _PLACES.match(clause.text) and not _ASKS_WHERE.search(q):
-        return False
-    if _CORRECTS.match(clause.text):
-        return _is_same_kind(reference, bare)
-    return is_bare and _is_same_kind(reference, bare) and not clause.text.startswith(("伴", "可见", "含", "包括"))
-
-
-def _is_same_kind(reference: str, text: str) -> bool:
-    """Whether a text names something that could stand in place of the reference."""
-    _, _, concept = _core(reference)
-    if isinstance(parse_meaning(reference), Location) and isinstance(parse_meaning(text), Location):
-        return True
-    is_finding = ABNORMAL.search(reference[-2:]) or (concept and concept.category in FINDING_CATEGORIES)
-    if is_finding and ABNORMAL.search(text[-2:]):
-        return True
-    if concept is None:
-        stated = concept_of(text)
-        return bool(stated and is_finding and stated.category in FINDING_CATEGORIES)
-    kinds = FINDING_CATEGORIES if concept.category in FINDING_CATEGORIES else (concept.category,)
-    return any(match.start == 0 or match.end == len(text) for match in find_terms(text, *kinds))
+    return not any(item_entails(q, reference, item) for item in (rest, *_heads(text)))

@@ -11,8 +11,8 @@ import re
 from qilin.evaluate.results import Verdict
 from qilin.evaluate.scoring.anatomy import parse_meaning, same_meaning
 from qilin.text.abnormality import abnormality
+from qilin.text.alternatives import COMPLEMENTS, CONTRARIES, complement_sign
 from qilin.text.laterality import find_sides
-from qilin.text.polarity import COMPLEMENTS, CONTRARIES, complement_sign
 from qilin.text.vocabulary import find_terms
 from qilin.text.yes_no import normality, question_normality
 
