@@ -6,8 +6,6 @@ crops. Candidates resemble each other and need a second look (imaging/registrati
 descriptor.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -89,9 +87,12 @@ def candidate_pairs_among(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def closest_images(queries: Vectors, references: Vectors, count: int) -> NDArray[np.int64]:
     """(pairs, 2): each query (N, views, D) with the `count` closest references by any of their views."""
-    hits = closest_vectors(queries.reshape(-1, queries.shape[2]), references.reshape(-1, references.shape[2]), count)
-    rows, columns, distances = (np.concatenate(part) for part in zip(*hits, strict=True))
-    rows, columns = rows // queries.shape[1], columns // references.shape[1]
+    columns, distances = closest_vectors(
+        queries.reshape(-1, queries.shape[2]), references.reshape(-1, references.shape[2]), references.shape[1] * count
+    )
+    rows, nth = np.nonzero(distances <= MAX_DISTANCE**2)
+    columns, distances = columns[rows, nth] // references.shape[1], distances[rows, nth]
+    rows = rows // queries.shape[1]
     order = np.lexsort((distances, columns, rows))
     is_first = np.ones(len(order), dtype=bool)  # of the hits of a pair the closest
     is_first[1:] = (np.diff(rows[order]) != 0) | (np.diff(columns[order]) != 0)
@@ -102,13 +103,11 @@ def closest_images(queries: Vectors, references: Vectors, count: int) -> NDArray
     return np.stack([rows[order], columns[order]], axis=1)
 
 
-def closest_vectors(
-    queries: Vectors, references: Vectors, count: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Vectors]]:
-    """(query indices, reference indices, squared distances) within MAX_DISTANCE, a cell at a time.
+def closest_vectors(queries: Vectors, references: Vectors, count: int) -> tuple[NDArray[np.int32], Vectors]:
+    """(indices of references, squared distances), each (queries, count), unordered; infinite distances fill the rest.
 
     The references lie in some 3 * sqrt(N) cells, each around one of them; a query is compared with the PROBES closest
-    cells: N * sqrt(N) operations instead of N * N. In each cell the `count` * views closest are found.
+    cells: N * sqrt(N) operations instead of N * N.
     """
     centers = references[:: max(1, int(np.sqrt(len(references)) / 3))]
     cells = nearest_columns(references, centers, 1)[:, 0]
@@ -117,18 +116,22 @@ def closest_vectors(
     probes = nearest_columns(queries, centers, min(PROBES, len(centers)))  # (N, PROBES)
     probe_order = np.argsort(probes, axis=None, kind="stable")
     probe_starts = np.searchsorted(probes.reshape(-1)[probe_order], np.arange(len(centers) + 1))
-    yield np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    closest = np.zeros((len(queries), count), dtype=np.int32)
+    distances = np.full((len(queries), count), np.inf, dtype=np.float32)
     for cell in range(len(centers)):
-        members = by_cell[starts[cell] : starts[cell + 1]]
+        members = by_cell[starts[cell] : starts[cell + 1]].astype(np.int32)
         rows = probe_order[probe_starts[cell] : probe_starts[cell + 1]] // probes.shape[1]
         for start in range(0, len(rows) if len(members) else 0, ROWS_PER_BLOCK):
             block = rows[start : start + ROWS_PER_BLOCK]
             squared = squared_distances(queries[block], references[members])
-            kept_columns = min(4 * count, len(members))
-            nearest = np.argpartition(squared, kept_columns - 1, axis=1)[:, :kept_columns]
-            values = np.take_along_axis(squared, nearest, axis=1)
-            i, j = np.nonzero(values <= MAX_DISTANCE**2)
-            yield block[i], members[nearest[i, j]], values[i, j]
+            is_closer = (squared < np.minimum(distances[block].max(axis=1), MAX_DISTANCE**2)[:, None]).any(axis=1)
+            block, squared = block[is_closer], squared[is_closer]
+            values = np.concatenate([distances[block], squared], axis=1)
+            indices = np.concatenate([closest[block], np.broadcast_to(members, squared.shape)], axis=1)
+            kept_columns = np.argpartition(values, count - 1, axis=1)[:, :count]
+            distances[block] = np.take_along_axis(values, kept_columns, axis=1)
+            closest[block] = np.take_along_axis(indices, kept_columns, axis=1)
+    return closest, distances
 
 
 def nearest_columns(a: Vectors, b: Vectors, count: int) -> NDArray[np.int64]:
