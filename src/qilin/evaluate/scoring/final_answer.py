@@ -59,16 +59,14 @@ def extract_final_answer(reply: str, question: str = "") -> FinalAnswer:
     """
     if len(reply) > MAX_REPLY_CHARACTERS or _PLAIN.fullmatch(reply):
         return FinalAnswer(reply)
-    turn = own_turn(reply)
+    turn = own_turn(reply) if _MARKUP.search(reply) else reply
     text = None if turn is None else without_reasoning(turn)
     if text is None:
         return FinalAnswer("", "unfinished")
     text = _without_question(without_special_tokens(text), question)
-    for marked in (json_answer(text, question), tagged_answer(text)):
-        text = text if marked is None else marked
-    box = boxed_answer(text)
-    text = to_plain_text(text[: box[0]] + _BOX + box[2] + _BOX_END + text[box[1] :] if box else text)
-    text = without_loop(re.sub(r"(?<=[\u4e00-\u9fff）)])\s*——\s*", "。", text.replace("\r", "\n")).strip())
+    if _MARKUP.search(text):
+        text = _without_markup(text, question)
+    text = without_loop(_DASH.sub("。", text.replace("\r", "\n")).strip())
     declared = _declared_answer(text)
     if declared is None:
         text = without_courtesy(_without_explanation(without_role(text)), question)
@@ -78,9 +76,21 @@ def extract_final_answer(reply: str, question: str = "") -> FinalAnswer:
         declared = _first_sentence(declared, question)
     text = without_reason(text if declared is None else declared, question)
     text = unwrapped(without_lead(without_name(list_in_one_line(text), question)))
-    return FinalAnswer(text) if re.search(r"\w|[√✓×✗✔✘+-]", text) else FinalAnswer("", "empty")
+    return FinalAnswer(text) if _CONTENT.search(text) else FinalAnswer("", "empty")
 
 
+def _without_markup(text: str, question: str) -> str:
+    """The plain text of the marked answer, or of the whole text; the last box is enclosed in _BOX and _BOX_END."""
+    for marked in (json_answer(text, question), tagged_answer(text)):
+        text = text if marked is None else marked
+    box = boxed_answer(text)
+    return to_plain_text(text[: box[0]] + _BOX + box[2] + _BOX_END + text[box[1] :] if box else text)
+
+
+_WORD = re.compile(r"\w")
+_CONTENT = re.compile(r"\w|[√✓×✗✔✘+-]")
+_DASH = re.compile(r"(?<=[\u4e00-\u9fff）)])\s*——\s*")
+_MARKUP = re.compile(r"[<>{\[\]*_`#|\\$&◁:：\n]")
 # A few words without marks need no reading; a loop is longer.
 _PLAIN = re.compile(r"(?!.*(?:答案|因为|因此|所以|综上|建议|我))[\u4e00-\u9fffA-Za-z0-9]{1,9}")
 _BOX, _BOX_END = "\x02", "\x03"  # the last box, while the text is searched for declarations
@@ -134,6 +144,7 @@ _DECLARED = re.compile(
     rf"|^[ \t]*(?:{_HEAD}|(?:final )?answer|final response|conclusion|diagnosis)[ \t]*[:：]?[ \t]*\n",
     re.I | re.M,
 )
+_MAY_DECLARE = re.compile(r"答案|诊断|结论|最终|[:：\n]|answer|choice|response|conclusion|diagnosis", re.I)
 # Heads of what follows an answer.
 _EXPLAINS = (
     r"(?:(?:答案|具体|详细)?(?:解析|分析|解释|说明|理由|原因|依据|诊断依据|判断依据|推理(?:过程)?|详解|备注|鉴别诊断|鉴别|附注)(?:如下)?"
@@ -148,7 +159,7 @@ _EXPLANATION = re.compile(
 
 def _declared_answer(text: str) -> str | None:
     """What follows the last declaration or box that is not empty; the explanation after it is cut off."""
-    starts = [match.end() for match in _DECLARED.finditer(text)]
+    starts = [match.end() for match in _DECLARED.finditer(text)] if _MAY_DECLARE.search(text) else []
     if _BOX in text:
         starts.append(text.rindex(_BOX) + 1)
     for start in sorted(starts, reverse=True):
@@ -181,7 +192,7 @@ def _first_sentence(text: str, question: str) -> str:
     Yes and no need the rest too: 是的。图中没有肝脏 contradicts itself.
     """
     sentences = SENTENCE.findall(text)
-    is_complete = len(sentences) > 1 and re.search(r"\w", sentences[0]) and "。" in sentences[0]
+    is_complete = len(sentences) > 1 and _WORD.search(sentences[0]) and "。" in sentences[0]
     if not is_complete or _CONTINUES.match(sentences[1]) or _asks_yes_or_no(question):
         return text
     return sentences[0]
@@ -199,7 +210,7 @@ def _without_explanation(text: str) -> str:
 def _before(pattern: re.Pattern[str], text: str) -> str:
     """The text before the first match that has a word before it."""
     for match in pattern.finditer(text):
-        if re.search(r"\w", text[: match.start()]):
+        if _WORD.search(text[: match.start()]):
             return re.sub(r"\n\s*\d{1,2}\s*$", "", text[: match.start()]).rstrip("（( ")
     return text
 
@@ -219,7 +230,7 @@ _CONSEQUENCE = re.compile(r"^.{0,6}(?:建议|需要|应当?(?:进行|及时|尽�
 def _concluded_answer(text: str, question: str) -> str | None:
     """What follows 综上所述, or 因此 with a statement of what it is; in a yes/no question 因此 gives only a reason."""
     matches = list(_CONCLUSION.finditer(text))
-    if matches and re.search(r"\w", text[matches[-1].end() :]):
+    if matches and _WORD.search(text[matches[-1].end() :]):
         return text[matches[-1].end() :]
     matches = list(_THEREFORE.finditer(text))
     tail = text[matches[-1].end() :] if matches and not _asks_yes_or_no(question) else ""

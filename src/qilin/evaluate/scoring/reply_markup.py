@@ -63,6 +63,7 @@ def without_special_tokens(text: str) -> str:
 _TAGS = r"(?:think|thinking|thoughts?|reason|reasoning|rationale|reflection|analysis|scratchpad|seed:think)"
 _OPEN = re.compile(rf"<{_TAGS}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<unused94>", re.IGNORECASE)
 _CLOSE = re.compile(rf"</{_TAGS}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<unused95>", re.IGNORECASE)
+_REASONING_MARK = re.compile(r"[<\[◁#*]")
 _THINKING_HEAD = re.compile(r"^\s*(?:#+\s*|\*\*)(?:Thinking|思考过程?|推理过程)(?:\*\*)?\s*[:：]?\s*\n", re.IGNORECASE)
 _FINAL_HEAD = re.compile(
     r"^(?:#+[ \t]*|\*\*)(?:Final (?:Response|Answer)|最终(?:回答|答案|回复))(?:\*\*)?[ \t]*[:：]?", re.I | re.M
@@ -74,6 +75,8 @@ def without_reasoning(text: str) -> str | None:
 
     The opening tag may stand in the prompt. Reasoning under the heading "## Thinking" ends at "## Final Response".
     """
+    if not _REASONING_MARK.search(text):
+        return text
     head = _THINKING_HEAD.match(text)
     if head:
         parts = _FINAL_HEAD.split(text)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+_WORD = re.compile(r"\w")
+
 # --- courtesy and advice --------------------------------------------------------------------------------------------
 
 _GREETING = re.compile(
@@ -49,7 +51,7 @@ _ENGLISH_COURTESY = re.compile(
 def without_courtesy(text: str, question: str) -> str:
     """The text without greetings, wishes, disclaimers and, unless the question asks for it, advice."""
     shorter = _GREETING.sub("", _ENGLISH_COURTESY.sub("", text))
-    text = shorter if re.search(r"\w", shorter) else text
+    text = shorter if _WORD.search(shorter) else text
     asks_advice = _ASKS_ADVICE.search(question) is not None
     sentences = SENTENCE.findall(text)
     remaining = [s for s in sentences if not _COURTESY.match(s) and (asks_advice or not _ADVICE.match(s))]
@@ -102,7 +104,7 @@ def without_lead(text: str) -> str:
     """The text without 根据图像表现， and the like before it."""
     for _ in range(3):  # 根据图像，我认为
         rest = _LEAD.sub("", text)
-        if rest == text or not re.search(r"\w", rest):
+        if rest == text or not _WORD.search(rest):
             break
         text = rest
     return text
@@ -168,7 +170,7 @@ _EMOJI = re.compile(r"[\s\u2600-\u26ff\u2705\u2728\u2b50\ufe0f\U0001f300-\U0001f
 def unwrapped(text: str) -> str:
     """The text without quotes or brackets around all of it, without a remark (置信度：95%) or emoji at its end."""
     text = _REMARK.sub("", text.strip())
-    text = _EMOJI.sub("", text) if re.search(r"\w", text) and "❌" not in text else text
+    text = _EMOJI.sub("", text) if _WORD.search(text) and "❌" not in text else text
     bare = text.rstrip("。.")
     if len(bare) > 2 and _QUOTES.get(bare[0]) == bare[-1] and not set(bare[1:-1]) & {bare[0], bare[-1]}:
         return bare[1:-1].strip()
@@ -190,7 +192,7 @@ def without_reason(text: str, question: str) -> str:
     """The text without the clause that gives the first reason (，因为…), unless the question asks why."""
     if _ASKS_REASON.search(question):
         return text
-    match = next((m for m in _REASON.finditer(text) if re.search(r"\w", text[: m.start()])), None)
+    match = next((m for m in _REASON.finditer(text) if _WORD.search(text[: m.start()])), None)
     if match is None:
         return text
     sentence_end = _REASON_END.search(text, match.end()) if "如下" not in match.group() else None
