@@ -187,7 +187,8 @@ def test_adapters_of_a_training_run_round_trip(tmp_path: Path, monkeypatch: pyte
     changes = {
         "vision": str(clip), "language": str(language), "data": str(tmp_path / "data"), "out": tmp_path / "run",
         "trainable": ("projector",), "lora": {"rank": 4, "target_modules": ("q_proj", "down_proj")},
-        "learning_rate": 1e-2, "learning_rates": {}, "batch_size": 8, "template": "v1", "system_prompt": "", "device": "cpu",
+        "learning_rate": 1e-2, "learning_rates": {}, "batch_size": 8, "template": "v1", "system_prompt": "",
+        "device": "cpu",
         "max_length": 512, "pack_tokens": 512, "trackers": (), "on_overlength": "truncate",
     }  # fmt: skip
     run_stage(read_recipe("small/instruct", ["vision=", "language="], changes), "test")

@@ -1,6 +1,7 @@
 """`qilin estimate`: its memory against what PyTorch really allocates, its words against what was asked."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
 from qilin.train.estimate import format_flops, format_hours, largest_pack
 from qilin.train.flops import flop_cost
+from qilin.train.gpus import GPUS
 from qilin.train.loop import pack_loss
 from qilin.train.memory_estimate import LiveMemory, peak_memory, prepare_model, static_memory
 from qilin.train.model_setup import add_adapters, apply_precision, autocast_context, base_model, compute_dtype
 from qilin.train.packed_attention import use_packed_attention
 from qilin.train.plan import Plan, make_plan
 from qilin.train.stage import load_start
+from qilin.train.utilization import assumed_utilization
 
 CPU = torch.device("cpu")
 
@@ -240,3 +243,57 @@ def test_small_figures_are_not_rounded_to_zero() -> None:
         "989.0 TFLOP/s",
         "31.0 GFLOP/s",
     )
+
+
+def test_hours_depend_on_recomputation_and_are_given_only_to_what_fits(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["small/align", *overrides(home, "trainable=[projector, language]"), "--gpu", "4090", "--json"]
+    kept = run_estimate(capsys, *command)
+    recomputed = run_estimate(capsys, *command, "gradient_checkpointing=true")
+    assert kept["precision"] == "bf16"
+    assert recomputed["operations"] == kept["operations"]
+    share = 1 + recomputed["recomputed_operations"] / kept["operations"]
+    assert recomputed["hours"] == pytest.approx(kept["hours"] * share)
+    assert share > 1.1
+    gigabytes = kept["memory_total"] / 1e9
+    for memory, fits in ((gigabytes * 0.9, False), (gigabytes * 1.05, False), (gigabytes * 1.2, True)):
+        figures = run_estimate(capsys, *command, "--gpu-memory", str(memory))
+        assert (figures["fits"], "hours" in figures) == (fits, fits), "a margin is left before it fits"
+    cli.main(["estimate", *command[:-1], "--gpu-memory", str(gigabytes * 1.05)])
+    assert "does not fit safely" in capsys.readouterr().out
+
+
+def test_suggestions_can_be_pasted(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["small/align", *overrides(home, "trainable=[projector, language]"), "--json", "--gpu", "4090"]
+    memory = str(run_estimate(capsys, *command)["memory_total"] / 1e9)
+    for line in run_estimate(capsys, *command, "--gpu-memory", memory)["would fit"]:
+        words = shlex.split(line.rpartition(": ")[0])
+        if words[0] != "--devices":
+            assert run_estimate(capsys, *command, "--gpu-memory", memory, *words)["fits"], line
+
+
+def test_a_device_is_described_by_flags(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    described = ["--gpu-memory", "64", "--gpu-tflops", "313"]
+    figures, named = (
+        run_estimate(capsys, "small/align", *overrides(home), "--json", *flags)
+        for flags in (described, ["--gpu", "ascend-910b"])
+    )
+    assert (figures["memory_of_machine"], figures["peak"], figures["hours"]) == (64e9, 313e12, named["hours"])
+    old = run_estimate(capsys, "small/align", *overrides(home), "--json", "--gpu", "v100-32gb")
+    assert (old["precision"], old["memory_of_machine"]) == ("fp16", 32e9)
+    assert cli.main(["estimate", "small/align", *overrides(home, "precision=bf16"), "--gpu", "t4"]) == 2
+    assert "computes no bf16" in capsys.readouterr().err
+
+
+def test_assumed_utilization_gives_the_published_hours() -> None:
+    """Stage 1 and stage 2 of LLaVA-1.5 13B within a fifth; see bench/results/published-runs.json."""
+    file = Path(__file__).parents[2] / "bench" / "results" / "published-runs.json"
+    rows = {row["run"]: row for row in json.loads(file.read_text())["rows"] if "README" in row["source"]}
+    for run, trained in (("LLaVA-1.5 13B, stage 1", False), ("LLaVA-1.5 13B, stage 2", True)):
+        row = rows[run]
+        share, _ = assumed_utilization(GPUS[row["gpu"]], trained)
+        hours = (row["operations"] + row["recomputed"]) / (share * 8 * GPUS[row["gpu"]].half) / 3600
+        assert hours == pytest.approx(row["hours"], rel=0.2)
+        if trained:
+            assert row["operations"] / (0.4 * 8 * 312e12) / 3600 < 0.7 * row["hours"], "control: 40 % of the peak"

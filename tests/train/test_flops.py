@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from builders.tiny import PATCHES, SIZE, tiny_language, tiny_vision
 from qilin.model.llava import compose, set_trainable
-from qilin.train.flops import GPUS, find_gpu, flop_cost, matmul_flops, measure_peak_flops
+from qilin.train.flops import flop_cost, matmul_flops, measure_peak_flops, recomputed_cost
+from qilin.train.gpus import GPUS, find_gpu, gpu_names
 from qilin.train.metrics import StepWork, Throughput
 from qilin.train.plan import Lengths, PackedGroup, WorkCounts, count_work
 
@@ -95,14 +96,59 @@ def test_work_of_shared_and_single_samples() -> None:
     assert counts == WorkCounts(tokens=23, answer_tokens=4, images=2, attention_pairs=pairs, answer_pairs=answer_pairs)
 
 
-def test_gpus_are_recognized_by_their_device_names() -> None:
-    assert find_gpu("NVIDIA H100 80GB HBM3") is GPUS["h100"]
-    assert find_gpu("NVIDIA H100 PCIe") is GPUS["h100 pcie"]
-    assert find_gpu("NVIDIA A100-SXM4-80GB") is GPUS["a100"]
-    assert find_gpu("NVIDIA A100-PCIE-40GB") is GPUS["a100"]  # the key "a100 40gb" is not in it; the peak is the same
-    assert find_gpu("NVIDIA H20") is GPUS["h20"]
-    assert find_gpu("h200") is GPUS["h200"]
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100 pcie"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-PCIE-40GB", "a100 40gb"),
+        ("A100-40G", "a100 40gb"),
+        ("NVIDIA H20", "h20"),
+        ("h200", "h200"),
+        ("4090", "rtx 4090"),
+        ("RTX4090D", "rtx 4090 d"),
+        ("rtx_3090", "rtx 3090"),
+        ("3090ti", "rtx 3090 ti"),
+        ("NVIDIA GeForce RTX 5090", "rtx 5090"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx 6000 ada"),
+        ("6000-ada", "rtx 6000 ada"),
+        ("NVIDIA RTX A6000", "rtx a6000"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA L4", "l4"),
+        ("Tesla T4", "t4"),
+        ("Tesla V100-SXM2-32GB", "v100 32gb"),
+        ("v100", "v100"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("Ascend910B", "ascend 910b"),
+        ("昇腾 910B", "ascend 910b"),
+    ],
+)
+def test_gpus_are_recognized_by_their_names(name: str, key: str) -> None:
+    assert find_gpu(name) is GPUS[key]
+
+
+def test_a_memory_size_in_the_name_counts() -> None:
+    h20 = find_gpu("H20-141G")
+    assert h20 is not None
+    assert (h20.memory, h20.half) == (141e9, GPUS["h20"].half)
     assert find_gpu("a potato") is None
+    assert all(find_gpu(name) is gpu for name, gpu in zip(gpu_names(), GPUS.values(), strict=True))
+    assert {key for key, gpu in GPUS.items() if not gpu.has_bf16} == {"v100", "v100 32gb", "t4", "rtx 2080 ti"}
+
+
+def test_checkpointed_layers_are_counted_again(home: Path) -> None:
+    model = tiny_model(home)
+    set_trainable(model, ("projector",))
+    counts = WorkCounts(100, 10, 2, 900, 90)
+    half, complete = (recomputed_cost(model, share).total(counts) for share in (1 / 3, 1.0))
+    assert recomputed_cost(model, 0.0).total(counts) == 0
+    assert half == pytest.approx(complete / 3)
+    layers = model.model.language_model.layers
+    matrices = sum(p.numel() for layer in layers for name, p in layer.named_parameters() if p.ndim == 2)
+    width = model.config.text_config.hidden_size
+    assert complete == pytest.approx(2 * matrices * 100 + 4 * width * len(layers) * 900)
 
 
 def test_the_peak_of_a_cpu_is_measured() -> None:

@@ -1,7 +1,7 @@
 """A user's own chat template, from a Jinja file, proven before it is used.
 
-In: a template with `{% generation %}` around what the assistant says, and a tokenizer. Out: its text and the ids that end
-an answer. The proof renders conversations and compares what would be trained on with what the assistant says.
+In: a template with `{% generation %}` around what the assistant says, and a tokenizer. Out: its text and the token that
+ends an answer. The proof renders conversations and compares what would be trained on with what the assistant says.
 """
 
 from collections.abc import Mapping, Sequence

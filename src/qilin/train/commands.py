@@ -43,16 +43,21 @@ class EstimateCommand:
     )
     gpu: str = option(
         default="auto",
-        help="auto (the GPU of this machine), cpu (this machine), or a GPU model: h200, h100, a100, a100-40gb, l40s, …",
+        help="auto (the GPU of this machine), cpu (this machine), or a GPU model: 4090, a100-40gb, h20, v100, …",
+    )
+    gpu_memory: float | None = option(default=None, help="memory of one device in GB, in place of the GPU model's")
+    gpu_tflops: float | None = option(
+        default=None, help="dense 16-bit TFLOP/s of one device by its data sheet, in place of the GPU model's"
     )
     devices: int = option(default=1, help="number of devices")
     samples: int | None = option(default=None, help="without data: number of samples")
     text_tokens: int = option(default=120, help="without data: text tokens per sample")
     answer_tokens: int = option(default=60, help="without data: how many of the text tokens are trained on")
     samples_per_image: float = option(default=1.0, help="without data: samples per image")
-    mfu: float = option(
-        default=0.4,
-        help="model FLOPs utilization: the share of the peak that is reached; metrics.jsonl has a run's own",
+    mfu: float | None = option(
+        default=None,
+        help="model FLOPs utilization: the share of the peak that is reached, what is recomputed counted as well; "
+        "default: by stage and device, from published runs",
     )
     price: float | None = option(default=None, help="price of one device per hour, in any currency")
     json: bool = option(default=False, help="print the figures as JSON")
@@ -67,7 +72,13 @@ class EstimateCommand:
             raise ValueError(
                 f"answer_tokens is {self.answer_tokens}; expected at most text_tokens ({self.text_tokens})"
             )
-        if not 0 < self.mfu <= 1:
+        for name in ("gpu_memory", "gpu_tflops"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1e6:
+                raise ValueError(f"{name} is {value}; expected more than 0")
+        if self.gpu == "cpu" and (self.gpu_memory or self.gpu_tflops):
+            raise ValueError("gpu is cpu, but gpu_memory or gpu_tflops describes a GPU; name one of them")
+        if self.mfu is not None and not 0 < self.mfu <= 1:
             raise ValueError(f"mfu is {self.mfu}; expected more than 0 and at most 1")
 
     @staticmethod

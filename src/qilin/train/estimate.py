@@ -25,7 +25,8 @@ from qilin.model.own_template import read_template
 from qilin.train.commands import EstimateCommand
 from qilin.train.config import LoraOptions, TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
-from qilin.train.flops import GPUS, Gpu, fast_precision, find_gpu, flop_cost, measure_peak_flops
+from qilin.train.flops import fast_precision, flop_cost, measure_peak_flops, recomputed_cost
+from qilin.train.gpus import Gpu, find_gpu, gpu_names
 from qilin.train.memory_estimate import (
     USABLE_SHARE,
     largest_pack,
@@ -38,7 +39,11 @@ from qilin.train.memory_estimate import (
 )
 from qilin.train.model_setup import compute_dtype
 from qilin.train.plan import Lengths, Plan, format_saving, make_plan
+from qilin.train.utilization import assumed_utilization
 
+# measured totals are up to 6 % above the estimates; on a CPU, whose allocator keeps freed blocks, up to 25 %
+# (bench/results/estimate.json)
+GPU_MARGIN, CPU_MARGIN = 1.06, 1.25
 TEMPLATE_TOKENS = 40  # tokens of the chat template before the image (v1 with its system prompt: 35)
 console = make_console()
 
@@ -52,10 +57,12 @@ class Machine:
     peak: float  # operations per second of one device
     on_gpu: bool
     devices: int
+    gpu: Gpu | None = None
 
     @property
     def usable_memory(self) -> float:
-        return self.memory * (USABLE_SHARE if self.on_gpu else 1)
+        """Bytes that an estimate may have to be called fitting: what is usable, less the estimate's own error."""
+        return self.memory * (USABLE_SHARE / GPU_MARGIN if self.on_gpu else 1 / CPU_MARGIN)
 
 
 def estimate_command(command: EstimateCommand) -> None:
@@ -63,10 +70,7 @@ def estimate_command(command: EstimateCommand) -> None:
     overridden = {parse_override(override)[0].split(".")[0] for override in command.overrides}
     placeholder = [] if "data" in overridden else ["data=not-given"]  # a recipe requires data, an estimate does not
     config = read_recipe(command.recipe, [*placeholder, *command.overrides])
-    if config.precision == "auto":
-        local = command.gpu in ("auto", "cpu")
-        config = replace(config, precision=fast_precision(pick_device(command.gpu)) if local else "bf16")
-    machine = find_machine(command, config)
+    machine, config = find_machine(command, config)
     model_config = load_llava_config(config.vision, config.language, config.model, config.hub, config.feature_layer)
     model = build_meta_model(model_config)
     lengths = measure_lengths(config, model_config) or assume_lengths(command, config, model_config)
@@ -83,30 +87,67 @@ def estimate_command(command: EstimateCommand) -> None:
     config = resolve_auto(model_config, config, largest_pack(plan), machine.on_gpu, machine.devices, machine.memory)
     figures = estimate(command, config, machine, model_config, model, plan)
     if not size_known:
+        figures = {key: value for key, value in figures.items() if key not in SIZE_FIGURES}
+    if not size_known or not figures["fits"]:
         figures = {key: value for key, value in figures.items() if key not in TIME_FIGURES}
     if not figures["fits"]:
         figures["would fit"] = list(find_alternatives(config, machine, model_config, plan))
     print(json.dumps(figures, indent=2)) if command.json else print_figures(figures, machine)
 
 
-def find_machine(command: EstimateCommand, config: TrainConfig) -> Machine:
-    """The GPU model of `--gpu`, or this machine. Raises UserError for an unknown one."""
-    if command.gpu in ("auto", "cpu"):
-        device = pick_device("auto" if command.gpu == "auto" else "cpu")
-        if device.type == "cpu":
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            peak = measure_peak_flops(device, compute_dtype(config))
-            return Machine("this CPU", memory, peak, False, command.devices)
+def find_machine(command: EstimateCommand, config: TrainConfig) -> tuple[Machine, TrainConfig]:
+    """The device of `--gpu`, or this machine; and the recipe with the precision that `auto` is there.
+
+    Raises UserError for an unknown device, and for a precision that it does not compute.
+    """
+    described = command.gpu_memory is not None and command.gpu_tflops is not None
+    local = command.gpu in ("auto", "cpu") and not described
+    device = pick_device(command.gpu if local else "cpu")
+    if local and device.type == "cpu":
+        config = with_precision(config, fast_precision(device))
+        if command.gpu_memory or command.gpu_tflops:
+            raise UserError("this machine has no GPU: name one with --gpu, or give both --gpu-memory and --gpu-tflops")
+        host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        peak = measure_peak_flops(device, compute_dtype(config))
+        return Machine("this CPU", host_memory, peak, False, command.devices), config
+    if local:
         name = torch.cuda.get_device_name(device)
-        memory = torch.cuda.get_device_properties(device).total_memory
-        gpu = find_gpu(name) or Gpu(memory, measure_peak_flops(device, torch.bfloat16))
-        return Machine(name, gpu.memory, gpu.bf16, True, command.devices)
-    named_gpu = find_gpu(command.gpu)
-    if named_gpu is None:
-        raise UserError(f"gpu is {command.gpu!r}; expected one of {', '.join(GPUS)}, or cpu for this machine")
-    if config.precision != "bf16":
-        raise UserError(f"precision is {config.precision}; the data sheets of GPUs are known for bf16 only")
-    return Machine(command.gpu.upper(), named_gpu.memory, named_gpu.bf16, True, command.devices)
+        config = with_precision(config, fast_precision(device))
+        total_memory = torch.cuda.get_device_properties(device).total_memory
+        known = find_gpu(name)
+        gpu = (
+            replace(known, memory=total_memory)
+            if known
+            else Gpu(total_memory, measure_peak_flops(device, compute_dtype(config)))
+        )
+    else:
+        name, gpu = named_gpu(command, described)
+        config = with_precision(config, gpu.precision)
+        if config.precision == "fp32" or (config.precision == "bf16" and not gpu.has_bf16):
+            raise UserError(
+                f"precision is {config.precision}; {name} is estimated in {gpu.precision} only: the data sheets' rates "
+                "are those of 16 bits" + ("" if gpu.has_bf16 else ", and it computes no bf16")
+            )
+    memory = gpu.memory if command.gpu_memory is None else command.gpu_memory * 1e9
+    peak = gpu.half if command.gpu_tflops is None else command.gpu_tflops * 1e12
+    return Machine(name, memory, peak, True, command.devices, replace(gpu, memory=memory, half=peak)), config
+
+
+def named_gpu(command: EstimateCommand, described: bool) -> tuple[str, Gpu]:
+    """The device that `--gpu` names, or the flags describe. Raises UserError for an unknown one."""
+    if command.gpu == "auto":
+        return "this GPU", Gpu(0, 0)
+    gpu = find_gpu(command.gpu) or (Gpu(0, 0) if described else None)
+    if gpu is None:
+        raise UserError(
+            f"gpu is {command.gpu!r}; expected one of {', '.join(gpu_names())}, or cpu for this machine; describe "
+            "another by --gpu-memory (GB) and --gpu-tflops (dense, 16 bits)"
+        )
+    return command.gpu.upper(), gpu
+
+
+def with_precision(config: TrainConfig, precision: Any) -> TrainConfig:
+    return replace(config, precision=precision) if config.precision == "auto" else config
 
 
 def has_local_data(config: TrainConfig) -> bool:
@@ -147,9 +188,8 @@ def assume_lengths(command: EstimateCommand, config: TrainConfig, model_config: 
     )
 
 
-TIME_FIGURES = (
-    "samples", "steps", "tokens", "tokens_unshared", "answer_tokens", "operations", "hours", "device_hours", "money",
-)  # fmt: skip
+SIZE_FIGURES = ("samples", "steps", "tokens", "tokens_unshared", "answer_tokens", "operations", "recomputed_operations")
+TIME_FIGURES = ("hours", "device_hours", "money")  # only of what fits
 
 
 def estimate(
@@ -165,14 +205,20 @@ def estimate(
     causes = memory_by_cause(model_config, model, config, largest_pack(plan), machine.on_gpu, machine.devices)
     counts = plan.counts()
     operations = flop_cost(model).total(counts)
-    hours = operations / (machine.peak * command.mfu * machine.devices) / 3600
+    recomputed = recomputed_cost(model, float(config.gradient_checkpointing)).total(counts)
+    utilization, source = assumed_utilization(machine.gpu, "language" in config.trainable or config.lora is not None)
+    if command.mfu is not None:
+        utilization, source = command.mfu, "--mfu"
+    hours = (operations + recomputed) / (machine.peak * utilization * machine.devices) / 3600
     return {
         "parameters": count_parameters(model),
         "memory": {cause: round(size) for cause, size in causes.items()},
         "memory_total": round(sum(causes.values())),
         "memory_of_machine": round(machine.memory),
         "fits": sum(causes.values()) <= machine.usable_memory,
-        "mfu_assumed": command.mfu,
+        "precision": config.precision,
+        "mfu_assumed": round(utilization, 3),
+        "mfu_source": source,
         "peak": machine.peak,
         "samples": len(plan.order),
         "steps": len(plan),
@@ -180,6 +226,7 @@ def estimate(
         "tokens_unshared": int(plan.lengths.total[plan.order].sum()),
         "answer_tokens": counts.answer_tokens,
         "operations": operations,
+        "recomputed_operations": recomputed,
         "hours": hours,
         "device_hours": hours * machine.devices,
         "money": None if command.price is None else hours * machine.devices * command.price,
@@ -208,7 +255,7 @@ def find_alternatives(config: TrainConfig, machine: Machine, model_config: Llava
         size = total_memory(changed, machine, model_config, plan, machine.devices)
         if size < machine.usable_memory:
             fitting.append(set(names))
-            yield f"{' '.join(names)}: {size / 1e9:.1f} GB"
+            yield f"{' '.join(names)}: {size / 1e9:.1f} GB".replace("MAX_LENGTH", str(config.max_length))
     for devices in [machine.devices * 2**power for power in range(1, 7)] if machine.on_gpu else []:
         size = total_memory(config, machine, model_config, plan, devices)
         if size < machine.usable_memory:
@@ -266,28 +313,41 @@ def print_figures(figures: Mapping[str, Any], machine: Machine) -> None:
     console.print(f"\n  peak memory of {name}")
     for cause, size in figures["memory"].items():
         console.print(f"    {size / 1e9:>8.2f} GB  {cause}")
-    verdict = "fits" if figures["fits"] else "does not fit"
     total, available = figures["memory_total"] / 1e9, figures["memory_of_machine"] / 1e9
-    console.print(f"    {total:>8.2f} GB  total; {verdict} into {available:.0f} GB")
+    console.print(f"    {total:>8.2f} GB  total; {format_verdict(figures, machine)} into {available:.0f} GB")
     for line in figures.get("would fit", []):
         console.print(f"             would fit with {line}")
     if not figures["fits"] and not figures["would fit"]:
         console.print("             no known change makes it fit; use a larger GPU, or more of them")
+    if not figures["fits"]:
+        console.print("\n  no training time: it does not fit")
+        return
     if "hours" not in figures:
         console.print(
             "\n  for the training time name the data (data=FOLDER), or give --samples, --text-tokens, --answer-tokens, "
             "--samples-per-image"
         )
         return
+    recomputed = figures["recomputed_operations"]
+    recomputed = f" and {recomputed:.3g} recomputed (gradient_checkpointing)" if recomputed else ""
     console.print(
         f"\n  {figures['samples']:,} samples, {figures['steps']:,} steps, {figures['tokens']:,} tokens"
         f"{format_saving(figures)}, {figures['answer_tokens']:,} answer tokens\n"
-        f"  {figures['operations']:.3g} operations: {format_hours(figures['hours'])} at "
-        f"{figures['mfu_assumed']:.0%} (--mfu) "
-        f"of {format_flops(figures['peak'])} per device"
+        f"  {figures['operations']:.3g} operations{recomputed}: {format_hours(figures['hours'])} at "
+        f"{figures['mfu_assumed']:.0%} (--mfu; {figures['mfu_source']}) of {format_flops(figures['peak'])} per device"
     )
     price = f", cost {figures['money']:,.0f}" if figures["money"] is not None else " (--price gives the cost)"
     console.print(f"  {format_hours(figures['device_hours'])} of device time{price}")
+
+
+def format_verdict(figures: Mapping[str, Any], machine: Machine) -> str:
+    """Whether it fits, with the margin where that decides."""
+    if figures["fits"]:
+        return "fits"
+    if figures["memory_total"] > machine.memory:
+        return "does not fit"
+    reserve = 1 - machine.usable_memory / machine.memory
+    return f"does not fit safely ({reserve:.0%} are left for libraries and the error of this estimate)"
 
 
 def format_hours(hours: float) -> str:

@@ -6,6 +6,7 @@ no recomputed activations, no unused layer. torch.utils.flop_counter counts the 
 executed, and has to run it for every pack shape; it is the reference in tests/train/test_flops.py.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +14,9 @@ from typing import Any, Literal
 
 import torch
 
+from qilin.train.gpus import find_gpu
 from qilin.train.plan import WorkCounts
-from qilin.train.skip_unused import feature_depth, has_usual_layers, vision_layers
+from qilin.train.skip_unused import feature_depth, has_usual_layers, language_layers, vision_layers
 
 
 @dataclass(frozen=True)
@@ -81,37 +83,33 @@ def matmul_flops(module: torch.nn.Module, needs_input_grad: bool) -> float:
     return total
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU by its data sheet: memory in bytes, dense bf16 and FP8 (0: none) operations per second."""
+def recomputed_cost(model: Any, share: float) -> FlopCost:
+    """What gradient checkpointing in this share of the language model's layers computes a second time.
 
-    memory: float
-    bf16: float
-    fp8: float = 0.0
-
-
-# NVIDIA's data sheets, without sparsity, bf16 with fp32 accumulation; the first key in the device's name applies
-GPUS = {
-    "b200": Gpu(180e9, 2250e12, 4500e12),
-    "h200": Gpu(141e9, 989e12, 1979e12),
-    "h100 pcie": Gpu(80e9, 756e12, 1513e12),
-    "h100": Gpu(80e9, 989e12, 1979e12),
-    "h800": Gpu(80e9, 989e12, 1979e12),
-    "h20": Gpu(96e9, 148e12, 296e12),
-    "a100 40gb": Gpu(40e9, 312e12),
-    "a100": Gpu(80e9, 312e12),
-    "a800": Gpu(80e9, 312e12),
-    "l40s": Gpu(48e9, 362e12, 733e12),
-    "l20": Gpu(48e9, 119.5e12, 239e12),
-    "rtx a6000": Gpu(48e9, 154.8e12),
-    "rtx 4090": Gpu(24e9, 165e12, 330e12),
-}
+    A trained vision encoder is recomputed too, a frozen one is not. No run's MFU counts this; its time does.
+    """
+    text_config = model.config.text_config
+    head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    layers = list(language_layers(model.model.language_model))
+    layers = layers[: math.ceil(share * len(layers))]
+    vision = model.model.vision_tower
+    image = 0.0
+    if share and any(p.requires_grad for p in vision.parameters()):
+        patches = (vision.config.image_size // vision.config.patch_size) ** 2
+        image = patches * sum(forward_flops(layer) for layer in vision_layers(model)[: feature_depth(model)])
+    return FlopCost(
+        token=sum(forward_flops(layer) for layer in layers),
+        answer_token=0.0,
+        image=image,
+        attention_pair=4.0 * text_config.num_attention_heads * head_width * len(layers),
+        answer_pair=0.0,
+    )
 
 
-def find_gpu(name: str) -> Gpu | None:
-    """The GPU whose key is in a device name such as 'NVIDIA H100 80GB HBM3'."""
-    normalized = name.lower().replace("-", " ")
-    return next((gpu for key, gpu in GPUS.items() if key in normalized), None)
+def forward_flops(module: torch.nn.Module) -> float:
+    """Operations of a module's linear layers for one row, forward only."""
+    linears = [inner for inner in module.modules() if isinstance(inner, torch.nn.Linear)]
+    return float(sum(2 * linear.in_features * linear.out_features for linear in linears))
 
 
 def fast_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:

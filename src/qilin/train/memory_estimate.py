@@ -5,20 +5,24 @@ computed; dynamic memory (activations, logits) is measured on PyTorch's own oper
 depths. Every layer adds the same amount, so the total follows by extrapolation.
 """
 
+import contextlib
 import copy
+import hashlib
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, LlavaConfig
 
+from qilin.core.files import cache_dir, write_atomic
 from qilin.model.llava import set_trainable
 from qilin.model.meta_model import build_meta_model
 from qilin.train.config import TrainConfig
@@ -33,8 +37,8 @@ USABLE_SHARE = 0.94  # of a GPU's memory; the rest is for its context, fragmenta
 FLEX_MEMORY = "qilin_flex_memory"  # an attention with the memory of FlexAttention
 DEPTHS = (3, 4)  # layers of the language model in the two simulations
 PROCESS_BYTES = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)
-# values for the keys that a simulation does not depend on, so that recipes that differ in them share a cache entry
-IRRELEVANT: Mapping[str, Any] = {"optimizer": "adamw", "frozen_weights": "plain", "shard": "auto"}
+SIMULATION_VERSION = 1  # raised when a change of this module changes what a simulation gives
+VERSIONS = (torch.__version__, transformers.__version__)
 _peak_cache: dict[str, int] = {}  # results of simulate_peak in this process
 
 
@@ -198,11 +202,20 @@ def resolve_auto(
 def cached_peak(
     model_config: LlavaConfig, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool, depth: int
 ) -> int:
-    """simulate_peak, once per distinct input: most changes that an estimate tries do not affect it."""
-    config = replace(config, **IRRELEVANT)
-    key = repr((model_config.to_dict(), config, shape, on_gpu, sharded, depth))
+    """simulate_peak, once per distinct input: most changes that an estimate tries do not affect it. Kept on disk too,
+    since a simulation takes most of the time of an estimate."""
+    relevant = (config.trainable, config.lora, config.precision, config.gradient_checkpointing)
+    inputs = repr((model_config.to_dict(), relevant, shape, on_gpu, sharded, depth, SIMULATION_VERSION, VERSIONS))
+    key = hashlib.sha256(inputs.encode()).hexdigest()[:32]
+    if key not in _peak_cache:
+        file = cache_dir("memory") / f"{key}.txt"
+        with contextlib.suppress(OSError, ValueError):
+            _peak_cache[key] = int(file.read_text(encoding="ascii"))
     if key not in _peak_cache:
         _peak_cache[key] = simulate_peak(model_config, config, shape, on_gpu, sharded, depth)
+        with contextlib.suppress(OSError):  # a full disk, no permission: simulated again next time
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, str(_peak_cache[key]))
     return _peak_cache[key]
 
 

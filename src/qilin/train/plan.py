@@ -40,6 +40,10 @@ class WorkCounts:
     attention_pairs: int = 0  # (token, token it attends to)
     answer_pairs: int = 0  # the same for answer tokens alone, as if all were at the end of their sample
 
+    def scaled(self, factor: float) -> "WorkCounts":
+        """The work of `factor` times as many such samples."""
+        return WorkCounts(*(round(count * factor) for count in astuple(self)))
+
 
 @dataclass(frozen=True)
 class PackedGroup:
