@@ -171,3 +171,9 @@ def test_flattened_configs_share_the_keys_and_flags_of_the_outer_class(tmp_path:
 def test_errors_about_flattened_keys_name_the_flat_key(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_config(Step, {"source": "data", **values}, "test")
+
+
+def test_an_unknown_key_of_several_lines_is_one_line() -> None:
+    with pytest.raises(UserError, match="unknown key") as error:
+        build_config(Source, {"path": "x", "pat\n\nh": 1, "x" * 500: 2}, "here")
+    assert "\n" not in str(error.value)

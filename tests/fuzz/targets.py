@@ -3,12 +3,20 @@
 In: a folder. Out: name -> Target, whose valid files lie in the folder. `read` runs the same code as a command.
 """
 
+import io
 import random
 import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+from PIL import Image
 
 from builders.datasets import gradient_png, mixed_dataset
 from builders.import_sources import jpeg_bytes, turns, write_csv, write_jsonl
@@ -102,7 +110,27 @@ def tables(root: Path) -> dict[str, Target]:
     write_jsonl(root / "jsonl" / "t.jsonl", rows)
     (root / "json" / "t.json").write_text(to_json(rows), encoding="utf-8")
     (root / "llava" / "t.json").write_text(to_json(chats), encoding="utf-8")
+    for name in ("parquet", "arrow", "xlsx", "tar"):
+        shutil.copytree(root / "csv", root / name)
+        (root / name / "t.csv").unlink()
+    table = pa.Table.from_pylist(
+        [row | {"image": {"bytes": jpeg_bytes(n), "path": None}} for n, row in enumerate(rows)]
+    )
+    pq.write_table(table, root / "parquet" / "t.parquet")
+    feather.write_feather(table, root / "arrow" / "t.arrow")
+    book = openpyxl.Workbook()
+    for row in [list(rows[0]), *(list(row.values()) for row in rows)]:
+        book.active.append(row)
+    book.save(root / "xlsx" / "t.xlsx")
+    with tarfile.open(root / "tar" / "t.tar", "w") as archive:
+        for n in range(3):
+            for suffix, data in (("jpg", jpeg_bytes(n)), ("txt", "左肺结节。".encode())):
+                member = tarfile.TarInfo(f"{n}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
     return {
+        **{n: target(root / n, import_from("folder", f"t.{n}"), "*." + n) for n in ("parquet", "arrow", "xlsx")},
+        "tar": target(root / "tar", import_from("webdataset", "t.tar"), "*.tar"),
         "csv": target(root / "csv", import_from("folder", "t.csv"), "*.csv"),
         "jsonl": target(root / "jsonl", import_from("folder", "t.jsonl"), "*.jsonl"),
         "json": target(root / "json", import_from("folder", "t.json"), "*.json"),
@@ -111,10 +139,6 @@ def tables(root: Path) -> dict[str, Target]:
 
 
 def images(root: Path) -> dict[str, Target]:
-    import io
-
-    from PIL import Image
-
     folder = root / "images"
     folder.mkdir()
     picture = Image.open(io.BytesIO(gradient_png(3, 40)))

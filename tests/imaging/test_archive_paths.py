@@ -1,6 +1,7 @@
 """Paths that continue inside a zip or select a crop."""
 
 import io
+import random
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,23 @@ from PIL import Image
 from builders.pmc_store import compound_figure
 from qilin.imaging.archive_paths import crop, crop_path, read_path_or_member
 from qilin.imaging.decode import ImageError
+
+
+def test_damaged_zips_are_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("a.png", "b.png"):
+            archive.writestr(name, compound_figure())
+    content, draw, refused = (tmp_path / "whole.zip").read_bytes(), random.Random(5), 0
+    directory = content.rindex(b"PK\x01\x02")
+    for number in range(150):  # most of them in the directory: versions, names, sizes
+        position = draw.randrange(directory, len(content)) if number % 3 else draw.randrange(len(content))
+        damaged = tmp_path / f"{number}.zip"
+        damaged.write_bytes(content[:position] + draw.randbytes(3) + content[position + 3 :])
+        try:
+            read_path_or_member(damaged / "b.png")
+        except ImageError:
+            refused += 1
+    assert 0 < refused < 150
 
 
 def test_paths_into_zips_and_crops(tmp_path: Path) -> None:

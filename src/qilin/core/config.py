@@ -113,7 +113,8 @@ def reject_unknown_keys(cls: type, values: Mapping[str, Any], where: str, prefix
     for key, value in values.items():
         if key not in hints:
             hint = suggest(key, hints, otherwise=f"known keys: {', '.join(hints)}")
-            raise UserError(f"{where}: unknown key {prefix}{key}; {hint.replace('mean ', f'mean {prefix}')}")
+            name = key if key.isprintable() and len(key) <= 60 else shorten(key)
+            raise UserError(f"{where}: unknown key {prefix}{name}; {hint.replace('mean ', f'mean {prefix}')}")
         for inner_class in nested_configs(hints[key]):
             for index, row in enumerate(value if isinstance(value, list | tuple) else [value]):
                 inner_prefix = f"{key}[{index}]." if isinstance(value, list | tuple) else f"{key}."

@@ -5,9 +5,12 @@ the rule for all paths that downloaded data name: they stay inside their folder,
 """
 
 import io
+import lzma
 import os
+import struct
 import unicodedata
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
@@ -18,6 +21,8 @@ from qilin.imaging.panels import Box
 MAX_MEMBER_BYTES = 512 << 20  # of one image in a zip after decompression: a zip of kilobytes can declare gigabytes
 BOX = "box="
 UTF8_FLAG = 0x800  # of a zip's member; without it, zipfile reads the name as cp437
+# what zipfile raises: also for versions and names that it cannot read, and damaged streams
+ZIP_ERRORS = (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, zlib.error, lzma.LZMAError, struct.error)
 NAME_ENCODINGS = ("utf-8", "gb18030", "big5hkscs", "cp932", "cp949")  # in which zip programs write names without it
 
 
@@ -74,7 +79,7 @@ def read_member(archive_path: Path, name: str) -> bytes:
         data = archive.read(name)
     except KeyError:
         raise ImageError(MISSING_FILE, f"{archive_path}: {name}") from None
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:  # a password, a CRC
+    except ZIP_ERRORS as error:  # a password, a CRC
         raise ImageError("image in the zip cannot be read", f"{archive_path}: {name}: {error}") from None
     if not data:
         raise ImageError("image file is empty", f"{archive_path}: {name}")
@@ -86,7 +91,7 @@ def open_zip(path: Path, modified_ns: int) -> zipfile.ZipFile | None:
     """An open zip, cached: its directory of a million names is read once. None where the file is not a zip."""
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError):
+    except ZIP_ERRORS:
         return None
 
 

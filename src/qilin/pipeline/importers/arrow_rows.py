@@ -32,7 +32,7 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: not a parquet file: {error}") from None
+        raise UserError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
 
 
 def read_arrow(path: Path) -> Iterator[dict[str, Any]]:
@@ -43,13 +43,14 @@ def read_arrow(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with pa.memory_map(str(path)) as file:
             for batch in arrow_batches(file):
+                batch.validate(full=True)  # offsets of a damaged file would be read beyond its end
                 name_labels = label_names(batch.schema.metadata)
                 for start in range(0, batch.num_rows, ROWS_PER_BATCH):
                     yield from map(name_labels, batch.slice(start, ROWS_PER_BATCH).to_pylist())
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: not an Arrow file: {error}") from None
+        raise UserError(f"{path}: not an Arrow file: {' '.join(str(error).split())}") from None
 
 
 def arrow_batches(file: Any) -> Iterator[Any]:
@@ -78,7 +79,7 @@ def arrow_columns(path: Path) -> list[str]:
     except StopIteration:
         return []
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a {path.suffix.lower()[1:]} file: {error}") from None
+        raise UserError(f"{path}: not a {path.suffix.lower()[1:]} file: {' '.join(str(error).split())}") from None
 
 
 def label_names(metadata: Mapping[bytes, bytes] | None) -> Callable[[dict[str, Any]], dict[str, Any]]:

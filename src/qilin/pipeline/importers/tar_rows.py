@@ -41,7 +41,7 @@ def read_tar(path: Path) -> Iterator[tuple[int, dict[str, Any] | RejectedRow]]:
             if files:
                 yield number + 1, make_row(key, files)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a complete tar file ({error}); copy it again") from None
+        raise UserError(f"{path}: not a complete tar file ({' '.join(str(error).split())}); copy it again") from None
 
 
 def split_name(name: str) -> tuple[str, str, str]:
