@@ -136,6 +136,13 @@ def test_a_damaged_manifest_is_refused_by_name(dataset: Path, problem: str) -> N
         open_dataset(dataset)
 
 
+def test_a_manifest_of_another_format_is_one_line(dataset: Path) -> None:
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    (dataset / "manifest.json").write_text(json.dumps(manifest | {"format": "x\ny"}))
+    with pytest.raises(UserError, match=r"^[^\n]*format is 'x\\ny'[^\n]*$"):
+        open_dataset(dataset)
+
+
 def test_the_manifests_own_hash_is_checked(dataset: Path) -> None:
     manifest = json.loads((dataset / "manifest.json").read_text())
     manifest["hash"] = "0" * 64

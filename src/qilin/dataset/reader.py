@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qilin.core.errors import UserError
-from qilin.core.files import make_cache_dir, read_json_object, sha256_file, to_json, write_atomic
+from qilin.core.files import make_cache_dir, read_json_object, sha256_file, shorten, to_json, write_atomic
 from qilin.dataset.hash_tables import fingerprint, fingerprints
 from qilin.dataset.schema import (
     CAPTION_KINDS,
@@ -192,7 +192,8 @@ def open_dataset(path: Path) -> Dataset:
     if "format" not in manifest:
         raise UserError(f"{path / MANIFEST}: not a Qilin manifest ('format' is missing)")
     if manifest["format"] != FORMAT_VERSION:
-        raise UserError(f"{path / MANIFEST}: format is {manifest['format']}, expected {FORMAT_VERSION}; import again")
+        found = shorten(manifest["format"])
+        raise UserError(f"{path / MANIFEST}: format is {found}, expected {FORMAT_VERSION}; import again")
     if problem := manifest_problem(manifest):
         raise UserError(f"{path / MANIFEST}: damaged ({problem}); copy the folder again")
     for name, entry in manifest["files"].items():
