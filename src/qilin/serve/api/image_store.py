@@ -189,23 +189,23 @@ def view_pixels(frame: Frame, max_side: int) -> tuple[bytes, dict[str, str]]:
     """
     headers = {"X-Spacing": "", "X-Inverted": str(int(frame.inverted))}
     if frame.is_color:
-        whole = with_square_pixels(Image.fromarray(frame.values), frame.spacing)
-        image = fit(whole, max_side)
-        return image.tobytes(), headers | size_headers(image, whole, "rgb")
+        full_image = with_square_pixels(Image.fromarray(frame.values), frame.spacing)
+        image = fit(full_image, max_side)
+        return image.tobytes(), headers | size_headers(image, full_image, "rgb")
     values = frame.values.astype(np.float32, copy=True)
     low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
     values = np.nan_to_num(values, nan=low, posinf=low, neginf=low)
     if frame.padding is not None:
         values[frame.padding] = float(values.max() if frame.inverted else low)
-    whole = with_square_pixels(Image.fromarray(values, "F"), frame.spacing)
-    image = fit(whole, max_side)
+    full_image = with_square_pixels(Image.fromarray(values, "F"), frame.spacing)
+    image = fit(full_image, max_side)
     array = np.asarray(image)
     slope, intercept = int16_scale(array)
     stored = np.rint((array - intercept) / slope).clip(INT16_MIN, INT16_MAX).astype("<i2")
     headers |= {"X-Slope": repr(slope), "X-Intercept": repr(intercept)}
     if frame.spacing is not None:
         headers["X-Spacing"] = repr(min(frame.spacing))  # of the whole image's square pixels
-    return stored.tobytes(), headers | size_headers(image, whole, "int16")
+    return stored.tobytes(), headers | size_headers(image, full_image, "int16")
 
 
 def int16_scale(values: np.ndarray) -> tuple[float, float]:
@@ -225,11 +225,11 @@ def fit(image: Image.Image, max_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BOX if image.mode == "F" else Image.Resampling.LANCZOS)
 
 
-def size_headers(image: Image.Image, whole: Image.Image, kind: str) -> dict[str, str]:
+def size_headers(image: Image.Image, full_image: Image.Image, kind: str) -> dict[str, str]:
     sizes = {
         "X-Width": image.width,
         "X-Height": image.height,
-        "X-Full-Width": whole.width,
-        "X-Full-Height": whole.height,
+        "X-Full-Width": full_image.width,
+        "X-Full-Height": full_image.height,
     }
     return {"X-Kind": kind} | {name: str(value) for name, value in sizes.items()}

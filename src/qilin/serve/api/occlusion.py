@@ -29,7 +29,7 @@ async def occlusion_map(
     image = request.images[image_index]
     boxes, columns, rows = grid_boxes(image.width, image.height)
     yield {"rows": rows, "columns": columns}
-    whole = await score(engine, request, answer_ids, owner)
+    intact = await score(engine, request, answer_ids, owner)
     pending: dict[asyncio.Task[float], int] = {}
     try:
         for cell, box in enumerate(boxes):
@@ -40,7 +40,7 @@ async def occlusion_map(
             while len(pending) >= AT_ONCE or (cell == len(boxes) - 1 and pending):
                 done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    yield {"cell": pending.pop(task), "drop": whole - task.result()}
+                    yield {"cell": pending.pop(task), "drop": intact - task.result()}
     finally:
         for task in pending:
             task.cancel()
