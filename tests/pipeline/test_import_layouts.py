@@ -5,6 +5,7 @@ import base64
 import datetime
 import io
 import json
+import shlex
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from builders.import_sources import dropped_reasons, turns, write_gray_images, w
 from qilin.cli import main
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, text_of
+from qilin.demo.run import check_splits
 
 Capture = pytest.CaptureFixture[str]
 LOOK, SEEN = "<image>这是什么？", "肺部CT。"
@@ -349,3 +351,50 @@ def test_attribution_url_and_no_path_of_this_machine(tmp_path: Path) -> None:
             content = path.read_bytes()
             assert str(tmp_path).encode() not in content
             assert b"/somewhere" not in content
+
+
+# --- the next command -------------------------------------------------------------------------------------------------
+
+
+def next_line(output: str) -> str:
+    (line,) = [line for line in output.splitlines() if line.startswith("next: ")]
+    return line.removeprefix("next: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "flags", "expected"),
+    [
+        ({"image": True}, ("--validation", "0.3"), "qilin demo --data "),
+        ({"image": True}, ("--split", "train"), "qilin data stats "),
+        ({}, ("--validation", "0.3", "--text-only"), "qilin data stats "),
+        ({"image": True}, ("--split", "test"), "qilin evaluate MODEL "),
+    ],
+)
+def test_the_next_command_fits_the_dataset(
+    tmp_path: Path, capsys: Capture, fields: dict[str, bool], flags: tuple[str, ...], expected: str
+) -> None:
+    write_gray_images(tmp_path / "my data", 8)
+    rows = [{"question": f"第{n}幅？", "answer": "有"} | ({"image": f"{n}.png"} if fields else {}) for n in range(8)]
+    data, _ = import_source(write_jsonl(tmp_path / "my data" / "t.jsonl", rows), *flags)
+    command = next_line(capsys.readouterr().out)
+    assert command.startswith(f"{expected}'{data.path}'")
+    if expected.startswith("qilin data stats"):
+        assert main(shlex.split(command.split(" (")[0].split("; ")[0])[1:]) == 0
+    if expected.startswith("qilin demo"):
+        check_splits(data)  # what `qilin demo` asks of a dataset before it starts
+
+
+@pytest.mark.story
+def test_the_demo_that_an_import_names_runs(tmp_path: Path, capsys: Capture) -> None:
+    """Conversations without a caption and texts without an image: neither stage finds the kinds of its recipe."""
+    write_gray_images(tmp_path / "set", 8)
+    rows: list[dict[str, Any]] = [
+        {"messages": [*SAY, message("user", f"第{n}幅？"), message("assistant", "有")], "images": [f"{n}.png"]}
+        for n in range(8)
+    ]
+    rows += [{"messages": [message("user", f"{n}？"), message("assistant", f"{n}。")]} for n in range(30)]
+    import_source(write_jsonl(tmp_path / "set" / "t.jsonl", rows), "--validation", "0.3")
+    command = next_line(capsys.readouterr().out)
+    out = tmp_path / "demo"
+    assert main([*shlex.split(command)[1:], "--quick", "--out", str(out)]) == 0
+    assert (out / "evaluation" / "scores.json").is_file()

@@ -56,6 +56,14 @@ class Dataset:
         """The splits that hold at least one sample."""
         return [split for split in SPLITS if self.manifest["counts"]["samples"].get(split)]
 
+    def splits_with_images(self, single: bool = False) -> list[str]:
+        """The splits in which at least one sample has an image, or with `single` exactly one."""
+
+        def has_images(row: Mapping[str, Any]) -> bool:
+            return len(row["image_ids"]) == 1 if single else bool(row["image_ids"])
+
+        return [s for s in self.splits() if any(map(has_images, self.stream_rows(s, columns=("image_ids",))))]
+
     def table(self, split: str) -> pa.Table:
         """All samples of a split as an Arrow table (columns: SAMPLE_SCHEMA), memory-mapped where possible."""
         return read_split(self.path, split)

@@ -117,7 +117,7 @@ def check_splits(data: Dataset) -> None:
             f"{data.path}: needs a train split and another one for testing; it has {', '.join(data.splits())}; import "
             "it again with --validation 0.1"
         )
-    if "train" not in image_splits(data):
+    if "train" not in data.splits_with_images():
         number = data.manifest["counts"]["pictures"]
         raise UserError(
             f"{data.path}: no training sample has an image (the dataset has {number:,} images), and the demo trains a "
@@ -126,15 +126,6 @@ def check_splits(data: Dataset) -> None:
         )
     if not held_out_splits(data):
         raise UserError(f"{data.path}: no sample of {' or '.join(data.splits()[1:])} has an image to test on")
-
-
-def image_splits(data: Dataset) -> list[str]:
-    """The splits in which at least one sample has an image."""
-    return [
-        split
-        for split in data.splits()
-        if any(row["image_ids"] for row in data.stream_rows(split, columns=("image_ids",)))
-    ]
 
 
 def synthetic_dataset(config: DemoConfig) -> Dataset:
@@ -255,7 +246,7 @@ def held_out_split(data: Dataset) -> str:
 
 def held_out_splits(data: Dataset) -> list[str]:
     """The splits that can be tested on, the better one first."""
-    return [split for split in ("test", "validation") if split in image_splits(data)]
+    return [split for split in ("test", "validation") if split in data.splits_with_images()]
 
 
 def print_next_steps(config: DemoConfig, data: Dataset, seconds: float) -> None:

@@ -4,6 +4,8 @@ In: a folder or id, and the hub. Out: a folder, or the object that transformers 
 RunError with the reason in one line.
 """
 
+import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,7 +150,9 @@ def fetch(name: str, hub: str) -> str:
     if Path(name).is_dir():
         return name
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"{name}: no such folder, and not a hub id of the form owner/name")
+        raise UserError(f"{name}: no such folder, and not a hub id of the form owner/name{similar_folder(name)}")
+    if similar := similar_folder(name):  # a typing error; the hub would be asked for minutes where there is no network
+        raise UserError(f"{name}: no such folder{similar}")
     if hub != "modelscope":
         return name
     try:
@@ -159,6 +163,31 @@ def fetch(name: str, hub: str) -> str:
         return str(snapshot_download(name))
     except Exception as error:  # modelscope raises many types; all mean that the download failed
         raise RunError(f"{name}: the download from ModelScope failed ({error}); {OFFLINE_HINT}") from error
+
+
+def similar_folder(name: str) -> str:
+    """ "; did you mean …" for a path beside which a folder has almost this name; "" where there is none.
+
+    Names whose numbers differ are no typing errors: Qwen/Qwen3-8B is not the local folder Qwen/Qwen3-4B. Where the
+    folder holds runs of Qilin, the name is a path in any case.
+    """
+    path = Path(name).expanduser()
+    if not path.parent.is_dir():  # the folder above is misspelled
+        parents = list(path.parent.parent.iterdir()) if path.parent.parent.is_dir() else []
+        parents = [p for p in parents if (p / path.name).is_dir() and is_misspelling(path.parent.name, p.name)]
+        return f"; did you mean {parents[0] / path.name}?" if parents else ""
+    folders = [item.name for item in path.parent.iterdir() if item.is_dir()]
+    if matches := [folder for folder in folders if is_misspelling(path.name, folder)]:
+        return f"; did you mean {path.parent / matches[0]}?"
+    if any((path.parent / folder / "qilin.json").is_file() for folder in folders):
+        return f"; {path.parent} has {', '.join(sorted(folders)[:8])}"
+    return ""
+
+
+def is_misspelling(name: str, folder: str) -> bool:
+    """Whether a name is almost that of a folder, with the same numbers."""
+    same_numbers = re.findall(r"\d+", name) == re.findall(r"\d+", folder)
+    return same_numbers and bool(difflib.get_close_matches(name, [folder], cutoff=0.75))
 
 
 def fetch_folder(name: str, hub: str, *, without_weights: bool = False) -> str:

@@ -40,6 +40,7 @@ from qilin.pipeline.importers import (
 from qilin.pipeline.importers.config import AUTO, DIALOG_LAYOUTS, ImportConfig
 from qilin.pipeline.importers.embedded_images import without_bytes
 from qilin.pipeline.importers.image_index import ImportIndex, row_digest
+from qilin.pipeline.importers.next_step import next_step
 from qilin.pipeline.importers.rows import source_folder, without_local_paths, work_folder
 from qilin.pipeline.importers.table_files import TABLE_SUFFIXES, TEXT_SUFFIXES
 from qilin.pipeline.importers.text_encoding import UTF8, detect_encoding
@@ -306,10 +307,7 @@ def summary_notes(dataset: Dataset, config: ImportConfig) -> list[str]:
             for split, share in shares.items()
             if share and split not in counts["samples"]
         ]
-    if counts["pictures"] and "train" in counts["samples"]:
-        notes.append(f"next: qilin demo --data {config.out} --recipes small")
-    elif "train" in counts["samples"]:
-        notes.append("next: list it with a dataset that has images, under data: in a recipe (docs/training.md)")
+    notes.append(next_step(dataset, config.out))
     return notes
 
 
