@@ -22,6 +22,7 @@ from qilin.evaluate.scoring.final_answer import FinalAnswer, extract_final_answe
 from qilin.evaluate.scoring.measures import NOTHING, contradicts_quantities, judge_quantity, without_quantities
 from qilin.evaluate.scoring.multiple_choice import choices_in, selected_options, strip_choice_letter
 from qilin.evaluate.scoring.which_of import judge_appearance, judge_comparison, judge_state
+from qilin.text.abbreviations import stands_for
 from qilin.text.abnormality import abnormality
 from qilin.text.alternatives import MAX_COMPARISON_CHARACTERS
 from qilin.text.clauses import LIST_MARK, split_clauses
@@ -128,6 +129,7 @@ def _judge(
         judge_comparison,
         judge_state,
         judge_appearance,
+        _by_abbreviation,
         _by_items,
         _by_sentence,
         _by_clause,
@@ -254,6 +256,11 @@ def _by_which_side(q: str, r: str, p: str) -> Verdict | None:
     if not ((is_side and _WHICH_SIDE.search(q)) or is_sided):
         return None
     return Verdict(True, "which side") if find_sides(p) == find_sides(r) and not count_negations(p) else None
+
+
+def _by_abbreviation(q: str, r: str, p: str) -> Verdict | None:
+    """DM for 糖尿病 and for 皮肌炎: the whole answer, or the whole reference, is an abbreviation of several terms."""
+    return Verdict(True, "synonym") if stands_for(p, r) or stands_for(r, p) else None
 
 
 _MARKS = re.compile(r"[,;和与及的\s]")
