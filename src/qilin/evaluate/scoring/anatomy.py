@@ -113,10 +113,19 @@ def _english_location(match: re.Match[str]) -> Location:
     )
 
 
+def _omits(term: str, shorter: str, question: str) -> bool:
+    """粉碎性 for 粉碎性骨折, if the question asks about the 骨折 and does not name 粉碎性 itself."""
+    noun = term[len(shorter) :]
+    is_named = len(shorter) > 1 and len(noun) > 1 and term.startswith(shorter) and noun in question
+    return is_named and shorter not in question
+
+
 def same_meaning(a: Meaning, b: Meaning, question: str) -> bool:
     """Whether two meanings agree. Either may omit what the question itself names (its organ, its side and organ)."""
     if not (isinstance(a, Location) and isinstance(b, Location)):
-        return a == b
+        if isinstance(a, Term) and isinstance(b, Term):
+            return a == b or _omits(a.name, b.name, question) or _omits(b.name, a.name, question)
+        return False
     organ = a.organ or b.organ
     # Only lungs have upper, middle and lower lobes: 右上叶 is 右肺上叶.
     implied_lung = any(not x.organ and x.part == "lobe" and x.level for x in (a, b)) and organ == "肺"
