@@ -76,11 +76,16 @@ def _normality(text: str, question: YesNoQuestion) -> bool | None:
     return states.pop() is asked_state if states else None
 
 
+_NOT_CHANGED = re.compile(r"(?<![均等齐])不(?:肿大|大|小|宽|厚|肿|高|低)(?![一等])")  # 脾脏不大; not 大小不等
+
+
 def _clause_normality(clause: str) -> bool | None:
     """True for normal, False for abnormal."""
     stated = normality(clause)
     if stated is not None:
         return stated
+    if _NOT_CHANGED.search(clause):
+        return True
     abnormal = abnormality(clause)
     return None if abnormal is None else not abnormal
 
@@ -190,10 +195,14 @@ def _key_sign(clause: str, keys: tuple[str, ...], question: YesNoQuestion) -> bo
         if spans:
             signs = {not is_negated(clause, *span) for span in spans}
             return signs.pop() if len(signs) == 1 else None
-    asked_names = [match.concept.name for match in find_terms(question.target, *FINDING_CATEGORIES)]
+    kinds = FINDING_CATEGORIES
+    asked_names = [match.concept.name for match in find_terms(question.target, *kinds)]
+    if question.asks_presence and not asked_names:  # 左肾 for 肾脏
+        kinds = ("organ", "region")
+        asked_names = [match.concept.name for match in find_terms(question.target, *kinds)]
     signs = {
         not is_negated(clause, match.start, match.end)
-        for match in find_terms(clause, *FINDING_CATEGORIES)
+        for match in find_terms(clause, *kinds)
         if any(is_a(match.concept.name, name) for name in asked_names)
     }
     return signs.pop() if len(signs) == 1 else None
