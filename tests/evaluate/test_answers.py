@@ -24,7 +24,7 @@ PAIRS = [
 ]
 
 
-RULE_FILES = ("answers", "entailment", "measures", "which_of")
+RULE_FILES = ("answers", "answer_clause", "measures", "which_of")
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p['reference']}|{p['prediction']}"[:60])
