@@ -6,6 +6,7 @@ fonts-noto-cjk.
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,35 @@ def test_chinese_characters_have_glyphs(browser: Any, pages: dict[str, Path]) ->
     shapes = [render(text) for text in ("肺叶", "肝胆", "左右", "结节")]
     assert all(not np.array_equal(a, b) for i, a in enumerate(shapes) for b in shapes[:i])
     assert all(not np.array_equal(a, missing) for a in shapes)
+
+
+@pytest.mark.story
+def test_labels_switch_to_chinese_and_tables_are_copied(browser: Any, pages: dict[str, Path]) -> None:
+    view = open_page(browser, pages["report"])
+    assert view.locator(".answers h2").inner_text() == "Answers"
+    view.get_by_role("button", name="中文").click()
+    assert view.locator(".answers h2").inner_text() == "回答"
+    assert view.locator(".filters output").inner_text() == "60 条回答"
+    csv, latex = view.evaluate(
+        "() => { const table = document.querySelector('table'); table.querySelector('th').textContent = 'a_b, 5%';"
+        " const rows = tableRows(table); return [toCsv(rows), toLatex(rows)]; }"
+    )
+    assert csv.startswith('"a_b, 5%",')
+    assert latex.startswith("\\begin{tabular}{lr")
+    assert "a\\_b, 5\\% & " in latex
+    assert latex.count("\\\\\n") == csv.count("\n") + 1
+    view.locator(".copy button").first.click()
+    assert view.locator(".copy button").first.inner_text() in ("已复制", "复制 CSV")
+    assert view.events == []
+
+
+@pytest.mark.story
+def test_a_printed_report_is_short(browser: Any, pages: dict[str, Path], tmp_path: Path) -> None:
+    view = open_page(browser, pages["report"])
+    view.evaluate(
+        "() => { const cards = document.querySelector('.cards');"
+        " for (let i = 0; i < 400; i++) cards.append(cards.children[i % 12].cloneNode(true)); }"
+    )
+    view.pdf(path=tmp_path / "r.pdf", format="A4")
+    pages_in_pdf = re.findall(rb"/Type\s*/Page[^s]", (tmp_path / "r.pdf").read_bytes())
+    assert 1 < len(pages_in_pdf) <= 20

@@ -15,6 +15,7 @@ from rich.table import Table
 from qilin.core.errors import RunError
 from qilin.core.terminal import make_console, print_json
 from qilin.evaluate.config import EvaluateConfig, ScoreConfig
+from qilin.evaluate.report.headline import headline
 from qilin.evaluate.results import write_jsonl
 
 SUBSETS = ("all", "closed", "open", "no_near_duplicate", "unseen_wording")
@@ -85,9 +86,9 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         title=f"scores by scorer {scores['manifest']['scorer']}; 95 % intervals over independent images",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        collapse_padding=True,
+        padding=(0, 1, 0, 0),  # 80 columns hold the table
     )
-    for name in ("", "n", "images", "exact", "accuracy", "interval", "blind", "shuffled", "unparsed"):
+    for name in ("", "n", "images", "exact", "accuracy", "interval", "blind", "shuffled", "unread"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, block in [*((name, scores[name]) for name in SUBSETS), *scores["by_question_type"].items()]:
         if block.get("n"):
@@ -104,9 +105,19 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         if gain["value"] is not None:
             interval = "{:+.3f} to {:+.3f}".format(*gain["interval"]) if gain["interval"] else "no interval"
             title = name.replace("_", " ").replace("neighbour", "neighbor")
-            console.print(f"gain {title} ({gain['from']}): {gain['value']:+.3f}, {interval}, p {gain['p_value']:.4f}")
+            console.print(
+                f"gain {title} ({gain['from']}): {gain['value']:+.3f}, {interval}, p {format_p(gain['p_value'])}"
+            )
+    for statement in headline(scores):
+        if statement.level in ("loses", "unclear"):
+            console.print(f"! {statement.english}")
     if scores["captions"]["n"]:
         console.print(format_captions(scores["captions"]))
+    presence = scores["presence"]
+    if presence["n"]:
+        shares = (f"{name} {format_value(presence[name]['value'])}{format_ends(presence[name]['interval'])}"
+                  for name in ("sensitivity", "specificity", "ppv", "npv"))  # fmt: skip
+        console.print(f"presence questions: n {presence['n']}, {', '.join(shares)}")
     confidence = scores["confidence"]
     if confidence["n"]:
         half = next(row for row in confidence["coverage"] if row["coverage"] == 0.5)
@@ -151,6 +162,11 @@ def format_captions(captions: Mapping[str, Any]) -> str:
         f"contradictions, BLEU-4 {captions['bleu4']:.3f}, ROUGE-L {captions['rouge_l_char']:.3f}, "
         f"chrF {captions['chrf']:.3f}, CIDEr {captions['cider']:.2f}"
     )
+
+
+def format_p(value: float) -> str:
+    """A p-value with four decimals."""
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def format_ends(interval: Sequence[float] | None) -> str:

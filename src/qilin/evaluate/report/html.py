@@ -46,6 +46,7 @@ def environment() -> jinja2.Environment:
     templates.filters["shorten"] = shorten_answer
     templates.filters["score"] = format_score
     templates.filters["interval"] = format_interval
+    templates.filters["p_value"] = lambda value: "< 0.0001" if value < 0.0001 else f"{value:.4f}"
     return templates
 
 

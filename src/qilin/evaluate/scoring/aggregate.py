@@ -18,7 +18,9 @@ from qilin.core.files import to_json, write_atomic
 from qilin.evaluate.results import CAPTION_VERDICT, Prediction, Score, SubsetScores, Verdict
 from qilin.evaluate.scoring.answers import exact_match, judge_prediction
 from qilin.evaluate.scoring.calibration import calibration, hallucination_probe
-from qilin.evaluate.scoring.captions import FactScore, FactSource, score_captions
+from qilin.evaluate.scoring.caption_controls import abnormal_f1, exchanged_captions, fixed_caption
+from qilin.evaluate.scoring.captions import FactScore, FactSource, score_captions, statements_of_captions
+from qilin.evaluate.scoring.efficacy import efficacy
 from qilin.evaluate.scoring.intervals import (
     METHOD,
     PairedDifference,
@@ -313,7 +315,7 @@ def gains(scores: QuestionScores) -> dict[str, Any]:
         blocks["over_shuffled"] = {"value": None, "reason": "that control is missing"}
     else:
         result = compare_paired(scores.model["accuracy"], shuffled, scores.cluster)
-        blocks["over_shuffled"] = gain_block(result, f"mean of {len(scores.shuffled)} derangements")
+        blocks["over_shuffled"] = gain_block(result, "exchanged images")
     return blocks
 
 
@@ -332,15 +334,24 @@ def caption_scores(
     per_caption = np.array([fact.f1 for fact in facts])
     model = fact_ratio([facts], cluster)
 
-    def ratio(*answers: Answers) -> Ratio:
-        return fact_ratio([score_captions(captions, context.facts, a)[1] for a in answers], cluster)
+    def facts_of(answers: Answers) -> list[FactScore]:
+        return score_captions(captions, context.facts, answers)[1]
 
     controls = context.controls
-    blind = {name: ratio(answers) for name, answers in blind_answers(controls).items()}
-    nearest = {name: ratio(answers) for name, answers in controls.nearest.items()}
-    shuffled = (
-        {f"mean of {len(controls.shuffled)} derangements": ratio(*controls.shuffled)} if controls.shuffled else {}
-    )
+    one_caption = fixed_caption(captions, context.facts)
+    exchanged = exchanged_captions(captions, cluster)
+    # control -> its variants -> the facts of each repetition
+    control_facts: dict[str, dict[str, list[list[FactScore]]]] = {
+        "blind": {name: [facts_of(answers)] for name, answers in blind_answers(controls).items()},
+        "shuffled": {"exchanged images": [*map(facts_of, controls.shuffled)]} if controls.shuffled else {},
+        "nearest": {name: [facts_of(answers)] for name, answers in controls.nearest.items()},
+        "fixed": {"one caption for every image": [facts_of(dict.fromkeys((p.id for p in captions), one_caption))]},
+        "exchanged": {"exchanged captions": [facts_of(exchanged)]} if exchanged else {},
+    }
+    ratios = {
+        control: {name: fact_ratio(repetitions, cluster) for name, repetitions in variants.items()}
+        for control, variants in control_facts.items()
+    }
     block: dict[str, Any] = {
         "n": len(captions),
         "clusters": count_clusters(cluster),
@@ -348,22 +359,30 @@ def caption_scores(
         "fact_f1_interval": to_list(ratio_interval(model)),
         "fact_f1_mean": float(per_caption.mean()),
         "fact_f1_mean_interval": to_list(share_interval(per_caption, cluster)),
-        "blind_each": {name: control.value() for name, control in blind.items()},
+        "blind_each": {name: control.value() for name, control in ratios["blind"].items()},
         "shuffles": len(controls.shuffled),
-        "nearest_each": {name: control.value() for name, control in nearest.items()},
+        "nearest_each": {name: control.value() for name, control in ratios["nearest"].items()},
+        "fixed_caption": one_caption,
         "facts_from": "truth record" if context.facts.truth else "reference text",
+        "abnormal_controls": {},
         "gain": {},
     }
-    for name, gain, ratios in (
-        ("blind", "over_blind", blind),
-        ("shuffled", "over_shuffled", shuffled),
-        ("nearest", "over_nearest_neighbour", nearest),
-    ):
-        best = argmax({name: control.value() for name, control in ratios.items()})
-        block[name] = ratios[best].value() if best else None
-        block[f"{name}_interval"] = to_list(ratio_interval(ratios[best])) if best else None
+    for control, variants in ratios.items():
+        best = argmax({name: ratio.value() for name, ratio in variants.items()})
+        block[control] = variants[best].value() if best else None
+        block[f"{control}_interval"] = to_list(ratio_interval(variants[best])) if best else None
+        block["abnormal_controls"][control] = (
+            max(
+                float(np.mean([abnormal_f1(f) for f in repetitions])) for repetitions in control_facts[control].values()
+            )
+            if best
+            else None
+        )
         if best:
-            block["gain"][gain] = gain_block(compare_ratios(model, ratios[best]), best)
+            gain = "over_nearest_neighbour" if control == "nearest" else f"over_{control}"
+            block["gain"][gain] = gain_block(compare_ratios(model, variants[best]), best)
+    stated, true = statements_of_captions(captions, context.facts)
+    block["efficacy"] = efficacy(stated, true)
     return block
 
 
