@@ -209,7 +209,7 @@ _HTML = re.compile(
 )
 _EMPHASIS = re.compile(r"\*\*+|__+|`+")
 _ITALIC = re.compile(r"(?<![\w*])\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*(?![\w*])")
-_LINE_START = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*(?![\d. \t]))+", re.M)  # >3cm is no quote
+_LINE_START = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*(?![\d. \t])|>[ \t]+(?=\d+$))+", re.M)  # >3cm is no quote
 _RULE_LINE = re.compile(r"^[ \t]*(?:[-*_=][ \t]*){3,}$", re.M)
 _SEPARATOR_ROW = re.compile(r"[ \t]*\|?[ \t]*:?-{2,}[-:| \t]*")
 
