@@ -135,7 +135,7 @@ _HEAD = (
 )
 _DECLARED = re.compile(
     r"【(?!鉴别)[^】\n]{0,6}(?:答案|诊断|诊断意见|结论)】\s*[:：]?"
-    r"|(?:最可能|首要|主要|首先考虑)的?诊断(?:应该?)?(?:为|是|考虑)\s*[:：]?|(?<![^\W])诊断(?:为|是)\s*[:：]"
+    r"|(?:最可能|首要|主要|首先考虑)的?诊断(?:应该?)?(?:为|是|考虑)\s*[:：]?|(?<!\w)诊断(?:为|是)\s*[:：]"
     r"|(?:最终|正确|标准|参考|我的|本题|该题|此题)?的?(?:答案|最终(?:诊断|结论|结果|判断))"
     r"[ \t]*(?:应该|应当|应|就)?[ \t]*(?:(?:是|为|选)[ \t]*[:：]?|[:：]|[ \t](?=[ \t]*[A-H]\b))"
     r"|(?:^|(?<=[\s。；;,，.!！(（]))(?:the\s+)?(?:(?:final|correct|right|best|my)\s+)*(?:answer|choice)\s*(?:is\s*:?|[:：])(?!\s*not\b)"
@@ -204,12 +204,7 @@ def _asks_yes_or_no(question: str) -> bool:
 
 def _without_explanation(text: str) -> str:
     """The text before 解析：, Explanation: and similar heads, if anything is before them."""
-    return _before(_EXPLANATION, text)
-
-
-def _before(pattern: re.Pattern[str], text: str) -> str:
-    """The text before the first match that has a word before it."""
-    for match in pattern.finditer(text):
+    for match in _EXPLANATION.finditer(text):
         if _WORD.search(text[: match.start()]):
             return re.sub(r"\n\s*\d{1,2}\s*$", "", text[: match.start()]).rstrip("（( ")
     return text
