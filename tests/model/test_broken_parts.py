@@ -157,3 +157,19 @@ def test_a_feature_layer_that_the_encoder_lacks(parts: Path, layer: int | list[i
         check_feature_layer(config)
     config.vision_feature_layer = layer
     assert "has 3 layers" in refusal(lambda: check_feature_layer(config))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", b"1.5"),
+        ("tokenizer_config.json", b'{"tokenizer_class": "LlamaTokenizer", "model_max_length": "x"}'),
+        ("tokenizer.json", b"true"),
+        ("tokenizer.json", b'{"normalizer": 3}'),
+        ("config.json", b"[]"),
+    ],
+)
+def test_odd_values_in_a_language_models_files(parts: Path, tmp_path: Path, file: str, content: bytes) -> None:
+    source = shutil.copytree(parts / "llama", tmp_path / "llama")
+    (source / file).write_bytes(content)
+    assert str(source) in refusal(lambda: compose_parts(parts / "clip", source))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from qilin.core.errors import UserError
+from qilin.core.errors import QilinError, UserError
 from qilin.model.hub import format_first
 from qilin.model.logit_scale import fold_logit_scale
 
@@ -62,7 +62,7 @@ def one_line_errors(name: str, compute: Any) -> Any:
     """The result of `compute`; whatever a model's code raises becomes one line."""
     try:
         return compute()
-    except UserError:
+    except QilinError:
         raise
     except Exception as error:  # any code of transformers
         raise UserError(f"{name}: does not work inside a Llava ({describe(error)}); choose another model") from error

@@ -74,7 +74,7 @@ def compose(
     vision_encoder, is_tower = load_vision_encoder(vision, hub)
     if is_tower:
         notes.append(f"vision: the vision tower of {vision}, without its projector and language model")
-    tokenizer = load_tokenizer(language, hub)
+    tokenizer = one_line_errors(language, lambda: load_tokenizer(language, hub))
     check_not_quantized(language, from_pretrained(AutoConfig, language, hub))
     language_model = load_weights(AutoModelForCausalLM, language, hub, dtype=torch.float32)
     image_tokens, extra_tokens = count_image_tokens(vision_encoder)
@@ -109,8 +109,13 @@ def compose(
     # Greedy, as in evaluation. The language model's own sampling settings would apply silently, and some (Llama 2's
     # temperature without do_sample) cannot be saved again. set_template adds the end tokens.
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
-    processor = make_processor(vision, vision_encoder.config, tokenizer, extra_tokens, pad_square, hub)
-    set_template(model, processor, template, system)
+
+    def build_processor() -> Any:
+        processor = make_processor(vision, vision_encoder.config, tokenizer, extra_tokens, pad_square, hub)
+        set_template(model, processor, template, system)
+        return processor
+
+    processor = one_line_errors(language, build_processor)
     return LoadedModel(model, processor, notes=tuple(notes))
 
 
@@ -163,7 +168,7 @@ def load_model(
     processor = from_pretrained(AutoProcessor, path, hub)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(f"{path}: no processor for images and text (processor_config.json); copy the complete folder")
-    complete_processor(processor, model, Path(path))
+    one_line_errors(path, lambda: complete_processor(processor, model, Path(path)))
     return LoadedModel(model, processor, metadata, path)
 
 
