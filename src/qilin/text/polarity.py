@@ -162,8 +162,8 @@ def _presence(text: str, question: YesNoQuestion) -> bool | None:
             not is_organ and not signs and _normal_only(clause, question)
         ):
             implied.append(False)
-    if len(set(signs)) == 1:
-        return signs[0]
+    if len(set(signs)) == 1 or (is_organ and False in signs):  # 膀胱未充盈,未能显示
+        return all(signs)
     if signs:
         return None
     return implied[0] if implied else None
@@ -223,7 +223,7 @@ def _bare_clause(clause: str, question: YesNoQuestion) -> bool | None:
             start == 0 or set(rest[:start]) <= set(question.statement) | set("左右上下双侧两有都均也则")
         ):
             return word
-    return False if re.fullmatch(r"(?:已|均)?(?:未显示|缺如|切除|消失|阴性|不在[^,]{0,8})", rest) else None
+    return False if re.fullmatch(r"(?:已|均)?(?:未能?显示|未能?显影|缺如|切除|消失|阴性|不在[^,]{0,8})", rest) else None
 
 
 def _echo(text: str, question: YesNoQuestion) -> bool | None:

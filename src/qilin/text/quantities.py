@@ -245,6 +245,8 @@ class _Reader:
             else _fraction(n)
         )
         word = _ENGLISH_GRADES.get(match["word"], match["word"])
+        if word == "类" and re.search(r"rads\W{0,3}$", self.text[: match.start()]):  # BI-RADS 4类 is 4级
+            word = "级"
         return f"grade {word}{match['letter']}", [number]
 
     def _spine(self, match: re.Match[str]) -> tuple[str, list[Fraction | None]] | None:

@@ -15,7 +15,7 @@ from qilin.text.negation import negated_spans
 from qilin.text.vocabulary import find_terms, structures_of
 from qilin.text.yes_no import A_NOT_A
 
-CLAUSE_BREAK = re.compile(r"[,。;!?\n]+|(?=但是|但(?!凡)|然而|不过|而是|而非)")
+CLAUSE_BREAK = re.compile(r"[,。;!?\n]+|(?=但是|(?<!不)但(?!凡)|然而|不过|而是|而非)")
 
 
 @dataclass(frozen=True)

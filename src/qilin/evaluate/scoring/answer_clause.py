@@ -35,6 +35,7 @@ _SETTLED = ("denial", "reason", "second", "rest", "advice", "alternative")  # cl
 MAX_CLAUSE_CHARACTERS = 200  # a longer clause answers no question
 _MAX_CLAUSES = 60  # an answer of more is a report; the rest of it is not read
 _EXTRA_VERB = re.compile(r"可见|见|包括|包含|包|含|伴有?|显示|合并|并有")
+_INSIDE = re.compile(r"中[心央]|内部?(?=[见有可呈])|其内|周[围边]|边缘|局部")
 _STATES_LOCATION = re.compile(r"位于|在|靠近|邻近|毗邻|处于|占据|紧邻")
 _CORRECTS = re.compile(r"而是|实际|但(?:是)?(?:实际|其实|应|是)|其实|应(?:该)?为|应(?:该)?是")
 _OR_START = re.compile(r"或|要么|也?可能(?:是|为)|也可能|亦可|也可|也许|还可能|or |possibly|maybe")
@@ -172,6 +173,8 @@ def _replaces(q: str, reference: str, clause: Clause) -> bool:
     is_bare = len(bare) >= len(clause.text) - 6 and bool(is_name)
     if clause.role == "addition" and re.match(r"伴|并见|同时", clause.text):
         return False
+    if _INSIDE.match(clause.text):  # 环形强化,中心坏死 describes one lesion
+        return False
     if _STATES_LOCATION.match(clause.text) and not ASKS_WHERE.search(q):
         return False
     if _CORRECTS.match(clause.text):
@@ -184,7 +187,7 @@ def _is_same_kind(reference: str, text: str) -> bool:
     _, _, concept = core_of(reference)
     if isinstance(parse_meaning(reference), Location) and isinstance(parse_meaning(text), Location):
         return True
-    is_finding = ABNORMAL.search(reference[-2:]) or (concept and concept.category in FINDING_CATEGORIES)
+    is_finding = ABNORMAL.search(reference[-2:])
     if is_finding and ABNORMAL.search(text[-2:]):
         return True
     if concept is None:

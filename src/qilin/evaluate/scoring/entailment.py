@@ -17,7 +17,7 @@ from qilin.text.abnormality import ABNORMAL
 from qilin.text.clauses import LIST_MARK, Clause
 from qilin.text.laterality import find_sides
 from qilin.text.negation import is_negated
-from qilin.text.vocabulary import FINDING_CATEGORIES, Concept, concept_of, find_terms, is_a, structures_of
+from qilin.text.vocabulary import FINDING_CATEGORIES, Concept, TermMatch, concept_of, find_terms, is_a, structures_of
 from qilin.text.yes_no import normality
 
 _LEAD = re.compile(
@@ -189,6 +189,7 @@ def _is_inside(stated: Location, expected: Location, q: str) -> bool:
 
 
 _WRITTEN_ALIKE = (
+    (re.compile(r"(?<![一-鿿])量(?:较|很)?(少|多|大|中)(?![一-鿿])"), r"\1量"),
     (re.compile(r"(?<![a-z])[cpy]{1,2}(?=t[0-4x])"), ""),  # clinical and pathological stages
     (re.compile(rf"左[{LIST_MARK}和与,]?右(?=[肺肾眼耳乳侧])"), "双"),
     (re.compile(r"(?<![a-z])pa(?:位|$| view)"), "后前位"),
@@ -229,11 +230,7 @@ def _mentions(q: str, reference: str, text: str) -> list[tuple[int, int]]:
         is_kind = concept is not None and _is_kind(match.concept, concept, q)
         if is_kind:
             spans.append((match.start, match.end))
-        elif (
-            inside
-            and (match.start, match.end) not in inside
-            and not _is_suffix_of(core, match.concept, text, match.end, inside)
-        ):
+        elif inside and (match.start, match.end) not in inside and not _is_suffix_of(core, match, text, *inside[-1]):
             spans = [span for span in spans if span not in inside]
     return list(dict.fromkeys(spans))
 
@@ -247,13 +244,18 @@ def _is_kind(stated: Concept, expected: Concept, q: str) -> bool:
     return is_a(stated.name, expected.name)
 
 
-def _is_suffix_of(core: str, concept: Concept, text: str, end: int, inside: list[tuple[int, int]]) -> bool:
-    """支气管肺炎 ends with 肺炎 and is one: a disease in a longer name of a disease; 宫颈 is no neck."""
+def _is_suffix_of(core: str, match: TermMatch, text: str, start: int, end: int) -> bool:
+    """支气管肺炎 ends with 肺炎 and is one; 肺腺癌 is 腺癌 of an organ; 宫颈 is no neck, 液气胸 no simple 气胸."""
     core_concept = concept_of(core)
-    is_disease = concept.category in FINDING_CATEGORIES and (
+    is_disease = match.concept.category in FINDING_CATEGORIES and (
         core_concept is None or core_concept.category in FINDING_CATEGORIES
     )
-    return is_disease and len(core) > 1 and inside[-1][1] == end and not _PRIVATIVE.search(text[: inside[-1][0]])
+    if not is_disease or len(core) < 2 or end != match.end or _PRIVATIVE.search(text[:start]):
+        return False
+    prefix = text[match.start : start]
+    sites = find_terms(prefix, "organ", "region")
+    is_sited = bool(sites) and sites[0].start == 0 and sites[-1].end == len(prefix)
+    return core_concept is None or is_a(match.concept.name, core_concept.name) or is_sited
 
 
 @lru_cache(maxsize=5_000)

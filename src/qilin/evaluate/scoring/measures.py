@@ -53,6 +53,8 @@ def judge_quantity(q: str, r: str, p: str) -> Verdict | None:
     if not stated:
         return Verdict(False, "measure") if re.search(r"\d", p) else Verdict(None, "unparsable")
     if len(expected) == 1:
+        if _grade_is_implied(expected[0], q, p):
+            return Verdict(True, "measure")
         return Verdict(_states(expected[0], stated, r, p), "measure")
     affirmed = [quantity for quantity in stated if not quantity.negated]
     is_same = len(affirmed) == len(expected) and all(any(e.is_same(a) for a in affirmed) for e in expected)
@@ -140,6 +142,13 @@ def _unit_is_implied(expected: Quantity, stated: Quantity, r: str, p: str) -> bo
 
 def _inverse(value: Fraction | None) -> Fraction | None:
     return 1 / value if value else None
+
+
+def _grade_is_implied(expected: Quantity, q: str, p: str) -> bool:
+    """4 for 4级, if the question asks for the 级."""
+    number = parse_number(p) if len(p) <= MAX_NUMBER_CHARACTERS else None
+    asks_grade = expected.kind.startswith("grade") and expected.kind[6:7] in q
+    return asks_grade and expected.bounds == ((number, number),)
 
 
 def _part(value: Fraction | None) -> Fraction | None:
