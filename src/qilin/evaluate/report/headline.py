@@ -12,7 +12,7 @@ from typing import Any
 from qilin.evaluate.report.labels import type_names
 
 CONTROL_NAMES = {
-    "over_blind": ("a control that does not see the image", "不看图的对照"),
+    "over_blind": ("a control that does not see the image", "盲测对照"),
     "over_shuffled": ("the model with exchanged images", "换成别的图像后的模型"),
     "over_nearest_neighbour": ("the nearest training answer", "最近邻的训练答案"),
 }
