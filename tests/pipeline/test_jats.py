@@ -287,6 +287,16 @@ def test_figures_named_without_a_link(sentence: str, numbers: set[int]) -> None:
         assert read_article(article(other, figures)).figures[0].mentions  # the control
 
 
+def test_a_caption_without_its_element() -> None:
+    graphic = '<graphic xlink:href="a"/>'
+    loose = f'<fig id="F1">{graphic}Fig. 3. The <italic>structure</italic> of EM; {graphic} a vector</fig>'
+    figures = by_id(
+        article(loose + f'<fig id="F2"> <label>Figure 2</label>;{graphic}\n</fig>' + figure("F3", "Own.", "b"))
+    )
+    assert figures["F1"].caption == "Fig. 3. The structure of EM; a vector"
+    assert [figures[name].caption for name in ("F2", "F3")] == ["", "Own."]
+
+
 def test_a_linked_figure_keeps_its_linked_sentences_only() -> None:
     text = f"<p>See {link('F1', 'Figure 1')}. Later, Figure 1 was redrawn. Figure 2 was not.</p>"
     figures = by_id(article(text, figure("F1", "One.", "1", "Figure 1") + figure("F2", "Two.", "2", "Figure 2")))

@@ -225,6 +225,8 @@ def read_figure(
     if element.tag in ("fig-group", "fig"):  # the captions of members that have no image of their own
         members = [e for e in element.iterdescendants("fig") if e not in graphics] if element.tag == "fig-group" else []
         caption = " ".join(filter(None, (caption, *map(label_and_caption, members))))
+    if not caption and element.find("caption") is None:
+        caption = loose_text(element)
     group = enclosing_group(element)
     if group is not None and group not in group_texts:
         group_texts[group] = (label_and_caption(group), text_or_empty(group.find("caption")))
@@ -246,6 +248,12 @@ def read_figure(
         shared_caption=(group.get("id") or f"group of {figure_id}") if is_shared and group is not None else "",
         translations=captions,
     )
+
+
+def loose_text(element: Any) -> str:
+    """Text directly in a figure, where converters from Word leave captions, without the label; "" for marks."""
+    text = plain_text(element).removeprefix(text_or_empty(element.find("label"))).strip()
+    return text if any(character.isalpha() for character in text) else ""
 
 
 def enclosing_group(figure: Any) -> Any:
