@@ -257,8 +257,8 @@ def test_hours_depend_on_recomputation_and_are_given_only_to_what_fits(
     assert recomputed["hours"] == pytest.approx(kept["hours"] * share)
     assert share > 1.1
     gigabytes = kept["memory_total"] / 1e9
-    for memory, fits in ((gigabytes * 0.9, False), (gigabytes * 1.05, False), (gigabytes * 1.2, True)):
-        figures = run_estimate(capsys, *command, "--gpu-memory", str(memory))
+    for size, fits in ((gigabytes * 0.9, False), (gigabytes * 1.05, False), (gigabytes * 1.2, True)):
+        figures = run_estimate(capsys, *command, "--gpu-memory", str(size))
         assert (figures["fits"], "hours" in figures) == (fits, fits), "a margin is left before it fits"
     cli.main(["estimate", *command[:-1], "--gpu-memory", str(gigabytes * 1.05)])
     assert "does not fit safely" in capsys.readouterr().out

@@ -20,6 +20,8 @@ from qilin.core.errors import UserError
 from qilin.model.llava import pick_device
 from qilin.train.config import TrainConfig
 
+# what is missing on Ascend; nothing of Qilin was tried there
+NO_NPU = "Ascend NPUs have no kernel for packed attention (FlexAttention needs Triton), so they are not trained on"
 TIMEOUT = timedelta(hours=2)  # reading a million samples or 13 billion weights rank by rank exceeds the default
 MAX_UNSHARDED_GRADIENTS = 4e9  # bytes; gradients up to this are accumulated over a step's packs before they are sent
 
@@ -86,10 +88,10 @@ def init_world(device: str) -> World:
     Raises UserError where there are more processes than GPUs, or machines with different numbers of processes.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return World(device=pick_device(device))
+        return World(device=training_device(device))
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    torch_device = pick_device(device)
+    torch_device = training_device(device)
     if torch_device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UserError(
@@ -108,6 +110,23 @@ def init_world(device: str) -> World:
     control_group, checkpoint_group = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
     mesh = dist.init_device_mesh(torch_device.type, (size,))
     return World(rank, size, local_rank, local_size, torch_device, control_group, checkpoint_group, mesh)
+
+
+def training_device(name: str) -> torch.device:
+    """The device to train on: `auto` is the GPU if there is one, else the CPU, also on a Mac.
+
+    Raises UserError for other accelerators: packed attention has kernels for CPUs and, by FlexAttention, for CUDA and
+    ROCm (which PyTorch calls cuda too).
+    """
+    if name.partition(":")[0] == "npu" and not hasattr(torch, "npu"):
+        raise UserError(f"device is {name!r}, but torch_npu is not installed; {NO_NPU}")
+    device = pick_device(name)
+    if device.type in ("cpu", "cuda"):
+        return device
+    if name == "auto" and device.type == "mps":
+        return torch.device("cpu")
+    what = NO_NPU if device.type == "npu" else f"{device.type} devices have no kernel for packed attention"
+    raise UserError(f"device is {device.type}: {what}; train on CUDA or ROCm GPUs, or on the CPU with device=cpu")
 
 
 def leave_world(world: World) -> None:
