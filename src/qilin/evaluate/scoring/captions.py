@@ -213,3 +213,16 @@ def abnormal_scores(facts: Sequence[FactScore]) -> dict[str, float]:
         "abnormal_precision": shared / stated if stated else 0.0,
         "abnormal_recall": shared / true if true else 0.0,
     }
+
+
+def statements_of_captions(
+    captions: Sequence[Prediction], source: FactSource
+) -> tuple[list[Statements], list[Statements]]:
+    """What each caption states and what is true of its images."""
+    stated = [
+        source.read(p.prediction)
+        if not source.has_truth(p.image_ids)
+        else statements_of_facts(extract_facts(p.prediction[:MAX_TEXT_CHARACTERS], source.vocabulary))
+        for p in captions
+    ]
+    return stated, [source.true_statements(p.image_ids, p.reference) for p in captions]

@@ -1,8 +1,8 @@
 """Precision, recall, F1 and prevalence by finding, as papers on radiology reports print them.
 
 In: the statements of captions and the true ones. Out: a row for each of CheXbert's 14 classes, read from Chinese, and
-for each finding that is frequent in the references. A class is present if a text affirms one of its findings; "possible"
-counts as present, side and size do not count here.
+for each finding that is frequent in the references. A class is present if a text affirms one of its findings; what is
+possible counts as present, side and size do not count here.
 """
 
 from __future__ import annotations
