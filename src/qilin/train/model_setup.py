@@ -48,7 +48,7 @@ def enable_activation_checkpointing(model: Any, share: float) -> None:
     # Only the reentrant kind needs embeddings with gradients; with them a frozen encoder has a backward pass, and some
     # encoders' embeddings are tuples.
     model.disable_input_require_grads()
-    layers = language_layers(model.model.language_model)
+    layers: Any = language_layers(model.model.language_model)
     for layer in layers[math.ceil(share * len(layers)) :]:
         layer.gradient_checkpointing = False
 
