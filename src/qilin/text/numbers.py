@@ -151,6 +151,7 @@ UNITS: dict[str, tuple[str, Fraction]] = {
     "kg": ("weight", Fraction(1000)),
     "千克": ("weight", Fraction(1000)),
     "公斤": ("weight", Fraction(1000)),
+    "斤": ("weight", Fraction(500)),
     "hu": ("density", Fraction(1)),
     "%": ("share", Fraction(1)),
     "bpm": ("rate", Fraction(1)),

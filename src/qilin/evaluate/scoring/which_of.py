@@ -66,7 +66,7 @@ def _compared(clause: str, wants_more: bool, q: str) -> tuple[str, bool] | None:
         return (match[1], True) if (match[3] in _MORE) is wants_more else (_strip(match[2]), True)
     match = _A_OVER_B.match(clause)
     if match:
-        return (match[1], True) if (match[2] in "大于高于多于长于>") is wants_more else (_strip(match[3]), True)
+        return (_strip(match[1]), True) if (match[2] in "大于高于多于长于>") is wants_more else (_strip(match[3]), True)
     match = _A_IS_MORE.fullmatch(clause)
     if match and not re.search(r"不|没|无|其次", match[1]) and find_terms(match[1], "organ", "region"):
         return match[1], (match[2] in _MORE) is wants_more
