@@ -7,15 +7,24 @@ Each argument is a folder with images at any depth. Compounds have 1 x 2 to 3 x 
 it has the pasted number of tiles in reading order, each within 3 pixels of its box. A false positive is a single image
 that is split; two generated kinds of difficult single images are tested too: two round objects on black, and an image
 with the text and bars of a scanner's screen. Compounds of unequal tiles on black, which no grid fits, are counted
-separately. Writes bench/results/panels.json.
+separately.
+
+Realistic compounds are laid out as authors do it: tiles of one set that keep their proportions, equal grids, rows of
+different widths, a tall tile beside two, rows with different numbers of tiles; no gutter, one of 1 or 2 pixels, or a
+wider one, white, black or gray; letters inside the tiles, with or without a box, or above them; arrows; scaled as a
+figure and saved as JPEG of quality 70 to 95. A tile's edge may be off by 2 % of the figure, or 14 pixels. The rules
+were tuned with every second single image; these compounds use the others. Writes bench/results/panels.json.
 """
 
 import argparse
 import io
+import itertools
 import random
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -59,6 +68,112 @@ def make_unequal_compound(paths: list[Path], rng: random.Random) -> tuple[Image.
         boxes.append((left, 0, left + width, height))
         left += width + gutter
     return page, boxes
+
+
+@dataclass
+class Layout:
+    """Tiles in reading order as boxes in fractions of the figure: left, top, right, bottom."""
+
+    kind: str
+    boxes: list[tuple[float, float, float, float]]
+    aspect: float  # width / height
+
+
+def draw_layout(rng: random.Random) -> Layout:
+    kind = rng.choice(("grid", "grid", "grid", "row of widths", "tall beside two", "uneven rows"))
+    if kind == "grid":
+        rows, columns = rng.choice(((1, 2), (1, 2), (2, 1), (1, 3), (2, 2), (2, 2), (2, 3), (3, 2), (3, 3), (1, 4)))
+        tile = rng.choice((1.0, 1.0, 1.2, 0.85))
+        boxes = [
+            (c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r in range(rows) for c in range(columns)
+        ]
+        return Layout(kind, boxes, tile * columns / rows)
+    if kind == "row of widths":
+        widths = [rng.uniform(0.7, 1.5) for _ in range(rng.randint(2, 3))]
+        edges = [sum(widths[:n]) / sum(widths) for n in range(len(widths) + 1)]
+        return Layout(kind, [(a, 0, b, 1) for a, b in itertools.pairwise(edges)], sum(widths))
+    if kind == "tall beside two":
+        share = rng.uniform(0.4, 0.6)
+        tall, small = (0, 0, share, 1), [(share, 0, 1, 0.5), (share, 0.5, 1, 1)]
+        return Layout(kind, [tall, *small], rng.uniform(1.2, 1.6))
+    first, second = rng.choice(((2, 3), (3, 2), (1, 2), (2, 1)))
+    middle = rng.uniform(0.42, 0.58)
+    boxes = [(c / first, 0, (c + 1) / first, middle) for c in range(first)]
+    boxes += [(c / second, middle, (c + 1) / second, 1) for c in range(second)]
+    return Layout(kind, boxes, rng.uniform(1.1, 1.6))
+
+
+def fill_tile(path: Path, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """The image cropped to the tile's proportions; its letter and, often, an arrow come later."""
+    image = Image.open(path).convert("RGB")
+    scale = max(size[0] / image.width, size[1] / image.height)
+    width, height = (min(side, round(length / scale)) for side, length in zip(image.size, size, strict=True))
+    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+    return image.crop((left, top, left + width, top + height)).resize(size, Image.Resampling.LANCZOS)
+
+
+def label_tile(tile: Image.Image, letter: str, rng: random.Random) -> None:
+    draw, font_size = ImageDraw.Draw(tile), max(14, min(tile.size) // 9)
+    x = rng.choice((5, tile.width - font_size - 5))
+    y = rng.choice((3, tile.height - font_size - 8))
+    style = rng.choice(("white", "white", "white box", "black box"))
+    if "box" in style:
+        draw.rectangle((x - 4, y - 1, x + font_size, y + font_size + 3), fill=style.split()[0])
+    draw.text((x, y), letter, fill="black" if style == "white box" else "white", font_size=font_size)
+    if rng.random() < 0.4:
+        x, y = tile.width * rng.uniform(0.3, 0.7), tile.height * rng.uniform(0.3, 0.7)
+        length = tile.width / 8
+        draw.line((x, y, x + length, y - length), fill=rng.choice(("white", (255, 220, 0))), width=3)
+
+
+def make_realistic(sets: list[list[Path]], rng: random.Random) -> tuple[Image.Image, list[Box], dict[str, str]]:
+    """A compound image as authors assemble it, the boxes of its tiles, and how it was made."""
+    layout, paths = draw_layout(rng), rng.choice(sets)
+    if rng.random() < 0.25:
+        paths = [path for group in sets for path in group]
+    width = rng.randint(600, 1100)
+    height = round(width / layout.aspect)
+    gutter_kind = rng.choice(("none", "none", "1 or 2 pixels", "1 or 2 pixels", "3 to 8", "3 to 8", "9 to 24"))
+    gutter = {"none": 0, "1 or 2 pixels": rng.randint(1, 2), "3 to 8": rng.randint(3, 8)}.get(
+        gutter_kind, rng.randint(9, 24)
+    )
+    color = rng.choice(("white", "white", "white", "black", "gray")) if gutter else "white"
+    above = gutter_kind == "9 to 24" and color == "white" and rng.random() < 0.4
+    band = 26 if above else 0  # where the letters are, above each tile
+    page = Image.new("RGB", (width, height), {"gray": (128, 128, 128)}.get(color, color))
+    boxes = []
+    for number, (x0, y0, x1, y1) in enumerate(layout.boxes):
+        left, right = (round(x0 * (width + gutter)), round(x1 * (width + gutter)) - gutter)
+        top, bottom = (round(y0 * (height + gutter)) + band, round(y1 * (height + gutter)) - gutter)
+        tile = fill_tile(rng.choice(paths), (right - left, bottom - top), rng)
+        letter = chr(ord("A") + number)
+        if above:
+            ImageDraw.Draw(page).text((left + 2, top - band), letter, fill="black", font_size=22)
+        else:
+            label_tile(tile, letter, rng)
+        page.paste(tile, (left, top))
+        boxes.append((left, top - band // 2, right, bottom))  # a tile may include the letter above it
+    if rng.random() < 0.5:
+        scale = rng.uniform(0.6, 1.3)
+        page = page.resize((round(scale * width), round(scale * height)), Image.Resampling.LANCZOS)
+        boxes = [tuple(round(scale * edge) for edge in box) for box in boxes]  # type: ignore[misc]
+    labels = "letters above" if above else "letters inside"
+    ground = "abutting" if not gutter else f"{gutter_kind}, {color}"
+    return page, boxes, {"layout": layout.kind, "gutter": ground, "letters": labels}
+
+
+def realistic_outcome(image: Image.Image, expected: list[Box]) -> str:
+    boxes = split_image(image)
+    if len(boxes) == 1:
+        return "not split"
+    if len(boxes) != len(expected):
+        return "wrong number"
+    tolerance = max(14, round(0.02 * max(image.size)))
+    trimmed, expected_trimmed = ([trim_black(image, box) for box in group] for group in (boxes, expected))
+    for group, other in ((boxes, expected), (trimmed, expected_trimmed)):
+        if all(abs(a - b) <= tolerance for x, y in zip(group, other, strict=True) for a, b in zip(x, y, strict=True)):
+            return "correct"
+    return "wrong boxes, correct number"
 
 
 def make_two_objects(paths: list[Path], rng: random.Random) -> Image.Image:
@@ -125,13 +240,28 @@ def trim_black(image: Image.Image, box: Box) -> Box:
     return (box[0] + inside[0], box[1] + inside[1], box[0] + inside[2], box[1] + inside[3])
 
 
+def measure_realistic(singles: list[list[Path]], count: int) -> dict[str, Any]:
+    """Outcomes of realistic compounds, by how they were made."""
+    outcomes: Counter[str] = Counter()
+    by_kind: dict[str, Counter[str]] = {}
+    for seed in range(10_000, 10_000 + count):
+        rng = random.Random(seed)
+        page, boxes, kinds = make_realistic(singles, rng)
+        outcome = realistic_outcome(compress_jpeg(page, rng.randint(70, 95)), boxes)
+        outcomes[outcome] += 1
+        for name, kind in kinds.items():
+            by_kind.setdefault(f"{name}: {kind}", Counter())[outcome] += 1
+    return {"compounds": count, "outcome": dict(outcomes), "by_kind": {k: dict(c) for k, c in sorted(by_kind.items())}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders of single images, .jpg or .png")
     parser.add_argument("--compounds", type=int, default=600, help="number of compounds to compose")
     args = parser.parse_args()
     rng = random.Random(0)
-    singles = [p for folder in args.folders for p in sorted(folder.rglob("*")) if p.suffix in (".jpg", ".png")]
+    sets = [[p for p in sorted(folder.rglob("*")) if p.suffix in (".jpg", ".png")] for folder in args.folders]
+    singles = [path for paths in sets for path in paths]
     outcomes: Counter[str] = Counter()
     by_background: Counter[str] = Counter()
     for _ in range(args.compounds):
@@ -155,6 +285,7 @@ def main() -> None:
     num_split = sum(len(split_image(Image.open(path).convert("RGB"))) > 1 for path in singles)
     seconds = (time.process_time() - start) / len(singles)
     result = {
+        "realistic": measure_realistic([paths[1::2] for paths in sets], args.compounds),
         "compounds": args.compounds, "outcome": dict(outcomes), "by_ground": dict(sorted(by_background.items())),
         "unequal_on_black": dict(unequal),
         "hard_singles_divided": {name: f"{n} of {NUM_DIFFICULT}" for name, n in false_positives.items()},

@@ -1,11 +1,10 @@
-"""Speed and memory of near-duplicate detection on synthetic texts without images and on random image hashes.
+"""Speed and memory of near-duplicate detection on synthetic texts without images.
 
     python bench/data/duplicates.py [--sizes 10000 100000 1000000] [--workers 2]
 
 Texts have about 60 characters from a vocabulary of 400 words; a tenth of them repeat one of the previous thousand with
-one more character. MinHash compares each text with all others. Image hashes are 64 random bits; a tenth of them repeat
-another one with two bits changed. Peak memory is that of the main process; the memory of a worker depends only on the
-shard size. Writes bench/results/duplicates.json after each size.
+one more character. MinHash compares each text with all others. Peak memory is that of the main process; the memory of a
+worker depends only on the shard size. Images: near_duplicates.py. Writes bench/results/duplicates.json after each size.
 """
 
 import argparse
@@ -23,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from qilin.dataset.hash_tables import FingerprintMapBuilder
-from qilin.imaging.near_duplicates import near_pairs_among
-from qilin.pipeline.curation.near_duplicates import NearDuplicateGroups, find_duplicates
+from qilin.pipeline.curation.near_duplicate_images import NearDuplicateGroups
+from qilin.pipeline.curation.near_duplicates import find_duplicates
 from qilin.pipeline.execution.workers import make_workers
 
 BENCH = Path(__file__).parents[1]
@@ -67,18 +66,6 @@ def measure_texts(size: int, words_per_text: int, num_workers: int) -> dict[str,
     }
 
 
-def measure_hashes(size: int) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 2**63, size, dtype=np.uint64)
-    num_near = size // 10
-    for _ in range(2):
-        bit = np.uint64(1) << rng.integers(0, 63, num_near).astype(np.uint64)
-        hashes[:num_near] = hashes[-num_near:] ^ bit
-    start = time.process_time()
-    pairs = sum(1 for _ in near_pairs_among(hashes, 4))
-    return {"cpu_seconds_hashes": round(time.process_time() - start, 1), "hash_pairs": pairs}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of rows")
@@ -88,7 +75,7 @@ def main() -> None:
     runs = []
     for size in args.sizes:
         run = {"rows": size, "characters_a_text": round(3.5 * args.words), "workers": args.workers}
-        run |= measure_texts(size, args.words, args.workers) | measure_hashes(size)
+        run |= measure_texts(size, args.words, args.workers)
         run["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         runs.append(run)
         print(run, flush=True)

@@ -1,5 +1,6 @@
 """Compound figures: captions split at panel letters, images at gutters; both stay whole where that is not certain."""
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
@@ -25,6 +26,26 @@ def test_captions_that_split(caption: str, lead: str, names: list[str]) -> None:
 
 
 AS_WRITTEN = [
+    ("Fig. 2. (A-C) Axial CT of the hip and (D) coronal view.", "Fig. 2.",
+     ["A Axial CT of the hip", "B Axial CT of the hip", "C Axial CT of the hip", "D coronal view."]),
+    ("(A through C) Axial CT slices. (D) Sagittal slice.", "",
+     ["A Axial CT slices.", "B Axial CT slices.", "C Axial CT slices.", "D Sagittal slice."]),
+    ("A and B, Axial CT of the pelvis. C, Coronal MRI.", "",
+     ["A Axial CT of the pelvis.", "B Axial CT of the pelvis.", "C Coronal MRI."]),
+    ("A. Axial T2-weighted MRI. B. Sagittal MRI.", "", ["A Axial T2-weighted MRI.", "B Sagittal MRI."]),
+    ("Ankle MRI. a, b axial images; c coronal image", "Ankle MRI.",
+     ["A axial images", "B axial images", "C coronal image"]),
+    ("Panel A: chest radiograph. Panel B: chest CT.", "", ["A chest radiograph.", "B chest CT."]),
+    ("(1A) CT of the orbit. (1B) MRI of the orbit.", "", ["A CT of the orbit.", "B MRI of the orbit."]),
+    ("图3 肾脏CT。A：平扫；B：皮质期；C：排泄期", "图3 肾脏CT。", ["A 平扫", "B 皮质期", "C 排泄期"]),
+    ("A、B为矢状位MRI，C为冠状位重建", "", ["A 矢状位MRI", "B 矢状位MRI", "C 冠状位重建"]),
+    ("注：A为术前；B为术后", "", ["A 术前", "B 术后"]),
+    ("图A示胸椎骨折，图B示椎管狭窄", "", ["A 胸椎骨折", "B 椎管狭窄"]),
+    ("1A～1C：CT平扫示低密度影；1D：增强扫描", "",
+     ["A CT平扫示低密度影", "B CT平扫示低密度影", "C CT平扫示低密度影", "D 增强扫描"]),
+    ("轴位（a）和矢状位（b）MRI图像", "", ["A 轴位MRI图像", "B 矢状位MRI图像"]),
+    ("脾脏CT（A）和MR（B、C）", "脾脏", ["A CT", "B MR", "C MR"]),
+    ("左图：术前CT；右图：术后CT", "", ["left 术前CT", "right 术后CT"]),
     ("Thigh CT (A) and MR (B, C).", "Thigh", ["A CT", "B MR", "C MR"]),
     ("MRI of the knee with a cyst, sagittal (a) and axial (b). Arrow: cyst.", "MRI of the knee with a cyst,",
      ["A sagittal", "B axial"]),
@@ -54,6 +75,13 @@ def test_captions_as_authors_write_them(caption: str, lead: str, panels: list[st
         "Left: OCT of the left eye. Right: OCT of the right eye.",  # sides of the body, perhaps
         "(A, C) Axial CT here. (B, D) Coronal CT here. (C) Again the first.",
         "(A) Axial CT here. (C) Coronal CT here.",
+        "A 60-year-old woman with a mass. B cells were seen on histology.",
+        "Vitamin A: low in the serum. Hepatitis B: positive in the serum.",
+        "Patient A: no lesion on CT. Patient B: large lesion on CT.",
+        "(A) Axial CT. The nodule of (B) is seen. (C) Coronal CT.",
+        "A组为对照组，B组为治疗组",
+        "B超显示结节，A型血",
+        "左图：左肾CT；右图：右肾CT",
     ],
 )
 def test_captions_whose_panels_are_not_certain_stay_whole(caption: str) -> None:
@@ -104,6 +132,43 @@ def test_images_split_at_gutters_in_reading_order(rows: int, columns: int, groun
     assert boxes == [(c * 126, r * 126, c * 126 + 120, r * 126 + 120) for r in range(rows) for c in range(columns)]
 
 
+def textured(width: int, height: int, seed: int) -> Image.Image:
+    """A filled tile with structure up to its edges, as a radiograph or a smear."""
+    pattern = np.random.default_rng(seed).integers(20, 235, (6, 6), dtype=np.uint8)
+    return Image.fromarray(pattern).resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
+
+
+@pytest.mark.parametrize(("gutter", "ground"), [(0, "white"), (1, "white"), (2, "black"), (6, "gray"), (6, "white")])
+def test_tiles_that_abut_and_thin_or_gray_gutters(gutter: int, ground: str) -> None:
+    """A tall tile beside two, and letters inside the tiles."""
+    page = Image.new("RGB", (300 + gutter, 240 + gutter), ground)
+    half, right = 120, 160 + gutter
+    tiles = [
+        (0, 0, 160, 240 + gutter),
+        (right, 0, 300 + gutter, half),
+        (right, half + gutter, 300 + gutter, 240 + gutter),
+    ]
+    for seed, (x0, y0, x1, y1) in enumerate(tiles):
+        tile = textured(x1 - x0, y1 - y0, seed)
+        ImageDraw.Draw(tile).text((5, 3), "ABC"[seed], fill="white", font_size=18)
+        page.paste(tile, (x0, y0))
+    boxes = split_image(page)
+    assert len(boxes) == 3
+    offsets = [abs(a - b) for box, tile in zip(boxes, tiles, strict=True) for a, b in zip(box, tile, strict=True)]
+    assert max(offsets) <= 2
+    assert len(split_image(textured(300, 240, 9))) == 1  # control
+
+
+def test_a_table_and_a_margin_are_not_boundaries() -> None:
+    table = Image.new("RGB", (300, 300))
+    table.paste(textured(220, 160, 1), (40, 20))
+    ImageDraw.Draw(table).line((0, 200, 299, 200), fill=(200, 200, 200), width=3)
+    assert len(split_image(table)) == 1
+    film = Image.new("RGB", (300, 300), (230, 230, 230))  # the edge of a collimator
+    film.paste(textured(270, 300, 2), (0, 0))
+    assert len(split_image(film)) == 1
+
+
 def test_images_without_a_certain_gutter_stay_whole() -> None:
     assert split_image(scan(200)) == [(0, 0, 200, 200)]
     dark = Image.new("RGB", (300, 200))  # two bright organs on the empty ground of a radiograph
@@ -114,7 +179,6 @@ def test_images_without_a_certain_gutter_stay_whole() -> None:
     ImageDraw.Draw(chart).line((20, 180, 280, 180), fill="black")
     ImageDraw.Draw(chart).line((20, 20, 20, 180), fill="black")
     assert len(split_image(chart)) == 1
-    assert len(split_image(grid(1, 2, 1, "white"))) == 1  # a single line of pixels is no gutter
     assert len(split_image(Image.new("L", (1, 1)))) == 1
 
 

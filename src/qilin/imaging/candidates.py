@@ -140,7 +140,7 @@ def nearest_columns(a: Vectors, b: Vectors, count: int) -> NDArray[np.int64]:
     for start in range(0, len(a), ROWS_PER_BLOCK):
         squared = squared_distances(a[start : start + ROWS_PER_BLOCK], b)
         nearest = np.argmin(squared, axis=1)[:, None] if count == 1 else np.argpartition(squared, count - 1)[:, :count]
-        blocks.append(nearest)
+        blocks.append(nearest.copy())  # a view would keep all columns
     return np.concatenate(blocks)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from qilin.imaging.panel_boundaries import TILE_LINES, find_boundaries, is_tile
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 Run = tuple[int, int]  # first line of a band of rows, and the line after its last
 
@@ -155,7 +157,8 @@ def split_at_gutters(gray: np.ndarray, box: Box, depth: int) -> list[Box]:
     part = gray[top:bottom, left:right]
     if depth:
         for axis in (0, 1):
-            gutters = find_gutters(part if axis == 0 else part.T)
+            lines = part if axis == 0 else part.T
+            gutters = merge_gutters(find_gutters(lines), find_boundaries(lines))
             if not gutters:
                 continue
             strips = between(gutters, part.shape[axis])
@@ -170,6 +173,16 @@ def split_at_gutters(gray: np.ndarray, box: Box, depth: int) -> list[Box]:
     return [box]
 
 
+def merge_gutters(gutters: Sequence[Run], boundaries: Sequence[Run]) -> list[Run]:
+    """Both, without a boundary that is in a gutter or beside one."""
+    others = [
+        (start, end)
+        for start, end in boundaries
+        if all(end + FILL_LINES < first or start - FILL_LINES > last for first, last in gutters)
+    ]
+    return sorted([*gutters, *others])
+
+
 def find_gutters(part: np.ndarray) -> list[Run]:
     """Bands of uniform white or black rows with a tile's edge on both sides; on black also those with an edge on one
     side and a dark image, which has no edge, on the other."""
@@ -178,10 +191,12 @@ def find_gutters(part: np.ndarray) -> list[Run]:
     white = uniform_rows(part, 255)
     for background, uniform in ((255, white), (0, uniform_rows(part, 0))):
         content = np.abs(part - background) > CONTRAST
-        filled = content.mean(axis=1) >= MIN_FILL
+        fill = content.mean(axis=1)
+        filled = fill >= MIN_FILL
         for start, end in inner_runs(uniform):
             before, after = slice(max(0, start - CONTENT_LINES), start), slice(end, end + CONTENT_LINES)
-            ends, begins = filled[before][-FILL_LINES:].any(), filled[after][:FILL_LINES].any()
+            ends = filled[before][-FILL_LINES:].any() and is_tile(fill[max(0, start - TILE_LINES) : start])
+            begins = filled[after][:FILL_LINES].any() and is_tile(fill[end : end + TILE_LINES])
             if ends and begins:
                 certain.append((start, end))
             # the margin of a dark image on a white page is not a gutter
