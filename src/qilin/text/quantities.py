@@ -110,7 +110,7 @@ _SPINE = re.compile(
     rf"|(?<![a-z])(?P<letter>[ctls])(?P<number3>\d{{1,2}})(?:椎体?)?(?![\d加a-z])"
 )
 _SPINE_LETTERS = {"c": "颈", "t": "胸", "l": "腰", "s": "骶"}
-_ORDINAL = re.compile(rf"第(?P<number>{_NUMBER})(?![,.:。;]|$)|(?<![a-z\d])(?P<english>\d{{1,2}})(?:st|nd|rd|th)\b")
+_ORDINAL = re.compile(rf"第(?P<number>{_NUMBER})(?![,.:。;])|(?<![a-z\d])(?P<english>\d{{1,2}})(?:st|nd|rd|th)\b")
 _POWER = re.compile(r"\s*[x×*]\s*10\^(-?\d{1,2})(?!\d)")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _POWERS_OF_TEN = re.compile(r"10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
