@@ -30,7 +30,7 @@ LOGS = "metrics.jsonl and the trackers get a row every logging_steps steps"
 PUBLISH = "not a key: the folder `out` is a Hugging Face model; upload it with hf upload"
 DETERMINISTIC = "not needed: a resumed run has the same losses bit for bit"
 OFFLOAD = (
-    "not available: moving weights or moments over PCIe in each step is slower than what saves as much memory: "
+    "not available; what saves as much memory without the host's: "
     "frozen_weights=nf4 with lora, optimizer=adamw8bit, gradient_checkpointing=auto, or more devices"
 )
 
