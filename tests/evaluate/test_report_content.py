@@ -93,6 +93,10 @@ def test_a_page_of_several_runs_and_a_baseline(lookup_model: dict[str, Any], dat
     wrong = [row | {"prediction": "不知道"} if i % 2 else row for i, row in enumerate(rows)]
     write_rows(tmp_path / "seed-1" / "predictions.jsonl", wrong)
     write_rows(tmp_path / "other" / "predictions.jsonl", wrong[:40])
+    card = (tmp_path / "seed-0" / "model_card.md").read_text(encoding="utf-8")
+    assert "Not a medical device" in card
+    assert "不得用于诊断" in card
+    assert "| all questions 全部问题 | 48 | " in card
     page = tmp_path / "page.html"
     evaluations = (tmp_path / "seed-0", tmp_path / "seed-1")
     report_command(ReportConfig(evaluations=evaluations, baseline=tmp_path / "other", out=page, language="zh"))

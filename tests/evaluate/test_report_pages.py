@@ -145,6 +145,7 @@ def test_labels_switch_to_chinese_and_tables_are_copied(browser: Any, pages: dic
     assert latex.startswith("\\begin{tabular}{lr")
     assert "a\\_b, 5\\% & " in latex
     assert latex.count("\\\\\n") == csv.count("\n") + 1
+    view.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     view.locator(".copy button").first.click()
     assert view.locator(".copy button").first.inner_text() in ("已复制", "复制 CSV")
     assert view.events == []

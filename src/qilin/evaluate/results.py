@@ -130,7 +130,9 @@ class Prediction:
         reference = _text(row, "reference", where)
         if not reference.strip():
             raise UserError(f"{where}: reference is empty; there is nothing to score against")
-        row_id = _text(row, "id", where)
+        row_id = _as_text(row["id"], is_repeated=False)
+        if row_id is None:
+            raise UserError(f"{where}: id is {shorten(row['id'])}; expected a text")
         if not row_id.strip():
             raise UserError(f"{where}: id is empty; expected a text that no other row has")
         kind = _label(row, "kind", where)
@@ -171,7 +173,7 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     return text
 
 
-def _as_text(value: Any) -> str | None:
+def _as_text(value: Any, is_repeated: bool = True) -> str | None:
     """A text, or a number (2 as an answer is as good as its text), without broken characters; None for other types."""
     if isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value):
         value = str(value)
@@ -181,7 +183,7 @@ def _as_text(value: Any) -> str | None:
         value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, cut by a token limit: no file or page can hold it
         value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return intern(value)
+    return intern(value) if is_repeated else value
 
 
 def _texts(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from qilin.core.config import to_dict
+from qilin.core.files import write_atomic
 from qilin.core.llm_client import Endpoint
 from qilin.core.llm_client_config import parse_extra, public_address
 from qilin.core.output_dir import lock_dir
@@ -33,6 +34,7 @@ from qilin.evaluate.controls.training_set import (
 from qilin.evaluate.items import Item
 from qilin.evaluate.job import EvaluationJob, bind_output_dir, job_identity, open_job
 from qilin.evaluate.manifest import scorer_of, scoring_manifest
+from qilin.evaluate.model_card import model_card
 from qilin.evaluate.predict import (
     PASSES_DIR,
     AnswerFunction,
@@ -83,6 +85,7 @@ def evaluate_job(job: EvaluationJob) -> dict[str, Any]:
     if old_scorer not in (None, scorer):
         print(f"{config.out / 'scores.json'}: was made by scorer {old_scorer}, now by {scorer}", file=sys.stderr)
     write_scores(config.out / "scores.json", scores)
+    write_atomic(config.out / "model_card.md", model_card(scores, is_synthetic(job.dataset)))
     write_report(
         config.out, scores, predictions, verdicts, job.dataset, job.model, job.label, context.facts, config.language
     )
