@@ -35,6 +35,17 @@ from qilin.text.negation import count_negations, is_negated
         ("右肺有结节，左肺没有", "结节", False),
         ("no pleural effusion", "effusion", True),
         ("a nodule in the lung", "nodule", False),
+        ("肾脏不在图像范围内", "肾脏", True),
+        ("胆囊已切除", "胆囊", True),
+        ("可行手术切除", "手术", False),
+        ("骨折的可能性很小", "骨折", True),
+        ("骨折可能性大", "骨折", False),
+        ("肺炎依据不足", "肺炎", True),
+        ("强化不明显", "强化", True),
+        ("没有一个椎体不受累", "受累", False),
+        ("不能说没有囊肿", "囊肿", False),
+        ("非增殖期视网膜病变", "视网膜病变", False),
+        ("the fracture has been ruled out", "fracture", True),
     ],
 )
 def test_is_negated(text: str, word: str, negated: bool) -> None:

@@ -195,7 +195,7 @@ def _key_sign(clause: str, keys: tuple[str, ...], question: YesNoQuestion) -> bo
         if spans:
             signs = {not is_negated(clause, *span) for span in spans}
             return signs.pop() if len(signs) == 1 else None
-    kinds = FINDING_CATEGORIES
+    kinds: tuple[str, ...] = FINDING_CATEGORIES
     asked_names = [match.concept.name for match in find_terms(question.target, *kinds)]
     if question.asks_presence and not asked_names:  # 左肾 for 肾脏
         kinds = ("organ", "region")

@@ -1,9 +1,9 @@
 """Whether a clause of an answer entails the reference: it means the same, or something more precise.
 
 In: a normalized question, reference and clause. More precise are a kind of the same disease (急性阑尾炎 for 阑尾炎), a
-side, place, number or degree that the reference leaves open (右肺结节 for 肺结节), a part of the organ where the question
-asks for a location. Not entailed are the reverse, the whole for its part, and names in which the reference is another thing
-(宫颈 for 颈部, 类风湿 for 风湿, 肺炎性假瘤 for 肺炎).
+side, place, number or degree that the reference leaves open (右肺结节 for 肺结节), and a part of an organ, unless the
+question asks for its size. Not entailed are the reverse, the whole for its part, and names in which the reference is
+another thing (宫颈 for 颈部, 类风湿 for 风湿, 肺炎性假瘤 for 肺炎).
 """
 
 from __future__ import annotations
