@@ -92,7 +92,7 @@ _CONTENT = re.compile(r"\w|[√✓×✗✔✘+-]")
 _DASH = re.compile(r"(?<=[\u4e00-\u9fff）)])\s*——\s*")
 _MARKUP = re.compile(r"[<>{\[\]*_`#|\\$&◁:：\n]")
 # A few words without marks need no reading; a loop is longer.
-_PLAIN = re.compile(r"(?!.*(?:答案|因为|因此|所以|综上|建议|我))[\u4e00-\u9fffA-Za-z0-9]{1,9}")
+_PLAIN = re.compile(r"(?!.*(?:答案|因为|因此|所以|综上|建议|我|吗|么|否|有没有|有无|是不是))[\u4e00-\u9fffA-Za-z0-9]{1,9}")
 _BOX, _BOX_END = "\x02", "\x03"  # the last box, while the text is searched for declarations
 
 # --- the repeated question ------------------------------------------------------------------------------------------

@@ -42,6 +42,10 @@ _ASKS_ADVICE = re.compile(
     r"建议|治疗|处理|措施|怎么(?:办|治)|(?:如何|怎样)(?:治|预防|护理)|随访|下一步|进一步|检查|手术|应该|需要|需不需|护理"
     r"|注意|用药|复查|要紧"
 )
+# 有积液吗 and 是否有积液 ask; 没什么 does not.
+_QUESTION = re.compile(
+    r"(?:吗|嘛|(?<![什怎那这])么)\s*[?？。]*\s*$|^[^,，。;；]{0,12}(?:是否|有没有|有无|是不是|能否|可否)[^,，。;；]*[?？。]*\s*$"
+)
 SENTENCE = re.compile(r"[^。！!？?\n]*[。！!？?\n]+|[^。！!？?\n]+$")
 _ENGLISH_COURTESY = re.compile(
     r"(?<=[.!?。！？\n])\s*(?:I hope|Hope this|Let me know|Please (?:note|consult)|Feel free|If you have)\b.*", re.S
@@ -49,12 +53,18 @@ _ENGLISH_COURTESY = re.compile(
 
 
 def without_courtesy(text: str, question: str) -> str:
-    """The text without greetings, wishes, disclaimers and, unless the question asks for it, advice."""
+    """The text without greetings, wishes, questions, disclaimers and, unless it is asked for, advice."""
     shorter = _GREETING.sub("", _ENGLISH_COURTESY.sub("", text))
     text = shorter if _WORD.search(shorter) else text
     asks_advice = _ASKS_ADVICE.search(question) is not None
     sentences = SENTENCE.findall(text)
-    remaining = [s for s in sentences if not _COURTESY.match(s) and (asks_advice or not _ADVICE.match(s))]
+    remaining = [
+        sentence
+        for sentence in sentences
+        if not _COURTESY.match(sentence)
+        and not _QUESTION.search(sentence)
+        and (asks_advice or not _ADVICE.match(sentence))
+    ]
     text = "".join(remaining)
     return (_CAUTION_CLAUSE if asks_advice else _ADVICE_CLAUSE).sub("", text)
 
