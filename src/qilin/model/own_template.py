@@ -126,8 +126,8 @@ def check_probe(path: Path, text: str, tokenizer: Any, messages: Sequence[Messag
 
 def answer_end(path: Path, span: str, answer: str) -> str:
     """What a mask has after the answer. Raises UserError if it has anything else before it, or nothing after it."""
-    before, found, after = span.partition(answer)
-    if not found or before.strip():
+    before, separator, after = span.partition(answer)
+    if not separator or before.strip():
         raise UserError(
             f"{path}: {{% generation %}} holds {span!r} for the answer {answer!r}; put the role's header before it"
         )
