@@ -12,6 +12,7 @@ from qilin.dataset.reader import Dataset, open_dataset, open_parquet, read_row_g
 
 READERS: dict[str, Callable[[Dataset], object]] = {
     "samples": lambda data: [list(data.samples(split)) for split in data.splits()],
+    "stream": lambda data: [list(data.stream(split)) for split in data.splits()],
     "images": lambda data: list(data.images()),
     "batches": lambda data: list(data.image_batches(("image_id",))),
     "table": lambda data: data.image_table(),
@@ -35,5 +36,5 @@ def test_bytes_are_damaged(tmp_path: Path, reader: str, folder: str) -> None:
             messages.append(str(error))
         finally:
             file.write_bytes(content)
-    assert all("\n" not in message and file.name in message for message in messages)
-    assert messages or (folder == "samples") != (reader == "samples")  # the control: some damage is noticed
+    assert all("\n" not in message and ("samples/" in message or file.name in message) for message in messages)
+    assert messages or (folder == "samples") != (reader in ("samples", "stream"))  # the control: some damage is noticed

@@ -101,7 +101,8 @@ class Dataset:
                 if first < last:
                     table = read_row_group(str(file), group, columns).slice(first, last - first)
                     for batch in table.to_batches(max_chunksize=512):
-                        yield from batch.to_pylist()
+                        with damage_named(file):
+                            yield from batch.to_pylist()
                 offset += size
 
     def split_hash(self, split: str) -> str:
@@ -182,11 +183,13 @@ class SampleRows(Sequence[Sample]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return sample_from_row(self.table.slice(index % len(self), 1).to_pylist()[0])
+        with damage_named("a file in samples/"):
+            return sample_from_row(self.table.slice(index % len(self), 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[Sample]:
         for batch in self.table.to_batches(max_chunksize=1024):
-            yield from map(sample_from_row, batch.to_pylist())
+            with damage_named("a file in samples/"):
+                yield from map(sample_from_row, batch.to_pylist())
 
 
 def open_dataset(path: Path) -> Dataset:
@@ -320,10 +323,12 @@ def is_synthetic(dataset: Dataset) -> bool:
 
 @contextlib.contextmanager
 def damage_named(path: Path | str) -> Iterator[None]:
-    """Raise UserError that names the file for what Arrow raises at damaged bytes and at columns of another type."""
+    """Raise UserError that names the file for what Arrow raises at damaged bytes, texts and columns of another type."""
     try:
         yield
-    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason}); copy the folder again") from None
 
