@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from builders.datasets import write_splits
 from builders.tiny import tiny_dataset
 from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, text_of, user
-from qilin.demo.config import TinyLanguageConfig, TinyModelsConfig, TinyVisionConfig
+from qilin.demo.config import DemoConfig, TinyLanguageConfig, TinyModelsConfig, TinyVisionConfig
+from qilin.demo.run import demo
 from qilin.demo.synthetic.question_templates import CHOICE, NUM_HELD_OUT, OPEN, YES_NO
 from qilin.demo.tiny_models.language_model import TokenizedText, fit_context, pack_texts, tokenize
 from qilin.demo.tiny_models.text_corpus import extra_texts, training_texts
@@ -170,3 +172,11 @@ def test_initial_position_embeddings_are_distinct() -> None:
     init_position_embeddings(tower)
     table = next(p for n, p in tower.named_parameters() if n.endswith("position_embedding.weight"))[1:]
     assert torch.cdist(table, table).fill_diagonal_(9).min() > 0.1
+
+
+def test_the_demo_refuses_texts_alone_before_its_folder_exists(tmp_path: Path) -> None:
+    texts = [(split, Sample(f"t{split}", "vqa", (), (user("问"), assistant("答")))) for split in ("train", "test")]
+    write_splits(tmp_path / "texts", texts)
+    with pytest.raises(UserError, match="no training sample has an image .*qilin data merge OUT"):
+        demo(DemoConfig(out=tmp_path / "out", data=tmp_path / "texts"))
+    assert not (tmp_path / "out").exists()

@@ -64,6 +64,10 @@ class Dataset:
 
         return [s for s in self.splits() if any(map(has_images, self.stream_rows(s, columns=("image_ids",))))]
 
+    def suggested_share(self) -> float:
+        """A share of the images that most likely puts some into another split: a tenth, more of a small dataset."""
+        return round(min(0.5, max(0.1, 4 / max(self.manifest["counts"]["pictures"], 1))), 2)
+
     def table(self, split: str) -> pa.Table:
         """All samples of a split as an Arrow table (columns: SAMPLE_SCHEMA), memory-mapped where possible."""
         return read_split(self.path, split)

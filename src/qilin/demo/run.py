@@ -35,6 +35,8 @@ def demo(config: DemoConfig) -> None:
     """`qilin demo`: run every section in order."""
     start = time.monotonic()
     recipes = choose_recipes(config)
+    if config.data is not None:
+        check_splits(open_dataset(config.data))  # before the output folder is bound to this dataset
     with lock_dir(config.out):
         run_sections(config, recipes, start)
 
@@ -112,17 +114,18 @@ def run_dataset(config: DemoConfig) -> Dataset:
 
 def check_splits(data: Dataset) -> None:
     """Raise UserError unless the dataset has samples with images to train on, and others to test on."""
-    if "train" not in data.splits() or len(data.splits()) < 2:
-        raise UserError(
-            f"{data.path}: needs a train split and another one for testing; it has {', '.join(data.splits())}; import "
-            "it again with --validation 0.1"
-        )
-    if "train" not in data.splits_with_images():
+    with_images = data.splits_with_images()
+    if "train" not in with_images:
         number = data.manifest["counts"]["pictures"]
         raise UserError(
             f"{data.path}: no training sample has an image (the dataset has {number:,} images), and the demo trains a "
-            "model of images; merge it with a dataset that has some: qilin data merge OUT "
-            f"{data.path} DATASET, or list both under data: in a recipe (docs/training.md)"
+            f"model of images; merge it with a dataset that has some: qilin data merge OUT {data.path} DATASET, or "
+            "list both under data: in a recipe (docs/training.md)"
+        )
+    if len(data.splits()) < 2:
+        raise UserError(
+            f"{data.path}: needs a train split and another one for testing; it has {', '.join(data.splits())}; import "
+            f"it again with --validation {data.suggested_share()}"
         )
     if not held_out_splits(data):
         raise UserError(f"{data.path}: no sample of {' or '.join(data.splits()[1:])} has an image to test on")

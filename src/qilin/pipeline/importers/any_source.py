@@ -18,7 +18,7 @@ from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.dialogs import DialogSource, parse_dialog
 from qilin.pipeline.importers.excel_rows import EXCEL_SUFFIXES, other_sheets
 from qilin.pipeline.importers.row_layouts import ROLES, LayoutName, RowLayout, detect_layout
-from qilin.pipeline.importers.rows import convert_rows, source_folder
+from qilin.pipeline.importers.rows import convert_rows, table_image_folders
 from qilin.pipeline.importers.source_tables import SourceTables, Table, find_tables_of
 from qilin.pipeline.importers.table_files import TABLE_SUFFIXES, check_file, column_names
 
@@ -80,7 +80,7 @@ def read_dialogs(
     table: Table, layout: RowLayout, config: ImportConfig, offsets: Counter[str], is_export: bool
 ) -> Iterator[ImportRow | RejectedRow]:
     """The rows of a table of conversations."""
-    folders = (config.images,) if config.images else tuple(dict.fromkeys((table.path.parent, source_folder(config))))
+    folders = table_image_folders(config, table.path)
     source = DialogSource(layout, table.name, folders, table.split, is_export)
     offset = offsets[table.name]
 

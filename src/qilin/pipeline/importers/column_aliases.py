@@ -18,7 +18,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "文件名称", "文件路径", "图片编号", "图像编号",
     ),
     "question": (
-        "question", "questions", "query", "prompt", "问题", "提问", "问", "题目", "题干", "问句", "问题内容",
+        "question", "questions", "query", "prompt", "ask", "问题", "提问", "问", "题目", "题干", "问句", "问题内容",
         "提示词", "咨询内容",
     ),
     "answer": (

@@ -22,7 +22,7 @@ from qilin.pipeline.importers.config import ImportConfig
 from qilin.pipeline.importers.embedded_images import embedded_image, is_image_cell
 from qilin.pipeline.importers.excel_rows import EXCEL_SUFFIXES
 from qilin.pipeline.importers.row_layouts import ROWS_TO_LOOK_AT
-from qilin.pipeline.importers.rows import SPLIT_NAMES, RowError, convert_rows, find_image, source_folder
+from qilin.pipeline.importers.rows import SPLIT_NAMES, RowError, convert_rows, find_image, table_image_folders
 from qilin.pipeline.importers.source_tables import Table, find_tables_of
 from qilin.pipeline.importers.table_files import (
     PLACEHOLDER,
@@ -58,7 +58,7 @@ def read(config: ImportConfig) -> Iterator[ImportRow | RejectedRow]:
 def read_table(table: Table, config: ImportConfig, offsets: Counter[str]) -> Iterator[ImportRow | RejectedRow]:
     """Every row as a question, a caption, or both. `offsets`: the rows so far of the tables with the same name."""
     columns = table_columns(table, config)
-    folders = (config.images,) if config.images else tuple(dict.fromkeys((table.path.parent, source_folder(config))))
+    folders = table_image_folders(config, table.path)
     offset = offsets[table.name]
 
     def convert(row: Mapping[str, Any], number: int) -> Iterator[ImportRow]:

@@ -25,5 +25,6 @@ def next_step(dataset: Dataset, out: Path) -> str:
     if "train" not in dataset.splits_with_images(single=True):
         return f"{look}; then qilin train with models of your choice (docs/training.md)"
     if len(with_images) < 2:
-        return f"{look}; to try it with `qilin demo`, import it again with --validation 0.1: it needs images to test on"
+        share = dataset.suggested_share()
+        return f"{look}; `qilin demo` needs images to test on: import it again with --validation {share}"
     return f"next: qilin demo --data {folder}"

@@ -30,6 +30,7 @@ SPLIT_NAMES |= dict.fromkeys(("训练", "训练集"), "train") | dict.fromkeys((
 ROW_FAULTS = (TypeError, ValueError, LookupError, AttributeError, OSError, RecursionError, OverflowError)
 OUTSIDE = "image is outside the source's folder (--allow-outside reads it)"
 ADDRESS = re.compile(r"(https?|ftp|s3|gs|data):", re.IGNORECASE)
+IMAGE_FOLDERS = ("images", "imgs", "image", "img", "pictures", "图片", "图像", "影像")
 ABSOLUTE_PATH = re.compile(r"(file://)?(/[^/\s]+/|[A-Za-z]:[\\/]|\\\\)")
 MAX_REJECTED_TEXT = 1 << 16  # characters of one text in dropped.jsonl; more is an image in base64
 
@@ -78,6 +79,15 @@ def find_tables(config: ImportConfig, patterns: Sequence[str], expected: str) ->
 def image_folders(config: ImportConfig, folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
     """The folders to search for images: --images, else the usual ones, relative to the table's folder."""
     return (config.images,) if config.images else tuple(folder / name for name in names)
+
+
+def table_image_folders(config: ImportConfig, table: Path) -> tuple[Path, ...]:
+    """The folders to search for the images of a table: --images, else its own, the source's, and the usual ones."""
+    if config.images:
+        return (config.images,)
+    folders = dict.fromkeys((table.parent, source_folder(config)))
+    usual = (folder / name for folder in folders for name in IMAGE_FOLDERS if (folder / name).is_dir())
+    return (*folders, *dict.fromkeys(usual))
 
 
 def find_image(

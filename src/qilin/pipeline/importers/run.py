@@ -260,6 +260,8 @@ def require_samples(writer: DatasetWriter, index: ImportIndex, config: ImportCon
     reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
     missing = index.first_missing_file() if MISSING_FILE in writer.dropped else None
     hint = f"; the first one was expected at {missing}: name its folder with --images" if missing else ""
+    if config.name == "llava" and not hint:
+        hint = "; if these are no LLaVA conversations, leave out `llava`: the content tells the layout"
     raise UserError(f"{config.source}: no usable sample; rejected: {reasons}{hint}")
 
 
