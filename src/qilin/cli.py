@@ -50,6 +50,14 @@ COMMANDS = {
         "qilin data import figures figures articles-en --images pmc/articles --workers 8\n"
         "qilin data import folder table.csv my-data --question question --answer answer",
     ),
+    "data import dicom": Command(
+        "create a de-identified dataset from a folder of DICOM files and a table of reports",
+        "qilin.pipeline.importers.dicom_config:ImportDicomConfig",
+        "qilin.pipeline.importers.dicom_import:import_dicom",
+        ("source", "out"),
+        "qilin data import dicom PACS chest --reports reports.xlsx --license 'internal'\n"
+        "qilin data import dicom PACS chest --window 肺窗 纵隔窗 骨窗 --slices 16",
+    ),
     "data pmc": Command(
         "download articles and their figure images from the PubMed Central open-access store",
         "qilin.pipeline.pubmed.download:PmcConfig",
@@ -335,7 +343,7 @@ def log_prefix() -> str:
 
 def split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
     """(the longest command that the arguments start with, the arguments after it); None for no known command."""
-    for length in (2, 1):
+    for length in (3, 2, 1):
         name = " ".join(arguments[:length])
         if len(arguments) >= length and name in COMMANDS:
             return name, arguments[length:]

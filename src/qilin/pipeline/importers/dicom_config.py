@@ -1,0 +1,52 @@
+"""Options of `qilin data import dicom`. Free of torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from qilin.core.config import config_class, option
+from qilin.pipeline.execution.config import ExecutionConfig
+
+
+@config_class
+class ImportDicomConfig:
+    """Turn a folder of DICOM files, with or without reports, into a de-identified dataset folder."""
+
+    source: Path = option(
+        help="folder with DICOM files in any depth, zips included; names and extensions do not matter"
+    )
+    out: Path = option(help="dataset folder to create; must be new or empty")
+    reports: Path | None = option(
+        default=None, help="table of reports: CSV, Excel, JSON; a row is found by accession number or study UID"
+    )
+    secret: Path | None = option(
+        default=None,
+        help="file with the secret of the keys that replace identifiers; made if missing (default: OUT.secret)",
+    )
+    window: tuple[str, ...] = option(
+        default=("auto",), help="auto, a preset (肺窗, lung, …), CENTER,WIDTH, or three of them as red, green, blue"
+    )
+    slices: int = option(default=8, help="images of a series of slices, evenly spaced")
+    images: int = option(default=16, help="images of a study, at most; series with more slices come first")
+    burned_in: Literal["refuse", "keep"] = option(
+        default="refuse",
+        help="images that may have a name drawn into their pixels (ultrasound, secondary captures, flagged files): "
+        "refuse them, or keep them if somebody has checked them",
+    )
+    findings: str | None = option(default=None, help="column of the findings (default: 检查所见, findings, …)")
+    impression: str | None = option(default=None, help="column of the impression (default: 诊断意见, impression, …)")
+    study: str | None = option(default=None, help="column of the accession number or study UID (default: 检查号, …)")
+    encoding: str | None = option(default=None, help="encoding of the table (default: found by its content)")
+    license: str | None = option(default=None, help="license of images and reports")
+    validation: float = option(default=0.05, help="share of the studies for the validation split, by patient")
+    test: float = option(default=0.05, help="share of the studies for the test split, by patient")
+    seed: int = option(default=0, help="seed of the split")
+    execution: ExecutionConfig = option(default=ExecutionConfig(), flatten=True)
+
+    def __post_init__(self) -> None:
+        if self.slices < 1 or self.images < 1 or self.slices > 64 or self.images > 64:
+            raise ValueError(f"slices is {self.slices} and images is {self.images}; expected 1 to 64")
+        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation is {self.validation} and test is {self.test}; expected shares of at least 0 that leave "
+                "some studies for training, such as 0.05 and 0.05"
+            )

@@ -1,0 +1,115 @@
+"""What worker processes do with DICOM files: read headers, then decode the chosen frames.
+
+In: file names with their numbers. Out: rows without any string of the source; files are known by number from here on.
+"""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qilin.core.files import check_regular_file, write_atomic
+from qilin.dataset.import_rows import RejectedRow
+from qilin.imaging.decode import FILE_LIMIT, read_image
+from qilin.imaging.dicom import is_dicom, read_dicom
+from qilin.imaging.errors import ImageError
+from qilin.imaging.identity import header_values
+from qilin.imaging.windowing import Windowing, render
+
+Rows = Iterator[dict[str, Any] | RejectedRow]
+
+
+@dataclass(frozen=True)
+class DicomFile:
+    """A file, or a member of a zip."""
+
+    number: int
+    path: str
+    member: str = ""
+
+
+def list_files(folder: Path) -> tuple[list[DicomFile], list[str]]:
+    """(files in a fixed order, folders that cannot be read). Links that leave the folder are not followed."""
+    unreadable: list[str] = []
+    root = folder.resolve()
+    files: list[DicomFile] = []
+    for parent, folders, names in os.walk(root, onerror=lambda error: unreadable.append(str(error.filename))):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            if not Path(path).resolve().is_relative_to(root):
+                continue
+            members = zip_members(path) if name.lower().endswith(".zip") else [""]
+            files += [DicomFile(len(files) + index, path, member) for index, member in enumerate(members)]
+    return files, unreadable
+
+
+def zip_members(path: str) -> list[str]:
+    """The files in a zip; none if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted(item.filename for item in archive.infolist() if not item.is_dir())
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return [""]  # read as a file, it is refused and counted
+
+
+def read_file(file: DicomFile) -> bytes:
+    """The bytes of a file. Raises ImageError without its name: names of folders are often names of people."""
+    try:
+        if file.member:
+            with zipfile.ZipFile(file.path) as archive, archive.open(file.member) as stream:
+                data = stream.read(FILE_LIMIT + 1)
+            if len(data) > FILE_LIMIT:
+                raise ImageError("image file is too large", f"more than {FILE_LIMIT:,} bytes")
+            return data
+        check_regular_file(Path(file.path), "a DICOM file", FILE_LIMIT)
+        return Path(file.path).read_bytes()
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged or encrypted zip, a file that went away
+        raise ImageError("image file cannot be read", type(error).__name__) from None
+
+
+def scan_shard(files: Sequence[DicomFile], secret: bytes, keep_burned_in: bool) -> Rows:
+    """The header values of each file, or the reason why it is not used."""
+    for file in files:
+        try:
+            data = read_file(file)
+            if not is_dicom(data):
+                raise ImageError("not a DICOM file")
+            values = header_values(read_dicom(data), secret, file.number)
+        except ImageError as error:
+            yield RejectedRow({"file": file.number}, error.reason if error.reason == "not a DICOM file" else str(error))
+            continue
+        if values.burned_in != "no" and not keep_burned_in:
+            yield RejectedRow({"file": file.number, "modality": values.modality}, "a name may be drawn into the image")
+            continue
+        yield {"file": file.number, **values.to_json()}
+
+
+def render_shard(jobs: Sequence[tuple[DicomFile, Sequence[int]]], windowing: Windowing, folder: Path) -> Rows:
+    """Write each chosen frame of each file as a PNG into `folder`."""
+    for file, frames in jobs:
+        try:
+            image = read_dicom(read_file(file))
+            for frame in frames:
+                write_atomic(png_path(folder, file.number, frame), encode_png(render(image.frame(frame), windowing)))
+                yield {"file": file.number, "frame": frame}
+        except ImageError as error:
+            yield RejectedRow({"file": file.number}, error.reason)
+
+
+def png_path(folder: Path, file: int, frame: int) -> Path:
+    return folder / f"{file:07d}-{frame:05d}.png"
+
+
+def encode_png(image: Any) -> bytes:
+    """A PNG that holds pixels and nothing else."""
+    buffer = io.BytesIO()
+    image.info.clear()
+    image.save(buffer, "PNG", compress_level=3)
+    read_image(buffer.getvalue())  # what an import stores is what every reader accepts
+    return buffer.getvalue()
