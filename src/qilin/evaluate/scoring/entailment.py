@@ -35,9 +35,9 @@ _TRAIL = re.compile(
 )
 # What may follow the reference in its clause: a verb, a place, a suffix that adds no other thing.
 _AFTER = re.compile(
-    r"(?:的)?(?:$|部(?!癌)|区|内|里|处|侧|中|旁|周|附近|邻近|近|靠近|紧邻|病变|病灶|疾病|征|表现|改变|影|灶|组织"
+    r"(?:的)?(?:$|部(?!癌)|区|内|里|处|侧|中|靠近|紧邻|病变|病灶|疾病|征|表现|改变|影|灶|组织"
     r"|器官|结构|脏器|图|片|平片|扫描|成像|检查|像|加权|为主|为著|可能|较|最|更|比"
-    r"|可见|见|呈|有|是|为|属于|位于|占|在|发生|受|多发|单发|类|药物|过敏|存在|形成|伴|合并|导致|引起|所致|以|负责"
+    r"|可见|见|呈|有|是|为|属于|位于|占|在|发生|受|多发|单发|类|药物|过敏|存在|形成|伴|合并|导致|引起|所致|以(?!外)|负责"
     r"|具有|正常|异常|明显"
     r"|症(?!状)|综合征|[0-9一两三(]|等|功能|作用|方|法|状态|时|后|前|外|尖|底|头|体|尾|段|远端|近端|下段|上段|中段"
     r"|皮层|皮质|深部"
@@ -52,7 +52,7 @@ _PLACE_AFTER = re.compile(
 # Before the reference these make another thing of it: 非小细胞, 类风湿, 亚急性, 假性动脉瘤.
 _PRIVATIVE = re.compile(r"(?:非|类|亚|假性?|伪|副|抗|拟|无|不|未|隐性|排除|除外?|疑似|继发于|所致的?)$")
 _OR = re.compile(r"或者?|还是|要么|抑或|\bor\b|/")
-_AND = re.compile(rf"{LIST_MARK}|和|与(?!.{{0,8}}(?:有关|相关|之间|相比|鉴别))|以及|及(?!其)|\band\b|\+|,")
+_AND = re.compile(rf"{LIST_MARK}|和|与(?!.{{0,8}}(?:有关|相关|之间|相比|鉴别))|以及|及(?!其)|联合(?!征)|\band\b|\+|,")
 _ASKS_LOCATION = re.compile(r"哪[里儿侧边只个块叶段条根]|何处|位置|部位|位于|在哪|病变|异常|骨折|where|which")
 _ASKS_FUNCTION = re.compile(r"功能|作用|用途|用来|机制|治疗")
 _ASKS_EXTENT = re.compile(r"最|体积|面积|占|多大|largest|biggest|smallest")
