@@ -1,4 +1,4 @@
-"""Controls and tables of caption scores: a fixed report reaches a high fact F1, but no abnormal F1; tables by finding."""
+"""Controls and tables of captions: a fixed report reaches a high fact F1, but no abnormal F1; tables by finding."""
 
 import numpy as np
 import pytest

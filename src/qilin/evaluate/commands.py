@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from qilin.core.errors import RunError
@@ -113,6 +114,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
             console.print(f"! {statement.english}")
     if scores["captions"]["n"]:
         console.print(format_captions(scores["captions"]))
+        print_efficacy(console, scores["captions"]["efficacy"])
     presence = scores["presence"]
     if presence["n"]:
         shares = (f"{name} {format_value(presence[name]['value'])}{format_ends(presence[name]['interval'])}"
@@ -157,11 +159,35 @@ def format_captions(captions: Mapping[str, Any]) -> str:
         f"captions: n {captions['n']}, fact F1 {captions['fact_f1']:.3f}{format_ends(captions['fact_f1_interval'])} "
         f"over {captions['clusters']} independent images (precision {captions['fact_precision']:.3f}, "
         f"recall {captions['fact_recall']:.3f}; blind {format_value(captions['blind'])}, "
-        f"shuffled {format_value(captions['shuffled'])}, nearest {format_value(captions['nearest'])}), "
+        f"shuffled {format_value(captions['shuffled'])}, nearest {format_value(captions['nearest'])}, "
+        f"one caption for every image {format_value(captions['fixed'])}, "
+        f"exchanged captions {format_value(captions['exchanged'])}), over abnormal findings only "
+        f"{captions['abnormal_f1']:.3f} (one caption {format_value(captions['abnormal_controls']['fixed'])}, "
+        f"exchanged {format_value(captions['abnormal_controls']['exchanged'])}), "
         f"per caption {captions['invented_findings']:.2f} invented findings and {captions['contradictions']:.2f} "
         f"contradictions, BLEU-4 {captions['bleu4']:.3f}, ROUGE-L {captions['rouge_l_char']:.3f}, "
         f"chrF {captions['chrf']:.3f}, CIDEr {captions['cider']:.2f}"
     )
+
+
+def print_efficacy(console: Console, tables: Mapping[str, Any]) -> None:
+    """Precision, recall, F1 and prevalence: of CheXbert's classes for chests, else of the most frequent findings."""
+    block = tables["chexbert"] or tables["findings"]
+    rows = [row for row in block["rows"] if row["n_true"] or row["n_stated"]]
+    if not rows:
+        return
+    table = Table(title="captions by finding", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("finding")
+    for name in ("n", "prevalence", "precision", "recall", "F1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        name = f"{row['chinese']} {row['finding']}" if "chinese" in row else row["finding"]
+        values = (row["prevalence"], row["precision"], row["recall"], row["f1"])
+        table.add_row(name, str(row["n_true"]), *map(format_value, values))
+    table.add_section()
+    table.add_row("micro F1", "", "", "", "", format_value(block["micro_f1"]))
+    table.add_row("macro F1", "", "", "", "", format_value(block["macro_f1"]))
+    console.print(table)
 
 
 def format_p(value: float) -> str:

@@ -64,21 +64,19 @@ class TermFinder:
 
     def find(self, text: str) -> Iterator[tuple[int, int]]:
         """(start, end) of every match."""
-        position = 0
-        while position < len(text):
-            end = self._longest_match(text, position)
+        lengths, terms, num_characters, position = self.lengths, self.terms, len(text), 0
+        while position < num_characters:
+            end = 0
+            for length in lengths.get(text[position : position + 2], ()):
+                stop = min(position + length, num_characters)
+                if text[position:stop] in terms and _is_whole_word(text, position, stop):
+                    end = stop
+                    break
+            if not end and text[position] in terms and _is_whole_word(text, position, position + 1):
+                end = position + 1
             if end:
                 yield position, end
             position = end or position + 1
-
-    def _longest_match(self, text: str, start: int) -> int:
-        """The end of the longest term at a position of a text; 0 if there is none."""
-        for first_characters in (text[start : start + 2], text[start]):
-            for length in self.lengths.get(first_characters, ()):
-                end = min(start + length, len(text))
-                if text[start:end] in self.terms and _is_whole_word(text, start, end):
-                    return end
-        return 0
 
 
 def _is_whole_word(text: str, start: int, end: int) -> bool:

@@ -36,6 +36,8 @@ CAPTION_TITLES = (
     ("fact F1, blind", "blind"),
     ("fact F1, shuffled images", "shuffled"),
     ("fact F1, nearest neighbor", "nearest"),
+    ("fact F1, one caption for every image", "fixed"),
+    ("fact F1, exchanged captions", "exchanged"),
     ("invented findings per caption", "invented_findings"),
     ("share of captions with invented findings", "captions_that_invent"),
     ("contradictions per caption", "contradictions"),

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from qilin.evaluate.results import Prediction
 from qilin.evaluate.scoring.captions import FactScore, FactSource, f1_score
 
-MAX_CANDIDATES = 40  # references that are tried as the one caption
-MAX_TRIED_ROWS = 400  # rows on which they are compared
+MAX_CANDIDATES = 20  # references that are tried as the one caption
+MAX_TRIED_ROWS = 200  # rows on which they are compared
 
 
 def fixed_caption(captions: Sequence[Prediction], source: FactSource) -> str:

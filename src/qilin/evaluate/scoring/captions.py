@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from qilin.core.errors import UserError
@@ -122,7 +123,7 @@ class FactSource:
         """The statements of a caption. A dataset's own vocabulary (facts.json) names no organs that contain others."""
         text = text[:MAX_TEXT_CHARACTERS]
         if self.vocabulary is not DEFAULT_VOCABULARY:
-            return statements_of_facts(extract_facts(text, self.vocabulary))
+            return statements_of_facts(_facts(text, _Key(self.vocabulary)))
         statements = read_statements(text)
         # organs and regions are the sites of findings
         plain = frozenset(f for f in statements.plain if not f.startswith(("organ=", "region=", "phase=")))
@@ -138,19 +139,48 @@ class FactSource:
             return statements_of_facts(frozenset().union(*(self.truth[image_id] for image_id in image_ids)))
         return self.read(reference)
 
+    def stated_statements(self, image_ids: Sequence[str], prediction: str) -> Statements:
+        """What a caption states. A truth record lists only what is present, so denials do not count against one."""
+        if not self.has_truth(image_ids):
+            return self.read(prediction)
+        stated = statements_of_facts(_facts(prediction[:MAX_TEXT_CHARACTERS], _Key(self.vocabulary)))
+        return Statements(tuple(f for f in stated.findings if not f.negated), stated.plain)
+
+    def contradictions(self, text: str) -> frozenset[str]:
+        """The findings that a text both affirms and denies."""
+        return _contradictions(text[:MAX_TEXT_CHARACTERS], _Key(self.vocabulary))
+
     def compare(self, image_ids: Sequence[str], reference: str, prediction: str) -> FactScore:
         """The facts that a caption states against the true ones."""
-        prediction = prediction[:MAX_TEXT_CHARACTERS]
-        contradicted = find_contradictions(prediction, self.vocabulary)
-        true = self.true_statements(image_ids, reference)
-        if not self.has_truth(image_ids):
-            # what the reference contradicts itself is no fault of the caption
-            contradicted -= find_contradictions(reference[:MAX_TEXT_CHARACTERS], self.vocabulary)
-            return compare_statements(self.read(prediction), true, contradicted)
-        stated = statements_of_facts(extract_facts(prediction, self.vocabulary))
-        # A truth record lists only what is present, so denials are neither rewarded nor punished.
-        affirmed = Statements(tuple(f for f in stated.findings if not f.negated), stated.plain)
-        return compare_statements(affirmed, true, contradicted)
+        contradicted = self.contradictions(prediction)
+        if contradicted and not self.has_truth(image_ids):
+            contradicted -= self.contradictions(reference)  # what the reference contradicts itself is no fault
+        stated = self.stated_statements(image_ids, prediction)
+        return compare_statements(stated, self.true_statements(image_ids, reference), contradicted)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A vocabulary as a key of a cache, by identity: hashing its terms would cost more than reading a text."""
+
+    vocabulary: Vocabulary
+
+    def __hash__(self) -> int:
+        return id(self.vocabulary)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.vocabulary is other.vocabulary
+
+
+# Controls give one caption to many rows, and every control is compared with the same references.
+@lru_cache(maxsize=20_000)
+def _facts(text: str, key: _Key) -> frozenset[str]:
+    return extract_facts(text, key.vocabulary)
+
+
+@lru_cache(maxsize=20_000)
+def _contradictions(text: str, key: _Key) -> frozenset[str]:
+    return find_contradictions(text, key.vocabulary)
 
 
 def read_fact_source(dataset: Path | None) -> FactSource:
@@ -219,10 +249,5 @@ def statements_of_captions(
     captions: Sequence[Prediction], source: FactSource
 ) -> tuple[list[Statements], list[Statements]]:
     """What each caption states and what is true of its images."""
-    stated = [
-        source.read(p.prediction)
-        if not source.has_truth(p.image_ids)
-        else statements_of_facts(extract_facts(p.prediction[:MAX_TEXT_CHARACTERS], source.vocabulary))
-        for p in captions
-    ]
+    stated = [source.stated_statements(p.image_ids, p.prediction) for p in captions]
     return stated, [source.true_statements(p.image_ids, p.reference) for p in captions]

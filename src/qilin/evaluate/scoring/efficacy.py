@@ -60,7 +60,8 @@ def _classes_of(name: str, base: str, site: str) -> frozenset[str]:
         is_here = not sites or not site or any(_is_at(site, other) for other in sites)
         if is_here and any(base == finding or is_a(name, finding) for finding in findings):
             classes.add(class_name)
-    return frozenset(classes)
+    # 实变 is a kind of 不透光影, but a class of its own
+    return frozenset(classes - {"Lung Opacity"} if "Consolidation" in classes else classes)
 
 
 def _is_at(site: str, expected: str) -> bool:
