@@ -66,7 +66,7 @@ def judge_statement(q: str, r: str, p: str) -> Verdict | None:
         return Verdict(False, "second place")
     if any(_replaces(q, reference, clause) for clause in live[first + 1 :] if not clause_entails(q, reference, clause)):
         return Verdict(False, "something else")
-    if _describes_otherwise(q, reference, live):
+    if _is_longer_list(q, reference, live) or _describes_otherwise(q, reference, live):
         return Verdict(False, "something else")
     return Verdict(True, "clause")
 
@@ -82,6 +82,27 @@ def _without_organ_of(q: str, r: str) -> str:
     words = sorted({term for match in organs for term in match.concept.terms}, key=len, reverse=True)
     word = next((word for word in words if r.startswith(word) and concept_of(r) is None), "")
     return r[len(word) :].removeprefix("的") if concept_of(r[len(word) :]) else r
+
+
+# Words that make a clause more than a name: a verb, a description, a measure.
+_MORE_THAN_A_NAME = re.compile(
+    r"^非|见|显示|呈|占|位于|伴|有|是|为|负责|属于|未|无|不|清|光|均|常|受|比|邻|近|约|用|从|至|到|在|靠|贴|供|储|考虑|提示|尤其|包|含|导|建议|[a-z0-9]"
+)
+
+
+def _is_longer_list(q: str, reference: str, live: list[Clause]) -> bool:
+    """小肠,十二指肠 for 小肠: every clause is a bare name, and one of them is something else."""
+    names = [clause.text for clause in live]
+    if len(names) < 2 or any(len(name) > 8 or _MORE_THAN_A_NAME.search(name) for name in names):
+        return False
+    return any(_is_another_name(q, reference, c.text) for c in live if not clause_entails(q, reference, c))
+
+
+def _is_another_name(q: str, reference: str, name: str) -> bool:
+    if item_entails(q, reference, name) or item_entails(q, name, reference) or _INSIDE.match(name):
+        return False
+    is_known = concept_of(name) is not None or isinstance(parse_meaning(name), Location)
+    return name != reference and (is_known or name[-2:] == reference[-2:] or len(name) <= 3)
 
 
 def _describes_otherwise(q: str, reference: str, live: list[Clause]) -> bool:

@@ -55,7 +55,7 @@ _OR = re.compile(r"或者?|还是|要么|抑或|\bor\b|/")
 _AND = re.compile(rf"{LIST_MARK}|和|与(?!.{{0,8}}(?:有关|相关|之间|相比|鉴别))|以及|及(?!其)|联合(?!征)|\band\b|\+|,")
 _ASKS_LOCATION = re.compile(r"哪[里儿侧边只个块叶段条根]|何处|位置|部位|位于|在哪|病变|异常|骨折|where|which")
 _ASKS_FUNCTION = re.compile(r"功能|作用|用途|用来|机制|治疗")
-_ASKS_EXTENT = re.compile(r"最|体积|面积|占|多大|largest|biggest|smallest")
+_ASKS_EXTENT = re.compile(r"最|主要|成对|左右|体积|面积|占|多大|largest|biggest|smallest")
 ASKS_WHERE = re.compile(r"哪[里儿]|何处|位置|部位|位于|where")
 _ASKS_STATE = re.compile(r"病变|异常|不正常|受累|受损|病灶|问题|affected|abnormal|involved")
 
@@ -168,7 +168,7 @@ def _is_inside(stated: Location, expected: Location, q: str) -> bool:
 
     左上肺 is not entailed by 左肺: where the lobes of the lung are asked for, the lung's name alone means all of it.
     """
-    if not expected.organ or not stated.organ or not _ASKS_LOCATION.search(q):
+    if _ASKS_EXTENT.search(q) or not expected.organ or not stated.organ or not _ASKS_LOCATION.search(q):
         return False
     if expected.organ == "肺" and (stated.level, stated.part) != (expected.level, expected.part):
         return False
@@ -213,11 +213,16 @@ def written_alike(text: str) -> str:
     return text.replace("两肺", "双肺").replace("两肾", "双肾")
 
 
+_ONLY_SUFFIX = frozenset(("", *"侧边方叶部区上下前后中"))
+
+
 @lru_cache(maxsize=20_000)
 def core_of(reference: str) -> tuple[str, frozenset[str], Concept | None]:
     """The reference without its side, the sides, and the concept that the rest names."""
     plain = written_alike(reference)
     core = re.sub(r"^(?:双侧?|两侧|[左右])(?!心|束|室|房|冠|前降|回旋|主干)", "", plain)
+    if core in _ONLY_SUFFIX:  # 左叶 is a name of its own
+        return plain, frozenset(), concept_of(plain)
     return core, find_sides(reference), concept_of(core)
 
 
@@ -240,7 +245,9 @@ def _is_kind(stated: Concept, expected: Concept, q: str) -> bool:
     if stated == expected:
         return True
     if expected.category == "organ":  # a part of an organ tells where a lesion is, and not what the largest organ is
-        return expected.name in structures_of(stated.name) and not _ASKS_EXTENT.search(q)
+        if is_a(stated.name, expected.name):
+            return not _ASKS_EXTENT.search(q)
+        return expected.name in structures_of(stated.name) and bool(ASKS_WHERE.search(q) or _ASKS_STATE.search(q))
     return is_a(stated.name, expected.name)
 
 
@@ -309,7 +316,7 @@ def _has_another_role(q: str, text: str) -> bool:
 
 
 def _may_add_side(q: str, sides: frozenset[str], concept: Concept | None) -> bool:
-    if find_sides(q) and not sides <= find_sides(q):
+    if (find_sides(q) and not sides <= find_sides(q)) or _ASKS_EXTENT.search(q):
         return False
     is_whole = concept is not None and concept.name in ("肺", "肾脏")
     return _ASKS_LOCATION.search(q) is not None and (not is_whole or ASKS_WHERE.search(q) is not None)
