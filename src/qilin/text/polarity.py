@@ -220,7 +220,9 @@ def _bare_clause(clause: str, question: YesNoQuestion) -> bool | None:
     for start in range(min(len(rest), 8)):
         word = word_polarity(rest[start:])
         if word is not None and (
-            start == 0 or set(rest[:start]) <= set(question.statement) | set("左右上下双侧两有都均也则")
+            start == 0
+            or set(rest[:start])
+            <= set(question.statement) | set("左右上下双侧两有也则" + ("都均" if len(question.sides) == 2 else ""))
         ):
             return word
     return False if re.fullmatch(r"(?:已|均)?(?:未能?显示|未能?显影|缺如|切除|消失|阴性|不在[^,]{0,8})", rest) else None

@@ -274,7 +274,10 @@ def _mention_holds(q: str, reference: str, text: str, start: int, end: int) -> b
     """Whether the reference, named at text[start:end], is affirmed there, by itself, and on the right side."""
     core, sides, concept = core_of(reference)
     before, after = text[:start], text[end:]
-    is_mixed = before.endswith("囊") and core.startswith("实")
+    is_shade = (
+        concept is not None and concept.category == "appearance" and before[-1:] in tuple("灰黄红白黑褐粉蓝暗浅深淡椭")
+    )
+    is_mixed = is_shade or (before.endswith("囊") and core.startswith("实"))
     if is_negated(text, start, end) or _PRIVATIVE.search(before) or is_mixed:
         return False
     if _HEAD_IS_NEXT.match(after) or _has_another_role(q, text):
