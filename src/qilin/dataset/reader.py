@@ -207,8 +207,8 @@ def open_dataset(path: Path) -> Dataset:
     if "format" not in manifest:
         raise UserError(f"{path / MANIFEST}: not a Qilin manifest ('format' is missing)")
     if manifest["format"] != FORMAT_VERSION:
-        found = shorten(manifest["format"])
-        raise UserError(f"{path / MANIFEST}: format is {found}, expected {FORMAT_VERSION}; import again")
+        version = shorten(manifest["format"])
+        raise UserError(f"{path / MANIFEST}: format is {version}, expected {FORMAT_VERSION}; import again")
     if problem := manifest_problem(manifest):
         raise UserError(f"{path / MANIFEST}: damaged ({problem}); copy the folder again")
     for name, entry in manifest["files"].items():
