@@ -47,3 +47,33 @@ def test_rows_are_balanced_and_have_reasons() -> None:
     assert all(row["why"] for row in ROWS)
     assert 0.4 < sum(row["expected"] for row in ROWS) / len(ROWS) < 0.6
     assert len({(row["question"], row["reference"], row["prediction"]) for row in ROWS}) == len(ROWS)
+
+
+# The table "More precise, less precise" of docs/evaluation.md: question, reference, answers that entail it, that do not.
+ENTAILMENT = [
+    ("诊断?", "阑尾炎", ("急性阑尾炎",), ("阑尾肿瘤",)),
+    ("诊断?", "肺炎", ("支气管肺炎",), ("肺炎性假瘤",)),
+    ("诊断?", "腺癌", ("肺腺癌",), ("腺瘤",)),
+    ("诊断?", "急性胰腺炎", ("急性胰腺炎，胰周积液",), ("胰腺炎", "亚急性胰腺炎")),
+    ("诊断?", "风湿性关节炎", ("活动期风湿性关节炎",), ("类风湿性关节炎",)),
+    ("诊断?", "气胸", ("左侧气胸",), ("液气胸",)),
+    ("诊断?", "贫血", ("重度贫血",), ("无贫血",)),
+    ("诊断?", "肝血管瘤", ("肝右叶血管瘤",), ("肾血管瘤",)),
+    ("图中有什么异常?", "肺结节", ("右肺上叶结节",), ("甲状腺结节", "结节")),
+    ("图中有什么异常?", "胸腔积液", ("左侧胸腔积液",), ("积液",)),
+    ("图中有什么异常?", "左侧胸腔积液", ("左侧大量胸腔积液",), ("胸腔积液",)),
+    ("骨折发生在哪块骨?", "桡骨", ("桡骨远端",), ("尺骨",)),
+    ("病灶在哪里?", "右侧额叶", ("右侧额叶前部",), ("额叶", "右侧额叶及颞叶")),
+    ("图片主要器官是什么?", "大脑", ("脑",), ("颞叶",)),
+    ("结节位于何处?", "左肺上叶", ("左肺上叶尖后段",), ("左肺",)),
+    ("图中肿块位于肺的哪个部位?", "左肺", ("左侧肺",), ("左上肺",)),
+    ("图中最大的器官是什么?", "肝脏", ("肝脏最大，其次是脾脏",), ("肝脏和脾脏",)),
+    ("成像方式?", "MRI", ("磁共振，软组织对比良好",), ("MRI或CT",)),
+    ("哪个器官属于消化系统?", "小肠", ("小肠，位于中腹部",), ("小肠、结肠",)),
+]
+
+
+@pytest.mark.parametrize(("question", "reference", "entailing", "other"), ENTAILMENT)
+def test_entailment(question: str, reference: str, entailing: tuple[str, ...], other: tuple[str, ...]) -> None:
+    verdicts = {answer: judge_answer(question, reference, answer).correct for answer in (*entailing, *other)}
+    assert {answer for answer, correct in verdicts.items() if correct} == set(entailing)
