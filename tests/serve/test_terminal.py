@@ -14,14 +14,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from builders.dicom import nifti
 from builders.tiny import tiny_language, tiny_llava, tiny_png
 from qilin.cli import main
 from qilin.core.errors import UserError
-from qilin.dataset.schema import assistant, count_images, text_of, user
+from qilin.dataset.schema import assistant, count_images, text_of, user, user_with_labels
 from qilin.dataset.writer import DatasetWriter
 from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request
@@ -441,3 +443,14 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for text in ("/image", "/reset", "Ctrl-C", "--max-new-tokens", "--device", "--dtype"):
         assert text in out
+
+
+def test_a_volume_becomes_labeled_images(tmp_path: Path) -> None:
+    path = tmp_path / "volume.nii"
+    path.write_bytes(nifti(np.arange(8000, dtype=np.float32).reshape(20, 20, 20)))
+    conversation = add_image(Conversation(), path, Console(quiet=True))
+    assert len(conversation.next_images) == 8
+    assert conversation.next_labels[:2] == ("轴位 1/8", "轴位 2/8")
+    message = user_with_labels(conversation.next_labels, "有异常吗？")
+    assert message["content"][:2] == [{"type": "text", "text": "轴位 1/8\n"}, {"type": "image"}]
+    assert message["content"][-1]["text"] == "有异常吗？"

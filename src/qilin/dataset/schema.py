@@ -110,6 +110,15 @@ def user(text: str = "", images: int = 0) -> dict[str, Any]:
     return {"role": "user", "content": content + ([{"type": "text", "text": text}] if text else [])}
 
 
+def user_with_labels(labels: Sequence[str], text: str) -> dict[str, Any]:
+    """A user message of an image for each label, which stands before it on a line (轴位 3/8), then the text."""
+    content: list[dict[str, str]] = []
+    for label in labels:
+        content += [{"type": "text", "text": f"{label}\n"}] if label else []
+        content.append({"type": "image"})
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+
+
 def assistant(text: str) -> dict[str, Any]:
     """An assistant message: the target of the model."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}

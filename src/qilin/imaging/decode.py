@@ -242,11 +242,11 @@ def transpose(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def refuse_unsupported(data: bytes) -> None:
-    """Raise an ImageError of its own for DICOM and NIfTI, which this reader does not decode yet."""
+    """Raise an ImageError of its own for DICOM and NIfTI, which `qilin.imaging.medical` reads."""
     if data[128:132] == b"DICM":
-        raise ImageError("DICOM is not supported yet", "export it as PNG first")
+        raise ImageError("DICOM is imported by another command", "qilin data import dicom FOLDER OUT")
     if data[344:348] in (b"n+1\0", b"ni1\0"):
-        raise ImageError("NIfTI is not supported yet", "export its slices as PNG first")
+        raise ImageError("NIfTI volumes are not imported yet", "save their slices as PNG first")
 
 
 def check_size(width: int, height: int, mode: str) -> None:

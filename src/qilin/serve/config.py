@@ -11,7 +11,7 @@ class ChatConfig:
     """Ask a model about images in the terminal."""
 
     model: str = option(help="model folder (or hub id)")
-    images: tuple[Path, ...] = option(default=(), help="images of the first question: PNG, JPEG, TIFF, …")
+    images: tuple[Path, ...] = option(default=(), help="images of the first question: PNG, JPEG, DICOM, NIfTI, …")
     max_new_tokens: int = option(default=512, help="maximum length of an answer, in tokens")
     device: str = option(default="auto", help="auto, cpu, cuda, …")
     dtype: Literal["auto", "fp32", "bf16"] = option(default="auto", help="auto: bf16 on an accelerator, else fp32")

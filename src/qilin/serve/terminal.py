@@ -7,7 +7,7 @@ notes, errors) on stderr. Nothing is written to disk, since conversations may be
 import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from qilin.core.errors import QilinError, RunError, UserError
 from qilin.core.provenance import run_paths
 from qilin.core.terminal import make_console
 from qilin.dataset.reader import is_synthetic, open_dataset
-from qilin.dataset.schema import MANIFEST, assistant, user
-from qilin.imaging.decode import ImageError, read_bytes, to_rgb
+from qilin.dataset.schema import MANIFEST, assistant, user_with_labels
+from qilin.imaging.decode import read_bytes
+from qilin.imaging.errors import ImageError
+from qilin.imaging.medical import to_images
 from qilin.model.generate import Request, prepare_inputs, stream_answer
 from qilin.model.llava import LoadedModel, load_model
 from qilin.serve.config import ChatConfig
@@ -29,11 +31,12 @@ from qilin.serve.repetition import CHECK_EVERY, find_repetition
 
 NOTICE = "For research only. Not for diagnosis or treatment: answers may be wrong."
 HELP = """\
-  /image PATH …   add images to the next question (PNG, JPEG, TIFF, …)
+  /image PATH …   add images to the next question (PNG, JPEG, DICOM, NIfTI, …)
   /reset          start a new conversation without images
   /help           show this list
   /quit           exit (or Ctrl-D); Ctrl-C stops an answer"""
 PROMPT = "> "
+MAX_SLICES = 8  # images that a file of several frames or slices adds
 FINISH_NOTES = {
     "interrupt": "(stopped)",
     "length": "(stopped at {tokens} tokens, the limit: --max-new-tokens)",
@@ -48,6 +51,7 @@ class Conversation:
     messages: tuple[Any, ...] = ()
     images: tuple[Image.Image, ...] = ()
     next_images: tuple[Image.Image, ...] = ()
+    next_labels: tuple[str, ...] = ()  # one for each of next_images: 轴位 3/8 for a slice, else ""
 
 
 def chat(config: ChatConfig) -> None:
@@ -186,13 +190,17 @@ def parse_paths(text: str) -> list[Path]:
 def add_image(conversation: Conversation, path: Path, console: Console) -> Conversation:
     """Add an image to the next question. Raises UserError with the path if it is not an image."""
     try:
-        image = to_rgb(read_bytes(path))
+        images = to_images(read_bytes(path), limit=MAX_SLICES)
     except ImageError as error:
         text = str(error)
         raise UserError(text if str(path) in text else f"{path}: {text}") from None
-    number = len(conversation.images) + len(conversation.next_images) + 1
-    note(console, f"image {number}: {path.name}, {image.width} x {image.height}")
-    return Conversation(conversation.messages, conversation.images, (*conversation.next_images, image))
+    for number, (image, label) in enumerate(images, start=len(conversation.images) + len(conversation.next_images) + 1):
+        note(console, f"image {number}: {path.name}, {image.width} x {image.height}{f', {label}' if label else ''}")
+    return replace(
+        conversation,
+        next_images=(*conversation.next_images, *(image for image, _ in images)),
+        next_labels=(*conversation.next_labels, *(label for _, label in images)),
+    )
 
 
 def answer_question(
@@ -203,7 +211,7 @@ def answer_question(
     An answer that Ctrl-C stops is kept as far as it was printed; without any text, the question is dropped too.
     """
     request = Request(
-        (*conversation.messages, user(text, len(conversation.next_images))),
+        (*conversation.messages, user_with_labels(conversation.next_labels, text)),
         (*conversation.images, *conversation.next_images),
     )
     request, max_new_tokens = truncate_to_context(

@@ -21,7 +21,7 @@ from qilin.core.output_dir import require_empty
 from qilin.core.progress import ProgressBars
 from qilin.dataset.licenses import license_tier
 from qilin.dataset.reader import open_dataset
-from qilin.dataset.schema import MANIFEST, Provenance, Sample, assistant
+from qilin.dataset.schema import MANIFEST, Provenance, Sample, assistant, user_with_labels
 from qilin.dataset.splits import SplitGroups, connecting_keys
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.imaging.dicom import read_dicom
@@ -223,22 +223,17 @@ def make_sample(
     config: ImportDicomConfig,
 ) -> Sample:
     """Images with their labels, then the question: for the report, or, without one, for the modality."""
-    content: list[dict[str, str]] = []
-    for label in labels:
-        content += [{"type": "text", "text": f"{label}\n"}] if label else []
-        content.append({"type": "image"})
     if texts is None:
         question, answer = MODALITY_QUESTION, MODALITY_ANSWERS.get(MODALITIES[header["modality"]], "其他检查")
     elif texts[0] and texts[1]:
         question, answer = REPORT_QUESTION, f"检查所见：{texts[0]}\n诊断意见：{texts[1]}"
     else:
         question, answer = (FINDINGS_QUESTION, texts[0]) if texts[0] else (IMPRESSION_QUESTION, texts[1])
-    content.append({"type": "text", "text": question})
     return Sample(
         sample_id=f"study-{study}",
         kind="report" if texts else "vqa",
         image_ids=tuple(images),
-        messages=({"role": "user", "content": content}, assistant(answer)),
+        messages=(user_with_labels(labels, question), assistant(answer)),
         answer_type=None if texts else "open",
         question_type=None if texts else "modality",
         lang="zh",
