@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from qilin.core.errors import UserError
@@ -259,7 +258,7 @@ def _states_normal(sentence: str) -> bool:
 
 def find_mentions(sentence: str, vocabulary: Vocabulary) -> list[Mention]:
     """Every term of the vocabulary in a sentence, in order; at each position the longest term of any category."""
-    finder, meanings = _compile(_as_rows(vocabulary))
+    finder, meanings = _compiled(vocabulary)
     return [
         Mention(category, name, start, end, is_negated(sentence, start, end))
         for start, end in finder.find(sentence)
@@ -267,28 +266,27 @@ def find_mentions(sentence: str, vocabulary: Vocabulary) -> list[Mention]:
     ]
 
 
-_Rows = tuple[tuple[str, str, tuple[str, ...]], ...]
-_ROWS: dict[int, tuple[Vocabulary, _Rows]] = {}
+_Compiled = tuple[TermFinder, dict[str, list[tuple[str, str]]]]
+_COMPILED: dict[int, tuple[Vocabulary, _Compiled]] = {}
 
 
-def _as_rows(vocabulary: Vocabulary) -> _Rows:
-    """A vocabulary as hashable rows, cached by identity: converting it for every sentence cost more than matching."""
-    cached = _ROWS.get(id(vocabulary))
+def _compiled(vocabulary: Vocabulary) -> _Compiled:
+    """(a finder of all terms; term -> its (category, name) meanings), cached by identity.
+
+    Hashing 10,000 terms for every sentence cost more than finding them.
+    """
+    cached = _COMPILED.get(id(vocabulary))
     if cached is None or cached[0] is not vocabulary:
-        rows = tuple(
-            (category, name, tuple(terms)) for category, table in vocabulary.items() for name, terms in table.items()
-        )
-        if len(_ROWS) >= 16:  # a caller that builds a new vocabulary for each call must not fill the memory
-            _ROWS.clear()
-        cached = _ROWS[id(vocabulary)] = (vocabulary, rows)
+        if len(_COMPILED) >= 16:  # a caller that builds a new vocabulary for each call must not fill the memory
+            _COMPILED.clear()
+        cached = _COMPILED[id(vocabulary)] = (vocabulary, _compile(vocabulary))
     return cached[1]
 
 
-@lru_cache(maxsize=16)
-def _compile(rows: _Rows) -> tuple[TermFinder, dict[str, list[tuple[str, str]]]]:
-    """(a finder of all terms; term -> its (category, name) meanings)."""
+def _compile(vocabulary: Vocabulary) -> _Compiled:
     meanings: dict[str, list[tuple[str, str]]] = {}
-    for category, name, terms in rows:
-        for term in terms:
-            meanings.setdefault(term.lower(), []).append((category, name))
+    for category, table in vocabulary.items():
+        for name, terms in table.items():
+            for term in terms:
+                meanings.setdefault(term.lower(), []).append((category, name))
     return TermFinder(meanings), meanings
