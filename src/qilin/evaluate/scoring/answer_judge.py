@@ -115,7 +115,8 @@ def judge_answers(
             [(reply, bool(pair["expected"])) for reply, pair in zip(replies[len(rows) :], pairs, strict=True)]
         ),
     }
-    return block, [verdict_of.get(i) if i in set(judged_rows) else None for i in range(len(predictions))]
+    verdict_of_row = {i: verdict_of[i] for i in judged_rows}
+    return block, [verdict_of_row.get(i) for i in range(len(predictions))]
 
 
 def accuracy_with_judge(
@@ -126,7 +127,7 @@ def accuracy_with_judge(
 ) -> dict[str, Any]:
     """{"all"|"closed"|"open": {"n", "value", "interval", "rules"}}: `rules` is the accuracy without the judge.
 
-    A row keeps the rules' verdict where the judge was not judged_rows or its reply cannot be read.
+    A row keeps the rules' verdict where the judge was not asked or its reply cannot be read.
     """
     by_rules = np.array([verdict.correct is True for verdict in verdicts], dtype=float)
     with_judge = by_rules.copy()
@@ -196,7 +197,7 @@ def format_judge(judge: Mapping[str, Any]) -> str:
             shares.append(f"with {title} on {block['agree']} of {block['n']} ({block['share']:.3f})")
     return (
         f"judge {judge['model']}: accuracy {accuracy['value']:.3f}{ends} with it, {accuracy['rules']:.3f} by the rules "
-        f"alone; judged_rows about {judge['n']} answers ({judge['scope']}): {judge['correct']} correct, "
+        f"alone; asked about {judge['n']} answers ({judge['scope']}): {judge['correct']} correct, "
         f"{judge['wrong']} wrong, {judge['unclear']} unclear, {judge['unreadable']} unreadable replies; agrees "
         + (", ".join(shares) or "with nothing: no answer has a known verdict")
     )
