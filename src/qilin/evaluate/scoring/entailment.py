@@ -245,9 +245,12 @@ def _is_kind(stated: Concept, expected: Concept, q: str) -> bool:
     if stated == expected:
         return True
     if expected.category == "organ":  # a part of an organ tells where a lesion is, and not what the largest organ is
-        if is_a(stated.name, expected.name):
-            return not _ASKS_EXTENT.search(q)
-        return expected.name in structures_of(stated.name) and bool(ASKS_WHERE.search(q) or _ASKS_STATE.search(q))
+        if _ASKS_EXTENT.search(q):
+            return False
+        asks_part = _ASKS_LOCATION.search(q) or _ASKS_STATE.search(q)
+        return is_a(stated.name, expected.name) or (
+            asks_part is not None and expected.name in structures_of(stated.name)
+        )
     return is_a(stated.name, expected.name)
 
 
