@@ -105,9 +105,10 @@ _GRADE = re.compile(
 _ENGLISH_GRADE = re.compile(r"\b(?P<word>grade|stage|type)\s+(?P<number>iii|ii|iv|i|v|\d+)(?P<letter>[a-c]?)\b")
 _ENGLISH_GRADES = {"grade": "级", "stage": "期", "type": "型"}
 _SPINE = re.compile(
-    rf"(?P<region>[颈胸腰骶])椎?(?:第)?(?P<number>\d+|[{CHINESE_NUMERALS}]+)(?!\d)(?:椎体?)?"
+    rf"(?P<region>[颈胸腰骶])椎?(?:第)?(?P<number>\d+|[{CHINESE_NUMERALS}]+)(?!\d)(?:椎体?)?(?:[/-](?:(?P=region)椎?)?(?P<next>\d{{1,2}})(?![\d%a-z]))?"
     rf"|第(?P<number2>\d+|[{CHINESE_NUMERALS}]+)(?P<region2>[颈胸腰骶])椎体?"
     rf"|(?<![a-z])(?P<letter>[ctls])(?P<number3>\d{{1,2}})(?:椎体?)?(?![\d加a-z])"
+    rf"(?:[/-](?:(?P=letter))?(?P<next3>\d{{1,2}})(?![\d%a-z]))?"
 )
 _SPINE_LETTERS = {"c": "颈", "t": "胸", "l": "腰", "s": "骶"}
 _ORDINAL = re.compile(rf"第(?P<number>{_NUMBER})(?![,.:。;])|(?<![a-z\d])(?P<english>\d{{1,2}})(?:st|nd|rd|th)\b")
@@ -253,7 +254,8 @@ class _Reader:
         region = match["region"] or match["region2"] or _SPINE_LETTERS[match["letter"]]
         if match["letter"] == "t" and "椎" not in self.text:  # T1 and T2 are weightings elsewhere
             return None
-        return f"vertebra {region}", [_fraction(match["number"] or match["number2"] or match["number3"])]
+        numbers = [match["number"] or match["number2"] or match["number3"], match["next"] or match["next3"]]
+        return f"vertebra {region}", [_fraction(number) for number in numbers if number]  # L4/5 is L4-L5
 
     def _measures(self) -> None:
         """Numbers with a unit, a measure word or nothing after them, joined to products, ranges and pairs."""

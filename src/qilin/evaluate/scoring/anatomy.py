@@ -59,6 +59,7 @@ _ENGLISH = {
     "left": Location("left"), "left side": Location("left"), "right": Location("right"),
     "right side": Location("right"), "both": Location("both"), "both sides": Location("both"),
     "bilateral": Location("both"),
+    "od": Location("right", organ="眼睛"), "os": Location("left", organ="眼睛"), "ou": Location("both", organ="眼睛"),
 }  # fmt: skip
 
 
