@@ -86,6 +86,12 @@ _PREPARATIONS = (
 )
 
 
+@cache
+def _combines(name: str) -> bool:
+    """Whether a finding, or one that it is a kind of, combines with a site."""
+    return any(name == other or is_a(name, other) for other in _COMBINING)
+
+
 @dataclass(frozen=True)
 class Statement:
     """One finding at one location. `name`: as the vocabulary names it; `base`: without its site (囊肿 of 肝囊肿)."""
@@ -105,7 +111,7 @@ class Statement:
     @property
     def counts_site(self) -> bool:
         """Whether the site is a fact: that 结节 is one of 肺, not that 肺炎 is."""
-        return bool(self.site) and self.base in _COMBINING
+        return bool(self.site) and _combines(self.base)
 
 
 @dataclass(frozen=True)
