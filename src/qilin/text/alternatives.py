@@ -167,6 +167,7 @@ def _denies_change(words: str, clause: str) -> bool:
     return _UNCHANGED.search(clause) is not None or any(f"不{word[-1]}" in clause for word in words.split("|"))
 
 
+_ENDS_ABNORMAL = re.compile(rf"(?:{ABNORMAL.pattern})(?:影|灶|病变)?$")
 IS_STATEMENT = re.compile(r"(?:.*[^不])?(?:是|为|属于|患有)([^,是为]+)$")
 _LEADS = re.compile(
     r"^(?:这|那|它|此|该|所指|箭头所指|考虑|诊断|提示|应该?)*(?:的)?(?:是|为|属于|考虑为?|提示为?)?(?:一个|一种|一幅"
@@ -191,7 +192,7 @@ def says_identity(text: str, question: YesNoQuestion) -> bool | None:
         for kinds in (("organ", "region"), FINDING_CATEGORIES, ("modality",)):
             if concept.category in kinds and stated.category in kinds:
                 return False
-    if ABNORMAL.search(asked_word[-2:]) and re.search(rf"(?:{ABNORMAL.pattern})(?:影|灶|病变)?$", stated_word):
+    if ABNORMAL.search(asked_word[-2:]) and _ENDS_ABNORMAL.search(stated_word):
         if _is_subsequence(asked_word, stated_word):
             return True
         if not negated_spans(stated_word):

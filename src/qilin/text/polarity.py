@@ -23,7 +23,7 @@ from qilin.text.claims import answers_count, answers_modality, answers_quantifie
 from qilin.text.negation import is_negated, negated_spans
 from qilin.text.vocabulary import FINDING_CATEGORIES, find_terms, is_a
 from qilin.text.yes_no import normality, question_normality, word_polarity
-from qilin.text.yes_no_question import YesNoQuestion, relevant_clauses, take_apart
+from qilin.text.yes_no_question import YesNoQuestion, find_all, relevant_clauses, take_apart
 
 _LEADING_WORD = re.compile(r"^([^,.。;:!?(‖]{1,60}?)(?:[,.。;:!?(‖]|\s(?=[^a-z])|$)(.*)$", re.DOTALL)
 # "no abnormality" denies, and is no answer "no" with a remark
@@ -178,9 +178,9 @@ def _is_apart(clause: str, question: YesNoQuestion) -> bool:
 def _denies_part(clause: str, question: YesNoQuestion) -> bool:
     """Whether a clause denies any part of the statement: 血管未受侵犯 and 无侵犯 to 肿瘤侵犯血管."""
     return bool(negated_spans(clause)) and any(
-        is_negated(clause, match.start(), match.end())
+        is_negated(clause, *span)
         for bigram in _content_bigrams(question.statement)
-        for match in re.finditer(re.escape(bigram), clause)
+        for span in find_all(clause, bigram)
     )
 
 
@@ -191,7 +191,7 @@ def _normal_only(clause: str, question: YesNoQuestion) -> bool:
 
 def _key_sign(clause: str, keys: tuple[str, ...], question: YesNoQuestion) -> bool | None:
     for key in keys:
-        spans = [(m.start(), m.end()) for m in re.finditer(re.escape(key), clause)]
+        spans = find_all(clause, key)
         if spans:
             signs = {not is_negated(clause, *span) for span in spans}
             return signs.pop() if len(signs) == 1 else None

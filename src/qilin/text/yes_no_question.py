@@ -84,6 +84,16 @@ def _organs(text: str) -> frozenset[str]:
     return frozenset(match.concept.name for match in find_terms(text, "organ", "region"))
 
 
+def find_all(text: str, word: str) -> list[tuple[int, int]]:
+    """Spans of a word in a text; a pattern for every word would fill the cache of re."""
+    spans = []
+    start = text.find(word)
+    while word and start >= 0:
+        spans.append((start, start + len(word)))
+        start = text.find(word, start + len(word))
+    return spans
+
+
 def relevant_clauses(text: str, question: YesNoQuestion) -> list[str]:
     """The clauses about the side, level and organ of the question; a clause without one inherits the last one's."""
     relevant: list[tuple[str, bool]] = []

@@ -132,7 +132,7 @@ def _lists_all(q: str, references: tuple[str, ...], live: list[Clause]) -> bool:
     for index, clause in enumerate(live):
         if index and _EXTRA_VERB.search(clause.text) and clause.role == "statement" and not _is_strong(clause):
             continue
-        items += [part for part in re.split(rf"{LIST_MARK}|和|与|及|以及|伴有?|合并|并发?|还有", clause.text) if part]
+        items += [part for part in _ITEM_BREAK.split(clause.text) if part]
     items = [bare_answer(_LISTS.split(item)[-1], q) for item in items if not _only_counts(item, q)]
     items = [
         item
@@ -149,6 +149,7 @@ def _lists_all(q: str, references: tuple[str, ...], live: list[Clause]) -> bool:
     return False
 
 
+_ITEM_BREAK = re.compile(rf"{LIST_MARK}|和|与|及|以及|伴有?|合并|并发?|还有")
 _LISTS = re.compile(r"包括|包含|分别[是为]|主要[是为有]|[有为是](?=.{2})|表现为")
 
 

@@ -19,6 +19,7 @@ from qilin.text.laterality import find_sides
 from qilin.text.negation import is_negated
 from qilin.text.vocabulary import FINDING_CATEGORIES, Concept, TermMatch, concept_of, find_terms, is_a, structures_of
 from qilin.text.yes_no import normality
+from qilin.text.yes_no_question import find_all
 
 _LEAD = re.compile(
     r"^(?:(?:这|该|此|本|其|它|那)(?:张|幅|个|些|种|例)?|(?:图像|图片|图示|图)(?:所示|中(?![间央部心])|里|内(?![侧部])|上(?![方部叶]))?"
@@ -229,7 +230,7 @@ def core_of(reference: str) -> tuple[str, frozenset[str], Concept | None]:
 def _mentions(q: str, reference: str, text: str) -> list[tuple[int, int]]:
     """Spans of a clause that name the reference or a kind of it, sides aside."""
     core, _, concept = core_of(reference)
-    spans = [match.span() for match in re.finditer(_word_pattern(core), text)] if len(core) > 0 else []
+    spans = _find_word(text, core)
     for match in find_terms(text):
         inside = [span for span in spans if match.start <= span[0] and span[1] <= match.end]
         is_kind = concept is not None and _is_kind(match.concept, concept, q)
@@ -268,9 +269,16 @@ def _is_suffix_of(core: str, match: TermMatch, text: str, start: int, end: int) 
     return core_concept is None or is_a(match.concept.name, core_concept.name) or is_sited
 
 
-@lru_cache(maxsize=5_000)
-def _word_pattern(word: str) -> str:
-    return rf"(?<![a-z]){re.escape(word)}(?![a-z])" if word.isascii() else re.escape(word)
+def _find_word(text: str, word: str) -> list[tuple[int, int]]:
+    """Spans of a word in a text; an English word only between letters of other scripts."""
+    spans = find_all(text, word)
+    if not word.isascii():
+        return spans
+    return [(a, b) for a, b in spans if not (_is_letter(text[:a][-1:]) or _is_letter(text[b : b + 1]))]
+
+
+def _is_letter(character: str) -> bool:
+    return character.isascii() and character.isalpha()
 
 
 def _mention_holds(q: str, reference: str, text: str, start: int, end: int) -> bool:
@@ -333,7 +341,7 @@ def _leads_to(before: str, q: str, may_be_in_region: bool) -> bool:
     regions = find_terms(before, "region") if may_be_in_region else []
     if regions and regions[-1].end == len(before):  # 腋窝淋巴结
         before = before[: regions[-1].start]
-    rest = re.sub(r"[左右双两][侧边]?的?|[上下前后中]部?$|" + _LEAD.pattern[1:], "", before)
+    rest = _LEADING_PLACE.sub("", before)
     rest = re.sub(r"[a-z]+ (?=of|in)", "", rest)
     return set(rest) <= set(q) | set("的了是为在,:‖和与及或这那") or before.endswith(
         ("是", "为", "于", "在", "至", "到", "向", "的", "示", "见", "指", "人体", "身体", "of ", "the ")
@@ -348,12 +356,17 @@ def is_about_another_organ(before: str, q: str) -> bool:
     return bool(question_organs and stated and not (question_organs & (stated | around)))
 
 
+_JOINED_AFTER = re.compile(rf"(?:的|区|部|侧|性|治疗|病变|影)*(?:\([^)]*\))?\s*({_OR.pattern}|{_AND.pattern})\s*(.+)")
+_JOINED_BEFORE = re.compile(rf"(.*?)({_OR.pattern}|{_AND.pattern})[^,和与及或{LIST_MARK}]{{0,10}}$")
+_LEADING_PLACE = re.compile(r"[左右双两][侧边]?的?|[上下前后中]部?$|" + _LEAD.pattern[1:])
+
+
 def _is_joined(q: str, reference: str, before: str, after: str) -> bool:
     """Whether something else is named beside the reference: 肺和心脏, CT或MRI."""
-    right = re.match(rf"(?:的|区|部|侧|性|治疗|病变|影)*(?:\([^)]*\))?\s*({_OR.pattern}|{_AND.pattern})\s*(.+)", after)
+    right = _JOINED_AFTER.match(after)
     if right and _is_something_else(q, reference, right.group(right.lastindex or 1)):
         return True
-    left = re.search(rf"(.*?)({_OR.pattern}|{_AND.pattern})[^,和与及或{LIST_MARK}]{{0,10}}$", before)
+    left = _JOINED_BEFORE.search(before)
     return bool(left and _is_something_else(q, reference, left.group(1)))
 
 

@@ -7,6 +7,7 @@ form. 肝脏比脾脏大 answers which is larger (肝脏) and which is smaller (
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from qilin.evaluate.results import Verdict
 from qilin.evaluate.scoring.anatomy import parse_meaning, same_meaning
@@ -85,10 +86,15 @@ def _is_offered(text: str, q: str) -> bool:
     return bool({match.concept.name for match in find_terms(text, "organ", "region")} & _offered(q)) or text in q
 
 
+@lru_cache(maxsize=64)
+def _appearance_words(words: str, opposite: str) -> re.Pattern[str]:
+    return re.compile(f"{words}|{opposite}|[不欠未]")
+
+
 def judge_appearance(q: str, r: str, p: str) -> Verdict | None:
     """A reference that is one of two complements: 不光滑 and 边缘毛糙, 边界清楚 and 边界清晰."""
     for words, opposite in (*COMPLEMENTS, *CONTRARIES):
-        rest = re.sub(f"{words}|{opposite}|[不欠未]", "", r)
+        rest = _appearance_words(words, opposite).sub("", r)
         if len(rest) > 4 or rest == r or not set(rest) <= set(q) | set("边缘界形态呈的较尚密度信号强化"):
             continue
         expected, stated = complement_sign(r, words, opposite), complement_sign(p, words, opposite)
