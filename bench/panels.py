@@ -19,10 +19,12 @@ were tuned with every second single image; these compounds use the others. Write
 import argparse
 import io
 import itertools
+import multiprocessing
 import random
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,24 +242,35 @@ def trim_black(image: Image.Image, box: Box) -> Box:
     return (box[0] + inside[0], box[1] + inside[1], box[0] + inside[2], box[1] + inside[3])
 
 
-def measure_realistic(singles: list[list[Path]], count: int) -> dict[str, Any]:
+def measure_one(sets: list[list[Path]], seed: int) -> tuple[str, dict[str, str]]:
+    """The outcome of a realistic compound, and how it was made."""
+    rng = random.Random(seed)
+    page, boxes, kinds = make_realistic(sets, rng)
+    return realistic_outcome(compress_jpeg(page, rng.randint(70, 95)), boxes), kinds
+
+
+def measure_realistic(pool: Any, sets: list[list[Path]], count: int) -> dict[str, Any]:
     """Outcomes of realistic compounds, by how they were made."""
     outcomes: Counter[str] = Counter()
     by_kind: dict[str, Counter[str]] = {}
-    for seed in range(10_000, 10_000 + count):
-        rng = random.Random(seed)
-        page, boxes, kinds = make_realistic(singles, rng)
-        outcome = realistic_outcome(compress_jpeg(page, rng.randint(70, 95)), boxes)
+    for outcome, kinds in pool.map(partial(measure_one, sets), range(10_000, 10_000 + count), chunksize=8):
         outcomes[outcome] += 1
         for name, kind in kinds.items():
             by_kind.setdefault(f"{name}: {kind}", Counter())[outcome] += 1
     return {"compounds": count, "outcome": dict(outcomes), "by_kind": {k: dict(c) for k, c in sorted(by_kind.items())}}
 
 
+def split_single(path: Path) -> tuple[bool, float]:
+    """(whether a single image is split, CPU seconds)"""
+    start = time.process_time()
+    return len(split_image(Image.open(path).convert("RGB"))) > 1, time.process_time() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders of single images, .jpg or .png")
     parser.add_argument("--compounds", type=int, default=600, help="number of compounds to compose")
+    parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
     rng = random.Random(0)
     sets = [[p for p in sorted(folder.rglob("*")) if p.suffix in (".jpg", ".png")] for folder in args.folders]
@@ -281,18 +294,20 @@ def main() -> None:
         )
         for name, make in (("two objects", make_two_objects), ("screenshot", make_screenshot))
     }
-    start = time.process_time()
-    num_split = sum(len(split_image(Image.open(path).convert("RGB"))) > 1 for path in singles)
-    seconds = (time.process_time() - start) / len(singles)
+    with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
+        realistic = measure_realistic(pool, [paths[1::2] for paths in sets], args.compounds)
+        single_results = pool.map(split_single, singles, chunksize=16)
+    num_split = sum(is_split for is_split, _ in single_results)
+    seconds = sum(cpu_seconds for _, cpu_seconds in single_results) / len(singles)
     result = {
-        "realistic": measure_realistic([paths[1::2] for paths in sets], args.compounds),
+        "realistic": realistic,
         "compounds": args.compounds, "outcome": dict(outcomes), "by_ground": dict(sorted(by_background.items())),
         "unequal_on_black": dict(unequal),
         "hard_singles_divided": {name: f"{n} of {NUM_DIFFICULT}" for name, n in false_positives.items()},
         "singles": len(singles), "singles_divided": num_split,
         "milliseconds_a_single": round(1000 * seconds, 2),
     }  # fmt: skip
-    write_result("panels", "python bench/panels.py SLAKE HANNOVER BCCD", result)
+    write_result("panels", f"python bench/panels.py SLAKE HANNOVER BCCD --compounds {args.compounds}", result)
 
 
 if __name__ == "__main__":
