@@ -66,6 +66,8 @@ def judge_statement(q: str, r: str, p: str) -> Verdict | None:
         return Verdict(False, "second place")
     if any(_replaces(q, reference, clause) for clause in live[first + 1 :] if not clause_entails(q, reference, clause)):
         return Verdict(False, "something else")
+    if any(_contradicts(reference, gloss) for gloss in live[first].glosses):
+        return Verdict(False, "something else")
     if _is_longer_list(q, reference, live) or _describes_otherwise(q, reference, live):
         return Verdict(False, "something else")
     return Verdict(True, "clause")
@@ -82,6 +84,14 @@ def _without_organ_of(q: str, r: str) -> str:
     words = sorted({term for match in organs for term in match.concept.terms}, key=len, reverse=True)
     word = next((word for word in words if r.startswith(word) and concept_of(r) is None), "")
     return r[len(word) :].removeprefix("的") if concept_of(r[len(word) :]) else r
+
+
+def _contradicts(reference: str, gloss: str) -> bool:
+    """CT(MRI) for CT: the gloss names another thing of the same category."""
+    expected, stated = core_of(reference)[2], concept_of(gloss)
+    if expected is None or stated is None or expected.category != stated.category:
+        return False
+    return not (is_a(stated.name, expected.name) or is_a(expected.name, stated.name))
 
 
 # Words that make a clause more than a name: a verb, a description, a measure.
