@@ -21,7 +21,8 @@ _STATES_IDENTITY = re.compile(r"是|为|属于|关于|位于|部位|在|来自|�
 _WORD_SETS = (
     {"plain": re.compile(r"平扫|非增强(?!型)|未增强|未(?:使用|注射|注入|用)(?:造影剂|对比剂)|无(?:造影剂|对比剂)"
         r"|不增强|non-?contrast|unenhanced"),
-     "contrast": re.compile(r"增强(?!型)|强化后|(?:造影剂|对比剂)(?:后)?|动脉期|静脉期|门脉期|门静脉期|延迟期"
+     "contrast": re.compile(r"增强(?!型)|强化后|强化(?=扫描|图像|ct|mri)|(?:造影剂|对比剂)(?:后)?|动脉期"
+         r"|静脉期|门脉期|门静脉期|延迟期"
          r"|contrast-?enhanced")},
     {"frontal": re.compile(r"正位|后前位|前后位|\b(?:pa|ap)\b|frontal"), "lateral": re.compile(r"侧位"
         r"|lateral view"), "oblique": re.compile(r"斜位|oblique")},

@@ -23,7 +23,7 @@ from qilin.text.yes_no_question import find_all
 
 _LEAD = re.compile(
     r"^(?:(?:这|该|此|本|其|它|那)(?:张|幅|个|些|种|例)?|(?:图像|图片|图示|图)(?:所示|中(?![间央部心])|里|内(?![侧部])|上(?![方部叶]))?"
-    r"|影像(?:中|上|里)?|片中|片子|人体|身体|展示|拍摄|扫描|检查|取自|截取|所见|所指|箭头|画面(?:中|里)?|所示?|答案"
+    r"|影像(?:中|上|里)?|片中|片子|[女男]性|成人|儿童|了|人体|身体|展示|拍摄|扫描|检查|取自|截取|所见|所指|箭头|画面(?:中|里)?|所示?|答案"
     r"|结论|的|主要|最|首先|应该?|可以?|大?概率|可能|很可能|考虑|提示|符合"
     r"|诊断|倾向于?|属于|位于|来自|显示|显示出|呈现?|表现|为|是|有|见|可见|看到|存在|患者?|患有|患|采用|使用|用|通过"
     r"|包括|包含|而是|因此|所以|故|即|应为|一[张幅个种例名位]|在|于|处于|出现|发现|主要|用于|进行|给予|以"
@@ -38,7 +38,7 @@ _TRAIL = re.compile(
 _AFTER = re.compile(
     r"(?:的)?(?:$|部(?!癌)|区|内|里|处|侧|中|靠近|紧邻|病变|病灶|疾病|征|表现|改变|影|灶|组织"
     r"|器官|结构|脏器|图|片|平片|扫描|成像|检查|像|加权|为主|为著|可能|较|最|更|比"
-    r"|可见|见|呈|有|是|为|属于|位于|占|在|发生|受|多发|单发|类|药物|过敏|存在|形成|伴|合并|导致|引起|所致|以(?!外)|负责"
+    r"|可见|见|呈|有|是|为|属于|位于|占|在|发生|受|多发|单发|含气|充气|类|药物|过敏|存在|形成|伴|合并|导致|引起|所致|以(?!外)|负责"
     r"|具有|正常|异常|明显"
     r"|症(?!状)|综合征|[0-9一两三(]|等|功能|作用|方|法|状态|时|后|前|外|尖|底|头|体|尾|段|远端|近端|下段|上段|中段"
     r"|皮层|皮质|深部"
@@ -97,7 +97,7 @@ def _site_and_finding(reference: str) -> tuple[str, str] | None:
     core = core_of(reference)[0]
     for match in find_terms(core[:4], "organ", "region") or find_terms(core[:1], "organ", "region"):
         rest = core[match.end :].lstrip("部脏内的")
-        if match.start == 0 and len(rest) > 1 and (concept_of(rest) or ABNORMAL.fullmatch(rest)):
+        if match.start == 0 and (len(rest) > 1 or rest == "癌") and (concept_of(rest) or ABNORMAL.fullmatch(rest)):
             return match.concept.name, rest
     return None
 
@@ -190,6 +190,7 @@ def _is_inside(stated: Location, expected: Location, q: str) -> bool:
 
 
 _WRITTEN_ALIKE = (
+    (re.compile(rf"左侧?([^和与,。左右]{{1,3}})[{LIST_MARK}和与,]右侧?\1(?![\u4e00-\u9fff])"), r"双\1"),
     (re.compile(r"(?<![一-鿿])量(?:较|很)?(少|多|大|中)(?![一-鿿])"), r"\1量"),
     (re.compile(r"(?<![a-z])[cpy]{1,2}(?=t[0-4x])"), ""),  # clinical and pathological stages
     (re.compile(rf"左[{LIST_MARK}和与,]?右(?=[肺肾眼耳乳侧])"), "双"),
