@@ -37,6 +37,7 @@ def openapi_document(model_name: str) -> dict[str, Any]:
     """OpenAPI 3.1 for all routes."""
     schema = ChatBody.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
+    schema["properties"]["model"] = {"type": "string", "enum": [model_name]}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Qilin: {model_name}", "version": __version__},
