@@ -42,6 +42,7 @@ from qilin.pipeline.importers.embedded_images import without_bytes
 from qilin.pipeline.importers.image_index import ImportIndex, row_digest
 from qilin.pipeline.importers.next_step import next_step
 from qilin.pipeline.importers.rows import source_folder, without_local_paths, work_folder
+from qilin.pipeline.importers.source_tables import DESCRIPTIONS
 from qilin.pipeline.importers.table_files import TABLE_SUFFIXES, TEXT_SUFFIXES
 from qilin.pipeline.importers.text_encoding import UTF8, detect_encoding
 
@@ -275,6 +276,7 @@ def unread_notes(source: "Source", config: ImportConfig) -> list[str]:
         pass
     folders = sorted({config.source, *(path.parent for path in inputs)} - set(map(Path, unreadable)))
     others = [path for folder in folders for path in sorted(folder.iterdir()) if path not in inputs]
+    others = [path for path in others if path.name.lower() not in DESCRIPTIONS]
     unread = [str(path.relative_to(config.source)) for path in others if path.suffix.lower() in TABLE_SUFFIXES]
     notes = [f"tables that were not read: {list_names(unread)}"] if unread else []
     return notes + ([f"folders that cannot be read: {list_names(unreadable)}"] if unreadable else [])
