@@ -23,7 +23,7 @@ EXCEL_SUFFIXES = (".xlsx", ".xlsm")
 OTHER_SPREADSHEETS = (".xls", ".xlsb", ".et", ".ods", ".numbers")
 ZEROS = re.compile(r"0+")
 FORMULA_ERROR = re.compile(r"#[A-Z0-9/]+[!?]?")  # what a cell shows whose formula failed: #N/A, #REF!
-MAX_SHEET_BYTES = 2 << 30  # of the sheet after decompression
+MAX_PART_BYTES = 1 << 30  # of a sheet or of the shared texts, which openpyxl keeps in memory, after decompression
 
 
 def read_excel(path: Path) -> NumberedRows:
@@ -75,7 +75,13 @@ def open_workbook(path: Path) -> Iterator[Any]:
         ) from None
     check_regular_file(path, "an Excel file")
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = max(member.file_size for member in archive.infolist())
+        if size > MAX_PART_BYTES:
+            raise UserError(f"{path}: a sheet or its texts unpack to {size:,} bytes; save it as CSV")
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except UserError:
+        raise
     except Exception as error:  # openpyxl raises many types for a damaged file
         raise UserError(
             f"{path}: not an Excel workbook ({error}); save it as .xlsx without a password, or as CSV"
@@ -131,8 +137,6 @@ def merged_spans(path: Path, sheet: Any) -> dict[tuple[int, int], int]:
     spans: dict[tuple[int, int], int] = {}
     with zipfile.ZipFile(path) as archive:
         name = sheet._worksheet_path
-        if archive.getinfo(name).file_size > MAX_SHEET_BYTES:
-            raise UserError(f"{path}: the first sheet has {archive.getinfo(name).file_size:,} bytes; save it as CSV")
         with archive.open(name) as stream:
             events = etree.iterparse(stream, events=("end",), resolve_entities=False, no_network=True)
             for _, element in events:
