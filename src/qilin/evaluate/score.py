@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qilin.core.errors import UserError
-from qilin.core.llm_client import Endpoint
 from qilin.core.llm_client_config import parse_extra
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
@@ -36,7 +35,6 @@ from qilin.evaluate.manifest import scoring_manifest
 from qilin.evaluate.prediction_files import PredictionFile, check_prediction_path, read_prediction_file
 from qilin.evaluate.results import Prediction
 from qilin.evaluate.scoring.aggregate import ScoringContext, score_predictions
-from qilin.evaluate.scoring.answer_judge import judge_answers, read_pairs
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
 from qilin.evaluate.scoring.intervals import assign_clusters
 
@@ -75,6 +73,10 @@ def score_file(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]
     }  # fmt: skip
     rows = [verdict.to_row(p.id) for p, verdict in zip(predictions, verdicts, strict=True)]
     if config.judge_model is not None and config.endpoint is not None:
+        # not above: the client's libraries take 11 MB that scoring by the rules does not need
+        from qilin.core.llm_client import Endpoint
+        from qilin.evaluate.scoring.answer_judge import judge_answers, read_pairs
+
         endpoint = Endpoint(
             config.endpoint, config.judge_model, cache=path.parent / "judge.sqlite", budget=config.budget,
             seed=config.seed, extra=parse_extra(config.extra),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,13 @@ def score_questions(
 
     controls = context.controls
     verdicts = [judge_prediction(p) for p in questions]
+    f1 = lru_cache(maxsize=20_000)(token_f1)  # short answers repeat
     return QuestionScores(
         questions,
         verdicts,
         per_row_scores(questions, [p.prediction for p in questions], verdicts),
         {
-            unit: np.array([token_f1(p.prediction, p.reference, unit) for p in questions])
+            unit: np.array([f1(p.prediction, p.reference, unit) for p in questions])
             for unit in (() if all(p.is_closed for p in questions) else ("word", "char"))
         },
         {name: score(answers) for name, answers in blind_answers(controls).items()},
