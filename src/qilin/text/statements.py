@@ -57,7 +57,7 @@ _CHANGE_TERMS = {term: name for name, terms in CHANGES.items() for term in terms
 _NORMAL_WHEN_DENIED = frozenset((*CHANGES, "移位", "扩张", "增厚", "萎缩", "水肿"))
 _CHANGE = re.compile("|".join(sorted(_CHANGE_TERMS, key=len, reverse=True)))
 _STATES_NORMAL = re.compile(
-    r"正常|清晰|清楚|光整|光滑|锐利|居中|完整|通畅|自然|良好|规则|无殊|无明显变化|不大|不宽|不厚|(?<!不)透亮"
+    r"正常|清晰|清楚|光整|光滑|锐利|居中|完整|通畅|自然|良好|(?<!不)规则|无殊|无明显变化|不大|不宽|不厚|(?<!不)透亮"
     r"|(?:未见|没有|无|未发现|没有发现|没有看到)(?:任何|明显|明确|急性|活动性|其他|的)*(?:异常|病变|疾病|问题)"
 )
 _BORDER = re.compile(r"(?:边缘|边界|境界|界限|界|缘)[^,]{0,2}$")
@@ -83,7 +83,9 @@ _PREPARATIONS = (
     (re.compile(r"[，,](?=(?:比如|例如|诸如|如|包括|也没有|也无|或))"), "、"),
     (re.compile(r"[:：](?:无|未见|没有|否|阴性|未发现|不存在)(?=[。,，;；.]|$)"), ":无"),  # 胸腔积液：无
     (re.compile(r"([左右])(?:移|偏)(?![位移植斜])"), r"\1移位"),  # 纵隔右移
+    (re.compile(r"(?<![^。;；\n])([左右][^。;；,，:：]{0,5})[:：](?!无)"), "\\1\x02。"),  # 右眼底：
 )
+_HEADING = "\x02"  # ends a heading that names a side: what follows is on that side
 
 
 @cache
@@ -149,12 +151,20 @@ def read_statements(text: str, vocabulary: Vocabulary = DEFAULT_VOCABULARY) -> S
 def _read(text: str, vocabulary: Vocabulary) -> Statements:
     findings: list[Statement] = []
     plain: set[str] = set()
-    is_normal = False
+    is_normal, heading_side = False, ""
     for pattern, replacement in _PREPARATIONS:
         text = pattern.sub(replacement, text)
     for sentence in split_sentences(text):
+        is_heading, sentence = sentence.endswith(_HEADING), sentence.rstrip(_HEADING)
+        if is_heading and not any(m.category == "finding" for m in find_mentions(sentence, vocabulary)):
+            heading_side = LEFT if sentence[0] == "左" else RIGHT
+            continue
         for part in _cut(sentence):
             part_findings, part_plain = _read_sentence(part, vocabulary)
+            if any(f.side for f in part_findings):
+                heading_side = ""
+            if heading_side:
+                part_findings = [replace(f, side=heading_side) if is_abnormal(f) else f for f in part_findings]
             is_normal |= NORMAL in part_plain
             findings += part_findings
             plain |= part_plain - {NORMAL}
@@ -407,6 +417,8 @@ def split_site(name: str) -> tuple[str, str]:
             if site is None or site.category not in SITE_CATEGORIES:
                 continue
             rest = term[cut:]
+            if rest == "瘤":  # 血管瘤 is more than a 肿瘤 of 血管
+                continue
             base = concept_of(rest)
             if (
                 base is not None
