@@ -131,7 +131,7 @@ def test_an_affirmed_statement_is_no_repeated_question() -> None:
 
 def test_everyday_frames() -> None:
     """The reference in a frame is right, another answer in it is wrong."""
-    rows = [row for row in framed_rows() if is_development(row)][::4]
+    rows = [row for row in framed_rows() if is_development(row)][::6]
     accepted = {True: 0, False: 0}
     for row in rows:
         verdict = judge_answer(row["question"], row["reference"], row["prediction"], row["answer_type"], row["choices"])
@@ -143,14 +143,14 @@ def test_everyday_frames() -> None:
 
 def test_hand_written_replies() -> None:
     """Half of them; bench/evaluate/chat_answers.py measures both halves."""
-    rows = [row for row in pair_rows() if is_development(row)]
+    rows = [row for row in pair_rows() if is_development(row)][::2]
     agreed = 0
     for row in rows:
         verdict = judge_answer(
             row["question"], row["reference"], row["prediction"], row["answer_type"], row.get("choices")
         )
         agreed += (verdict.correct is True) is row["expected"]
-    assert agreed >= 0.85 * len(rows)
+    assert agreed >= 0.97 * len(rows)
 
 
 @pytest.mark.parametrize(
