@@ -41,10 +41,12 @@ COMMANDS = {
         example="qilin demo --out qilin-demo\nqilin demo --quick\nqilin demo --data slake --recipes small",
     ),
     "data import": Command(
-        "convert images and text of a known layout into a dataset folder",
+        "convert images and text into a dataset folder; the content tells the layout, unless it is named",
         "qilin.pipeline.importers.config:ImportConfig",
         "qilin.pipeline.importers.run:import_data",
         ("name", "source", "out"),
+        "qilin data import table.xlsx my-data --license 'CC BY 4.0'\n"
+        "qilin data import LLaMA-Factory/data chats\n"
         "qilin data import slake SLAKE_DIR slake\n"
         "qilin data import llava data.json llava --images DIR\n"
         "qilin data import figures figures articles-en --images pmc/articles --workers 8\n"
