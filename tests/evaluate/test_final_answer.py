@@ -124,6 +124,12 @@ def test_because_answers_a_question_that_asks_why() -> None:
     assert extract_final_answer("囊肿，因为无强化", QUESTION).text == "囊肿"
 
 
+def test_a_list_follows_its_introduction() -> None:
+    reply = "图中显示了多种病变，包括囊肿、结石。"
+    assert extract_final_answer(reply, "肾脏有哪些病变？").text == "囊肿、结石。"
+    assert extract_final_answer(reply, "肾脏有囊肿吗？").text == reply
+
+
 def test_an_affirmed_statement_is_no_repeated_question() -> None:
     assert extract_final_answer("肾脏有囊肿", "肾脏有囊肿吗？").text == "肾脏有囊肿"
     assert extract_final_answer("肾脏有囊肿吗？没有", "肾脏有囊肿吗？").text == "没有"

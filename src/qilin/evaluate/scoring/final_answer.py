@@ -75,7 +75,7 @@ def extract_final_answer(reply: str, question: str = "") -> FinalAnswer:
         declared = without_courtesy(declared, question)
         declared = _first_sentence(declared, question)
     text = without_reason(text if declared is None else declared, question)
-    text = unwrapped(without_lead(without_name(list_in_one_line(text), question)))
+    text = unwrapped(without_lead(without_name(list_in_one_line(text), question), question))
     return FinalAnswer(text) if _CONTENT.search(text) else FinalAnswer("", "empty")
 
 
@@ -92,7 +92,9 @@ _CONTENT = re.compile(r"\w|[√✓×✗✔✘+-]")
 _DASH = re.compile(r"(?<=[\u4e00-\u9fff）)])\s*——\s*")
 _MARKUP = re.compile(r"[<>{\[\]*_`#|\\$&◁:：\n]")
 # A few words without marks need no reading; a loop is longer.
-_PLAIN = re.compile(r"(?!.*(?:答案|因为|因此|所以|综上|建议|我|吗|么|否|有没有|有无|是不是))[\u4e00-\u9fffA-Za-z0-9]{1,9}")
+_PLAIN = re.compile(
+    r"(?!.*(?:答案|因为|因此|所以|综上|建议|我|吗|么|否|有没有|有无|是不是))[\u4e00-\u9fffA-Za-z0-9]{1,9}"
+)
 _BOX, _BOX_END = "\x02", "\x03"  # the last box, while the text is searched for declarations
 
 # --- the repeated question ------------------------------------------------------------------------------------------

@@ -110,8 +110,14 @@ def without_role(text: str) -> str:
     return _ROLE.sub("", text)
 
 
-def without_lead(text: str) -> str:
-    """The text without 根据图像表现， and the like before it."""
+_ASKS_LIST = re.compile(r"哪些|哪几|哪两|哪三")
+_ENUMERATES = re.compile(r"^[^。；;、:：\n]*[,，](?:其中)?(?:主要)?(?:包括|包含|分别(?:是|为))[:：]?")
+
+
+def without_lead(text: str, question: str) -> str:
+    """The text without 根据图像表现， and the like before it; a list without 显示了多个器官，包括."""
+    if _ASKS_LIST.search(question):
+        text = _ENUMERATES.sub("", text)
     for _ in range(3):  # 根据图像，我认为
         rest = _LEAD.sub("", text)
         if rest == text or not _WORD.search(rest):
