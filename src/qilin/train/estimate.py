@@ -5,6 +5,7 @@ hours and cost; where it does not fit, the smallest changes with which it does.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ from qilin.train.utilization import assumed_utilization
 # measured totals are up to 6 % above the estimates; on a CPU, whose allocator keeps freed blocks, up to 25 %
 # (bench/results/estimate.json)
 GPU_MARGIN, CPU_MARGIN = 1.06, 1.25
+PLANNED_STEPS = 100  # of assumed samples, which are all equal; the rest is extrapolated
 TEMPLATE_TOKENS = 40  # tokens of the chat template before the image (v1 with its system prompt: 35)
 console = make_console()
 
@@ -170,9 +172,15 @@ def measure_lengths(config: TrainConfig, model_config: LlavaConfig) -> Lengths |
     return PackedDataset(config, processor).lengths
 
 
+def planned_samples(command: EstimateCommand, config: TrainConfig) -> int:
+    """How many equal samples are planned in place of those of the flags: planning a million takes seconds."""
+    samples = command.samples or PLANNED_STEPS * config.batch_size
+    return samples if config.max_steps is not None else min(samples, PLANNED_STEPS * config.batch_size)
+
+
 def assume_lengths(command: EstimateCommand, config: TrainConfig, model_config: LlavaConfig) -> Lengths:
     """Lengths of a dataset by the counts in the flags; 100 steps of it if its size is unknown."""
-    samples = command.samples or 100 * config.batch_size
+    samples = planned_samples(command, config)
     index = np.arange(samples)
     ones = np.ones(samples, dtype=np.int64)
     image = int(model_config.image_seq_length) + TEMPLATE_TOKENS
@@ -203,7 +211,10 @@ def estimate(
     """All figures as plain numbers: bytes, operations, hours, money."""
     model = prepare_model(model, config)
     causes = memory_by_cause(model_config, model, config, largest_pack(plan), machine.on_gpu, machine.devices)
-    counts = plan.counts()
+    scale = 1.0
+    if command.samples is not None and not has_local_data(config):
+        scale = command.samples / planned_samples(command, config)
+    counts = plan.counts().scaled(scale)
     operations = flop_cost(model).total(counts)
     recomputed = recomputed_cost(model, float(config.gradient_checkpointing)).total(counts)
     utilization, source = assumed_utilization(machine.gpu, "language" in config.trainable or config.lora is not None)
@@ -220,10 +231,10 @@ def estimate(
         "mfu_assumed": round(utilization, 3),
         "mfu_source": source,
         "peak": machine.peak,
-        "samples": len(plan.order),
-        "steps": len(plan),
+        "samples": round(len(plan.order) * scale),
+        "steps": math.ceil(round(len(plan) * scale, 6)),
         "tokens": counts.tokens,
-        "tokens_unshared": int(plan.lengths.total[plan.order].sum()),
+        "tokens_unshared": round(int(plan.lengths.total[plan.order].sum()) * scale),
         "answer_tokens": counts.answer_tokens,
         "operations": operations,
         "recomputed_operations": recomputed,

@@ -182,6 +182,8 @@ def resolve_auto(
     As few layers as the memory requires are checkpointed; all of them where even that seems too much, since this is an
     estimate.
     """
+    if devices == 1 and config.gradient_checkpointing != "auto":
+        return replace(config, shard="trainable")
     without_auto = config if config.gradient_checkpointing != "auto" else replace(config, gradient_checkpointing=False)
     model = prepare_model(build_meta_model(model_config), without_auto)
     shard_all = devices > 1 and shards_frozen(config, frozen_bytes(model, config), memory)
