@@ -89,7 +89,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         pad_edge=False,
         padding=(0, 1, 0, 0),  # 80 columns hold the table
     )
-    for name in ("", "n", "images", "exact", "accuracy", "interval", "blind", "shuffled", "unread"):
+    for name in ("", "n", "images", "exact", "acc.", "interval", "blind", "shuffled", "unread"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, block in [*((name, scores[name]) for name in SUBSETS), *scores["by_question_type"].items()]:
         if block.get("n"):

@@ -11,7 +11,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def check_prediction_path(path: Path) -> Path:
         if (path / "predictions.jsonl").is_file():
             return path / "predictions.jsonl"
         suffixes = (".jsonl", ".json", *TABLE_SUFFIXES)
-        files = [file for file in sorted(path.rglob("*"))[:2000] if file.suffix in suffixes and file.is_file()]
+        files = [file for file in sorted(islice(path.rglob("*"), 2000)) if file.suffix in suffixes and file.is_file()]
         hint = f"name one of its files, such as {files[0]}" if files else "it holds no JSONL, JSON, CSV, TSV or xlsx"
         raise UserError(f"{path}: is a folder without predictions.jsonl; expected a file of predictions; {hint}")
     if path.suffix.lower() in OTHER_SUFFIXES:
