@@ -89,14 +89,17 @@ def main() -> None:
                     for side in (0, 1):
                         times[syntax][side] += min(run[side] for run in runs)
                     pixels += dataset.Rows * dataset.Columns
-    ours, gdcm = (sum(pair[side] for pair in times.values()) for side in (0, 1))
+    own_seconds, gdcm_seconds = (sum(pair[side] for pair in times.values()) for side in (0, 1))
     result = {
         "pydicom": pydicom.__version__,
         "syntaxes": {name: dict(count) for name, count in sorted(counts.items())},
         "frames": sum(count["frames"] for count in counts.values()),
         "undecoded": undecoded,
         "different": different,
-        "megapixels_per_second": {"imagecodecs": round(pixels / ours / 1e6, 1), "gdcm": round(pixels / gdcm / 1e6, 1)},
+        "megapixels_per_second": {
+            "imagecodecs": round(pixels / own_seconds / 1e6, 1),
+            "gdcm": round(pixels / gdcm_seconds / 1e6, 1),
+        },
         "speed_ratio": {name: round(pair[1] / pair[0], 2) for name, pair in sorted(times.items())},
     }
     write_result("dicom", "python bench/dicom.py FOLDER", result)

@@ -247,11 +247,11 @@ def measure_scale(count: int, alike: bool) -> dict[str, Any]:
     wall, cpu = time.monotonic(), time.process_time()
     pairs = candidate_pairs_among(thumbnails)
     seconds = {"seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-    found = len(set(map(tuple, pairs.tolist())) & set(map(tuple, expected.tolist())))
+    copies_found = len(set(map(tuple, pairs.tolist())) & set(map(tuple, expected.tolist())))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {
         "images": count, "alike": alike, **seconds, "pairs": len(pairs),
-        "copies_found": round(found / len(expected), 4),
+        "copies_found": round(copies_found / len(expected), 4),
         "megabytes_of_thumbnails": thumbnails.nbytes >> 20, "peak_mb_before": before, "peak_mb": peak,
     }  # fmt: skip
 

@@ -49,7 +49,7 @@ def test_rows_are_balanced_and_have_reasons() -> None:
     assert len({(row["question"], row["reference"], row["prediction"]) for row in ROWS}) == len(ROWS)
 
 
-# The table "More precise, less precise" of docs/evaluation.md: question, reference, answers that entail it, that do not.
+# The table "More precise, less precise" of docs/evaluation.md: question, reference, answers that entail it, others.
 ENTAILMENT = [
     ("诊断?", "阑尾炎", ("急性阑尾炎",), ("阑尾肿瘤",)),
     ("诊断?", "肺炎", ("支气管肺炎",), ("肺炎性假瘤",)),

@@ -10,4 +10,3 @@ CONTAMINATED_SHARE = 0.5  # a text is contained where at least this share of its
 def passages(text: str) -> set[str]:
     """Every run of PASSAGE_LENGTH characters; empty for a shorter text."""
     return {text[i : i + PASSAGE_LENGTH] for i in range(len(text) - PASSAGE_LENGTH + 1)}
-
