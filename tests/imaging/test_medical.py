@@ -270,9 +270,10 @@ def test_volume_as_labeled_images() -> None:
         choose_slices(40, 0)
 
 
-@pytest.mark.parametrize(
-    "data", [nifti(np.zeros((9, 9, 9), np.float32))[:400], gzip.compress(b"\x5c\x01\0\0" + bytes(800))]
-)
+DAMAGED_NIFTI = (nifti(np.zeros((9, 9, 9), np.float32))[:400], gzip.compress(b"\x5c\x01\0\0" + bytes(800)))
+
+
+@pytest.mark.parametrize("data", DAMAGED_NIFTI, ids=["truncated", "no header"])
 def test_damaged_nifti(data: bytes) -> None:
     assert refused(data)
 
