@@ -4,6 +4,7 @@ In: a loaded model and requests (messages that end with a user turn, and their i
 model's confidence. Decoding is greedy, so the same model gives the same answers.
 """
 
+import inspect
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -14,22 +15,46 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LlavaConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from qilin.core.errors import UserError
 from qilin.dataset.schema import count_images, text_of
 from qilin.model.chat_template import IMAGE, escape_control_tokens
 from qilin.model.llava import LoadedModel
+from qilin.model.processor import image_token, render, writes_special_tokens
+
+# One settled way to decode, equal in evaluation, chat and serving: a checkpoint's own sampling settings and penalties
+# (such as Qwen2.5-VL's repetition_penalty of 1.05) would change which token is taken, and its log probability.
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
 
 
 @torch.inference_mode()
 def image_features(loaded: LoadedModel, images: Sequence[Image.Image]) -> NDArray[np.float16]:
-    """(N, D) unit vectors of N images: mean over the tokens after encoder and projector, in one batch."""
-    pixels = loaded.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-    output = loaded.model.get_image_features(pixel_values=pixels.to(loaded.model.device, loaded.model.dtype))
-    means = torch.stack([tokens.float().mean(dim=0) for tokens in output.pooler_output])  # (N, D)
+    """(N, D) unit vectors of N images: mean over the tokens after encoder and projector; for a Llava in one batch."""
+    if isinstance(loaded.model.config, LlavaConfig):
+        means = torch.stack([tokens.float().mean(dim=0) for tokens in features(loaded, images)])  # (N, D)
+    else:  # images may have different numbers of tokens and crops, which the models return in different shapes
+        rows = [[tokens.float().flatten(0, -2) for tokens in features(loaded, [image])] for image in images]
+        means = torch.stack([torch.cat(row).mean(dim=0) for row in rows])  # (N, D)
     return (means / means.norm(dim=1, keepdim=True).clamp_min(1e-12)).half().cpu().numpy()
+
+
+def features(loaded: LoadedModel, images: Sequence[Image.Image]) -> Any:
+    """What the model's get_image_features returns: token features, (…, D) each."""
+    outputs = loaded.processor.image_processor(images=list(images), return_tensors="pt")
+    names = inspect.signature(loaded.model.get_image_features).parameters
+    inputs = {name: move(value, loaded.model) for name, value in outputs.items() if name in names}
+    return loaded.model.get_image_features(**inputs).pooler_output
 
 
 @dataclass(frozen=True)
@@ -76,7 +101,7 @@ def answer_batch(loaded: LoadedModel, requests: Sequence[Request], max_new_token
     inputs = prepare_inputs(loaded, requests)
     recorder = LogProbRecorder()
     output = loaded.model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=LogitsProcessorList([recorder])
+        **inputs, **GREEDY, max_new_tokens=max_new_tokens, logits_processor=LogitsProcessorList([recorder])
     )
     new_ids = output[:, inputs["input_ids"].shape[1] :].tolist()  # (B, new tokens)
     log_probs = torch.stack(recorder.steps, dim=1).tolist()
@@ -95,34 +120,39 @@ def decode_answer(loaded: LoadedModel, ids: Sequence[int]) -> str:
     return str(text).strip()
 
 
-def prepare_inputs(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
-    """Requests -> ids and attention mask (B, T), left-padded, and pixels, on the model's device.
+def prepare_inputs(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, Any]:
+    """Requests -> everything that the model's processor returns for them: ids and attention mask (B, T), left-padded,
+    pixels, image sizes, token types, … on the model's device.
 
-    Raises UserError for an invalid request or a model without a chat template.
+    Raises UserError for an invalid request, a model without a chat template, or one that its processor refuses.
     """
     processor = loaded.processor
     for request in requests:
         check_request(request)
+        check_image_token(request, processor)
     if not processor.chat_template:
         raise UserError(f"{loaded.path}: the model has no chat template (chat_template.jinja), which generation needs")
-    texts = [
-        processor.apply_chat_template(
-            escape_control_tokens(request.messages, processor.tokenizer), add_generation_prompt=True, tokenize=False
+    prompts = [render(processor, escape_control_tokens(request.messages, processor.tokenizer)) for request in requests]
+    images = [list(request.images) for request in requests]
+    try:
+        outputs = processor(
+            text=prompts,
+            images=images if any(images) else None,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not all(writes_special_tokens(processor, prompt) for prompt in prompts),
+            return_tensors="pt",
         )
-        for request in requests
-    ]
-    images = [image for request in requests for image in request.images]
-    inputs = processor(
-        text=texts,
-        images=images or None,
-        padding=True,
-        padding_side="left",
-        add_special_tokens=False,  # the template writes them
-        return_tensors="pt",
-    )
-    device, dtype = loaded.model.device, loaded.model.dtype
-    tensors = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in inputs}
-    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in tensors.items()}
+    except (ValueError, TypeError) as error:  # an image or a number of images that the processor does not take
+        raise UserError(f"the model's processor refuses the request: {error}") from error
+    return {name: move(value, loaded.model) for name, value in outputs.items()}
+
+
+def move(value: Any, model: Any) -> Any:
+    """A processor's output on the model's device, in the model's precision; lists of tensors too."""
+    if isinstance(value, torch.Tensor):
+        return value.to(model.device, model.dtype if value.is_floating_point() else None)
+    return [move(item, model) for item in value] if isinstance(value, list | tuple) else value
 
 
 def check_request(request: Request) -> None:
@@ -132,8 +162,18 @@ def check_request(request: Request) -> None:
     image_parts = count_images(request.messages)
     if image_parts != len(request.images):
         raise UserError(f"a request has {image_parts} image parts for {len(request.images)} images; expected as many")
+    if any(part["type"] == "video" for message in request.messages for part in message["content"]):
+        raise UserError("a request contains a video, which Qilin does not read; send frames of it as images")
     if any(IMAGE in text_of(message) for message in request.messages):
         raise UserError(f"a message contains a literal {IMAGE}, the token of an image; remove it")
+
+
+def check_image_token(request: Request, processor: Any) -> None:
+    """Raise UserError for a text with the processor's own image token, unless that is escaped as a control token."""
+    token = image_token(processor)
+    messages = escape_control_tokens(request.messages, processor.tokenizer)
+    if token and any(token in text_of(message) for message in messages):
+        raise UserError(f"a message contains a literal {token}, the token of an image; remove it")
 
 
 def eos_token_ids(model: Any) -> set[int]:
@@ -187,8 +227,8 @@ def stream_answer(loaded: LoadedModel, request: Request, max_new_tokens: int = 5
             with torch.inference_mode():
                 loaded.model.generate(
                     **inputs,
+                    **GREEDY,
                     max_new_tokens=max_new_tokens,
-                    do_sample=False,
                     streamer=tokens,
                     stopping_criteria=StoppingCriteriaList([stop_flag]),
                 )

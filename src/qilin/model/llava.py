@@ -15,7 +15,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -33,6 +32,7 @@ from qilin.model.chat_template import IMAGE, TEMPLATES
 from qilin.model.guard import check_structure, check_text_logits, eval_mode, one_line_errors
 from qilin.model.hub import UNUSED_PARTS, check_not_quantized, from_pretrained, load_weights
 from qilin.model.own_template import read_template
+from qilin.model.processor import open_processor
 from qilin.model.quantization import loading_options
 from qilin.model.tokenizer import chat_template_for, end_token_ids, load_tokenizer
 
@@ -165,9 +165,7 @@ def load_model(
         model = merge_adapter(model, Path(path) / metadata["adapter"])
     if "device_map" not in options:
         model = model.to(torch_device)
-    processor = from_pretrained(AutoProcessor, path, hub)
-    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
-        raise UserError(f"{path}: no processor for images and text (processor_config.json); copy the complete folder")
+    processor = open_processor(path, hub)
     one_line_errors(path, lambda: complete_processor(processor, model, Path(path)))
     return LoadedModel(model, processor, metadata, path)
 

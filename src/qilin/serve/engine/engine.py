@@ -23,7 +23,7 @@ from qilin.core.errors import QilinError
 from qilin.model.generate import eos_token_ids
 from qilin.model.llava import LoadedModel
 from qilin.serve.engine.limits import EngineLimits, token_bytes
-from qilin.serve.engine.prefill import Prefill, Prefiller, score_answer
+from qilin.serve.engine.prefill import Prefill, Prefiller, has_rope_deltas, score_answer
 from qilin.serve.engine.prompt import Prompt
 from qilin.serve.engine.rows import RowBatch, can_batch
 from qilin.serve.engine.sampling import ChosenToken, SamplingSettings, choose_tokens, make_generator
@@ -308,9 +308,7 @@ class Engine:
         """Positions of the rows' new tokens: (B, 1), or (3, B, 1) for a model with three position axes (M-RoPE)."""
         offsets = [job.prefill.position_offset for job in jobs if job.prefill is not None]
         positions = lengths + torch.tensor(offsets, device=lengths.device)[:, None]
-        if getattr(self.model.model, "rope_deltas", None) is None:
-            return positions
-        return positions.expand(3, *positions.shape)
+        return positions.expand(3, *positions.shape) if has_rope_deltas(self.model) else positions
 
     def add_tokens(self, jobs: Sequence[Job], logits: torch.Tensor) -> None:
         """Choose a token for each job from (B, V) logits, report it, and let finished rows leave."""

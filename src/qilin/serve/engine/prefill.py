@@ -17,6 +17,7 @@ import torch
 from transformers import LlavaConfig
 from transformers.cache_utils import Cache, DynamicCache
 
+from qilin.model.generate import move
 from qilin.model.llava import LoadedModel
 from qilin.serve.engine.lru_cache import LruCache
 from qilin.serve.engine.prompt import Prompt
@@ -94,11 +95,13 @@ class Prefiller:
     def run_whole(self, prefill: Prefill, keep: int) -> None:
         """The whole prompt in one forward pass of the stock model, images included."""
         prompt = prefill.prompt
-        inputs = {name: self.to_device(tensor) for name, tensor in prompt.inputs.items()}
+        inputs = {name: move(value, self.model) for name, value in prompt.inputs.items()}
+        if has_rope_deltas(self.model):
+            self.model.model.rope_deltas = None  # those of an earlier prompt; a text without an image sets none
         output = self.model(**inputs, past_key_values=prefill.cache, use_cache=True, logits_to_keep=keep)
         prefill.position = len(prompt.ids)
         prefill.logits = output.logits[0]
-        deltas = getattr(self.model.model, "rope_deltas", None)
+        deltas = self.model.model.rope_deltas if has_rope_deltas(self.model) else None
         prefill.position_offset = int(deltas.flatten()[0]) if deltas is not None else 0
 
     def embed(self, prefill: Prefill, start: int, end: int) -> torch.Tensor:
@@ -121,7 +124,7 @@ class Prefiller:
         prompt = prefill.prompt
         keys = [self.key(prefill.owner, "image", image_hash) for image_hash in prompt.image_hashes]
         features = {key: value for key in dict.fromkeys(keys) if (value := self.images.get(key)) is not None}
-        pixels = self.to_device(prompt.inputs["pixel_values"])
+        pixels = move(prompt.inputs["pixel_values"], self.model)
         for index, key in enumerate(keys):  # one at a time: a batch would make an image's numbers depend on the others
             if key not in features:
                 feature = self.model.get_image_features(pixel_values=pixels[index : index + 1]).pooler_output[0]
@@ -129,9 +132,6 @@ class Prefiller:
                 self.images.put(key, feature, feature.numel() * feature.element_size())
         prefill.features = torch.cat([features[key] for key in keys])
         return prefill.features
-
-    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.model.device, self.model.dtype if tensor.is_floating_point() else None)
 
     def prefix_key(self, prompt: Prompt, owner: str, images: int) -> str:
         """The key of a prompt up to the end of its `images`-th image."""
@@ -145,6 +145,11 @@ class Prefiller:
         """Give the memory of both caches back."""
         self.images.clear()
         self.prefixes.clear()
+
+
+def has_rope_deltas(model: Any) -> bool:
+    """Whether a model's positions have three axes (M-RoPE), with an offset after each image that it stores."""
+    return hasattr(model.model, "rope_deltas")
 
 
 def model_identity(loaded: LoadedModel) -> str:

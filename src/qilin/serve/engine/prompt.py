@@ -21,12 +21,12 @@ from qilin.model.llava import LoadedModel
 class Prompt:
     """One request, tokenized.
 
-    `inputs` is what the processor returned, (1, T) ids among it. `image_spans` holds the first and the last position
+    `inputs` is all that the processor returned, ids (1, T) among it. `image_spans` holds the first and last position
     plus one of each image's tokens, in order; it is empty if the tokens do not divide evenly among the images.
     """
 
     ids: tuple[int, ...]
-    inputs: Mapping[str, torch.Tensor]
+    inputs: Mapping[str, Any]
     image_spans: tuple[tuple[int, int], ...]
     image_hashes: tuple[str, ...]
 
@@ -36,14 +36,33 @@ def prepare_prompt(loaded: LoadedModel, request: Request, answer_ids: Sequence[i
 
     Raises UserError for a request that the model cannot answer.
     """
-    inputs = {name: tensor.cpu() for name, tensor in prepare_inputs(loaded, [request]).items()}
+    inputs = {name: to_cpu(value) for name, value in prepare_inputs(loaded, [request]).items()}
     if answer_ids:
-        extra = torch.tensor([list(answer_ids)])
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], extra], dim=1)
-        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(extra)], dim=1)
+        inputs = append_answer(inputs, answer_ids)
     ids = tuple(inputs["input_ids"][0].tolist())
     hashes = tuple(pixel_hash(image) for image in request.images)
     return Prompt(ids, inputs, find_image_spans(ids, image_token_id(loaded.model), len(hashes)), hashes)
+
+
+def to_cpu(value: Any) -> Any:
+    """A processor's output in the memory of the CPU; lists of tensors too."""
+    if isinstance(value, list):
+        return [to_cpu(item) for item in value]
+    return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
+def append_answer(inputs: Mapping[str, Any], answer_ids: Sequence[int]) -> dict[str, Any]:
+    """The inputs of a prompt followed by an answer. What else has a value per token, such as token_type_ids, says text
+    there (0)."""
+    answer = torch.tensor([list(answer_ids)])
+    shape = inputs["input_ids"].shape
+    values = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
+    extended = dict(inputs)
+    for name, value in inputs.items():
+        if name in values or (isinstance(value, torch.Tensor) and value.shape == shape):
+            extra = values.get(name, torch.zeros_like(answer)).to(value.dtype)
+            extended[name] = torch.cat([value, extra], dim=1)
+    return extended
 
 
 def image_token_id(model: Any) -> int | None:
