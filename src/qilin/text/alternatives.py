@@ -6,6 +6,7 @@ In: a normalized answer and a question taken apart. Out: True, False, or None wh
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from qilin.text.abnormality import ABNORMAL
 from qilin.text.laterality import find_sides
@@ -35,9 +36,11 @@ _WORD_SETS = (
 _JOINT = re.compile(r"[髋膝踝肩肘腕]关节|指间关节|颞颌关节|骶髂关节")
 
 
-def _named_words(text: str, words: dict[str, re.Pattern[str]]) -> frozenset[str]:
+@lru_cache(maxsize=20_000)
+def _named_words(text: str, word_set: int) -> frozenset[str]:
+    """Names of the words of one of _WORD_SETS that a text uses without negating them."""
     names: set[str] = set()
-    for name, pattern in words.items():
+    for name, pattern in _WORD_SETS[word_set].items():
         spans = [m.span() for m in pattern.finditer(text)]
         if any(not is_negated(text, *span) or name == "plain" for span in spans):
             names.add(name)
@@ -49,19 +52,22 @@ def says_what_it_is(text: str, question: YesNoQuestion) -> bool | None:
     """这是腹部CT吗 answered by 胸部CT, 增强扫描吗 by 平扫: one of several that exclude each other."""
     signs: set[bool] = set()
     for category in _EXCLUSIVE:
-        in_question, in_text = named_terms(question.statement, category), named_terms(text, category)
-        if category == "region" and not _STATES_IDENTITY.search(question.statement):
+        in_text = named_terms(text, category)
+        if not in_text or (category == "region" and not _STATES_IDENTITY.search(question.statement)):
             continue
-        if len(in_question) == 1 and in_text:
+        in_question = named_terms(question.statement, category)
+        if len(in_question) == 1:
             around = frozenset().union(*(structures_of(name) for name in in_text))
             signs.add(bool(in_question & (in_text | around)) and (len(in_text) == 1 or category == "region"))
-    for words in _WORD_SETS:
-        in_question, in_text = _named_words(question.statement, words), _named_words(text, words)
-        if len(in_question) == 1 and in_text:
+    for word_set in range(len(_WORD_SETS)):
+        in_text = _named_words(text, word_set)
+        in_question = _named_words(question.statement, word_set) if in_text else in_text
+        if len(in_question) == 1:
             signs.add(in_question == in_text)
-    joints = set(_JOINT.findall(question.statement)), set(_JOINT.findall(text))
-    if joints[0] and joints[1]:
-        signs.add(joints[0] == joints[1])
+    joints = set(_JOINT.findall(text))
+    asked_joints = set(_JOINT.findall(question.statement)) if joints else joints
+    if asked_joints:
+        signs.add(asked_joints == joints)
     if False in signs:
         return False
     if signs and negated_spans(text) and not re.search(r"[,;。]", text):

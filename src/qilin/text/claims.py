@@ -118,6 +118,8 @@ def answers_count(text: str, question: YesNoQuestion) -> bool | None:
     """大于3cm吗 answered by 4cm, 只有一个病灶吗 by 多发: a quantity inside or outside of the one asked about."""
     if _ONLY_ONE.search(question.statement) and _SEVERAL.search(text):
         return False
+    if not any(not quantity.negated and len(quantity.bounds) == 1 for quantity in find_quantities(text)):
+        return None
     in_question = find_quantities(question.statement)
     if len(in_question) != 1 or len(in_question[0].bounds) != 1:
         return None

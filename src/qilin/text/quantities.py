@@ -88,6 +88,7 @@ _RATES = (
         rf"|a(?=\s))\s*(?P<n>{_NUMBER})?\s*(?P<unit>{_PERIODS})"
     ),
 )
+_RATE_WORD = re.compile(r"[每次滴/]|per|a\s")
 _LATIN_RATE = re.compile(r"(?<![a-z])(?:(qd|bid|tid|qid)|q(\d{1,2})h|(once|twice) (?:daily|a day))(?![a-z])")
 _LATIN_TIMES = {"qd": 1, "bid": 2, "tid": 3, "qid": 4, "once": 1, "twice": 2}
 _OF = r"(?:压)?(?:为|是|约|:)*"
@@ -103,6 +104,7 @@ _GRADE = re.compile(
     rf"(?P<letter>[a-c]?\d?)\s*(?P<word>级|期|度(?!数)|型|类)"
 )
 _ENGLISH_GRADE = re.compile(r"\b(?P<word>grade|stage|type)\s+(?P<number>iii|ii|iv|i|v|\d+)(?P<letter>[a-c]?)\b")
+_GRADE_WORD = re.compile(r"[级期度型类]|grade|stage|type")
 _ENGLISH_GRADES = {"grade": "级", "stage": "期", "type": "型"}
 _SPINE = re.compile(
     rf"(?P<region>[颈胸腰骶])椎?(?:第)?(?P<number>\d+|[{CHINESE_NUMERALS}]+)(?!\d)(?:椎体?)?(?:[/-](?:(?P=region)椎?)?(?P<next>\d{{1,2}})(?![\d%a-z]))?"
@@ -179,18 +181,23 @@ class _Reader:
         self.quantities: list[Quantity] = []
 
     def read(self) -> tuple[Quantity, ...]:
-        self._each(_PERCENT, lambda m: ("share", [_fraction(m["number"])]))
-        self._each(_PARTS, lambda m: ("share", [_share(_fraction(m["part"]), _fraction(m["total"]))]))
+        # A look for the words of a pattern first takes a tenth of the time of the pattern.
+        if "分之" in self.text:
+            self._each(_PERCENT, lambda m: ("share", [_fraction(m["number"])]))
+            self._each(_PARTS, lambda m: ("share", [_share(_fraction(m["part"]), _fraction(m["total"]))]))
         self._each(_SPINE, self._spine)
         self._each(_ORDINAL, lambda m: ("ordinal", [_fraction(m["number"] or m["english"])]))
         self.text = NOT_COUNT.sub(lambda m: "\x00" * len(m.group()), self.text)  # 十二指肠, 第一 as in 首先
-        for pattern in _RATES:
-            self._each(pattern, self._rate)
+        if _RATE_WORD.search(self.text):
+            for pattern in _RATES:
+                self._each(pattern, self._rate)
         self._each(_LATIN_RATE, self._latin_rate)
-        for pattern in _PRESSURE_WORDS:
-            self._each(pattern, lambda m: ("pressure", [_fraction(m["high"]), _fraction(m["low"])]))
-        self._each(_GRADE, self._grade)
-        self._each(_ENGLISH_GRADE, self._grade)
+        if "收缩" in self.text:
+            for pattern in _PRESSURE_WORDS:
+                self._each(pattern, lambda m: ("pressure", [_fraction(m["high"]), _fraction(m["low"])]))
+        if _GRADE_WORD.search(self.text):
+            self._each(_GRADE, self._grade)
+            self._each(_ENGLISH_GRADE, self._grade)
         self._measures()
         return tuple(sorted(self.quantities, key=lambda quantity: quantity.start))
 

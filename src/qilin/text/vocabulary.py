@@ -13,6 +13,7 @@ left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -61,22 +62,33 @@ class TermFinder:
         for term in self.terms:
             lengths.setdefault(term[:2], set()).add(len(term))
         self.lengths = {start: tuple(sorted(values, reverse=True)) for start, values in lengths.items()}
+        # where a term may begin: most positions of a text are none
+        single, first, second = (
+            re.escape("".join(sorted(characters)))
+            for characters in (
+                {term for term in self.terms if len(term) == 1},
+                {term[0] for term in self.terms if term},
+                {term[1] for term in self.terms if len(term) > 1},
+            )
+        )
+        self.starts = re.compile(f"[{single}\x00]|[{first}\x00](?=[{second}\x00])")
 
     def find(self, text: str) -> Iterator[tuple[int, int]]:
         """(start, end) of every match."""
-        lengths, terms, num_characters, position = self.lengths, self.terms, len(text), 0
-        while position < num_characters:
-            end = 0
+        lengths, terms, num_characters, end = self.lengths, self.terms, len(text), 0
+        for start in self.starts.finditer(text):
+            position = start.start()
+            if position < end:
+                continue
             for length in lengths.get(text[position : position + 2], ()):
                 stop = min(position + length, num_characters)
                 if text[position:stop] in terms and _is_whole_word(text, position, stop):
                     end = stop
                     break
-            if not end and text[position] in terms and _is_whole_word(text, position, position + 1):
+            if position >= end and text[position] in terms and _is_whole_word(text, position, position + 1):
                 end = position + 1
-            if end:
+            if position < end:
                 yield position, end
-            position = end or position + 1
 
 
 def _is_whole_word(text: str, start: int, end: int) -> bool:

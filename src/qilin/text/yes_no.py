@@ -69,17 +69,18 @@ def asks_whether_any(question: str) -> bool:
     return _WHETHER_ANY.search(question) is not None
 
 
+@lru_cache(maxsize=20_000)
 def word_polarity(text: str) -> bool | None:
     """The polarity of a bare yes or no word; None for any other text."""
     if len(text) > MAX_WORD_CHARACTERS:
         return None
     affirms = True
     while True:
-        for word in (text, _HEDGES.sub(r"\1", text)):
-            if word in YES:
-                return affirms
-            if word in NO:
-                return not affirms
+        word = text if text in YES or text in NO else _HEDGES.sub(r"\1", text)
+        if word in YES:
+            return affirms
+        if word in NO:
+            return not affirms
         negated = _NEGATED_WORD.match(text)
         if negated is None:
             return None

@@ -116,9 +116,10 @@ def _english_location(match: re.Match[str]) -> Location:
 
 def _omits(term: str, shorter: str, question: str) -> bool:
     """粉碎性 for 粉碎性骨折, if the question asks about the 骨折 and does not name 粉碎性 itself."""
+    if len(shorter) < 2 or not term.startswith(shorter):
+        return False
     noun = term[len(shorter) :]
-    is_named = len(shorter) > 1 and len(noun) > 1 and term.startswith(shorter) and noun in question
-    return is_named and shorter not in question
+    return len(noun) > 1 and noun in question and shorter not in question
 
 
 def same_meaning(a: Meaning, b: Meaning, question: str) -> bool:

@@ -82,7 +82,13 @@ def judge_answer(
 
     `answer_type` is open, closed, choice or None; `choices` are the options of a choice question, in order.
     """
-    choices = tuple(choices or ())
+    return _judge_reply(question, reference, prediction, answer_type, tuple(choices or ()))
+
+
+@lru_cache(maxsize=20_000)  # controls give the same answer to many rows
+def _judge_reply(
+    question: str, reference: str, prediction: str, answer_type: str | None, choices: tuple[str, ...]
+) -> Verdict:
     if exact_match(prediction, reference):  # whatever a reference looks like, it answers its question
         final_answer = FinalAnswer(prediction)
     else:
@@ -104,7 +110,6 @@ def judge_answer(
         return RULE_FAILED
 
 
-@lru_cache(maxsize=20_000)  # controls give the same answer to many rows
 def _judge(
     question: str, reference: str, prediction: str, answer_type: str | None, choices: tuple[str, ...]
 ) -> Verdict:
@@ -266,9 +271,12 @@ def _by_abbreviation(q: str, r: str, p: str) -> Verdict | None:
 _MARKS = re.compile(r"[,;和与及的\s]")
 
 
+@lru_cache(maxsize=5_000)
 def _is_concatenation(text: str, item_list: str) -> bool:
     """Whether the items of the list, joined in some order, are the text: 气胸,右侧 and 右侧气胸."""
     parts = [_MARKS.sub("", item) for item in split_list_items(item_list)]
+    if sum(map(len, parts)) > len(text):
+        return False
     orders = permutations(parts) if len(parts) <= 3 else (parts,)
     return any("".join(order) == _MARKS.sub("", text) for order in orders)
 
@@ -328,7 +336,7 @@ def _by_sentence(q: str, r: str, p: str) -> Verdict | None:
     else:
         words = [r]
     is_short = len(p) <= MAX_COMPARISON_CHARACTERS
-    compared = re.match(r"(?:.*,)?(.+?)比(.+?)(?:更|要|还)?([大小高低多少长短亮暗])", p) if is_short else None
+    compared = _COMPARISON.match(p) if is_short and "比" in p else None
     if compared and compared.group(3) in q:
         return Verdict(same_meaning(parse_meaning(compared.group(1)), expected, q), "comparison")
     for word in sorted(words, key=len, reverse=True):
@@ -346,10 +354,14 @@ def _by_sentence(q: str, r: str, p: str) -> Verdict | None:
     return None
 
 
+_DENIAL = re.compile(r"[不无未没非].{1,2}")
+_COMPARISON = re.compile(r"(?:.*,)?(.+?)比(.+?)(?:更|要|还)?([大小高低多少长短亮暗])")
+
+
 def _adds_denial(text: str, q: str) -> bool:
     """Whether a text denies something beyond repeating the question: 不正常 repeats 不正常 and 异常."""
     repeatable = q + ("不正常不健康" if "异常" in q else "")
-    rest = re.sub(r"[不无未没非].{1,2}", lambda m: "" if m.group() in repeatable else m.group(), text)
+    rest = _DENIAL.sub(lambda m: "" if m.group() in repeatable else m.group(), text)
     return count_negations(rest) > 0
 
 

@@ -47,7 +47,6 @@ class FinalAnswer:
     missing: str = ""
 
 
-@lru_cache(maxsize=20_000)
 def extract_final_answer(reply: str, question: str = "") -> FinalAnswer:
     """The part of a reply that answers the question.
 
@@ -59,17 +58,15 @@ def extract_final_answer(reply: str, question: str = "") -> FinalAnswer:
     """
     if len(reply) > MAX_REPLY_CHARACTERS or _PLAIN.fullmatch(reply):
         return FinalAnswer(reply)
-    turn = own_turn(reply) if _MARKUP.search(reply) else reply
-    text = None if turn is None else without_reasoning(turn)
-    if text is None:
+    finished = _finished_text(reply)
+    if finished is None:
         return FinalAnswer("", "unfinished")
-    text = _without_question(without_special_tokens(text), question)
+    text = _without_question(finished, question)
     if _MARKUP.search(text):
         text = _without_markup(text, question)
-    text = without_loop(_DASH.sub("。", text.replace("\r", "\n")).strip())
-    declared = _declared_answer(text)
+    text, declared = _text_and_declared_answer(text)
     if declared is None:
-        text = without_courtesy(_without_explanation(without_role(text)), question)
+        text = without_courtesy(text, question)
         declared = _concluded_answer(text, question)
     else:
         declared = without_courtesy(declared, question)
@@ -77,6 +74,23 @@ def extract_final_answer(reply: str, question: str = "") -> FinalAnswer:
     text = without_reason(text if declared is None else declared, question)
     text = unwrapped(without_lead(without_name(list_in_one_line(text), question), question))
     return FinalAnswer(text) if _CONTENT.search(text) else FinalAnswer("", "empty")
+
+
+# The steps that do not depend on the question are cached: controls and small models give many rows the same reply.
+@lru_cache(maxsize=5_000)
+def _finished_text(reply: str) -> str | None:
+    """The model's own turn without reasoning and special tokens; None if the reasoning was not finished."""
+    turn = own_turn(reply) if _MARKUP.search(reply) else reply
+    text = None if turn is None else without_reasoning(turn)
+    return None if text is None else without_special_tokens(text)
+
+
+@lru_cache(maxsize=5_000)
+def _text_and_declared_answer(text: str) -> tuple[str, str | None]:
+    """A plain text without loops, role and explanation, and the answer that it declares, if any."""
+    text = without_loop(_DASH.sub("。", text.replace("\r", "\n")).strip())
+    declared = _declared_answer(text)
+    return (text, declared) if declared is not None else (_without_explanation(without_role(text)), None)
 
 
 def _without_markup(text: str, question: str) -> str:
@@ -105,11 +119,12 @@ _ASKS = re.compile(
 )
 _QUESTION_FRAME = r"(?:您(?:的问题|问的)(?:是)?|关于|针对|对于|问题|题目|原题|问|question|q)?\s*\d*\s*[:：]?\s*"
 _MAX_QUESTION_CHARACTERS = 1_000
+_SPACES, _TAG = re.compile(r"\s"), re.compile(r"<[^<>]{1,20}>")
 
 
 def _without_question(text: str, question: str) -> str:
     """The text without the question at its beginning; an affirmed statement (图中有肝脏 for 图中有肝脏吗) stays."""
-    words = re.sub(r"\s", "", re.sub(r"<[^<>]{1,20}>", "", question)).rstrip("?？。.:：")
+    words = _question_words(question)
     if not words or len(words) > _MAX_QUESTION_CHARACTERS or not _starts_alike(text, words):
         return text
     pattern = r"\s*".join(map(re.escape, words))
@@ -124,9 +139,15 @@ def _without_question(text: str, question: str) -> str:
     return re.sub(r"^\s*A\s*[:：]\s*", "", rest) if re.match(r"\s*q", echo[1], re.I) else rest
 
 
+@lru_cache(maxsize=1_000)
+def _question_words(question: str) -> str:
+    """A question without spaces, tags and its last marks."""
+    return _SPACES.sub("", _TAG.sub("", question)).rstrip("?？。.:：")
+
+
 def _starts_alike(text: str, words: str) -> bool:
     """Whether the question's first characters occur near the beginning: the full pattern costs a compilation."""
-    return words[:4].lower() in re.sub(r"\s", "", text[: len(words[:4]) * 3 + 60]).lower()
+    return words[:4].lower() in _SPACES.sub("", text[: len(words[:4]) * 3 + 60]).lower()
 
 
 # --- declared answers -----------------------------------------------------------------------------------------------

@@ -91,11 +91,17 @@ def _appearance_words(words: str, opposite: str) -> re.Pattern[str]:
     return re.compile(f"{words}|{opposite}|[不欠未]")
 
 
+@lru_cache(maxsize=20_000)
+def _appearances(r: str) -> tuple[tuple[str, str, str], ...]:
+    """(words, opposite, rest) for the complements that a short reference names, with what else it says."""
+    pairs = ((*pair, _appearance_words(*pair).sub("", r)) for pair in (*COMPLEMENTS, *CONTRARIES))
+    return tuple((words, opposite, rest) for words, opposite, rest in pairs if len(rest) <= 4 and rest != r)
+
+
 def judge_appearance(q: str, r: str, p: str) -> Verdict | None:
     """A reference that is one of two complements: 不光滑 and 边缘毛糙, 边界清楚 and 边界清晰."""
-    for words, opposite in (*COMPLEMENTS, *CONTRARIES):
-        rest = _appearance_words(words, opposite).sub("", r)
-        if len(rest) > 4 or rest == r or not set(rest) <= set(q) | set("边缘界形态呈的较尚密度信号强化"):
+    for words, opposite, rest in _appearances(r):
+        if not set(rest) <= set(q) | set("边缘界形态呈的较尚密度信号强化"):
             continue
         expected, stated = complement_sign(r, words, opposite), complement_sign(p, words, opposite)
         if expected is not None and stated is not None:
@@ -103,13 +109,18 @@ def judge_appearance(q: str, r: str, p: str) -> Verdict | None:
     return None
 
 
+_ASKS_WHICH = re.compile(r"哪|谁|which")
+
+
 def judge_state(q: str, r: str, p: str) -> Verdict | None:
     """Which of the organs or sides that a question names is normal or abnormal, answered by their states."""
+    if _ASKS_WHICH.search(q) is None:
+        return None
     asked_state = question_normality(q)
     offered = _offered(q)
     reference_organs = {match.concept.name for match in find_terms(r, "organ", "region")}
     asks_sides = len(find_sides(q)) == 2 and len(find_sides(r)) == 1
-    if not re.search(r"哪|谁|which", q) or not (asks_sides or (len(offered) > 1 and reference_organs & offered)):
+    if not (asks_sides or (len(offered) > 1 and reference_organs & offered)):
         return None
     if asked_state is None:
         asked_state = False if re.search(r"有|存在|出现", q) else None
