@@ -22,12 +22,17 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
+from qilin.imaging.coded_size import check_coded_size
 from qilin.imaging.dicom_decoder import DECODER_DEPENDENCIES, JPEG_XL, PLUGIN, decoder_for
 from qilin.imaging.errors import ImageError
 from qilin.imaging.windowing import Frame, LookupTable, Window
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 MAX_FRAME_BYTES = 1 << 30  # of one decoded frame
 MAX_FRAMES = 100_000
@@ -108,11 +113,15 @@ def check_deflated(data: bytes) -> None:
     """Refuse a deflated file that unpacks to more than MAX_INFLATED bytes, before pydicom unpacks it."""
     import zlib
 
-    if data[128:132] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in data[132:1024]:
+    if data[128:132] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in data:
         return
-    start = 144 + int.from_bytes(data[140:144], "little")
+    file = io.BytesIO(data)
+    file.seek(132)  # the meta group ends where pydicom finds its end, whatever length it declares
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    if str(meta.get("TransferSyntaxUID")) != DeflatedExplicitVRLittleEndian:
+        return
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    if len(unpacker.decompress(data[start:], MAX_INFLATED)) >= MAX_INFLATED and unpacker.unconsumed_tail:
+    if len(unpacker.decompress(data[file.tell() :], MAX_INFLATED)) >= MAX_INFLATED and unpacker.unconsumed_tail:
         raise ImageError("image has too many pixels", f"unpacks to more than {MAX_INFLATED:,} bytes")
 
 
@@ -181,6 +190,7 @@ def decode_pixels(dataset: Dataset, index: int) -> tuple[np.ndarray, str]:
         import imagecodecs
 
         coded = get_frame(dataset.PixelData, index, number_of_frames=frame_count(dataset))
+        check_coded_size(coded, dataset.Rows, dataset.Columns)
         pixels = np.asarray(imagecodecs.jpegxl_decode(coded))
         return pixels, "RGB" if pixels.ndim == 3 else str(dataset.PhotometricInterpretation)
     try:
@@ -304,8 +314,16 @@ def number(value: Any, default: float) -> float:
     values = as_list(value)
     try:
         return float(values[0]) if values else default
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return default
+
+
+def element(dataset: Dataset, keyword: str) -> Any:
+    """The value of an element; None where it is missing, or its bytes are no value of its kind."""
+    try:
+        return dataset.get(keyword)
+    except Exception:  # pydicom converts an element when it is read, and raises some five types
+        return None
 
 
 def as_list(value: Any) -> list[Any]:
@@ -319,11 +337,9 @@ def as_list(value: Any) -> list[Any]:
 def damage_refused() -> Iterator[None]:
     """The one boundary of DICOM code: whatever pydicom, numpy or a codec raise on a broken file becomes an ImageError.
 
-    pydicom logs and warns about elements' values, which may be names; both are silenced.
+    pydicom logs and warns about elements' values, which may be names; both are silenced here and, because threads share
+    the filters, for the process.
     """
-    logger = logging.getLogger("pydicom")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -334,5 +350,3 @@ def damage_refused() -> Iterator[None]:
         raise ImageError("image needs more memory than there is") from None
     except Exception as error:  # pydicom raises some fifteen types on broken files; their texts may quote elements
         raise ImageError("image is truncated or damaged", f"DICOM: {type(error).__name__}") from None
-    finally:
-        logger.setLevel(before)

@@ -14,6 +14,8 @@ import numpy as np
 from pydicom import uid
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner, get_decoder
 
+from qilin.imaging.coded_size import check_coded_size
+
 PLUGIN = "imagecodecs"
 JPEG_XL = ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112")  # newer than pydicom 3.0
 LOSSY_JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
@@ -55,6 +57,7 @@ def decode_frame(data: bytes, runner: DecodeRunner) -> bytes:
     if syntax == uid.RLELossless:
         runner.set_option("planar_configuration", 1)
         return bytes(imagecodecs.dicomrle_decode(data, dtype=f"<u{runner.bits_allocated // 8}"))
+    check_coded_size(data, runner.rows, runner.columns)
     pixels = decode_jpeg(data, runner) if syntax in (*LOSSY_JPEG, *LOSSLESS_JPEG) else decode_other(data, syntax)
     if pixels.dtype == bool:
         pixels = pixels.view(np.uint8)

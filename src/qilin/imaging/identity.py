@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from qilin.core.errors import UserError
-from qilin.imaging.dicom import DicomImage, as_list, number
+from qilin.imaging.dicom import DicomImage, as_list, damage_refused, element, number
 from qilin.imaging.series import make_stack, position_along
 
 SECRET_BYTES = 32
@@ -41,6 +42,14 @@ SIDES = {"L": "L", "R": "R", "B": "B"}
 VIEWS = {name: name for name in ("AP", "PA", "LL", "RL", "LAT", "CC", "MLO", "ML", "LM")}
 # pixels of these kinds often have the patient's name drawn into them
 MAY_HAVE_TEXT = frozenset(("US", "SC", "OT", "XC", "ES", "RF", "XA", "OP", "OPT", "GM", "PX", "BMD"))
+CLASSES_WITH_TEXT = (
+    "Secondary Capture",
+    "Ultrasound",
+    "Angiographic",
+    "Radiofluoroscopic",
+    "Endoscopic",
+    "Photographic",
+)
 
 
 @dataclass(frozen=True)
@@ -89,54 +98,69 @@ def read_secret(path: Path) -> bytes:
 
 def keyed(secret: bytes, kind: str, value: object) -> str:
     """A key of 16 digits for a value; "" for an empty one. `kind` separates numbers that happen to be equal."""
-    text = str(value or "").strip().lstrip("0").upper()
+    text = str(value or "").strip().upper()
     if not text:
         return ""
+    text = text.lstrip("0") or "0"  # spreadsheets drop leading zeros
     return hmac.new(secret, f"{kind}\0{text}".encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def header_values(image: DicomImage, secret: bytes, file_number: int) -> HeaderValues:
     """The values of one file. A file without patient or study is one of its own."""
+    with damage_refused():
+        return read_values(image, secret, f"file {file_number}")
+
+
+def read_values(image: DicomImage, secret: bytes, unique: str) -> HeaderValues:
+    """`header_values`; `unique` stands for the identifiers that a file does not have."""
     dataset = image.dataset
-    unique = f"file {file_number}"
-    patient = keyed(secret, "patient", dataset.get("PatientID") or dataset.get("PatientName") or unique)
+    study = str(element(dataset, "StudyInstanceUID") or unique)
+    names = (str(element(dataset, keyword) or "").strip() for keyword in ("PatientID", "PatientName"))
+    patient = keyed(secret, "patient", next(filter(None, names), study))
     stack = make_stack([image])
     position = None
     if stack.plane:
         axis = ("sagittal", "coronal", "axial").index(stack.plane)
         position = position_along(image, np.eye(3)[axis])
     annotation = code(dataset, "BurnedInAnnotation", {"YES": "yes", "NO": "no"})
-    kinds = {str(value).upper() for value in as_list(dataset.get("ImageType"))}
+    modality = image.modality if image.modality in MODALITIES else "OT"
+    kinds = {str(value).upper() for value in as_list(element(dataset, "ImageType"))}
     return HeaderValues(
         patient=patient,
-        study=keyed(secret, "study", dataset.get("StudyInstanceUID") or unique),
-        series=keyed(secret, "series", dataset.get("SeriesInstanceUID") or unique),
-        accession=keyed(secret, "accession", dataset.get("AccessionNumber")),
-        day=shifted_day(dataset.get("StudyDate"), patient, secret),
-        modality=image.modality if image.modality in MODALITIES else "OT",
+        study=keyed(secret, "study", study),
+        series=keyed(secret, "series", element(dataset, "SeriesInstanceUID") or unique),
+        accession=keyed(secret, "accession", element(dataset, "AccessionNumber")),
+        day=shifted_day(element(dataset, "StudyDate"), patient, secret),
+        modality=modality,
         body_part=code(dataset, "BodyPartExamined", BODY_PARTS),
         laterality=code(dataset, "ImageLaterality", SIDES) or code(dataset, "Laterality", SIDES),
         view=code(dataset, "ViewPosition", VIEWS),
         sex=code(dataset, "PatientSex", {"M": "M", "F": "F", "O": "O"}),
-        age=age_in_years(dataset.get("PatientAge")),
+        age=age_in_years(element(dataset, "PatientAge")),
         plane=stack.plane,
         position=position or 0.0,
-        instance=min(max(number(dataset.get("InstanceNumber"), 0.0), -1e6), 1e6),
+        instance=min(max(number(element(dataset, "InstanceNumber"), 0.0), -1e6), 1e6),
         frames=image.count,
         localizer="LOCALIZER" in kinds,
-        burned_in=annotation or ("unknown" if image.modality in MAY_HAVE_TEXT or "SECONDARY" in kinds else "no"),
+        burned_in=annotation or ("unknown" if may_have_text(dataset, modality, kinds) else "no"),
     )  # fmt: skip
 
 
 def code(dataset: Dataset, keyword: str, words: dict[str, str]) -> str | None:
     """A coded string of a closed list; None for anything else."""
-    return words.get(str(dataset.get(keyword) or "").strip().upper())
+    return words.get(str(element(dataset, keyword) or "").strip().upper())
+
+
+def may_have_text(dataset: Dataset, modality: str, kinds: set[str]) -> bool:
+    """Whether pixels of this kind often show a name: by modality, by image type, and by class of the object."""
+    name = UID(str(element(dataset, "SOPClassUID") or "")).name
+    return modality in MAY_HAVE_TEXT or "SECONDARY" in kinds or any(word in name for word in CLASSES_WITH_TEXT)
 
 
 def age_in_years(value: object) -> int | None:
     """DICOM's 045Y, 010M or 012D as full years; ages that identify are cut at 90."""
     text = str(value or "").strip().upper()
-    if len(text) != 4 or not text[:3].isdigit() or text[3] not in "YMWD":
+    if len(text) != 4 or not (text.isascii() and text[:3].isdigit()) or text[3] not in "YMWD":
         return None
     years = int(text[:3]) // {"Y": 1, "M": 12, "W": 52, "D": 365}[text[3]]
     return min(years, 90) if years <= 130 else None
@@ -159,7 +183,7 @@ def identities(dataset: Dataset) -> list[str]:
     for keyword in ("PatientName", "OtherPatientNames", "ReferringPhysicianName", "PerformingPhysicianName",
                     "NameOfPhysiciansReadingStudy", "OperatorsName", "PatientID", "AccessionNumber", "StudyID",
                     "InstitutionName", "PatientAddress", "PatientTelephoneNumbers"):  # fmt: skip
-        for value in as_list(dataset.get(keyword)):
+        for value in as_list(element(dataset, keyword)):
             text = str(value).strip()
             values += [text, text.replace("^", ""), text.replace("^", " ")]
             values += [part.replace("^", "") for part in text.split("=")]

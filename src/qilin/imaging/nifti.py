@@ -6,6 +6,7 @@ free texts (description, intent) may hold names.
 
 import gzip
 import io
+import logging
 import math
 import warnings
 import zlib
@@ -40,7 +41,9 @@ def read_nifti(data: bytes) -> Volume:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = make_image(plain)
-            check_shape(image.shape, image.header.get_data_dtype().itemsize)
+            check_shape(image.shape, image.header.get_data_dtype().itemsize, len(plain))
+            while image.ndim > 3:  # time points, directions, echoes: the first
+                image = image.slicer[..., 0]
             image = nibabel.as_closest_canonical(image)
             values = np.asanyarray(image.dataobj)
             zooms = [float(abs(zoom)) for zoom in image.header.get_zooms()[:3]]
@@ -50,8 +53,6 @@ def read_nifti(data: bytes) -> Volume:
         raise ImageError("image needs more memory than there is") from None
     except Exception as error:  # nibabel raises some ten types on broken files
         raise ImageError("image is truncated or damaged", f"NIfTI: {type(error).__name__}") from None
-    while values.ndim > 3:  # time points, directions, echoes: the first
-        values = values[..., 0]
     if values.ndim == 2:
         values = values[..., None]
     if values.dtype.names:
@@ -66,6 +67,7 @@ def make_image(plain: bytes) -> Any:
     """nibabel's image on the bytes of an uncompressed file; its values are read later."""
     import nibabel
 
+    nibabel.imageglobals.logger.setLevel(logging.CRITICAL + 1)  # it reports each repair of a header on stderr
     reader = nibabel.Nifti2Image if plain[4:8] in MAGIC[4] else nibabel.Nifti1Image
     holders = {name: nibabel.FileHolder(fileobj=io.BytesIO(plain)) for name in ("image", "header")}
     return reader.from_file_map(holders)
@@ -85,9 +87,11 @@ def unzip(data: bytes) -> bytes:
     return plain
 
 
-def check_shape(shape: tuple[int, ...], itemsize: int) -> None:
-    """Refuse shapes that are no volume or too large."""
+def check_shape(shape: tuple[int, ...], itemsize: int, file_bytes: int) -> None:
+    """Refuse shapes that are no volume, or larger than the limit or the file."""
     if len(shape) < 2 or min(shape) < 1:
         raise ImageError("image is truncated or damaged", f"NIfTI of shape {shape}")
-    if math.prod(shape) * max(itemsize, 4) > MAX_BYTES:
+    if math.prod(shape) * itemsize > file_bytes:  # nibabel would make room for the values first
+        raise ImageError("image is truncated or damaged", f"NIfTI of shape {shape} in {file_bytes:,} bytes")
+    if math.prod(shape[:3]) * max(itemsize, 4) > MAX_BYTES:
         raise ImageError("image has too many pixels", f"{shape}; the limit is {MAX_BYTES:,} bytes of values")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qilin.imaging.dicom import DicomImage, as_list, functional_group, number
+from qilin.imaging.dicom import DicomImage, as_list, damage_refused, element, functional_group, number
 from qilin.imaging.errors import ImageError
 from qilin.imaging.windowing import Frame
 
@@ -47,19 +47,21 @@ class SliceStack:
 
 
 def group_series(images: Iterable[DicomImage]) -> list[SliceStack]:
-    """Images -> stacks, in the order in which their first image came. A repeated SOPInstanceUID counts once."""
-    groups: dict[tuple[Any, ...], dict[str, DicomImage]] = {}
-    for order, image in enumerate(images):
-        group = groups.setdefault(series_key(image, order), {})
-        group.setdefault(str(image.dataset.get("SOPInstanceUID") or order), image)
-    return [make_stack(list(group.values())) for group in groups.values()]
+    """Images -> stacks, in the order in which their first image came. A second copy counts once."""
+    groups: dict[tuple[Any, ...], dict[tuple[str, int], DicomImage]] = {}
+    with damage_refused():
+        for order, image in enumerate(images):
+            group = groups.setdefault(series_key(image, order), {})
+            copy = str(element(image.dataset, "SOPInstanceUID") or order), hash(image.dataset.get("PixelData"))
+            group.setdefault(copy, image)  # some exports give all slices one UID: the pixels decide
+        return [make_stack(list(group.values())) for group in groups.values()]
 
 
 def series_key(image: DicomImage, unique: int) -> tuple[Any, ...]:
     """What slices of one stack share; an image without a series is a stack of its own."""
     dataset = image.dataset
-    series = str(dataset.get("SeriesInstanceUID") or f"#{unique}")
-    kind = tuple(str(value) for value in as_list(dataset.get("ImageType"))[2:3])  # LOCALIZER beside AXIAL
+    series = str(element(dataset, "SeriesInstanceUID") or f"#{unique}")
+    kind = tuple(str(value) for value in as_list(element(dataset, "ImageType"))[2:3])  # LOCALIZER beside AXIAL
     if image.modality in ("CR", "DX", "MG", "XA", "US") or image.count > 1:  # views and clips, not slices
         series += f"#{unique}"
     return series, dataset.Rows, dataset.Columns, kind, orientation(image)
@@ -68,7 +70,7 @@ def series_key(image: DicomImage, unique: int) -> tuple[Any, ...]:
 def orientation(image: DicomImage) -> tuple[float, ...]:
     """The six direction cosines, rounded; () where the file has none."""
     group = functional_group(image.dataset, 0, "PlaneOrientationSequence") or image.dataset
-    values = [number(value, math.nan) for value in as_list(group.get("ImageOrientationPatient"))]
+    values = [number(value, math.nan) for value in as_list(element(group, "ImageOrientationPatient"))]
     if len(values) != 6 or not all(map(math.isfinite, values)):
         return ()
     return tuple(round(value, ORIENTATION_DIGITS) + 0.0 for value in values)
@@ -94,11 +96,11 @@ def make_stack(images: Sequence[DicomImage]) -> SliceStack:
 def position_along(image: DicomImage, normal: np.ndarray) -> float | None:
     """The slice's position in mm along the normal of its plane; None where the file has none."""
     group = functional_group(image.dataset, 0, "PlanePositionSequence") or image.dataset
-    values = [number(value, math.nan) for value in as_list(group.get("ImagePositionPatient"))]
+    values = [number(value, math.nan) for value in as_list(element(group, "ImagePositionPatient"))]
     if len(values) != 3 or not all(map(math.isfinite, values)):
         return None
     return round(float(np.dot(values, normal)), 3)
 
 
 def instance_number(image: DicomImage) -> float:
-    return number(image.dataset.get("InstanceNumber"), 0.0)
+    return number(element(image.dataset, "InstanceNumber"), 0.0)

@@ -180,7 +180,7 @@ def percentile_window(frame: Frame) -> Window:
     if values.size == 0:
         return Window(0, 1)
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    if high <= low:
+    if not (low < high and np.isfinite(high - low)):  # differences of the largest float32 overflow
         low, high = float(values.min()), float(values.max())
     return Window((low + high) / 2, max(high - low, 1e-6), "LINEAR_EXACT")
 

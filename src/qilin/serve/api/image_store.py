@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ from qilin.imaging.series import SliceStack, group_series
 from qilin.imaging.volume import PLANES, Volume
 from qilin.imaging.windowing import PRESETS, Frame, LookupTable, Window, percentile_window, render, with_square_pixels
 from qilin.serve.api.errors import ApiError
+from qilin.serve.api.remote_images import split_url
 
 SCHEME = "qilin-image"
 PROCESS_KEY = secrets.token_bytes(32)
@@ -92,14 +93,15 @@ class ImageStore:
     def remove(self, name: str, owner: str) -> None:
         self.get(name, owner)
         with self.lock:
-            self.used -= self.images.pop(name).size
+            if stored := self.images.pop(name, None):  # another request may have been first
+                self.used -= stored.size
 
     def render_url(self, url: str, owner: str) -> Image.Image:
         """qilin-image:ID?plane=axial&index=3&window=40,400&crop=x,y,w,h -> the RGB image for the model.
 
         Raises ApiError, ImageError.
         """
-        parts = urlsplit(url)
+        parts = split_url(url, "image")
         options = dict(parse_qsl(parts.query))
         frame = select_frame(self.get(parts.path, owner), options)
         if "window" in options:
@@ -111,7 +113,8 @@ class ImageStore:
         if "crop" not in options:
             return image
         left, top, width, height = numbers(options, "crop", 4)
-        box = (round(left), round(top), round(left + width), round(top + height))
+        edges = np.clip((left, top, left + width, top + height), -1, 1e6)  # sums of large numbers are infinite
+        box = (round(edges[0]), round(edges[1]), round(edges[2]), round(edges[3]))
         if not (0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height):
             raise ApiError(
                 400, f"crop is {options['crop']}; the image has {image.width} x {image.height} pixels", "crop"

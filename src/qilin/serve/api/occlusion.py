@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from qilin.core.errors import UserError
 from qilin.model.generate import Request
-from qilin.serve.engine.engine import Engine, Event, Finish, GenerationRequest
+from qilin.serve.engine.engine import Engine, Event, Finish, GenerationRequest, max_answer_tokens
 from qilin.serve.engine.prompt import prepare_prompt
 
 GRID = 7  # cells on the longer side
@@ -47,8 +48,12 @@ async def occlusion_map(
 
 
 async def score(engine: Engine, request: Request, answer_ids: tuple[int, ...], owner: str) -> float:
-    """The log probability of an answer. Raises RuntimeError where the model failed."""
+    """The log probability of an answer. Raises UserError where it does not fit, RuntimeError where the model failed."""
     prompt = await asyncio.to_thread(prepare_prompt, engine.loaded, request, answer_ids)
+    if max_answer_tokens(engine, prompt, 1) < 1:
+        raise UserError(
+            f"messages: {len(prompt.ids)} tokens, images and answer included, are more than the model takes"
+        )
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Finish] = loop.create_future()
 

@@ -94,7 +94,7 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
         image = service.store.get(request.path_params["name"], request.state.owner)
         options = dict(request.query_params)
         side = options.get("max", str(MAX_VIEW_SIDE))
-        if not side.isdigit() or len(side) > 6 or int(side) < 1:
+        if not (side.isascii() and side.isdigit()) or len(side) > 6 or int(side) < 1:
             raise ApiError(400, f"max is {side!r}; expected a number of pixels", "max")
         try:
             body, headers = await asyncio.to_thread(lambda: view_pixels(select_frame(image, options), int(side)))

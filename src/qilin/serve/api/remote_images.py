@@ -8,7 +8,7 @@ redirects are not followed, and size and time are bounded.
 import ipaddress
 import socket
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 
@@ -26,7 +26,7 @@ class RemoteImages:
 
     def fetch(self, url: str, param: str) -> bytes:
         """The bytes behind an https address. Raises ApiError 400."""
-        parts = urlsplit(url)
+        parts = split_url(url, param)
         host = parts.hostname or ""
         if parts.scheme != "https" or host not in self.hosts or parts.username or parts.port not in (None, 443):
             allowed = f"an https address of {', '.join(sorted(self.hosts))}" if self.hosts else "nothing but data URIs"
@@ -37,6 +37,16 @@ class RemoteImages:
         except (httpx2.HTTPError, TimeoutError, ValueError) as error:
             cause = str(error) or type(error).__name__
             raise ApiError(400, f"{param}: {host} did not deliver it ({cause})", param) from None
+
+
+def split_url(url: str, param: str) -> SplitResult:
+    """The parts of an address. Raises ApiError 400 for a text that is none."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  checked when it is read
+    except ValueError:
+        raise ApiError(400, f"{param}: {url[:80]!r} is not an address; send the image as a data URI", param) from None
+    return parts
 
 
 def public_address(host: str, param: str) -> str:

@@ -1,0 +1,142 @@
+"""DICOM headers and codestreams that declare what they do not hold: refused or ignored, quickly, and in silence."""
+
+import gzip
+import io
+import json
+import warnings
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
+
+from builders.dicom import JPEG_XL, ct_pixels, dicom, make_dataset, nifti, to_bytes
+from qilin.imaging.coded_size import coded_size
+from qilin.imaging.dicom import read_dicom
+from qilin.imaging.errors import ImageError
+from qilin.imaging.identity import header_values
+from qilin.imaging.medical import open_medical
+from qilin.imaging.nifti import read_nifti
+from qilin.imaging.series import group_series
+from qilin.serve.api.image_store import describe
+
+SECRET = b"s" * 32
+
+
+def with_text(keyword: str, text: str, **elements: Any) -> bytes:
+    """A file whose element holds a text that pydicom would not write."""
+    marker = "7" * len(text.encode("latin-1"))
+    data = dicom(ct_pixels(), **({keyword: marker} | elements))
+    assert data.count(marker.encode()) == 1
+    return data.replace(marker.encode(), text.encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text"),
+    [("InstanceNumber", "1e400"), ("InstanceNumber", "Huang5"), ("PatientAge", "²23Y"), ("StudyInstanceUID", "Huang6")],
+)
+def test_values_that_are_none(keyword: str, text: str, recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("always")
+    image = read_dicom(with_text(keyword, text))
+    assert header_values(image, SECRET, 1).instance == 0
+    assert group_series([image])[0].count == 1
+    assert not [warning for warning in recwarn if text in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("elements", "may_have_text"),
+    [
+        ({"Modality": "CT"}, False),
+        ({"Modality": "DX", "ImageType": ["ORIGINAL", "PRIMARY"]}, False),
+        ({"Modality": ""}, True),
+        ({"Modality": ["CT", "US"]}, True),
+        ({"Modality": "SOMETHING"}, True),
+        ({"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, True),  # secondary capture in color
+        ({"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"}, True),  # ultrasound
+        ({"Modality": "US", "BurnedInAnnotation": "NO"}, False),
+    ],
+)
+def test_images_that_may_show_a_name(elements: dict[str, Any], may_have_text: bool) -> None:
+    values = header_values(read_dicom(dicom(ct_pixels(), **elements)), SECRET, 1)
+    assert (values.burned_in != "no") == may_have_text
+
+
+def test_identifiers_without_a_value() -> None:
+    def values(**elements: Any) -> Any:
+        return header_values(read_dicom(dicom(ct_pixels(), **elements)), SECRET, 1)
+
+    zero = values(PatientID="000", AccessionNumber="0", StudyInstanceUID="1.2")
+    assert zero.patient
+    assert zero.accession
+    assert zero.patient != values(StudyInstanceUID="1.2").patient  # no number is not the number zero
+    assert values(StudyInstanceUID="1.2").patient == values(StudyInstanceUID="1.2", PatientID=" ").patient
+    assert values(StudyInstanceUID="1.2").patient != values(StudyInstanceUID="1.3").patient
+    assert values(PatientID="00123").patient == values(PatientID="123").patient
+
+
+def coded(pixels: np.ndarray, syntax: str, code: Any, rows: int) -> bytes:
+    """A file whose header promises fewer rows than its codestream has."""
+    dataset = make_dataset(pixels)
+    dataset.Rows = rows
+    return to_bytes(dataset, syntax, [code(pixels)])
+
+
+@pytest.mark.parametrize(
+    ("syntax", "code"),
+    [
+        (JPEGBaseline8Bit, imagecodecs.jpeg8_encode),
+        (JPEGLSLossless, imagecodecs.jpegls_encode),
+        (JPEG2000Lossless, lambda pixels: imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k")),
+        (JPEG_XL, imagecodecs.jpegxl_encode),
+    ],
+)
+@pytest.mark.parametrize("shape", [(32, 48), (37, 53)])
+def test_codestreams_larger_than_the_header(syntax: str, code: Any, shape: tuple[int, int]) -> None:
+    pixels = ct_pixels(0, *shape).astype(np.uint8)
+    assert coded_size(bytes(code(pixels))) == shape[::-1]
+    assert read_dicom(coded(pixels, syntax, code, shape[0])).frame(0).values.shape == shape
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        read_dicom(coded(pixels, syntax, code, shape[0] - 1)).frame(0)
+
+
+def test_deflated_bomb_behind_a_long_meta_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qilin.imaging.dicom.MAX_INFLATED", 1000)
+    dataset = make_dataset(ct_pixels())
+    file = pydicom.dcmread(io.BytesIO(to_bytes(dataset)))
+    file.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    file.file_meta.ImplementationVersionName = "1"
+    file.file_meta.PrivateInformationCreatorUID = "1.2"
+    file.file_meta.PrivateInformation = b"\0" * 5000
+    file.file_meta["PrivateInformation"].tag  # noqa: B018
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, file)
+    with pytest.raises(ImageError, match="too many pixels"):
+        read_dicom(buffer.getvalue())
+
+
+def test_one_uid_for_all_slices() -> None:
+    """Some exports give every slice one UID; a second copy of a slice still counts once."""
+    images = [
+        read_dicom(dicom(ct_pixels(seed), SeriesInstanceUID="1.2", InstanceNumber=str(seed))) for seed in (1, 2, 2)
+    ]
+    assert [stack.count for stack in group_series(images)] == [2]
+
+
+def test_volumes_larger_than_their_file(capfd: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(nifti(np.zeros((4, 5, 6), np.int16)))
+    data[42:44] = (32000).to_bytes(2, "little")
+    data[252:254] = (99).to_bytes(2, "little")  # an unknown qform code, which nibabel reports on stderr
+    for changed in (bytes(data), gzip.compress(data)):
+        with pytest.raises(ImageError, match="in 592 bytes"):
+            read_nifti(changed)
+    assert capfd.readouterr().err == ""
+    series = np.arange(4 * 5 * 6 * 3 * 2, dtype=np.int16).reshape(4, 5, 6, 3, 2)
+    assert np.array_equal(read_nifti(nifti(series)).values, series[..., 0, 0])
+
+
+def test_the_largest_numbers_have_a_window() -> None:
+    values = np.array([[-3e38, 3e38], [1.0, 2.0]], np.float32)
+    described = describe(open_medical(nifti(values[..., None])))
+    assert json.dumps(described, allow_nan=False)
