@@ -20,6 +20,26 @@ CORRECT = [
     ("In January 2010 the patient left the hospital.", "2010年1月患者出院。"),
     ("CT", "CT"),
     ("Levoscoliosis is noted.", "可见脊柱左侧弯。"),
+    # the end of an English negation
+    ("No fracture, but scarring of the right apex is seen.", "未见骨折，但可见右肺尖瘢痕。"),
+    ("No effusion, except for a small nodule.", "除一枚小结节外，未见积液。"),
+    ("There is no hemorrhage, although emphysema is present.", "未见出血，尽管存在肺气肿。"),
+    ("No mass, and the hernia is small.", "未见肿块，疝气较小。"),
+    # denials that English words otherwise
+    ("Neither hemorrhage nor infarction is seen.", "未见出血及梗死。"),
+    ("The film ruled out pneumothorax.", "胸片排除了气胸。"),
+    ("Effusion, fracture, and hemorrhage are all absent.", "未见积液、骨折及出血。"),
+    # Chinese negations that deny no finding
+    ("Healing rib fractures on the left.", "左侧肋骨骨折正在愈合。"),
+    ("No change in the aneurysm.", "动脉瘤无明显变化。"),
+    ("The hernia is unchanged.", "疝气没有改变。"),
+    ("A noncalcified nodule in the kidney.", "肾脏内见非钙化的结节。"),
+    ("CT is advised to rule out metastasis.", "建议行CT以排除转移。"),
+    ("Pneumonia cannot be completely excluded.", "不能完全排除肺炎。"),
+    # lists that a Chinese negation reaches across
+    ("No consolidation or visible mass.", "未见实变或可见的肿块。"),
+    ("No nodule or hemorrhage, and no effusion.", "没有任何结节或出血、也没有积液。"),
+    ("No consolidation, hemorrhage or mass.", "没有实变，出血或肿块。"),
 ]
 
 
@@ -40,6 +60,16 @@ FAULTY = [
     ("There is no pneumothorax.", "有气胸。", "negation"),
     ("There is a mass. No pneumothorax or effusion.", "未见肿块。有气胸，有积液。", "negation"),
     ("There is a fracture.", "没有骨折。", "negation"),
+    ("No fracture, but scarring of the right apex is seen.", "未见骨折，右肺尖未见瘢痕。", "negation"),
+    ("No effusion, except for a small nodule.", "未见积液，也未见结节。", "negation"),
+    ("Neither hemorrhage nor infarction is seen.", "可见出血，未见梗死。", "negation"),
+    ("The film ruled out pneumothorax.", "胸片未见异常，可见气胸。", "negation"),
+    ("Effusion, fracture, and hemorrhage are all absent.", "未见积液及骨折，可见出血。", "negation"),
+    ("Healing rib fractures on the left.", "左侧未见肋骨骨折愈合。", "negation"),
+    ("No change in the aneurysm.", "未见动脉瘤。", "negation"),
+    ("A noncalcified nodule in the kidney.", "肾脏内未见非钙化的结节。", "negation"),
+    ("CT is advised to rule out metastasis.", "未见转移，建议行CT。", "negation"),
+    ("No consolidation, hemorrhage or mass.", "没有实变，可见出血或肿块。", "negation"),
     ("Mutations of KRAS and BRCA1.", "KRAS和BRCA2突变。", "abbreviations"),
     ("She was given amoxicillin.", "患者服用头孢克洛。", "drugs"),
     ("The chest film shows a normal heart and clear lungs on this day.", "正常。", "length"),

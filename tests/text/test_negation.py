@@ -44,6 +44,7 @@ from qilin.text.negation import count_negations, is_negated
         ("强化不明显", "强化", True),
         ("没有一个椎体不受累", "受累", False),
         ("不能说没有囊肿", "囊肿", False),
+        ("没有任何囊肿、没有积液", "囊肿", True),  # a list, no double negation
         ("非增殖期视网膜病变", "视网膜病变", False),
         ("the fracture has been ruled out", "fracture", True),
     ],

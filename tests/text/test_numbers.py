@@ -69,7 +69,8 @@ def test_parse_count(text: str, expected: tuple[int, str] | None) -> None:
 
 
 def test_counts_to_digits() -> None:
-    assert counts_to_digits("两个结节,十二枚,十二指肠,三尖瓣,一侧") == "2个结节,12枚,十二指肠,三尖瓣,一侧"
+    text = "两个结节,十二枚,十二指肠,三尖瓣,一侧,两侧胸腔,左右两侧"
+    assert counts_to_digits(text) == "2个结节,12枚,十二指肠,三尖瓣,一侧,两侧胸腔,左右两侧"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ MEASURE_WORDS = (*COUNT_WORDS, "次", "级", "期", "度", "分", "岁", "年", 
 # Compounds in which a numeral character is not a count.
 _NOT_COUNTS = ("十二指肠", "三尖瓣", "二尖瓣", "四肢", "三叉", "一些", "一般", "一致", "一样", "一侧", "一定", "统一",
                "单一", "之一", "一起", "一旦", "一直", "一过性", "第一", "第二", "第三", "百分", "四周", "三角", "千金",
-               "万一", "七窍", "一点", "一部分")  # fmt: skip
+               "两侧", "二侧", "万一", "七窍", "一点", "一部分")  # fmt: skip
 _COUNT_IN_TEXT = re.compile(rf"([{CHINESE_NUMERALS}]+)(?=(?:{'|'.join(MEASURE_WORDS)}))")
 NOT_COUNT = re.compile("|".join(_NOT_COUNTS))
 
@@ -64,7 +64,7 @@ def parse_number(text: str) -> Fraction | None:
 
 @lru_cache(maxsize=20_000)
 def counts_to_digits(text: str) -> str:
-    """Replace Chinese numerals before a measure word by digits: 两个结节 -> 2个结节. 十二指肠, 三尖瓣, 一侧 stay."""
+    """Replace Chinese numerals before a measure word by digits: 两个结节 -> 2个结节. 十二指肠, 三尖瓣, 两侧 stay."""
     compounds = NOT_COUNT.findall(text)
 
     def to_digits(match: re.Match[str]) -> str:

@@ -17,11 +17,10 @@ from qilin.pipeline.translation.checks import (
     NUMBER,
     REFUSALS,
     compare_endless_numbers,
-    extend_chinese_negation_scope,
-    negation_by_finding,
     parse_numbers,
     rescaled,
 )
+from qilin.pipeline.translation.negation_scope import extend_chinese_negation_scope, negation_by_finding
 from qilin.text import yes_no
 from qilin.text.facts import extract_facts
 from qilin.text.laterality import named_sides, sides_conflict

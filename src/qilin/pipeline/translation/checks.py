@@ -10,7 +10,12 @@ import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from qilin.text.facts import DEFAULT_VOCABULARY, find_mentions
+from qilin.pipeline.translation.negation_scope import (
+    NEGATION_CUE,
+    extend_negation_scope,
+    negation_by_finding,
+    reword_chinese,
+)
 from qilin.text.laterality import named_sides
 from qilin.text.negation import count_negations
 from qilin.text.normalize import chinese_share, has_chinese, to_halfwidth, to_simplified
@@ -25,7 +30,6 @@ NUMBER_WORDS = {
     "january": 1, "february": 2, "march": 3, "april": 4, "may": 5, "june": 6, "july": 7, "august": 8, "september": 9,
     "october": 10, "november": 11, "december": 12, "i": 1, "ii": 2, "iii": 3, "iv": 4,
 }  # fmt: skip
-FINDINGS = {"finding": DEFAULT_VOCABULARY["finding"]}  # a constant, because its compiled form is cached by identity
 NUMBER = re.compile(r"(?<![\d.])\d+(?:,\d{3})*(?:\.\d+)?")
 CHINESE_NUMBER = re.compile(r"[零〇一二两三四五六七八九十百千万亿]+(?:点[零一二三四五六七八九]+)?")
 UNIT_NAMES = (
@@ -57,10 +61,6 @@ DRUG_ENDINGS = {
 }  # fmt: skip
 DRUG = re.compile(rf"\b([A-Za-z]{{2,}}({'|'.join(DRUG_ENDINGS)}))\b", re.IGNORECASE)
 
-NEGATION_CUE = re.compile(
-    r"\b(?:no|not|without|none|never|neither|nor|cannot|absence|absent|negative for|free of|free from|denie[sd]|lack(?:s|ing)?|ruled out|excluded|excludes)\b|n't\b",
-    re.IGNORECASE,
-)  # fmt: skip
 # words that are not negations but may be translated as one
 POSSIBLE_NEGATION = re.compile(
     NEGATION_CUE.pattern + r"|unremarkable|normal|clear|\bfree\b|negative|rule|exclu|resol|unable|fail|unlikely|less|avoid|\b(?:un|in|im|ir|non|dis|ab|a)[a-z-]{3,}|stable|intact|only|rather|other than|except|minor|poor|limit|insuffic|loss|painless|\w+less\b|different|differ|irregular|few|little|rare|hard|difficult|despite|although|both",
@@ -181,47 +181,9 @@ def check_negation(english: str, chinese: str) -> str | None:
     if count_negations(chinese) and not POSSIBLE_NEGATION.search(english):
         return "negation added"
     source = negation_by_finding(extend_negation_scope(english))
-    target = negation_by_finding(extend_chinese_negation_scope(chinese))
+    target = negation_by_finding(reword_chinese(chinese))
     flipped = [name for name in source if name in target and not source[name] & target[name]]
     return "reversed: " + ", ".join(sorted(flipped)) if flipped else None
-
-
-# an English negation reaches to the end of its sentence or to one of these
-SCOPE_END = re.compile(
-    r"\b(?:but|however|there (?:is|are)|although|which|and (?:the|there|a)|that|while|with(?! no\b))\b|;|\.(?!\d)",
-    re.IGNORECASE,
-)
-EXAMPLE = r",?\s*\b(?:such as|including|like|e\.g\.)\s*"
-
-
-def extend_negation_scope(english: str) -> str:
-    """Make a negation cover its list: "free of effusion, edema, or mass" negates all three. The list's commas become
-    、, which a negation reaches across in `find_mentions`."""
-    text = re.sub(r"\b(?:clear|free) (?:of|from)\b", "no", english, flags=re.IGNORECASE)
-    parts, position = [], 0
-    for cue in NEGATION_CUE.finditer(text):
-        if cue.start() >= position:
-            end = stop.start() if (stop := SCOPE_END.search(text, cue.end())) else len(text)
-            items = re.sub(rf"{EXAMPLE}|,\s*(?:or|and|nor)?\s*", "、", text[cue.end() : end])
-            items = re.sub(r"suggest(?:ive of|ing)|indicat(?:ive of|ing)|to suggest", "、", items)
-            parts += [text[position : cue.end()], items]
-            position = end
-    return "".join(parts) + text[position:]
-
-
-def extend_chinese_negation_scope(chinese: str) -> str:
-    """The same for Chinese: 没有提示肺炎的阴影 negates 肺炎, and 未见异常,如气胸 negates 气胸."""
-    text = re.sub(r"(没有|未|无)(明显|明确|任何)?(?:提示|显示|表明|考虑|可见)", r"\1见\2", chinese)
-    return re.sub(r",(?=(?:比如|例如|诸如|如|包括|也没有|或))", "、", text)
-
-
-def negation_by_finding(text: str) -> dict[str, set[bool]]:
-    """Finding -> whether it is negated, over all its mentions; {True, False} if the mentions differ."""
-    negated: dict[str, set[bool]] = {}
-    for sentence in re.split(r"[。;:!?\n]+|\.(?!\d)", text.lower()):
-        for mention in find_mentions(sentence, FINDINGS):
-            negated.setdefault(mention.name, set()).add(mention.negated)
-    return negated
 
 
 # --- names and form -------------------------------------------------------------------------------------------------
