@@ -168,7 +168,8 @@ class Engine:
 
     def queue_length(self) -> int:
         """Requests that wait for their first forward pass."""
-        return sum(map(len, self.waiting.values()))
+        with self.condition:
+            return sum(map(len, self.waiting.values()))
 
     def active(self) -> int:
         """Requests that are being answered."""
@@ -193,7 +194,8 @@ class Engine:
     # called from the engine's thread
 
     def jobs(self) -> list[Job]:
-        waiting = [job for jobs in self.waiting.values() for job in jobs]
+        with self.condition:  # other threads submit meanwhile
+            waiting = [job for jobs in self.waiting.values() for job in jobs]
         return [*waiting, *([self.prefilling] if self.prefilling else []), *self.running, *self.alone]
 
     @torch.inference_mode()
