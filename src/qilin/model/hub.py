@@ -154,6 +154,7 @@ def fetch(name: str, hub: str) -> str:
     if similar := similar_folder(name):  # a typing error; the hub would be asked for minutes where there is no network
         raise UserError(f"{name}: no such folder{similar}")
     if hub != "modelscope":
+        read_cache_only_without_network()
         return name
     try:
         from modelscope import snapshot_download
@@ -163,6 +164,26 @@ def fetch(name: str, hub: str) -> str:
         return str(snapshot_download(name))
     except Exception as error:  # modelscope raises many types; all mean that the download failed
         raise RunError(f"{name}: the download from ModelScope failed ({error}); {OFFLINE_HINT}") from error
+
+
+def read_cache_only_without_network() -> None:
+    """Where the hub's name does not resolve, let huggingface_hub read only its cache: it would retry for half a minute.
+
+    Behind a proxy, the proxy resolves names, so nothing is known here.
+    """
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    url = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or {url.scheme, "all"} & set(getproxies()):
+        return
+    try:
+        socket.getaddrinfo(url.hostname, url.port or url.scheme)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def similar_folder(name: str) -> str:
