@@ -11,9 +11,12 @@ import torch
 from transformers import AutoProcessor
 
 from builders.image_text_models import ARCHITECTURES, image_text_model
-from builders.tiny import tiny_language, tiny_png
+from builders.tiny import tiny_dataset, tiny_language, tiny_png
+from qilin.cli import main
 from qilin.core.errors import UserError
 from qilin.dataset.schema import assistant, user
+from qilin.evaluate.config import EvaluateConfig
+from qilin.evaluate.run import evaluate
 from qilin.imaging.decode import to_rgb
 from qilin.model.generate import (
     Request,
@@ -118,6 +121,34 @@ def test_manifest_shows_prompt_limits_and_stop_tokens(tmp_path: Path) -> None:
     assert settings["image_processor"]["size"] == {"shortest_edge": 1024, "longest_edge": 4096}
     assert settings["stop_tokens"] == ["<|endoftext|>", "<|im_end|>"]
     assert json.dumps(settings)
+
+
+def test_template_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(image_text_model(tmp_path / "gemma", "gemma3"))
+    main(["template", folder, "--question", "图？", "--answer", "无。", "--turns", "1"])
+    out, err = capsys.readouterr()
+    shown = "<bos><start_of_turn>user\n\n\n<start_of_image><image_soft_token>×4<end_of_image>\n\n图？<end_of_turn>"
+    assert "".join(out.split()) == "".join(f"{shown}\n<start_of_turn>model\n无。<end_of_turn>".split())
+    assert "4 of images" in err
+    main(["template", folder, "--json"])
+    assert json.loads(capsys.readouterr().out)["loss_mask"] is None
+    assert main(["template", folder, "--template", "v1"]) == 2
+    assert "only a Llava" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_evaluate_states_how_the_model_was_asked(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "data", images=2, questions=1)
+    folder = image_text_model(tmp_path / "qwen", "qwen3-vl")
+    config = EvaluateConfig(
+        model=str(folder), dataset=dataset, train=dataset, split="test", out=tmp_path / "out", shuffles=1, resamples=20,
+        max_new_tokens=2, caption_tokens=2, batch_size=16,
+    )  # fmt: skip
+    asked = evaluate(config)["manifest"]["asked"]
+    assert asked["processor"] == "Qwen3VLProcessor"
+    assert asked["prompt"].startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>")
+    assert asked["image_processor"]["size"] == {"shortest_edge": 1024, "longest_edge": 4096}
+    assert asked["stop_tokens"] == ["<|endoftext|>", "<|im_end|>"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from qilin.core.config import to_dict
+from qilin.core.errors import UserError
 from qilin.core.files import write_atomic
 from qilin.core.llm_client import Endpoint
 from qilin.core.llm_client_config import parse_extra, public_address
@@ -262,6 +263,22 @@ def nearest_neighbor_controls(model: ModelUnderTest, training: TrainingSet) -> d
     }
 
 
+def how_asked(job: EvaluationJob) -> dict[str, Any] | None:
+    """The local model's prompt with its system prompt, image limits and stop tokens; None for a remote model.
+
+    Where they cannot be read (the answers are from an earlier run, the model is gone), the reason.
+    """
+    if job.config.endpoint is not None:
+        return None
+    from qilin.convert.cache import ensure_hf_layout
+    from qilin.model.processor import describe_model
+
+    try:
+        return describe_model(ensure_hf_layout(job.model, hub="huggingface"))
+    except UserError as error:
+        return {"unknown": str(error)}
+
+
 def evaluation_manifest(job: EvaluationJob, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of scores.json: everything needed to repeat the evaluation."""
     endpoint = job.config.endpoint
@@ -269,6 +286,7 @@ def evaluation_manifest(job: EvaluationJob, identity: Mapping[str, Any]) -> dict
     return {
         **identity,
         "label": job.label,
+        "asked": how_asked(job),
         "pictures": DRAWN_IMAGES if is_synthetic(job.dataset) else "as the dataset has them",
         "training_data": str(job.training.dataset.path) if job.training else None,
         "training_reason": job.no_training_reason or None,

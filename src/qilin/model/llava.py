@@ -32,7 +32,7 @@ from qilin.model.chat_template import IMAGE, TEMPLATES
 from qilin.model.guard import check_structure, check_text_logits, eval_mode, one_line_errors
 from qilin.model.hub import UNUSED_PARTS, check_not_quantized, from_pretrained, load_weights
 from qilin.model.own_template import read_template
-from qilin.model.processor import open_processor
+from qilin.model.processor import open_processor, stop_token_ids
 from qilin.model.quantization import loading_options
 from qilin.model.tokenizer import chat_template_for, end_token_ids, load_tokenizer
 
@@ -166,6 +166,10 @@ def load_model(
     if "device_map" not in options:
         model = model.to(torch_device)
     processor = open_processor(path, hub)
+    if model.generation_config.eos_token_id is None:  # else no answer would end before its limit
+        model.generation_config.eos_token_id = (
+            sorted(stop_token_ids(model.generation_config, processor.tokenizer)) or None
+        )
     one_line_errors(path, lambda: complete_processor(processor, model, Path(path)))
     return LoadedModel(model, processor, metadata, path)
 

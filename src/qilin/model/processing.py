@@ -50,6 +50,13 @@ def encode_sample(sample: Sample, processor: Any, instructions: Sequence[str] = 
     return encoded
 
 
+def has_fixed_image_size(processor: Any) -> bool:
+    """Whether all images have the same number of tokens by their crop size and patches, as in a Llava."""
+    from transformers import LlavaProcessor
+
+    return isinstance(processor, LlavaProcessor)
+
+
 def image_tokens(processor: Any) -> int:
     """Tokens per image, by the processor's settings."""
     size = processor.image_processor.crop_size

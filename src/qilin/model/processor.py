@@ -102,6 +102,16 @@ def image_token(processor: Any) -> str:
     return str(getattr(processor, "image_token", None) or "")
 
 
+def placeholder_id(processor: Any) -> int | None:
+    """The id that stands once for each token of an image. Gemma 3's tokenizer names it, its processor another."""
+    for owner in (processor.tokenizer, processor):
+        token_id = getattr(owner, "image_token_id", None)
+        if isinstance(token_id, int):
+            return token_id
+    context = getattr(processor.tokenizer, "context_image_token_id", None)
+    return context if isinstance(context, int) else None
+
+
 def render(processor: Any, messages: Any, *, add_generation_prompt: bool = True) -> str:
     """Messages -> the text of the prompt, by the processor's own template. Raises UserError if it does not render."""
     from jinja2 import TemplateError
@@ -122,8 +132,27 @@ def writes_special_tokens(processor: Any, prompt: str) -> bool:
     return "endgeneration" in str(processor.chat_template) or (bos is not None and prompt.startswith(bos))
 
 
-def describe(processor: Any, eos_ids: set[int]) -> dict[str, Any]:
-    """What a model makes of a question, for the manifest of a score.
+def describe_model(name: str, hub: str = "huggingface") -> dict[str, Any]:
+    """`describe` for a folder or hub id, without loading its weights."""
+    from transformers import AutoConfig, GenerationConfig
+
+    processor, folder = open_processor(name, hub), Path(fetch_folder(name, hub, without_weights=True))
+    if (folder / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(str(folder))
+    else:
+        generation = GenerationConfig.from_model_config(from_pretrained(AutoConfig, str(folder), hub))
+    return describe(processor, stop_token_ids(generation, processor.tokenizer))
+
+
+def stop_token_ids(generation: Any, tokenizer: Any) -> set[int]:
+    """The token ids that end an answer: the generation config's, else the tokenizer's end of a sequence."""
+    eos = generation.eos_token_id
+    eos = tokenizer.eos_token_id if eos is None else eos
+    return set(eos if isinstance(eos, list) else [eos]) - {None}
+
+
+def describe(processor: Any, stop_ids: set[int]) -> dict[str, Any]:
+    """How a model is asked, for the manifest of a score.
 
     `prompt` shows the system prompt and where an image and the question stand; `image_processor` holds the image
     limits.
@@ -135,7 +164,7 @@ def describe(processor: Any, eos_ids: set[int]) -> dict[str, Any]:
         "prompt": render(processor, [{"role": "user", "content": content}]),
         "chat_template_sha256": hashlib.sha256(str(processor.chat_template).encode()).hexdigest(),
         "image_processor": image,
-        "stop_tokens": sorted(map(str, processor.tokenizer.convert_ids_to_tokens(sorted(eos_ids)))),
+        "stop_tokens": sorted(map(str, processor.tokenizer.convert_ids_to_tokens(sorted(stop_ids)))),
     }
 
 

@@ -5,7 +5,7 @@ per token, or JSON. Free of torch until the command runs, for its --help.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,11 @@ from qilin.core.errors import UserError
 from qilin.core.terminal import make_console, print_json
 from qilin.dataset.schema import assistant, user
 from qilin.model.chat_template import IMAGE, Encoded, encode
-from qilin.model.hub import fetch, from_pretrained
+from qilin.model.hub import fetch
 from qilin.model.tokenizer import chat_template_for, load_tokenizer
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+IMAGE_SIDE = 336  # pixels of the image in a conversation whose tokens follow from the image's size
 SUPERVISED_STYLE, IMAGE_STYLE = "bold black on green", "cyan"
 
 
@@ -46,50 +48,97 @@ class TemplateConfig:
             raise ValueError("system_prompt requires template")
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as ids and loss mask, and what shows it: the tokenizer and the image token's text and id.
+
+    `note` replaces the count of supervised tokens where they are not known.
+    """
+
+    encoded: Encoded
+    tokenizer: Any
+    image: str = IMAGE
+    image_id: int | None = None
+    note: str = ""
+
+
 def show_template(config: TemplateConfig) -> None:
     """`qilin template MODEL`"""
-    tokenizer, template, image_tokens = load_template(config)
-    messages = []
-    for turn in range(config.turns):
-        messages += [user(config.question, images=int(turn == 0)), assistant(config.answer)]
-    encoded = encode(messages, tokenizer, template, image_tokens)
+    shown = encode_conversation(config)
+    encoded = shown.encoded
     if config.json:
-        print_json({**asdict(encoded), "text": decode(tokenizer, encoded.ids)}, indent=None)
+        unknown = {"loss_mask": None} if shown.note else {}
+        print_json({**asdict(encoded), **unknown, "text": decode(shown.tokenizer, encoded.ids)}, indent=None)
         return
-    text = format_tokens(encoded, tokenizer) if config.tokens else format_text(encoded, tokenizer)
-    make_console().print(text)
-    num_image_tokens = encoded.ids.count(tokenizer.convert_tokens_to_ids(IMAGE))
-    summary = Text(f"{len(encoded.ids)} tokens: {num_image_tokens} of images, ")
-    summary.append(f"{sum(encoded.loss_mask)} supervised", style=SUPERVISED_STYLE)
+    make_console().print(format_tokens(shown) if config.tokens else format_text(shown))
+    summary = Text(f"{len(encoded.ids)} tokens: {sum(token == shown.image_id for token in encoded.ids)} of images, ")
+    if shown.note:
+        summary.append(shown.note)
+    else:
+        summary.append(f"{sum(encoded.loss_mask)} supervised", style=SUPERVISED_STYLE)
     make_console(stderr=True).print(summary)
 
 
-def load_template(config: TemplateConfig) -> tuple[Any, str, int]:
-    """(tokenizer, Jinja text, tokens per image) of a model folder, or of a tokenizer with --template."""
-    from transformers import AutoProcessor
+def encode_conversation(config: TemplateConfig) -> Conversation:
+    """The conversation of a model folder's own template, or of a tokenizer with --template."""
+    from qilin.model.processing import has_fixed_image_size, image_tokens
+    from qilin.model.processor import open_processor
 
-    from qilin.model.processing import image_tokens
-
+    messages = []
+    for turn in range(config.turns):
+        messages += [user(config.question, images=int(turn == 0)), assistant(config.answer)]
     folder = Path(fetch(config.model, config.hub))
-    if folder.is_dir() and not (folder / "processor_config.json").is_file():
+    files = PROCESSOR_FILES[:1] if config.template else PROCESSOR_FILES
+    if folder.is_dir() and not any((folder / file).is_file() for file in files):
         tokenizer, template, tokens = load_tokenizer(config.model, config.hub), None, 1
         missing = "processor (processor_config.json), so no template"
     else:
-        processor = from_pretrained(AutoProcessor, config.model, config.hub)
-        tokenizer, template, tokens = processor.tokenizer, processor.chat_template, image_tokens(processor)
+        processor = open_processor(config.model, config.hub)
+        tokenizer, template = processor.tokenizer, processor.chat_template
         missing = "chat template (chat_template.jinja)"
+        if template and config.template is None and not has_fixed_image_size(processor):
+            return encode_by_processor(messages, processor)
+        if not has_fixed_image_size(processor):
+            raise UserError(f"--template is {config.template}: only a Llava takes another template than its own")
+        tokens = image_tokens(processor)
     if config.template is not None:
-        return tokenizer, chat_template_for(tokenizer, config.template, config.system_prompt), tokens
+        template = chat_template_for(tokenizer, config.template, config.system_prompt)
     if not template:
         raise UserError(f"{config.model}: no {missing}; choose one with --template")
-    return tokenizer, template, tokens
+    encoded = encode(messages, tokenizer, template, tokens)
+    return Conversation(encoded, tokenizer, IMAGE, tokenizer.convert_tokens_to_ids(IMAGE))
+
+
+def encode_by_processor(messages: list[Any], processor: Any) -> Conversation:
+    """A conversation as another architecture's processor encodes it, with a gray image of 336 x 336 pixels."""
+    from PIL import Image
+
+    from qilin.model.chat_template import escape_control_tokens
+    from qilin.model.processor import placeholder_id, render, writes_special_tokens
+
+    text = render(processor, escape_control_tokens(messages, processor.tokenizer), add_generation_prompt=False)
+    outputs = processor(
+        text=[text],
+        images=[[Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), "gray")]],
+        add_special_tokens=not writes_special_tokens(processor, text),
+        return_tensors="pt",
+    )
+    ids = outputs["input_ids"][0].tolist()
+    image_id = placeholder_id(processor)
+    return Conversation(
+        Encoded(ids, [False] * len(ids), 1),
+        processor.tokenizer,
+        processor.tokenizer.convert_ids_to_tokens(image_id) if image_id is not None else "",
+        image_id,
+        f"with one of {IMAGE_SIDE} x {IMAGE_SIDE} pixels (supervised tokens are shown for Llava models only)",
+    )
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def token_runs(encoded: Encoded, image_id: int) -> Iterator[tuple[int, int, bool, bool]]:
+def token_runs(encoded: Encoded, image_id: int | None) -> Iterator[tuple[int, int, bool, bool]]:
     """Consecutive tokens that are alike: (start, end, supervised, image)."""
     flags = [(mask, token == image_id) for token, mask in zip(encoded.ids, encoded.loss_mask, strict=True)]
     start = 0
@@ -99,12 +148,12 @@ def token_runs(encoded: Encoded, image_id: int) -> Iterator[tuple[int, int, bool
         start = end
 
 
-def format_text(encoded: Encoded, tokenizer: Any) -> Text:
+def format_text(shown: Conversation) -> Text:
     """The conversation with supervised runs highlighted; an image's tokens as one item with their count."""
-    output = Text()
-    for start, end, supervised, is_image in token_runs(encoded, tokenizer.convert_tokens_to_ids(IMAGE)):
+    output, encoded, tokenizer = Text(), shown.encoded, shown.tokenizer
+    for start, end, supervised, is_image in token_runs(encoded, shown.image_id):
         if is_image:
-            output.append(f"{IMAGE}×{end - start}", style=IMAGE_STYLE)
+            output.append(f"{shown.image}×{end - start}", style=IMAGE_STYLE)
             continue
         # Decoded with the preceding tokens: alone, a run would lose its first space or part of a character.
         text = decode(tokenizer, encoded.ids[:end])[len(decode(tokenizer, encoded.ids[:start])) :]
@@ -112,17 +161,16 @@ def format_text(encoded: Encoded, tokenizer: Any) -> Text:
     return output
 
 
-def format_tokens(encoded: Encoded, tokenizer: Any) -> Text:
+def format_tokens(shown: Conversation) -> Text:
     """One line per token; an image's tokens on one line."""
-    output = Text()
-    image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+    output, encoded, image_id = Text(), shown.encoded, shown.image_id
     for start, end, supervised, is_image in token_runs(encoded, image_id):
         if is_image:
-            output.append(f"{start:5}–{end - 1:<5} {image_id:7}  {IMAGE}×{end - start}\n", style=IMAGE_STYLE)
+            output.append(f"{start:5}–{end - 1:<5} {image_id:7}  {shown.image}×{end - start}\n", style=IMAGE_STYLE)
             continue
         for index in range(start, end):
             token = encoded.ids[index]
-            text = repr(tokenizer.convert_ids_to_tokens(token))[1:-1]
+            text = repr(shown.tokenizer.convert_ids_to_tokens(token))[1:-1]
             output.append(f"{index:5}       {token:7}  {text}\n", style=SUPERVISED_STYLE if supervised else "")
     output.rstrip()
     return output
