@@ -4,6 +4,8 @@ In: a text and the identifying values that stand in the report's own table row a
 marks such as 【姓名】 in their places, and how many of each type. A text that still seems to hold personal data
 afterwards is for the caller to reject. Patterns miss what nobody wrote down before: docs/imaging.md states measured
 recall, and how to check one's own data.
+
+Every repetition in a pattern is bounded or cannot be divided in two ways, so the time is linear in the text's length.
 """
 
 import re
@@ -12,41 +14,235 @@ from collections.abc import Iterable
 
 from qilin.text.phi import PATTERNS
 
-_NAME = r"[\u4e00-\u9fff]{1,2}(?:[\u4e00-\u9fff]|\s?[\u4e00-\u9fff])?(?:·[\u4e00-\u9fff]{1,4})?"
+# --- names ---
+
+HAN = r"[\u4e00-\u9fff]"
+_SURNAMES = (
+    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾萧肖田董袁潘于余蒋蔡杜叶程苏魏吕丁任沈姚卢姜崔钟谭陆汪范石廖"
+    "贾夏韦付傅方白邹孟熊秦邱丘江尹薛闫阎严段雷侯龙史陶黎贺顾毛郝龚邵万钱覃武戴莫孔向汤温康施文牛樊葛邢安齐易乔伍庞颜倪庄聂章鲁岳"
+    "翟殷詹申欧耿关兰焦俞左柳甘祝包宁尚符舒阮柯纪梅童凌毕单季裴霍涂成苗谷盛曲翁冉骆蓝路游辛靳管柴蒙鲍华喻祁蒲房滕屈饶解牟艾尤阳"
+    "时穆农司卓古吉缪简车项连芦麦褚娄窦戚岑景党宫费卜冷晏席卫米柏宗瞿桂全佟应臧闵苟邬边卞姬师和仇栾隋商刁沙荣巫寇桑郎甄丛仲虞敖"
+    "巩明佘池查麻苑迟邝官封谈匡鞠惠荆乐冀郁胥南班储原栗燕楚鄢劳谌奚皮粟冼蔺楼盘满闻位厉伊仝百计宣金袁木水花云平常诸"
+)
+_COMPOUND = (
+    "欧阳|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|长孙|宇文|司徒|夏侯|轩辕|端木|南宫|独孤|呼延|闻人|百里|申屠"
+)
+# ordinary words that start with the character of a surname: its second characters
+_ORDINARY = (
+    "高[密血热度级位信回代脂危龄龋分强年渗张凝尿钙糖压频流低处温耸]|黄[韧疸斑体色染绿白骨疣褐]|白[质细色蛋带血内塞线斑癜苔膜天喉念]|马[尾蹄上方赛鞍氏来铃]|胡[须萝氏]|方[叶形向可法案便式肌能才]"
+    "|石[灰棉骨膏蜡样英斛]|金[属黄标葡字水氏]|牛[角眼皮奶肉津]|毛[玻刺细糙发囊面霉状氏]|文[氏献]|雷[诺公米氏]|关[节闭系于注键]|包[膜块绕埋裹括虫含涵皮氏]|安[静全氏置装排慰宫抚]"
+    "|平[扫滑卧静素时坦片均面直行稳躺常日整衡台躺]|明[显确亮暗]|常[规见染有于伴年因用需]|成[骨像人年角熟形团串立分功]|车[祸]|水[肿平样疱囊电溶剂]|花[环斑生边样]|时[相间有而长钟]|连[续枷接合同]"
+    "|路[径过]|柳[叶氏]|鱼[骨鳞肉]|谷[氨丙草胱]|云[雾絮翳南]|龙[骨胆]|段[性]|沙[粒眼样土拉利漠]|万[一古氏]|易[位激复发感于与出误致混见]|康[复氏]|严[重格密]|贝[尔壳伐]|蓝[痣染色斑]"
+    "|梅[花毒尼克]|席[纹汉]|管[腔状壁径床周道理样路型]|单[发侧纯个核房克位次胎活支一光层向独药用]|全[身部程肺脑腹心结层景血天麻周胃切组主]|宫[颈腔体内底旁缩外角高]|房[间室颤水性扑缺]|边[缘界]"
+    "|周[围边径期前后身]|任[何意氏]|苏[醒木]|温[度氏水热]|曲[度张线折霉妥面]|原[因发位有始来先片诊则病形切手引]|查[体看见加对房因出]|麻[醉木痹疹]|项[韧目背部]|计[划算数量分]|商[陆量讨]"
+    "|封[闭堵口]|古[典老]|符[合]|顾[虑及]|施[万行莫他术普加]|章[节鱼]|纪[录]|孔[径源洞氏隙]|尹[形]|童[年样]|冷[结刀冻汗热水凝敷]|阳[性]|阴[性]|华[法支]|甘[露油氨草]"
+    "|许[多可莫氏]|丘[脑疹]|葛[根]|费[用力]|钟[情乳样摆]|何[时处种首杰氏奇]|孟[氏鲁]|贺[氏]|夏[科季天]|汤[氏汁姆]|罗[道氏音非库]|唐[氏草]|鲁[氏]|孙[氏]|戴[维入有镜]"
+    "|艾[森迪滋叶灸氏]|霍[纳奇乱氏]|林[奇氏可]|贾[第]|谈[话]|武[器]|杜[氏仲]|柯[莱萨氏]|史[密氏诉]|钱[币氏]|谢[绝谢]|尚[可未清好需有能存无在规光均见平保完连对]|程[度序氏]"
+    "|叶[间尖状酸段切]|陶[瓷氏土]|游[离走泳动]|江[米豚]|邱[氏]|齐[整全柏平]|宁[心静]|焦[虑点痂油]|舒[张适展缓]|凌[晨乱]|毕[罗竟业氏]|季[节度肋胁]|鲍[曼恩氏]"
+    "|曾[行有于在因患诊服做用出被经手外接多反住就来到发一自高两三数化放复检查见示诉以感受怀生流口咯晕两]|解[剖除大小黑离热痉稀便]|屈[曲光膝髋]|颜[面色]|尤[其以]|诸[症多如]|强[化迫直]|骆[驼]|甲[状]"
+    "|支[气]|桑[葚叶]|司[美琼机]|卫[生星]|党[参]|官[能]|宣[教]|莫[氏名顿西]|米[粒非氏醋]|卢[戈格氏]|魏[格氏]|郎[格罕飞]|川[崎]|桥[本]|库[欣]|布[加]|海[马绵]|韦[格氏]"
+    "|伍[德]|乐[观]|麦[粒氏角冬]|印[戒象]|甄[别]|盘[曲状旁腔源]|满[意足月]|木[僵村]|位[于置]|百[分日]|南[北]|皮[肤下质疹瘤层牵髓]|班[氏]|储[存备]|楼[梯]|景[深象]|惠[普]"
+    "|粟[粒]|燕[尾麦]|闻[及]|贲[门]|付[费]|窦[性道房口腔]|怀[孕疑]|束[状支]|苗[勒条]|蒙[脱古]|伊[马立曲]|丁[胺丙]|丛[状]|巩[膜固]|容[积]"
+    "|高安动|胡桃夹|申请|全[体科]|本人"
+)
+# characters of most given names; without a boundary after a name only these are taken
+_FORENAME = (
+    "伟民秀兰芳小建华明玉梅淑贞国强丽大勇爱志春燕美玲金宝天宇琳晓子涵翠英长山远立新倩凯飞平超然红东文静丽娟婷磊洋珍超刚慧振杰涛霞"
+    "辉军敏俊鹏艳波斌宁峰健欣雪莹佳雨婷浩博轩梓涵思怡嘉琪瑞晨阳昊泽诗涵萱依娜莉莲桂香凤云福祥贵荣德庆生永海洪胜利根林森鑫富财旺"
+    "义礼智忠孝仁良善培兴业卫党跃进援朝抗美解放学工农亮武彬彦颖楠丹璐雯蕾薇菲萍琴瑶瑾璇琼莎菊芬芝芸茜荷莺蓉蓓蔚薛馨毅朋松柏"
+    "栋梁楷榕彪魁雄威猛龙虎豹麒麟骏骥鸿鹤鹰凌霄星辰昭昕晖晟景晴煜炜炎烁灿焕熙耀凡川江河清润泉源沛泓浚淳深涌滨潇澜瀚珊珠琦琨琰"
+    "璋瑜瑄璞岩岚峻嵘崇巍亚京冬冰典力功勋勤千升卓南友君启哲唯喜坚城培士壮夏奇姗姝娇娅婉婧媛嫣安宏宗宪家容宽寿尚"
+    "尧少巧帆帅常平广庭康延弘弛彤循心怀恒恩悦惠愉成才扬承捷政敬斯方旭时昌昱显普曼望杨枫柔柳树桃梦楚欢正毓民汉沁治泰洁浦海"
+    "润渊湘源溪满漫炳烨燕献玫珂珍珏理琛田男畅白百益盈盛睿知石祖祯禄福秋秦程穗立竹笑筠米红纯绍经维绮绪缘罡群翔翰耘聪肖舒"
+    "航舟良艺艾花苏若茂茗草莘营蓝虹融裕西诚谊谦谨豪贤贺赞轶辛辰达迅迪逸郁采野钊钢钧铁铃铭锋锐锦键镇闻阔陆陶隆雅"
+    "雷震霖露青靖顺韬韵颂颜风飘驰骁高魏鲁黎齐犇洁松仪仲任伊伦佑作俐修倚健傲儒元兆先光克冠冲凤"
+)
+_S = f"[{_SURNAMES}]"
+# prepositions and 史, 余, 左: a surname only before a usual given name that ends there
+_PARTICLE = rf"[于余左史向和应](?![{_FORENAME}]{{1,2}}(?:(?!{HAN})|先生|女士|医|主任|教授|护士|技师))"
+_FULL = rf"(?!{_ORDINARY}|{_PARTICLE})(?:(?:{_COMPOUND}){HAN}{{1,2}}|{_S}{HAN}{{1,2}})"  # where a boundary or a title follows
+_USUAL = rf"(?!{_ORDINARY}|{_PARTICLE})(?:(?:{_COMPOUND})[{_FORENAME}]{{1,2}}|{_S}[{_FORENAME}]{{1,2}})"  # where anything may follow
+_DOTTED = rf"{HAN}{{2,6}}[·•・]{HAN}{{1,8}}"
+_LATIN = r"[A-Z][a-z]+(?:[ -][A-Z][a-z]+){0,2}"
+_PINYIN = (
+    r"(?:Wang|Li|Zhang|Liu|Chen|Yang|Huang|Zhao|Wu|Zhou|Xu|Sun|Ma|Zhu|Hu|Guo|He|Gao|Lin|Luo|Zheng|Liang|Xie|Song|Tang|Han|Feng|"
+    r"Deng|Cao|Peng|Zeng|Xiao|Tian|Dong|Yuan|Pan|Yu|Jiang|Cai|Du|Ye|Cheng|Su|Wei|Lu|Ding|Ren|Shen|Yao|Cui|Zhong|Tan|Fan|Shi|Liao|Jia|"
+    r"Xia|Fu|Fang|Bai|Zou|Meng|Xiong|Qin|Qiu|Yin|Xue|Yan|Duan|Lei|Hou|Long|Tao|Gu|Mao|Hao|Gong|Shao|Wan|Qian|Dai|Mo|Kong)"
+)
+_SPACED = rf"{_S}[ \t\u3000]{{1,2}}{HAN}(?!{HAN})"  # 张　伟: padded to the width of three characters
+_END = rf"(?!{HAN}|[A-Za-z])"
+_SEPARATOR = r"\s*[/、，,／]\s*"
+
 _ROLE = (
-    r"(?:(?:报告|审核|复核|审阅|检查|记录|书写|申请|送检|初诊|诊断|签发|操作|主治|住院|经治|上级|值班|会诊)(?:医师|医生|大夫|者|人|技师|护士)"
-    r"|(?:医师|医生|技师|技士|签名|签字|审核|主任))"
+    r"(?:(?:报告|审核|复核|审阅|审签|审定|检查|记录|书写|申请|送检|初诊|复诊|初步|最终|诊断|签发|操作|主治|主任|住院|经治|上级|值班|会诊|阅片|病理|超声|影像|放射|"
+    r"内镜|手术|麻醉|主刀|管床|主管|主诊|取材|摄片|投照|扫描|注射|录入|打印|发送|接收|通知|责任|值机|初检|复检|初写|接电话|接听|检验|带教|进修){1,3}"
+    r"(?:医师|医生|大夫|者|人|员|技师|技士|护士)|医师|医生|技师|技士|护士|主任|术者|助手|打字员|化验员)(?:签名|签字|签章|姓名)?"
+)
+_WEAK_ROLE = r"(?:审核|复核|审签|审阅|审定|书写|记录|签发|签名|签字|报告|取材|包埋|制片|切片|染色|初检|复检|初审|终审|校对|核对|录入|打字|操作|摄影|扫描|阅片|穿刺|护理|[一二三]助|助理|巡回|器械)"
+_PATIENT = (
+    r"(?:患者|病人|病员|患儿|产妇|孕妇|死者|受检者|被检者|家属|联系人|亲属|监护人|配偶|伤者|逝者|其妻|其夫|其子|其女)"
+)
+_TITLE = r"(?:先生|女士|小姐|同志|某某?|(?:副)?主任(?:医师|技师|护师)?|主治医师|医生|医师|大夫|教授|护士长?|技师|院长|副院长|老师|专家|同学|阿姨)"
+_BEFORE_TITLE = r"(?:(?<![\u4e00-\u9fff])|(?<=[与经由请跟同被据科院临找嘱床])|(?<=临床)|(?<=我是)|(?<=通知)|(?<=报告)|(?<=联系)|(?<=告知)|(?<=对照))"
+_TITLED_ORDINARY = (
+    r"(?!高(?:级|年资|职)|[向和时于应全方管查位原班官项商连关计盘司师](?:主任|医|大夫|教授|护士|专家|老师|技师|院长))"
+)
+_FIELDS = r"(?=\s*(?:性别|年龄|科别|科室|床号|住院号|门诊号|检查|男|女|送检|申请|临床|籍贯|民族|职业|出生|ID))"
+
+_SEX = r"\s*[，,]\s*[男女](?:性)?\s*[，,、；;]?\s*(?=\d|生后|孕)"
+_MEDICAL = "[癌炎病症肿瘤伤痛术声部肺肝肾胃腺折热影查诊检]"
+NAME_RULES = (
+    # labels of forms
+    rf"姓\s?名\s*[:：]\s*({_DOTTED}|{_LATIN}|{_SPACED}|{HAN}{{2,5}}(?!{HAN})|{HAN}{{2,4}}?{_FIELDS}|{_S}{HAN}{{1,2}})",
+    rf"姓名[ \t\u3000]+({_FULL})(?!{HAN})",
+    r"(?i:reported by|radiologist|physician|referring doctor|patient(?:'s)? name|signed by)\s*:\s*"
+    rf"({_LATIN}|{HAN}{{2,4}})",
+    rf"\b(?:Dr|Mr|Mrs|Ms|Miss|Prof)\.?\s+({_LATIN})",
+    # signatures
+    rf"{_ROLE}\s*[:：]\s*(?!同[上前]|见|未|无|待|详)((?:{_DOTTED}|{_SPACED}|{HAN}{{2,4}}(?:{_SEPARATOR}{_FULL}{_END}){{0,4}}{_END}"
+    rf"|{_FULL}{_END}|{_USUAL}|{HAN}{{2,3}}(?=\s|$)|{_LATIN}))",
+    rf"(?<!{HAN}){_WEAK_ROLE}(?:签名|签字)?\s*[:：]\s*({_FULL}(?:{_SEPARATOR}{_FULL})?{_END})",
+    rf"(?<!{HAN})检查\s*[:：]\s*({_USUAL}){_END}",
+    rf"{_ROLE}[ \t\u3000]*({_FULL}(?:{_SEPARATOR}{_FULL}{_END}){{0,3}}{_END})",
+    rf"{_ROLE}[ \t\u3000]*({_USUAL})",
+    rf"{_ROLE}[（(]({_FULL}(?:{_SEPARATOR}{_FULL}){{0,4}})[）)]",
+    rf"[。；;\n]\s*({_FULL}\s*[/／、]\s*{_FULL}){_END}",
+    rf"[。；;\n]\s*({_USUAL})(?=\s*(?:$|\n|[，,]?\s*\0))",
+    # patients and relatives
+    rf"(?:{_PATIENT})(?:[:：\s]|[（(])?\s*({_FULL})(?=\s*(?:$|[，,。；;：:（）()、\n]))",
+    rf"(?:{_PATIENT})[:：]?\s*({_DOTTED}|{_USUAL}|{_PINYIN} [A-Z][a-z]+)",
+    rf"({_USUAL})(?=接听|接电话|已接|复述)",
+    rf"{_PATIENT}({_FULL})(?=因|诉|既往|行|昨|今|本次|在我|在外|曾)",
+    rf"(?:{_PATIENT})\s?({_S}某{{1,2}})",
+    rf"(?:^|[。；;\n])\s*(?!患|病|老年|青年|中年|成年|婴|新生|胎儿|性别|同前|既往|{HAN}{{0,3}}{_MEDICAL})({_DOTTED}|{_SPACED}|{HAN}{{2,4}})"
+    rf"{_SEX}",
+    rf"[，,\s]({_FULL}){_SEX}",
+    rf"(?<!{HAN})({_FULL})之(?=[子女妻夫父母])",
+    rf"({_FULL})本人(?=核|确|签|到|要)",
+    # titles
+    rf"{_BEFORE_TITLE}{_TITLED_ORDINARY}({_FULL}|(?:{_COMPOUND}|{_S})){_TITLE}",
+    rf"{_BEFORE_TITLE}({_S})老(?=会诊|阅|指导|复核|看)",
+    rf"(?:技师|护士|医生|医师)(小{_S})(?!叶)",
+)
+
+# --- numbers ---
+
+_VALUE = r"[A-Za-z]{0,6}[-_]?\d[A-Za-z\d]{1,24}(?:-[A-Za-z\d]{1,16}){0,3}"
+_NUMBER_LABEL = (
+    r"(?:住院|门诊|急诊|病历|病案|档案|影像|放射|CT|MRI?|DR|CR|DX|DSA|PET|X线|X光|超声|B超|彩超|病理|冰冻|检查|检验|登记|申请单?|条码|条形码|就诊卡?|诊疗卡?|"
+    r"医保卡?|社保卡?|居民健康卡|健康卡|身份证件?|证件?|护照|军官证|体检|旧片|老片|胶片|片|切片|玻片|蜡块|标本|会诊|内镜|胃镜|肠镜|心电图|核医学|患者|病人|病员|流水|"
+    r"报告|预约|就医|医案|卡|保单|合同|车牌|工)(?:编号|号码|号|ID|证号)"
+)
+NUMBER_RULES = (
+    rf"(?:{_NUMBER_LABEL}|(?<!型)编号|身份证|证件|登记证)\s*(?:为|是)?\s*[:：#=]?\s*({_VALUE})",
+    rf"(?i:(?<![A-Za-z])(?:patient\s?)?ID号?|accession\s?(?:number|no\.?)?|MRN|(?:hospital|medical record)\s(?:number|no\.?))\s*[:：=#]?\s*({_VALUE})",
+    rf"(?<!{HAN})号码\s*[:：]\s*({_VALUE})",
+    r"床\s?[位号]\s*[:：]?\s*([A-Za-z加]{0,3}-?\d{1,4}床?)",
+    r"(?<![\d.第/])(加?\d{1,3}\s?床)(?!旁|边|位|数|垫)",
+    r"(?<![\d.A-Za-z])([A-Za-z]{0,3}\d{9,30})(?![\d.])",
+)
+PHONE_RULES = (
+    r"(?<![\dA-Za-z])((?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4})(?!\d)",
+    r"(?<![\d.])([（(]?0\d{2,3}[）)]?[- —]?\d{7,8}(?:[-转]\d{1,6})?)(?!\d)",
+    r"(?<![\d.])([48]00-?\d{3,4}-?\d{3,4})(?!\d)",
+    r"(?i:电话|手机|手机号码?|号码|致电|拨打|联系方式|tel|phone|固话|传真|内线|短号|分机|热线|座机|小灵通|寻呼)号?码?\s*(?:为|是)?\s*"
+    r"[:：]?\s*[（(]?(\+?\d[\d -]{2,16}\d)(?![\d.])",
+    r"\0\s*转\s*(\d{2,6})",
+    r"(?i:微信|QQ|wechat)号?码?\s*[:：]?\s*([A-Za-z\d][\w-]{4,24})",
+    r"(?<![A-Za-z\d_.+-])([A-Za-z\d][A-Za-z\d_.+-]{0,63}@[A-Za-z\d][\w-]{0,62}(?:\.[A-Za-z\d]{2,20}){1,4})",
+)
+
+# --- dates and times ---
+
+_MONTH, _DAY = r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
+_DIGIT = "[〇○零一二三四五六七八九]"
+# the year of a guideline or a classification is not the patient's
+_EDITION = r"(?:版|年?\s?[A-Za-z]{0,20}\s?(?:指南|共识|分类|分期|标准|规范|建议书|诊疗|WHO|FIGO|AJCC|NCCN))"
+DATE_RULES = (
+    rf"(?<![\d.])((?:19|20)\d{{2}}([-/.])\s?{_MONTH}\2\s?{_DAY}(?:T(?=\d{{2}}[:：]))?)(?!\d)",
+    r"(?<!\d)((?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))(?!\d)",
+    rf"(?<![\d.])((?:19|20)\d{{2}}[-/]{_MONTH})(?![\d/-])",
+    r"(?<![\d.约分积值为量])((?:19|20)\d{2}\.(?:0[1-9]|1[0-2]))(?![\d.%×*a-zA-Zμ]|\s*[a-zA-Z×*])",
+    rf"(?<!\d)((?:19|20)\d{{2}}\s*年\s*{_MONTH}\s*月份?(?:\s*{_DAY}\s*[日号])?)",
+    rf"(?<!\d)(\d{{2}}\s*年\s*{_MONTH}\s*月\s*{_DAY}\s*[日号])",
+    rf"(?<!\d)((?:19|20)\d{{2}}\s*年)(?!{_EDITION})",
+    rf"(?<![\d孕])({_MONTH}\s*月\s*{_DAY}\s*[日号])",
+    rf"(?<![\d孕后龄满])({_MONTH}\s*月(?:份|初|底|[上中下]旬))",
+    rf"([去今前昨本]年\s*{_MONTH}\s*月份?)",
+    rf"({_DIGIT}{{4}}年(?:[一二三四五六七八九十]{{1,2}}月(?:[一二三四五六七八九十]{{1,3}}[日号])?)?)",
+    r"([一二三四五六七八九十]{1,2}月[一二三四五六七八九十]{1,3}[日号])",
+    r"(?<![\d./-])(\d{1,2}([/-])\d{1,2}\2(?:19|20)\d{2})(?!\d)",
+    rf"(?<![\dA-Za-z第./、-])(\d{{2}}([-/]){_MONTH}\2{_DAY})(?![\d./-]|\s*(?:[肋椎胸腰颈骶跖指趾掌组层个枚岁周天年]|[cm]m|%))",
+)
+_MINUTE = r"[0-5]\d"
+# 3:00方向 is a position on a clock face, 1:20 a dilution
+_NO_POSITION = r"(?!\d|[:：]?\d|\s*(?:[-~～至到]\s*\d{1,2}(?:[:：]\d{2})?\s*)?(?:点钟?|钟)?(?:方向|方位|位|距|处|象限|乳|稀|滴|阳|比|[（(][+-]))"
+_CLOCK = rf"(?:[01]?\d|2[0-4])[:：]{_MINUTE}(?:[:：]{_MINUTE})?(?:\.\d{{1,3}})?"
+_DAYTIME = r"(?:凌晨|清晨|早晨|早上|早|今晨|今早|上午|中午|午后|下午|傍晚|昨晚|今晚|晚上|晚间|晚|夜间|夜里|半夜|深夜)"
+TIME_RULES = (
+    rf"({_DAYTIME}\s*(?:约|于)?\s*(?:\d{{1,2}}[:：]{_MINUTE}|\d{{1,2}}\s*[点时](?:\s*{_MINUTE}分?|\s*\d分|半|整)?|"
+    r"[一二三四五六七八九十]{1,2}[点时]半?))(?!钟?方向|间)",
+    rf"(?<!\d[:：])(?<![\d.乳位腺缘管体度比例-])(?<![乳位腺缘管]\s)((?!1[:：][0-5]\d(?![\d:：])){_CLOCK}){_NO_POSITION}",
+    rf"(?<=于)(1[:：]{_MINUTE}){_NO_POSITION}",
+    r"(?<!\d)((?:[01]?\d|2[0-4])\s*[时点]\s*[0-5]?\d\s*分)(?!钟)",
+)
+
+# --- hospitals and addresses ---
+
+_HOSPITAL_KIND = (
+    r"(?:医院|卫生院|保健院|疗养院|总院|卫生服务中心|卫生服务站|卫生所|卫生室|医学中心|医疗中心|医学影像中心|影像诊断中心|影像中心|眼科中心|体检中心|"
+    r"体检机构|肿瘤中心|疾控中心|疾病预防控制中心|结核病防治所|防治院|诊所|门诊部|(?:附|市|省|区|县|医大|医科大|人民)[一二三四五六]院)"
+)
+HOSPITAL = re.compile(
+    rf"{_HOSPITAL_KIND}(?!获得|内获得|感染|相关|管理)(?:[东西南北新老总本]院区?|分院|{HAN}{{2}}院区|{HAN}{{2}}分院)?"
+)
+HOSPITAL_LETTERS = 14
+# the last of these words before a name starts it: 患者曾于 | 华西 | 医院
+_LEAD = re.compile(
+    r"曾于|现于|于|曾在|在|由|到|至|往|赴|去|来自|来|经|转自|转入|转往|转|从|与|较|对比|对照|参照|比较|结合|外院|既往|曾|请|为|后|前|送检|送|示|患者|病人|单位|因|"
+    r"随访|随诊|就诊|诊|结节|囊肿|骨折|术后|炎|癌|病变|改变|积液|报告|了|的|是|建议|考虑|联系|返回|结果|意见|及|或|并|居|住"
 )
 # hospitals of which no name is given: 上级医院, 当地医院
-_UNNAMED = (
-    "上级|外院|当地|本|我|贵|他|该|此|各|综合|专科|三甲|三级|二级|基层|大型|正规|原|某|外|转|到|去|来|在|于|至|往|就诊|"
-    "住|出|入|院外|其他|其它"
+_UNNAMED = re.compile(
+    r"(?:上级|下级|同级|外地|当地|地方|本地|本|我|贵|他|该|此|各|综合|专科|三甲|三级|二级|一级|甲等|乙等|基层|大型|正规|原|某|外|其他|其它|就近|附近|住|出|入|院|县|市|区|镇|乡|"
+    r"村|省|社区|私立|公立|民营|私人|多家|两家|一家|家|几|另|国内|国外|教学|有条件|相关|相应|定点|上述|不同|多个|个|所)*"
 )
-_HOSPITAL_KIND = (
-    r"(?:医院|中医院|卫生院|卫生服务中心|卫生服务站|医学中心|诊所|门诊部|疗养院|医疗中心|影像中心|体检中心)"
+ADDRESS_RULES = (
+    r"((?:家庭住?址|家庭地址|通讯地址|单位地址|现住址|住址|地址|现住地?|居住地|居住于|现居住?于?|家住|户籍地?址?|籍贯|户口所在地|工作单位)\s*(?:[:：]|为|在|于)?\s*"
+    r"[^\s，,。；;：:、（）()\0]{2,40})",
+    r"邮编\s*[:：]?\s*(\d{6})(?!\d)",
+    rf"({HAN}{{2,3}}(?:省|市|县)(?:{HAN}{{1,6}}?[市区县镇乡])?{HAN}{{1,8}}?(?:街道|大道|路|街|巷|镇|乡|村)"
+    r"(?:\d{1,5}[号弄组][\d\-A-Za-z栋幢楼单元室院号组]{0,16})?)",
+    rf"(?<={HAN}{{2}})((?:路|街|大道|巷|弄|胡同)\d{{1,5}}号[\d\-A-Za-z栋幢楼单元室院号]{{0,16}})",
+    rf"来自({HAN}{{1,4}}(?:省|市|县|镇|乡)(?:{HAN}{{1,6}}?[县区镇乡村]){{0,3}})",
+    r"(?<!\d)(\d{1,3}[栋幢]\d{1,2}单元\d{1,5}室?)",
 )
-_HOSPITAL = (
-    rf"(?!(?:{_UNNAMED})+{_HOSPITAL_KIND})[\u4e00-\u9fff]{{2,14}}?(?:第[一二三四五六七八九十]+)?"
-    rf"(?:人民|附属|中心|协和|同济)?{_HOSPITAL_KIND}"
-)
-_NUMBER = r"(?:编号|号码|ID|片号|胶片号|病理号|床位?)\s*[:：]\s*[A-Za-z]{0,4}\d{2,}[A-Za-z\d-]*"
-RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("电话", PATTERNS["phone"]),
+HOSPITAL_LATIN = (r"((?:[A-Z][A-Za-z'.]{1,20} (?:of |and )?){1,7}(?:Hospital|Medical Center|Clinic|Infirmary))",)
+
+
+def compiled(label: str, patterns: Iterable[str]) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    return tuple((label, re.compile(pattern)) for pattern in patterns)
+
+
+# in this order: what a rule removes is a run of \0 for the rules after it
+RULES = (
+    *compiled("编号", NUMBER_RULES[:3]),
     ("证件号", PATTERNS["identity number"]),
-    ("编号", PATTERNS["hospital number"]),
-    ("编号", re.compile(_NUMBER, re.IGNORECASE)),
-    ("地址", PATTERNS["address"]),
+    *compiled("电话", PHONE_RULES),
+    *compiled("日期", DATE_RULES),
     ("日期", PATTERNS["date"]),
-    ("日期", re.compile(r"(?<!\d)(?:19|20)?\d{2}[-/.年](?:0?[1-9]|1[0-2])[-/.月](?:0?[1-9]|[12]\d|3[01])日?(?!\d)")),
-    ("日期", re.compile(r"(?<!\d)(?:19|20)\d{2}\s*年(?:\s*\d{1,2}\s*月(?:份)?)?(?:\s*\d{1,2}\s*[日号])?")),
-    ("日期", re.compile(r"(?<!\d)(?:0?[1-9]|1[0-2])\s*月\s*(?:0?[1-9]|[12]\d|3[01])\s*[日号]")),
-    ("日期", re.compile(r"(?<!\d)(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)")),
-    ("时间", re.compile(r"(?<!\d)(?:[01]?\d|2[0-3])[:：][0-5]\d(?:[:：][0-5]\d)?(?!\d)")),
-    ("医院", re.compile(_HOSPITAL)),
-    ("姓名", re.compile(rf"(?<=签名)\s*[:：]?\s*{_NAME}|{_ROLE}\s*[:：]\s*{_NAME}(?:\s*[/、，,]\s*{_NAME})*")),
+    *compiled("时间", TIME_RULES),
+    *compiled("编号", NUMBER_RULES[3:]),
+    ("编号", PATTERNS["hospital number"]),
+    *compiled("地址", ADDRESS_RULES),
+    ("医院", HOSPITAL),
+    *compiled("医院", HOSPITAL_LATIN),
+    *compiled("姓名", NAME_RULES),
+    ("地址", PATTERNS["address"]),
+    ("电话", PATTERNS["phone"]),
     ("姓名", PATTERNS["name"]),
-)  # fmt: skip
-KEEP_LABEL = re.compile(r"^\s*[\u4e00-\u9fffA-Za-z]{1,8}\s*[:：]")  # 报告医师：王某 -> 报告医师：【姓名】
+)
+REMAINING = re.compile(r"[^\0]+")
 MIN_KNOWN = 2  # characters of a known value: a single one stands in ordinary words
 
 
@@ -56,20 +252,49 @@ def deidentify(text: str, known: Iterable[str] = ()) -> tuple[str, Counter[str]]
     `known` are values of this patient's row and header, such as the name and the numbers; they are removed wherever
     they stand.
     """
-    counts: Counter[str] = Counter()
+    text = text.replace("\0", " ")
+    spans: list[tuple[int, int, str]] = []
+    rest = text
     for value in sorted(set(filter(None, map(str.strip, known))), key=len, reverse=True):
         if len(value) >= MIN_KNOWN:
-            text, number = re.subn(known_pattern(value), "【已删除】", text)
-            counts["已知信息"] += number
+            rest = remove(rest, "已删除", re.compile(known_pattern(value)), spans)
     for label, pattern in RULES:
+        rest = remove(rest, label, pattern, spans)
+    pieces, position = [], 0
+    for start, end, label in sorted(spans):
+        pieces += [text[position:start], f"【{label}】"]
+        position = end
+    counts = Counter("已知信息" if label == "已删除" else label for _, _, label in spans)
+    return "".join(pieces) + text[position:], counts
 
-        def replace(match: re.Match[str], label: str = label) -> str:
-            counts[label] += 1
-            kept = KEEP_LABEL.match(match.group())
-            return f"{kept.group() if kept and label in ('姓名', '编号') else ''}【{label}】"
 
-        text = pattern.sub(replace, text)
-    return text, +counts
+def remove(text: str, label: str, pattern: re.Pattern[str], spans: list[tuple[int, int, str]]) -> str:
+    """Appends what the pattern removes (its first group, or all that matches); the text with \\0 in its place."""
+    pieces, position = [], 0
+    for match in pattern.finditer(text):
+        start, end = match.span(1 if pattern.groups else 0)
+        if pattern is HOSPITAL:
+            start = start_of_hospital(text, match.start(), position)
+        if start == end:
+            continue
+        spans += [(start + run.start(), start + run.end(), label) for run in REMAINING.finditer(text[start:end])]
+        pieces += [text[position:start], "\0" * (end - start)]
+        position = end
+    return "".join(pieces) + text[position:]
+
+
+def start_of_hospital(text: str, kind: int, minimum: int) -> int:
+    """Where the name begins whose last word (医院) begins at `kind`; the end of that word if no hospital is named."""
+    start = kind
+    while start > max(minimum, kind - HOSPITAL_LETTERS) and "\u4e00" <= text[start - 1] <= "\u9fff":
+        start -= 1
+    for word in _LEAD.finditer(text, start, kind):
+        start = word.end()
+    match = HOSPITAL.match(text, kind)
+    assert match is not None
+    if _UNNAMED.fullmatch(text, start, kind) and match.group()[0] not in "附市省区县人":
+        return match.end()
+    return start
 
 
 def known_pattern(value: str) -> str:
