@@ -1,6 +1,6 @@
 """Precision and recall of `deidentify` on labeled sentences, by kind.
 
-In: tests/text/personal_data_sentences.jsonl, a sentence per line with its topic and the spans that must be removed. Out:
+In: tests/text/personal_data_sentences.jsonl, a sentence per line with its topic and the spans to be removed. Out:
 counts of spans that were removed, missed, and removed without need. A hash of the sentence assigns it to one of two
 halves: the rules were improved with the development half only.
 """
