@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from qilin.dataset.schema import CAPTION_KINDS, IMAGE_SCHEMA, SPLITS
+from qilin.dataset.arrow_schema import IMAGE_SCHEMA
+from qilin.dataset.schema import CAPTION_KINDS, SPLITS
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
          (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip

@@ -21,13 +21,12 @@ import pyarrow.parquet as pq
 
 from qilin.core.errors import UserError
 from qilin.core.files import make_cache_dir, read_json_object, sha256_file, shorten, to_json, write_atomic
+from qilin.dataset.arrow_schema import IMAGE_SCHEMA, SAMPLE_SCHEMA
 from qilin.dataset.hash_tables import fingerprint, fingerprints
 from qilin.dataset.schema import (
     CAPTION_KINDS,
     FORMAT_VERSION,
-    IMAGE_SCHEMA,
     MANIFEST,
-    SAMPLE_SCHEMA,
     SPLITS,
     ImageRecord,
     Sample,

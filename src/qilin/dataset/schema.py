@@ -1,4 +1,4 @@
-"""Rows of a dataset folder, ImageRecord and Sample, with their Arrow schemas and the messages of samples.
+"""Rows of a dataset folder, ImageRecord and Sample, and the messages of samples; arrow_schema.py has their columns.
 
 In: rows of the importers or of parquet files. Out: frozen dataclasses, and the same rows as Arrow takes them.
 """
@@ -6,8 +6,6 @@ In: rows of the importers or of parquet files. Out: frozen dataclasses, and the 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 CAPTION_KINDS = ("caption", "context", "inline", "report")  # targets of stage 1
@@ -66,44 +64,6 @@ class Sample:
     translation: Mapping[str, str] | None = None
 
 
-PROVENANCE_TYPE = pa.struct([(name, pa.string()) for name in ("source", "source_id", "url", "license", "attribution")])
-IMAGE_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("bytes", pa.binary()),
-        ("format", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("phash", pa.string()),
-        ("modality", pa.string()),
-        ("body_part", pa.string()),
-        ("provenance", pa.list_(PROVENANCE_TYPE)),
-        ("license_tier", pa.string()),
-        ("deidentified", pa.string()),
-    ]
-)
-MESSAGE_TYPE = pa.struct(
-    [("role", pa.string()), ("content", pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())])))]
-)
-TRANSLATION_TYPE = pa.struct([(name, pa.string()) for name in ("model", "prompt", "glossary", "checks")])
-SAMPLE_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("kind", pa.string()),
-        ("image_ids", pa.list_(pa.string())),
-        ("messages", pa.list_(MESSAGE_TYPE)),
-        ("answer_type", pa.string()),
-        ("choices", pa.list_(pa.string())),
-        ("question_type", pa.string()),
-        ("lang", pa.string()),
-        ("source", pa.string()),
-        ("group", pa.string()),
-        ("license_tier", pa.string()),
-        ("translation", TRANSLATION_TYPE),
-    ]
-)
-
-
 def user(text: str = "", images: int = 0) -> dict[str, Any]:
     """A user message: `images` image parts, then the text unless it is empty."""
     content: list[dict[str, str]] = [{"type": "image"}] * images
@@ -156,7 +116,7 @@ def sample_problem(sample: Sample) -> str | None:
 
 def sample_row(sample: Sample) -> dict[str, Any]:
     """A Sample as the parquet row of SAMPLE_SCHEMA."""
-    row = {name: getattr(sample, name) for name in SAMPLE_SCHEMA.names}
+    row = {name: getattr(sample, name) for name in Sample.__dataclass_fields__}
     return row | {"image_ids": list(sample.image_ids), "choices": list(sample.choices)}
 
 
@@ -169,18 +129,18 @@ def sample_from_row(row: Mapping[str, Any]) -> Sample:
         }
         for message in row["messages"]
     )
-    fields = {name: row[name] for name in SAMPLE_SCHEMA.names}
+    fields = {name: row[name] for name in Sample.__dataclass_fields__}
     fields |= {"messages": messages, "image_ids": tuple(row["image_ids"]), "choices": tuple(row["choices"] or ())}
     return Sample(**fields)
 
 
 def image_row(image: ImageRecord) -> dict[str, Any]:
     """An ImageRecord as the parquet row of IMAGE_SCHEMA."""
-    row = {name: getattr(image, name) for name in IMAGE_SCHEMA.names}
+    row = {name: getattr(image, name) for name in ImageRecord.__dataclass_fields__}
     return row | {"provenance": [vars(item) for item in image.provenance]}
 
 
 def image_from_row(row: Mapping[str, Any]) -> ImageRecord:
     """The ImageRecord of a parquet row."""
-    fields = {name: row[name] for name in IMAGE_SCHEMA.names}
+    fields = {name: row[name] for name in ImageRecord.__dataclass_fields__}
     return ImageRecord(**fields | {"provenance": tuple(Provenance(**item) for item in row["provenance"])})

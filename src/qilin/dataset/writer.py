@@ -21,15 +21,14 @@ import pyarrow.parquet as pq
 from qilin import __version__
 from qilin.core.files import sha256_file, to_json
 from qilin.core.output_dir import create_staging_dir, lock_dir, publish, require_empty
+from qilin.dataset.arrow_schema import IMAGE_SCHEMA, SAMPLE_SCHEMA
 from qilin.dataset.card import write_card
 from qilin.dataset.hash_tables import ExactKeyStore
 from qilin.dataset.licenses import license_tier, strictest
 from qilin.dataset.reader import content_hash
 from qilin.dataset.schema import (
     FORMAT_VERSION,
-    IMAGE_SCHEMA,
     MANIFEST,
-    SAMPLE_SCHEMA,
     SPLITS,
     ImageRecord,
     Provenance,

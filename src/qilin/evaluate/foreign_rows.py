@@ -12,13 +12,15 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qilin.core.errors import UserError, suggest
 from qilin.core.files import shorten
-from qilin.dataset.reader import Dataset
 from qilin.evaluate.items import iter_items
 from qilin.evaluate.results import REQUIRED_FIELDS, Prediction
+
+if TYPE_CHECKING:  # Arrow takes 30 MB
+    from qilin.dataset.reader import Dataset
 
 Row = Mapping[str, Any]
 OPTION_LETTERS = "ABCDEFGHIJ"

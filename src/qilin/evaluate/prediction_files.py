@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qilin.core.errors import UserError
 from qilin.core.files import (
@@ -25,7 +25,6 @@ from qilin.core.files import (
     read_text,
     shorten,
 )
-from qilin.dataset.reader import Dataset
 from qilin.evaluate.foreign_rows import (
     Format,
     dataset_references,
@@ -36,6 +35,9 @@ from qilin.evaluate.foreign_rows import (
     select_columns,
 )
 from qilin.evaluate.results import Prediction, RowNotes
+
+if TYPE_CHECKING:  # Arrow takes 30 MB
+    from qilin.dataset.reader import Dataset
 
 EXPECTED = "rows with id, question, reference, prediction"
 MIN_ROWS_PER_FAULT = 20

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -195,7 +196,13 @@ def _texts(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     texts = [_as_text(item) for item in value] if isinstance(value, list | tuple) else [None]
     if None in texts:
         raise UserError(f"{where}: {name} is {shorten(value)}; expected a list of texts")
-    return tuple(text for text in texts if text is not None)
+    return _shared(tuple(text for text in texts if text is not None))
+
+
+@lru_cache(maxsize=1_000)
+def _shared(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The same object for equal texts: the rows of one image follow each other."""
+    return texts
 
 
 def _confidence(row: Mapping[str, Any], where: str, notes: RowNotes) -> float | None:

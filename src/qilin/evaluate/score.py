@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,8 @@ from numpy.typing import NDArray
 from qilin.core.errors import UserError
 from qilin.core.llm_client_config import parse_extra
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
-from qilin.dataset.reader import Dataset, open_dataset
 from qilin.evaluate.config import ScoreConfig
-from qilin.evaluate.controls.contamination import find_contamination, format_contamination
 from qilin.evaluate.controls.controls_file import CONTROLS_FILE, StoredControls, read_controls
-from qilin.evaluate.controls.nearest_neighbor import embed_thumbnails, nearest_neighbor_answers
-from qilin.evaluate.controls.training_set import (
-    has_training_image,
-    match_training_images,
-    most_frequent_answers,
-    read_hashes,
-    read_training_set,
-)
 from qilin.evaluate.foreign_rows import OWN_LAYOUT
 from qilin.evaluate.manifest import scoring_manifest
 from qilin.evaluate.prediction_files import PredictionFile, check_prediction_path, read_prediction_file
@@ -38,19 +28,32 @@ from qilin.evaluate.scoring.aggregate import ScoringContext, score_predictions
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
 from qilin.evaluate.scoring.intervals import assign_clusters
 
+if TYPE_CHECKING:
+    from qilin.dataset.reader import Dataset
+
+# What reads datasets and images is imported where it is used: it takes 40 MB that a file of predictions does not need.
+
 
 def score_file(config: ScoreConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scores of a file of predictions, and a row {"id", "correct", "rule"} for each of them.
 
     Raises UserError for rows that are not predictions, and for a dataset or training data that do not fit them.
     """
-    dataset = open_dataset(config.dataset) if config.dataset else None
+    dataset: Dataset | None = None
+    if config.dataset:
+        from qilin.dataset.reader import open_dataset
+
+        dataset = open_dataset(config.dataset)
     path = check_prediction_path(config.file)
     file = read_prediction_file(path, config.fields, config.references, dataset, CAPTION_INSTRUCTION)
     predictions = file.predictions
     print_notes(file)
     stored = read_controls(path.parent / CONTROLS_FILE, predictions)
-    hashes = read_hashes(dataset) if dataset else stored.hashes
+    hashes = stored.hashes
+    if dataset:
+        from qilin.evaluate.controls.training_set import read_hashes
+
+        hashes = read_hashes(dataset)
     cluster, facts = clusters_and_facts(predictions, stored, dataset, hashes)
     context = ScoringContext(
         cluster=cluster,
@@ -122,6 +125,16 @@ def with_training_data(
 
     With a dataset also: the nearest neighbor by thumbnails and the near-duplicates; prints the contamination.
     """
+    from qilin.dataset.reader import open_dataset
+    from qilin.evaluate.controls.contamination import find_contamination, format_contamination
+    from qilin.evaluate.controls.nearest_neighbor import embed_thumbnails, nearest_neighbor_answers
+    from qilin.evaluate.controls.training_set import (
+        has_training_image,
+        match_training_images,
+        most_frequent_answers,
+        read_training_set,
+    )
+
     training = read_training_set(open_dataset(train), CAPTION_INSTRUCTION)
     if training is None:
         raise UserError(f"{train}: has no train split; --train expects the dataset folder of the training data")

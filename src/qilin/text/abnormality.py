@@ -36,7 +36,7 @@ NORMAL = re.compile(
 _NOT_A_FINDING = re.compile(r"增强(?:后|扫描)|无明显诱因")
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def abnormality(text: str) -> bool | None:
     """True if a text affirms something abnormal, False if it only denies it or describes what is normal, else None."""
     text = _NOT_A_FINDING.sub(lambda m: "\x01" * len(m.group()), text)

@@ -36,7 +36,7 @@ _WORD_SETS = (
 _JOINT = re.compile(r"[髋膝踝肩肘腕]关节|指间关节|颞颌关节|骶髂关节")
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def _named_words(text: str, word_set: int) -> frozenset[str]:
     """Names of the words of one of _WORD_SETS that a text uses without negating them."""
     names: set[str] = set()

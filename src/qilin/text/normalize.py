@@ -50,7 +50,7 @@ def to_simplified(text: str) -> str:
     return _convert(text) if _convertible().search(text) else text
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def _convert(text: str) -> str:
     # cached apart from to_simplified: 20,000 cached long texts that need no conversion take 20 MB
     return str(_converter().convert(text))

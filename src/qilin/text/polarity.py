@@ -32,7 +32,7 @@ _ENGLISH_LEADING_WORD = re.compile(
 )
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=2_000)
 def polarity(text: str, question: str = "") -> bool | None:
     """Whether a normalized answer says yes (True) or no (False) to a normalized question; None for neither or both."""
     leading_words: list[bool] = []

@@ -351,7 +351,7 @@ def _times(value: Fraction | None, factor: Fraction) -> Fraction | None:
     return None if value is None else value * factor
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def find_quantities(text: str) -> tuple[Quantity, ...]:
     """Every quantity of a normalized text, in order."""
     return _Reader(text).read()

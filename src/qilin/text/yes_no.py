@@ -50,7 +50,7 @@ _NORMALITY = re.compile(r"正常|健康|异常|\b(?:ab)?normal|\b(?:un)?healthy"
 _LESION = re.compile(r"(?<![有在见现何])(?:病变|病灶|问题)")
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=2_000)
 def is_yes_no_question(question: str) -> bool:
     """Whether yes or no answers a normalized question: …吗, 是否…, 有没有…; not 哪个…, A还是B."""
     return _YES_NO_MARKERS.search(question) is not None and not is_open_question(question)
@@ -69,7 +69,7 @@ def asks_whether_any(question: str) -> bool:
     return _WHETHER_ANY.search(question) is not None
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def word_polarity(text: str) -> bool | None:
     """The polarity of a bare yes or no word; None for any other text."""
     if len(text) > MAX_WORD_CHARACTERS:
@@ -87,7 +87,7 @@ def word_polarity(text: str) -> bool | None:
         text, affirms = negated.group(1), not affirms
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def normality(text: str) -> bool | None:
     """True if a text states normal (正常, 未见异常), False if abnormal (异常, 不正常), None for neither or both."""
     states = {
@@ -98,7 +98,7 @@ def normality(text: str) -> bool | None:
     return states.pop() if len(states) == 1 else None
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=2_000)
 def question_normality(question: str) -> bool | None:
     """True if a question asks whether something is normal, False if whether it is abnormal, None if it asks neither."""
     statement = A_NOT_A.sub("", question)
@@ -107,7 +107,7 @@ def question_normality(question: str) -> bool | None:
     return normality(statement)
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def named_terms(text: str, category: str) -> frozenset[str]:
     """Canonical names of one category that a text uses without negating: ("胸部ct图像", "modality") -> {CT}."""
     return frozenset(

@@ -46,7 +46,7 @@ _LEVEL = re.compile(
 )
 
 
-@lru_cache(maxsize=5_000)
+@lru_cache(maxsize=1_000)
 def take_apart(question: str) -> YesNoQuestion:
     """The parts of a normalized yes-no question."""
     statement = _QUESTION_END.sub("", A_NOT_A.sub(_keep_verb, question))

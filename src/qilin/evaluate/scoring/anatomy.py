@@ -143,13 +143,13 @@ def same_meaning(a: Meaning, b: Meaning, question: str) -> bool:
     return a.level == b.level
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=2_000)
 def names_organ(question: str, organ: str) -> bool:
     """Whether a normalized question names an organ or region by any of its words."""
     return any(match.concept.name == organ for match in find_terms(question, "organ", "region"))
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=2_000)
 def sided_organs(question: str) -> dict[str, tuple[str, ...]]:
     """The organs that a question names together with a side: 左肺的… -> {肺: (left,)}. 图像左侧的… names none."""
     organ_sides: dict[str, tuple[str, ...]] = {}

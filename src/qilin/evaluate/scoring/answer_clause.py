@@ -189,7 +189,7 @@ def _offers(q: str, text: str) -> bool:
     return any(len(option) > 1 and text.startswith(option) for option in offered_options(q))
 
 
-@lru_cache(maxsize=5_000)
+@lru_cache(maxsize=1_000)
 def offered_options(q: str) -> tuple[str, ...]:
     """The options in a question of the form A还是B: (药物治疗, 手术治疗)."""
     match = re.search(r"([^,。?]{1,12})还是([^,。?]{1,12})", q)

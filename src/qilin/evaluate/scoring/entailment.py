@@ -91,7 +91,7 @@ def clause_entails(q: str, reference: str, clause: Clause) -> bool:
     return _names_site_and_finding(q, reference, text)
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def _site_and_finding(reference: str) -> tuple[str, str] | None:
     """(肝脏, 血管瘤) for 肝血管瘤; None for a reference that is not the two joined."""
     core = core_of(reference)[0]
@@ -144,7 +144,7 @@ def _tails(text: str) -> list[str]:
     return [bare_answer(text[matches[-1].end() :], "")] if matches else []
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=2_000)
 def item_entails(q: str, reference: str, item: str) -> bool:
     """Whether a bare term means the reference or something more precise."""
     expected, stated = parse_meaning(reference), parse_meaning(item)
@@ -207,7 +207,7 @@ _WRITTEN_ALIKE = (
 )
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def written_alike(text: str) -> str:
     """What is written in several ways, written alike: 左侧的肾 and 左肾, 密度较低 and 低密度."""
     for pattern, replacement in _WRITTEN_ALIKE:
@@ -218,7 +218,7 @@ def written_alike(text: str) -> str:
 _ONLY_SUFFIX = frozenset(("", *"侧边方叶部区上下前后中"))
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def core_of(reference: str) -> tuple[str, frozenset[str], Concept | None]:
     """The reference without its side, the sides, and the concept that the rest names."""
     plain = written_alike(reference)

@@ -91,7 +91,7 @@ def _appearance_words(words: str, opposite: str) -> re.Pattern[str]:
     return re.compile(f"{words}|{opposite}|[不欠未]")
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)
 def _appearances(r: str) -> tuple[tuple[str, str, str], ...]:
     """(words, opposite, rest) for the complements that a short reference names, with what else it says."""
     pairs = ((*pair, _appearance_words(*pair).sub("", r)) for pair in (*COMPLEMENTS, *CONTRARIES))
