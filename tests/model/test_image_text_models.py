@@ -160,6 +160,10 @@ def test_opens_where_transformers_asks_for_torchvision(tmp_path: Path, name: str
     processor = open_processor(str(folder))
     with pytest.raises(UserError, match="video"):
         processor.video_processor([])
+    processor.save_pretrained(tmp_path / "saved")  # in the layout of transformers 5: one processor_config.json
+    saved = open_processor(str(tmp_path / "saved"))
+    assert describe(saved, {1}) == describe(processor, {1})
+    assert saved.video_processor.video_processor_type == ARCHITECTURES[name]["video"]
 
 
 def test_refused_in_one_line(tmp_path: Path) -> None:

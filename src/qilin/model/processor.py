@@ -20,16 +20,17 @@ VIDEO_FILE = "video_preprocessor_config.json"
 VIDEO = "video_processor"
 
 
-class NoVideo:
-    """Stands in for a video processor: holds its settings, which some chat templates read, and refuses videos."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
+class NoVideo(dict[str, Any]):
+    """Stands in for a video processor: its settings, which some chat templates read and a saved processor keeps. It
+    refuses videos."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "settings":
+        if name.startswith("__"):
             raise AttributeError(name)
-        return self.settings.get(name)
+        return self.get(name)
+
+    def __bool__(self) -> bool:
+        return True  # transformers asks whether there is one
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise UserError("a request contains a video; Qilin reads images: send frames of the video as images")
@@ -89,12 +90,13 @@ def without_video(processor_class: Any) -> Any:
 
 
 def video_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a folder's video processor; {} where it has none."""
-    file, nested = folder / VIDEO_FILE, folder / CLASS_FILES[0]
-    values = read_json(file) if file.is_file() else {}
-    if not values and nested.is_file():
-        values = read_json(nested).get(VIDEO)
-    return values if isinstance(values, dict) else {}
+    """The settings of a folder's video processor, from the first file that has them, in transformers' order."""
+    for name in (CLASS_FILES[0], VIDEO_FILE, CLASS_FILES[1]):
+        values = read_json(folder / name) if (folder / name).is_file() else {}
+        values = values.get(VIDEO) if isinstance(values, dict) and name == CLASS_FILES[0] else values
+        if isinstance(values, dict) and values:
+            return values
+    return {}
 
 
 def image_token(processor: Any) -> str:
