@@ -25,12 +25,16 @@ CORRECT = [
     ("No effusion, except for a small nodule.", "除一枚小结节外，未见积液。"),
     ("There is no hemorrhage, although emphysema is present.", "未见出血，尽管存在肺气肿。"),
     ("No mass, and the hernia is small.", "未见肿块，疝气较小。"),
+    ("Without contrast, the tumor is isodense.", "未增强时，肿瘤呈等密度。"),
     # denials that English words otherwise
+    ("The nodule is no longer visible.", "结节已不可见。"),
     ("Neither hemorrhage nor infarction is seen.", "未见出血及梗死。"),
     ("The film ruled out pneumothorax.", "胸片排除了气胸。"),
     ("Effusion, fracture, and hemorrhage are all absent.", "未见积液、骨折及出血。"),
     # Chinese negations that deny no finding
     ("Healing rib fractures on the left.", "左侧肋骨骨折正在愈合。"),
+    ("The pneumothorax resolved after drainage.", "引流后气胸消失。"),
+    ("Unresolved pneumonia on the left.", "左侧未吸收的肺炎。"),
     ("No change in the aneurysm.", "动脉瘤无明显变化。"),
     ("The hernia is unchanged.", "疝气没有改变。"),
     ("A noncalcified nodule in the kidney.", "肾脏内见非钙化的结节。"),

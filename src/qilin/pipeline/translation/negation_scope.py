@@ -26,7 +26,7 @@ _SCOPE_END = re.compile(
     r"\b(?:but|however|there (?:is|are|was|were)|(?:al)?though|which|while|with(?! no\b)|that|only|hence|because|since"
     r"|as it|along with|as well as|except\w*|exceptions?|other than|apart from|aside from|rather|instead"
     r"|and (?:the|there|an?|this|only|mild|minimal|moderate|severe|stable|unchanged|chronic|normal|is|are|was|has|have))\b"
-    r"|;|\.(?!\d)",
+    r"|,\s*(?:the|this|these|it|there)\b|;|\.(?!\d)",
     re.IGNORECASE,
 )
 _EXAMPLE = r",?\s*\b(?:such as|including|like|e\.g\.)\s*"
@@ -40,7 +40,8 @@ _ENGLISH_REWORDINGS = tuple(
         (r"\b(?:no|not|without)(?: any)?(?: \w+)? change[ds]?\b(?: (?:in|of|to|from))?", "stable"),
         (r"\b(?:may|might|could|can|would) not be\b", "are not"),
         (r"\b(?:cannot|can't|can not|could not|couldn't)(?: be)?(?: \w+ly)? (?:exclud|rul|determin|assess)\w*", "may"),
-        (r"\b(?:has|have|had|is|are|was|were)(?: been)?(?: \w+ly)? resolved\b", "changed"),
+        (r"\bresolved\b", "changed"),
+        (r"\bno longer\b", "not"),
         # a sentence that is nothing but a list and what becomes of it: effusion, edema, and mass are all absent
         (rf"(?<![^.;])((?:(?!{_VERB})[^.;])+)\b{_IS}(?: all)? (?:absent|ruled out|excluded)\b", r" no \1"),
         (r"\b(?=rule|excl)(?<!be )(?<!been )(?<!is )(?<!are )(?<!was )(?<!were )(?:rule[sd] out|exclude[sd])\b", "no"),
@@ -85,7 +86,7 @@ _CHINESE_REWORDINGS = tuple(
         (r"无气症?(?=[或、/和与及,]|的|$)", "肺不张"),  # atelectasis, word by word
         (r"(?:不能|无法|难以|不可|未能|不足以)(?:被|够|完全|彻底|明确|准确)*(?:排除|除外|确定|评估|判断)", "可能有"),
         (r"(?:以|应当?|需要?|须|要|来|便|为了|待|进一步|助于)(?:完全|彻底)?排除", "评估"),
-        (rf"(?<!无)(?:已经?|被|正在|完全|基本)*{_CHANGE}", ""),
+        (rf"(?<!无)(?:未见?|没有|不)?(?:已经?|被|正在|完全|基本)*{_CHANGE}", ""),
         # kinds of findings, as "non-calcified": 非钙化的结节, 未钙化的肿块, 意义不明的肿块
         (r"(?<![并绝而除是])非(?=[^,。;、]{1,4}[性的])", ""),
         (r"未(?=[^,。;、见有]{2}的)(?!发现|检出|显示|看到|观察|探及|触及)", ""),
