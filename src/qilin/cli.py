@@ -172,7 +172,7 @@ COMMANDS = {
     "estimate": Command(
         "estimate memory, steps, hours and cost of a training recipe before anything is downloaded",
         "qilin.train.commands:EstimateCommand",
-        "qilin.train.estimate:estimate_command",
+        "qilin.train.estimate_command:estimate_command",
         ("recipe", "overrides"),
         "qilin estimate qilin-med-vl-13b/align --gpu h200 --samples 580014 --text-tokens 500 --answer-tokens 420\n"
         "qilin estimate small/align data=slake vision=parts/vision language=parts/language",
@@ -420,9 +420,9 @@ def explain_os_error(error: OSError | sqlite3.OperationalError) -> str:
 
     has_name = isinstance(error, OSError) and error.filename
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and has_name else str(error)
-    # errors of sqlite and Arrow have no errno, only a message
+    # errors of sqlite, Arrow and numpy's tofile have no errno, only a message
     is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    messages = ("disk is full", "disk I/O error", "No space left", "File too large")
+    messages = ("disk is full", "disk I/O error", "No space left", "File too large", "requested and")
     if is_full or any(message in text for message in messages):
         return f"{text}; free some space and run the same command again"
     return text

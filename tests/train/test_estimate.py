@@ -3,6 +3,8 @@
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ from builders.training import tiny_home
 from qilin import cli
 from qilin.model.llava import set_trainable
 from qilin.model.meta_model import build_meta_model, load_llava_config
+from qilin.train import estimate as train_estimate
 from qilin.train import memory_estimate as memory
+from qilin.train.commands import EstimateCommand
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
-from qilin.train.estimate import format_flops, format_hours, largest_pack
+from qilin.train.estimate import largest_pack
+from qilin.train.estimate_command import format_flops, format_hours
 from qilin.train.flops import flop_cost
-from qilin.train.gpus import GPUS
+from qilin.train.gpus import GPUS, Machine
 from qilin.train.loop import pack_loss
 from qilin.train.memory_estimate import LiveMemory, peak_memory, prepare_model, static_memory
 from qilin.train.model_setup import add_adapters, apply_precision, autocast_context, base_model, compute_dtype
@@ -44,8 +49,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QILIN_CACHE", str(home / "cache"))
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))
 
 
 def overrides(home: Path, *more: str) -> list[str]:
@@ -165,6 +170,62 @@ def test_estimate_needs_only_config_json(home: Path, capsys: pytest.CaptureFixtu
     assert run_estimate(capsys, *usual, "--devices", "2")["hours"] == pytest.approx(more["hours"] / 2)
 
 
+def test_an_answer_is_kept_until_its_inputs_change(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "bare", tmp_path / "bare")
+    parts = [f"{part}={tmp_path / 'bare' / part}" for part in ("vision", "language")]
+    command = ["small/align", *parts, "--json", "--samples", "100"]
+    computed: list[EstimateCommand] = []
+
+    def compute_figures(command: EstimateCommand, config: TrainConfig) -> tuple[dict[str, Any], Machine]:
+        computed.append(command)
+        return {"number": len(computed), "device_hours": 0.5, "money": None}, Machine("4090", 1e9, 1e12, True, 1)
+
+    monkeypatch.setattr(train_estimate, "compute_figures", compute_figures)
+
+    def answer(*more: str) -> int:
+        return int(run_estimate(capsys, *command, *more)["number"])
+
+    assert (answer("--gpu", "4090"), answer("--gpu", "4090")) == (1, 1)
+    assert run_estimate(capsys, *command, "--gpu", "4090", "--price", "3")["money"] == 1.5
+    assert len(computed) == 1, "a price changes nothing that is computed"
+    assert [answer(*more) for more in (["--gpu", "3090"], ["--gpu", "cpu"], ["--gpu", "4090", "batch_size=8"])] == [
+        2,
+        3,
+        4,
+    ]
+    (tmp_path / "bare" / "language" / "config.json").write_text("{}")
+    assert answer("--gpu", "4090") == 5
+    for file in (tmp_path / "cache" / "estimates").iterdir():
+        file.write_text('{"figures"')
+    assert answer("--gpu", "4090") == 6, "a damaged file is computed again"
+    named = ["small/align", "vision=owner/vision", "language=owner/language", "--gpu", "4090", "--json"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert [run_estimate(capsys, *named)["number"] for _ in range(2)] == [7, 8], "nothing is known of their files"
+    for part in ("vision", "language"):
+        (tmp_path / f"hub/models--owner--{part}/refs").mkdir(parents=True)
+        (tmp_path / f"hub/models--owner--{part}/refs/main").write_text("0123")
+    assert [run_estimate(capsys, *named)["number"] for _ in range(2)] == [9, 9]
+
+
+def test_a_kept_answer_needs_no_torch(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does a mistyped folder: both answer in half a second."""
+    usual = ["estimate", "small/align", *overrides(home), "--gpu", "4090", "--json"]
+    assert cli.main(usual) == 0
+    printed = capsys.readouterr().out
+    code = (
+        "import sys\nfrom qilin.cli import main\nn = main(sys.argv[1:])\nassert 'torch' not in sys.modules\nsys.exit(n)"
+    )
+    again = subprocess.run([sys.executable, "-c", code, *usual], capture_output=True, text=True)
+    assert (again.returncode, again.stdout, again.stderr) == (0, printed, "")
+    mistyped = [word.replace("/language", "/langage") for word in usual]
+    refused = subprocess.run([sys.executable, "-c", code, *mistyped], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert f"did you mean {home / 'language'}?" in refused.stderr
+
+
 def test_local_data_is_measured(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = run_estimate(capsys, "small/align", *overrides(home, "num_epochs=2"), "--gpu", "cpu", "--json")
     config = read_recipe("small/align", overrides(home))
@@ -174,25 +235,18 @@ def test_local_data_is_measured(home: Path, capsys: pytest.CaptureFixture[str]) 
     assert figures["tokens"] < figures["tokens_unshared"]
 
 
-def test_alternatives_are_listed_where_it_does_not_fit(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from qilin.train import estimate
-    from qilin.train import memory_estimate as memory
-
-    command = ["small/align", *overrides(home, "trainable=[projector, language]", "precision=bf16")]
-    needs = run_estimate(capsys, *command, "--gpu", "l20", "--json")["memory_total"]
-    tight = estimate.Gpu(needs * 0.9, 1e12)
-    monkeypatch.setattr(estimate, "find_gpu", lambda name: tight)
-    figures = run_estimate(capsys, *command, "--gpu", "l20", "--json")
+def test_alternatives_are_listed_where_it_does_not_fit(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["small/align", *overrides(home, "trainable=[projector, language]", "precision=bf16"), "--gpu", "l20"]
+    needs = run_estimate(capsys, *command, "--json")["memory_total"]
+    tight = [*command, "--gpu-memory", str(needs * 0.9 / 1e9)]
+    figures = run_estimate(capsys, *tight, "--json")
     assert not figures["fits"]
     assert any("gradient_checkpointing=true" in line for line in figures["would fit"])
-    looks = len(memory._peak_cache)
-    assert cli.main(["estimate", *command, "--gpu", "l20"]) == 0
-    assert len(memory._peak_cache) == looks, "nothing that was looked at is looked at again"
+    simulated = len(memory._peak_cache)
+    assert cli.main(["estimate", *tight, "--price", "3"]) == 0
+    assert len(memory._peak_cache) == simulated, "nothing is simulated twice"
     assert "would fit with gradient_checkpointing=true" in capsys.readouterr().out
-    monkeypatch.setattr(estimate, "find_gpu", lambda name: estimate.Gpu(1e3, 1e12))
-    assert run_estimate(capsys, *command, "--gpu", "l20", "--json")["would fit"] == []
+    assert run_estimate(capsys, *command, "--gpu-memory", "1e-6", "--json")["would fit"] == []
 
 
 def test_precision_auto_is_bf16_on_a_gpu_and_the_faster_one_on_a_cpu(

@@ -1,14 +1,13 @@
-"""`qilin estimate`: the requirements of a recipe, before anything is downloaded.
+"""Computes what `qilin estimate` prints: the requirements of a recipe, before anything is downloaded.
 
 In: a recipe, the machine, and the data or its size. Out: parameters, memory by cause, steps, tokens, operations,
 hours and cost; where it does not fit, the smallest changes with which it does.
 """
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,17 @@ import numpy as np
 import torch
 from transformers import LlavaConfig
 
-from qilin.core.config import parse_override
 from qilin.core.errors import UserError
-from qilin.core.terminal import make_console
 from qilin.model.chat_template import TEMPLATES, chat_template
 from qilin.model.llava import pick_device
 from qilin.model.meta_model import build_meta_model, load_llava_config, load_processor
 from qilin.model.own_template import read_template
 from qilin.train.commands import EstimateCommand
-from qilin.train.config import LoraOptions, TrainConfig, read_recipe
+from qilin.train.config import LoraOptions, TrainConfig
 from qilin.train.data_loader import PackedDataset
 from qilin.train.flops import fast_precision, flop_cost, measure_peak_flops, recomputed_cost
-from qilin.train.gpus import Gpu, find_gpu, gpu_names
+from qilin.train.gpus import Gpu, Machine, find_gpu, gpu_names
 from qilin.train.memory_estimate import (
-    USABLE_SHARE,
     largest_pack,
     load_memory,
     memory_by_cause,
@@ -39,39 +35,15 @@ from qilin.train.memory_estimate import (
     static_memory,
 )
 from qilin.train.model_setup import compute_dtype
-from qilin.train.plan import Lengths, Plan, format_saving, make_plan
+from qilin.train.plan import Lengths, Plan, make_plan
 from qilin.train.utilization import assumed_utilization
 
-# measured totals are up to 6 % above the estimates; on a CPU, whose allocator keeps freed blocks, up to 25 %
-# (bench/results/estimate.json)
-GPU_MARGIN, CPU_MARGIN = 1.06, 1.25
 PLANNED_STEPS = 100  # of assumed samples, which are all equal; the rest is extrapolated
 TEMPLATE_TOKENS = 40  # tokens of the chat template before the image (v1 with its system prompt: 35)
-console = make_console()
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The machine of an estimate: `devices` equal devices."""
-
-    name: str
-    memory: float  # bytes of one device
-    peak: float  # operations per second of one device
-    on_gpu: bool
-    devices: int
-    gpu: Gpu | None = None
-
-    @property
-    def usable_memory(self) -> float:
-        """Bytes that an estimate may have to be called fitting: what is usable, less the estimate's own error."""
-        return self.memory * (USABLE_SHARE / GPU_MARGIN if self.on_gpu else 1 / CPU_MARGIN)
-
-
-def estimate_command(command: EstimateCommand) -> None:
-    """`qilin estimate RECIPE key=value …`"""
-    overridden = {parse_override(override)[0].split(".")[0] for override in command.overrides}
-    placeholder = [] if "data" in overridden else ["data=not-given"]  # a recipe requires data, an estimate does not
-    config = read_recipe(command.recipe, [*placeholder, *command.overrides])
+def compute_figures(command: EstimateCommand, config: TrainConfig) -> tuple[dict[str, Any], Machine]:
+    """The figures that `qilin estimate` prints, and the machine that they are for."""
     machine, config = find_machine(command, config)
     model_config = load_llava_config(config.vision, config.language, config.model, config.hub, config.feature_layer)
     model = build_meta_model(model_config)
@@ -94,7 +66,7 @@ def estimate_command(command: EstimateCommand) -> None:
         figures = {key: value for key, value in figures.items() if key not in TIME_FIGURES}
     if not figures["fits"]:
         figures["would fit"] = list(find_alternatives(config, machine, model_config, plan))
-    print(json.dumps(figures, indent=2)) if command.json else print_figures(figures, machine)
+    return figures, machine
 
 
 def find_machine(command: EstimateCommand, config: TrainConfig) -> tuple[Machine, TrainConfig]:
@@ -208,7 +180,7 @@ def estimate(
     model: Any,
     plan: Plan,
 ) -> dict[str, Any]:
-    """All figures as plain numbers: bytes, operations, hours, money."""
+    """All figures as plain numbers: bytes, operations, hours."""
     model = prepare_model(model, config)
     causes = memory_by_cause(model_config, model, config, largest_pack(plan), machine.on_gpu, machine.devices)
     scale = 1.0
@@ -240,7 +212,7 @@ def estimate(
         "recomputed_operations": recomputed,
         "hours": hours,
         "device_hours": hours * machine.devices,
-        "money": None if command.price is None else hours * machine.devices * command.price,
+        "money": None,  # estimate_command.py, from the price
     }
 
 
@@ -313,59 +285,3 @@ CANDIDATES = (  # tried in this order
     (ADAPTERS, NF4),
     (RECOMPUTE, SMALL_PACKS, ADAPTERS, NF4),
 )
-
-
-def print_figures(figures: Mapping[str, Any], machine: Machine) -> None:
-    """Print the figures for people."""
-    for part, counts in figures["parameters"].items():
-        status = f"{counts['trainable']:,} trainable" if counts["trainable"] else "frozen"
-        console.print(f"  {part:10} {counts['all']:>15,} parameters, {status}")
-    name = f"each of {machine.devices} x {machine.name}" if machine.devices > 1 else machine.name
-    console.print(f"\n  peak memory of {name}")
-    for cause, size in figures["memory"].items():
-        console.print(f"    {size / 1e9:>8.2f} GB  {cause}")
-    total, available = figures["memory_total"] / 1e9, figures["memory_of_machine"] / 1e9
-    console.print(f"    {total:>8.2f} GB  total; {format_verdict(figures, machine)} into {available:.0f} GB")
-    for line in figures.get("would fit", []):
-        console.print(f"             would fit with {line}")
-    if not figures["fits"] and not figures["would fit"]:
-        console.print("             no known change makes it fit; use a larger GPU, or more of them")
-    if not figures["fits"]:
-        console.print("\n  no training time: it does not fit")
-        return
-    if "hours" not in figures:
-        console.print(
-            "\n  for the training time name the data (data=FOLDER), or give --samples, --text-tokens, --answer-tokens, "
-            "--samples-per-image"
-        )
-        return
-    recomputed = figures["recomputed_operations"]
-    recomputed = f" and {recomputed:.3g} recomputed (gradient_checkpointing)" if recomputed else ""
-    console.print(
-        f"\n  {figures['samples']:,} samples, {figures['steps']:,} steps, {figures['tokens']:,} tokens"
-        f"{format_saving(figures)}, {figures['answer_tokens']:,} answer tokens\n"
-        f"  {figures['operations']:.3g} operations{recomputed}: {format_hours(figures['hours'])} at "
-        f"{figures['mfu_assumed']:.0%} (--mfu; {figures['mfu_source']}) of {format_flops(figures['peak'])} per device"
-    )
-    price = f", cost {figures['money']:,.0f}" if figures["money"] is not None else " (--price gives the cost)"
-    console.print(f"  {format_hours(figures['device_hours'])} of device time{price}")
-
-
-def format_verdict(figures: Mapping[str, Any], machine: Machine) -> str:
-    """Whether it fits, with the margin where that decides."""
-    if figures["fits"]:
-        return "fits"
-    if figures["memory_total"] > machine.memory:
-        return "does not fit"
-    reserve = 1 - machine.usable_memory / machine.memory
-    return f"does not fit safely ({reserve:.0%} are left for libraries and the error of this estimate)"
-
-
-def format_hours(hours: float) -> str:
-    """Hours, or minutes below one hour."""
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
-
-
-def format_flops(operations: float) -> str:
-    """Operations per second, in TFLOP/s for GPUs and GFLOP/s for CPUs."""
-    return f"{operations / 1e12:,.1f} TFLOP/s" if operations >= 1e12 else f"{operations / 1e9:,.1f} GFLOP/s"

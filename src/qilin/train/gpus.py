@@ -80,6 +80,30 @@ FILLERS = ("nvidia", "geforce", "rtx", "gtx", "tesla", "quadro", "amd", "instinc
 MEMORY = re.compile(r"(\d+)g(?:b|ib)?")
 
 
+# of a GPU's memory; the rest is for its context, fragmentation and libraries (not measured)
+USABLE_SHARE = 0.94
+# measured totals are up to 6 % above the estimates; on a CPU, whose allocator keeps freed blocks, up to 25 %
+# (bench/results/estimate.json)
+GPU_MARGIN, CPU_MARGIN = 1.06, 1.25
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine of an estimate: `devices` equal devices."""
+
+    name: str
+    memory: float  # bytes of one device
+    peak: float  # operations per second of one device
+    on_gpu: bool
+    devices: int
+    gpu: Gpu | None = None
+
+    @property
+    def usable_memory(self) -> float:
+        """Bytes that an estimate may have to be called fitting: what is usable, less the estimate's own error."""
+        return self.memory * (USABLE_SHARE / GPU_MARGIN if self.on_gpu else 1 / CPU_MARGIN)
+
+
 def find_gpu(name: str) -> Gpu | None:
     """The device whose words are all in `name`, the most words first; None for an unknown one.
 

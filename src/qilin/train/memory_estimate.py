@@ -27,13 +27,13 @@ from qilin.model.llava import set_trainable
 from qilin.model.meta_model import build_meta_model
 from qilin.train.config import TrainConfig
 from qilin.train.distributed import MAX_UNSHARDED_GRADIENTS, autocast_dtype, shards_frozen
+from qilin.train.gpus import USABLE_SHARE
 from qilin.train.loss import answer_loss
 from qilin.train.model_setup import add_adapters, apply_precision, autocast_context, base_model, compute_dtype
 from qilin.train.optimizer import OptimizerName, TrainableParam, is_layer_matrix
 from qilin.train.packed_attention import Document, make_layout, use_packed_attention
 from qilin.train.plan import Lengths, PackedGroup, Plan, count_work
 
-USABLE_SHARE = 0.94  # of a GPU's memory; the rest is for its context, fragmentation and libraries (not measured)
 FLEX_MEMORY = "qilin_flex_memory"  # an attention with the memory of FlexAttention
 DEPTHS = (3, 4)  # layers of the language model in the two simulations
 PROCESS_BYTES = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)

@@ -109,11 +109,11 @@ def fp8_converter(device: torch.device, emulate: bool) -> Callable[[torch.nn.Lin
 def add_adapters(model: Any, config: TrainConfig) -> Any:
     """Wrap the model with LoRA (peft) on the language model's linear layers, if the recipe has `lora`; the parts in
     `trainable` stay trainable. Raises UserError if `lora.target_modules` matches no layer."""
-    from peft import LoraConfig, get_peft_model
-
     lora = config.lora
     if lora is None:
         return model
+    from peft import LoraConfig, get_peft_model  # half a second
+
     if lora.use_dora and config.frozen_weights == "fp8":
         raise UserError("lora.use_dora is true, but frozen_weights is fp8; DoRA needs plain or nf4 weights")
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
