@@ -177,6 +177,7 @@ def test_keep_when_converting_back(lora: tuple[Path, Path, dict[str, torch.Tenso
         assert same_bits(reader.read(weight), other.read(expected[weight.name])), weight.name
 
 
+@pytest.mark.story
 def test_adapters_of_a_training_run_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`qilin train` with lora and a trainable projector -> LLaVA's LoRA folder -> Hugging Face, on the same language
     model: the logits of the run's model. With another projector, other logits."""

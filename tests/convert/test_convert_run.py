@@ -268,6 +268,7 @@ def test_check_detects_a_wrong_llava_config(tmp_path: Path) -> None:
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.story
 def test_transformers_alone_generates(conversions: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """In a process that does not import Qilin; and qilin.json records the conversion."""
     out = conversions["Qilin-Med-VL"][1]

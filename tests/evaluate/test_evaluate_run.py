@@ -82,6 +82,7 @@ def test_fields_of_predictions_jsonl(lookup_model: dict[str, Any], dataset: Path
     assert next(row for row in rows if row["id"] == "40-k")["question"] == "描述图片。"
 
 
+@pytest.mark.story
 def test_interrupted_evaluation_resumes(
     lookup_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: Any
 ) -> None:

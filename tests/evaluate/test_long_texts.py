@@ -72,6 +72,7 @@ def test_longer_answers_are_unparsable_unless_equal() -> None:
     assert judge_answer("有结节吗?", "没有", "没有," * MAX_ANSWER_CHARACTERS).correct is True  # a loop counts once
 
 
+@pytest.mark.long
 def test_very_long_texts_are_linear() -> None:
     start = time.process_time()
     for unit in ("。", "雙肺", "**", "1"):

@@ -92,6 +92,7 @@ def test_features_equal_the_plain_forward(encoder: str, tmp_path: Path) -> None:
     assert np.abs(expected[0] - expected[2]).max() > 5e-3
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SLAKE.is_dir(), reason="the SLAKE data are not beside this checkout")
 def test_slake_reference_values() -> None:
     """The values in the notes of the data: most frequent answer 0.546, nearest neighbor 0.772 exact match."""

@@ -78,6 +78,7 @@ def test_split_hash_depends_only_on_the_content(tmp_path: Path, monkeypatch: pyt
     assert find_benchmark(one) == "here, test"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SLAKE.is_dir(), reason="the SLAKE data are not beside this checkout")
 def test_slake_is_recognized_by_its_hash(tmp_path: Path) -> None:
     assert main(["data", "import", "slake", str(SLAKE), str(tmp_path / "slake")]) == 0

@@ -27,6 +27,7 @@ def answer_with_image(body: dict[str, Any]) -> str:
     return "左侧" if isinstance(last, list) else "确定"
 
 
+@pytest.mark.story
 def test_remote_model(dataset: Path, tmp_path: Path) -> None:
     with serve(FakeService(answer_with_image)) as service:
         options: dict[str, Any] = {
@@ -77,6 +78,7 @@ def test_budget_is_for_the_whole_evaluation(dataset: Path, tmp_path: Path) -> No
         assert len(service.requests) == 60  # nothing is asked twice
 
 
+@pytest.mark.story
 def test_reproduce(
     lookup_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

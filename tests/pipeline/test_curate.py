@@ -74,6 +74,7 @@ def test_image_quality_problems() -> None:
     assert problem(smooth) == "image is blurred"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real images are not on this machine")
 @pytest.mark.parametrize("folder", ["slake_zh/imgs", "hannover_xray/imgs", "bccd/imgs"])
 def test_real_images_have_no_quality_problems(folder: str) -> None:

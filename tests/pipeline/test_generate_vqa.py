@@ -393,6 +393,7 @@ def extract_questions(body: dict[str, Any]) -> str:
     return json.dumps({"questions": rows}, ensure_ascii=False)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (SHARED / "openi_zh_text").is_dir(), reason="openi_zh_text is not on this machine")
 def test_real_reports(tmp_path: Path) -> None:
     reports = json.loads((SHARED / "openi_zh_text" / "openi-zh.json").read_text(encoding="utf-8"))["annotations"][:120]
@@ -411,6 +412,7 @@ def test_real_reports(tmp_path: Path) -> None:
     assert all(row["question"] in faulty or row["evidence"] == "心脏也没有增大" for _, row in failed)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (SHARED / "slake_zh").is_dir(), reason="slake_zh is not on this machine")
 def test_real_captions(tmp_path: Path) -> None:
     questions_of: dict[str, list[Any]] = {}

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from builders.dicom import ct_pixels, item, make_dataset, to_bytes
 from qilin.cli import main
 from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import text_of
+from qilin.pipeline.importers import dicom_import
 
 Capture = pytest.CaptureFixture[str]
 NAME, LATIN, PATIENT_ID, PHONE = "欧阳锦绣", "OUYANG^JINXIU", "ZY7739201", "13912345678"
@@ -195,3 +197,66 @@ def test_nothing_usable(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "pacs" / "a.txt").write_text("x")
     assert main(["data", "import", "dicom", str(tmp_path / "pacs"), str(tmp_path / "out"), "--workers", "1"]) == 2
     assert "not a DICOM file (1)" in capsys.readouterr().err
+
+
+def write_study(folder: Path, seed: int, patient: str = "P1", accession: str = "A1", study: str = "1.2.3") -> Path:
+    """One slice of a CT study."""
+    dataset = make_dataset(ct_pixels(seed), {"RescaleSlope": 1, "RescaleIntercept": -1024})
+    dataset.PatientID, dataset.AccessionNumber, dataset.StudyInstanceUID = patient, accession, study
+    dataset.SeriesInstanceUID, dataset.SOPInstanceUID, dataset.InstanceNumber = f"{study}.1", f"{study}.1.{seed}", seed
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{patient}-{study}-{seed}"
+    path.write_bytes(to_bytes(dataset))
+    return path
+
+
+def import_folder(folder: Path, out: Path, *options: str) -> Any:
+    shares = ["--test", "0", "--validation", "0", "--workers", "1"]
+    assert main(["data", "import", "dicom", str(folder), str(out), *shares, *options]) == 0
+    return open_dataset(out)
+
+
+def test_copies_count_once(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        path = write_study(tmp_path / "pacs", seed)
+        (tmp_path / "pacs" / f"copy{seed}").write_bytes(path.read_bytes())
+    data = import_folder(tmp_path / "pacs", tmp_path / "new" / "out")
+    (sample,) = data.samples("train")
+    assert len(sample.image_ids) == 3
+    assert data.manifest["settings"]["deidentification"]["refused"] == {"second copy of an image": 3}
+
+
+def test_numbers_of_several_patients_name_none_of_them(tmp_path: Path, capsys: Capture) -> None:
+    """A placeholder in the field of the accession number, and one study UID for two patients."""
+    write_study(tmp_path / "pacs", 1, "P1", "0", "1.2.1")
+    write_study(tmp_path / "pacs", 2, "P2", "000", "1.2.2")
+    write_study(tmp_path / "pacs", 3, "P3", "", "1.2.3")
+    write_study(tmp_path / "pacs", 4, "P4", "A4", "1.2.4")
+    write_study(tmp_path / "pacs", 5, "P5", "A5", "1.2.4")
+    table = tmp_path / "reports.csv"
+    table.write_text("检查号,检查所见\n0,占位的报告\nA4,第四份\n1.2.4,第五份\n", encoding="utf-8")
+    data = import_folder(tmp_path / "pacs", tmp_path / "out", "--reports", str(table))
+    (sample,) = data.samples("train")
+    assert text_of(sample.messages[1]) == "第四份"
+    assert len(list(data.images())) == 1  # those of rejected studies stay out
+    assert "reports refused: number of several patients: 2" in capsys.readouterr().out
+    assert [len(sample.image_ids) for sample in import_folder(tmp_path / "pacs", tmp_path / "b").samples("train")] == [
+        1
+    ] * 5
+
+
+def test_unfinished_import_of_other_files(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are known by number: an import that goes on with others would show the wrong images."""
+    write_study(tmp_path / "pacs", 1)
+    old = write_study(tmp_path / "pacs", 2)
+    out = tmp_path / "pacs" / "out"  # in the source: what the import writes is not read
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(dicom_import, "write_dataset", lambda *arguments: 1 / 0)
+        main(["data", "import", "dicom", str(tmp_path / "pacs"), str(out), "--workers", "1"])
+    shutil.rmtree(out, ignore_errors=True)
+    old.unlink()
+    write_study(tmp_path / "pacs", 3)
+    assert main(["data", "import", "dicom", str(tmp_path / "pacs"), str(out), "--workers", "1"]) == 2
+    assert "files differ" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "pacs" / ".out.import")
+    assert len(next(iter(import_folder(tmp_path / "pacs", out).samples("train"))).image_ids) == 2

@@ -196,6 +196,7 @@ def kill_one_worker(cluster: Any, patch: pytest.MonkeyPatch) -> list[int]:
     return killed
 
 
+@pytest.mark.long
 def test_commands_write_the_same_folders_on_a_cluster(
     tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +231,7 @@ def test_commands_write_the_same_folders_on_a_cluster(
         assert sum(here.manifest["counts"]["samples"].values()) == count
 
 
+@pytest.mark.long
 def test_a_shard_that_always_kills_its_worker_is_named_on_a_cluster_too(tmp_path: Path, cluster: Any) -> None:
     workers = make_workers(0, cluster.scheduler_address)
     with pytest.raises(RunError, match="shard 1 killed its worker"):

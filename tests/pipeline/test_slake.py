@@ -146,6 +146,7 @@ def test_captions_of_one_image() -> None:
     assert [text for _, _, text in compose_captions(rows)][2].endswith("提示肺癌，肺异常。")  # once
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real SLAKE questions are not in ../shared/data/slake_zh")
 def test_real_questions_are_complete_and_captions_do_not_leak(tmp_path: Path) -> None:
     data = import_slake(REAL, tmp_path / "out")
