@@ -2,7 +2,7 @@
 
 In: tests/text/personal_data_sentences.jsonl, a sentence per line with its topic and the spans to be removed. Out:
 counts of spans that were removed, missed, and removed without need. A hash of the sentence assigns it to one of two
-halves: the rules were improved with the development half only.
+halves: the rules were improved with the development half only, to which the sentences of later rounds belong too.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qilin.text.deidentify import deidentify
+from qilin.text.deidentify import personal_spans
 
 SENTENCES = Path(__file__).parents[1] / "text" / "personal_data_sentences.jsonl"
 KINDS = {
@@ -27,7 +27,6 @@ KINDS = {
     "医院": "hospital",
     "地址": "address",
 }
-MARK = re.compile(rf"【({'|'.join(KINDS)})】")
 # what may be removed together with personal data: it identifies nobody and states no finding
 HARMLESS = re.compile(
     r"(?:[\s\W]|患者|病人|家属|姓名|联系人|先生|女士|主任|教授|院长|副|医师|医生|大夫|护士|技师|报告|审核|复核|检查|记录|诊断|书写|"
@@ -68,23 +67,15 @@ class Scores:
         return row
 
 
-def half_of(sentence: str) -> Half:
-    return "unseen" if int(hashlib.sha256(sentence.encode()).hexdigest(), 16) % 2 else "development"
+def half_of(row: dict[str, Any]) -> Half:
+    """Rows of later rounds were looked at after their first score."""
+    number = int(hashlib.sha256(row["text"].encode()).hexdigest(), 16)
+    return "unseen" if row["round"] == 1 and number % 2 else "development"
 
 
 def read_sentences(half: Half) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in SENTENCES.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if half_of(row["text"]) == half]
-
-
-def removed_spans(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, kind) of what `deidentify` replaces with marks."""
-    result = deidentify(text)[0]
-    literals = MARK.split(result)[::2]
-    match = re.fullmatch("(.+?)".join(map(re.escape, literals)), text, re.DOTALL)
-    assert match is not None, (text, result)
-    kinds = [KINDS[label] for label in MARK.findall(result)]
-    return [(*match.span(index), kind) for index, kind in enumerate(kinds, 1)]
+    return [row for row in rows if half_of(row) == half]
 
 
 def score(rows: Iterable[dict[str, Any]]) -> Scores:
@@ -92,7 +83,7 @@ def score(rows: Iterable[dict[str, Any]]) -> Scores:
     scores = Scores()
     for row in rows:
         text = row["text"]
-        removals = removed_spans(text)
+        removals = [(start, end, KINDS[label]) for start, end, label in personal_spans(text)]
         removed = {index for start, end, _ in removals for index in range(start, end)}
         personal: set[int] = set()
         for span in row["spans"]:

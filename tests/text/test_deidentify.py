@@ -30,7 +30,7 @@ def test_measured_precision_and_recall(half: Half) -> None:
     assert table["all"]["recall"] >= 0.96, scores.errors
     assert table["all"]["precision"] >= 0.98, scores.errors
     assert min(row["recall"] for row in table.values() if "recall" in row) >= 0.9, scores.errors
-    assert not +scores.changed, scores.errors
+    assert scores.changed.total() <= 0.01 * scores.negatives.total(), scores.errors
 
 
 def test_scores_count_errors() -> None:
@@ -75,7 +75,26 @@ def test_nothing_remains_for_the_check_of_the_import() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["王", "1", "1-", "a ", "A.a@", "医院", "医师", "省市", "王、", "A B", "\0", " ", "来自"]
+    "unit",
+    [
+        "王",
+        "1",
+        "1-",
+        "a ",
+        "A.a@",
+        "医院",
+        "医师",
+        "省市",
+        "王、",
+        "A B",
+        "\0",
+        " ",
+        "\n",
+        "来自",
+        "。王",
+        "患者 ",
+        "。 ",
+    ],
 )
 def test_time_is_linear(unit: str) -> None:
     """5,000 repetitions in well under a second: a pattern that backtracks takes minutes."""

@@ -33,7 +33,7 @@ _ORDINARY = (
     "|石[灰棉骨膏蜡样英斛]|金[属黄标葡字水氏]|牛[角眼皮奶肉津]|毛[玻刺细糙发囊面霉状氏]|文[氏献]|雷[诺公米氏]|关[节闭系于注键]|包[膜块绕埋裹括虫含涵皮氏]|安[静全氏置装排慰宫抚]"
     "|平[扫滑卧静素时坦片均面直行稳躺常日整衡台躺]|明[显确亮暗白]|常[规见染有于伴年因用需]|成[骨像人年角熟形团串立分功]|车[祸]|水[肿平样疱囊电溶剂]|花[环斑生边样]|时[相间有而长钟]|连[续枷接合同]"
     "|路[径过]|柳[叶氏]|鱼[骨鳞肉]|谷[氨丙草胱]|云[雾絮翳南]|龙[骨胆]|段[性]|沙[粒眼样土拉利漠]|万[一古氏]|易[怒疲醒饥位激复发感于与出误致混见]|康[复氏]|严[重格密]|贝[尔壳伐]|蓝[痣染色斑]"
-    "|梅[花毒尼克]|席[纹汉]|管[腔状壁径床周道理样路型饲]|单[发侧纯个核房克位次胎活支一光层向独药用]|全[身部程肺脑腹心结层景血天麻周胃切组主]|宫[颈腔体内底旁缩外角高]|房[间室颤水性扑缺]|边[缘界]"
+    "|梅[花毒尼克]|席[纹汉]|管[腔状壁径床周道理样路型饲]|单[发侧纯肾肺个核房克位次胎活支一光层向独药用]|全[身部程肺脑腹心结层景血天麻周胃切组主]|宫[颈腔体内底旁缩外角高]|房[间室颤水性扑缺]|边[缘界]"
     "|周[围边径期前后身]|任[何意氏]|苏[醒木]|温[度氏水热]|曲[度张线折霉妥面]|原[因发位有始来先片诊则病形切手引]|查[体看见加对房因出]|麻[醉木痹疹]|项[韧目背部]|计[划算数量分]|商[陆量讨]"
     "|封[闭堵口]|古[典老]|符[合]|顾[虑及]|施[万行莫他术普加]|章[节鱼]|纪[录]|孔[径源洞氏隙]|尹[形]|童[年样]|冷[结刀冻汗热水凝敷]|阳[性]|阴[性]|华[法支]|甘[露油氨草]"
     "|许[多可莫氏]|丘[脑疹]|葛[根]|费[用力]|钟[情乳样摆]|何[时处种首杰氏奇]|孟[氏鲁]|贺[氏]|夏[科季天]|汤[氏汁姆]|罗[道氏音非库]|唐[氏草]|鲁[氏]|孙[氏]|戴[维入有镜]"
@@ -94,7 +94,7 @@ _TITLE = (
     r"同学|阿姨|大爷|大妈|奶奶|爷爷|师傅)"
 )
 _BEFORE_TITLE = (
-    r"(?:(?<![\u4e00-\u9fff])|(?<=[与经由请跟同被据科院临找嘱床])"
+    r"(?:(?<![\u4e00-\u9fff])|(?<=[与经由请跟同被据科院临找嘱床房室])"
     r"|(?<=临床)|(?<=我是)|(?<=通知)|(?<=报告)|(?<=联系)|(?<=告知)|(?<=对照))"
 )
 _TITLED_ORDINARY = (
@@ -149,11 +149,12 @@ NAME_RULES = (
 
 _VALUE = r"[A-Za-z]{0,6}[-_]?\d[A-Za-z\d]{1,24}(?:-[A-Za-z\d]{1,16}){0,3}"
 _NUMBER_LABEL = (
-    r"(?:住院|门诊|急诊|病历|病案|档案|影像学?|放射|CT|MRI?|DR|CR|DX|DSA|PET|X线|X光|超声|B超|彩超|病理|冰冻|检查|检验|登记|申请单?|"
+    r"(?:住院|门诊|急诊|病历|病案|档案|影像学?|放射|核磁|磁共振|CT|MRI?|DR|CR|DX|DSA|PET|X线|X光|超声|B超|彩超|病理|冰冻|检查单?|检验单?|登记|申请单?|"
     r"条码|条形码|就诊卡?|诊疗卡?|医保卡?|社保卡?|健康卡|身份证件?|证件?|护照|军官证|体检|旧片|老片|胶片|片|切片|玻片|蜡块|标本|"
     r"会诊|内镜|胃镜|肠镜|心电图|核医学|患者|病人|病员|流水|报告|预约|就医|医案|卡|保单|合同|车牌|工)(?:编号|号码|号|ID|证号)"
 )
 NUMBER_RULES = (
+    r"(?<!\d)([1-9]\d{5} (?:19|20)\d{6} \d{3}[\dXx])(?!\d)",
     rf"(?:{_NUMBER_LABEL}|(?<!型)编号|身份证|证件|登记证|流水)\s*(?:为|是)?\s*[:：#=]?\s*({_VALUE})",
     rf"(?i:(?<![A-Za-z])(?:patient\s?)?ID号?|accession\s?(?:number|no\.?)?|MRN|"
     r"(?:hospital|medical record)\s(?:number|no\.?))"
@@ -165,11 +166,11 @@ NUMBER_RULES = (
     r"(?<![\d.A-Za-z])([A-Za-z]{0,3}\d{9,30})(?![\d.])",
 )
 PHONE_RULES = (
-    r"(?<![\dA-Za-z])((?:\+?86[- ]?)?1[3-9]\d[- ]?[\d*＊]{4}[- ]?\d{4})(?!\d)",
+    r"(?<![\dA-Za-z])((?:\+?86[- ]?)?1[3-9]\d[- .]?[\d*＊]{4}[- .]?\d{4})(?!\d)",
     r"(?<![\d.])([（(]?0\d{2,3}[）)]?[- —]{0,2}\d{3,4}[- ]?\d{4}(?:[-转]\d{1,6})?)(?!\d)",
     r"(?<![\d.])([48]00-?\d{3,4}-?\d{3,4})(?!\d)",
     r"(?i:电话|手机|手机号码?|号码|致电|拨打|联系方式|tel|phone|固话|传真|内线|短号|分机|热线|座机|小灵通|寻呼)号?码?\s*(?:为|是)?\s*"
-    r"[:：]?\s*[（(]?(\+?\d[\d -]{2,16}\d)(?![\d.])",
+    r"[:：]?\s*[（(]?(\+?\d[\d -]{2,16}\d(?:转\d{2,6})?)(?!\d|\.\d)",
     r"\0\s*转\s*(\d{2,6})",
     r"(?i:微信|QQ|wechat)号?码?\s*[:：]?\s*([A-Za-z\d][A-Za-z\d_-]{4,24})",
     r"(?<![A-Za-z\d_.+-])([A-Za-z\d][A-Za-z\d_.+-]{0,63}@[A-Za-z\d][\w-]{0,62}(?:\.[A-Za-z\d]{2,20}){1,4})",
@@ -180,7 +181,10 @@ PHONE_RULES = (
 _MONTH, _DAY = r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
 _DIGIT = "[〇○零一二三四五六七八九]"
 # the year of a guideline or a classification is not the patient's
-_EDITION = r"(?:版|年?\s?[A-Za-z]{0,20}\s?(?:指南|共识|分类|分期|标准|规范|建议书|诊疗|WHO|FIGO|AJCC|NCCN))"
+_EDITION = (
+    r"(?:版|年?\s?[A-Za-z]{0,20}\s?(?:国际|国内|中国|欧洲|美国|国家|最新|新版)?"
+    r"(?:指南|共识|分类|分期|标准|规范|建议书|诊疗|WHO|FIGO|AJCC|NCCN))"
+)
 DATE_RULES = (
     rf"(?<![\d.])((?:19|20)\d{{2}}([-/.])\s?{_MONTH}\2\s?{_DAY}(?:T(?=\d{{2}}[:：]))?)(?!\d)",
     r"(?<!\d)((?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))(?!\d)",
@@ -216,7 +220,8 @@ _DAYTIME = r"(?:凌晨|清晨|早晨|早上|早|今晨|今早|上午|中午|午�
 TIME_RULES = (
     rf"({_DAYTIME}\s*(?:约|于)?\s*(?:\d{{1,2}}[:：]{_MINUTE}|\d{{1,2}}\s*[点时](?:\s*{_MINUTE}分?|\s*\d分|半|整)?|"
     r"[一二三四五六七八九十]{1,2}[点时]半?))(?!钟?方向|间)",
-    rf"(?<!\d[:：])(?<![\d.乳位腺缘管体度比例旁侧晕=-])(?<![乳位腺缘管侧]\s)((?!1[:：][0-5]\d(?![\d:：])){_CLOCK}){_NO_POSITION}",
+    r"(?<!\d[:：])(?<![\d.乳位腺缘管体度比例旁侧晕=-])(?<![乳位腺缘管侧]\s)"
+    rf"((?!1[:：][0-5]\d(?![\d:：])){_CLOCK}){_NO_POSITION}",
     rf"(?<=于)(1[:：]{_MINUTE}){_NO_POSITION}",
     r"(?<!\d)((?:[01]?\d|2[0-4])\s*[时点]\s*[0-5]?\d\s*分)(?!钟)",
     r"(?<![\d.])((?:1[3-9]|2[0-4])时(?:许|整|半)?)(?![间相期程\d])",
@@ -245,7 +250,7 @@ _LEAD = re.compile(
 # hospitals of which no name is given: 上级医院, 当地医院
 _UNNAMED = re.compile(
     r"(?:上级|下级|同级|外地|当地|地方|本地|本|我|贵|他|该|此|各|综合|专科|三甲|三级|二级|一级|甲等|乙等|基层|大型|正规|原|某|外|"
-    r"其他|其它|就近|附近|住|出|入|院|县|市|区|镇|乡|村|省|社区|私立|公立|民营|私人|多家|两家|一家|家|几|另|国内|国外|教学|有条件|"
+    r"其他|其它|就近|附近|住|出|入|院|县|市|区|镇|乡|村|省|社区|私立|公立|内|民营|私人|多家|两家|一家|家|几|另|国内|国外|教学|有条件|"
     r"相关|相应|定点|上述|不同|多个|个|所)*"
 )
 ADDRESS_RULES = (
@@ -264,7 +269,7 @@ ADDRESS_RULES = (
 )
 HOSPITAL_LATIN = (
     r"((?:[A-Z][A-Za-z'.]{1,20} (?:of |and )?){1,7}(?:Hospital|Medical Center|Clinic|Infirmary))",
-    r"(?<!\d)(\d{3}(?:总?医院))",
+    r"((?:解放军|武警|第)?\s?(?:(?:解放军)?第)?(?<!\d)\d{3}总?医院)",
 )
 
 
@@ -275,13 +280,13 @@ def compiled(label: str, patterns: Iterable[str]) -> tuple[tuple[str, re.Pattern
 
 # in this order: what a rule removes is a run of \0 for the rules after it
 RULES = (
-    *compiled("编号", NUMBER_RULES[:3]),
+    *compiled("编号", NUMBER_RULES[:4]),
     ("证件号", PATTERNS["identity number"]),
     *compiled("电话", PHONE_RULES),
     *compiled("日期", DATE_RULES),
     ("日期", PATTERNS["date"]),
     *compiled("时间", TIME_RULES),
-    *compiled("编号", NUMBER_RULES[3:]),
+    *compiled("编号", NUMBER_RULES[4:]),
     ("编号", PATTERNS["hospital number"]),
     *compiled("地址", ADDRESS_RULES),
     ("医院", HOSPITAL),
@@ -302,19 +307,25 @@ def deidentify(text: str, known: Iterable[str] = ()) -> tuple[str, Counter[str]]
     they stand.
     """
     text = text.replace("\0", " ")
+    pieces, position = [], 0
+    spans = personal_spans(text, known)
+    for start, end, label in spans:
+        pieces += [text[position:start], f"【{label}】"]
+        position = end
+    counts = Counter("已知信息" if label == "已删除" else label for _, _, label in spans)
+    return "".join(pieces) + text[position:], counts
+
+
+def personal_spans(text: str, known: Iterable[str] = ()) -> list[tuple[int, int, str]]:
+    """(start, end, label) of what `deidentify` replaces, in order."""
     spans: list[tuple[int, int, str]] = []
-    rest = text
+    rest = text.replace("\0", " ")
     for value in sorted(set(filter(None, map(str.strip, known))), key=len, reverse=True):
         if len(value) >= MIN_KNOWN:
             rest = remove(rest, "已删除", re.compile(known_pattern(value)), spans)
     for label, pattern in RULES:
         rest = remove(rest, label, pattern, spans)
-    pieces, position = [], 0
-    for start, end, label in sorted(spans):
-        pieces += [text[position:start], f"【{label}】"]
-        position = end
-    counts = Counter("已知信息" if label == "已删除" else label for _, _, label in spans)
-    return "".join(pieces) + text[position:], counts
+    return sorted(spans)
 
 
 def remove(text: str, label: str, pattern: re.Pattern[str], spans: list[tuple[int, int, str]]) -> str:
