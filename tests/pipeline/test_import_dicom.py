@@ -250,9 +250,10 @@ def test_unfinished_import_of_other_files(tmp_path: Path, capsys: Capture, monke
     write_study(tmp_path / "pacs", 1)
     old = write_study(tmp_path / "pacs", 2)
     out = tmp_path / "pacs" / "out"  # in the source: what the import writes is not read
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch:
         patch.setattr(dicom_import, "write_dataset", lambda *arguments: 1 / 0)
-        main(["data", "import", "dicom", str(tmp_path / "pacs"), str(out), "--workers", "1"])
+        with pytest.raises(ZeroDivisionError):
+            main(["data", "import", "dicom", str(tmp_path / "pacs"), str(out), "--workers", "1"])
     shutil.rmtree(out, ignore_errors=True)
     old.unlink()
     write_study(tmp_path / "pacs", 3)

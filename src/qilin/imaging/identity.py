@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from qilin.core.errors import UserError
-from qilin.imaging.dicom import DicomImage, as_list, damage_refused, element, number
+from qilin.imaging.dicom import PIXEL_ELEMENTS, DicomImage, as_list, damage_refused, element, number
 from qilin.imaging.series import make_stack, position_along
 
 SECRET_BYTES = 32
@@ -63,6 +63,7 @@ class HeaderValues:
     study: str
     series: str
     accession: str
+    copy: str  # equal for copies of one image: its UID and its pixels are the same
     day: int | None
     modality: str
     body_part: str | None
@@ -84,6 +85,7 @@ class HeaderValues:
 def read_secret(path: Path) -> bytes:
     """The secret of a file, made at its first use and readable by its owner only. Raises UserError."""
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(secrets.token_hex(SECRET_BYTES) + "\n")
@@ -130,6 +132,7 @@ def read_values(image: DicomImage, secret: bytes, unique: str) -> HeaderValues:
         study=keyed(secret, "study", study),
         series=keyed(secret, "series", element(dataset, "SeriesInstanceUID") or unique),
         accession=keyed(secret, "accession", element(dataset, "AccessionNumber")),
+        copy=keyed(secret, "copy", f"{element(dataset, 'SOPInstanceUID') or unique} {pixel_digest(dataset)}"),
         day=shifted_day(element(dataset, "StudyDate"), patient, secret),
         modality=modality,
         body_part=code(dataset, "BodyPartExamined", BODY_PARTS),
@@ -144,6 +147,12 @@ def read_values(image: DicomImage, secret: bytes, unique: str) -> HeaderValues:
         localizer="LOCALIZER" in kinds,
         burned_in=annotation or ("unknown" if may_have_text(dataset, modality, kinds) else "no"),
     )  # fmt: skip
+
+
+def pixel_digest(dataset: Dataset) -> str:
+    """A digest of the pixel data as it stands in the file."""
+    data = next((dataset[keyword].value for keyword in PIXEL_ELEMENTS if keyword in dataset), b"")
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def code(dataset: Dataset, keyword: str, words: dict[str, str]) -> str | None:

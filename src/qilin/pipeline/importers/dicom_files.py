@@ -3,11 +3,14 @@
 In: file names with their numbers. Out: rows without any string of the source; files are known by number from here on.
 """
 
+import hashlib
+import hmac
 import io
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +34,38 @@ class DicomFile:
     member: str = ""
 
 
-def list_files(folder: Path) -> tuple[list[DicomFile], list[str]]:
-    """(files in a fixed order, folders that cannot be read). Links that leave the folder are not followed."""
+def list_files(folder: Path, own: Sequence[Path] = ()) -> tuple[list[DicomFile], list[str]]:
+    """(files in a fixed order, folders that cannot be read). Links that leave the folder are not followed.
+
+    `own` are files and folders that the import itself writes: the output may lie in the source.
+    """
+    skipped = {str(path.resolve()) for path in own}
     unreadable: list[str] = []
     root = folder.resolve()
     files: list[DicomFile] = []
     for parent, folders, names in os.walk(root, onerror=lambda error: unreadable.append(str(error.filename))):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if os.path.join(parent, name) not in skipped)
         for name in sorted(names):
             path = os.path.join(parent, name)
-            if not Path(path).resolve().is_relative_to(root):
+            if path in skipped or not Path(path).resolve().is_relative_to(root):
                 continue
             members = zip_members(path) if name.lower().endswith(".zip") else [""]
             files += [DicomFile(len(files) + index, path, member) for index, member in enumerate(members)]
     return files, unreadable
+
+
+def listing_key(files: Sequence[DicomFile], root: Path, secret: bytes) -> str:
+    """A key of the files' names, sizes and times: files are known by number, so an unfinished import goes on only with
+    the same files."""
+    digest = hmac.new(secret, digestmod=hashlib.sha256)
+    for file in files:
+        try:
+            status = os.stat(file.path)
+        except OSError:
+            continue
+        name = f"{os.path.relpath(file.path, root.resolve())}\0{file.member}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(name.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
 
 
 def zip_members(path: str) -> list[str]:
@@ -60,7 +81,9 @@ def read_file(file: DicomFile) -> bytes:
     """The bytes of a file. Raises ImageError without its name: names of folders are often names of people."""
     try:
         if file.member:
-            with zipfile.ZipFile(file.path) as archive, archive.open(file.member) as stream:
+            status = os.stat(file.path)
+            archive = open_zip(file.path, status.st_size, status.st_mtime_ns)
+            with archive.open(file.member) as stream:
                 data = stream.read(FILE_LIMIT + 1)
             if len(data) > FILE_LIMIT:
                 raise ImageError("image file is too large", f"more than {FILE_LIMIT:,} bytes")
@@ -71,6 +94,12 @@ def read_file(file: DicomFile) -> bytes:
         raise
     except Exception as error:  # a damaged or encrypted zip, a file that went away
         raise ImageError("image file cannot be read", type(error).__name__) from None
+
+
+@lru_cache(maxsize=1)
+def open_zip(path: str, size: int, time: int) -> zipfile.ZipFile:
+    """An open zip, kept for its next member: to read the directory of thousands of members for each takes minutes."""
+    return zipfile.ZipFile(path)
 
 
 def scan_shard(files: Sequence[DicomFile], secret: bytes, keep_burned_in: bool) -> Rows:

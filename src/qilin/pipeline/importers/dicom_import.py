@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.errors import UserError
-from qilin.core.output_dir import require_empty
+from qilin.core.output_dir import bind_dir, require_empty
 from qilin.core.progress import ProgressBars
 from qilin.dataset.licenses import license_tier
 from qilin.dataset.reader import open_dataset
@@ -25,6 +25,7 @@ from qilin.dataset.schema import MANIFEST, Provenance, Sample, assistant, user_w
 from qilin.dataset.splits import SplitGroups, connecting_keys
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.imaging.dicom import read_dicom
+from qilin.imaging.errors import ImageError
 from qilin.imaging.identity import MODALITIES, identities, keyed, read_secret
 from qilin.imaging.volume import PLANES, choose_slices
 from qilin.imaging.windowing import Windowing
@@ -32,7 +33,15 @@ from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
 from qilin.pipeline.execution.step_output import command_line, print_summary
 from qilin.pipeline.execution.workers import make_workers
 from qilin.pipeline.importers.dicom_config import ImportDicomConfig
-from qilin.pipeline.importers.dicom_files import DicomFile, list_files, png_path, read_file, render_shard, scan_shard
+from qilin.pipeline.importers.dicom_files import (
+    DicomFile,
+    list_files,
+    listing_key,
+    png_path,
+    read_file,
+    render_shard,
+    scan_shard,
+)
 from qilin.pipeline.importers.dicom_reports import Reports, read_reports
 from qilin.text.deidentify import deidentify
 from qilin.text.phi import find_personal_data
@@ -69,10 +78,21 @@ def import_dicom(config: ImportDicomConfig) -> None:
     reports = read_reports(config.reports, config, secret) if config.reports else None
     work = config.out.with_name(f".{config.out.name}.import")
     with ProgressBars(transient=True) as progress:
-        files, unreadable = list_files(config.source)
+        files, unreadable = list_files(config.source, (config.out, work, secret_path))
         if not files:
             raise UserError(f"{config.source}: contains no files")
+        settings = {
+            "files": listing_key(files, config.source, secret),
+            "secret": keyed(secret, "self", "1"),
+            "burned_in": config.burned_in,
+            "window": windowing.to_json(),
+            "slices": config.slices,
+            "images": config.images,
+        }
+        bind_dir(work, "begun.json", settings)
         headers, refused = scan(files, config, secret, work / "headers", progress)
+        if reports:
+            drop_ambiguous(reports, headers)
         studies = group_studies(headers)
         chosen = {study: choose_frames(rows, config) for study, rows in studies.items()}
         frames = decode(files, chosen, config, windowing, work / "frames", progress)
@@ -102,15 +122,42 @@ def scan(
     function = partial(scan_shard, secret=secret, keep_burned_in=keep)
     run_sharded(function, shards, folder, settings, workers, lambda number: progress.advance(task))
     refused = Counter(str(row["reason"]) for row in read_shards(folder, "dropped"))
-    return list(read_shards(folder)), refused
+    headers: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in read_shards(folder):
+        if (row["study"], row["copy"]) in headers:
+            refused["second copy of an image"] += 1
+        headers.setdefault((row["study"], row["copy"]), row)
+    return list(headers.values()), refused
 
 
 def group_studies(headers: Sequence[Header]) -> dict[str, list[Header]]:
-    """Headers by study. Localizers are left out where a study has other images."""
+    """Headers by study; images of several patients under one UID are studies of their own.
+
+    Localizers are left out where a study has other images.
+    """
+    patients = patients_by_key(headers)
     studies: dict[str, list[Header]] = defaultdict(list)
     for header in headers:
-        studies[header["study"]].append(header)
+        study = header["study"]
+        studies[study if len(patients[study]) == 1 else f"{study}-{header['patient']}"].append(header)
     return {study: [row for row in rows if not row["localizer"]] or rows for study, rows in studies.items()}
+
+
+def patients_by_key(headers: Sequence[Header]) -> dict[str, set[str]]:
+    """The patients of each study and accession number."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for header in headers:
+        for key in filter(None, (header["study"], header["accession"])):
+            patients[key].add(header["patient"])
+    return patients
+
+
+def drop_ambiguous(reports: Reports, headers: Sequence[Header]) -> None:
+    """Leave out reports whose number stands with several patients, as placeholders do: it names none of them."""
+    for key, patients in patients_by_key(headers).items():
+        if len(patients) > 1 and key in reports.rows:
+            del reports.rows[key]
+            reports.rejected["number of several patients"] += 1
 
 
 def choose_frames(rows: Sequence[Header], config: ImportDicomConfig) -> list[tuple[int, int, str]]:
@@ -170,7 +217,7 @@ def write_dataset(
     for study, rows in studies.items():
         progress.advance(task)
         by_file = {row["file"]: row for row in rows}
-        images, labels = [], []
+        records, labels = [], []
         for file, frame, label in chosen[study]:
             if (file, frame) in frames:
                 row = by_file[file]
@@ -178,10 +225,9 @@ def write_dataset(
                 provenance = [Provenance("dicom", f"{study}-{row['series']}-{frame}", None, config.license, None)]
                 png = png_path(folder, file, frame).read_bytes()
                 record = make_image(png, provenance, modality, row["body_part"], "keyed header values; pixels only")
-                writer.add_image(record)
-                images.append(record.image_id)
+                records.append(record)
                 labels.append(label)
-        if not images:
+        if not records:
             writer.drop({"study": study}, "study without a readable image")
             continue
         first = by_file[chosen[study][0][0]]
@@ -189,6 +235,9 @@ def write_dataset(
         if problem:
             writer.drop({"study": study}, problem)
             continue
+        for record in records:  # after the report: the images of a rejected study stay out
+            writer.add_image(record)
+        images = [record.image_id for record in records]
         pending.append((study, first, images, labels, texts))
         groups.add(connecting_keys(images, first["patient"], study))
     for (study, first, images, labels, texts), split in zip(
@@ -207,7 +256,10 @@ def study_texts(
     report = next((reports.rows[key] for key in keys if key in reports.rows), None)
     if report is None:
         return None, "study without a report"
-    known = [*report[2], *identities(read_dicom(read_file(files[rows[0]["file"]])).dataset)]
+    try:
+        known = [*report[2], *identities(read_dicom(read_file(files[rows[0]["file"]])).dataset)]
+    except ImageError:
+        return None, "study whose files went away during the import"
     findings, impression = (deidentify(text, known)[0] for text in report[:2])
     if find_personal_data(findings + "\n" + impression):
         return None, "report with personal data that could not be removed"
@@ -280,6 +332,7 @@ def summary_lines(settings: Mapping[str, Any], secret: Path) -> list[str]:
     report = settings["deidentification"]
     lines = [f"files: {report['files']:,}, used {report['used']:,}"]
     lines += [f"refused: {reason}: {count:,}" for reason, count in report["refused"].items()]
+    lines += [f"reports refused: {reason}: {count:,}" for reason, count in report["reports_rejected"].items()]
     lines += [
         f"kept: {report['kept']}",
         f"replaced by keys: {report['replaced_by_keys']}",
