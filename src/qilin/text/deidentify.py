@@ -11,6 +11,7 @@ Every repetition in a pattern is bounded or cannot be divided in two ways, so th
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 
 from qilin.text.phi import PATTERNS
 
@@ -278,24 +279,28 @@ def compiled(label: str, patterns: Iterable[str]) -> tuple[tuple[str, re.Pattern
     return tuple((label, re.compile(pattern.replace(r"\s*", r"\s{0,9}"))) for pattern in patterns)
 
 
-# in this order: what a rule removes is a run of \0 for the rules after it
-RULES = (
-    *compiled("编号", NUMBER_RULES[:4]),
-    ("证件号", PATTERNS["identity number"]),
-    *compiled("电话", PHONE_RULES),
-    *compiled("日期", DATE_RULES),
-    ("日期", PATTERNS["date"]),
-    *compiled("时间", TIME_RULES),
-    *compiled("编号", NUMBER_RULES[4:]),
-    ("编号", PATTERNS["hospital number"]),
-    *compiled("地址", ADDRESS_RULES),
-    ("医院", HOSPITAL),
-    *compiled("医院", HOSPITAL_LATIN),
-    *compiled("姓名", NAME_RULES),
-    ("地址", PATTERNS["address"]),
-    ("电话", PATTERNS["phone"]),
-    ("姓名", PATTERNS["name"]),
-)
+@cache
+def rules() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """In their order: what a rule removes is a run of \\0 for the rules after it. Compiling takes most of a second."""
+    return (
+        *compiled("编号", NUMBER_RULES[:4]),
+        ("证件号", PATTERNS["identity number"]),
+        *compiled("电话", PHONE_RULES),
+        *compiled("日期", DATE_RULES),
+        ("日期", PATTERNS["date"]),
+        *compiled("时间", TIME_RULES),
+        *compiled("编号", NUMBER_RULES[4:]),
+        ("编号", PATTERNS["hospital number"]),
+        *compiled("地址", ADDRESS_RULES),
+        ("医院", HOSPITAL),
+        *compiled("医院", HOSPITAL_LATIN),
+        *compiled("姓名", NAME_RULES),
+        ("地址", PATTERNS["address"]),
+        ("电话", PATTERNS["phone"]),
+        ("姓名", PATTERNS["name"]),
+    )
+
+
 REMAINING = re.compile(r"[^\0]+")
 MIN_KNOWN = 2  # characters of a known value: a single one stands in ordinary words
 
@@ -323,7 +328,7 @@ def personal_spans(text: str, known: Iterable[str] = ()) -> list[tuple[int, int,
     for value in sorted(set(filter(None, map(str.strip, known))), key=len, reverse=True):
         if len(value) >= MIN_KNOWN:
             rest = remove(rest, "已删除", re.compile(known_pattern(value)), spans)
-    for label, pattern in RULES:
+    for label, pattern in rules():
         rest = remove(rest, label, pattern, spans)
     return sorted(spans)
 
