@@ -34,12 +34,12 @@ class DicomFile:
     member: str = ""
 
 
-def list_files(folder: Path, own: Sequence[Path] = ()) -> tuple[list[DicomFile], list[str]]:
+def list_files(folder: Path, output_paths: Sequence[Path] = ()) -> tuple[list[DicomFile], list[str]]:
     """(files in a fixed order, folders that cannot be read). Links that leave the folder are not followed.
 
-    `own` are files and folders that the import itself writes: the output may lie in the source.
+    `output_paths` are files and folders that the import itself writes: the output may lie in the source.
     """
-    skipped = {str(path.resolve()) for path in own}
+    skipped = {str(path.resolve()) for path in output_paths}
     unreadable: list[str] = []
     root = folder.resolve()
     files: list[DicomFile] = []
