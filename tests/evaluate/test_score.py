@@ -1,6 +1,8 @@
 """`score_file`: the scores of `evaluate` again, and those of predictions from other systems."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,14 @@ def test_controls_without_a_model(
     file.write_text(unknown_image, encoding="utf-8")
     with pytest.raises(UserError, match="not in this dataset"):
         score_file(ScoreConfig(file=file, train=dataset, dataset=dataset, resamples=200))
+
+
+def test_a_file_of_predictions_needs_neither_arrow_nor_images(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "p.jsonl", [ROW | {"answer_type": "closed"}])
+    score = f"from qilin.cli import main; main(['score', {str(path)!r}, '--json'])"
+    code = f"import sys; {score}; print({{'scipy', 'pyarrow', 'PIL', 'jieba'}} & set(sys.modules), file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == "{'scipy'}"  # which is a control: its intervals are needed
 
 
 def test_rows_of_another_system(tmp_path: Path) -> None:

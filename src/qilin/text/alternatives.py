@@ -129,6 +129,7 @@ CONTRARIES = (
     (r"增高|升高|上升|增多|增强", r"减低|降低|下降|减少|减弱"),
     (r"增厚|肥厚", r"变薄"),
 )
+_OPPOSITES = re.compile("|".join(words for pair in (*COMPLEMENTS, *CONTRARIES) for words in pair))
 # What a normal structure is not: 心影大小正常 answers no to 增大吗.
 _CHANGED = re.compile(
     r"增大|扩大|肿大|增宽|扩张|变钝|移位|狭窄|增厚|增粗|增高|减低|缩小|萎缩|肥大|肥厚|变薄|偏移|enlarged|widened"
@@ -145,20 +146,22 @@ def complement_sign(text: str, words: str, opposite: str) -> bool | None:
 
 def says_opposite(text: str, question: YesNoQuestion) -> bool | None:
     """The word that the question asks about, its synonym or its opposite; normal answers no to a change."""
-    for clause in relevant_clauses(text, question):
-        for pair in (*COMPLEMENTS, *CONTRARIES):
-            for asked_words, opposite in (pair, pair[::-1]):
-                asks = re.search(asked_words, question.statement) and not re.search(opposite, question.statement)
-                if not asks:
-                    continue
-                negated = {is_negated(clause, *m.span()) for m in re.finditer(opposite, clause)}
-                if negated == {False} or _denies_change(asked_words, clause):
-                    return False
-                if negated == {True} and pair in COMPLEMENTS:
-                    return True
-                negated = {is_negated(clause, *m.span()) for m in re.finditer(asked_words, clause)}
-                if len(negated) == 1 and not re.search(opposite, clause):
-                    return not negated.pop()
+    asked = [
+        (words, opposite, pair in COMPLEMENTS)
+        for pair in ((*COMPLEMENTS, *CONTRARIES) if _OPPOSITES.search(question.statement) else ())
+        for words, opposite in (pair, pair[::-1])
+        if re.search(words, question.statement) and not re.search(opposite, question.statement)
+    ]
+    for clause in relevant_clauses(text, question) if asked else ():
+        for words, opposite, is_complement in asked:
+            negated = {is_negated(clause, *m.span()) for m in re.finditer(opposite, clause)}
+            if negated == {False} or _denies_change(words, clause):
+                return False
+            if negated == {True} and is_complement:
+                return True
+            negated = {is_negated(clause, *m.span()) for m in re.finditer(words, clause)}
+            if len(negated) == 1 and not re.search(opposite, clause):
+                return not negated.pop()
     if _CHANGED.search(question.statement) and not _CHANGED.search(text):
         return False if any(normality(clause) for clause in relevant_clauses(text, question)) else None
     return None

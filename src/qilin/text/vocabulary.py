@@ -25,6 +25,7 @@ VOCABULARY_FILE = Path(__file__).with_suffix(".tsv")
 COLUMNS = ("term", "category", "synonyms", "abbreviations", "english", "taiwan", "is_a", "part_of", "source")
 # What an image or a patient may show; "finding" is what is seen, "disease" what it is called.
 FINDING_CATEGORIES = ("finding", "disease", "sign", "symptom")
+MAX_CACHED_CHARACTERS = 200  # the terms of 2,000 long reports would take too much memory
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Concept:
     source: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TermMatch:
     """A term of the vocabulary at text[start:end]."""
 
@@ -168,8 +169,19 @@ def _finder(names: tuple[str, ...]) -> TermFinder:
 
 def find_terms(text: str, *category_names: str) -> list[TermMatch]:
     """The longest terms in a normalized text, of the categories named or of all of them."""
+    if len(text) <= MAX_CACHED_CHARACTERS:  # several rules look for the same terms in a question or answer
+        return list(_cached_terms(text, category_names))
+    return _terms(text, category_names)
+
+
+def _terms(text: str, category_names: tuple[str, ...]) -> list[TermMatch]:
     by_term = _concept_by_term()
     return [TermMatch(start, end, by_term[text[start:end]]) for start, end in _finder(category_names).find(text)]
+
+
+@lru_cache(maxsize=2_000)
+def _cached_terms(text: str, category_names: tuple[str, ...]) -> tuple[TermMatch, ...]:
+    return tuple(_terms(text, category_names))
 
 
 @lru_cache(maxsize=64)

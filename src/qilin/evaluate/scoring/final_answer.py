@@ -77,7 +77,7 @@ def extract_final_answer(reply: str, question: str = "") -> FinalAnswer:
 
 
 # The steps that do not depend on the question are cached: controls and small models give many rows the same reply.
-@lru_cache(maxsize=5_000)
+@lru_cache(maxsize=2_000)
 def _finished_text(reply: str) -> str | None:
     """The model's own turn without reasoning and special tokens; None if the reasoning was not finished."""
     turn = own_turn(reply) if _MARKUP.search(reply) else reply
@@ -85,7 +85,7 @@ def _finished_text(reply: str) -> str | None:
     return None if text is None else without_special_tokens(text)
 
 
-@lru_cache(maxsize=5_000)
+@lru_cache(maxsize=2_000)
 def _text_and_declared_answer(text: str) -> tuple[str, str | None]:
     """A plain text without loops, role and explanation, and the answer that it declares, if any."""
     text = without_loop(_DASH.sub("。", text.replace("\r", "\n")).strip())
