@@ -45,6 +45,21 @@ def test_values_that_are_none(keyword: str, text: str, recwarn: pytest.WarningsR
     assert not [warning for warning in recwarn if text in str(warning.message)]
 
 
+@pytest.mark.parametrize("elements", [{"Rows": "Huang"}, {"SOPClassUID": "Huang", "PixelData": None}])
+def test_refusals_do_not_quote_the_header(elements: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(ct_pixels(), {"SOPClassUID": "1.2"})
+    monkeypatch.setattr("qilin.imaging.dicom.parse", lambda data: dataset)
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    for keyword, value in elements.items():
+        if value is None:
+            del dataset[keyword]
+        else:
+            dataset.add_new(keyword, "LO", value)
+    with pytest.raises(ImageError) as caught:
+        read_dicom(b"")
+    assert "Huang" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("elements", "may_have_text"),
     [

@@ -129,7 +129,7 @@ def check_is_image(dataset: Dataset) -> None:
     """Raise ImageError for objects without an image to show."""
     modality = str(dataset.get("Modality", "") or "").strip().upper()
     sop_class = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    name = UID(str(sop_class)).name if sop_class else "unknown class"
+    name = known_name(str(sop_class or ""))
     if "DirectoryRecordSequence" in dataset:
         raise ImageError("DICOM without an image", "a DICOMDIR, the index of a disc")
     if modality in NOT_IMAGES:
@@ -140,6 +140,12 @@ def check_is_image(dataset: Dataset) -> None:
         raise ImageError("DICOM without an image", f"no pixel data ({name})")
     if "VL Whole Slide" in name or modality == "SM":
         check_slide(dataset)
+
+
+def known_name(uid: str) -> str:
+    """The standard's name of a UID. Others are not quoted: imports record the reasons of refusals."""
+    name = UID(uid).name
+    return name if name and name != uid else "unknown class"
 
 
 def check_slide(dataset: Dataset) -> None:
@@ -156,7 +162,8 @@ def check_pixel_module(dataset: Dataset) -> None:
     for keyword in ("Rows", "Columns", "BitsAllocated"):
         value = dataset.get(keyword)
         if not isinstance(value, int) or value < 1:
-            raise ImageError("DICOM header is damaged", f"{keyword} is {value!r}; expected a positive number")
+            found = value if isinstance(value, int) else "missing" if value is None else "no number"
+            raise ImageError("DICOM header is damaged", f"{keyword} is {found}; expected a positive number")
     samples = dataset.get("SamplesPerPixel", 1) or 1
     frame_bytes = dataset.Rows * dataset.Columns * samples * max(1, dataset.BitsAllocated // 8)
     if frame_bytes > MAX_FRAME_BYTES:
