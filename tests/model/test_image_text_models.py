@@ -134,6 +134,9 @@ def test_template_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)["loss_mask"] is None
     assert main(["template", folder, "--template", "v1"]) == 2
     assert "only a Llava" in capsys.readouterr().err
+    (Path(folder) / "chat_template.jinja").unlink()
+    assert main(["template", folder]) == 2
+    assert "no chat template" in capsys.readouterr().err
 
 
 @pytest.mark.long

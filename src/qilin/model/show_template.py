@@ -96,10 +96,12 @@ def encode_conversation(config: TemplateConfig) -> Conversation:
         processor = open_processor(config.model, config.hub)
         tokenizer, template = processor.tokenizer, processor.chat_template
         missing = "chat template (chat_template.jinja)"
-        if template and config.template is None and not has_fixed_image_size(processor):
-            return encode_by_processor(messages, processor)
         if not has_fixed_image_size(processor):
-            raise UserError(f"--template is {config.template}: only a Llava takes another template than its own")
+            if config.template is not None:
+                raise UserError(f"--template is {config.template}: only a Llava takes another template than its own")
+            if not template:
+                raise UserError(f"{config.model}: no {missing}; copy the complete folder")
+            return encode_by_processor(messages, processor)
         tokens = image_tokens(processor)
     if config.template is not None:
         template = chat_template_for(tokenizer, config.template, config.system_prompt)
