@@ -7,6 +7,7 @@ import pytest
 from builders.personal_data import Half, read_sentences, score
 from qilin.text.deidentify import deidentify
 from qilin.text.phi import find_personal_data
+from qilin.text.vocabulary import concepts
 
 
 def test_labels() -> None:
@@ -59,6 +60,14 @@ def test_scores_count_errors() -> None:
 )
 def test_neighbors(text: str, expected: str) -> None:
     assert deidentify(text)[0] == expected
+
+
+@pytest.mark.parametrize("sentence", ["患者{}，建议复查。", "诊断：{}", "记录：{}。", "右侧见异常。{}", "{}，男，50岁"])
+def test_medical_terms_are_not_names(sentence: str) -> None:
+    text = "\n".join(map(sentence.format, concepts()))
+    assert deidentify(text) == (text, {})
+    name = sentence.format("汪建国")
+    assert deidentify(name)[0] == sentence.format("【姓名】")
 
 
 def test_known_values_and_counts() -> None:
