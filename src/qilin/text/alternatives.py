@@ -146,14 +146,14 @@ def complement_sign(text: str, words: str, opposite: str) -> bool | None:
 
 def says_opposite(text: str, question: YesNoQuestion) -> bool | None:
     """The word that the question asks about, its synonym or its opposite; normal answers no to a change."""
-    asked = [
+    word_pairs = [  # those that the question asks about
         (words, opposite, pair in COMPLEMENTS)
         for pair in ((*COMPLEMENTS, *CONTRARIES) if _OPPOSITES.search(question.statement) else ())
         for words, opposite in (pair, pair[::-1])
         if re.search(words, question.statement) and not re.search(opposite, question.statement)
     ]
-    for clause in relevant_clauses(text, question) if asked else ():
-        for words, opposite, is_complement in asked:
+    for clause in relevant_clauses(text, question) if word_pairs else ():
+        for words, opposite, is_complement in word_pairs:
             negated = {is_negated(clause, *m.span()) for m in re.finditer(opposite, clause)}
             if negated == {False} or _denies_change(words, clause):
                 return False
