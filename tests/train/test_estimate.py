@@ -203,6 +203,10 @@ def test_an_answer_is_kept_until_its_inputs_change(
     named = ["small/align", "vision=owner/vision", "language=owner/language", "--gpu", "4090", "--json"]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert cli.main(["estimate", *named]) == 2
+    assert "owner/vision: no such folder, and the download from the hub failed" in capsys.readouterr().err
+    monkeypatch.setattr("qilin.model.hub.read_cache_only_without_network", lambda: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     assert [run_estimate(capsys, *named)["number"] for _ in range(2)] == [7, 8], "nothing is known of their files"
     for part in ("vision", "language"):
         (tmp_path / f"hub/models--owner--{part}/refs").mkdir(parents=True)

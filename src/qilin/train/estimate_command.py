@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from qilin.core.config import parse_override
+from qilin.core.errors import UserError
 from qilin.core.files import cache_dir, to_json, write_atomic
 from qilin.core.terminal import make_console
-from qilin.model.hub import fetch
+from qilin.model.hub import explain_load_error, fetch
 from qilin.train.commands import EstimateCommand
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.gpus import Gpu, Machine
@@ -66,7 +67,7 @@ def cached_figures(command: EstimateCommand, config: TrainConfig) -> tuple[dict[
 def list_inputs(command: EstimateCommand, config: TrainConfig) -> list[str] | None:
     """All that the figures depend on; None where that is not known without loading more, so nothing is cached.
 
-    Raises UserError for a mistyped folder.
+    Raises UserError for a mistyped folder, and without a network for a hub id that is not cached.
     """
     inputs = [repr(command), repr(config), *(version(library) for library in LIBRARIES)]
     for code in (Path(__file__).parent, Path(fetch.__code__.co_filename).parent):
@@ -94,11 +95,15 @@ def describe_model(name: str, hub: str) -> list[str] | None:
         return list(describe_files(Path(name)))
     if hub == "modelscope":
         return None
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub import constants
 
-    folder = Path(HF_HUB_CACHE, f"models--{fetch(name, hub).replace('/', '--')}")
+    folder = Path(constants.HF_HUB_CACHE, f"models--{fetch(name, hub).replace('/', '--')}")
     commit = folder / "refs" / "main"
-    return [str(folder), commit.read_text(encoding="utf-8")] if commit.is_file() else None
+    if commit.is_file():
+        return [str(folder), commit.read_text(encoding="utf-8")]
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(explain_load_error(name, name, OSError("no network, and it is not in the hub's cache")))
+    return None
 
 
 def describe_files(folder: Path, pattern: str = "*") -> Iterator[str]:
