@@ -2,11 +2,11 @@
 
     python bench/text/personal_data.py [--errors] [--reports openi-zh.json]
 
-The table of the docs: the half of tests/text/personal_data_sentences.jsonl that was not looked at while the rules were
+Of the docs: the half of tests/text/personal_data_sentences.jsonl that was not looked at while the rules were
 written, and the development half beside it. `--errors` prints the errors of the development half instead. `--reports`
-counts the removals in the Chinese texts of a JSON file of de-identified reports too, all of them needless. Also the time
-per character for reports of two lengths, and for runs of one character, where a backtracking pattern would show.
-Writes bench/results/personal_data.json.
+counts the removals in the Chinese texts of a JSON file of de-identified reports too, all of them needless. Also the
+time per character for reports of two lengths, and for runs of one character, where a backtracking pattern would
+show. Writes bench/results/personal_data.json.
 """
 
 import json
