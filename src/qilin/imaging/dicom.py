@@ -162,8 +162,8 @@ def check_pixel_module(dataset: Dataset) -> None:
     for keyword in ("Rows", "Columns", "BitsAllocated"):
         value = dataset.get(keyword)
         if not isinstance(value, int) or value < 1:
-            found = value if isinstance(value, int) else "missing" if value is None else "no number"
-            raise ImageError("DICOM header is damaged", f"{keyword} is {found}; expected a positive number")
+            description = value if isinstance(value, int) else "missing" if value is None else "no number"
+            raise ImageError("DICOM header is damaged", f"{keyword} is {description}; expected a positive number")
     samples = dataset.get("SamplesPerPixel", 1) or 1
     frame_bytes = dataset.Rows * dataset.Columns * samples * max(1, dataset.BitsAllocated // 8)
     if frame_bytes > MAX_FRAME_BYTES:
