@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-# a test run started in the background inherits an ignored SIGINT, and so would the programs that tests interrupt
+# a test run started in the background inherits ignored signals, and so would the programs that tests interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -120,6 +120,7 @@ def test_both_models_open_with_transformers_and_are_trained_once(data: Path, tmp
     assert (tmp_path / "vision" / "model.safetensors").stat().st_mtime == before
 
 
+@pytest.mark.story
 def test_training_at_once_or_in_turn_gives_the_same_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def allocated(config: TrainConfig) -> tuple[float, Plan, Any]:
     return float(live.peak), plan, model
 
 
+@pytest.mark.story
 @pytest.mark.parametrize(
     "more",
     [
@@ -152,6 +153,7 @@ def run_estimate(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.story
 def test_estimate_needs_only_config_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = [f"vision={home / 'bare' / 'vision'}", f"language={home / 'bare' / 'language'}"]
     figures = run_estimate(capsys, "qilin-med-vl-13b/align", *parts, "--gpu", "h200", "--json")
@@ -239,6 +241,7 @@ def test_local_data_is_measured(home: Path, capsys: pytest.CaptureFixture[str]) 
     assert figures["tokens"] < figures["tokens_unshared"]
 
 
+@pytest.mark.story
 def test_alternatives_are_listed_where_it_does_not_fit(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["small/align", *overrides(home, "trainable=[projector, language]", "precision=bf16"), "--gpu", "l20"]
     needs = run_estimate(capsys, *command, "--json")["memory_total"]

@@ -102,6 +102,7 @@ def test_the_loss_scale_follows_torchs() -> None:
     assert disabled.scale == 1.0
 
 
+@pytest.mark.story
 def test_fp16_trains_as_fp32_does_and_skips_steps_that_overflow(
     home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
