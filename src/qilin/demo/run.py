@@ -261,5 +261,6 @@ def print_next_steps(config: DemoConfig, data: Dataset, seconds: float) -> None:
     section(6, f"Done in {seconds / 60:.1f} minutes. Next steps")
     console.print(f"  open the report:     {config.out / 'evaluation' / 'report.html'}")
     console.print(f"  chat with the model: qilin chat {config.out / 'instruct'} {example}")
+    console.print(f"  open its page:       qilin serve {config.out / 'instruct'}")
     console.print("  use your own data:   qilin data import --help, then qilin demo --data FOLDER")
     console.print("  The model is for trying out the software, not for diagnosis.")
