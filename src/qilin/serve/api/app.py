@@ -46,16 +46,16 @@ def make_app(config: ApiConfig) -> Starlette:
     """GET /v1/models, /health, /metrics, /openapi.json; POST /v1/chat/completions; and the chat page at /."""
     service, engine = config.service, config.service.engine
     registry = engine_registry(engine)
+    model = {"id": service.model_name, "object": "model", "created": 0, "owned_by": "qilin"}
 
     async def get_models(request: Request) -> Response:
-        model = {"id": service.model_name, "object": "model", "created": 0, "owned_by": "qilin"}
         return JSONResponse({"object": "list", "data": [{**model, "max_model_len": engine.context}]})
 
     async def get_model(request: Request) -> Response:
         name = request.path_params["name"]
         if name != service.model_name:
             raise ApiError(404, f"there is no model {name!r}; this server has {service.model_name!r}")
-        return JSONResponse({"id": name, "object": "model", "created": 0, "owned_by": "qilin"})
+        return JSONResponse(model)
 
     async def get_health(request: Request) -> Response:
         working = engine.thread.is_alive() and not engine.closing

@@ -5,7 +5,7 @@ implemented is refused; fields that only label a request are accepted and ignore
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -45,6 +45,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": (None, {}),
     "response_format": (None, {"type": "text"}),
 }
+
+
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -111,17 +114,22 @@ def parse_chat_body(body: bytes) -> ChatBody:
     for name, values in NEUTRAL.items():
         if name in fields and fields.pop(name) not in values:
             raise ApiError(400, f"{name} is not supported; leave it out", name)
-    try:
-        parsed = ChatBody.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"])
-        raise ApiError(400, f"{param}: {first['msg']}", param) from None
+    parsed = validate(ChatBody, fields)
     if parsed.top_logprobs and not parsed.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
     if isinstance(parsed.stop, list) and not all(parsed.stop):
         raise ApiError(400, "stop: a stop string is empty", "stop")
     return parsed
+
+
+def validate(model: type[Body], fields: dict[str, Any]) -> Body:
+    """The fields as a checked body. Raises ApiError 400 with the field at fault."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(str(part) for part in first["loc"])
+        raise ApiError(400, f"{param}: {first['msg']}", param) from None
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

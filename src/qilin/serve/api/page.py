@@ -9,16 +9,16 @@ import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from qilin.core.errors import UserError
 from qilin.imaging.errors import ImageError
 from qilin.serve.api.chat import MAX_IMAGES, ChatService
-from qilin.serve.api.chat_schema import Message, Strict, parse_object
+from qilin.serve.api.chat_schema import Message, Strict, parse_object, validate
 from qilin.serve.api.content import to_request
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.image_store import MAX_VIEW_SIDE, describe, select_frame, view_pixels
@@ -31,7 +31,6 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-Body = TypeVar("Body", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -77,7 +76,7 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
         return JSONResponse({"id": name, **description})
 
     async def post_stack(request: Request) -> Response:
-        names = parse_body(StackBody, await request.body()).images
+        names = validate(StackBody, parse_object(await request.body())).images
         owner = request.state.owner
         try:
             stacks = await asyncio.to_thread(service.store.stack, names, owner)
@@ -109,7 +108,7 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
         return JSONResponse({"deleted": True})
 
     async def post_occlusion(request: Request) -> Response:
-        body = parse_body(OcclusionBody, await request.body())
+        body = validate(OcclusionBody, parse_object(await request.body()))
         sources = service.sources(request.state.owner)
         try:
             chat = await asyncio.to_thread(to_request, body.messages, sources, MAX_IMAGES)
@@ -130,16 +129,6 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
         ("DELETE", "/api/images/{name}", delete_image),
         ("POST", "/api/occlusion", post_occlusion),
     ]
-
-
-def parse_body(model: type[Body], body: bytes) -> Body:
-    """A JSON body, checked. Raises ApiError 400 with the field at fault."""
-    try:
-        return model.model_validate(parse_object(body))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"])
-        raise ApiError(400, f"{param}: {first['msg']}", param) from None
 
 
 async def json_lines(rows: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
