@@ -10,7 +10,7 @@ from PIL import Image
 
 from builders.pmc_store import compound_figure
 from qilin.imaging.archive_paths import crop, crop_path, read_path_or_member
-from qilin.imaging.decode import ImageError
+from qilin.imaging.errors import ImageError
 
 
 def test_damaged_zips_are_named(tmp_path: Path) -> None:

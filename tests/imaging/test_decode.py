@@ -14,7 +14,8 @@ from PIL import Image
 from qilin.dataset.schema import Provenance
 from qilin.dataset.writer import make_image
 from qilin.imaging import decode as decode_module
-from qilin.imaging.decode import ImageError, perceptual_hash, read_image, to_rgb
+from qilin.imaging.decode import perceptual_hash, read_image, to_rgb
+from qilin.imaging.errors import ImageError
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))  # (48, 64), dark left, bright right
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from qilin.imaging.decode import ImageError, read_image, to_rgb
+from qilin.imaging.decode import read_image, to_rgb
+from qilin.imaging.errors import ImageError
 from qilin.imaging.metadata import png_chunk
 
 SECRET = b"Zhang San"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qilin.imaging.decode import ImageError, read_image, to_rgb
+from qilin.imaging.decode import read_image, to_rgb
+from qilin.imaging.errors import ImageError
 from qilin.imaging.frames import count_frames
 from qilin.imaging.tiff import count_pages
 

@@ -8,7 +8,7 @@ import pytest
 from builders.import_sources import jpeg_bytes, write_jpegs
 from builders.pmc_store import write_pmc_store
 from qilin.imaging.archive_paths import read_path_or_member
-from qilin.imaging.decode import ImageError
+from qilin.imaging.errors import ImageError
 from qilin.pipeline.pubmed.image_lookup import resolve, zip_files
 
 

@@ -22,7 +22,7 @@ from qilin.core.processes import spawn_context
 from qilin.core.progress import ProgressBars
 from qilin.dataset.reader import Dataset, open_dataset, row_group_sizes
 from qilin.imaging.candidates import candidate_pairs
-from qilin.imaging.decode import ImageError
+from qilin.imaging.errors import ImageError
 from qilin.imaging.registration import SAME_SCAN, similarity
 from qilin.imaging.thumbnails import THUMBNAIL_SIDE, compute_frames, compute_thumbnails
 

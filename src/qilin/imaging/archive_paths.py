@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
-from qilin.imaging.decode import MISSING_FILE, ImageError, read_bytes, to_rgb
+from qilin.imaging.decode import MISSING_FILE, read_bytes, to_rgb
+from qilin.imaging.errors import ImageError
 from qilin.imaging.panels import Box
 
 MAX_MEMBER_BYTES = 512 << 20  # of one image in a zip after decompression: a zip of kilobytes can declare gigabytes

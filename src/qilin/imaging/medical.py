@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from qilin.imaging.coded_size import JPEG_2000_SIZE, coded_size
+from qilin.imaging.decode import check_size, decode, flatten, read_orientation, transpose
 from qilin.imaging.decode import damage_refused as raster_damage_refused
-from qilin.imaging.decode import decode, flatten, read_orientation, transpose
 from qilin.imaging.dicom import DicomImage, is_dicom, read_dicom
 from qilin.imaging.errors import ImageError
 from qilin.imaging.nifti import is_nifti, read_nifti
@@ -19,8 +20,7 @@ from qilin.imaging.series import SliceStack
 from qilin.imaging.volume import Volume, choose_slices, sample_slices
 from qilin.imaging.windowing import Frame, Windowing, render
 
-JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-MAX_SIDE = 65535
+JPEG_2000 = (b"\0\0\0\x0cjP  ", JPEG_2000_SIZE)
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def jpeg_2000_frame(data: bytes) -> Frame:
     """A bare JPEG 2000 file, which Pillow reads to 8 bits only. Raises ImageError."""
     import imagecodecs
 
-    from qilin.imaging.decode import check_size
-
-    width, height = jpeg_2000_size(data)
-    check_size(width, height, "")
+    size = coded_size(data[max(data.find(JPEG_2000_SIZE), 0) :])  # a JP2 file has boxes of any length before it
+    if size is None:
+        raise ImageError("image is truncated or damaged", "JPEG 2000 without a size")
+    check_size(*size, "")
     try:
         pixels = np.asarray(imagecodecs.jpeg2k_decode(data))
     except Exception as error:  # the codec's own errors
@@ -87,16 +87,6 @@ def jpeg_2000_frame(data: bytes) -> Frame:
     if pixels.dtype != np.uint8:
         pixels = (pixels.astype(np.float32) / max(int(pixels.max()), 1) * 255).round().astype(np.uint8)
     return Frame(np.ascontiguousarray(pixels[..., :3]))
-
-
-def jpeg_2000_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of the codestream's SIZ marker. Raises ImageError."""
-    start = data.find(b"\xff\x4f\xff\x51")
-    fields = data[start + 8 : start + 24] if start >= 0 else b""
-    if len(fields) < 16:
-        raise ImageError("image is truncated or damaged", "JPEG 2000 without a size")
-    right, bottom, left, top = (int.from_bytes(fields[n : n + 4], "big") for n in (0, 4, 8, 12))
-    return max(right - left, 0), max(bottom - top, 0)
 
 
 def to_images(data: bytes, windowing: Windowing | None = None, limit: int = 8) -> list[tuple[Image.Image, str]]:

@@ -6,7 +6,8 @@ radiographs and of 364 blood smears does (tests/pipeline/test_curate.py, where t
 
 import numpy as np
 
-from qilin.imaging.decode import ImageError, to_rgb
+from qilin.imaging.decode import to_rgb
+from qilin.imaging.errors import ImageError
 
 MIN_SIDE = 64  # pixels of the shorter side
 THUMBNAIL_SIDE = 512  # pixels of the longer side at which everything else is measured: one limit for all sizes

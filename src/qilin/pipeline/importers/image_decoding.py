@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 from qilin.core.errors import RunError
 from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import BOX, read_path_or_member
-from qilin.imaging.decode import EncodedImage, ImageError, read_image
+from qilin.imaging.decode import EncodedImage, read_image
+from qilin.imaging.errors import ImageError
 from qilin.pipeline.execution.sharded_map import json_line
 
 FILES_PER_SHARD = 256  # one or two seconds of work for one core

@@ -13,7 +13,8 @@ from typing import Any
 from qilin.core.errors import UserError
 from qilin.dataset.import_rows import ImageFile, ImportRow, RejectedRow
 from qilin.imaging.archive_paths import crop_path, read_path_or_member
-from qilin.imaging.decode import ImageError, to_rgb
+from qilin.imaging.decode import to_rgb
+from qilin.imaging.errors import ImageError
 from qilin.imaging.panel_captions import SplitCaption, panel_mismatch
 from qilin.imaging.panels import split_image
 from qilin.pipeline.execution.sharded_map import STEP_FILE, read_shards, shard_paths

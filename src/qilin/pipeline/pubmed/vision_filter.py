@@ -25,7 +25,8 @@ from qilin.core.llm_reply import parse_json_reply
 from qilin.core.terminal import make_console
 from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import read_path_or_member
-from qilin.imaging.decode import ImageError, to_rgb
+from qilin.imaging.decode import to_rgb
+from qilin.imaging.errors import ImageError
 from qilin.pipeline.execution.llm_budget import TokenBudget, open_budget
 from qilin.pipeline.execution.sharded_map import read_shards, read_step_record, run_sharded, shard_paths
 from qilin.pipeline.execution.step_output import command_line
