@@ -28,24 +28,33 @@ def write_tiff(samples: np.ndarray, order: str = "<", compress: bool = False, **
     strips = list(ordered) if is_planar else [ordered[top : top + 5] for top in range(0, height, 5)]
     coded = [zlib.compress(strip.tobytes()) if compress else strip.tobytes() for strip in strips]
     kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
-    offsets = [8 + sum(map(len, coded[:n])) for n in range(len(coded))]
+    number, head_bytes, entry_bytes = ("Q", 16, 20) if tags.get("big") else ("I", 8, 12)
+    offsets = [head_bytes + sum(map(len, coded[:n])) for n in range(len(coded))]
+    compression = tags.get("compression", 8 if compress else 1)
     entries = {
-        **{256: [width], 257: [height], 258: [samples.dtype.itemsize * 8] * num_samples, 259: [8 if compress else 1]},
+        **{256: [width], 257: [height], 258: [samples.dtype.itemsize * 8] * num_samples, 259: [compression]},
         **{262: [tags.get("photometric", 1)], 273: offsets, 274: [tags.get("orientation", 1)], 277: [num_samples]},
         **{278: [height if is_planar else 5], 279: list(map(len, coded)), 284: [tags.get("planar", 1)]},
         **({338: [tags["extra"]]} if "extra" in tags else {}),
         339: [kind] * num_samples,
     }
-    start = 8 + sum(map(len, coded))
-    directory, lists = struct.pack(order + "H", len(entries)), b""
-    lists_start = start + 2 + 12 * len(entries) + 4
+    start = head_bytes + sum(map(len, coded))
+    directory, lists = struct.pack(order + ("Q" if tags.get("big") else "H"), len(entries)), b""
+    lists_start = start + len(directory) + entry_bytes * len(entries) + struct.calcsize(number)
     for tag, values in sorted(entries.items()):
         content = struct.pack(f"{order}{len(values)}I", *values)
-        value = content if len(values) == 1 else struct.pack(order + "I", lists_start + len(lists))
-        lists += b"" if len(values) == 1 else content
-        directory += struct.pack(order + "HHI", tag, 4, len(values)) + value
-    head = b"II*\0" if order == "<" else b"MM\0*"
-    return head + struct.pack(order + "I", start) + b"".join(coded) + directory + bytes(4) + lists
+        if len(content) > struct.calcsize(number):
+            value, lists = struct.pack(order + number, lists_start + len(lists)), lists + content
+        else:
+            value = content.ljust(struct.calcsize(number), b"\0")
+        directory += struct.pack(f"{order}HH{number}", tag, 4, len(values)) + value
+    mark = b"II" if order == "<" else b"MM"
+    head = (
+        mark + struct.pack(f"{order}HHHQ", 43, 8, 0, start)
+        if tags.get("big")
+        else mark + struct.pack(f"{order}HI", 42, start)
+    )
+    return head + b"".join(coded) + directory + bytes(struct.calcsize(number)) + lists
 
 
 def as_type(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -102,6 +111,15 @@ def test_alpha_is_applied_once(extra: int, dtype: str, planar: int, compress: bo
         assert np.abs(pixels(data) - expected).max() < 0.02
 
 
+@pytest.mark.parametrize(("order", "compress"), ORDERS)
+def test_bigtiff(order: str, compress: bool) -> None:
+    """Pillow takes a big-endian one for a classic TIFF."""
+    for values, photometric in ((GRAY, 1), (COLOR, 2)):
+        data = write_tiff(as_type(values, "u2"), order, compress, photometric=photometric, big=True)
+        assert np.abs(pixels(data) - values.reshape(HEIGHT, WIDTH, -1)).max() < 0.02
+        assert count_pages(data) == 1
+
+
 @pytest.mark.parametrize("dtype", ["u1", "f8"])
 def test_orientation_is_applied(dtype: str) -> None:
     data = write_tiff(as_type(GRAY, dtype), orientation=6)
@@ -111,6 +129,8 @@ def test_orientation_is_applied(dtype: str) -> None:
 def test_an_unknown_layout_is_refused_by_name() -> None:
     with pytest.raises(ImageError, match="layout is not supported: photometric interpretation 9 with 3 samples"):
         to_rgb(write_tiff(as_type(COLOR, "u2"), photometric=9))
+    with pytest.raises(ImageError, match="compression 34712"):  # JPEG 2000
+        to_rgb(write_tiff(as_type(COLOR, "u1"), photometric=2, compression=34712))
     data = write_tiff(as_type(COLOR, "f4"), photometric=2).replace(
         struct.pack("<HHI", 339, 4, 3), struct.pack("<HHI", 339, 4, 1)
     )  # one sample format, which is now an offset

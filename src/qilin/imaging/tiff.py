@@ -21,7 +21,9 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # SampleFormat
 ASSOCIATED, UNASSOCIATED = 1, 2  # ExtraSamples: color already multiplied by alpha, or not
 NO_COMPRESSION, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, ZSTD, LZMA = 1, 5, 8, 32946, 32773, 50000, 34925
 BYTEWISE = (NO_COMPRESSION, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, ZSTD, LZMA)  # they compress bytes, whatever these mean
+SAMPLEWISE = (2, 3, 4, 6, 7, 32771, 32809)  # fax, JPEG, ThunderScan: they define the samples themselves
 NO_PREDICTOR, DIFFERENCES, FLOAT_DIFFERENCES = 1, 2, 3
+BIG_ENDIAN_BIGTIFF = b"MM\0+"  # which Pillow takes for a classic TIFF
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")  # the last two are wrong but read
 PAGE_LIMIT = 100_000  # pages are counted up to here
 
@@ -31,6 +33,7 @@ class Layout:
     """What the tags of the first page say."""
 
     byte_order: bytes
+    is_big_endian_bigtiff: bool
     width: int
     height: int
     bits: int  # of a sample; 0 where the samples differ
@@ -69,7 +72,9 @@ def count_pages(data: bytes) -> int:
 
 def read_layout(data: bytes) -> Layout:
     """The layout of the first page. Raises KeyError, ValueError or what Pillow raises on damaged tags."""
-    tags: Any = ImageFileDirectory_v2(data[:16] if data[2:4] in (b"\x2b\0", b"\0\x2b") else data[:8])
+    tags: Any = ImageFileDirectory_v2(data[:16] if data[:4] == b"II+\0" else data[:8])
+    if data[:4] == BIG_ENDIAN_BIGTIFF:
+        tags._bigtiff, tags.next = True, int.from_bytes(data[8:16], "big")
     file = io.BytesIO(data)
     file.seek(tags.next)
     tags.load(file)
@@ -77,6 +82,7 @@ def read_layout(data: bytes) -> Layout:
     num_samples = tags.get(277, len(bits))
     return Layout(
         byte_order=data[:2],
+        is_big_endian_bigtiff=data[:4] == BIG_ENDIAN_BIGTIFF,
         width=int(tags[256]),
         height=int(tags[257]),
         bits=int(bits[0]) if len(set(bits)) == 1 else 0,
@@ -98,8 +104,8 @@ def read_layout(data: bytes) -> Layout:
 
 def is_read_by_pillow(layout: Layout) -> bool:
     """Whether Pillow 11 to 13 gives the right pixels: compared with tifffile over 1,000 layouts."""
-    if layout.compression not in BYTEWISE:
-        return True  # JPEG and fax define the samples themselves
+    if layout.compression not in BYTEWISE or layout.is_big_endian_bigtiff:
+        return layout.compression in SAMPLEWISE and not layout.is_big_endian_bigtiff
     is_gray, has_extra = layout.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO), bool(layout.extra)
     if layout.is_planar:  # Pillow reads 16 bits as 8, and multiplies by alpha or not by the compression
         is_color = layout.photometric in (RGB, CMYK)
@@ -117,6 +123,8 @@ def is_read_by_pillow(layout: Layout) -> bool:
 
 def layout_problem(layout: Layout) -> str | None:
     """Why neither Pillow nor `read_pixels` reads a layout."""
+    if layout.compression not in BYTEWISE:
+        return f"compression {layout.compression}"
     bits_of = {UNSIGNED: (8, 10, 12, 14, 16, 32, 64), SIGNED: (8, 16, 32, 64), FLOAT: (16, 32, 64)}
     if layout.photometric not in COLOR_CHANNELS or layout.num_samples < COLOR_CHANNELS[layout.photometric]:
         return f"photometric interpretation {layout.photometric} with {layout.num_samples} samples per pixel"
