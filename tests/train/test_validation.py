@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -350,3 +351,18 @@ def test_a_dataset_without_the_split_is_only_trained_on(home: Path) -> None:
     config = recipe(home, data=[{"path": str(home / "data")}, {"path": str(home / "alone")}], validate={})
     assert [source.dataset.path.name for source in open_sources(config, "validation")] == ["data"]
     assert len(open_sources(config, "training")) == 2
+
+
+def test_kinds_occur_as_often_as_their_weights(home: Path) -> None:
+    """A caption at 0.5 in a dataset at weight 2 occurs once per epoch, everything else twice."""
+    data = [{"path": str(home / "data"), "weight": 2}]
+    (plain,) = open_sources(recipe(home, data=data), "training")
+    by_weight = {source.weight: source for source in open_sources(
+        recipe(home, data=data, kind_weights={"caption": 0.5}), "training")}  # fmt: skip
+    kinds = np.array(plain.dataset.table("train").column("kind").to_pylist())
+    assert set(kinds[by_weight[1.0].rows]) == {"caption"}
+    assert by_weight[1.0].rows.tolist() + by_weight[2.0].rows.tolist() == sorted(
+        plain.rows.tolist(), key=lambda row: (kinds[row] != "caption", row)
+    )
+    with pytest.raises(UserError, match=r"kind_weights.vqa is 0.0"):
+        recipe(home, kind_weights={"vqa": 0})

@@ -63,6 +63,23 @@ class LearningRates:
 
 
 @config_class
+class KindWeights:
+    """How often each sample of a kind occurs per epoch: 0.25 is a quarter of the samples, drawn anew each epoch."""
+
+    caption: float = option(default=1.0, help="of captions")
+    context: float = option(default=1.0, help="of articles' text about a figure")
+    inline: float = option(default=1.0, help="of articles' mentions of a figure")
+    report: float = option(default=1.0, help="of reports")
+    vqa: float = option(default=1.0, help="of questions")
+    chat: float = option(default=1.0, help="of conversations")
+
+    def __post_init__(self) -> None:
+        for kind, weight in vars(self).items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"kind_weights.{kind} is {weight}; expected more than 0; `kinds` leaves kinds out")
+
+
+@config_class
 class ValidationOptions:
     """Validation during training, on samples that are not trained on."""
 
@@ -118,6 +135,9 @@ class TrainConfig:
         default=(), help="what to train on: a dataset folder, [several], or a list of {path, weight, split, kinds}"
     )
     kinds: tuple[SampleKind, ...] = option(default=(), help="kinds of samples to train on; empty: all")
+    kind_weights: KindWeights = option(
+        default=KindWeights(), help="how often each sample of a kind occurs per epoch, such as {caption: 0.25}"
+    )
     template: str = option(
         default="v1",
         help=f"chat template: {', '.join(TEMPLATE_NAMES)}, or the path of a .jinja file with {{% generation %}} around "
@@ -353,7 +373,7 @@ def reject_other_names(values: Mapping[str, Any], where: str) -> None:
     """Raise UserError for keys and values that have another name here: of other trainers, earlier ones, misspelt."""
     known = [key for key, _, _ in list_fields(TrainConfig)]
     keys = [key for key in values if key not in TrainConfig.__dataclass_fields__]
-    for outer in ("validate", "lora"):
+    for outer in ("validate", "lora", "kind_weights"):
         inner = values.get(outer)
         keys += (
             [f"{outer}.{key}" for key in inner if f"{outer}.{key}" not in known] if isinstance(inner, Mapping) else []

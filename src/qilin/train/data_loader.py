@@ -85,6 +85,7 @@ class PackedDataset:
         self.purpose = purpose
         self.image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE)
         self.sources = open_sources(config, purpose)
+        self.weights = [source.weight for source in self.sources]
         self.pixels = PixelCache(processor.image_processor)
         self.encoded: dict[int, Encoded] = {}
         self.free_tokens = ENCODED_CACHE_TOKENS

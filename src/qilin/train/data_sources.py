@@ -1,11 +1,11 @@
 """The rows of the dataset folders that a run trains on, and those it validates on.
 
-In: the recipe. Out: a SourceRows per dataset folder. Held-out rows are separated by whole images and groups (articles,
-patients): none of them occurs on both sides.
+In: the recipe. Out: a SourceRows per dataset folder and weight of its kinds. Held-out rows are separated by whole
+images and groups (articles, patients): none of them occurs on both sides.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,11 +20,12 @@ Purpose = Literal["training", "validation"]
 
 @dataclass(frozen=True)
 class SourceRows:
-    """The rows of one split of a dataset folder that are used."""
+    """Rows of one split of a dataset folder that are used, with equal weights."""
 
     dataset: Dataset
     split: str
     rows: np.ndarray  # indices into the split
+    weight: float = 1.0  # how often each row occurs per epoch
 
 
 def open_sources(config: TrainConfig, purpose: Purpose) -> list[SourceRows]:
@@ -33,12 +34,12 @@ def open_sources(config: TrainConfig, purpose: Purpose) -> list[SourceRows]:
     assert validation is not None or purpose == "training", "the recipe does not validate"
     if validation is not None and purpose == "validation" and isinstance(validation.split, str):
         return open_split(config, validation.split)
-    sources = [open_source(config, source, source.split) for source in config.data]
+    sources = [rows for source in config.data for rows in open_source(config, source, source.split)]
     if validation is None or isinstance(validation.split, str):
         return sources
     masks = held_out_masks(sources, validation.split, config.seed)
     selected = [
-        SourceRows(source.dataset, source.split, source.rows[mask == (purpose == "validation")])
+        replace(source, rows=source.rows[mask == (purpose == "validation")])
         for source, mask in zip(sources, masks, strict=True)
     ]
     if not any(len(source.rows) for source in selected):
@@ -68,11 +69,14 @@ def open_split(config: TrainConfig, split: str) -> list[SourceRows]:
             f"validate.split is {split!r}, so there is nothing to validate on: {available}; name one of these, or a "
             "share to hold out, such as validate.split=0.05"
         )
-    return [open_source(config, source, split) for source in sources]
+    return [rows for source in sources for rows in open_source(config, source, split)]
 
 
-def open_source(config: TrainConfig, source: DataSource, split: str) -> SourceRows:
-    """The rows of a split that the recipe uses. Raises UserError for an unknown split or one without these kinds."""
+def open_source(config: TrainConfig, source: DataSource, split: str) -> list[SourceRows]:
+    """The rows of a split that the recipe uses, one item for each weight among their kinds.
+
+    Raises UserError for an unknown split or one without these kinds.
+    """
     dataset = open_dataset(source.path)
     verify_files(dataset)
     if split not in dataset.splits():
@@ -85,7 +89,10 @@ def open_source(config: TrainConfig, source: DataSource, split: str) -> SourceRo
             f"{source.path}: no samples of kind {', '.join(kinds)} in split {split}; it has "
             f"{', '.join(sorted(set(column)))}"
         )
-    return SourceRows(dataset, split, rows)
+    weights = np.array([getattr(config.kind_weights, kind) for kind in column[rows]])
+    return [
+        SourceRows(dataset, split, rows[weights == weight], weight * source.weight) for weight in np.unique(weights)
+    ]
 
 
 def held_out_masks(sources: Sequence[SourceRows], share: float, seed: int) -> list[np.ndarray]:

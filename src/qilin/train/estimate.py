@@ -47,10 +47,9 @@ def compute_figures(command: EstimateCommand, config: TrainConfig) -> tuple[dict
     machine, config = find_machine(command, config)
     model_config = load_llava_config(config.vision, config.language, config.model, config.hub, config.feature_layer)
     model = build_meta_model(model_config)
-    lengths = measure_lengths(config, model_config) or assume_lengths(command, config, model_config)
+    measured = measure_lengths(config, model_config)
     plan = make_plan(
-        lengths,
-        [source.weight for source in config.data],
+        *(measured or (assume_lengths(command, config, model_config), [source.weight for source in config.data])),
         batch_size=config.batch_size,
         num_epochs=config.num_epochs,
         max_steps=config.max_steps,
@@ -132,8 +131,8 @@ def has_local_data(config: TrainConfig) -> bool:
     return has_tokenizer and all((source.path / "manifest.json").is_file() for source in config.data)
 
 
-def measure_lengths(config: TrainConfig, model_config: LlavaConfig) -> Lengths | None:
-    """The lengths of the data, if it is available."""
+def measure_lengths(config: TrainConfig, model_config: LlavaConfig) -> tuple[Lengths, list[float]] | None:
+    """The lengths of the data and the weights of its sources, if it is available."""
     if not has_local_data(config):
         return None
     processor = load_processor(model_config, config.vision, config.language, config.model, config.hub)
@@ -141,7 +140,8 @@ def measure_lengths(config: TrainConfig, model_config: LlavaConfig) -> Lengths |
         processor.chat_template = chat_template(config.template, config.system_prompt)
     else:
         processor.chat_template, _ = read_template(Path(config.template), processor.tokenizer)
-    return PackedDataset(config, processor).lengths
+    data = PackedDataset(config, processor)
+    return data.lengths, data.weights
 
 
 def planned_samples(command: EstimateCommand, config: TrainConfig) -> int:

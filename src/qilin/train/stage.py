@@ -20,7 +20,8 @@ from qilin.core.files import to_json, write_atomic
 from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
 from qilin.core.terminal import make_console
-from qilin.model.llava import QILIN_JSON, LoadedModel, set_trainable
+from qilin.model.architectures import find_architecture, language_of, set_trainable
+from qilin.model.llava import QILIN_JSON, LoadedModel
 from qilin.train.checkpoint import CHECKPOINTS, latest_checkpoint, step_of
 from qilin.train.commands import TrainCommand
 from qilin.train.config import TrainConfig, read_recipe
@@ -257,7 +258,7 @@ def prepare_for_training(loaded: LoadedModel, config: TrainConfig, world: World)
     model = apply_precision(loaded.model, config)
     model = quantize_frozen(model, config, world.device)
     if config.lora is not None:
-        language = model.model.language_model
+        language = language_of(model)
         experts = sum(p.numel() for p in language.parameters() if p.ndim == 3)  # (expert, out, in), no linear layers
         if experts:
             console.print(f"  lora: the experts' {experts:,} weights get no adapters", style="yellow")
@@ -286,7 +287,7 @@ def plan_run(config: TrainConfig, data: PackedDataset) -> Plan:
     """The plan of a recipe over its data."""
     return make_plan(
         data.lengths,
-        [source.weight for source in config.data],
+        data.weights,
         batch_size=config.batch_size,
         num_epochs=config.num_epochs,
         max_steps=config.max_steps,
