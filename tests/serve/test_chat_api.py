@@ -23,7 +23,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.schema import user
 from qilin.imaging.decode import to_rgb
 from qilin.model.generate import Request, answer_batch
-from qilin.serve.api import http_protocol, remote_images, security
+from qilin.serve.api import audit, http_protocol, remote_images, security
 from qilin.serve.api.keys import Keys, add_key, hash_key, read_keys
 
 
@@ -369,3 +369,33 @@ def test_shutdown_finishes_running_answers(loaded: Any) -> None:
     status, reason = asyncio.run(ask_and_stop())
     assert status == 200
     assert reason in ("length", "stop")
+
+
+def test_no_answer_without_a_line_in_the_audit_log(loaded: Any, tmp_path: Path) -> None:
+    """On a full disk the line of a running answer waits, further requests are refused, and nothing is lost."""
+    log = tmp_path / "audit.jsonl"
+    with running_chat_server(loaded, audit=log) as server:
+        assert server.post(chat_body()).status_code == 200
+        log.rename(tmp_path / "kept")
+        log.symlink_to("/dev/full")
+        assert server.post(chat_body("x", png(1))).status_code == 200
+        response = server.post(chat_body())
+        assert (response.status_code, response.json()["error"]["type"]) == (503, "server_error")
+        log.unlink()
+        (tmp_path / "kept").rename(log)
+        assert server.post(chat_body()).status_code == 200
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [len(row["images"]) for row in rows] == [0, 1, 0]
+
+
+def test_audit_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "MAX_BYTES", 500)
+    monkeypatch.setattr(audit, "BACKUPS", 2)
+    log = audit.AuditLog(tmp_path / "audit.jsonl")
+    for status in range(200, 212):
+        log.write("a", "127.0.0.1", "/v1/chat/completions", status, None, ())
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
+    statuses = [json.loads(line)["status"] for file in reversed(files) for line in file.read_text().splitlines()]
+    assert statuses == list(range(212 - len(statuses), 212))
+    assert all(0 < file.stat().st_size <= 500 and file.stat().st_mode & 0o077 == 0 for file in files)

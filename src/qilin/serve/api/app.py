@@ -117,12 +117,11 @@ def audited(handler: Handler, audit: AuditLog | None) -> Handler:
 
     async def handle(request: Request) -> Response:
         def write(status: int) -> None:
-            answers = getattr(request.state, "answers", None)
             client = request.client.host if request.client else ""
-            finishes = getattr(request.state, "finishes", [])
-            prompt = answers.prompt if answers else None
-            audit.write(request.state.owner, client, request.url.path, status, prompt, finishes)
+            hashes, finishes = getattr(request.state, "hashes", None), getattr(request.state, "finishes", [])
+            audit.write(request.state.owner, client, request.url.path, status, hashes, finishes)
 
+        await asyncio.to_thread(audit.check)
         try:
             response = await handler(request)
         except ApiError as error:

@@ -10,7 +10,6 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +17,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from qilin.core.errors import UserError
+from qilin.serve.api.answers import AnswerEvent, Answers, Passage
+from qilin.serve.api.audit import PromptHashes, token_hash
 from qilin.serve.api.chat_schema import ChatBody
 from qilin.serve.api.content import ImageSources, to_request
 from qilin.serve.api.errors import ApiError
@@ -33,8 +34,8 @@ from qilin.serve.engine.engine import (
     QueueFull,
     max_answer_tokens,
 )
-from qilin.serve.engine.prompt import Prompt, prepare_prompt
-from qilin.serve.engine.sampling import ChosenToken, SamplingSettings
+from qilin.serve.engine.prompt import prepare_prompt
+from qilin.serve.engine.sampling import SamplingSettings
 
 KEEP_ALIVE = 10.0  # seconds without a token after which a stream sends a comment, so that proxies keep it open
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection
@@ -54,25 +55,12 @@ class ChatService:
         return ImageSources(self.remote, self.store, owner)
 
 
-@dataclass
-class Answers:
-    """The answers of one request while they are generated: events of all choices in one queue."""
-
-    prompt: Prompt
-    jobs: list[Job]
-    queue: "asyncio.Queue[tuple[int, Event]]"
-
-    def cancel(self) -> None:
-        for job in self.jobs:
-            job.cancel()
-
-
 async def chat_completions(http: HttpRequest, service: ChatService, body: ChatBody, owner: str) -> Response:
     """Answer one request. Raises ApiError."""
     if body.model != service.model_name:
         raise ApiError(404, f"model: there is no model {body.model!r}; this server has {service.model_name!r}", "model")
     answers = await start_answers(service, body, owner)
-    http.state.answers = answers
+    http.state.hashes = answers.hashes
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.model_name}
     if body.stream:
         chunks = stream_chunks(http, service, body, answers, head)
@@ -94,8 +82,13 @@ async def start_answers(service: ChatService, body: ChatBody, owner: str) -> Ans
         limit = min(engine.context or engine.max_batch_tokens, engine.max_batch_tokens)
         raise ApiError(400, f"messages: {len(prompt.ids)} tokens, images included; the limit is {limit}", "messages")
     generation = GenerationRequest(prompt, max_tokens, sampling_settings(body), stop_strings(body), owner)
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
-    answers = Answers(prompt, [], queue)
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, AnswerEvent]]()
+    jobs: list[Job] = []
+
+    def cancel() -> None:
+        for job in jobs:
+            job.cancel()
+
     for index in range(body.n or 1):
 
         def receive(event: Event, index: int = index) -> None:
@@ -104,11 +97,13 @@ async def start_answers(service: ChatService, body: ChatBody, owner: str) -> Ans
         seed = None if body.seed is None else body.seed + index
         settings = replace(generation.sampling, seed=seed)
         try:
-            answers.jobs.append(engine.submit(replace(generation, sampling=settings), receive))
+            jobs.append(engine.submit(replace(generation, sampling=settings), receive))
         except QueueFull as error:
-            answers.cancel()
+            cancel()
             raise ApiError(429, str(error), retry_after=error.retry_after) from None
-    return answers
+    started = asyncio.Event()
+    started.set()
+    return Answers(PromptHashes(token_hash(prompt.ids), prompt.image_hashes), len(jobs), queue, started, cancel)
 
 
 def sampling_settings(body: ChatBody) -> SamplingSettings:
@@ -127,19 +122,18 @@ async def whole_response(
     http: HttpRequest, service: ChatService, body: ChatBody, answers: Answers, head: dict[str, Any]
 ) -> Response:
     """All choices in one JSON object. A client that disconnects stops them."""
-    collecting = asyncio.ensure_future(collect(answers))
+    collecting = asyncio.ensure_future(collect(service, answers, bool(body.logprobs)))
     disconnect = asyncio.ensure_future(wait_for_disconnect(http))
     try:
         await asyncio.wait((collecting, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not collecting.done():
             return Response(status_code=CLIENT_GONE)
-        texts, tokens, finishes = collecting.result()
+        texts, logprobs, finishes = collecting.result()
     finally:
         answers.cancel()
-        for task in (collecting, disconnect):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        collecting.cancel()
+        disconnect.cancel()
+        await asyncio.gather(collecting, disconnect, return_exceptions=True)
     choices = []
     for index, finish in enumerate(finishes):
         check_finish(finish)
@@ -147,7 +141,7 @@ async def whole_response(
             "index": index,
             "message": {"role": "assistant", "content": texts[index], "refusal": None},
             "finish_reason": finish.reason,
-            "logprobs": logprobs_json(service.engine, tokens[index]) if body.logprobs else None,
+            "logprobs": {"content": logprobs[index], "refusal": None} if body.logprobs else None,
             "confidence": finish.confidence,
         }
         choices.append(choice)
@@ -155,18 +149,22 @@ async def whole_response(
     return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage(finishes)})
 
 
-async def collect(answers: Answers) -> tuple[list[str], list[list[ChosenToken]], list[Finish]]:
-    """(texts, tokens, last events) of all choices."""
-    count = len(answers.jobs)
-    texts, tokens, finishes = [""] * count, [list[ChosenToken]() for _ in range(count)], dict[int, Finish]()
-    while len(finishes) < count:
+async def collect(
+    service: ChatService, answers: Answers, with_logprobs: bool
+) -> tuple[list[str], list[list[dict[str, Any]]], list[Finish]]:
+    """(texts, log probabilities, last events) of all choices. Raises ApiError."""
+    texts, finishes = [""] * answers.count, dict[int, Finish]()
+    logprobs = [list[dict[str, Any]]() for _ in range(answers.count)]
+    while len(finishes) < answers.count:
         index, event = await answers.queue.get()
+        if isinstance(event, ApiError):
+            raise event
         texts[index] += event.text
-        if isinstance(event, Increment):
-            tokens[index].append(event.token)
-        else:
+        if isinstance(event, Finish):
             finishes[index] = event
-    return texts, tokens, [finishes[index] for index in range(count)]
+        elif with_logprobs:
+            logprobs[index] += logprob_entries(service, event)
+    return texts, logprobs, [finishes[index] for index in range(answers.count)]
 
 
 async def wait_for_disconnect(http: HttpRequest) -> None:
@@ -191,14 +189,16 @@ async def stream_chunks(
     finishes: dict[int, Finish] = {}
     http.state.finishes = []
     try:
-        for index in range(len(answers.jobs)):
+        for index in range(answers.count):
             yield chunk(head, index, {"role": "assistant", "content": ""})
-        while len(finishes) < len(answers.jobs):
+        while len(finishes) < answers.count:
             try:
                 index, event = await asyncio.wait_for(answers.queue.get(), KEEP_ALIVE)
             except TimeoutError:
                 yield ": waiting\n\n"
                 continue
+            if isinstance(event, ApiError):
+                raise event
             if isinstance(event, Finish):
                 finishes[index] = event
                 http.state.finishes.append(event)
@@ -207,7 +207,8 @@ async def stream_chunks(
                     yield chunk(head, index, {"content": event.text})
                 yield chunk(head, index, {}, finish_reason=event.reason, confidence=event.confidence)
             elif event.text or body.logprobs:
-                logprobs = logprobs_json(service.engine, [event.token]) if body.logprobs else None
+                entries = logprob_entries(service, event) if body.logprobs else None
+                logprobs = None if entries is None else {"content": entries, "refusal": None}
                 yield chunk(head, index, {"content": event.text}, logprobs=logprobs)
         if body.stream_options and body.stream_options.include_usage:
             yield f"data: {to_json({**head, 'choices': [], 'usage': usage(list(finishes.values()))})}\n\n"
@@ -238,16 +239,15 @@ def usage(finishes: Sequence[Finish]) -> dict[str, Any]:
     }
 
 
-def logprobs_json(engine: Engine, tokens: Sequence[ChosenToken]) -> dict[str, Any]:
-    """Log probabilities as OpenAI writes them."""
-    tokenizer = engine.loaded.processor.tokenizer
+def logprob_entries(service: ChatService, event: Increment | Passage) -> list[dict[str, Any]]:
+    """The log probabilities of an event's tokens as OpenAI writes them."""
+    if isinstance(event, Passage):
+        return event.logprobs
+    tokenizer = service.engine.loaded.processor.tokenizer
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
 
-    content = [
-        {**entry(token.id, token.logprob), "top_logprobs": [entry(*alternative) for alternative in token.alternatives]}
-        for token in tokens
-    ]
-    return {"content": content, "refusal": None}
+    token = event.token
+    return [{**entry(token.id, token.logprob), "top_logprobs": [entry(*pair) for pair in token.alternatives]}]
