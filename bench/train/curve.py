@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from random_inputs import make_parts
 
 from qilin.demo.synthetic.dataset import write_synthetic
-from qilin.model.llava import set_trainable
+from qilin.model.architectures import set_trainable
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.context import TrainContext, TrainState
 from qilin.train.data_loader import Pack, PackedDataset, StepBatch

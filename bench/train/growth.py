@@ -164,7 +164,7 @@ def measure_second_start(overrides: list[str]) -> dict[str, Any]:
     """Second start with cached lengths, followed by some batches and training steps."""
     import torch
 
-    from qilin.model.llava import set_trainable
+    from qilin.model.architectures import set_trainable
     from qilin.train.config import read_recipe
     from qilin.train.context import TrainContext
     from qilin.train.data_loader import PackedDataset, StepBatch

@@ -25,7 +25,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qilin.core.errors import UserError
-from qilin.model.llava import set_trainable
+from qilin.model.architectures import set_trainable
 from qilin.train.config import DataSource, LoraOptions, ModelPart, TrainConfig
 from qilin.train.data_loader import Pack
 from qilin.train.distributed import ModelWithLoss

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from qilin.model.llava import set_trainable
+from qilin.model.architectures import set_trainable
 from qilin.model.meta_model import build_meta_model
 from qilin.train.flops import flop_cost, recomputed_cost
 from qilin.train.gpus import GPUS

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from builders.tiny import tiny_dataset, tiny_language, tiny_vision
-from qilin.model.llava import load_model, part_of
+from qilin.model.architectures import part_of
+from qilin.model.llava import load_model
 from qilin.train.config import read_recipe
 from qilin.train.stage import run_stage
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from builders.training import metrics_rows, source_options, tiny_home
-from qilin.model.llava import set_trainable
+from qilin.model.architectures import set_trainable
 from qilin.train.config import read_recipe
 from qilin.train.data_loader import PackedDataset
 from qilin.train.loop import pack_loss

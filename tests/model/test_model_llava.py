@@ -25,8 +25,9 @@ from builders.tiny import PATCHES, tiny_language, tiny_llava, tiny_png, tiny_tok
 from qilin.core.errors import RunError, UserError
 from qilin.dataset.schema import assistant, user
 from qilin.imaging.decode import to_rgb
+from qilin.model.architectures import PARTS, part_of, set_trainable
 from qilin.model.generate import Request, answer_batch, prepare_inputs
-from qilin.model.llava import PARTS, LoadedModel, compose, load_model, part_of, set_template, set_trainable
+from qilin.model.llava import LoadedModel, compose, load_model, set_template
 
 LANGUAGES = ("llama", "qwen3", "mistral")
 VISIONS = ("clip", "siglip")
@@ -216,7 +217,7 @@ def test_transformers_alone_gives_the_same_answers(parts: Path, tmp_path: Path) 
 def test_set_trainable(parts: Path) -> None:
     model = tiny_llava(parts).model
     counts = set_trainable(model, ["projector"])
-    sizes = {part: sum(p.numel() for n, p in model.named_parameters() if n.startswith(PARTS[part])) for part in PARTS}
+    sizes = {part: sum(p.numel() for n, p in model.named_parameters() if part_of(n) == part) for part in PARTS}
     assert counts == {part: (size * (part == "projector"), size) for part, size in sizes.items()}
     assert sum(sizes.values()) == sum(p.numel() for p in model.parameters())
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}

@@ -15,7 +15,7 @@ import torch
 from builders.tiny import tiny_language
 from builders.training import tiny_home
 from qilin import cli
-from qilin.model.llava import set_trainable
+from qilin.model.architectures import set_trainable
 from qilin.model.meta_model import build_meta_model, load_llava_config
 from qilin.train import estimate as train_estimate
 from qilin.train import memory_estimate as memory

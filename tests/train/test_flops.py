@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from builders.tiny import PATCHES, SIZE, tiny_language, tiny_vision
-from qilin.model.llava import compose, set_trainable
+from qilin.model.architectures import set_trainable
+from qilin.model.llava import compose
 from qilin.train.flops import flop_cost, matmul_flops, measure_peak_flops, recomputed_cost
 from qilin.train.gpus import GPUS, find_gpu, gpu_names
 from qilin.train.metrics import StepWork, Throughput

@@ -7,7 +7,7 @@ import torch
 
 from builders.tiny import tiny_llava
 from qilin.core.errors import UserError
-from qilin.model.llava import set_trainable
+from qilin.model.architectures import set_trainable
 from qilin.train.config import DataSource, LoraOptions, TrainConfig
 from qilin.train.loop import set_training_mode
 from qilin.train.model_setup import add_adapters

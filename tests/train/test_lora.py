@@ -12,7 +12,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from builders.training import changed_parts, stage_overrides, train_stage, weights
 from qilin.core.errors import UserError
-from qilin.model.llava import part_of
+from qilin.model.architectures import part_of
 from qilin.train.config import read_recipe
 from qilin.train.model_setup import select_layers
 from qilin.train.start_model import load_start

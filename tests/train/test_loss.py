@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from builders.training import tiny_home
-from qilin.model.llava import compose, set_trainable
+from qilin.model.architectures import set_trainable
+from qilin.model.llava import compose
 from qilin.train import loss
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.context import TrainContext

@@ -10,7 +10,7 @@ import torch
 
 from builders.training import tiny_home
 from qilin.core.errors import UserError
-from qilin.model.llava import set_trainable
+from qilin.model.architectures import set_trainable
 from qilin.model.meta_model import load_llava_config
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset

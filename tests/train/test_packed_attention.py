@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from builders.tiny import tiny_language
 from builders.training import tiny_home
 from qilin.core.errors import UserError
-from qilin.model.llava import LoadedModel, compose, set_trainable
+from qilin.model.architectures import set_trainable
+from qilin.model.llava import LoadedModel, compose
 from qilin.model.processing import encode_sample
 from qilin.train import cpu_attention as blocks
 from qilin.train import packed_attention as attention

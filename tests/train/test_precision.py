@@ -12,7 +12,7 @@ import qilin.train.loop as loop
 from builders.training import metrics_rows, stage_overrides, steps_of, train_stage, weights
 from qilin.core.config import read_yaml
 from qilin.core.errors import UserError
-from qilin.model.llava import set_trainable
+from qilin.model.architectures import set_trainable
 from qilin.train.config import read_recipe
 from qilin.train.flops import fast_precision
 from qilin.train.loss_scale import LossScale

@@ -9,7 +9,8 @@ import torch
 
 from builders.tiny import tiny_language, tiny_vision
 from qilin.core.errors import UserError
-from qilin.model.llava import compose, set_trainable
+from qilin.model.architectures import set_trainable
+from qilin.model.llava import compose
 from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
 from qilin.train.skip_unused import feature_depth, vision_layers
 

@@ -18,7 +18,7 @@ from qilin.core.errors import UserError
 from qilin.core.files import sha256_file
 from qilin.dataset.reader import content_hash
 from qilin.imaging.augment import augment
-from qilin.model.llava import part_of
+from qilin.model.architectures import part_of
 from qilin.train.config import read_recipe
 from qilin.train.data_loader import PackedDataset
 from qilin.train.stage import load_start, run_stage

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from builders.architectures import language_model, vision_encoder
 from builders.tiny import tiny_dataset
 from qilin.core.errors import UserError
-from qilin.model.llava import compose, set_trainable
+from qilin.model.architectures import set_trainable
+from qilin.model.llava import compose
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.data_loader import PackedDataset
 from qilin.train.guard import plain_losses

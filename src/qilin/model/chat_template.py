@@ -158,12 +158,14 @@ def remove_indents(body: str) -> str:
 class Encoded:
     """A conversation as token ids, with the mask of supervised tokens (the assistant's text and its end token).
 
-    `num_images` counts the images; each is a run of image tokens in `ids`.
+    `num_images` counts the images, whose tokens are runs of image tokens in `ids`; `grids` are their (rows, columns),
+    for models whose positions need them.
     """
 
     ids: list[int]
     loss_mask: list[bool]
     num_images: int
+    grids: tuple[tuple[int, int], ...] = ()
 
 
 def encode(messages: Sequence[Mapping[str, Any]], tokenizer: Any, template: str, image_tokens: int) -> Encoded:

@@ -14,6 +14,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from qilin.core.errors import QilinError, UserError
+from qilin.model.architectures import language_of, vision_of
 from qilin.model.hub import format_first
 from qilin.model.logit_scale import fold_logit_scale
 
@@ -124,19 +125,23 @@ def first_layers(model: Any) -> Iterator[None]:
     if sum(p.numel() for p in model.parameters()) <= LARGE:
         yield
         return
-    language, vision = model.model.language_model, model.model.vision_tower
+    language, vision = language_of(model), vision_of(model)
     vision_stack = getattr(vision, "encoder", getattr(vision, "vision_model", vision))
-    layer = model.config.vision_feature_layer
-    restored = [(model.config, "vision_feature_layer", layer)]
+    layer = getattr(model.config, "vision_feature_layer", None)
+    restored = [] if layer is None else [(model.config, "vision_feature_layer", layer)]
     for part, stack, depth in (
         (language, language, count_first_layers(language.config)),
         (vision, vision_stack, 3),
     ):
-        layers = getattr(stack, "layers", None)
+        name = next((name for name in ("layers", "layer", "blocks") if hasattr(stack, name)), "layers")
+        layers = getattr(stack, name, None)
         if isinstance(layers, torch.nn.ModuleList) and len(layers) > depth:
-            restored += [(stack, "layers", layers), (part.config, "num_hidden_layers", part.config.num_hidden_layers)]
-            stack.layers, part.config.num_hidden_layers = layers[:depth], depth
-            if part is vision:
+            restored.append((stack, name, layers))
+            setattr(stack, name, layers[:depth])
+            if hasattr(part.config, "num_hidden_layers"):
+                restored.append((part.config, "num_hidden_layers", part.config.num_hidden_layers))
+                part.config.num_hidden_layers = depth
+            if part is vision and layer not in (None, -1):
                 model.config.vision_feature_layer = -2
     try:
         yield

@@ -4,7 +4,6 @@ In: two Hugging Face folders (or hub ids), or one model folder of an earlier sta
 transformers' own classes, so that a saved model loads without Qilin.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,6 @@ from qilin.model.tokenizer import chat_template_for, end_token_ids, load_tokeniz
 QILIN_JSON = "qilin.json"
 # Names in a Llava's files -> in those of its vision tower alone; other folders have no such names.
 TOWER_NAMES = {r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": ""}
-# The parts of a stock Llava by the prefixes of their parameter names.
-PARTS = {
-    "vision": ("model.vision_tower.",),
-    "projector": ("model.multi_modal_projector.",),
-    "language": ("model.language_model.", "lm_head."),
-}
 
 
 @dataclass(frozen=True)
@@ -297,22 +290,3 @@ def set_template(model: Any, processor: Any, template: str, system: str | None) 
     processor.chat_template = tokenizer.chat_template = text
     model.generation_config.eos_token_id = end_ids
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def part_of(name: str) -> str:
-    """The part a parameter belongs to, by its full name."""
-    for part, prefixes in PARTS.items():
-        if name.startswith(prefixes):
-            return part
-    raise AssertionError(f"parameter {name} belongs to no part of a Llava")
-
-
-def set_trainable(model: Any, trainable: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Give gradients to exactly the named parts. Returns part -> (trainable parameters, all parameters)."""
-    counts = dict.fromkeys(PARTS, (0, 0))
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
-        parameter.requires_grad_(part in trainable)
-        trained, total = counts[part]
-        counts[part] = (trained + parameter.numel() * (part in trainable), total + parameter.numel())
-    return counts

@@ -12,9 +12,9 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ class Pack:
     """The input of one forward pass. T tokens, S supervised positions, P images."""
 
     ids: torch.Tensor  # (1, T)
-    positions: torch.Tensor  # (1, T): each branch continues from its prefix
+    positions: torch.Tensor  # (1, T), or (3, 1, T) in a grid: each branch continues from its prefix
     layout: Layout
     target_positions: torch.Tensor  # (S,) token whose hidden state predicts …
     targets: torch.Tensor  # (S,) … this token
-    pixels: torch.Tensor | None  # (P, 3, H, W), in the order of the image tokens
+    pixels: torch.Tensor | None  # (P, 3, H, W), or the model's own shape, in the order of the image tokens
     augment_seeds: tuple[int, ...]  # (P,) independent of the number of devices
     sample_ids: tuple[str, ...]  # for error messages
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what else the forward needs, by name
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from qilin.core.errors import UserError
+from qilin.model.architectures import language_of
 from qilin.model.guard import describe, eval_mode, first_layers
 from qilin.train.data_loader import Pack, PackedDataset
 from qilin.train.loop import pack_hidden
@@ -71,7 +72,7 @@ def choose_shortcuts(model: Any, name: str, data: PackedDataset, plan: Plan) -> 
     kinds = getattr(model.config.text_config, "layer_types", None) or []
     layers = f" (layers of {', '.join(dict.fromkeys(kinds))})" if len(set(kinds)) > 1 else ""
     raise UserError(
-        f"{name}: training of {type(model.model.language_model).__name__}{layers} differs from plain "
+        f"{name}: training of {type(language_of(model)).__name__}{layers} differs from plain "
         f"transformers: {comparisons[-1]}; choose another language model"
     )
 

@@ -18,7 +18,7 @@ import torch
 
 from qilin.core.errors import RunError
 from qilin.imaging.augment import augment
-from qilin.model.llava import part_of
+from qilin.model.architectures import language_of, part_of, vision_of
 from qilin.train.checkpoint import (
     LOSS_SCALE,
     VALIDATION_SCORE,
@@ -68,7 +68,7 @@ def set_training_mode(model: Any) -> None:
     """Training mode for trained modules, so with their dropout; evaluation mode for those whose weights are all frozen,
     except that a layer with gradient checkpointing has to be in training mode for it."""
     model.train()
-    frozen = [part for part in (model.model.vision_tower, model.model.language_model) if is_frozen(part)]
+    frozen = [part for part in (vision_of(model), language_of(model)) if is_frozen(part)]
     for module in (module for part in frozen for module in part.modules()):
         module.training = bool(getattr(module, "gradient_checkpointing", False))
 
@@ -179,6 +179,7 @@ def pack_hidden(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Te
         position_ids=pack.positions,
         layout=pack.layout,
         use_cache=False,
+        **pack.inputs,
     ).last_hidden_state[0]
     return hidden
 

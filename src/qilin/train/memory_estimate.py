@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, LlavaConfig
 
 from qilin.core.files import cache_dir, write_atomic
-from qilin.model.llava import set_trainable
+from qilin.model.architectures import set_trainable
 from qilin.model.meta_model import build_meta_model
 from qilin.train.config import TrainConfig
 from qilin.train.distributed import MAX_UNSHARDED_GRADIENTS, autocast_dtype, shards_frozen

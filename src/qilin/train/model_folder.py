@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from qilin.core.config import to_dict
 from qilin.core.files import read_json, to_json, write_atomic
 from qilin.core.provenance import public_name, versions
-from qilin.model.llava import QILIN_JSON, LoadedModel, part_of, pick_device
+from qilin.dataset.reader import open_dataset
+from qilin.imaging.windowing import recorded_windowings
+from qilin.model.architectures import part_of
+from qilin.model.llava import QILIN_JSON, LoadedModel, pick_device
 from qilin.model.saving import save_model, save_processor
 from qilin.train.config import TEMPLATE_NAMES, TrainConfig
 from qilin.train.distributed import autocast_dtype
@@ -40,10 +43,20 @@ def describe_model(config: TrainConfig, data: Sequence[tuple[Path, str]], facts:
         "template": public_template(config),
         "pad_square": config.pad_square,
         "instructions": list(config.instructions),
+        "windowings": training_windowings(config),
         "plan": dict(facts),
         "metrics": METRICS,
         "versions": versions(PACKAGES),
     }
+
+
+def training_windowings(config: TrainConfig) -> list[Any]:
+    """How DICOM images became gray levels in the training data, or, where it has none, in that of the parent."""
+    settings = [open_dataset(source.path).manifest.get("settings") for source in config.data]
+    if windowings := recorded_windowings(settings):
+        return windowings
+    parent = Path(config.model or "") / QILIN_JSON
+    return list(read_json(parent).get("windowings") or ()) if config.model and parent.is_file() else []
 
 
 def public_recipe(config: TrainConfig) -> dict[str, Any]:
@@ -82,8 +95,12 @@ def save_adapter(folder: Path, config: TrainConfig, loaded: LoadedModel, model: 
     add_trained_modules(folder, config, model)
     save_processor(folder, loaded.processor)
     base_model(model).generation_config.save_pretrained(str(folder))
-    template = public_template(config)
-    write_atomic(folder / QILIN_JSON, to_json({"template": template, "pad_square": config.pad_square}))
+    metadata = {
+        "template": public_template(config),
+        "pad_square": config.pad_square,
+        "windowings": training_windowings(config),
+    }
+    write_atomic(folder / QILIN_JSON, to_json(metadata))
     write_atomic(folder / "README.md", adapter_readme(config))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from qilin.core.errors import UserError
+from qilin.model.architectures import language_of
 from qilin.train.config import TrainConfig
 from qilin.train.distributed import autocast_dtype
 from qilin.train.skip_unused import language_layers
@@ -48,7 +49,7 @@ def enable_activation_checkpointing(model: Any, share: float) -> None:
     # Only the reentrant kind needs embeddings with gradients; with them a frozen encoder has a backward pass, and some
     # encoders' embeddings are tuples.
     model.disable_input_require_grads()
-    layers: Any = language_layers(model.model.language_model)
+    layers: Any = language_layers(language_of(model))
     for layer in layers[math.ceil(share * len(layers)) :]:
         layer.gradient_checkpointing = False
 
@@ -61,7 +62,7 @@ def quantize_frozen(model: Any, config: TrainConfig, device: torch.device, emula
     if config.frozen_weights == "plain":
         return model
     convert = nf4_converter(config) if config.frozen_weights == "nf4" else fp8_converter(device, emulate)
-    language = model.model.language_model
+    language = language_of(model)
     for name, linear in [(n, m) for n, m in language.named_modules() if isinstance(m, torch.nn.Linear)]:
         parent, _, attribute = name.rpartition(".")
         setattr(language.get_submodule(parent), attribute, convert(linear).to(device))

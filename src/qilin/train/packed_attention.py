@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qilin.core.errors import UserError
+from qilin.model.architectures import language_of, vision_of
 from qilin.train.cpu_attention import Bucket, bucketed_attention, make_buckets, round_length, uniform_buckets
 from qilin.train.skip_unused import add_skip_hooks, remove_skip_hooks
 from qilin.train.unpacked import join_samples, separate_samples
@@ -63,9 +64,9 @@ def make_layout(documents: Sequence[Document], device: torch.device, used: Seque
     used_sorted = None if used is None else sorted(set(used))
     spans = [query_span(documents, index, 0, length) for index, (_, length, _) in enumerate(documents)]
     max_context = max(span.context for span in spans)
-    used_tokens = None if used_sorted is None else torch.tensor(used_sorted, dtype=torch.int64, device=device)
+    used_tokens = None if used_sorted is None else torch.tensor(used_sorted, dtype=torch.int64)
     if device.type != "cpu":
-        return Layout(table.to(device), used_tokens, block_mask=make_block_mask(table, device), max_context=max_context)
+        moved = copy_together(tensors | mask_arrays(documents) | ({} if ...), device)
     buckets = bucket_spans(spans)
     last = buckets if used_sorted is None else bucket_spans(list(used_spans(documents, used_sorted)))
     return Layout(table, used_tokens, buckets, last, max_context=max_context)
@@ -98,20 +99,6 @@ def bucket_spans(spans: Sequence[QuerySpan]) -> tuple[Bucket, ...]:
         keys = torch.cat([torch.arange(start, stop) for start, stop in span.key_ranges])
         by_size[round_length(span.length), round_length(span.context)].append((queries, keys))
     return tuple(bucket for size in sorted(by_size) for bucket in make_buckets(by_size[size]))
-
-
-def make_block_mask(table: torch.Tensor, device: torch.device) -> Any:
-    """FlexAttention's mask for the same rule: own document or own prefix, never a later token."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    tokens = int(table[:, 1].sum())
-    document = torch.repeat_interleave(torch.arange(len(table)), table[:, 1]).to(device)  # (T,)
-    prefix = torch.repeat_interleave(table[:, 2], table[:, 1]).to(device)  # (T,) -1: none
-
-    def may_attend(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return (q >= k) & ((document[q] == document[k]) | (prefix[q] == document[k]))
-
-    return create_block_mask(may_attend, None, None, tokens, tokens, device=device)
 
 
 def packed_attention(
@@ -223,20 +210,20 @@ def use_packed_attention(model: Any, shortcuts: Shortcuts = Shortcuts()) -> None
     if dropout:
         raise UserError(f"config.json: attention_dropout is {dropout}, which training does not support; set it to 0")
     if shortcuts.packing:
-        model.model.language_model.set_attn_implementation(PACKED)
+        language_of(model).set_attn_implementation(PACKED)
     else:
-        set_plain_attention(model.model.language_model)
-        separate_samples(model.model.language_model)
+        set_plain_attention(language_of(model))
+        separate_samples(language_of(model))
     if shortcuts.vision:
-        model.model.vision_tower.set_attn_implementation(VISION)
+        vision_of(model).set_attn_implementation(VISION)
     add_skip_hooks(model, vision=shortcuts.vision, last_layer=shortcuts.last_layer and shortcuts.packing)
 
 
 def use_plain_attention(model: Any) -> None:
     """Return to PyTorch's attention, for generation; to the model's own code where it has no other."""
-    for part in (model.model.language_model, model.model.vision_tower):
+    for part in (language_of(model), vision_of(model)):
         set_plain_attention(part)
-    join_samples(model.model.language_model)
+    join_samples(language_of(model))
     remove_skip_hooks(model)
 
 

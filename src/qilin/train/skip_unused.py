@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from qilin.model.architectures import language_of, vision_of
+
 
 def add_skip_hooks(model: Any, *, vision: bool = True, last_layer: bool = True) -> None:
     """Add the hooks; a model that has them already is unchanged. A language model whose last layer has other modules
@@ -18,8 +20,8 @@ def add_skip_hooks(model: Any, *, vision: bool = True, last_layer: bool = True) 
     if vision:
         for layer in vision_layers(model)[max(1, feature_depth(model)) :]:
             layer.register_forward_pre_hook(SkipLayer())
-    if last_layer and has_usual_layers(model.model.language_model):
-        SkipLastLayer(model.model.language_model)
+    if last_layer and has_usual_layers(language_of(model)):
+        SkipLastLayer(language_of(model))
 
 
 def has_usual_layers(language: Any) -> bool:
@@ -47,15 +49,15 @@ def remove_skip_hooks(model: Any) -> None:
 
 def vision_layers(model: Any) -> list[torch.nn.Module]:
     """The vision encoder's transformer layers in order."""
-    modules = model.model.vision_tower.named_modules()
-    return [module for name, module in modules if re.search(r"(?:^|\.)layers?\.\d+$", name)]
+    modules = vision_of(model).named_modules()
+    return [module for name, module in modules if re.search(r"(?:^|\.)(?:layers?|blocks)\.\d+$", name)]
 
 
 def feature_depth(model: Any) -> int:
     """Number of vision layers that the features depend on: all but the last for feature_layer -2, although transformers
     computes the last one too."""
-    layer = model.config.vision_feature_layer
-    total = model.model.vision_tower.config.num_hidden_layers
+    layer = getattr(model.config, "vision_feature_layer", -1)
+    total = getattr(vision_of(model).config, "num_hidden_layers", None) or len(vision_layers(model))
     return max(n if n >= 0 else total + 1 + n for n in (layer if isinstance(layer, list | tuple) else [layer]))
 
 

@@ -20,7 +20,7 @@ from qilin.core.files import to_json, write_atomic
 from qilin.core.output_dir import lock_dir
 from qilin.core.progress import ProgressBars
 from qilin.core.terminal import make_console
-from qilin.model.architectures import find_architecture, language_of, set_trainable
+from qilin.model.architectures import language_of, set_trainable
 from qilin.model.llava import QILIN_JSON, LoadedModel
 from qilin.train.checkpoint import CHECKPOINTS, latest_checkpoint, step_of
 from qilin.train.commands import TrainCommand
