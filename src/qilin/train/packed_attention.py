@@ -64,9 +64,9 @@ def make_layout(documents: Sequence[Document], device: torch.device, used: Seque
     used_sorted = None if used is None else sorted(set(used))
     spans = [query_span(documents, index, 0, length) for index, (_, length, _) in enumerate(documents)]
     max_context = max(span.context for span in spans)
-    used_tokens = None if used_sorted is None else torch.tensor(used_sorted, dtype=torch.int64)
+    used_tokens = None if used_sorted is None else torch.tensor(used_sorted, dtype=torch.int64, device=device)
     if device.type != "cpu":
-        moved = copy_together(tensors | mask_arrays(documents) | ({} if ...), device)
+        return Layout(table.to(device), used_tokens, block_mask=make_block_mask(table, device), max_context=max_context)
     buckets = bucket_spans(spans)
     last = buckets if used_sorted is None else bucket_spans(list(used_spans(documents, used_sorted)))
     return Layout(table, used_tokens, buckets, last, max_context=max_context)
@@ -99,6 +99,20 @@ def bucket_spans(spans: Sequence[QuerySpan]) -> tuple[Bucket, ...]:
         keys = torch.cat([torch.arange(start, stop) for start, stop in span.key_ranges])
         by_size[round_length(span.length), round_length(span.context)].append((queries, keys))
     return tuple(bucket for size in sorted(by_size) for bucket in make_buckets(by_size[size]))
+
+
+def make_block_mask(table: torch.Tensor, device: torch.device) -> Any:
+    """FlexAttention's mask for the same rule: own document or own prefix, never a later token."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    tokens = int(table[:, 1].sum())
+    document = torch.repeat_interleave(torch.arange(len(table)), table[:, 1]).to(device)  # (T,)
+    prefix = torch.repeat_interleave(table[:, 2], table[:, 1]).to(device)  # (T,) -1: none
+
+    def may_attend(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (q >= k) & ((document[q] == document[k]) | (prefix[q] == document[k]))
+
+    return create_block_mask(may_attend, None, None, tokens, tokens, device=device)
 
 
 def packed_attention(
