@@ -239,8 +239,7 @@ def image_text_model(folder: Path, name: str, **generation: Any) -> Path:
     """A complete checkpoint. `generation` goes into its generation_config.json."""
     parts = ARCHITECTURES[name]
     end = parts.get("end", "<|im_end|>")
-    folder.mkdir(parents=True)
-    tokenizer = write_tokenizer(folder, parts, end)
+    tokenizer = write_processor(folder, name)
     ids = {key: tokenizer.token_to_id(token) for key, token in parts["ids"].items()}
     end_ids = [tokenizer.token_to_id(end), tokenizer.token_to_id("<|endoftext|>")]
     values = {**parts["config"], **ids}
@@ -257,12 +256,20 @@ def image_text_model(folder: Path, name: str, **generation: Any) -> Path:
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(folder)
     write_json(folder / "generation_config.json", {"eos_token_id": end_ids, "pad_token_id": 0, **generation})
+    return folder
+
+
+def write_processor(folder: Path, name: str) -> Any:
+    """Tokenizer, chat template, image and video processor of an architecture; returns the tokenizer."""
+    parts = ARCHITECTURES[name]
+    folder.mkdir(parents=True)
+    tokenizer = write_tokenizer(folder, parts, parts.get("end", "<|im_end|>"))
     write_json(folder / "preprocessor_config.json", parts["images"])
     write_json(folder / "processor_config.json", parts["processor"])
     if parts.get("video"):
         write_json(folder / "video_preprocessor_config.json", {"video_processor_type": parts["video"]})
     (folder / "chat_template.jinja").write_text(parts["template"], encoding="utf-8")
-    return folder
+    return tokenizer
 
 
 def write_tokenizer(folder: Path, parts: dict[str, Any], end: str) -> Any:

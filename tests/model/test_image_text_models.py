@@ -131,7 +131,10 @@ def test_template_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "".join(out.split()) == "".join(f"{shown}\n<start_of_turn>model\n无。<end_of_turn>".split())
     assert "4 of images" in err
     main(["template", folder, "--json"])
-    assert json.loads(capsys.readouterr().out)["loss_mask"] is None
+    output = json.loads(capsys.readouterr().out)
+    tokenizer = open_processor(folder).tokenizer
+    ids = [token for token, supervised in zip(output["ids"], output["loss_mask"], strict=True) if supervised]
+    assert tokenizer.decode(ids) == "右下肺见片状影。<end_of_turn>" * 2
     assert main(["template", folder, "--template", "v1"]) == 2
     assert "only a Llava" in capsys.readouterr().err
     (Path(folder) / "chat_template.jinja").unlink()

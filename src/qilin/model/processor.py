@@ -99,6 +99,11 @@ def video_settings(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a processor; a tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
 def image_token(processor: Any) -> str:
     """The text of an image's placeholder token in a prompt; "" for a processor that names none."""
     return str(getattr(processor, "image_token", None) or "")
@@ -130,20 +135,28 @@ def writes_special_tokens(processor: Any, prompt: str) -> bool:
     Qilin's templates (`{% generation %}`) write all tokens, the first one included, if there is one. Others leave it to
     the tokenizer, unless their prompts begin with it: transformers' own rule.
     """
-    bos = processor.tokenizer.bos_token
+    bos = tokenizer_of(processor).bos_token
     return "endgeneration" in str(processor.chat_template) or (bos is not None and prompt.startswith(bos))
 
 
 def describe_model(name: str, hub: str = "huggingface") -> dict[str, Any]:
     """`describe` for a folder or hub id, without loading its weights."""
+    processor = open_processor(name, hub)
+    return describe(processor, stop_ids_of(name, processor.tokenizer, hub))
+
+
+def stop_ids_of(name: str, tokenizer: Any, hub: str = "huggingface") -> set[int]:
+    """The token ids that end an answer of a folder or hub id, without loading its weights."""
     from transformers import AutoConfig, GenerationConfig
 
-    processor, folder = open_processor(name, hub), Path(fetch_folder(name, hub, without_weights=True))
+    folder = Path(fetch_folder(name, hub, without_weights=True))
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(str(folder))
-    else:
+    elif (folder / "config.json").is_file():
         generation = GenerationConfig.from_model_config(from_pretrained(AutoConfig, str(folder), hub))
-    return describe(processor, stop_token_ids(generation, processor.tokenizer))
+    else:
+        generation = GenerationConfig()
+    return stop_token_ids(generation, tokenizer)
 
 
 def stop_token_ids(generation: Any, tokenizer: Any) -> set[int]:

@@ -52,14 +52,14 @@ class TemplateConfig:
 class Conversation:
     """A conversation as ids and loss mask, and what shows it: the tokenizer and the image token's text and id.
 
-    `note` replaces the count of supervised tokens where they are not known.
+    `notes`: what a user should know about the template, a line each.
     """
 
     encoded: Encoded
     tokenizer: Any
     image: str = IMAGE
     image_id: int | None = None
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def show_template(config: TemplateConfig) -> None:
@@ -67,15 +67,12 @@ def show_template(config: TemplateConfig) -> None:
     shown = encode_conversation(config)
     encoded = shown.encoded
     if config.json:
-        unknown = {"loss_mask": None} if shown.note else {}
-        print_json({**asdict(encoded), **unknown, "text": decode(shown.tokenizer, encoded.ids)}, indent=None)
+        print_json({**asdict(encoded), "text": decode(shown.tokenizer, encoded.ids)}, indent=None)
         return
     make_console().print(format_tokens(shown) if config.tokens else format_text(shown))
     summary = Text(f"{len(encoded.ids)} tokens: {sum(token == shown.image_id for token in encoded.ids)} of images, ")
-    if shown.note:
-        summary.append(shown.note)
-    else:
-        summary.append(f"{sum(encoded.loss_mask)} supervised", style=SUPERVISED_STYLE)
+    summary.append(f"{sum(encoded.loss_mask)} supervised", style=SUPERVISED_STYLE)
+    summary.append("".join(f"\n{note}" for note in shown.notes))
     make_console(stderr=True).print(summary)
 
 
@@ -101,7 +98,7 @@ def encode_conversation(config: TemplateConfig) -> Conversation:
                 raise UserError(f"--template is {config.template}: only a Llava takes another template than its own")
             if not template:
                 raise UserError(f"{config.model}: no {missing}; copy the complete folder")
-            return encode_by_processor(messages, processor)
+            return encode_by_processor(messages, processor, config)
         tokens = image_tokens(processor)
     if config.template is not None:
         template = chat_template_for(tokenizer, config.template, config.system_prompt)
@@ -111,28 +108,24 @@ def encode_conversation(config: TemplateConfig) -> Conversation:
     return Conversation(encoded, tokenizer, IMAGE, tokenizer.convert_tokens_to_ids(IMAGE))
 
 
-def encode_by_processor(messages: list[Any], processor: Any) -> Conversation:
-    """A conversation as another architecture's processor encodes it, with a gray image of 336 x 336 pixels."""
+def encode_by_processor(messages: list[Any], processor: Any, config: TemplateConfig) -> Conversation:
+    """A conversation as another architecture is trained on it, with a gray image of 336 x 336 pixels."""
     from PIL import Image
 
-    from qilin.model.chat_template import escape_control_tokens
-    from qilin.model.processor import placeholder_id, render, writes_special_tokens
+    from qilin.model.answer_format import answer_format, image_texts_of
+    from qilin.model.answer_spans import encode_answers
+    from qilin.model.processor import placeholder_id, stop_ids_of
 
-    text = render(processor, escape_control_tokens(messages, processor.tokenizer), add_generation_prompt=False)
-    outputs = processor(
-        text=[text],
-        images=[[Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), "gray")]],
-        add_special_tokens=not writes_special_tokens(processor, text),
-        return_tensors="pt",
-    )
-    ids = outputs["input_ids"][0].tolist()
+    tokenizer = processor.tokenizer
+    answers = answer_format(processor, config.model, sorted(stop_ids_of(config.model, tokenizer, config.hub)))
+    image_texts = image_texts_of(processor, [Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), "gray")])
     image_id = placeholder_id(processor)
     return Conversation(
-        Encoded(ids, [False] * len(ids), 1),
-        processor.tokenizer,
-        processor.tokenizer.convert_ids_to_tokens(image_id) if image_id is not None else "",
+        encode_answers(processor, answers, messages, image_texts),
+        tokenizer,
+        tokenizer.convert_ids_to_tokens(image_id) if image_id is not None else "",
         image_id,
-        f"with one of {IMAGE_SIDE} x {IMAGE_SIDE} pixels (supervised tokens are shown for Llava models only)",
+        (f"the image has {IMAGE_SIDE} x {IMAGE_SIDE} pixels", *answers.notes),
     )
 
 
