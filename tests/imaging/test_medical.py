@@ -14,7 +14,7 @@ from qilin.core.errors import UserError
 from qilin.imaging.dicom import is_dicom
 from qilin.imaging.errors import ImageError
 from qilin.imaging.medical import open_medical, to_images
-from qilin.imaging.volume import choose_slices
+from qilin.imaging.volume import Selection, choose_slices
 from qilin.imaging.windowing import Frame, Window, Windowing, parse_window, render, through_window, windowing_from
 
 
@@ -262,9 +262,9 @@ def test_nifti_orientation(order: str) -> None:
 
 
 def test_volume_as_labeled_images() -> None:
-    images = to_images(nifti(np.arange(24000, dtype=np.float32).reshape(20, 30, 40)), limit=3)
-    assert [label for _, label in images] == ["轴位 1/3", "轴位 2/3", "轴位 3/3"]
-    assert images[0][0].mode == "RGB"
+    images = to_images(nifti(np.arange(24000, dtype=np.float32).reshape(20, 30, 40)), selections=[Selection(count=3)])
+    assert [image.label for image in images] == ["轴位 1/3", "轴位 2/3", "轴位 3/3"]
+    assert images[0].image.mode == "RGB"
     assert choose_slices(40, 3) == [6, 20, 33]
     with pytest.raises(UserError, match="slices"):
         choose_slices(40, 0)

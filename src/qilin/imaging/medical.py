@@ -4,20 +4,22 @@ In: the bytes of a PNG, JPEG, TIFF, WebP, BMP, GIF, JPEG 2000, DICOM or NIfTI fi
 8-bit images through a windowing. Training, evaluation, chat and the server use the same functions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from qilin.imaging.coded_size import JPEG_2000_SIZE, coded_size
-from qilin.imaging.decode import check_size, decode, flatten, read_orientation, transpose
+from qilin.imaging.decode import check_size, decode, flatten, read_bytes, read_orientation, transpose
 from qilin.imaging.decode import damage_refused as raster_damage_refused
 from qilin.imaging.dicom import DicomImage, is_dicom, read_dicom
 from qilin.imaging.errors import ImageError
 from qilin.imaging.nifti import is_nifti, read_nifti
-from qilin.imaging.series import SliceStack
-from qilin.imaging.volume import Volume, choose_slices, sample_slices
+from qilin.imaging.reformat import reformat
+from qilin.imaging.series import SliceStack, group_series, make_stack
+from qilin.imaging.volume import Selection, Volume, sample_slices, slice_label
 from qilin.imaging.windowing import Frame, Windowing, render
 
 JPEG_2000 = (b"\0\0\0\x0cjP  ", JPEG_2000_SIZE)
@@ -89,22 +91,66 @@ def jpeg_2000_frame(data: bytes) -> Frame:
     return Frame(np.ascontiguousarray(pixels[..., :3]))
 
 
-def to_images(data: bytes, windowing: Windowing | None = None, limit: int = 8) -> list[tuple[Image.Image, str]]:
-    """A file as (8-bit RGB images, their labels): one image, or at most `limit` evenly spaced frames of several.
+@dataclass(frozen=True)
+class ShownImage:
+    """An 8-bit RGB image for a model, its label (轴位 3/8, "" for a single image), and the modality of its file."""
 
-    Raises ImageError.
+    image: Image.Image
+    label: str = ""
+    modality: str = ""
+
+
+def to_images(
+    source: bytes | MedicalImage, windowing: Windowing | None = None, selections: Sequence[Selection] = (Selection(),)
+) -> list[ShownImage]:
+    """A file or series as images for a model: one, or the selected frames of several. Raises ImageError, UserError."""
+    medical = open_medical(source) if isinstance(source, bytes) else source
+    return [
+        ShownImage(render(frame, windowing).convert("RGB"), frame.label, medical.modality)
+        for frame in sample_frames(medical, selections)
+    ]
+
+
+def sample_frames(medical: MedicalImage, selections: Sequence[Selection] = (Selection(),)) -> list[Frame]:
+    """The selected frames, labeled where they are several; a single image has no slices to select.
+
+    Raises ImageError, UserError.
     """
-    medical = open_medical(data)
-    return [(render(frame, windowing).convert("RGB"), frame.label) for frame in sample_frames(medical, limit)]
+    source = medical.source
+    if isinstance(source, Volume) and medical.count > 1:
+        return sample_slices(source, selections)
+    stack = make_stack([source]) if isinstance(source, DicomImage) else source
+    if not isinstance(stack, SliceStack) or stack.count == 1:
+        return [medical.frame(0)]
+    others = [selection for selection in selections if selection.plane not in ("", stack.plane)]
+    sections = iter(reformat(stack, others) if others else ())
+    return [
+        frame
+        for selection in selections
+        for frame in (next(sections) if selection in others else stack_frames(stack, selection))
+    ]
 
 
-def sample_frames(medical: MedicalImage, limit: int, planes: Sequence[str] = ("axial",)) -> list[Frame]:
-    """At most `limit` frames, evenly spaced; a volume's slices for each plane, labeled."""
-    if isinstance(medical.source, Volume) and medical.count > 1:
-        return sample_slices(medical.source, limit, planes)
-    positions = choose_slices(medical.count, limit)
-    total = len(positions)
-    frames = [medical.frame(index) for index in positions]
-    if total == 1:
-        return frames
-    return [replace(frame, label=f"第 {number}/{total} 帧") for number, frame in enumerate(frames, start=1)]
+def stack_frames(stack: SliceStack, selection: Selection) -> list[Frame]:
+    """The selected slices of a stack in its own plane."""
+    indices = stack.volume_indices()
+    chosen = selection.choose(len(indices))
+    return [
+        replace(stack.frame(indices[index]), label=slice_label(stack.plane, number, len(chosen)))
+        for number, index in enumerate(chosen, start=1)
+    ]
+
+
+def open_series(paths: Iterable[Path]) -> list[MedicalImage]:
+    """DICOM files as series, each sorted; the largest first. Raises ImageError where none is an image."""
+    images: list[DicomImage] = []
+    problem = ImageError("DICOM without an image", "no file")
+    for path in paths:
+        try:
+            images.append(read_dicom(read_bytes(path)))
+        except ImageError as error:
+            problem = error
+    if not images:
+        raise problem
+    stacks = sorted(group_series(images), key=lambda stack: -stack.count)
+    return [MedicalImage("dicom", stack.modality, stack) for stack in stacks]

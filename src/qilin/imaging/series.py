@@ -22,10 +22,16 @@ PLANE_BY_AXIS = ("sagittal", "coronal", "axial")
 
 @dataclass(frozen=True)
 class SliceStack:
-    """The slices of one series, in order. `plane` is axial, coronal, sagittal, or "" where the files do not say."""
+    """The slices of one series. `plane` is axial, coronal, sagittal, or "" where the files do not say.
+
+    `slots` are the slices in order: (number of the file, frame in it); `positions` are theirs in mm, from the feet, the
+    back or the left side, or () where a file has none.
+    """
 
     images: tuple[DicomImage, ...]
     plane: str = ""
+    slots: tuple[tuple[int, int], ...] = ()
+    positions: tuple[float, ...] = ()
 
     @property
     def modality(self) -> str:
@@ -33,17 +39,23 @@ class SliceStack:
 
     @property
     def count(self) -> int:
-        return sum(image.count for image in self.images)
+        return len(self.slots)
 
     def frame(self, index: int) -> Frame:
         """One slice, counted from 0. Raises ImageError."""
-        if index < 0:
+        if not 0 <= index < self.count:
             raise ImageError("frame does not exist", f"{index + 1} of {self.count}")
-        for image in self.images:
-            if index < image.count:
-                return image.frame(index)
-            index -= image.count
-        raise ImageError("frame does not exist", f"{index + self.count + 1} of {self.count}")
+        image, frame = self.slots[index]
+        return self.images[image].frame(frame)
+
+    def volume_indices(self) -> list[int]:
+        """The slices of one volume: of several images at one position (times, echoes, directions) the first."""
+        if len(set(self.positions)) < 2:
+            return list(range(self.count))
+        first: dict[float, int] = {}
+        for index, position in enumerate(self.positions):
+            first.setdefault(position, index)
+        return list(first.values())
 
 
 def group_series(images: Iterable[DicomImage]) -> list[SliceStack]:
@@ -67,9 +79,9 @@ def series_key(image: DicomImage, unique: int) -> tuple[Any, ...]:
     return series, dataset.Rows, dataset.Columns, kind, orientation(image)
 
 
-def orientation(image: DicomImage) -> tuple[float, ...]:
+def orientation(image: DicomImage, frame: int = 0) -> tuple[float, ...]:
     """The six direction cosines, rounded; () where the file has none."""
-    group = functional_group(image.dataset, 0, "PlaneOrientationSequence") or image.dataset
+    group = functional_group(image.dataset, frame, "PlaneOrientationSequence") or image.dataset
     values = [number(value, math.nan) for value in as_list(element(group, "ImageOrientationPatient"))]
     if len(values) != 6 or not all(map(math.isfinite, values)):
         return ()
@@ -77,29 +89,42 @@ def orientation(image: DicomImage) -> tuple[float, ...]:
 
 
 def make_stack(images: Sequence[DicomImage]) -> SliceStack:
-    """Slices in the order of their positions, feet to head, back to front, or right to left."""
+    """Slices in the order of their positions, from the feet, the back or the left side."""
+    images = sorted(images, key=instance_number)
+    slots = [(number, frame) for number, image in enumerate(images) for frame in range(image.count)]
     cosines = orientation(images[0])
-    if not cosines:
-        return SliceStack(tuple(sorted(images, key=instance_number)))
+    if not cosines or any(orientation(images[number], frame) != cosines for number, frame in slots if frame):
+        return SliceStack(tuple(images), "", tuple(slots))
+    normal, axis = stack_normal(cosines)
+    positions = [position_along(images[number], normal, frame) for number, frame in slots]
+    plane = PLANE_BY_AXIS[axis]
+    if None in positions:
+        return SliceStack(tuple(images), plane, tuple(slots))
+    ordered = sorted(zip(positions, slots, strict=True))
+    return SliceStack(
+        tuple(images), plane, *(tuple(values) for values in zip(*((s, p) for p, s in ordered), strict=True))
+    )
+
+
+def stack_normal(cosines: Sequence[float]) -> tuple[np.ndarray, int]:
+    """(unit normal of the slices toward right, front or head; the body's axis nearest to it: x, y or z)."""
     normal = np.cross(cosines[:3], cosines[3:])
     axis = int(np.argmax(np.abs(normal)))
-    normal = normal * np.sign(normal[axis] or 1)
-    positions = [position_along(image, normal) for image in images]
-    if None in positions:
-        ordered = sorted(images, key=instance_number)
-    else:
-        keyed = sorted(zip(positions, map(instance_number, images), range(len(images)), strict=True))
-        ordered = [images[index] for _, _, index in keyed]
-    return SliceStack(tuple(ordered), PLANE_BY_AXIS[axis])
+    toward = 1 if axis == 2 else -1  # DICOM's axes point to the left, the back and the head
+    return normal * (np.sign(normal[axis]) or 1) * toward, axis
 
 
-def position_along(image: DicomImage, normal: np.ndarray) -> float | None:
-    """The slice's position in mm along the normal of its plane; None where the file has none."""
-    group = functional_group(image.dataset, 0, "PlanePositionSequence") or image.dataset
+def position_along(image: DicomImage, normal: np.ndarray, frame: int = 0) -> float | None:
+    """A slice's position in mm along the normal of its plane; None where the file has none."""
+    corner = corner_position(image, frame)
+    return None if corner is None else round(float(np.dot(corner, normal)), 3)
+
+
+def corner_position(image: DicomImage, frame: int = 0) -> np.ndarray | None:
+    """Where the center of a slice's first pixel lies, in mm (left, back, head); None where the file does not say."""
+    group = functional_group(image.dataset, frame, "PlanePositionSequence") or image.dataset
     values = [number(value, math.nan) for value in as_list(element(group, "ImagePositionPatient"))]
-    if len(values) != 3 or not all(map(math.isfinite, values)):
-        return None
-    return round(float(np.dot(values, normal)), 3)
+    return np.array(values) if len(values) == 3 and all(map(math.isfinite, values)) else None
 
 
 def instance_number(image: DicomImage) -> float:

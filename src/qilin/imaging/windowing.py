@@ -7,6 +7,7 @@ evaluation, chat and the server show the model the same gray levels.
 Sources: DICOM PS3.3 C.11.2.1.2 (window functions), C.11.2.1.1 (VOI LUT), C.7.6.3.1.2 (photometric interpretation).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,9 @@ class Windowing:
             raise UserError(f"window: {len(self.names)} settings; expected one, or three for red, green and blue")
         for name in self.names:
             parse_window(name)
+
+    def __str__(self) -> str:
+        return " ".join(self.names)
 
     def to_json(self) -> list[str]:
         return list(self.names)
@@ -204,3 +208,49 @@ def windowing_from(value: Any) -> Windowing:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         raise UserError(f"windowing is {value!r}; expected a list of names")
     return Windowing(tuple(value))
+
+
+def recorded_windowings(settings: Any) -> list[Any]:
+    """The distinct windowings, as they are stored, in a manifest's settings and those of what it was made from."""
+    windowings: list[Any] = []
+    pending = [settings]
+    while pending:
+        step = pending.pop(0)
+        if isinstance(step, list | tuple):
+            pending += step
+        elif isinstance(step, Mapping):
+            if (value := step.get("windowing")) is not None and value not in windowings:
+                windowings.append(value)
+            pending.append(step.get("made_from"))
+    return windowings
+
+
+def model_windowing(metadata: Mapping[str, Any], names: Sequence[str] = ()) -> tuple[Windowing, str]:
+    """(the windowing of the images that a model is shown, what the user must know about it).
+
+    `metadata` is the model's qilin.json, which names the windowings of its training data; `names` is the user's choice.
+    Raises UserError.
+    """
+    trained = [windowing_from(value) for value in metadata.get("windowings") or ()]
+    described = "; ".join(str(windowing) for windowing in trained)
+    if names:
+        chosen = Windowing(tuple(names))
+        differs = bool(trained) and chosen not in trained
+        return chosen, f"window {chosen}: the model was trained with {described}" if differs else ""
+    if len(trained) > 1:
+        return Windowing(), f"the model was trained with several windows ({described}); --window chooses one"
+    windowing = trained[0] if trained else Windowing()
+    return windowing, f"window of CT: {windowing}, as in training" if windowing != Windowing() else ""
+
+
+def windowing_mismatch(metadata: Mapping[str, Any], settings: Any) -> str:
+    """What to say where the images of a dataset were made with another windowing than a model's training images."""
+    trained = [windowing_from(value) for value in metadata.get("windowings") or ()]
+    windowings = map(windowing_from, recorded_windowings(settings))
+    others = [windowing for windowing in windowings if windowing not in trained]
+    if not trained or not others:
+        return ""
+    return (
+        f"the dataset's images were made with window {'; '.join(map(str, others))}, and the model was trained with "
+        f"{'; '.join(map(str, trained))}: import them with --window {trained[0]}"
+    )

@@ -5,13 +5,23 @@ from typing import Literal
 
 from qilin.core.config import config_class, option
 
+WINDOW_HELP = (
+    "window of CT images: auto, a preset (肺窗, lung, …), CENTER,WIDTH, or three of them; default: as in training"
+)
+
 
 @config_class
 class ChatConfig:
     """Ask a model about images in the terminal."""
 
     model: str = option(help="model folder (or hub id)")
-    images: tuple[Path, ...] = option(default=(), help="images of the first question: PNG, JPEG, DICOM, NIfTI, …")
+    images: tuple[Path, ...] = option(
+        default=(), help="images of the first question: PNG, JPEG, DICOM, NIfTI, a folder with a series, …"
+    )
+    slices: tuple[str, ...] = option(
+        default=("8",), help="of a series or volume: 8, axial:8, coronal:4 (evenly spaced) or sagittal@120,140"
+    )
+    window: tuple[str, ...] = option(default=(), help=WINDOW_HELP)
     max_new_tokens: int = option(default=512, help="maximum length of an answer, in tokens")
     device: str = option(default="auto", help="auto, cpu, cuda, …")
     dtype: Literal["auto", "fp32", "bf16"] = option(default="auto", help="auto: bf16 on an accelerator, else fp32")
@@ -37,6 +47,7 @@ class ServeConfig:
 
     model: str | None = option(default=None, help="model folder (or hub id)")
     name: str | None = option(default=None, help="the model's name in the API; default: the folder's name")
+    window: tuple[str, ...] = option(default=(), help=WINDOW_HELP)
     host: str = option(default="127.0.0.1", help="address to listen on; any but this machine's needs --keys")
     port: int = option(default=8000, help="port to listen on; 0 for any free one")
     keys: Path | None = option(default=None, help="file of API keys' hashes; requests then need a key")

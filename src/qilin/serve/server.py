@@ -11,6 +11,7 @@ from typing import Any
 from qilin.convert.cache import ensure_hf_layout
 from qilin.core.errors import UserError
 from qilin.core.terminal import make_console
+from qilin.imaging.windowing import AUTO, Windowing, model_windowing
 from qilin.serve.config import ServeConfig
 
 GIB = 1 << 30
@@ -70,6 +71,7 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
     from qilin.serve.api.audit import AuditLog
     from qilin.serve.api.chat import ChatService
     from qilin.serve.api.http_protocol import HeadTimeoutProtocol
+    from qilin.serve.api.image_store import ImageStore
     from qilin.serve.api.remote_images import RemoteImages
     from qilin.serve.api.security import LOCAL_HOSTS, Access
     from qilin.serve.engine.engine import Engine
@@ -81,12 +83,14 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
     console = make_console(stderr=True, soft_wrap=True)
     console.print(NOTICE, style="bold yellow")
     assert config.model is not None
+    Windowing(config.window or (AUTO,))  # a mistake is said before the model loads
     path = ensure_hf_layout(config.model, config.hub)
     with console.status(f"loading {config.model}"):
         loaded = load_model(
             path, config.device, config.dtype, config.hub, bits=config.bits, device_map_auto=config.device_map_auto
         )
-    for warning in model_warnings(loaded):
+    windowing, window_note = model_windowing(loaded.metadata, config.window)
+    for warning in (*model_warnings(loaded), *filter(None, [window_note])):
         console.print(warning, style="yellow", markup=False)
     limits = default_limits(free_memory(loaded.model.device), config.max_rows, config.max_waiting)
     limits = replace(limits, max_answer_tokens=config.max_new_tokens)
@@ -102,7 +106,9 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
     hosts = tuple(dict.fromkeys((*LOCAL_HOSTS, config.host, *config.allow_host)))
     app = make_app(
         ApiConfig(
-            ChatService(engine, name, RemoteImages(frozenset(config.allow_image_host))),
+            ChatService(
+                engine, name, RemoteImages(frozenset(config.allow_image_host)), ImageStore(windowing=windowing)
+            ),
             Access(keys, hosts, int(config.max_body_mib * (1 << 20))),
             AuditLog(config.audit_log) if config.audit_log else None,
             config.shutdown_seconds,

@@ -7,7 +7,7 @@ notes, errors) on stderr. Nothing is written to disk, since conversations may be
 import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,24 @@ from qilin.core.terminal import make_console
 from qilin.dataset.reader import is_synthetic, open_dataset
 from qilin.dataset.schema import MANIFEST, assistant, user_with_labels
 from qilin.imaging.decode import read_bytes
-from qilin.imaging.errors import ImageError
-from qilin.imaging.medical import to_images
+from qilin.imaging.medical import ShownImage, open_series, to_images
+from qilin.imaging.volume import Selection, parse_selection
+from qilin.imaging.windowing import Windowing, model_windowing
 from qilin.model.generate import Request, prepare_inputs, stream_answer
 from qilin.model.llava import LoadedModel, load_model
 from qilin.serve.config import ChatConfig
 from qilin.serve.repetition import CHECK_EVERY, find_repetition
+from qilin.text.modality import other_modality
 
 NOTICE = "For research only. Not for diagnosis or treatment: answers may be wrong."
 HELP = """\
-  /image PATH …   add images to the next question (PNG, JPEG, DICOM, NIfTI, …)
+  /image PATH …   add images to the next question (PNG, JPEG, DICOM, NIfTI, …); a folder is a series of DICOM files
+  /slices 8 …     of series and volumes: 8, axial:8, coronal:4, sagittal@120,140
   /reset          start a new conversation without images
   /help           show this list
   /quit           exit (or Ctrl-D); Ctrl-C stops an answer"""
 PROMPT = "> "
-MAX_SLICES = 8  # images that a file of several frames or slices adds
+MAX_FILES = 3000  # of a folder with a series
 FINISH_NOTES = {
     "interrupt": "(stopped)",
     "length": "(stopped at {tokens} tokens, the limit: --max-new-tokens)",
@@ -52,6 +55,9 @@ class Conversation:
     images: tuple[Image.Image, ...] = ()
     next_images: tuple[Image.Image, ...] = ()
     next_labels: tuple[str, ...] = ()  # one for each of next_images: 轴位 3/8 for a slice, else ""
+    modalities: tuple[str, ...] = ()  # of all images so far; "" for those whose file names none
+    selections: tuple[Selection, ...] = (Selection(),)  # which slices the next series adds
+    windowing: Windowing = field(default_factory=Windowing)
 
 
 def chat(config: ChatConfig) -> None:
@@ -67,6 +73,8 @@ def chat(config: ChatConfig) -> None:
     console = make_console(stderr=True, soft_wrap=not sys.stderr.isatty())  # no line breaks in log files
     interactive = sys.stdin.isatty()
     note(console, NOTICE, "bold yellow")
+    selections = tuple(parse_selection(text) for text in config.slices)  # a mistake is said before the model loads
+    model_windowing({}, config.window)
     path = ensure_hf_layout(config.model, config.hub)  # before the spinner: conversion has its own progress bar
     with console.status(f"loading {config.model}"):
         loaded = load_model(
@@ -74,7 +82,10 @@ def chat(config: ChatConfig) -> None:
         )
     for warning in model_warnings(loaded):
         note(console, warning, "yellow")
-    conversation = Conversation()
+    windowing, window_note = model_windowing(loaded.metadata, config.window)
+    if window_note:
+        note(console, window_note)
+    conversation = Conversation(selections=selections, windowing=windowing)
     for image_path in config.images:
         conversation = run_or_report(interactive, console, conversation, add_image, image_path, console)
     if interactive:
@@ -165,7 +176,10 @@ def handle_line(
         return conversation
     if command == "/reset":
         note(console, "new conversation, without images")
-        return Conversation()
+        return Conversation(selections=conversation.selections, windowing=conversation.windowing)
+    if command == "/slices":
+        selections = tuple(parse_selection(part) for part in arguments.split())
+        return replace(conversation, selections=selections or (Selection(),))
     if command == "/help":
         note(console, HELP)
         return conversation
@@ -188,19 +202,34 @@ def parse_paths(text: str) -> list[Path]:
 
 
 def add_image(conversation: Conversation, path: Path, console: Console) -> Conversation:
-    """Add an image to the next question. Raises UserError with the path if it is not an image."""
+    """Add an image, or the slices of a series, to the next question. Raises UserError with the path where it cannot."""
     try:
-        images = to_images(read_bytes(path), limit=MAX_SLICES)
-    except ImageError as error:
+        images = read_images(path, conversation, console)
+    except UserError as error:
         text = str(error)
         raise UserError(text if str(path) in text else f"{path}: {text}") from None
-    for number, (image, label) in enumerate(images, start=len(conversation.images) + len(conversation.next_images) + 1):
-        note(console, f"image {number}: {path.name}, {image.width} x {image.height}{f', {label}' if label else ''}")
+    for number, shown in enumerate(images, start=len(conversation.images) + len(conversation.next_images) + 1):
+        label = f", {shown.label}" if shown.label else ""
+        note(console, f"image {number}: {path.name}, {shown.image.width} x {shown.image.height}{label}")
     return replace(
         conversation,
-        next_images=(*conversation.next_images, *(image for image, _ in images)),
-        next_labels=(*conversation.next_labels, *(label for _, label in images)),
+        next_images=(*conversation.next_images, *(shown.image for shown in images)),
+        next_labels=(*conversation.next_labels, *(shown.label for shown in images)),
+        modalities=(*conversation.modalities, *(shown.modality for shown in images)),
     )
+
+
+def read_images(path: Path, conversation: Conversation, console: Console) -> list[ShownImage]:
+    """The images of a file, or of the largest series of a folder's DICOM files."""
+    if not path.is_dir():
+        return to_images(read_bytes(path), conversation.windowing, conversation.selections)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if len(files) > MAX_FILES:
+        raise UserError(f"{path}: {len(files):,} files; expected a folder with one series, at most {MAX_FILES:,} files")
+    series = open_series(files)
+    if len(series) > 1:
+        note(console, f"{path.name}: {len(series)} series; the one with most slices ({series[0].count}) is used")
+    return to_images(series[0], conversation.windowing, conversation.selections)
 
 
 def answer_question(
@@ -210,6 +239,9 @@ def answer_question(
 
     An answer that Ctrl-C stops is kept as far as it was printed; without any text, the question is dropped too.
     """
+    if (kind := other_modality(text, conversation.modalities)) is not None:
+        shown = ", ".join(dict.fromkeys(conversation.modalities))
+        note(console, f"the question speaks of {kind}, and the images are {shown}", "yellow")
     request = Request(
         (*conversation.messages, user_with_labels(conversation.next_labels, text)),
         (*conversation.images, *conversation.next_images),
@@ -230,7 +262,13 @@ def answer_question(
         note(console, FINISH_NOTES[finish_reason].format(tokens=max_new_tokens))
     if not answer:
         return conversation
-    return Conversation((*request.messages, assistant(answer)), tuple(request.images))
+    return replace(
+        conversation,
+        messages=(*request.messages, assistant(answer)),
+        images=tuple(request.images),
+        next_images=(),
+        next_labels=(),
+    )
 
 
 def print_stream(increments: Generator[str, None, str], console: Console) -> tuple[str, str]:

@@ -5,14 +5,14 @@ allow-list names its host. Decoding checks sizes first and runs in a worker thre
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from PIL import Image
+from urllib.parse import unquote_plus
 
 from qilin.imaging.errors import ImageError
-from qilin.imaging.medical import to_images
+from qilin.imaging.medical import ShownImage, to_images
+from qilin.imaging.volume import Selection, parse_selection
 from qilin.model.generate import Request
 from qilin.serve.api.chat_schema import ImagePart, Message
 from qilin.serve.api.errors import ApiError
@@ -41,35 +41,51 @@ def to_request(messages: Sequence[Message], sources: ImageSources, max_images: i
     for message in messages:
         if message.role != "user" and any(isinstance(part, ImagePart) for part in message.content):
             raise ApiError(400, f"messages: an image in a message of the {message.role}", "messages")
-    images = [load_image(part.image_url.url, sources, number) for number, part in enumerate(parts, start=1)]
-    return Request([to_template_form(message) for message in messages], images)
+    shown = [load_images(part.image_url.url, sources, number) for number, part in enumerate(parts, start=1)]
+    images = [image.image for group in shown for image in group]
+    if len(images) > max_images:
+        raise ApiError(400, f"messages: {len(images)} images with slices; expected at most {max_images}", "messages")
+    groups = iter(shown)
+    return Request([to_template_form(message, groups) for message in messages], images)
 
 
-def to_template_form(message: Message) -> dict[str, Any]:
-    """A message as chat templates read it."""
+def to_template_form(message: Message, groups: Iterator[Sequence[ShownImage]]) -> dict[str, Any]:
+    """A message as chat templates read it; `groups` are the images of all image parts that follow."""
     role = ROLES.get(message.role, message.role)
     if isinstance(message.content, str):
         return {"role": role, "content": [{"type": "text", "text": message.content}]}
-    content = [
-        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
-        for part in message.content
-    ]
+    content: list[dict[str, str]] = []
+    for part in message.content:
+        if not isinstance(part, ImagePart):
+            content.append({"type": "text", "text": part.text})
+            continue
+        for image in next(groups):
+            content += [{"type": "text", "text": f"{image.label}\n"}] if image.label else []
+            content.append({"type": "image"})
     return {"role": role, "content": content}
 
 
-def load_image(url: str, sources: ImageSources, number: int) -> Image.Image:
-    """The upright RGB pixels of a data URI, an uploaded image or an allowed address. Raises ApiError.
+def load_images(url: str, sources: ImageSources, number: int) -> list[ShownImage]:
+    """The upright RGB pixels of a data URI, an uploaded image or an allowed address. Raises ApiError, UserError.
 
-    Of a file with several frames the middle one is shown to the model; upload it to choose another.
+    Of a file with several frames or slices the middle one, or those that the data URI names:
+    data:application/dicom;slices=axial:8;base64,… (see qilin.imaging.volume.parse_selection).
     """
     param = f"image {number}"
     try:
         if url.startswith(f"{SCHEME}:"):
-            return sources.store.render_url(url, sources.owner)
+            return [ShownImage(sources.store.render_url(url, sources.owner))]
         data = decode_data_uri(url, param) if url.startswith("data:") else sources.remote.fetch(url, param)
-        return to_images(data, limit=1)[0][0]
+        return to_images(data, sources.store.windowing, slice_selections(url))
     except ImageError as error:
         raise ApiError(400, f"{param}: {error}", param) from None
+
+
+def slice_selections(url: str) -> list[Selection]:
+    """The slices that a data URI's parameter names; the middle one without it. Raises UserError."""
+    parameters = url[: url.find(",")].split(";")[1:] if url.startswith("data:") else []
+    texts = [unquote_plus(text.removeprefix("slices=")) for text in parameters if text.startswith("slices=")]
+    return [parse_selection(part) for text in texts for part in text.split()] or [Selection(count=1)]
 
 
 def decode_data_uri(url: str, param: str) -> bytes:

@@ -21,7 +21,18 @@ from qilin.imaging.dicom import DicomImage
 from qilin.imaging.medical import MedicalImage, open_medical
 from qilin.imaging.series import SliceStack, group_series
 from qilin.imaging.volume import PLANES, Volume
-from qilin.imaging.windowing import PRESETS, Frame, LookupTable, Window, percentile_window, render, with_square_pixels
+from qilin.imaging.windowing import (
+    CT,
+    PRESETS,
+    Frame,
+    LookupTable,
+    Window,
+    Windowing,
+    parse_window,
+    percentile_window,
+    render,
+    with_square_pixels,
+)
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.remote_images import split_url
 
@@ -42,10 +53,14 @@ class StoredImage:
 
 
 class ImageStore:
-    """Images by id; an id is a secret of its own, and only its owner may use it."""
+    """Images by id; an id is a secret of its own, and only its owner may use it.
 
-    def __init__(self, max_bytes: int = STORE_BYTES) -> None:
+    `windowing` is that of the model: images are first shown, and given to the model, as those it was trained on.
+    """
+
+    def __init__(self, max_bytes: int = STORE_BYTES, windowing: Windowing | None = None) -> None:
         self.max_bytes, self.used = max_bytes, 0
+        self.windowing = windowing or Windowing()
         self.images: OrderedDict[str, StoredImage] = OrderedDict()
         self.lock = threading.Lock()
 
@@ -104,12 +119,16 @@ class ImageStore:
         parts = split_url(url, "image")
         options = dict(parse_qsl(parts.query))
         frame = select_frame(self.get(parts.path, owner), options)
+        windowing = self.windowing
         if "window" in options:
             center, width = numbers(options, "window", 2)
-            frame = replace(frame, voi=Window(center, max(width, 1e-6), "LINEAR_EXACT"))
+            window = Window(center, max(width, 1e-6), "LINEAR_EXACT")
+            first = model_window(frame, windowing)
+            if first is None or (first.center, first.width) != (center, width):  # the user has changed it
+                frame, windowing = replace(frame, voi=window), Windowing()
         if options.get("invert") == "1":
             frame = replace(frame, inverted=not frame.inverted)
-        image = render(frame).convert("RGB")
+        image = render(frame, windowing).convert("RGB")
         if "crop" not in options:
             return image
         left, top, width, height = numbers(options, "crop", 4)
@@ -148,10 +167,10 @@ def select_frame(image: MedicalImage, options: Mapping[str, str]) -> Frame:
     return image.source.slice(plane, index) if isinstance(image.source, Volume) else image.frame(index)
 
 
-def describe(image: MedicalImage) -> dict[str, Any]:
-    """What the page needs to show an image. Raises ImageError."""
+def describe(image: MedicalImage, windowing: Windowing | None = None) -> dict[str, Any]:
+    """What the page needs to show an image; it begins with the model's window. Raises ImageError."""
     frame = select_frame(image, {})
-    window = display_window(frame)
+    window = model_window(frame, windowing or Windowing()) or display_window(frame)
     volume = image.source if isinstance(image.source, Volume) and image.count > 1 else None
     planes = {plane: volume.count(plane) for plane in PLANES} if volume else {"axial": image.count}
     series = image.source.dataset.get("SeriesInstanceUID") if isinstance(image.source, DicomImage) else None
@@ -174,8 +193,13 @@ def series_token(uid: str) -> str:
     return hashlib.blake2b(uid.encode(), key=PROCESS_KEY, digest_size=8).hexdigest()
 
 
+def model_window(frame: Frame, windowing: Windowing) -> Window | None:
+    """The window of a CT that the model was trained with; the first where red, green and blue have one each."""
+    return parse_window(windowing.names[0]) if frame.modality == CT and not frame.is_color else None
+
+
 def display_window(frame: Frame) -> Window:
-    """The window that the viewer begins with: the file's, else percentiles."""
+    """The window of a file: its own, else percentiles."""
     if frame.is_color:
         return Window(127.5, 255)
     if isinstance(frame.voi, LookupTable):

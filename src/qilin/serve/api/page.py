@@ -70,7 +70,9 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
         owner = request.state.owner
         try:
             name = await asyncio.to_thread(service.store.add, data, owner)
-            description = await asyncio.to_thread(lambda: describe(service.store.get(name, owner)))
+            description = await asyncio.to_thread(
+                lambda: describe(service.store.get(name, owner), service.store.windowing)
+            )
         except ImageError as error:
             raise ApiError(400, str(error), "image") from None
         return JSONResponse({"id": name, **description})
@@ -82,7 +84,7 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
             stacks = await asyncio.to_thread(service.store.stack, names, owner)
             images = [service.store.get(name, owner) for name in stacks]
             rows = [
-                {"id": name, **await asyncio.to_thread(describe, image)}
+                {"id": name, **await asyncio.to_thread(describe, image, service.store.windowing)}
                 for name, image in zip(stacks, images, strict=True)
             ]
         except ImageError as error:
