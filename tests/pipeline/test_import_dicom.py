@@ -26,6 +26,7 @@ NAME, LATIN, PATIENT_ID, PHONE = "欧阳锦绣", "OUYANG^JINXIU", "ZY7739201", "
 HOSPITAL, DOCTOR, BIRTH = "青藤市第九人民医院", "慕容复", "19630417"
 PLANTED = (NAME, "OUYANG", "JINXIU", PATIENT_ID, PHONE, HOSPITAL, "青藤", DOCTOR, BIRTH, "1963-04-17")
 SECRET_DATE = "20240229"
+HEADER = ("--workers", "1", "--burned-in", "header")
 
 
 def plant(dataset: Dataset, study: int, charset: str) -> None:
@@ -117,7 +118,7 @@ def assert_nobody(content: bytes, where: object) -> None:
 def test_dataset_of_a_pacs(pacs: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     reports = write_reports(tmp_path / "reports.csv")
-    command = ["data", "import", "dicom", str(pacs), str(out), "--reports", str(reports), "--workers", "1"]
+    command = ["data", "import", "dicom", str(pacs), str(out), "--reports", str(reports), *HEADER]
     assert main([*command, "--test", "0", "--validation", "0", "--slices", "4", "--window", "肺窗"]) == 0
     printed = capsys.readouterr()
     for where, content in [*every_text(out), ("screen", (printed.out + printed.err).encode())]:
@@ -161,7 +162,7 @@ def test_same_secret_gives_the_same_keys(pacs: Path, tmp_path: Path) -> None:
         groups.append(sorted(sample.group for split in data.splits() for sample in data.samples(split)))
     assert groups[0] == groups[1]
     assert len(groups[0]) == 4  # the ultrasound is kept
-    assert main(["data", "import", "dicom", str(pacs), str(tmp_path / "c"), "--workers", "1"]) == 0
+    assert main(["data", "import", "dicom", str(pacs), str(tmp_path / "c"), *HEADER]) == 0
     other = open_dataset(tmp_path / "c")
     assert not set(groups[0]) & {sample.group for split in other.splits() for sample in other.samples(split)}
 
@@ -211,7 +212,7 @@ def write_study(folder: Path, seed: int, patient: str = "P1", accession: str = "
 
 
 def import_folder(folder: Path, out: Path, *options: str) -> Any:
-    shares = ["--test", "0", "--validation", "0", "--workers", "1"]
+    shares = ["--test", "0", "--validation", "0", *HEADER]
     assert main(["data", "import", "dicom", str(folder), str(out), *shares, *options]) == 0
     return open_dataset(out)
 
@@ -253,11 +254,11 @@ def test_unfinished_import_of_other_files(tmp_path: Path, capsys: Capture, monke
     with monkeypatch.context() as patch:
         patch.setattr(dicom_import, "write_dataset", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            main(["data", "import", "dicom", str(tmp_path / "pacs"), str(out), "--workers", "1"])
+            main(["data", "import", "dicom", str(tmp_path / "pacs"), str(out), *HEADER])
     shutil.rmtree(out, ignore_errors=True)
     old.unlink()
     write_study(tmp_path / "pacs", 3)
-    assert main(["data", "import", "dicom", str(tmp_path / "pacs"), str(out), "--workers", "1"]) == 2
+    assert main(["data", "import", "dicom", str(tmp_path / "pacs"), str(out), *HEADER]) == 2
     assert "files differ" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "pacs" / ".out.import")
     assert len(next(iter(import_folder(tmp_path / "pacs", out).samples("train"))).image_ids) == 2

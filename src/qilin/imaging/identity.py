@@ -42,6 +42,7 @@ SIDES = {"L": "L", "R": "R", "B": "B"}
 VIEWS = {name: name for name in ("AP", "PA", "LL", "RL", "LAT", "CC", "MLO", "ML", "LM")}
 # pixels of these kinds often have the patient's name drawn into them
 MAY_HAVE_TEXT = frozenset(("US", "SC", "OT", "XC", "ES", "RF", "XA", "OP", "OPT", "GM", "PX", "BMD"))
+SERIES_MODALITIES = frozenset(("CT", "MR", "PT", "NM"))  # one slice stands for its series when text is searched
 CLASSES_WITH_TEXT = (
     "Secondary Capture",
     "Ultrasound",
@@ -77,6 +78,7 @@ class HeaderValues:
     frames: int
     localizer: bool
     burned_in: str  # no, yes, or unknown
+    text_search: str  # "all" images of this kind are searched for text, or a "sample" of a series
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -124,9 +126,10 @@ def read_values(image: DicomImage, secret: bytes, unique: str) -> HeaderValues:
     if stack.plane:
         axis = ("sagittal", "coronal", "axial").index(stack.plane)
         position = position_along(image, np.eye(3)[axis])
-    annotation = code(dataset, "BurnedInAnnotation", {"YES": "yes", "NO": "no"})
     modality = image.modality if image.modality in MODALITIES else "OT"
     kinds = {str(value).upper() for value in as_list(element(dataset, "ImageType"))}
+    annotation = code(dataset, "BurnedInAnnotation", {"YES": "yes", "NO": "no"})
+    is_suspect = may_have_text(dataset, modality, kinds)
     return HeaderValues(
         patient=patient,
         study=keyed(secret, "study", study),
@@ -145,7 +148,8 @@ def read_values(image: DicomImage, secret: bytes, unique: str) -> HeaderValues:
         instance=min(max(number(element(dataset, "InstanceNumber"), 0.0), -1e6), 1e6),
         frames=image.count,
         localizer="LOCALIZER" in kinds,
-        burned_in=annotation or ("unknown" if may_have_text(dataset, modality, kinds) else "no"),
+        burned_in=annotation or ("unknown" if is_suspect else "no"),
+        text_search="sample" if modality in SERIES_MODALITIES and not is_suspect and annotation != "yes" else "all",
     )  # fmt: skip
 
 

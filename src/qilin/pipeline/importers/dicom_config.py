@@ -27,10 +27,11 @@ class ImportDicomConfig:
     )
     slices: int = option(default=8, help="images of a series of slices, evenly spaced")
     images: int = option(default=16, help="images of a study, at most; series with more slices come first")
-    burned_in: Literal["refuse", "keep"] = option(
-        default="refuse",
-        help="images that may have a name drawn into their pixels (ultrasound, secondary captures, flagged files): "
-        "refuse them, or keep them if somebody has checked them",
+    burned_in: Literal["auto", "refuse", "mask", "header", "keep"] = option(
+        default="auto",
+        help="text drawn into the pixels: refuse images in which it is found, or mask it (both need rapidocr); header: "
+        "refuse ultrasound, secondary captures and flagged files unseen; keep: somebody has checked all images; auto: "
+        "refuse, or header where rapidocr is not installed",
     )
     findings: str | None = option(default=None, help="column of the findings (default: 检查所见, findings, …)")
     impression: str | None = option(default=None, help="column of the impression (default: 诊断意见, impression, …)")

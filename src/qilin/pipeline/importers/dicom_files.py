@@ -1,11 +1,11 @@
-"""What worker processes do with DICOM files: read headers, then decode the chosen frames.
+"""Finds the files of a DICOM import and reads their headers.
 
-In: file names with their numbers. Out: rows without any string of the source; files are known by number from here on.
+In: a folder. Out: file names with their numbers, and rows without any string of the source; files are known by number
+from here on.
 """
 
 import hashlib
 import hmac
-import io
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qilin.core.files import check_regular_file, write_atomic
+from qilin.core.files import check_regular_file
 from qilin.dataset.import_rows import RejectedRow
-from qilin.imaging.decode import FILE_LIMIT, read_image
+from qilin.imaging.decode import FILE_LIMIT
 from qilin.imaging.dicom import is_dicom, read_dicom
 from qilin.imaging.errors import ImageError
 from qilin.imaging.identity import header_values
-from qilin.imaging.windowing import Windowing, render
 
 Rows = Iterator[dict[str, Any] | RejectedRow]
 
@@ -102,8 +101,12 @@ def open_zip(path: str, size: int, time: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def scan_shard(files: Sequence[DicomFile], secret: bytes, keep_burned_in: bool) -> Rows:
-    """The header values of each file, or the reason why it is not used."""
+def scan_shard(files: Sequence[DicomFile], secret: bytes, text_mode: str) -> Rows:
+    """The header values of each file, or the reason why it is not used.
+
+    `text_mode` header refuses by what the header says, refuse only what it declares; mask and keep refuse nothing here.
+    """
+    used = {"header": ("no",), "refuse": ("no", "unknown")}.get(text_mode, ("no", "unknown", "yes"))
     for file in files:
         try:
             data = read_file(file)
@@ -113,32 +116,7 @@ def scan_shard(files: Sequence[DicomFile], secret: bytes, keep_burned_in: bool) 
         except ImageError as error:
             yield RejectedRow({"file": file.number}, error.reason if error.reason == "not a DICOM file" else str(error))
             continue
-        if values.burned_in != "no" and not keep_burned_in:
+        if values.burned_in not in used:
             yield RejectedRow({"file": file.number, "modality": values.modality}, "a name may be drawn into the image")
             continue
         yield {"file": file.number, **values.to_json()}
-
-
-def render_shard(jobs: Sequence[tuple[DicomFile, Sequence[int]]], windowing: Windowing, folder: Path) -> Rows:
-    """Write each chosen frame of each file as a PNG into `folder`."""
-    for file, frames in jobs:
-        try:
-            image = read_dicom(read_file(file))
-            for frame in frames:
-                write_atomic(png_path(folder, file.number, frame), encode_png(render(image.frame(frame), windowing)))
-                yield {"file": file.number, "frame": frame}
-        except ImageError as error:
-            yield RejectedRow({"file": file.number}, error.reason)
-
-
-def png_path(folder: Path, file: int, frame: int) -> Path:
-    return folder / f"{file:07d}-{frame:05d}.png"
-
-
-def encode_png(image: Any) -> bytes:
-    """A PNG that holds pixels and nothing else."""
-    buffer = io.BytesIO()
-    image.info.clear()
-    image.save(buffer, "PNG", compress_level=3)
-    read_image(buffer.getvalue())  # what an import stores is what every reader accepts
-    return buffer.getvalue()

@@ -11,7 +11,7 @@ studies and patients by keyed hashes, and the secret stays outside the dataset.
 import hashlib
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import MANIFEST, Provenance, Sample, assistant, user_with_labels
 from qilin.dataset.splits import SplitGroups, connecting_keys
 from qilin.dataset.writer import DatasetWriter, make_image
+from qilin.imaging.burned_in_text import reader_version
 from qilin.imaging.dicom import read_dicom
 from qilin.imaging.errors import ImageError
 from qilin.imaging.identity import MODALITIES, identities, keyed, read_secret
@@ -37,16 +38,16 @@ from qilin.pipeline.importers.dicom_files import (
     DicomFile,
     list_files,
     listing_key,
-    png_path,
     read_file,
-    render_shard,
     scan_shard,
 )
+from qilin.pipeline.importers.dicom_frames import RenderedFrames, decode_frames, png_path, text_mode
 from qilin.pipeline.importers.dicom_reports import Reports, read_reports
 from qilin.text.deidentify import deidentify
 from qilin.text.phi import find_personal_data
 
-SHARD_FILES, SHARD_FRAMES = 64, 32
+SHARD_FILES = 64
+METHOD = "keyed header values; pixels only"
 REPORT_QUESTION = "请根据以上图像书写检查所见和诊断意见。"
 FINDINGS_QUESTION, IMPRESSION_QUESTION = "请根据以上图像书写检查所见。", "请根据以上图像给出诊断意见。"
 MODALITY_QUESTION = "这是什么检查的图像？"
@@ -64,7 +65,7 @@ def import_dicom(config: ImportDicomConfig) -> None:
         raise UserError(f"{config.source}: no such folder; expected a folder with DICOM files")
     if config.reports and not config.reports.is_file():
         raise UserError(f"--reports {config.reports}: no such file")
-    windowing = Windowing(config.window)
+    windowing, mode = Windowing(config.window), text_mode(config.burned_in)
     exists = (config.out / MANIFEST).is_file()
     if not exists:
         require_empty(config.out)
@@ -84,20 +85,24 @@ def import_dicom(config: ImportDicomConfig) -> None:
         settings = {
             "files": listing_key(files, config.source, secret),
             "secret": keyed(secret, "self", "1"),
-            "burned_in": config.burned_in,
+            "burned_in": mode,
+            "reader": reader_version() if mode in ("refuse", "mask") else None,
             "window": windowing.to_json(),
             "slices": config.slices,
             "images": config.images,
         }
         bind_dir(work, "begun.json", settings)
-        headers, refused = scan(files, config, secret, work / "headers", progress)
+        headers, refused = scan(files, config, secret, mode, work / "headers", progress)
         if reports:
             drop_ambiguous(reports, headers)
         studies = group_studies(headers)
         chosen = {study: choose_frames(rows, config) for study, rows in studies.items()}
-        frames = decode(files, chosen, config, windowing, work / "frames", progress)
-        settings = describe(config, windowing, files, headers, refused, reports, unreadable)
-        with DatasetWriter(config.out, settings, title=config.out.name) as writer:
+        by_file = {row["file"]: row for row in headers}
+        frames = decode_frames(files, chosen, by_file, mode, config, windowing, work / "frames", progress)
+        refused.update(frames.refused)
+        description = describe(config, windowing, files, headers, refused, reports, unreadable)
+        description["deidentification"]["text_in_pixels"] = describe_search(mode, frames)
+        with DatasetWriter(config.out, description, title=config.out.name) as writer:
             for reason, count in refused.items():
                 for _ in range(count):
                     writer.drop({}, reason)
@@ -106,20 +111,24 @@ def import_dicom(config: ImportDicomConfig) -> None:
                 reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
                 raise UserError(f"{config.source}: no usable study; rejected: {reasons}")
     shutil.rmtree(work, ignore_errors=True)
-    notes = summary_lines(settings, secret_path)
+    notes = summary_lines(description, secret_path)
     print_summary(config.out, open_dataset(config.out), True, config.execution.json, lines=notes)
 
 
 def scan(
-    files: Sequence[DicomFile], config: ImportDicomConfig, secret: bytes, folder: Path, progress: ProgressBars
+    files: Sequence[DicomFile],
+    config: ImportDicomConfig,
+    secret: bytes,
+    mode: str,
+    folder: Path,
+    progress: ProgressBars,
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """(header values of the usable files, reasons of the others)."""
     shards = [files[start : start + SHARD_FILES] for start in range(0, len(files), SHARD_FILES)]
     task = progress.add_task("reading headers", total=len(shards))
-    keep = config.burned_in == "keep"
-    settings = {"files": len(files), "secret": keyed(secret, "self", "1"), "burned_in": config.burned_in}
+    settings = {"files": len(files), "secret": keyed(secret, "self", "1"), "burned_in": mode}
     workers = make_workers(config.execution.workers, config.execution.cluster, max_workers=len(shards))
-    function = partial(scan_shard, secret=secret, keep_burned_in=keep)
+    function = partial(scan_shard, secret=secret, text_mode=mode)
     run_sharded(function, shards, folder, settings, workers, lambda number: progress.advance(task))
     refused = Counter(str(row["reason"]) for row in read_shards(folder, "dropped"))
     headers: dict[tuple[str, str], dict[str, Any]] = {}
@@ -177,34 +186,11 @@ def choose_frames(rows: Sequence[Header], config: ImportDicomConfig) -> list[tup
     return chosen[: config.images]
 
 
-def decode(
-    files: Sequence[DicomFile],
-    chosen: Mapping[str, Sequence[tuple[int, int, str]]],
-    config: ImportDicomConfig,
-    windowing: Windowing,
-    folder: Path,
-    progress: ProgressBars,
-) -> set[tuple[int, int]]:
-    """Write the PNG of every chosen frame into `folder`; returns (file, frame) of those that decode."""
-    wanted: dict[int, list[int]] = defaultdict(list)
-    for frames in chosen.values():
-        for file, frame, _ in frames:
-            wanted[file].append(frame)
-    jobs = [(files[file], sorted(set(numbers))) for file, numbers in sorted(wanted.items())]
-    shards = [jobs[start : start + SHARD_FRAMES] for start in range(0, len(jobs), SHARD_FRAMES)]
-    task = progress.add_task("decoding images", total=len(shards))
-    settings = {"window": windowing.to_json(), "slices": config.slices, "images": config.images}
-    workers = make_workers(config.execution.workers, config.execution.cluster, max_workers=len(shards))
-    function = partial(render_shard, windowing=windowing, folder=folder.resolve())
-    run_sharded(function, shards, folder, settings, workers, lambda number: progress.advance(task))
-    return {(row["file"], row["frame"]) for row in read_shards(folder)}
-
-
 def write_dataset(
     writer: DatasetWriter,
     studies: Mapping[str, Sequence[Header]],
     chosen: Mapping[str, Sequence[tuple[int, int, str]]],
-    frames: Set[tuple[int, int]],
+    frames: RenderedFrames,
     folder: Path,
     files: Sequence[DicomFile],
     reports: Reports | None,
@@ -219,12 +205,13 @@ def write_dataset(
         by_file = {row["file"]: row for row in rows}
         records, labels = [], []
         for file, frame, label in chosen[study]:
-            if (file, frame) in frames:
+            if (file, frame) in frames.written:
                 row = by_file[file]
                 modality = MODALITIES[row["modality"]]
                 provenance = [Provenance("dicom", f"{study}-{row['series']}-{frame}", None, config.license, None)]
                 png = png_path(folder, file, frame).read_bytes()
-                record = make_image(png, provenance, modality, row["body_part"], "keyed header values; pixels only")
+                method = METHOD + ("; text masked" if (file, frame) in frames.masked else "")
+                record = make_image(png, provenance, modality, row["body_part"], method)
                 records.append(record)
                 labels.append(label)
         if not records:
@@ -322,9 +309,15 @@ def describe(
             "unreadable_folders": len(unreadable),
             "reports": len(reports.rows) // 2 if reports else 0,
             "reports_rejected": dict(sorted(reports.rejected.items())) if reports else {},
-            "burned_in": config.burned_in,
         },
     }
+
+
+def describe_search(mode: str, frames: RenderedFrames) -> dict[str, Any]:
+    """What was done about text in pixels, for the manifest."""
+    if mode not in ("refuse", "mask"):
+        return {"mode": mode}
+    return {"mode": mode, "reader": reader_version(), "searched": frames.searched, "masked": len(frames.masked)}
 
 
 def summary_lines(settings: Mapping[str, Any], secret: Path) -> list[str]:
@@ -337,5 +330,19 @@ def summary_lines(settings: Mapping[str, Any], secret: Path) -> list[str]:
         f"kept: {report['kept']}",
         f"replaced by keys: {report['replaced_by_keys']}",
         f"removed: {report['removed']}",
+        search_line(report["text_in_pixels"]),
     ]
     return [*lines, f"the secret of the keys is in {secret}; it must not go with the dataset"]
+
+
+def search_line(search: Mapping[str, Any]) -> str:
+    """What was done about text in pixels, for the screen."""
+    if search["mode"] == "keep":
+        return "text in pixels: kept (--burned-in keep)"
+    if search["mode"] == "header":
+        hint = "" if reader_version() else "; pip install 'qilin-med[ocr]' to search"
+        return f"text in pixels: not searched, kinds that often show names were refused by their header{hint}"
+    return (
+        f"text in pixels: {search['searched']:,} images searched with {search['reader']}, "
+        f"{search['masked']:,} masked (--burned-in {search['mode']})"
+    )
