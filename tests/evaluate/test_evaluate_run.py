@@ -12,6 +12,7 @@ from qilin.dataset.reader import open_dataset
 from qilin.dataset.schema import Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter
 from qilin.evaluate.commands import evaluate_command
+from qilin.evaluate.items import iter_items
 from qilin.evaluate.run import evaluate
 from qilin.evaluate.scoring.aggregate import write_scores
 from qilin.evaluate.scoring.answers import SCORER_VERSION
@@ -55,6 +56,7 @@ def test_scores_controls_and_report(lookup_model: dict[str, Any], dataset: Path,
     manifest = scores["manifest"]
     assert manifest["leaks"]["pictures"]["same"] == 0
     assert "of 12 images" in captured.err
+    assert "no calibration.json: 48 answers" in captured.err
     for name in ("model", "dataset", "decoding", "prompt", "scorer", "code", "versions", "machine", "time"):
         assert manifest[name]
     assert manifest["dataset"]["split_sha256"] == open_dataset(dataset).split_hash("test")
@@ -105,6 +107,26 @@ def test_interrupted_evaluation_resumes(
     write_scores(out / "scores.json", {**first, "manifest": {**first["manifest"], "scorer": "1.2"}})
     evaluate(config_for(lookup_model, dataset, out))
     assert f"was made by scorer 1.2, now by {SCORER_VERSION}" in capsys.readouterr().err
+
+
+def test_refused_questions_count_as_empty_answers(
+    lookup_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: Any
+) -> None:
+    lookup_model["state"]["refuse"] = ("确定吗?",)
+    for _ in range(2):  # the second run reads the answers of the first
+        scores = evaluate(config_for(lookup_model, dataset, tmp_path / "out", controls=False))
+        assert scores["manifest"]["refused_questions"] == 12
+        assert "12 of 60 count as empty: an image is too thin" in capsys.readouterr().err
+    assert scores["all"]["n"] == 48
+    assert scores["all"]["accuracy"]["value"] == 0.75
+    items = {item.question for item in iter_items(open_dataset(dataset).samples("test"), "")}
+    lookup_model["state"]["refuse"] = (*items, *open_config(lookup_model)["instructions"])
+    with pytest.raises(UserError, match="none of"):
+        evaluate(config_for(lookup_model, dataset, tmp_path / "none", controls=False))
+
+
+def open_config(model: dict[str, Any]) -> Any:
+    return json.loads((model["folder"] / "qilin.json").read_text(encoding="utf-8"))
 
 
 def test_folder_of_another_evaluation_is_refused(lookup_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:

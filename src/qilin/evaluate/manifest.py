@@ -15,6 +15,7 @@ from typing import Any
 import qilin
 from qilin.core.files import sha256_file
 from qilin.core.provenance import code_hash, machine, versions
+from qilin.evaluate.answer_probability import MODEL_SUFFIXES, NOT_WEIGHTS
 from qilin.evaluate.scoring.answers import SCORER_VERSION
 
 PACKAGES = (  # whose versions can change a score
@@ -27,8 +28,6 @@ PACKAGES = (  # whose versions can change a score
     "opencc-python-reimplemented",
     "pillow",
 )
-# Files that determine a model's answers: weights, configuration, tokenizer, chat template.
-MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
 def model_hash(folder: str | Path) -> str | None:
@@ -39,8 +38,7 @@ def model_hash(folder: str | Path) -> str | None:
     lines = [
         f"{file.name} {sha256_file(file)}"
         for file in sorted(path.iterdir())
-        # qilin.json holds paths and the time of the run, which do not change an answer.
-        if file.is_file() and file.suffix in MODEL_SUFFIXES and file.name != "qilin.json"
+        if file.is_file() and file.suffix in MODEL_SUFFIXES and file.name not in NOT_WEIGHTS
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -1,7 +1,7 @@
 """Runs a model over a split in resumable passes: with each item's own images, mean images or shuffled images.
 
 In: items, a function that loads their images, and a local or remote model. Out: passes/NAME.jsonl with rows {id,
-prediction, confidence} as the model generates them. An interrupted pass continues where it stopped.
+prediction, confidence} as the model generates them, {refusal} too if it was not asked. An interrupted pass continues where it stopped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from qilin.core.errors import UserError
 from qilin.core.files import data_uri
 from qilin.core.llm_client import ChatRequest, Endpoint, complete_all
 from qilin.core.progress import ProgressBars
@@ -37,10 +38,14 @@ BATCHES_PER_CHUNK = 8
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """A model's answer to one item; confidence is the geometric mean of its token probabilities, 0 to 1."""
+    """A model's answer to one item; confidence is the geometric mean of its token probabilities, 0 to 1.
+
+    `refusal`: why the model's processor did not take the question; the answer is empty then.
+    """
 
     prediction: str
     confidence: float | None
+    refusal: str = ""
 
 
 # (requests, maximum answer length in tokens) -> one answer per request
@@ -91,10 +96,29 @@ def run_pass(
                 for item, model_answer in zip(chunk, answer(requests, max_length), strict=True):
                     answers[item.id] = model_answer
                     row = {"id": item.id, "prediction": model_answer.prediction, "confidence": model_answer.confidence}
+                    row |= {"refusal": model_answer.refusal} if model_answer.refusal else {}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     file.flush()
                     advance()
+    report_refusals(answers.values(), title)
     return answers
+
+
+def report_refusals(answers: Iterable[ModelAnswer], title: str) -> None:
+    """Say how many questions the model's processor refused. Raises UserError if it refused all of them."""
+    answers = list(answers)
+    refusals = [answer.refusal for answer in answers if answer.refusal]
+    if refusals and len(refusals) == len(answers):
+        raise UserError(f"{title}: none of {len(refusals)} questions was answered: {refusals[0]}")
+    if refusals:
+        print(f"{title}: {len(refusals):,} of {len(answers):,} count as empty: {refusals[0]}", file=sys.stderr)
+
+
+def count_refusals(out: Path) -> int:
+    """The questions about their own images that the model's processor refused."""
+    path = out / PASSES_DIR / "as_it_is.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return sum(bool(answer and answer[1].refusal) for answer in map(parse_pass_row, map(str.encode, lines)))
 
 
 def _length(item: Item) -> tuple[int, int]:
@@ -127,11 +151,12 @@ def parse_pass_row(line: bytes) -> tuple[str, ModelAnswer] | None:
     try:
         row = json.loads(line)
         row_id, text, confidence = row["id"], row["prediction"], row["confidence"]
+        refusal = row.get("refusal", "")
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
     if not (isinstance(row_id, str) and isinstance(text, str) and isinstance(confidence, float | int | None)):
         return None
-    return row_id, ModelAnswer(text, confidence)
+    return row_id, ModelAnswer(text, confidence, str(refusal))
 
 
 @contextmanager
@@ -149,7 +174,7 @@ def local_model(load: Callable[[], Any], batch_size: int) -> AnswerFunction:
         from qilin.model.generate import answer_all
 
         for result in answer_all(load(), requests, batch_size, max_new_tokens):
-            yield ModelAnswer(result.text, result.confidence)
+            yield ModelAnswer(result.text, result.confidence, result.refusal)
 
     return answer
 

@@ -10,7 +10,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qilin.core.config import to_dict
 from qilin.core.errors import UserError
@@ -19,6 +23,13 @@ from qilin.core.llm_client import Endpoint
 from qilin.core.llm_client_config import parse_extra, public_address
 from qilin.core.output_dir import lock_dir
 from qilin.dataset.reader import is_synthetic
+from qilin.evaluate.answer_probability import (
+    CALIBRATION_FILE,
+    Calibration,
+    fit_calibration,
+    model_fingerprint,
+    write_calibration,
+)
 from qilin.evaluate.config import EvaluateConfig
 from qilin.evaluate.controls.blind import blank_image, derangements
 from qilin.evaluate.controls.contamination import find_contamination, format_contamination
@@ -32,6 +43,7 @@ from qilin.evaluate.controls.training_set import (
     most_frequent_answers,
     read_hashes,
 )
+from qilin.evaluate.image_checks import check_images
 from qilin.evaluate.items import Item
 from qilin.evaluate.job import EvaluationJob, bind_output_dir, job_identity, open_job
 from qilin.evaluate.manifest import scorer_of, scoring_manifest
@@ -41,13 +53,14 @@ from qilin.evaluate.predict import (
     AnswerFunction,
     ImageLoader,
     ModelAnswer,
+    count_refusals,
     image_loader,
     local_model,
     remote_model,
     run_pass,
 )
 from qilin.evaluate.report.report import write_report
-from qilin.evaluate.results import Prediction, write_jsonl
+from qilin.evaluate.results import CAPTION_VERDICT, Prediction, Verdict, write_jsonl
 from qilin.evaluate.scoring.aggregate import Controls, ScoringContext, score_predictions, write_scores
 from qilin.evaluate.scoring.calibration import affirms_finding
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
@@ -77,9 +90,12 @@ def evaluate_job(job: EvaluationJob) -> dict[str, Any]:
         matches = match_training_images(job.training, job.items, job.dataset)
         contamination = find_contamination(job.training, job.items, matches)
         print(format_contamination(contamination), file=sys.stderr)
+    image_checks, notes = check_images(job)
+    for note in notes:
+        print(note, file=sys.stderr)
     predictions, context = predict_with_controls(job, hashes, matches)
     scores, verdicts = score_predictions(predictions, context)
-    scores["manifest"] = {**evaluation_manifest(job, identity), "leaks": contamination}
+    scores["manifest"] = {**evaluation_manifest(job, identity), "leaks": contamination, "images": image_checks}
     write_controls(config.out / CONTROLS_FILE, predictions, context, hashes)
     write_jsonl(config.out / "verdicts.jsonl", (v.to_row(p.id) for p, v in zip(predictions, verdicts, strict=True)))
     old_scorer, scorer = scorer_of(config.out / "scores.json"), scores["manifest"]["scorer"]
@@ -87,10 +103,49 @@ def evaluate_job(job: EvaluationJob) -> dict[str, Any]:
         print(f"{config.out / 'scores.json'}: was made by scorer {old_scorer}, now by {scorer}", file=sys.stderr)
     write_scores(config.out / "scores.json", scores)
     write_atomic(config.out / "model_card.md", model_card(scores, is_synthetic(job.dataset)))
+    save_calibration(job, predictions, verdicts, context.cluster)
     write_report(
         config.out, scores, predictions, verdicts, job.dataset, job.model, job.label, context.facts, config.language
     )
     return scores
+
+
+def save_calibration(
+    job: EvaluationJob, predictions: Sequence[Prediction], verdicts: Sequence[Verdict], cluster: NDArray[np.int64]
+) -> None:
+    """Writes calibration.json to the evaluation's folder and, for `qilin serve`, to a local model's.
+
+    Where there is none, an older one stays: it tells with which weights it was learned.
+    """
+    config, model = job.config, Path(job.model)
+    is_local = config.endpoint is None and model.is_dir()
+    judged = [i for i, verdict in enumerate(verdicts) if verdict is not CAPTION_VERDICT]
+    calibration: Calibration | str = "the answers to training questions say little about other questions"
+    if config.split != "train":
+        calibration = fit_calibration(
+            [predictions[i].confidence for i in judged],
+            [verdicts[i].correct is True for i in judged],
+            cluster[judged],
+            max_characters=max((len(predictions[i].prediction) for i in judged), default=0),
+            dataset=job.dataset.path.name,
+            split=config.split,
+            synthetic=is_synthetic(job.dataset),
+            model=model_fingerprint(model) if is_local else None,
+            seed=config.seed,
+        )
+    if isinstance(calibration, str):
+        print(f"no {CALIBRATION_FILE}: {calibration}", file=sys.stderr)
+        return
+    write_calibration(config.out / CALIBRATION_FILE, calibration)
+    if is_local:
+        try:
+            write_calibration(model / CALIBRATION_FILE, calibration)
+        except OSError as error:
+            print(
+                f"{model}: cannot write {CALIBRATION_FILE} ({error.strerror}); give the one in {config.out} to "
+                "qilin serve --calibration",
+                file=sys.stderr,
+            )
 
 
 @dataclass(frozen=True)
@@ -287,6 +342,7 @@ def evaluation_manifest(job: EvaluationJob, identity: Mapping[str, Any]) -> dict
         **identity,
         "label": job.label,
         "asked": how_asked(job),
+        "refused_questions": count_refusals(job.config.out),
         "pictures": DRAWN_IMAGES if is_synthetic(job.dataset) else "as the dataset has them",
         "training_data": str(job.training.dataset.path) if job.training else None,
         "training_reason": job.no_training_reason or None,

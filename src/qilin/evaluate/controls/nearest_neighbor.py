@@ -92,7 +92,7 @@ def nearest_answers(
             matrix_rows = np.array([row_of_image[row.image_id] for row in with_vector], dtype=np.intp)
             candidates[question] = (with_vector, matrix_rows)
         with_vector, matrix_rows = candidates[question]
-        if item.image_ids and with_vector:
+        if item.image_ids and item.image_ids[0] in item_vectors and with_vector:
             answers[item.id] = with_vector[int(np.argmin(distances(item.image_ids[0])[matrix_rows]))].answer
         else:
             answers[item.id] = Counter(row.answer for row in rows).most_common(1)[0][0] if rows else ""
@@ -114,12 +114,13 @@ def images_to_compare(index: QuestionIndex, items: Sequence[ItemLike], seed: int
 def embed_images(
     dataset: Dataset, image_ids: Sequence[str], embed: EmbedFunction, advance: Callable[[], None]
 ) -> dict[str, Vector]:
-    """image_id -> its vector (D,); calls `advance` after each image."""
+    """image_id -> its vector (D,), without those that `embed` cannot compute (NaN); calls `advance` for each image."""
     vectors: dict[str, Vector] = {}
     for start in range(0, len(image_ids), IMAGES_PER_BATCH):
         batch = image_ids[start : start + IMAGES_PER_BATCH]
         for image_id, vector in zip(batch, embed([to_rgb(dataset.image(i).bytes) for i in batch]), strict=True):
-            vectors[image_id] = vector
+            if not np.isnan(vector).any():
+                vectors[image_id] = vector
             advance()
     return vectors
 
