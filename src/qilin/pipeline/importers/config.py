@@ -93,6 +93,10 @@ class ImportConfig:
     encoding: str | None = option(
         default=None, help="encoding of the tables, such as gb18030, big5 or cp1252 (default: found by their content)"
     )
+    burned_in: Literal["keep", "refuse", "mask"] = option(
+        default="keep",
+        help="text drawn into the pixels: keep it, reject images in which it is found, or mask it (both need rapidocr)",
+    )
     allow_outside: bool = option(
         default=False, help="read images outside the folder of the source: absolute paths, ../ and links that leave it"
     )

@@ -6,6 +6,7 @@ them: of images converted to another format, and of crops.
 """
 
 import hashlib
+import io
 import json
 import socket
 import uuid
@@ -14,15 +15,19 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, BinaryIO
 
+from PIL import Image
+
 from qilin.core.errors import RunError
 from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.archive_paths import BOX, read_path_or_member
-from qilin.imaging.decode import EncodedImage, read_image
+from qilin.imaging.burned_in_text import without_text
+from qilin.imaging.decode import EncodedImage, read_image, to_rgb
 from qilin.imaging.errors import ImageError
 from qilin.pipeline.execution.sharded_map import json_line
 
 FILES_PER_SHARD = 256  # one or two seconds of work for one core
 FILE_LIST = "files.jsonl"
+KEEP_TEXT = "keep"
 
 
 class FileList:
@@ -76,9 +81,11 @@ def file_signature(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def decode_files(folder: Path, decode: bool, shard: tuple[int, int, int]) -> Iterator[dict[str, Any] | RejectedRow]:
+def decode_files(
+    folder: Path, decode: bool, shard: tuple[int, int, int], text_mode: str = KEEP_TEXT
+) -> Iterator[dict[str, Any] | RejectedRow]:
     """Process one shard: {content, problem} of each file, and {image_id, format, width, height, phash, stored} if it
-    was decoded.
+    was decoded. `text_mode`: what is done with text in the pixels (keep, refuse or mask).
 
     `content` is the sha256 of the bytes read, None if nothing could be read. `stored` is (offset, length) of the bytes
     to store in the shard's own file, None if they are the bytes that were read. Raises RunError for a file that
@@ -90,7 +97,7 @@ def decode_files(folder: Path, decode: bool, shard: tuple[int, int, int]) -> Ite
     try:
         with temporary.open("wb") as decoded_bytes:
             for path, signature in read_file_list(folder, start, stop):
-                yield decode_file(path, signature, decode, decoded_bytes)
+                yield decode_file(path, signature, decode, decoded_bytes, text_mode)
         if temporary.stat().st_size:
             temporary.replace(path_of_bytes)
     finally:
@@ -106,7 +113,7 @@ def read_file_list(folder: Path, start: int, stop: int) -> Iterator[tuple[Path, 
             yield Path(path), signature
 
 
-def decode_file(path: Path, signature: Any, decode: bool, decoded_bytes: BinaryIO) -> dict[str, Any]:
+def decode_file(path: Path, signature: Any, decode: bool, decoded_bytes: BinaryIO, text_mode: str) -> dict[str, Any]:
     """One row of `decode_files`."""
     try:
         data = read_path_or_member(path)
@@ -122,6 +129,8 @@ def decode_file(path: Path, signature: Any, decode: bool, decoded_bytes: BinaryI
         return row
     try:
         image = read_image(data)
+        if text_mode != KEEP_TEXT:
+            image = search_text(image, text_mode)
     except ImageError as error:
         return row | {"problem": error.reason}
     stored = None
@@ -132,6 +141,17 @@ def decode_file(path: Path, signature: Any, decode: bool, decoded_bytes: BinaryI
         "image_id": hashlib.sha256(image.bytes).hexdigest(), "format": image.format, "width": image.width,
         "height": image.height, "phash": image.phash, "stored": stored,
     }  # fmt: skip
+
+
+def search_text(image: EncodedImage, text_mode: str) -> EncodedImage:
+    """The image, as a PNG if text in it was masked. Raises ImageError for text that is refused."""
+    masked, count = without_text(to_rgb(image.bytes), text_mode)
+    if not count:
+        return image
+    is_gray = Image.open(io.BytesIO(image.bytes)).mode == "L"
+    buffer = io.BytesIO()
+    (masked.convert("L") if is_gray else masked).save(buffer, "PNG")
+    return read_image(buffer.getvalue())
 
 
 def decoded_bytes_path(folder: Path, shard: int) -> Path:

@@ -26,7 +26,7 @@ from qilin.dataset.splits import SplitGroups, image_key
 from qilin.imaging.decode import MISSING_FILE, EncodedImage
 from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
 from qilin.pipeline.execution.workers import Workers
-from qilin.pipeline.importers.image_decoding import FileList, decode_files, reload_image
+from qilin.pipeline.importers.image_decoding import KEEP_TEXT, FileList, decode_files, reload_image
 
 TABLES = """
 -- A file's index is its rowid - 1. content: sha256 of its bytes. facts: the ImageFile, as JSON.
@@ -46,8 +46,8 @@ class ImportIndex:
     `decode=False` only hashes the files, to compare them with a dataset that exists.
     """
 
-    def __init__(self, folder: Path, decode: bool) -> None:
-        self.folder, self.decode = folder.resolve(), decode
+    def __init__(self, folder: Path, decode: bool, text_mode: str = KEEP_TEXT) -> None:
+        self.folder, self.decode, self.text_mode = folder.resolve(), decode, text_mode
         self.shards = self.folder / "images"
         self.whole_figure_count = 0  # figures used in place of one of their panels
         self.notes: Counter[str] = Counter()  # what readers had to assume, with the number of rows
@@ -119,9 +119,13 @@ class ImportIndex:
         `on_files` receives the number of files of each finished shard.
         """
         shards = self.files.shards()
+        function = partial(decode_files, self.folder, self.decode)
+        settings = {"step": "import", "files": self.files.hash, "decode": self.decode}
+        if self.text_mode != KEEP_TEXT:
+            function = partial(decode_files, self.folder, self.decode, text_mode=self.text_mode)
+            settings["burned_in"] = self.text_mode
         run_sharded(
-            partial(decode_files, self.folder, self.decode), shards, self.shards,
-            {"step": "import", "files": self.files.hash, "decode": self.decode}, workers_for(len(shards)),
+            function, shards, self.shards, settings, workers_for(len(shards)),
             lambda number: on_files(self.files.shard_size(number)),
         )  # fmt: skip
         for file_index, decoded in enumerate(read_shards(self.shards)):

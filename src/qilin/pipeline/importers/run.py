@@ -23,6 +23,7 @@ from qilin.dataset.licenses import license_tier, strictest
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import MANIFEST, Provenance, Sample
 from qilin.dataset.writer import DatasetWriter, make_image
+from qilin.imaging.burned_in_text import require_reader
 from qilin.imaging.decode import MISSING_FILE
 from qilin.pipeline.execution.sharded_map import read_step_record
 from qilin.pipeline.execution.step_output import EXECUTION_OPTIONS, command_line, print_summary
@@ -39,6 +40,7 @@ from qilin.pipeline.importers import (
 )
 from qilin.pipeline.importers.config import AUTO, DIALOG_LAYOUTS, ImportConfig
 from qilin.pipeline.importers.embedded_images import without_bytes
+from qilin.pipeline.importers.image_decoding import KEEP_TEXT
 from qilin.pipeline.importers.image_index import ImportIndex, row_digest
 from qilin.pipeline.importers.next_step import next_step
 from qilin.pipeline.importers.rows import source_folder, without_local_paths, work_folder
@@ -65,7 +67,10 @@ def import_data(config: ImportConfig) -> None:
     exists = (config.out / MANIFEST).is_file()
     if not exists:
         require_empty(config.out)  # now rather than after an hour
-    with ImportIndex(work_folder(config), decode=not exists) as index, ProgressBars(transient=True) as progress:
+    if config.burned_in != KEEP_TEXT:
+        require_reader(f"--burned-in {config.burned_in}")
+    index = ImportIndex(work_folder(config), not exists, config.burned_in)
+    with index, ProgressBars(transient=True) as progress:
         index_rows(source, config, index, progress)
         decode_images(index, config, progress)
         settings = describe(config, source, index)

@@ -1,10 +1,12 @@
-"""Text in the pixels of a DICOM import: what is searched, refused and masked, and that every refusal is counted."""
+"""Text in the pixels of an import: what is searched, refused and masked, and that every refusal is counted."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from builders.dicom import ct_pixels, make_dataset, to_bytes
 from qilin.cli import main
@@ -137,3 +139,35 @@ def test_a_failed_search_refuses_the_image(tmp_path: Path, monkeypatch: pytest.M
     command = ["data", "import", "dicom", str(tmp_path / "pacs"), str(tmp_path / "out"), "--workers", "1"]
     assert main(command) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_ordinary_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "table").mkdir()
+    for number in range(4):
+        pixels = np.tile(np.arange(48, dtype=np.uint8), (32, 1)) + number
+        pixels[:4, :4] = 255 if number % 2 else 0
+        Image.fromarray(pixels).save(tmp_path / "table" / f"{number}.{'png' if number < 2 else 'bmp'}")
+    rows = "".join(f"{number}.{'png' if number < 2 else 'bmp'},是什么？,胸片\n" for number in range(4))
+    (tmp_path / "table" / "t.csv").write_text("image,question,answer\n" + rows, encoding="utf-8")
+
+    def import_table(name: str, *options: str) -> Dataset:
+        command = ["data", "import", "folder", str(tmp_path / "table" / "t.csv"), str(tmp_path / name), *options]
+        assert main([*command, "--split", "train", "--workers", "1"]) == 0
+        assert main([*command, "--split", "train", "--workers", "1"]) == 0  # a second run
+        return open_dataset(tmp_path / name)
+
+    assert len(list(import_table("keep").images())) == 4
+    assert searched == []
+    refused = import_table("refuse", "--burned-in", "refuse")
+    assert refused.manifest["counts"]["dropped_reasons"] == {TEXT: 2}
+    assert len(list(refused.images())) == 2
+    masked = list(import_table("mask", "--burned-in", "mask").images())
+    assert len(masked) == 4
+    for image in masked:
+        stored = np.asarray(Image.open(io.BytesIO(image.bytes)))
+        assert stored.shape == (32, 48)  # gray stays one channel
+        assert stored[:4, :4].max() == 0
+    monkeypatch.setattr("qilin.imaging.burned_in_text.reader_version", lambda: None)
+    command = ["data", "import", "folder", str(tmp_path / "table" / "t.csv"), str(tmp_path / "x")]
+    assert main([*command, "--burned-in", "mask"]) == 2
+    assert "qilin-med[ocr]" in capsys.readouterr().err
