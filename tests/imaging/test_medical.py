@@ -15,7 +15,18 @@ from qilin.imaging.dicom import is_dicom
 from qilin.imaging.errors import ImageError
 from qilin.imaging.medical import open_medical, to_images
 from qilin.imaging.volume import Selection, choose_slices
-from qilin.imaging.windowing import Frame, Window, Windowing, parse_window, render, through_window, windowing_from
+from qilin.imaging.windowing import (
+    Frame,
+    Window,
+    Windowing,
+    model_windowing,
+    parse_window,
+    recorded_windowings,
+    render,
+    through_window,
+    windowing_from,
+    windowing_mismatch,
+)
 
 
 def frame(data: bytes, index: int = 0) -> Frame:
@@ -291,6 +302,30 @@ def test_ordinary_images_are_frames_too() -> None:
 def test_unknown_windows(name: str) -> None:
     with pytest.raises(UserError, match="window"):
         parse_window(name)
+
+
+def test_windowing_of_a_model() -> None:
+    """From the dataset's manifest, through steps made from it, to what a model's images look like."""
+    merged = {
+        "step": "merge",
+        "made_from": [{"made_from": {"windowing": ["lung"]}}, {"made_from": {"importer": "slake"}}],
+    }
+    assert recorded_windowings(merged) == [["lung"]]
+    assert recorded_windowings(None) == recorded_windowings({"importer": "slake"}) == []
+    lung = {"windowings": [["lung"]]}
+    assert model_windowing(lung) == (Windowing(("lung",)), "window of CT: lung, as in training")
+    assert model_windowing({}) == model_windowing({"windowings": [["auto"]]}) == (Windowing(), "")
+    chosen, note = model_windowing(lung, ["bone"])
+    assert (chosen, "trained with lung" in note) == (Windowing(("bone",)), True)
+    assert model_windowing(lung, ["lung"])[1] == ""
+    several, note = model_windowing({"windowings": [["lung"], ["auto"]]})
+    assert (several, "lung; auto" in note) == (Windowing(), True)
+    for metadata, names in (({"windowings": ["lung"]}, []), (lung, ["lungs"])):
+        with pytest.raises(UserError):
+            model_windowing(metadata, names)
+    assert windowing_mismatch(lung, {"windowing": ["auto"]})
+    assert not windowing_mismatch(lung, {"windowing": ["lung"]})
+    assert not windowing_mismatch({}, {"windowing": ["lung"]})
 
 
 def test_windowing_is_stored_as_names() -> None:
