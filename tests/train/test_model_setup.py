@@ -14,6 +14,7 @@ from qilin.model.architectures import set_trainable
 from qilin.model.meta_model import load_llava_config
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
+from qilin.train.fp8_linear import FrozenFp8Linear, fits_fp8
 from qilin.train.loop import pack_loss, trainable_params
 from qilin.train.memory_estimate import largest_pack, peak_memory, resolve_auto, static_memory
 from qilin.train.model_setup import apply_precision, autocast_context, quantize_frozen
@@ -148,7 +149,6 @@ def test_a_missing_package_is_named(home: Path) -> None:
     model, _, _ = one_pack(recipe(home))
     for word, package in (
         ("frozen_weights=nf4", "bitsandbytes"),
-        ("frozen_weights=fp8", "torchao"),
         ("optimizer=adamw8bit", "torchao"),
     ):
         if importlib.util.find_spec(package) is not None:
@@ -168,7 +168,6 @@ def quantize(model: Any, config: TrainConfig) -> Any:
 
 
 def test_fp8_requires_a_gpu_that_supports_it(home: Path) -> None:
-    pytest.importorskip("torchao")
     config = recipe(home, "frozen_weights=fp8")
     model, _, _ = one_pack(config)
     with pytest.raises(UserError, match="needs a GPU of compute capability 8.9 or more .*; the device is cpu"):
@@ -177,7 +176,6 @@ def test_fp8_requires_a_gpu_that_supports_it(home: Path) -> None:
 
 def test_fp8_is_close_to_the_plain_model(home: Path) -> None:
     """Emulated on rounded numbers; the FP8 products of a GPU were not run."""
-    pytest.importorskip("torchao")
     plain, pack, _ = one_pack(recipe(home))
     small, _, _ = one_pack(recipe(home, "frozen_weights=fp8"))
     small.load_state_dict(plain.state_dict())
@@ -185,6 +183,29 @@ def test_fp8_is_close_to_the_plain_model(home: Path) -> None:
     a, b = pack_loss(plain, pack, pack.pixels), pack_loss(small, pack, pack.pixels)
     assert float(b) != float(a)
     assert float(b) == pytest.approx(float(a), rel=0.02)
+
+
+@pytest.mark.parametrize(("tokens", "bias"), [(1, False), (37, True)])
+def test_an_fp8_layer_has_an_input_gradient_only(tokens: int, bias: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(64, 48, bias=bias).requires_grad_(False)
+    small = FrozenFp8Linear(linear, emulate=True)
+    results = []
+    for layer in (linear, small):
+        rows = torch.randn(1, tokens, 64, generator=random.manual_seed(1)).requires_grad_()
+        out = layer(rows)
+        out.float().mul(torch.linspace(-1, 1, 48)).sum().backward()
+        results.append((out.float().detach(), rows.grad))
+    for plain, rounded in zip(*results, strict=True):
+        assert 1e-4 < float((rounded - plain).norm() / plain.norm()) < 0.06
+    assert not list(small.parameters()) or bias  # the bias alone
+    assert small.weight.element_size() == 1
+
+
+def test_an_fp8_layer_keeps_widths_that_fp8_does_not_have() -> None:
+    assert fits_fp8(torch.nn.Linear(32, 48))
+    assert not fits_fp8(torch.nn.Linear(24, 48))
+    assert not fits_fp8(torch.nn.Linear(48, 24))
 
 
 def test_nf4_is_close_to_the_plain_model_and_trains(home: Path) -> None:

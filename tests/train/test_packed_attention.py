@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,13 +19,15 @@ from qilin.model.llava import LoadedModel, compose
 from qilin.model.processing import encode_sample
 from qilin.train import cpu_attention as blocks
 from qilin.train import packed_attention as attention
+from qilin.train.block_mask import block_mask, mask_arrays
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.cpu_attention import bucketed_attention
 from qilin.train.data_loader import Pack, PackedDataset
 from qilin.train.loop import pack_loss
 from qilin.train.model_setup import enable_activation_checkpointing
-from qilin.train.packed_attention import Layout, make_block_mask, make_layout, packed_attention, use_packed_attention
+from qilin.train.packed_attention import Layout, make_layout, packed_attention, use_packed_attention
 from qilin.train.plan import make_plan
+from qilin.train.transfer import copy_together, join_bytes, split_bytes
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
@@ -329,11 +332,51 @@ def test_flex_attention_matches_the_cpu(name: str, monkeypatch: pytest.MonkeyPat
     rows = torch.tensor(table)
     q, k, v = random_qkv(sum(length for _, length, _ in table), torch.float32)
     plain, _ = packed_attention(layer(), q, k, v, None, 8**-0.5, layout=make_layout(table, CPU))
-    layout = Layout(rows, block_mask=make_block_mask(rows, CPU))
+    layout = Layout(rows, block_mask=block_mask(mask_arrays(table)))
     actual, _ = packed_attention(layer(), q, k, v, None, 8**-0.5, layout=layout)
     torch.testing.assert_close(actual, plain, rtol=1e-5, atol=1e-5)
-    without = torch.tensor([(a, b, -1) for a, b, _ in table])
+    without = [(a, b, -1) for a, b, _ in table]
     other, _ = packed_attention(
-        layer(), q, k, v, None, 8**-0.5, layout=Layout(without, block_mask=make_block_mask(without, CPU))
+        layer(), q, k, v, None, 8**-0.5, layout=Layout(rows, block_mask=block_mask(mask_arrays(without)))
     )
     assert (name == "alone") == torch.allclose(other, plain, atol=1e-3)  # control: the prefix matters
+
+
+MASK_FIELDS = [f"{part}_{field}" for part in ("kv", "full_kv", "q", "full_q") for field in ("num_blocks", "indices")]
+
+
+def random_documents(seed: int) -> list[tuple[int, int, int]]:
+    """Documents of lengths around the edges of blocks, empty ones too; some branch from an earlier one."""
+    random, table, start = Random(seed), [], 0
+    for _ in range(random.randint(1, 9)):
+        length = random.choice((0, 1, 127, 128, 129, 300, random.randint(2, 500)))
+        roots = [index for index, (_, _, prefix) in enumerate(table) if prefix < 0]
+        prefix = random.choice(roots) if roots and random.random() < 0.6 else -1
+        table.append((start, length, prefix))
+        start += length
+    return [*table, (start, 5, -1)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_block_mask_is_what_torch_computes_from_all_pairs(seed: int) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    table = random_documents(seed)
+    tokens = sum(length for _, length, _ in table)
+    mask = block_mask(mask_arrays(table))
+    expected = create_block_mask(mask.mask_mod, None, None, tokens, tokens, device="cpu")
+    for field in MASK_FIELDS:
+        assert torch.equal(getattr(mask, field), getattr(expected, field)), field
+    other = block_mask(mask_arrays([(start, length, -1) for start, length, _ in table] + [(tokens, 700, -1)]))
+    assert not torch.equal(other.kv_num_blocks, expected.kv_num_blocks)  # control
+
+
+def test_tensors_are_joined_into_one_buffer() -> None:
+    tensors = {"a": torch.arange(5), "b": torch.rand(2, 3).bfloat16(), "c": torch.zeros(0, dtype=torch.int32)}
+    views = split_bytes(join_bytes(tensors), tensors)
+    assert {t.untyped_storage().data_ptr() for t in views.values()} == {views["a"].untyped_storage().data_ptr()}
+    for name, tensor in tensors.items():
+        assert torch.equal(views[name], tensor)
+        assert views[name].dtype == tensor.dtype
+    assert views["a"] is not tensors["a"]
+    assert copy_together(tensors, CPU)["a"] is tensors["a"]

@@ -15,6 +15,7 @@ from qilin.core.errors import UserError
 from qilin.model.architectures import language_of
 from qilin.train.config import TrainConfig
 from qilin.train.distributed import autocast_dtype
+from qilin.train.fp8_linear import FrozenFp8Linear, fits_fp8
 from qilin.train.skip_unused import language_layers
 
 PEFT_PREFIX = "base_model.model."
@@ -92,19 +93,18 @@ def nf4_converter(config: TrainConfig) -> Callable[[torch.nn.Linear], torch.nn.M
 
 
 def fp8_converter(device: torch.device, emulate: bool) -> Callable[[torch.nn.Linear], torch.nn.Module]:
-    """Linear layer -> the same with FP8 products, forward and backward, scaled dynamically."""
-    try:
-        from torchao.float8 import Float8LinearConfig
-        from torchao.float8.float8_linear import Float8Linear
-    except ImportError:
-        raise UserError("frozen_weights is fp8, which needs torchao: pip install 'qilin-med[small]'") from None
+    """Linear layer -> the same with FP8 products, forward and to its input; one whose widths FP8 does not have is
+    unchanged."""
     if not emulate and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         raise UserError(
             "frozen_weights is fp8, which needs a GPU of compute capability 8.9 or more (Ada, Hopper); the device is "
             f"{device}"
         )
-    float8_config = Float8LinearConfig(emulate=emulate)
-    return lambda linear: Float8Linear.from_float(linear, float8_config)
+
+    def convert(linear: torch.nn.Linear) -> torch.nn.Module:
+        return FrozenFp8Linear(linear.to(device), emulate) if fits_fp8(linear) else linear
+
+    return convert
 
 
 def add_adapters(model: Any, config: TrainConfig) -> Any:
@@ -130,7 +130,17 @@ def add_adapters(model: Any, config: TrainConfig) -> Any:
     for name, parameter in adapted.named_parameters():
         if remove_peft_prefix(name) in trainable:
             parameter.requires_grad_(True)
+    if compute_dtype(config) != torch.float32 and not lora.dropout:
+        skip_adapter_casts(adapted)
     return adapted
+
+
+def skip_adapter_casts(model: Any) -> None:
+    """Give adapters their inputs as they are: peft casts them to fp32 and autocast back, which changes no bit and takes
+    a copy of each. Not with dropout, which rounds differently in 16 bits."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 def select_layers(model: Any, targets: Sequence[str] | str) -> list[str]:

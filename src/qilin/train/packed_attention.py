@@ -7,7 +7,7 @@ documents of similar length together; on an accelerator FlexAttention skips what
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,8 +18,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qilin.core.errors import UserError
 from qilin.model.architectures import language_of, vision_of
+from qilin.train.block_mask import block_mask, mask_arrays
+from qilin.train.compiled_layers import compile_layers, remove_compiled_layers
 from qilin.train.cpu_attention import Bucket, bucketed_attention, make_buckets, round_length, uniform_buckets
 from qilin.train.skip_unused import add_skip_hooks, remove_skip_hooks
+from qilin.train.transfer import copy_together
 from qilin.train.unpacked import join_samples, separate_samples
 
 PACKED, VISION = "qilin_packed", "qilin_vision"  # names in transformers' AttentionInterface
@@ -64,12 +67,23 @@ def make_layout(documents: Sequence[Document], device: torch.device, used: Seque
     used_sorted = None if used is None else sorted(set(used))
     spans = [query_span(documents, index, 0, length) for index, (_, length, _) in enumerate(documents)]
     max_context = max(span.context for span in spans)
-    used_tokens = None if used_sorted is None else torch.tensor(used_sorted, dtype=torch.int64, device=device)
     if device.type != "cpu":
-        return Layout(table.to(device), used_tokens, block_mask=make_block_mask(table, device), max_context=max_context)
+        return device_layout(table, copy_together(layout_arrays(documents, used), device), max_context)
+    used_tokens = None if used_sorted is None else torch.tensor(used_sorted, dtype=torch.int64)
     buckets = bucket_spans(spans)
     last = buckets if used_sorted is None else bucket_spans(list(used_spans(documents, used_sorted)))
     return Layout(table, used_tokens, buckets, last, max_context=max_context)
+
+
+def layout_arrays(documents: Sequence[Document], used: Sequence[int] | None) -> dict[str, torch.Tensor]:
+    """What a Layout on an accelerator is made from, on the host, so that a pack is moved at once."""
+    used_tokens = {} if used is None else {"used": torch.tensor(sorted(set(used)), dtype=torch.int64)}
+    return mask_arrays(documents) | used_tokens
+
+
+def device_layout(table: torch.Tensor, arrays: Mapping[str, torch.Tensor], max_context: int) -> Layout:
+    """A Layout from the `layout_arrays` on an accelerator; its table of documents stays on the host."""
+    return Layout(table, arrays.get("used"), block_mask=block_mask(arrays), max_context=max_context)
 
 
 def query_span(documents: Sequence[Document], index: int, start: int, end: int) -> QuerySpan:
@@ -99,20 +113,6 @@ def bucket_spans(spans: Sequence[QuerySpan]) -> tuple[Bucket, ...]:
         keys = torch.cat([torch.arange(start, stop) for start, stop in span.key_ranges])
         by_size[round_length(span.length), round_length(span.context)].append((queries, keys))
     return tuple(bucket for size in sorted(by_size) for bucket in make_buckets(by_size[size]))
-
-
-def make_block_mask(table: torch.Tensor, device: torch.device) -> Any:
-    """FlexAttention's mask for the same rule: own document or own prefix, never a later token."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    tokens = int(table[:, 1].sum())
-    document = torch.repeat_interleave(torch.arange(len(table)), table[:, 1]).to(device)  # (T,)
-    prefix = torch.repeat_interleave(table[:, 2], table[:, 1]).to(device)  # (T,) -1: none
-
-    def may_attend(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return (q >= k) & ((document[q] == document[k]) | (prefix[q] == document[k]))
-
-    return create_block_mask(may_attend, None, None, tokens, tokens, device=device)
 
 
 def packed_attention(
@@ -163,12 +163,20 @@ def is_last_layer(module: Any) -> bool:
 
 def flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float | None) -> torch.Tensor:
     """FlexAttention. (1, H, T, E) -> (1, T, H, E)."""
-    grouped = query.shape[1] != key.shape[1]
-    return (
-        compiled_flex()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)
-        .transpose(1, 2)
-        .contiguous()
-    )
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # within a compiled layer it becomes a part of that layer's graph
+    attend = flex_attention if torch.compiler.is_compiling() else compiled_flex()
+    options = {
+        "block_mask": mask,
+        "scale": scaling,
+        "enable_gqa": query.shape[1] != key.shape[1],
+        # else packs below 128 tokens with grouped heads take the kernel for decoding, which has no configuration for
+        # some of them (NoValidChoicesError)
+        "kernel_options": {"FORCE_USE_FLEX_ATTENTION": True},
+    }
+    out: torch.Tensor = attend(query, key, value, **options)
+    return out.transpose(1, 2).contiguous()
 
 
 @lru_cache
@@ -209,6 +217,8 @@ class Shortcuts:
     vision: bool = True  # the encoder's attention, and skipping its layers behind the features
     last_layer: bool = True  # in the language model, only the tokens that predict something
     packing: bool = True  # all samples of a pack together; else one by one
+    compiled: bool = False  # the language model's layers; on a GPU (model_setup.use_compiled_layers)
+    memory_budget: float = 1.0  # of compiled layers
 
     def __str__(self) -> str:
         names = {"the encoder": self.vision, "the last layer": self.last_layer, "packing": self.packing}
@@ -231,6 +241,8 @@ def use_packed_attention(model: Any, shortcuts: Shortcuts = Shortcuts()) -> None
     if shortcuts.vision:
         vision_of(model).set_attn_implementation(VISION)
     add_skip_hooks(model, vision=shortcuts.vision, last_layer=shortcuts.last_layer and shortcuts.packing)
+    if shortcuts.compiled and shortcuts.packing:
+        compile_layers(language_of(model), shortcuts.memory_budget)
 
 
 def use_plain_attention(model: Any) -> None:
@@ -238,6 +250,7 @@ def use_plain_attention(model: Any) -> None:
     for part in (language_of(model), vision_of(model)):
         set_plain_attention(part)
     join_samples(language_of(model))
+    remove_compiled_layers(language_of(model))
     remove_skip_hooks(model)
 
 

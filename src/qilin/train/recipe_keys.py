@@ -357,7 +357,7 @@ OTHER_PREFIXES: dict[str, tuple[str, str]] = {
     "trackio_": ("trackers", "[trackio]; its environment variables configure it"),
     "wandb_": ("trackers", "[wandb]; its environment variables configure it"),
     "bnb_4bit_": ("frozen_weights", "nf4"),
-    "torch_compile": ("", "not available: attention alone is compiled, on a GPU"),
+    "torch_compile_": ("torch_compile", "true or false; backend and mode are fixed"),
     "do_": ("", ONE_TASK),
     **dict.fromkeys(("galore_", "use_galore", "apollo_", "use_apollo", "badam_", "use_badam", "lisa_"),
                     ("optimizer", OTHER_OPTIMIZERS)),

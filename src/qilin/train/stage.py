@@ -63,7 +63,7 @@ from qilin.train.validation import make_validation_set
 
 # keys that may change during a run, since the result does not depend on them
 MUTABLE_KEYS = ("save_steps", "save_total_limit", "logging_steps", "trackers", "device", "shard", "async_checkpoint",
-                "gradient_checkpointing")  # fmt: skip
+                "gradient_checkpointing", "torch_compile", "activation_memory_budget")  # fmt: skip
 console = make_console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
@@ -130,6 +130,7 @@ def run_locked_stage(
             config = resolve_checkpointing(config, loaded.model.config, plan, world)
             model = prepare_for_training(loaded, config, world)
             print_adapters(config, model)
+            shortcuts = with_compiled_layers(shortcuts, config, world)
             use_packed_attention(base_model(model), shortcuts)
             config = resolve_shard(config, model, world)
             module = ModelWithLoss(base_model(model), pack_loss)
@@ -231,6 +232,15 @@ def resolve_checkpointing(config: TrainConfig, model_config: Any, plan: Plan, wo
     share = resolved.gradient_checkpointing
     console.print(f"  gradient checkpointing in {share:.0%} of the layers (gradient_checkpointing=auto)")
     return replace(config, gradient_checkpointing=share)
+
+
+def with_compiled_layers(shortcuts: Shortcuts, config: TrainConfig, world: World) -> Shortcuts:
+    """The shortcuts with compiled layers where the recipe asks for them; by default on one GPU. Many GPUs, where FSDP
+    changes the layers' classes, were not tried."""
+    compiled = config.torch_compile
+    if compiled is None:
+        compiled = world.device.type == "cuda" and world.size == 1
+    return replace(shortcuts, compiled=compiled, memory_budget=config.activation_memory_budget)
 
 
 def resolve_shard(config: TrainConfig, model: Any, world: World) -> TrainConfig:
