@@ -9,10 +9,11 @@ import pytest
 from builders.evaluation import blob_image, config_for
 from qilin.core.errors import UserError
 from qilin.dataset.reader import open_dataset
-from qilin.dataset.schema import Sample, assistant, user
+from qilin.dataset.schema import Sample, assistant, text_of, user
 from qilin.dataset.writer import DatasetWriter
 from qilin.evaluate.commands import evaluate_command
 from qilin.evaluate.items import iter_items
+from qilin.evaluate.predict import ModelAnswer, count_refusals, run_pass
 from qilin.evaluate.run import evaluate
 from qilin.evaluate.scoring.aggregate import write_scores
 from qilin.evaluate.scoring.answers import SCORER_VERSION
@@ -109,24 +110,21 @@ def test_interrupted_evaluation_resumes(
     assert f"was made by scorer 1.2, now by {SCORER_VERSION}" in capsys.readouterr().err
 
 
-def test_refused_questions_count_as_empty_answers(
-    lookup_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: Any
-) -> None:
-    lookup_model["state"]["refuse"] = ("确定吗?",)
+def test_refused_questions_count_as_empty_answers(dataset: Path, tmp_path: Path, capsys: Any) -> None:
+    items = list(iter_items(open_dataset(dataset).samples("test"), "描述图像。"))
+
+    def answer(requests: Any, max_new_tokens: int) -> Any:
+        refused = ("an image is too thin" if text_of(r.messages[-1]) == "确定吗?" else "" for r in requests)
+        return [ModelAnswer("", 0.0, reason) if reason else ModelAnswer("是", 0.5) for reason in refused]
+
+    limits: dict[str, int] = {"batch_size": 4, "max_new_tokens": 1, "caption_tokens": 1}
     for _ in range(2):  # the second run reads the answers of the first
-        scores = evaluate(config_for(lookup_model, dataset, tmp_path / "out", controls=False))
-        assert scores["manifest"]["refused_questions"] == 12
+        answers = run_pass(answer, items, "as_it_is", lambda i: None, tmp_path, **limits)  # type: ignore[arg-type, return-value]
+        assert sum(a.refusal == "an image is too thin" for a in answers.values()) == count_refusals(tmp_path) == 12
         assert "12 of 60 count as empty: an image is too thin" in capsys.readouterr().err
-    assert scores["all"]["n"] == 48
-    assert scores["all"]["accuracy"]["value"] == 0.75
-    items = {item.question for item in iter_items(open_dataset(dataset).samples("test"), "")}
-    lookup_model["state"]["refuse"] = (*items, *open_config(lookup_model)["instructions"])
-    with pytest.raises(UserError, match="none of"):
-        evaluate(config_for(lookup_model, dataset, tmp_path / "none", controls=False))
-
-
-def open_config(model: dict[str, Any]) -> Any:
-    return json.loads((model["folder"] / "qilin.json").read_text(encoding="utf-8"))
+    only = [item for item in items if item.question == "确定吗?"]
+    with pytest.raises(UserError, match="none of 12 questions"):
+        run_pass(answer, only, "shuffled_0", lambda i: None, tmp_path, **limits)  # type: ignore[arg-type, return-value]
 
 
 def test_folder_of_another_evaluation_is_refused(lookup_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor
 
 from builders.image_text_models import ARCHITECTURES, image_text_model
@@ -53,6 +55,20 @@ def requests() -> list[Request]:
         Request([user("相同吗？", 2)], [wide, large]),
         Request([user("图？", 1), assistant("没有。"), user("这是？", 1)], [large, small]),
     ]
+
+
+def test_a_refused_image_costs_only_itself(loaded: LoadedModel) -> None:
+    if loaded.model.config.model_type != "qwen2_5_vl":
+        pytest.skip("takes images of any shape")
+    line = Image.new("RGB", (400, 1))  # Qwen-VL's processor refuses an aspect ratio above 200
+    expected = [answer_batch(loaded, [request], 2)[0] for request in requests()[:2]]
+    mixed = [requests()[0], Request([user("图？", 1)], [line]), requests()[1]]
+    answers = list(answer_all(loaded, mixed, 3, 2))
+    assert [answers[0].text, answers[2].text] == [answer.text for answer in expected]
+    assert (answers[1].text, answers[1].confidence) == ("", 0)
+    assert "aspect ratio" in answers[1].refusal
+    vectors = image_features(loaded, [requests()[0].images[0], line])
+    assert np.isnan(vectors).all(axis=1).tolist() == [False, True]
 
 
 def test_batched_equals_single_equals_streamed(loaded: LoadedModel) -> None:

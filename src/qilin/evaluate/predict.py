@@ -1,7 +1,8 @@
 """Runs a model over a split in resumable passes: with each item's own images, mean images or shuffled images.
 
 In: items, a function that loads their images, and a local or remote model. Out: passes/NAME.jsonl with rows {id,
-prediction, confidence} as the model generates them, {refusal} too if it was not asked. An interrupted pass continues where it stopped.
+prediction, confidence} as the model generates them, and {refusal} where its processor does not take a question. An
+interrupted pass continues where it stopped.
 """
 
 from __future__ import annotations
@@ -79,9 +80,10 @@ def run_pass(
     path.parent.mkdir(parents=True, exist_ok=True)
     answers = read_pass(path, {item.id for item in items})
     pending = [item for item in items if item.id not in answers]
-    if not pending:
-        return answers
     title = f"answers, {PASS_TITLES.get(name, name.replace('_', ' '))}"
+    if not pending:
+        report_refusals(answers.values(), title)
+        return answers
     # half of a surrogate pair, which a token limit can leave, becomes "?"
     file_options: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
     with path.open("a", **file_options) as file, progress_bar(title, len(items), len(answers)) as advance:

@@ -38,15 +38,30 @@ GREEDY: dict[str, Any] = {
 }
 
 
+class RefusedRequest(UserError):
+    """The model's processor does not take an image of a request, or that number of images."""
+
+
 @torch.inference_mode()
 def image_features(loaded: LoadedModel, images: Sequence[Image.Image]) -> NDArray[np.float16]:
-    """(N, D) unit vectors of N images: mean over the tokens after encoder and projector; for a Llava in one batch."""
+    """(N, D) unit vectors of N images: mean over the tokens after encoder and projector; for a Llava in one batch.
+
+    The vector of an image that the processor refuses is NaN.
+    """
     if isinstance(loaded.model.config, LlavaConfig):
         means = torch.stack([tokens.float().mean(dim=0) for tokens in features(loaded, images)])  # (N, D)
     else:  # images may have different numbers of tokens and crops, which the models return in different shapes
-        rows = [[tokens.float().flatten(0, -2) for tokens in features(loaded, [image])] for image in images]
-        means = torch.stack([torch.cat(row).mean(dim=0) for row in rows])  # (N, D)
+        means = torch.stack([mean_feature(loaded, image) for image in images])  # (N, D)
     return (means / means.norm(dim=1, keepdim=True).clamp_min(1e-12)).half().cpu().numpy()
+
+
+def mean_feature(loaded: LoadedModel, image: Image.Image) -> torch.Tensor:
+    """(D,): the mean over an image's tokens in all its crops; NaN if the processor refuses the image."""
+    try:
+        tokens = features(loaded, [image])
+    except ValueError:
+        return torch.full((loaded.model.config.get_text_config().hidden_size,), torch.nan, device=loaded.model.device)
+    return torch.cat([crop.float().flatten(0, -2) for crop in tokens]).mean(dim=0)
 
 
 def features(loaded: LoadedModel, images: Sequence[Image.Image]) -> Any:
@@ -67,10 +82,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated text and the geometric mean of its tokens' probabilities (0 to 1)."""
+    """A generated text and the geometric mean of its tokens' probabilities (0 to 1).
+
+    `refusal`: why the processor did not take the request, whose text is then empty.
+    """
 
     text: str
     confidence: float
+    refusal: str = ""
 
 
 class LogProbRecorder(LogitsProcessor):
@@ -90,9 +109,25 @@ class LogProbRecorder(LogitsProcessor):
 def answer_all(
     loaded: LoadedModel, requests: Sequence[Request], batch_size: int = 16, max_new_tokens: int = 64
 ) -> Iterator[Answer]:
-    """Answers in the order of the requests, `batch_size` at a time. Requests sorted by length need less padding."""
+    """Answers in the order of the requests, `batch_size` at a time. Requests sorted by length need less padding.
+
+    A request that the processor refuses (an image of 1 x 300 pixels, for Qwen-VL) costs only itself.
+    """
     for start in range(0, len(requests), batch_size):
-        yield from answer_batch(loaded, requests[start : start + batch_size], max_new_tokens)
+        batch = requests[start : start + batch_size]
+        try:
+            answers = answer_batch(loaded, batch, max_new_tokens)
+        except RefusedRequest:
+            answers = [answer_or_refusal(loaded, request, max_new_tokens) for request in batch]
+        yield from answers
+
+
+def answer_or_refusal(loaded: LoadedModel, request: Request, max_new_tokens: int) -> Answer:
+    """The answer to one request; an empty one with the reason if the processor refuses it."""
+    try:
+        return answer_batch(loaded, [request], max_new_tokens)[0]
+    except RefusedRequest as error:
+        return Answer("", 0.0, str(error))
 
 
 @torch.inference_mode()
@@ -144,7 +179,7 @@ def prepare_inputs(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str
             return_tensors="pt",
         )
     except (ValueError, TypeError) as error:  # an image or a number of images that the processor does not take
-        raise UserError(f"the model's processor refuses the request: {error}") from error
+        raise RefusedRequest(f"the model's processor refuses the request: {error}") from error
     return {name: move(value, loaded.model) for name, value in outputs.items()}
 
 

@@ -7,11 +7,12 @@ and takes no memory. For a hub id only config.json is downloaded (some kilobytes
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qilin.core.errors import UserError
 from qilin.model.hub import from_pretrained
 from qilin.model.llava import count_image_tokens, make_processor
+from qilin.model.processor import open_processor
 from qilin.model.tokenizer import load_tokenizer
 
 
@@ -60,7 +61,7 @@ def load_processor(
     """A processor that gives the lengths of a recipe's model, without the model: its chat template and image padding
     are not set. Requires a config that build_meta_model has completed."""
     if model is not None:
-        return from_pretrained(AutoProcessor, model, hub)
+        return open_processor(model, hub)
     encoder: Any = model_config.vision_config
     patches = (encoder.image_size // encoder.patch_size) ** 2
     dropped = int(model_config.vision_feature_select_strategy == "default")
