@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import time
 import warnings
 from typing import Any
 
@@ -114,6 +115,22 @@ def test_codestreams_larger_than_the_header(syntax: str, code: Any, shape: tuple
     assert read_dicom(coded(pixels, syntax, code, shape[0])).frame(0).values.shape == shape
     with pytest.raises(ImageError, match="truncated or damaged"):
         read_dicom(coded(pixels, syntax, code, shape[0] - 1)).frame(0)
+
+
+def test_a_few_bytes_that_declare_many_pixels() -> None:
+    """741 bytes of JPEG-LS took ten seconds."""
+    rows, columns = 8192, 16384
+    data = bytearray(imagecodecs.jpegls_encode(np.zeros((4, columns), np.uint8)))
+    start = data.index(b"\xff\xf7")
+    data[start + 5 : start + 7] = rows.to_bytes(2, "big")
+    dataset = make_dataset(np.zeros((4, columns), np.uint8), {"Rows": rows})
+    begin = time.perf_counter()
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        read_dicom(to_bytes(dataset, JPEGLSLossless, [bytes(data)])).frame(0)
+    assert time.perf_counter() - begin < 1
+    blank = np.zeros((1024, 1024), np.uint8)  # an empty image of a usual size is read
+    frame = to_bytes(make_dataset(blank), JPEGLSLossless, [imagecodecs.jpegls_encode(blank)])
+    assert read_dicom(frame).frame(0).values.max() == 0
 
 
 def test_deflated_bomb_behind_a_long_meta_group(monkeypatch: pytest.MonkeyPatch) -> None:

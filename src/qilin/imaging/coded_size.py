@@ -7,12 +7,21 @@ pixels than the header promises: a file of some hundred bytes can declare a fram
 JPEG_2000_SIZE = b"\xff\x4f\xff\x51"
 STANDALONE = (0x01, *range(0xD0, 0xDA))  # JPEG markers without a segment
 NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # DHT, JPG and DAC stand among the frame headers
+# A codestream of 741 bytes can hold 390 million equal pixels of JPEG-LS, which take ten seconds. An empty frame of a
+# scanner, 4096 x 4096 of one value, has 33,000 pixels per byte.
+MAX_EMPTY_PIXELS, MAX_PIXELS_PER_BYTE = 1 << 26, 10_000
 JPEG_XL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def check_coded_size(data: bytes, rows: int, columns: int) -> None:
-    """Raise ValueError where a codestream declares another size; one that declares none is left to its decoder."""
+    """Raise ValueError where a codestream declares another size, or more pixels than its bytes can describe.
+
+    A codestream that declares no size is left to its decoder.
+    """
     size = coded_size(data)
+    pixels = size[0] * size[1] if size is not None else rows * columns
+    if pixels > MAX_EMPTY_PIXELS and pixels > MAX_PIXELS_PER_BYTE * len(data):
+        raise ValueError(f"the coded frame has {pixels:,} pixels in {len(data):,} bytes")
     if size is not None and size[0] * size[1] > rows * columns:
         raise ValueError(f"the coded frame has {size[0]} x {size[1]} pixels; expected {columns} x {rows}")
 
