@@ -14,13 +14,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from qilin.core.errors import UserError
 from qilin.imaging.dicom import PIXEL_ELEMENTS, DicomImage, as_list, damage_refused, element, number
-from qilin.imaging.series import make_stack, position_along
+from qilin.imaging.series import make_stack
 
 SECRET_BYTES = 32
 MODALITIES = {
@@ -122,10 +121,6 @@ def read_values(image: DicomImage, secret: bytes, unique: str) -> HeaderValues:
     names = (str(element(dataset, keyword) or "").strip() for keyword in ("PatientID", "PatientName"))
     patient = keyed(secret, "patient", next(filter(None, names), study))
     stack = make_stack([image])
-    position = None
-    if stack.plane:
-        axis = ("sagittal", "coronal", "axial").index(stack.plane)
-        position = position_along(image, np.eye(3)[axis])
     modality = image.modality if image.modality in MODALITIES else "OT"
     kinds = {str(value).upper() for value in as_list(element(dataset, "ImageType"))}
     annotation = code(dataset, "BurnedInAnnotation", {"YES": "yes", "NO": "no"})
@@ -144,7 +139,7 @@ def read_values(image: DicomImage, secret: bytes, unique: str) -> HeaderValues:
         sex=code(dataset, "PatientSex", {"M": "M", "F": "F", "O": "O"}),
         age=age_in_years(element(dataset, "PatientAge")),
         plane=stack.plane,
-        position=position or 0.0,
+        position=stack.positions[0] if stack.positions else 0.0,
         instance=min(max(number(element(dataset, "InstanceNumber"), 0.0), -1e6), 1e6),
         frames=image.count,
         localizer="LOCALIZER" in kinds,

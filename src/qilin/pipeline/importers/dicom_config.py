@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from qilin.core.config import config_class, option
+from qilin.imaging.volume import Selection, parse_selection
 from qilin.pipeline.execution.config import ExecutionConfig
 
 
@@ -25,8 +26,17 @@ class ImportDicomConfig:
     window: tuple[str, ...] = option(
         default=("auto",), help="auto, a preset (肺窗, lung, …), CENTER,WIDTH, or three of them as red, green, blue"
     )
-    slices: int = option(default=8, help="images of a series of slices, evenly spaced")
+    slices: tuple[str, ...] = option(
+        default=("8",),
+        help="images of a series: 8 (evenly spaced, its own plane), axial:8, coronal:4, sagittal@120,140 (by number); "
+        "other planes are cut from the slices",
+    )
     images: int = option(default=16, help="images of a study, at most; series with more slices come first")
+    prior: bool = option(
+        default=False,
+        help="show the patient's previous study of the same modality and body part before each study, with the days "
+        "between; needs --reports",
+    )
     burned_in: Literal["auto", "refuse", "mask", "header", "keep"] = option(
         default="auto",
         help="text drawn into the pixels: refuse images in which it is found, or mask it (both need rapidocr); header: "
@@ -44,10 +54,21 @@ class ImportDicomConfig:
     execution: ExecutionConfig = option(default=ExecutionConfig(), flatten=True)
 
     def __post_init__(self) -> None:
-        if self.slices < 1 or self.images < 1 or self.slices > 64 or self.images > 64:
-            raise ValueError(f"slices is {self.slices} and images is {self.images}; expected 1 to 64")
+        planes = [selection.plane for selection in self.selections()]
+        if not planes or len(set(planes)) < len(planes):
+            raise ValueError(f"slices is {' '.join(self.slices)!r}; expected each plane once")
+        if not 1 <= self.images <= 64:
+            raise ValueError(f"images is {self.images}; expected 1 to 64")
+        if self.prior and self.images < 2:
+            raise ValueError("--prior shows images of two studies: --images is 1; expected at least 2")
+        if self.prior and self.reports is None:
+            raise ValueError("--prior compares reports with earlier images: add --reports TABLE")
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
             raise ValueError(
                 f"validation is {self.validation} and test is {self.test}; expected shares of at least 0 that leave "
                 "some studies for training, such as 0.05 and 0.05"
             )
+
+    def selections(self) -> list[Selection]:
+        """`slices` read. Raises UserError."""
+        return [parse_selection(text) for text in self.slices]

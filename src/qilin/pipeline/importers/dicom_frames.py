@@ -17,8 +17,9 @@ from qilin.core.files import write_atomic
 from qilin.core.progress import ProgressBars
 from qilin.imaging.burned_in_text import TEXT_REASON, reader_version, require_reader, without_text
 from qilin.imaging.decode import read_image
-from qilin.imaging.dicom import DicomImage, read_dicom
+from qilin.imaging.dicom import read_dicom
 from qilin.imaging.errors import ImageError
+from qilin.imaging.series import SliceStack, make_stack
 from qilin.imaging.windowing import Windowing, render
 from qilin.pipeline.execution.sharded_map import ShardFunction, read_shards, run_sharded
 from qilin.pipeline.execution.workers import make_workers
@@ -158,12 +159,12 @@ def run_jobs(
 def render_shard(jobs: Sequence[FrameJob], windowing: Windowing, mode: str, folder: Path) -> Rows:
     """Write the frames of each job as PNG into `folder`, but for those whose text is refused."""
     for job in jobs:
-        image: DicomImage | None = None
+        stack: SliceStack | None = None
         for number in job.frames:
             is_searched, masked, problem = number in job.searched, 0, ""
             try:
-                image = image or read_dicom(read_file(job.file))
-                frame = image.frame(number)
+                stack = stack or make_stack([read_dicom(read_file(job.file))])  # frames in the order of positions
+                frame = stack.frame(number)
                 rendered = render(frame, windowing)
                 if is_searched:  # text in a sample is for the whole series
                     rendered, masked = without_text(rendered, "refuse" if job.is_sample else mode, frame)

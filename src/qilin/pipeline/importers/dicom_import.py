@@ -19,16 +19,14 @@ from typing import Any
 from qilin.core.errors import UserError
 from qilin.core.output_dir import bind_dir, require_empty
 from qilin.core.progress import ProgressBars
-from qilin.dataset.licenses import license_tier
 from qilin.dataset.reader import open_dataset
-from qilin.dataset.schema import MANIFEST, Provenance, Sample, assistant, user_with_labels
+from qilin.dataset.schema import MANIFEST, Provenance
 from qilin.dataset.splits import SplitGroups, connecting_keys
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.imaging.burned_in_text import reader_version
 from qilin.imaging.dicom import read_dicom
 from qilin.imaging.errors import ImageError
 from qilin.imaging.identity import MODALITIES, identities, keyed, read_secret
-from qilin.imaging.volume import PLANES, choose_slices
 from qilin.imaging.windowing import Windowing
 from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
 from qilin.pipeline.execution.step_output import command_line, print_summary
@@ -43,19 +41,20 @@ from qilin.pipeline.importers.dicom_files import (
 )
 from qilin.pipeline.importers.dicom_frames import RenderedFrames, decode_frames, png_path, text_mode
 from qilin.pipeline.importers.dicom_reports import Reports, read_reports
+from qilin.pipeline.importers.dicom_slices import (
+    ChosenImage,
+    choose_images,
+    reformat_jobs,
+    reformat_path,
+    render_reformats,
+    searched_slots,
+)
+from qilin.pipeline.importers.study_samples import StudyImages, find_previous, make_sample
 from qilin.text.deidentify import deidentify
 from qilin.text.phi import find_personal_data
 
 SHARD_FILES = 64
 METHOD = "keyed header values; pixels only"
-REPORT_QUESTION = "请根据以上图像书写检查所见和诊断意见。"
-FINDINGS_QUESTION, IMPRESSION_QUESTION = "请根据以上图像书写检查所见。", "请根据以上图像给出诊断意见。"
-MODALITY_QUESTION = "这是什么检查的图像？"
-MODALITY_ANSWERS = {
-    "CT": "CT", "MRI": "磁共振（MRI）", "X-Ray": "X线", "Mammography": "乳腺钼靶", "Ultrasound": "超声", "PET": "PET",
-    "Nuclear Medicine": "核医学", "Angiography": "血管造影", "Fluoroscopy": "透视", "OCT": "光学相干断层扫描",
-    "Endoscopy": "内镜", "Pathology": "病理", "Dental X-Ray": "口腔X线",
-}  # fmt: skip
 Header = Mapping[str, Any]
 
 
@@ -88,7 +87,7 @@ def import_dicom(config: ImportDicomConfig) -> None:
             "burned_in": mode,
             "reader": reader_version() if mode in ("refuse", "mask") else None,
             "window": windowing.to_json(),
-            "slices": config.slices,
+            "slices": list(config.slices),
             "images": config.images,
         }
         bind_dir(work, "begun.json", settings)
@@ -96,9 +95,9 @@ def import_dicom(config: ImportDicomConfig) -> None:
         if reports:
             drop_ambiguous(reports, headers)
         studies = group_studies(headers)
-        chosen = {study: choose_frames(rows, config) for study, rows in studies.items()}
-        by_file = {row["file"]: row for row in headers}
-        frames = decode_frames(files, chosen, by_file, mode, config, windowing, work / "frames", progress)
+        selections = config.selections()
+        chosen = {study: choose_images(rows, selections, config.images) for study, rows in studies.items()}
+        frames, reformats = decode_chosen(files, studies, chosen, mode, config, windowing, work, progress)
         refused.update(frames.refused)
         description = describe(config, windowing, files, headers, refused, reports, unreadable)
         description["deidentification"]["text_in_pixels"] = describe_search(mode, frames)
@@ -106,7 +105,8 @@ def import_dicom(config: ImportDicomConfig) -> None:
             for reason, count in refused.items():
                 for _ in range(count):
                     writer.drop({}, reason)
-            write_dataset(writer, studies, chosen, frames, work / "frames", files, reports, config, progress)
+            pngs = work / "frames"
+            write_dataset(writer, studies, chosen, frames, reformats, pngs, files, reports, config, progress)
             if not sum(writer.counts.values()):
                 reasons = "; ".join(f"{reason} ({count})" for reason, count in writer.dropped.most_common(5))
                 raise UserError(f"{config.source}: no usable study; rejected: {reasons}")
@@ -169,28 +169,59 @@ def drop_ambiguous(reports: Reports, headers: Sequence[Header]) -> None:
             reports.rejected["number of several patients"] += 1
 
 
-def choose_frames(rows: Sequence[Header], config: ImportDicomConfig) -> list[tuple[int, int, str]]:
-    """(file, frame, label) of a study's images: evenly spaced slices of each series, larger series first."""
-    series: dict[str, list[Header]] = defaultdict(list)
-    for row in rows:
-        series[row["series"]].append(row)
-    chosen: list[tuple[int, int, str]] = []
-    for group in sorted(series.values(), key=lambda group: (-sum(row["frames"] for row in group), group[0]["series"])):
-        ordered = sorted(group, key=lambda row: (row["position"], row["instance"], row["file"]))
-        slots = [(row["file"], frame, row["plane"]) for row in ordered for frame in range(row["frames"])]
-        positions = choose_slices(len(slots), min(config.slices, len(slots)))
-        for number, position in enumerate(positions, start=1):
-            file, frame, plane = slots[position]
-            name = PLANES[plane][0] if plane in PLANES else "图像"
-            chosen.append((file, frame, f"{name} {number}/{len(positions)}" if len(positions) > 1 else ""))
-    return chosen[: config.images]
+def decode_chosen(
+    files: Sequence[DicomFile],
+    studies: Mapping[str, Sequence[Header]],
+    chosen: Mapping[str, Sequence[ChosenImage]],
+    mode: str,
+    config: ImportDicomConfig,
+    windowing: Windowing,
+    work: Path,
+    progress: ProgressBars,
+) -> tuple[RenderedFrames, dict[ChosenImage, str]]:
+    """Write a PNG for every image: frames as they were taken, then reformats of series without text.
+
+    Returns what became of the frames, and the labels of the reformats.
+    """
+    by_file = {row["file"]: row for rows in studies.values() for row in rows}
+    slots = {study: searched_slots(images, studies[study]) for study, images in chosen.items()}
+    frames = decode_frames(files, slots, by_file, mode, config, windowing, work / "frames", progress)
+    with_text = {by_file[file]["series"] for file, _ in frames.masked}
+    clean = frozenset(
+        file
+        for file, _ in frames.written
+        if by_file[file]["series"] not in with_text
+        and (by_file[file]["text_search"] == "sample" or mode in ("header", "keep"))
+    )
+    jobs = reformat_jobs(chosen, studies, files, config.selections(), clean)
+    if not jobs:
+        return frames, {}
+    task = progress.add_task("reformatting series", total=len(jobs))
+    workers = make_workers(config.execution.workers, config.execution.cluster, max_workers=len(jobs))
+    function = partial(render_reformats, windowing=windowing, folder=(work / "frames").resolve())
+    run_sharded(
+        function,
+        [[job] for job in jobs],
+        work / "reformats",
+        {"jobs": len(jobs)},
+        workers,
+        lambda number: progress.advance(task),
+    )
+    labels: dict[ChosenImage, str] = {}
+    for row in read_shards(work / "reformats"):
+        if "problem" in row:
+            frames.refused[row["problem"]] += 1
+        else:
+            labels[ChosenImage(row["file"], row["frame"], "", row["plane"])] = row["label"]
+    return frames, labels
 
 
 def write_dataset(
     writer: DatasetWriter,
     studies: Mapping[str, Sequence[Header]],
-    chosen: Mapping[str, Sequence[tuple[int, int, str]]],
+    chosen: Mapping[str, Sequence[ChosenImage]],
     frames: RenderedFrames,
+    reformats: Mapping[ChosenImage, str],
     folder: Path,
     files: Sequence[DicomFile],
     reports: Reports | None,
@@ -204,33 +235,38 @@ def write_dataset(
         progress.advance(task)
         by_file = {row["file"]: row for row in rows}
         records, labels = [], []
-        for file, frame, label in chosen[study]:
-            if (file, frame) in frames.written:
-                row = by_file[file]
-                modality = MODALITIES[row["modality"]]
-                provenance = [Provenance("dicom", f"{study}-{row['series']}-{frame}", None, config.license, None)]
-                png = png_path(folder, file, frame).read_bytes()
-                method = METHOD + ("; text masked" if (file, frame) in frames.masked else "")
-                record = make_image(png, provenance, modality, row["body_part"], method)
-                records.append(record)
-                labels.append(label)
+        for image in chosen[study]:
+            row = by_file[image.file]
+            if image.plane and image in reformats:
+                name, method, label = f"{image.plane}-{image.frame}", METHOD, reformats[image]
+                path = reformat_path(folder, image.file, image.plane, image.frame)
+            elif not image.plane and (image.file, image.frame) in frames.written:
+                name, label = str(image.frame), image.label
+                method = METHOD + ("; text masked" if (image.file, image.frame) in frames.masked else "")
+                path = png_path(folder, image.file, image.frame)
+            else:
+                continue
+            provenance = [Provenance("dicom", f"{study}-{row['series']}-{name}", None, config.license, None)]
+            modality = MODALITIES[row["modality"]]
+            records.append(make_image(path.read_bytes(), provenance, modality, row["body_part"], method))
+            labels.append(label)
         if not records:
             writer.drop({"study": study}, "study without a readable image")
             continue
-        first = by_file[chosen[study][0][0]]
         texts, problem = study_texts(rows, files, reports)
         if problem:
             writer.drop({"study": study}, problem)
             continue
         for record in records:  # after the report: the images of a rejected study stay out
             writer.add_image(record)
-        images = [record.image_id for record in records]
-        pending.append((study, first, images, labels, texts))
+        first, images = by_file[chosen[study][0].file], tuple(record.image_id for record in records)
+        modality, part = MODALITIES[first["modality"]], first["body_part"]
+        pending.append(StudyImages(study, first["patient"], modality, part, first["day"], images, tuple(labels), texts))
         groups.add(connecting_keys(images, first["patient"], study))
-    for (study, first, images, labels, texts), split in zip(
-        pending, groups.assign(config.validation, config.test, config.seed), strict=True
-    ):
-        writer.add_sample(split, make_sample(study, first, images, labels, texts, config))
+    previous = find_previous(pending) if config.prior else {}
+    for item, split in zip(pending, groups.assign(config.validation, config.test, config.seed), strict=True):
+        sample = make_sample(item, previous.get(item.study), config.images, "dicom", config.license)
+        writer.add_sample(split, sample)
 
 
 def study_texts(
@@ -251,35 +287,6 @@ def study_texts(
     if find_personal_data(findings + "\n" + impression):
         return None, "report with personal data that could not be removed"
     return (findings, impression), None
-
-
-def make_sample(
-    study: str,
-    header: Header,
-    images: Sequence[str],
-    labels: Sequence[str],
-    texts: tuple[str, str] | None,
-    config: ImportDicomConfig,
-) -> Sample:
-    """Images with their labels, then the question: for the report, or, without one, for the modality."""
-    if texts is None:
-        question, answer = MODALITY_QUESTION, MODALITY_ANSWERS.get(MODALITIES[header["modality"]], "其他检查")
-    elif texts[0] and texts[1]:
-        question, answer = REPORT_QUESTION, f"检查所见：{texts[0]}\n诊断意见：{texts[1]}"
-    else:
-        question, answer = (FINDINGS_QUESTION, texts[0]) if texts[0] else (IMPRESSION_QUESTION, texts[1])
-    return Sample(
-        sample_id=f"study-{study}",
-        kind="report" if texts else "vqa",
-        image_ids=tuple(images),
-        messages=(user_with_labels(labels, question), assistant(answer)),
-        answer_type=None if texts else "open",
-        question_type=None if texts else "modality",
-        lang="zh",
-        source="dicom",
-        group=header["patient"],
-        license_tier=license_tier(config.license),
-    )
 
 
 def describe(
