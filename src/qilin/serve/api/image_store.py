@@ -34,6 +34,7 @@ from qilin.imaging.windowing import (
     with_square_pixels,
 )
 from qilin.serve.api.errors import ApiError
+from qilin.serve.api.image_geometry import can_reformat, edge_letters, spacing_kind, stack_volume
 from qilin.serve.api.remote_images import split_url
 
 SCHEME = "qilin-image"
@@ -104,6 +105,13 @@ class ImageStore:
             with contextlib.suppress(ApiError):  # dropped meanwhile
                 self.remove(name, owner)
         return result
+
+    def volume(self, name: str, owner: str) -> str:
+        """The slices of a series as a volume, which is kept as a further image; its id. Raises ApiError, ImageError."""
+        image = self.get(name, owner)
+        if not isinstance(image.source, DicomImage | SliceStack):
+            raise ApiError(400, "image: expected the slices of a DICOM series", "image")
+        return self.keep(MedicalImage("dicom", image.modality, stack_volume(image.source)), 0, owner)
 
     def remove(self, name: str, owner: str) -> None:
         self.get(name, owner)
@@ -185,6 +193,9 @@ def describe(image: MedicalImage, windowing: Windowing | None = None) -> dict[st
         "presets": {name: [preset.center, preset.width] for name, (_, preset) in PRESETS.items()}
         if frame.modality == "CT"
         else {},
+        "spacing": spacing_kind(image.source) if frame.spacing else "",
+        "edges": edge_letters(image.source),
+        "stack": can_reformat(image.source),
     }
 
 
@@ -211,10 +222,11 @@ def display_window(frame: Frame) -> Window:
 def view_pixels(frame: Frame, max_side: int) -> tuple[bytes, dict[str, str]]:
     """A frame for the canvas: int16 values or RGB bytes, row by row, with square pixels, and headers that explain them.
 
-    `max_side` reduces large images before they are sent. value = stored * slope + intercept. Padding and not-a-number
-    are sent as the smallest value, so they are black in any window.
+    `max_side` reduces large images before they are sent. value = stored * slope + intercept. Not-a-number is sent as
+    the smallest value. Padding is the stored value that X-Padding names: black, whatever the window and inverted or
+    not, as in the image that the model is shown. X-Spacing is that of the whole image's square pixels.
     """
-    headers = {"X-Spacing": "", "X-Inverted": str(int(frame.inverted))}
+    headers = {"X-Spacing": repr(min(frame.spacing)) if frame.spacing else "", "X-Inverted": str(int(frame.inverted))}
     if frame.is_color:
         full_image = with_square_pixels(Image.fromarray(frame.values), frame.spacing)
         image = fit(full_image, max_side)
@@ -222,16 +234,16 @@ def view_pixels(frame: Frame, max_side: int) -> tuple[bytes, dict[str, str]]:
     values = frame.values.astype(np.float32, copy=True)
     low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
     values = np.nan_to_num(values, nan=low, posinf=low, neginf=low)
-    if frame.padding is not None:
-        values[frame.padding] = float(values.max() if frame.inverted else low)
     full_image = with_square_pixels(Image.fromarray(values, "F"), frame.spacing)
     image = fit(full_image, max_side)
     array = np.asarray(image)
     slope, intercept = int16_scale(array)
     stored = np.rint((array - intercept) / slope).clip(INT16_MIN, INT16_MAX).astype("<i2")
     headers |= {"X-Slope": repr(slope), "X-Intercept": repr(intercept)}
-    if frame.spacing is not None:
-        headers["X-Spacing"] = repr(min(frame.spacing))  # of the whole image's square pixels
+    if frame.padding is not None:
+        padding = Image.fromarray(frame.padding.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+        stored = np.where(np.asarray(padding) > 0, INT16_MIN, np.maximum(stored, INT16_MIN + 1)).astype("<i2")
+        headers["X-Padding"] = str(INT16_MIN)
     return stored.tobytes(), headers | size_headers(image, full_image, "int16")
 
 

@@ -1,109 +1,26 @@
 "use strict";
-// The conversation: images and questions go to /v1/chat/completions, answers arrive as text nodes. Nothing is kept when
-// the tab closes; only the key and the language live in this tab's session.
+// The conversation: images and questions go to /v1/chat/completions, answers arrive as text nodes. Two models may answer
+// side by side. Nothing is kept when the tab closes, unless the history is turned on.
 
-const $ = (id) => document.getElementById(id);
 const LOW_CONFIDENCE = 0.5;
-const MAX_VIEWERS = 8;
-const EXPORT_STYLE = "body{font-family:system-ui,'Noto Sans CJK SC',sans-serif;max-width:50rem;margin:2rem auto;line-height:1.6}" +
-  "img{max-width:100%;background:#000}.who{color:#666}.notice{border:1px solid #a60;padding:.5rem}p{white-space:pre-wrap}";
-let model = "";
-let viewers = [];
-let turns = []; // {question, images: [url], thumbnails, labels, answer, meta, viewers}
+let models = [];
+let turns = []; // {question, images: [url], thumbnails, labels, viewers, answers: [{model, text, meta, error, map}]}
 let controller = null;
-let linking = false;
+let readOnly = false;
 
-async function request(path, options = {}) {
-  const key = sessionStorage.getItem("key");
-  const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  let response;
-  try { response = await fetch(path, { ...options, headers }); }
-  catch (error) { throw error.name === "AbortError" ? error : new Error(T("offline")); }
-  if (response.status === 401) { await askKey(); return request(path, options); }
-  if (!response.ok) {
-    let message = `${response.status}`;
-    try { message = (await response.json()).error.message; } catch { /* not from this server */ }
-    throw new Error(message);
-  }
-  return response;
-}
-
-let keyPromise = null;
-function askKey() {
-  keyPromise ??= new Promise((resolve) => {
-    const dialog = $("key-dialog");
-    $("key").value = "";
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
-    dialog.addEventListener("close", () => {
-      sessionStorage.setItem("key", $("key").value.trim());
-      keyPromise = null;
-      resolve();
-    }, { once: true });
-    dialog.showModal();
-  });
-  return keyPromise;
-}
-
-const api = {
-  request,
-  report: (error) => status(`${T("error")}: ${error.message}`, true),
-  remove: (viewer) => {
-    viewers = viewers.filter((other) => other !== viewer);
-    viewer.node.remove();
-    request(`/api/images/${viewer.id}`, { method: "DELETE" }).catch(() => {});
-    suggest();
-  },
-  linked: (viewer, share) => {
-    if (linking) return;
-    linking = true;
-    for (const other of viewers) if (other !== viewer && other.plane === viewer.plane && other.counts[other.plane] > 1)
-      other.setIndex(Math.round(share * (other.counts[other.plane] - 1)), true);
-    linking = false;
-  },
-};
-
-function status(text, bad = false) { $("image-status").textContent = text; $("image-status").className = bad ? "bad" : ""; }
-
-async function addFiles(files) {
-  const failures = [], loaded = [];
-  for (const file of files) {
-    status(`${T("loading")} ${loaded.length + failures.length + 1}/${files.length} ${file.name}`);
-    try {
-      loaded.push(await (await request("/api/images", { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file })).json());
-    } catch (error) { failures.push(`${file.name}: ${error.message}`); }
-  }
-  const images = await stackSeries(loaded, failures);
-  for (const info of images) {
-    if (viewers.length < MAX_VIEWERS) viewers.push(new Viewer(info, $("viewers"), api));
-    else failures.push(T("too-many"));
-  }
-  const text = [loaded.length ? `${T("loaded")} ${loaded.length}` : "", failures.length ? `${T("failed")} ${failures.length}: ${failures.slice(0, 3).join("; ")}` : ""];
-  status(text.filter(Boolean).join("; "), failures.length > 0);
-  suggest();
-}
-
-async function stackSeries(loaded, failures) { // the slices of a series, one file each, become one image
-  const groups = new Map();
-  loaded.forEach((info, i) => {
-    const name = info.series ?? `#${i}`;
-    groups.set(name, [...(groups.get(name) ?? []), info]);
-  });
-  const images = [];
-  for (const group of groups.values()) {
-    if (group.length === 1) { images.push(group[0]); continue; }
-    try {
-      const body = JSON.stringify({ images: group.map((info) => info.id) });
-      const response = await request("/api/stacks", { method: "POST", headers: { "Content-Type": "application/json" }, body });
-      images.push(...(await response.json()).images);
-    } catch (error) { failures.push(error.message); }
-  }
-  return images;
+function chosenModels() {
+  const first = $("model").value, second = $("compare").value;
+  return second && second !== first ? [first, second] : [first];
 }
 
 function suggest() {
-  const modality = viewers.length ? viewers[viewers.length - 1].info.modality : "";
-  const questions = T("suggestions")[modality] ?? T("suggestions")[""] ?? [];
-  $("suggestions").replaceChildren(...(viewers.length ? questions : []).map((text) => {
+  const viewer = toolbar?.viewer;
+  const code = viewer ? viewer.info.modality : "";
+  const questions = T("suggestions")[MODALITY_ALIASES[code] ?? code] ?? T("suggestions")[""];
+  const old = [...$("suggestions").children].map((node) => node.textContent);
+  const next = viewer && !readOnly ? questions : [];
+  if (old.join() === next.join()) return;
+  $("suggestions").replaceChildren(...next.map((text) => {
     const node = element("button", { type: "button", textContent: text });
     node.addEventListener("click", () => ask(text));
     return node;
@@ -113,43 +30,50 @@ function suggest() {
 function newTurn(question) {
   // a conversation holds each view of an image once: a view that an earlier turn showed is not sent again
   const shown = new Set(turns.flatMap((turn) => turn.images));
-  const turn = { question, images: [], labels: [], thumbnails: [], viewers: [], answer: "", meta: null };
+  const turn = { question, images: [], labels: [], thumbnails: [], viewers: [], note: "", answers: [] };
   for (const viewer of viewers) {
     if (!viewer.pixels) continue;
-    const url = viewer.url();
+    const url = viewer.url(), { region } = viewer;
     if (!shown.has(url)) {
       turn.images.push(url); turn.labels.push(viewer.label()); turn.thumbnails.push(viewer.thumbnail()); turn.viewers.push(viewer);
     }
-    if (viewer.region) {
-      turn.images.push(viewer.url(viewer.region)); turn.labels.push(""); turn.thumbnails.push(""); turn.viewers.push(null);
-      turn.question = question + T("regionNote");
+    if (region) {
+      const [x, y, width, height] = region;
+      turn.images.push(viewer.url(region)); turn.labels.push(""); turn.thumbnails.push(""); turn.viewers.push(null);
+      turn.note = T("regionNote");
+      turn.regionText = `${T("regionPrefix")} ${x}, ${y}, ${width} × ${height}`;
     }
   }
   return turn;
 }
 
-function content(turn) {
+function imageParts(turn) {
   const parts = [];
   turn.images.forEach((url, i) => {
     if (turn.labels[i]) parts.push({ type: "text", text: turn.labels[i] });
     parts.push({ type: "image_url", image_url: { url } });
   });
-  return [...parts, { type: "text", text: turn.question }];
+  return parts;
 }
 
-function conversation(last) {
+function conversation(last, model) { // what a model is told: its own answers, another model's where it gave none
   const messages = [];
-  for (const turn of turns.slice(0, last + 1)) {
-    messages.push({ role: "user", content: content(turn) });
-    if (turn.answer && turn !== turns[last]) messages.push({ role: "assistant", content: turn.answer });
-  }
+  let carried = []; // images of turns without an answer
+  turns.slice(0, last + 1).forEach((turn, i) => {
+    const answer = turn.answers.find((other) => other.model === model && other.text) ?? turn.answers.find((other) => other.text);
+    const parts = [...carried, ...imageParts(turn)];
+    carried = [];
+    if (i < last && !answer) { carried = parts; return; }
+    messages.push({ role: "user", content: [...parts, { type: "text", text: turn.question + turn.note }] });
+    if (i < last) messages.push({ role: "assistant", content: answer.text });
+  });
   return messages;
 }
 
 async function ask(question) {
   question = question.trim();
+  if (controller || readOnly) return;
   if (!question) { status(T("send_first"), true); $("question").focus(); return; }
-  if (controller) return;
   turns.push(newTurn(question));
   $("question").value = "";
   render();
@@ -159,183 +83,225 @@ async function ask(question) {
 async function answer(index) {
   const turn = turns[index];
   turns.length = index + 1;
-  Object.assign(turn, { answer: "", meta: null, error: "" });
-  render();
-  const node = $("messages").lastElementChild.querySelector(".text");
+  turn.answers = chosenModels().map((model) => ({ model, text: "", meta: null, error: "" }));
   controller = new AbortController();
   busy(true);
-  try {
-    const body = { model, messages: conversation(index), stream: true, stream_options: { include_usage: true } };
-    const response = await request("/v1/chat/completions", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: controller.signal,
-    });
-    for await (const event of events(response)) {
-      if (event.error) throw new Error(event.error.message);
-      const choice = event.choices[0];
-      if (choice?.delta?.content) { turn.answer += choice.delta.content; node.textContent = turn.answer; $("messages").scrollTop = 1e9; }
-      if (choice?.finish_reason) turn.meta = { reason: choice.finish_reason, confidence: choice.confidence };
-      if (event.usage) Object.assign(turn.meta ??= {}, { usage: event.usage });
-    }
-  } catch (error) {
-    if (error.name === "AbortError") turn.meta = { reason: "aborted" };
-    else turn.error = error.message;
-  }
+  render();
+  announce(T("waiting"));
+  await Promise.all(turn.answers.map((one, i) => generate(index, i, controller.signal)));
   controller = null;
   busy(false);
   render();
+  announce(turn.answers.map((one) => one.error || `${T("done")}: ${one.text}`).join(" "));
+  keepConversation();
 }
 
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    text += value;
-    const parts = text.split("\n\n");
-    text = parts.pop();
-    for (const part of parts) {
+async function generate(index, number, signal) {
+  const one = turns[index].answers[number];
+  const node = $("messages").querySelector(`[data-answer="${index}/${number}"] .text`);
+  try {
+    const body = { model: one.model, messages: conversation(index, one.model), stream: true, stream_options: { include_usage: true } };
+    const response = await postJson("/v1/chat/completions", body, { signal });
+    for await (const part of lines(response, "\n\n")) {
       if (!part.startsWith("data: ") || part === "data: [DONE]") continue;
-      yield JSON.parse(part.slice(6));
+      const event = JSON.parse(part.slice(6));
+      if (event.error) throw new Error(event.error.message);
+      const choice = event.choices?.[0];
+      if (choice?.delta?.content) {
+        one.text += choice.delta.content;
+        node.textContent = one.text;
+        keepAtEnd();
+      }
+      const extra = choice?.qilin ?? event.qilin ?? {};
+      if (extra.notices) one.notices = extra.notices;
+      if (choice?.finish_reason) one.meta = { ...one.meta, reason: choice.finish_reason, confidence: extra.confidence ?? choice.confidence };
+      else if (extra.confidence !== undefined) one.meta = { ...one.meta, confidence: extra.confidence };
+      if (event.usage) one.meta = { ...one.meta, usage: event.usage };
     }
+  } catch (error) {
+    if (error.name === "AbortError") one.meta = { ...one.meta, reason: "aborted" };
+    else one.error = error.message;
   }
 }
 
-function busy(on) { $("send").hidden = on; $("stop").hidden = !on; $("messages").setAttribute("aria-busy", on); }
+function busy(on) {
+  $("send").hidden = on;
+  $("stop").hidden = !on;
+  $("messages").setAttribute("aria-busy", on);
+  if (document.activeElement === document.body) $("question").focus();
+}
+
+function keepAtEnd() { $("messages").scrollTop = $("messages").scrollHeight; }
 
 function render() {
-  $("messages").replaceChildren(...turns.flatMap((turn, index) => [questionNode(turn, index), answerNode(turn, index)]));
-  $("messages").scrollTop = 1e9;
+  const focus = document.activeElement?.dataset?.key; // the button that had the focus has it again
+  $("messages").replaceChildren(...(turns.length ? turns.flatMap((turn, index) => [questionNode(turn, index), answersNode(turn, index)])
+    : [element("p", { className: "empty", textContent: T("empty") })]));
+  if (focus) $("messages").querySelector(`[data-key="${focus}"]`)?.focus({ preventScroll: true });
+  keepAtEnd();
 }
 
 function questionNode(turn, index) {
-  const node = element("div", { className: "message user" }, element("span", { className: "who", textContent: T("user") }));
-  const images = turn.thumbnails.filter(Boolean);
-  if (images.length) node.append(element("div", { className: "thumbnails" }, ...images.map((src, i) => element("img", { src, alt: `${T("context-image")} ${i + 1} ${turn.labels[i]}` }))));
-  node.append(element("span", { textContent: turn.question }));
-  node.append(element("div", { className: "meta" }, small("edit", () => { turns.length = index; $("question").value = turn.question; $("question").focus(); render(); })));
+  const node = element("article", { className: "message user" }, element("h3", { className: "who", textContent: T("user") }));
+  const images = turn.thumbnails.map((src, i) => [src, turn.labels[i]]).filter(([src]) => src);
+  if (images.length) node.append(element("div", { className: "thumbnails" }, ...images.map(([src, label], i) =>
+    element("figure", {}, element("img", { src, alt: `${T("context-image")} ${i + 1} ${label}` }), ...(label ? [element("figcaption", { textContent: label })] : [])))));
+  node.append(element("p", { className: "text", textContent: turn.question }));
+  if (turn.regionText) node.append(element("p", { className: "meta", textContent: turn.regionText }));
+  if (!readOnly) node.append(element("div", { className: "meta tools" }, small("edit", `${index}/edit`, () => edit(index))));
   return node;
 }
 
-function answerNode(turn, index) {
-  const node = element("div", { className: "message" }, element("span", { className: "who", textContent: T("assistant") }));
-  node.append(element("span", { className: "text", textContent: turn.answer }));
-  if (turn.error) node.append(element("div", { className: "bad", textContent: `${T("error")}: ${turn.error}` }));
-  if (turn.meta?.reason === "length") node.append(element("div", { className: "caution", textContent: T("length") }));
-  if (turn.meta?.confidence < LOW_CONFIDENCE) node.append(element("div", { className: "caution", textContent: T("low") }));
-  if (!turn.meta && !turn.error) return node;
-  const meta = element("div", { className: "meta" });
-  if (turn.meta?.reason === "aborted") meta.append(T("aborted"));
-  if (turn.meta?.confidence !== undefined) meta.append(`${T("confidence")} ${turn.meta.confidence.toFixed(2)}`);
-  if (turn.meta?.usage) {
-    const cached = turn.meta.usage.prompt_tokens_details.cached_tokens;
-    meta.append(` ${turn.meta.usage.total_tokens} ${T("tokens")}${cached ? ` (${cached} ${T("cached")})` : ""}`);
+function edit(index) {
+  if (controller) return;
+  const { question } = turns[index];
+  turns.length = index;
+  render();
+  $("question").value = question;
+  $("question").focus();
+}
+
+function answersNode(turn, index) {
+  const nodes = turn.answers.map((one, number) => answerNode(turn, index, one, number));
+  return element("div", { className: nodes.length > 1 ? "answers two" : "answers" }, ...nodes);
+}
+
+function answerNode(turn, index, one, number) {
+  const title = models.length > 1 ? `${T("assistant")} · ${one.model}` : T("assistant");
+  const node = element("article", { className: "message" }, element("h3", { className: "who", textContent: title }));
+  node.dataset.answer = `${index}/${number}`;
+  node.append(element("p", { className: "text", textContent: one.text }));
+  for (const caution of cautions(one)) node.append(element("p", { className: "caution", textContent: caution }));
+  if (one.error) node.append(element("p", { className: "bad", textContent: `${T("error")}: ${one.error}` }));
+  if (one.map) node.append(mapFigure(one.map));
+  if (!one.meta && !one.error) return node;
+  if (describeAnswer(one)) node.append(element("p", { className: "meta", textContent: describeAnswer(one) }));
+  const key = (name) => `${index}/${number}/${name}`;
+  const tools = element("div", { className: "meta tools" });
+  if (one.text) tools.append(small("copy", key("copy"), (event) => copy(one.text, event.target)));
+  if (!readOnly) {
+    tools.append(small("retry", key("retry"), () => { if (!controller) answer(index); }));
+    if (one.text && imagesUpTo(index).length) tools.append(...mapTools(index, number, one, key));
   }
-  const copy = small("copy", async () => { await navigator.clipboard.writeText(turn.answer); copy.textContent = T("copied"); });
-  meta.append(copy, small("retry", () => { if (!controller) answer(index); }));
-  const first = turns.slice(0, index + 1).flatMap((other) => other.viewers).findIndex((viewer) => viewer && viewers.includes(viewer));
-  if (turn.answer && first >= 0) meta.append(small("map", (event) => showMap(index, first, event.target)));
-  node.append(meta);
+  if (tools.children.length) node.append(tools);
   return node;
 }
 
-function small(name, action) {
+function cautions(one) { // what a reader must know about an answer, in words
+  const texts = (one.notices ?? []).map((notice) => (typeof notice === "string" ? notice : notice[language] ?? notice.text ?? notice.message ?? "")).filter(Boolean);
+  if (one.meta?.reason === "length") texts.push(T("length"));
+  if (!one.notices && confidenceOf(one) < LOW_CONFIDENCE) texts.push(T("low"));
+  return texts;
+}
+
+function confidenceOf(one) {
+  const value = one.meta?.confidence;
+  return typeof value === "object" && value ? value.value : value ?? undefined;
+}
+
+function describeAnswer(one) {
+  const parts = [], confidence = confidenceOf(one);
+  if (one.meta?.reason === "aborted") parts.push(T("aborted"));
+  if (typeof confidence === "number") parts.push(`${T("confidence")} ${confidence.toFixed(2)} (${T(one.meta.confidence.calibrated ? "calibrated" : "not-calibrated")})`);
+  if (one.meta?.usage) {
+    const cached = one.meta.usage.prompt_tokens_details?.cached_tokens;
+    parts.push(`${one.meta.usage.total_tokens} ${T("tokens")}${cached ? ` (${cached} ${T("cached")})` : ""}`);
+  }
+  return parts.join(" · ");
+}
+
+async function copy(text, button) {
+  try { await navigator.clipboard.writeText(text); } catch { // addresses without TLS have no clipboard interface
+    const area = element("textarea", { value: text, className: "hidden" });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  button.textContent = T("copied");
+  button.focus();
+  announce(T("copied"));
+}
+
+function small(name, key, action) {
   const node = element("button", { type: "button", textContent: T(name) });
+  node.dataset.key = key;
   node.addEventListener("click", action);
   return node;
-}
-
-async function showMap(index, image, button) {
-  const viewer = turns.slice(0, index + 1).flatMap((turn) => turn.viewers)[image];
-  button.disabled = true;
-  try {
-    const body = JSON.stringify({ messages: conversation(index), answer: turns[index].answer, image });
-    const response = await request("/api/occlusion", { method: "POST", headers: { "Content-Type": "application/json" }, body });
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let text = "", grid = null, done = 0;
-    for (;;) {
-      const chunk = await reader.read();
-      if (chunk.done) break;
-      text += chunk.value;
-      const lines = text.split("\n");
-      text = lines.pop();
-      for (const line of lines) {
-        const row = JSON.parse(line);
-        if (row.error) throw new Error(row.error);
-        if (row.rows) grid = { ...row, drops: new Array(row.rows * row.columns).fill(NaN) };
-        else { grid.drops[row.cell] = row.drop; done++; }
-        viewer.setOverlay({ ...grid, label: `${T("map-running")} ${done}/${grid.drops.length}` });
-      }
-    }
-    const top = Math.max(...grid.drops);
-    const label = top > 0.05 ? `${T("map-help")} ${T("map-scale")}: 0 – ${top.toFixed(2)}` : T("map-none");
-    viewer.setOverlay({ ...grid, drops: top > 0.05 ? grid.drops : grid.drops.map(() => 0), label });
-  } catch (error) { api.report(error); viewer.setOverlay(null); }
-  button.disabled = false;
-}
-
-function exportPage() { // one file without scripts; texts are escaped by the DOM
-  const page = document.implementation.createHTMLDocument(T("export-title"));
-  page.documentElement.lang = document.documentElement.lang;
-  const make = (name, text, className = "") => { const node = page.createElement(name); node.textContent = text; node.className = className; return node; };
-  const meta = page.createElement("meta");
-  meta.setAttribute("charset", "utf-8");
-  page.head.prepend(meta);
-  page.body.append(make("h1", T("export-title")), make("p", T("notice"), "notice"), make("p", `${T("model")}: ${model}  ${T("date")}: ${new Date().toLocaleString()}`));
-  for (const turn of turns) {
-    page.body.append(make("p", T("user"), "who"));
-    turn.thumbnails.filter(Boolean).forEach((src) => { const image = page.createElement("img"); image.src = src; image.alt = ""; page.body.append(image); });
-    page.body.append(make("p", turn.question), make("p", T("assistant"), "who"), make("p", turn.answer));
-  }
-  page.body.append(make("p", T("notice"), "notice"));
-  // as text: this page's policy would block a style element that scripts make
-  const html = page.documentElement.outerHTML.replace("</head>", `<style>${EXPORT_STYLE}</style></head>`);
-  const blob = new Blob(["<!doctype html>\n", html], { type: "text/html" });
-  const link = element("a", { href: URL.createObjectURL(blob), download: `qilin-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.html` });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
 function reset() {
   if ((turns.length || viewers.length) && !confirm(T("confirmNew"))) return;
   controller?.abort();
   turns = [];
-  for (const viewer of [...viewers]) api.remove(viewer);
+  readOnly = false;
+  startConversation();
+  removeViewers(viewers);
   status("");
+  showReadOnly();
   render();
+}
+
+function showReadOnly() {
+  $("form").hidden = readOnly;
+  $("saved").hidden = !readOnly;
+  suggest();
 }
 
 function setLanguage(next) {
   language = next;
-  sessionStorage.setItem("language", next);
+  localStorage.setItem("language", next);
   applyLanguage();
+  showWarnings();
+  $("suggestions").replaceChildren();
   suggest();
   render();
+  toolbar.refresh();
   for (const viewer of viewers) viewer.draw();
 }
 
+let warnings = [];
+function showWarnings() { // the server's sentences, in the page's language where they are known
+  const known = [[/synthetic images/, "server-synthetic"], [/from stage 1/, "server-stage1"]];
+  $("warnings").hidden = !warnings.length;
+  $("warnings").replaceChildren(...warnings.map((text) => {
+    const name = known.find(([pattern]) => pattern.test(text))?.[1];
+    return element("span", { textContent: `${name ? T(name) : text} `, lang: name ? "" : "en" });
+  }));
+  for (const node of $("warnings").children) if (!node.lang) node.removeAttribute("lang");
+}
+
+async function loadModels() {
+  models = (await (await request("/v1/models")).json()).data.map((row) => row.id);
+  $("model").replaceChildren(...models.map((name) => element("option", { value: name, textContent: name })));
+  $("compare").replaceChildren(element("option", { value: "", textContent: T("none") }), ...models.map((name) => element("option", { value: name, textContent: name })));
+  $("compare").options[0].dataset.text = "none";
+  $("models").hidden = models.length < 2;
+  $("name").textContent = models.length === 1 ? models[0] : "Qilin";
+  document.title = `Qilin: ${models.join(", ")}`;
+}
+
 document.addEventListener("DOMContentLoaded", async () => {
-  setLanguage(sessionStorage.getItem("language") ?? "zh");
+  listenToFiles();
+  listenToDialogs();
+  listenToRecords();
+  setLanguage(localStorage.getItem("language") ?? "zh");
   $("language").addEventListener("click", () => setLanguage(language === "zh" ? "en" : "zh"));
+  $("theme").value = localStorage.getItem("theme") ?? "auto";
+  $("theme").addEventListener("change", () => chooseTheme($("theme").value));
+  $("help").addEventListener("click", showKeys);
   $("new").addEventListener("click", reset);
-  $("export").addEventListener("click", exportPage);
   $("form").addEventListener("submit", (event) => { event.preventDefault(); ask($("question").value); });
   $("question").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask($("question").value); }
   });
-  $("stop").addEventListener("click", () => controller?.abort());
-  for (const id of ["files", "folder"]) $(id).addEventListener("change", (event) => { addFiles([...event.target.files]); event.target.value = ""; });
-  const drop = $("drop");
-  document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-  document.addEventListener("dragleave", () => drop.classList.remove("over"));
-  document.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); addFiles([...event.dataTransfer.files]); });
-  document.addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); addFiles([...event.clipboardData.files]); } });
+  $("stop").addEventListener("click", () => { controller?.abort(); $("question").focus(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && controller && !document.querySelector("dialog[open]")) controller.abort();
+  });
   try {
-    const info = await (await request("/api/info")).json();
-    model = info.model;
-    $("model").textContent = model;
-    document.title = `Qilin: ${model}`;
-    $("warnings").hidden = !info.warnings.length;
-    $("warnings").textContent = info.warnings.join(" ");
+    await loadModels();
+    warnings = (await (await request("/api/info")).json()).warnings;
+    showWarnings();
   } catch (error) { api.report(error); }
 });
