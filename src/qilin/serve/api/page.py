@@ -1,13 +1,13 @@
 """The routes of the chat page: its files, uploaded images, and occlusion maps.
 
-In: the chat service. Out: handlers. The page is static: three files without a build step, under a policy that lets a
-browser load nothing from anywhere else.
+In: the chat service. Out: handlers. The page is static: files without a build step, under a policy that lets a browser
+load nothing from anywhere else.
 """
 
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,21 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class OcclusionBody(Strict):
-    """POST /api/occlusion: a conversation, the answer to it, and the number of the image to examine, from 0."""
+    """POST /api/occlusion: a conversation, the answer to it, and the number of the image to examine, from 0.
 
+    `model` is the one that answered; the server's first by default.
+    """
+
+    model: str | None = None
     messages: list[Message] = Field(min_length=1, max_length=64)
     answer: str = Field(min_length=1, max_length=4000)
     image: int = Field(ge=0, lt=MAX_IMAGES)
+
+
+class VolumeBody(Strict):
+    """POST /api/volumes: the id of an uploaded series that becomes a volume."""
+
+    image: str
 
 
 class StackBody(Strict):
@@ -48,8 +58,15 @@ class StackBody(Strict):
     images: list[str] = Field(min_length=1, max_length=10_000)
 
 
-def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[str, str, Handler]]:
-    """(method, path, handler) of the page."""
+def page_routes(
+    service: ChatService, warnings: tuple[str, ...], others: Sequence[ChatService] = ()
+) -> list[tuple[str, str, Handler]]:
+    """(method, path, handler) of the page. `others` serve further models; all use the image store of the first."""
+    services = {one.model_name: one for one in (service, *others)}
+
+    def description(name: str, owner: str) -> dict[str, Any]:
+        return {"id": name, **describe(service.store.get(name, owner), service.store.windowing)}
+
     files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES}
 
     async def get_page(request: Request) -> Response:
@@ -70,26 +87,31 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
         owner = request.state.owner
         try:
             name = await asyncio.to_thread(service.store.add, data, owner)
-            description = await asyncio.to_thread(
-                lambda: describe(service.store.get(name, owner), service.store.windowing)
-            )
+            row = await asyncio.to_thread(description, name, owner)
         except ImageError as error:
             raise ApiError(400, str(error), "image") from None
-        return JSONResponse({"id": name, **description})
+        return JSONResponse(row)
 
     async def post_stack(request: Request) -> Response:
         names = validate(StackBody, parse_object(await request.body())).images
         owner = request.state.owner
         try:
             stacks = await asyncio.to_thread(service.store.stack, names, owner)
-            images = [service.store.get(name, owner) for name in stacks]
-            rows = [
-                {"id": name, **await asyncio.to_thread(describe, image, service.store.windowing)}
-                for name, image in zip(stacks, images, strict=True)
-            ]
+            rows = [await asyncio.to_thread(description, name, owner) for name in stacks]
         except ImageError as error:
             raise ApiError(400, str(error), "images") from None
         return JSONResponse({"images": rows})
+
+    async def post_volume(request: Request) -> Response:
+        name = validate(VolumeBody, parse_object(await request.body())).image
+        owner = request.state.owner
+        try:
+            plane = (await asyncio.to_thread(description, name, owner))["plane"]
+            volume = await asyncio.to_thread(service.store.volume, name, owner)
+            row = await asyncio.to_thread(description, volume, owner)
+        except ImageError as error:
+            raise ApiError(400, str(error), "image") from None
+        return JSONResponse({**row, "plane": plane})
 
     async def get_pixels(request: Request) -> Response:
         image = service.store.get(request.path_params["name"], request.state.owner)
@@ -111,6 +133,11 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
 
     async def post_occlusion(request: Request) -> Response:
         body = validate(OcclusionBody, parse_object(await request.body()))
+        answering = services.get(body.model or service.model_name)
+        if answering is None:
+            raise ApiError(
+                404, f"model: there is no model {body.model!r}; this server has {', '.join(services)}", "model"
+            )
         sources = service.sources(request.state.owner)
         try:
             chat = await asyncio.to_thread(to_request, body.messages, sources, MAX_IMAGES)
@@ -118,7 +145,7 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
             raise ApiError(400, str(error), "messages") from None
         if body.image >= len(chat.images):
             raise ApiError(400, f"image is {body.image}; the messages have {len(chat.images)} images", "image")
-        rows = occlusion_map(service.engine, chat, body.image, body.answer, request.state.owner)
+        rows = occlusion_map(answering.engine, chat, body.image, body.answer, request.state.owner)
         return StreamingResponse(json_lines(rows), media_type="application/x-ndjson")
 
     return [
@@ -127,6 +154,7 @@ def page_routes(service: ChatService, warnings: tuple[str, ...]) -> list[tuple[s
         ("GET", "/api/info", get_info),
         ("POST", "/api/images", post_image),
         ("POST", "/api/stacks", post_stack),
+        ("POST", "/api/volumes", post_volume),
         ("GET", "/api/images/{name}/pixels", get_pixels),
         ("DELETE", "/api/images/{name}", delete_image),
         ("POST", "/api/occlusion", post_occlusion),
