@@ -21,7 +21,14 @@ from qilin.evaluate.answer_probability import (
 from qilin.evaluate.manifest import model_hash
 from qilin.evaluate.run import evaluate
 
-ABOUT: dict[str, Any] = {"max_characters": 20, "dataset": "d", "split": "test", "synthetic": False, "model": None}
+ABOUT: dict[str, Any] = {
+    "max_characters": 20,
+    "dataset": "d",
+    "split": "test",
+    "synthetic": False,
+    "kinds": ("CT",),
+    "model": None,
+}
 
 
 def overconfident_answers(n: int = 2000, seed: int = 0) -> tuple[list[float], np.ndarray, np.ndarray]:
@@ -86,11 +93,20 @@ def test_file_belongs_to_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"slope": "1"}, {"slope": -1.0}, {"offset": None}, {"answers": 1.5}, {"split": 1}, {"model": 3}],
+    [
+        {"format": 2},
+        {"slope": "1"},
+        {"slope": -1.0},
+        {"offset": None},
+        {"answers": 1.5},
+        {"split": 1},
+        {"kinds": "CT"},
+        {"model": 3},
+    ],
 )
 def test_damaged_file_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "calibration.json"
-    write_calibration(path, Calibration(1.0, 0.0, 200, 0.9, 0.1, 0.02, 0.02, 20, "d", "test", False, None))
+    write_calibration(path, Calibration(1.0, 0.0, 200, 0.9, 0.1, 0.02, 0.02, 20, "d", "test", False, (), None))
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
     with pytest.raises(UserError) as error:
         read_calibration(path)
@@ -106,4 +122,5 @@ def test_evaluation_leaves_the_file_in_both_folders(
     calibration = read_calibration(tmp_path / "out" / "calibration.json")
     assert calibration.answers == 48
     assert calibration.split == "test"
+    assert calibration.kinds == ("CT", "MRI")
     assert find_calibration(tmp_path / "model") == calibration

@@ -68,3 +68,4 @@ def test_images_of_unknown_or_several_kinds() -> None:
     for modalities in ([None], ["MR", "CT"], ["MR", None], ["PET"], ["Secondary Capture"]):
         assert other_modality(question, modalities) is None
     assert other_modality(question, ["Pathology"]) == "CT"
+    assert other_modality(question, ["X光", "超声"]) == "CT"

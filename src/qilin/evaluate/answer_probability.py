@@ -47,6 +47,7 @@ class Calibration:
     dataset: str  # its folder's name
     split: str
     synthetic: bool
+    kinds: tuple[str, ...]  # of the images (CT, X光, …); empty if some are unknown
     model: str | None  # fingerprint of the weights; None for a remote model
 
     def probability(self, confidence: float) -> float:
@@ -93,6 +94,7 @@ def fit_calibration(
     dataset: str,
     split: str,
     synthetic: bool,
+    kinds: Sequence[str],
     model: str | None,
     seed: int = 0,
 ) -> Calibration | str:
@@ -113,7 +115,7 @@ def fit_calibration(
     slope, offset = fit_curve(confidence, is_correct)
     return Calibration(
         slope, offset, len(confidence), float(is_correct.mean()), before["ece"], after["ece"],
-        after["ece_if_calibrated"], max_characters, dataset, split, synthetic, model,
+        after["ece_if_calibrated"], max_characters, dataset, split, synthetic, tuple(kinds), model,
     )  # fmt: skip
 
 
@@ -162,7 +164,7 @@ def read_calibration(path: Path) -> Calibration:
     problem = field_problem(fields) if row.get("format") == 1 else f"format is {row.get('format')!r}; expected 1"
     if problem:
         raise UserError(f"{path}: {problem}; run qilin evaluate again, which writes this file, or remove it")
-    return Calibration(**fields)  # type: ignore[arg-type]
+    return Calibration(**fields | {"kinds": tuple(fields["kinds"])})  # type: ignore[arg-type]
 
 
 def field_problem(fields: Mapping[str, Any]) -> str | None:
@@ -179,6 +181,8 @@ def field_problem(fields: Mapping[str, Any]) -> str | None:
     for name in ("dataset", "split"):
         if not isinstance(fields[name], str):
             return f"{name} is {fields[name]!r}; expected a text"
+    if not isinstance(fields["kinds"], list) or not all(isinstance(kind, str) for kind in fields["kinds"]):
+        return f"kinds is {fields['kinds']!r}; expected a list of texts"
     if not isinstance(fields["synthetic"], bool) or not isinstance(fields["model"], str | None):
         return "synthetic or model has another type than expected"
     return None

@@ -47,7 +47,7 @@ from qilin.evaluate.image_checks import check_images
 from qilin.evaluate.items import Item
 from qilin.evaluate.job import EvaluationJob, bind_output_dir, job_identity, open_job
 from qilin.evaluate.manifest import scorer_of, scoring_manifest
-from qilin.evaluate.model_card import model_card
+from qilin.evaluate.model_card import model_card, refresh_card
 from qilin.evaluate.predict import (
     PASSES_DIR,
     AnswerFunction,
@@ -65,6 +65,7 @@ from qilin.evaluate.scoring.aggregate import Controls, ScoringContext, score_pre
 from qilin.evaluate.scoring.calibration import affirms_finding
 from qilin.evaluate.scoring.captions import FactSource, read_fact_source
 from qilin.evaluate.scoring.intervals import assign_clusters
+from qilin.text.modality import image_kind
 
 DRAWN_IMAGES = "drawn by a program, no patients"
 
@@ -103,6 +104,8 @@ def evaluate_job(job: EvaluationJob) -> dict[str, Any]:
         print(f"{config.out / 'scores.json'}: was made by scorer {old_scorer}, now by {scorer}", file=sys.stderr)
     write_scores(config.out / "scores.json", scores)
     write_atomic(config.out / "model_card.md", model_card(scores, is_synthetic(job.dataset)))
+    if config.endpoint is None and Path(job.model).is_dir():
+        refresh_card(Path(job.model), scores, is_synthetic(job.dataset))
     save_calibration(job, predictions, verdicts, context.cluster)
     write_report(
         config.out, scores, predictions, verdicts, job.dataset, job.model, job.label, context.facts, config.language
@@ -130,6 +133,7 @@ def save_calibration(
             dataset=job.dataset.path.name,
             split=config.split,
             synthetic=is_synthetic(job.dataset),
+            kinds=image_kinds(job, [predictions[i] for i in judged]),
             model=model_fingerprint(model) if is_local else None,
             seed=config.seed,
         )
@@ -146,6 +150,14 @@ def save_calibration(
                 "qilin serve --calibration",
                 file=sys.stderr,
             )
+
+
+def image_kinds(job: EvaluationJob, predictions: Sequence[Prediction]) -> list[str]:
+    """The kinds of the images that were asked about (CT, X光, …); empty where some are unknown."""
+    used = {image_id for prediction in predictions for image_id in prediction.image_ids}
+    rows = job.dataset.image_table(("image_id", "modality")).to_pylist()
+    kinds = {image_kind(row["modality"]) for row in rows if row["image_id"] in used}
+    return [] if None in kinds else sorted(str(kind) for kind in kinds)
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,14 @@ MEMBERS = {
 KINDS = {
     **dict.fromkeys(("ct",), "CT"),
     **dict.fromkeys(("mri", "mr"), "MRI"),
-    **dict.fromkeys(("xray", "cr", "dx", "rg", "mg", "io", "px", "mammography", "dentalxray", "radiograph"), "X光"),
-    **dict.fromkeys(("ultrasound", "us"), "超声"),
-    **dict.fromkeys(("pathology", "microscopy", "histology", "sm", "gm"), "病理"),
-    **dict.fromkeys(("endoscopy", "es"), "内镜"),
-    **dict.fromkeys(("fundus", "ophthalmicphotography", "op"), "眼底照相"),
-    **dict.fromkeys(("dermoscopy", "dermatoscopy"), "皮肤镜"),
+    **dict.fromkeys(
+        ("xray", "cr", "dx", "rg", "mg", "io", "px", "mammography", "dentalxray", "radiograph", "x光"), "X光"
+    ),
+    **dict.fromkeys(("ultrasound", "us", "超声"), "超声"),
+    **dict.fromkeys(("pathology", "microscopy", "histology", "sm", "gm", "病理", "显微镜"), "病理"),
+    **dict.fromkeys(("endoscopy", "es", "内镜"), "内镜"),
+    **dict.fromkeys(("fundus", "ophthalmicphotography", "op", "眼底照相"), "眼底照相"),
+    **dict.fromkeys(("dermoscopy", "dermatoscopy", "皮肤镜"), "皮肤镜"),
 }
 NOUNS = r"(?:的|图像|图片|影像|照片|图|片|扫描|成像|检查|拍摄|拍|做|scans?|images?|pictures?)*"
 # what makes the kind itself the question, after it and before it
@@ -79,12 +81,17 @@ def family_of(concept: str) -> str | None:
     return None
 
 
+def image_kind(modality: str | None) -> str | None:
+    """The kind of image that a dataset's name or DICOM's code stands for: MRI for "MR", X光 for "X-Ray" or "X光"."""
+    return KINDS.get(re.sub(r"[^a-z\u4e00-\u9fff]", "", (modality or "").lower()))
+
+
 def other_modality(question: str, modalities: Iterable[str | None]) -> str | None:
     """The kind that a question takes for granted where all of its images are of other kinds, else None.
 
     Images of an unknown kind say nothing.
     """
-    kinds = {KINDS.get(re.sub(r"[^a-z]", "", (modality or "").lower())) for modality in modalities}
+    kinds = set(map(image_kind, modalities))
     if not kinds or None in kinds:
         return None
     kind = named_kind(question)
