@@ -25,6 +25,7 @@ from PIL import Image
 from qilin.dataset.schema import user
 from qilin.model.generate import Request, answer_batch, prepare_inputs
 from qilin.model.llava import compose, load_model
+from qilin.model.saving import save_model
 from qilin.serve.engine.engine import Engine, Event, Finish, GenerationRequest, Increment
 from qilin.serve.engine.limits import default_limits, free_memory
 from qilin.serve.engine.prompt import prepare_prompt
@@ -59,8 +60,7 @@ def make_model(folder: Path) -> Path:
     ).save_pretrained(folder / "vision")
     parts = str(folder / "vision"), str(folder / "language")
     loaded = compose(*parts, template="chatml", system="", pad_square=True)
-    loaded.model.save_pretrained(folder / "model")
-    loaded.processor.save_pretrained(folder / "model")
+    save_model(folder / "model", loaded.model, loaded.processor)
     return folder / "model"
 
 

@@ -5,7 +5,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,16 +86,34 @@ def running_chat_server(
     max_body: int = 1 << 20,
     audit: Path | None = None,
     image_hosts: tuple[str, ...] = (),
+    compared: tuple[str, ...] = (),
 ) -> Iterator[ChatServer]:
-    engine = Engine(loaded, limits)
-    engine.start()
+    """`compared` names further engines on the same model."""
+    engine, *others = [Engine(loaded, limits) for _ in range(1 + len(compared))]
+    for one in (engine, *others):
+        one.start()
     service = ChatService(engine, MODEL, RemoteImages(frozenset(image_hosts)))
+    services = [ChatService(*pair, store=service.store) for pair in zip(others, compared, strict=True)]
+    with running_service(service, keys, max_body, audit, services) as url:
+        yield ChatServer(url, engine, service)
+
+
+@contextmanager
+def running_service(
+    service: ChatService,
+    keys: Keys | None = None,
+    max_body: int = 1 << 20,
+    audit: Path | None = None,
+    compared: Sequence[ChatService] = (),
+) -> Iterator[str]:
+    """The address of a server for a service, stopped afterwards."""
     app = make_app(
         ApiConfig(
             service,
             Access(keys or Keys(), LOCAL_HOSTS, max_body),
             AuditLog(audit) if audit else None,
             shutdown_seconds=5,
+            compared=tuple(compared),
         )
     )
     listener = socket.create_server(("127.0.0.1", 0))
@@ -108,7 +126,7 @@ def running_chat_server(
     while not server.started:
         time.sleep(0.01)
     try:
-        yield ChatServer(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, service)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(20)

@@ -27,6 +27,9 @@ from qilin.serve.api.metrics import engine_registry
 from qilin.serve.api.openapi import openapi_document
 from qilin.serve.api.page import page_routes
 from qilin.serve.api.security import Access, SecurityMiddleware
+from qilin.serve.api.upstream import Upstream
+from qilin.serve.api.upstream_chat import PASSED_FIELDS
+from qilin.serve.engine.engine import Engine
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -40,27 +43,34 @@ class ApiConfig:
     audit: AuditLog | None = None
     shutdown_seconds: float = 30.0
     warnings: tuple[str, ...] = ()  # what users of this model must know; the page shows them
+    compared: tuple[ChatService, ...] = ()  # further models, which the page compares with the first
 
 
 def make_app(config: ApiConfig) -> Starlette:
     """GET /v1/models, /health, /metrics, /openapi.json; POST /v1/chat/completions; and the chat page at /."""
     service, engine = config.service, config.service.engine
     registry = engine_registry(engine)
-    model = {"id": service.model_name, "object": "model", "created": 0, "owned_by": "qilin"}
+    services = {one.model_name: one for one in (service, *config.compared)}
+    models = {
+        name: {"id": name, "object": "model", "created": 0, "owned_by": "qilin", "max_model_len": one.engine.context}
+        for name, one in services.items()
+    }
 
     async def get_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{**model, "max_model_len": engine.context}]})
+        return JSONResponse({"object": "list", "data": list(models.values())})
 
     async def get_model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name != service.model_name:
-            raise ApiError(404, f"there is no model {name!r}; this server has {service.model_name!r}")
-        return JSONResponse(model)
+        if name not in models:
+            raise ApiError(404, f"there is no model {name!r}; this server has {', '.join(models)}")
+        return JSONResponse(models[name])
 
     async def get_health(request: Request) -> Response:
-        working = engine.thread.is_alive() and not engine.closing
-        status = {"status": "ok" if working else "stopping", "version": __version__}
-        return JSONResponse(status, 200 if working else 503)
+        if isinstance(engine, Upstream):
+            status = "ok" if await engine.is_working() else "the upstream server does not answer"
+        else:
+            status = "ok" if engine.thread.is_alive() and not engine.closing else "stopping"
+        return JSONResponse({"status": status, "version": __version__}, 200 if status == "ok" else 503)
 
     async def get_metrics(request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -71,13 +81,17 @@ def make_app(config: ApiConfig) -> Starlette:
     async def post_chat(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "expected Content-Type: application/json")
-        body = parse_chat_body(await request.body())
-        return await chat_completions(request, service, body, request.state.owner)
+        passed_fields = PASSED_FIELDS if any(isinstance(one.engine, Upstream) for one in services.values()) else ()
+        body, passed = parse_chat_body(await request.body(), passed_fields)
+        answering = services.get(body.model, service)  # which refuses a name that is not its own
+        if passed and not isinstance(answering.engine, Upstream):
+            raise ApiError(400, f"{next(iter(passed))} is not supported; leave it out", next(iter(passed)))
+        return await chat_completions(request, answering, body, passed, request.state.owner)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(engine.close, config.shutdown_seconds)
+        await asyncio.gather(*(close_engine(one.engine, config.shutdown_seconds) for one in services.values()))
 
     handlers: list[tuple[str, str, Handler]] = [
         ("GET", "/v1/models", get_models),
@@ -86,7 +100,7 @@ def make_app(config: ApiConfig) -> Starlette:
         ("GET", "/health", get_health),
         ("GET", "/metrics", get_metrics),
         ("GET", "/openapi.json", get_openapi),
-        *page_routes(service, config.warnings),
+        *page_routes(service, config.warnings, config.compared),
     ]
     return Starlette(
         routes=[Route(path, answer_errors(handler), methods=[method]) for method, path, handler in handlers],
@@ -94,6 +108,14 @@ def make_app(config: ApiConfig) -> Starlette:
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
     )
+
+
+async def close_engine(engine: Engine | Upstream, seconds: float) -> None:
+    """Let running answers end, for so long."""
+    if isinstance(engine, Upstream):
+        await engine.close(seconds)
+    else:
+        await asyncio.to_thread(engine.close, seconds)
 
 
 def answer_errors(handler: Handler) -> Handler:

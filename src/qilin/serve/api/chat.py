@@ -9,10 +9,11 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -24,6 +25,8 @@ from qilin.serve.api.content import ImageSources, to_request
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.image_store import ImageStore
 from qilin.serve.api.remote_images import RemoteImages
+from qilin.serve.api.upstream import Upstream
+from qilin.serve.api.upstream_chat import start_upstream_answers
 from qilin.serve.engine.engine import (
     Engine,
     Event,
@@ -44,9 +47,9 @@ MAX_IMAGES = 16
 
 @dataclass(frozen=True)
 class ChatService:
-    """What a chat request needs: the engine, the model's name, and where images may come from."""
+    """What a chat request needs: our engine or an upstream server, the model's name, and where images may come from."""
 
-    engine: Engine
+    engine: Engine | Upstream
     model_name: str
     remote: RemoteImages = RemoteImages()
     store: ImageStore = field(default_factory=ImageStore)
@@ -54,26 +57,41 @@ class ChatService:
     def sources(self, owner: str) -> ImageSources:
         return ImageSources(self.remote, self.store, owner)
 
+    @property
+    def local_engine(self) -> Engine:
+        """Our engine. Raises ApiError 501 where an upstream server answers."""
+        if isinstance(self.engine, Upstream):
+            raise ApiError(501, "an upstream server answers here, and gives no log probabilities of a given answer")
+        return self.engine
 
-async def chat_completions(http: HttpRequest, service: ChatService, body: ChatBody, owner: str) -> Response:
-    """Answer one request. Raises ApiError."""
+
+async def chat_completions(
+    http: HttpRequest, service: ChatService, body: ChatBody, passed: Mapping[str, Any], owner: str
+) -> Response:
+    """Answer one request; `passed` fields go to an upstream server. Raises ApiError."""
     if body.model != service.model_name:
         raise ApiError(404, f"model: there is no model {body.model!r}; this server has {service.model_name!r}", "model")
-    answers = await start_answers(service, body, owner)
+    answers = await start_answers(service, body, passed, owner)
     http.state.hashes = answers.hashes
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.model_name}
     if body.stream:
+        await wait_for_start(http, answers)
         chunks = stream_chunks(http, service, body, answers, head)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would collect the chunks
         return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
     return await whole_response(http, service, body, answers, head)
 
 
-async def start_answers(service: ChatService, body: ChatBody, owner: str) -> Answers:
+async def start_answers(service: ChatService, body: ChatBody, passed: Mapping[str, Any], owner: str) -> Answers:
     """Decode, tokenize and queue. Raises ApiError."""
-    engine = service.engine
     try:
         request = await asyncio.to_thread(to_request, body.messages, service.sources(owner), MAX_IMAGES)
+    except UserError as error:
+        raise ApiError(400, str(error), "messages") from None
+    if isinstance(service.engine, Upstream):
+        return await start_upstream_answers(service.engine, request, body, passed, owner)
+    engine = service.engine
+    try:
         prompt = await asyncio.to_thread(prepare_prompt, engine.loaded, request)
     except UserError as error:
         raise ApiError(400, str(error), "messages") from None
@@ -104,6 +122,32 @@ async def start_answers(service: ChatService, body: ChatBody, owner: str) -> Ans
     started = asyncio.Event()
     started.set()
     return Answers(PromptHashes(token_hash(prompt.ids), prompt.image_hashes), len(jobs), queue, started, cancel)
+
+
+async def wait_for_start(http: HttpRequest, answers: Answers) -> None:
+    """Wait until a request is known not to be refused, so that a refusal has its own status and is no event of a
+    stream. Raises ApiError. After KEEP_ALIVE seconds the stream starts nevertheless."""
+    if answers.started.is_set():
+        return
+    started = asyncio.ensure_future(answers.started.wait())
+    disconnect = asyncio.ensure_future(wait_for_disconnect(http))
+    try:
+        await asyncio.wait((started, disconnect), timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+        if disconnect.done():
+            answers.cancel()
+            raise ClientDisconnect
+    except asyncio.CancelledError:
+        answers.cancel()
+        raise
+    finally:
+        started.cancel()
+        disconnect.cancel()
+        await asyncio.gather(started, disconnect, return_exceptions=True)
+    if not answers.queue.empty():
+        index, event = answers.queue.get_nowait()
+        if isinstance(event, ApiError):
+            raise event
+        answers.queue.put_nowait((index, event))
 
 
 def sampling_settings(body: ChatBody) -> SamplingSettings:
@@ -243,7 +287,7 @@ def logprob_entries(service: ChatService, event: Increment | Passage) -> list[di
     """The log probabilities of an event's tokens as OpenAI writes them."""
     if isinstance(event, Passage):
         return event.logprobs
-    tokenizer = service.engine.loaded.processor.tokenizer
+    tokenizer = service.local_engine.loaded.processor.tokenizer
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         text = tokenizer.decode([token], clean_up_tokenization_spaces=False)

@@ -5,6 +5,7 @@ implemented is refused; fields that only label a request are accepted and ignore
 """
 
 import json
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -106,11 +107,12 @@ class ChatBody(Strict):
     stream_options: StreamOptions | None = None
 
 
-def parse_chat_body(body: bytes) -> ChatBody:
-    """The checked body. Raises ApiError 400 with the field at fault."""
+def parse_chat_body(body: bytes, passed_fields: Collection[str] = ()) -> tuple[ChatBody, dict[str, Any]]:
+    """(checked body, those of its fields that only another server understands). Raises ApiError 400."""
     fields = parse_object(body)
     for name in IGNORED:
         fields.pop(name, None)
+    passed = {name: fields.pop(name) for name in passed_fields if name in fields}
     for name, values in NEUTRAL.items():
         if name in fields and fields.pop(name) not in values:
             raise ApiError(400, f"{name} is not supported; leave it out", name)
@@ -119,7 +121,7 @@ def parse_chat_body(body: bytes) -> ChatBody:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
     if isinstance(parsed.stop, list) and not all(parsed.stop):
         raise ApiError(400, "stop: a stop string is empty", "stop")
-    return parsed
+    return parsed, passed
 
 
 def validate(model: type[Body], fields: dict[str, Any]) -> Body:

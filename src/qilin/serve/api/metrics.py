@@ -1,6 +1,6 @@
 """The engine's numbers in Prometheus' form.
 
-In: an engine. Out: a registry that reads them whenever it is asked.
+In: an engine or an upstream server. Out: a registry that reads them whenever it is asked.
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from qilin.serve.api.upstream import Upstream
 from qilin.serve.engine.engine import Engine
 
 
 class EngineCollector(Collector):
     """Reads counters that the engine keeps; nothing is stored here."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine | Upstream) -> None:
         self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
@@ -37,6 +38,8 @@ class EngineCollector(Collector):
         }  # fmt: skip
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(f"qilin_{name}", text, value)
+        if isinstance(engine, Upstream):
+            return
         for name, cache in (("image", engine.prefiller.images), ("prefix", engine.prefiller.prefixes)):
             yield GaugeMetricFamily(f"qilin_{name}_cache_bytes", f"bytes of the {name} cache", cache.used_bytes)
             yield CounterMetricFamily(f"qilin_{name}_cache_hits", f"hits of the {name} cache", cache.hits)
@@ -44,7 +47,7 @@ class EngineCollector(Collector):
             yield CounterMetricFamily(f"qilin_{name}_cache_evictions", "entries dropped for space", cache.evictions)
 
 
-def engine_registry(engine: Engine) -> CollectorRegistry:
+def engine_registry(engine: Engine | Upstream) -> CollectorRegistry:
     """A registry of its own: two engines in one process do not mix."""
     registry = CollectorRegistry()
     registry.register(EngineCollector(engine))
