@@ -22,7 +22,9 @@ from builders.datasets import gradient_png, mixed_dataset
 from builders.import_sources import jpeg_bytes, turns, write_csv, write_jsonl
 from builders.jats import article, figure, link
 from builders.tiny import tiny_language, tiny_llava, tiny_vision
+from fuzz.medical_targets import medical_files
 from fuzz.mutate import mutate_bytes, mutate_json
+from fuzz.mutate_images import mutate_dicom, mutate_nifti, mutate_segments
 from qilin.core.config import read_yaml
 from qilin.core.errors import UserError
 from qilin.core.files import read_json_object, to_json
@@ -86,7 +88,14 @@ def target(folder: Path, run: Callable[[Path], Any], *patterns: str, mutation: M
 
 def make_targets(root: Path) -> dict[str, Target]:
     """All targets, with their files below `root`."""
-    return {**tables(root), **images(root), **texts(root), **datasets(root), **models(root)}
+    return {
+        **tables(root),
+        **images(root),
+        **medical_images(root),
+        **texts(root),
+        **datasets(root),
+        **models(root),
+    }
 
 
 def import_from(name: str, source: str, **options: Any) -> Callable[[Path], None]:
@@ -158,6 +167,12 @@ def images(root: Path) -> dict[str, Target]:
         "images": target(folder, read, "a.*", "deep.*"),
         "zip": target(archive, lambda folder: read_path_or_member(folder / "images.zip" / "a.png"), "*.zip"),
     }
+
+
+def medical_images(root: Path) -> dict[str, Target]:
+    mutations = {"dicom": mutate_dicom, "pacs": mutate_dicom, "nifti": mutate_nifti, "jpeg2000": mutate_segments}
+    files = medical_files(root)
+    return {name: target(folder, read, "*", mutation=mutations[name]) for name, (folder, read) in files.items()}
 
 
 def texts(root: Path) -> dict[str, Target]:
