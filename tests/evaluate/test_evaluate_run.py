@@ -17,11 +17,16 @@ from qilin.evaluate.predict import ModelAnswer, count_refusals, run_pass
 from qilin.evaluate.run import evaluate
 from qilin.evaluate.scoring.aggregate import write_scores
 from qilin.evaluate.scoring.answers import SCORER_VERSION
+from qilin.model.card import check_card, write_card
 
 
 def test_scores_controls_and_report(lookup_model: dict[str, Any], dataset: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
+    write_card(lookup_model["folder"], {"data": []})
     evaluate_command(config_for(lookup_model, dataset, out))
+    result = check_card(lookup_model["folder"])["model-index"][0]["results"][0]
+    assert result["metrics"][0]["value"] == 1.0
+    assert result["metrics"][0]["controls"]["shuffled"] < 0.9
     captured = capsys.readouterr()
     assert "all" in captured.out
     scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from qilin import cli
 from qilin.core.files import read_json
 from qilin.core.provenance import public_name, run_paths
 from qilin.evaluate.while_training import score_answers
+from qilin.model.card import check_card
 
 
 def run_in_a_file(arguments: list[str], cache: Path) -> str:
@@ -85,6 +86,8 @@ def test_a_finished_model_names_no_folder_of_this_machine(home: Path, aligned: P
             assert not [path for path in (home, tmp_path, aligned) if str(path) in text], file
     metadata = read_json(run / "qilin.json")
     assert (metadata["parent"], metadata["data"][0]["path"]) == ("aligned", "data")
+    assert [base["name"] for base in metadata["bases"]] == ["vision", "language"]  # what the parent was composed of
+    assert [source["name"] for source in check_card(run)["training_data"]] == ["data", "data"]  # of both stages
     paths = run_paths(run)
     assert paths == {metadata["data"][0]["hash"]: str((home / "data").resolve()), "parent": str(aligned.resolve())}
     assert public_name("openai/clip-vit-large-patch14-336") == "openai/clip-vit-large-patch14-336"

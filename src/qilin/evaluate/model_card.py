@@ -1,23 +1,20 @@
-"""model_card.md: what a model's README must say about an evaluation, to be pasted into it when the model is published.
+"""What a model card says about an evaluation: scores, each with its interval and controls, and where a control wins.
 
-Input: scores.json as a dictionary. Output: Markdown with the medical notice in English and Chinese, where a control
-wins, and the scores, each beside its controls.
+Input: scores.json as a dictionary. Output: Markdown (model_card.md, and the card in the model's folder), and the
+results in the form of a card's head.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qilin.evaluate.report.headline import headline
 from qilin.evaluate.report.labels import type_names
+from qilin.model.card import NOTICE, table_row, update_evaluation
 
-NOTICE = """> **Not a medical device.** This model is for research. It was not tested on patients, invents findings, and
-> must not be used for diagnosis, triage or treatment. A score on a test set says nothing about safety in a clinic.
->
-> **本模型不是医疗器械。** 仅供研究使用，未经临床验证，可能编造所见，不得用于诊断、分诊或治疗。
-> 测试集得分不能说明临床使用的安全性。"""
 DRAWN = """> **Synthetic images.** The test images were drawn by a program and show no patient.
 > **合成图像。** 测试图像由程序绘制，并非真实病例。"""
 SUBSETS = (
@@ -30,18 +27,63 @@ CONTROLS = ("blind", "shuffled", "nearest")
 
 
 def model_card(scores: Mapping[str, Any], is_synthetic: bool) -> str:
-    """The Markdown."""
+    """model_card.md: the medical notice and the section, to be pasted into a README.md."""
+    return f"## Evaluation 评测\n\n{NOTICE}\n\n{evaluation_section(scores, is_synthetic)}"
+
+
+def refresh_card(folder: Path, scores: Mapping[str, Any], is_synthetic: bool) -> None:
+    """Put the evaluation into the card of a model folder that Qilin wrote; others stay as they are."""
+    name = f"{test_set(scores)} {(scores['manifest'].get('dataset') or {}).get('split')}"
+    section = f"### {name}\n\n{evaluation_section(scores, is_synthetic)}"
+    try:
+        update_evaluation(folder, name, section, results(scores, name))
+    except OSError as error:
+        print(f"{folder}: cannot write its README.md ({error.strerror}); paste model_card.md into it", file=sys.stderr)
+
+
+def results(scores: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The entries of a card's `model-index`, each metric with its interval and controls."""
+    metrics = []
+    accuracy, captions = scores["all"]["accuracy"], scores["captions"]
+    if scores["all"].get("n"):
+        metrics.append(metric("accuracy", "accuracy", accuracy["value"], accuracy["interval"], accuracy))
+    if captions["n"]:
+        metrics.append(
+            metric("fact_f1", "caption fact F1", captions["fact_f1"], captions["fact_f1_interval"], captions)
+        )
+    task = {"type": "visual-question-answering" if scores["all"].get("n") else "image-to-text"}
+    dataset = {"name": name, "type": test_set(scores), "revision": scores["manifest"]["dataset"]["split_sha256"][:16]}
+    return [{"task": task, "dataset": dataset, "metrics": metrics}] if metrics else []
+
+
+def metric(
+    kind: str, title: str, value: float, interval: Sequence[float] | None, controls: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One metric of a result; the hub shows name and value."""
+    shown = {name: round(controls[name], 4) for name in CONTROLS if controls.get(name) is not None}
+    return {
+        "type": kind,
+        "name": title,
+        "value": round(value, 4),
+        **({"interval_95": [round(bound, 4) for bound in interval]} if interval else {}),
+        **({"controls": shown} if shown else {}),
+    }
+
+
+def test_set(scores: Mapping[str, Any]) -> str:
+    """The name of the dataset's folder."""
+    return Path(str((scores["manifest"].get("dataset") or {}).get("path", ""))).name
+
+
+def evaluation_section(scores: Mapping[str, Any], is_synthetic: bool) -> str:
+    """The Markdown of one evaluation."""
     manifest = scores["manifest"]
     dataset = manifest.get("dataset") or {}
     subsets = [(title, scores[name]) for title, name in SUBSETS]
     by_type = [("{} {}".format(*type_names(name)), block) for name, block in scores["by_question_type"].items()]
     lines = [
-        "## Evaluation 评测",
-        "",
-        NOTICE,
-        "",
         *([DRAWN, ""] if is_synthetic else []),
-        f"Test data 测试数据: {Path(str(dataset.get('path', ''))).name}, split {dataset.get('split')}, "
+        f"Test data 测试数据: {test_set(scores)}, split {dataset.get('split')}, "
         f"sha256 {str(dataset.get('split_sha256'))[:16]}. {scores['clusters']['n']} independent images 独立图像. "
         f"Scorer 评分规则 {manifest.get('scorer')}.",
         "",
@@ -74,11 +116,6 @@ def accuracy_row(title: str, block: Mapping[str, Any]) -> str:
     return table_row(
         [title, block["n"], format_score(accuracy["value"]), format_interval(accuracy["interval"]), *controls]
     )
-
-
-def table_row(cells: Sequence[Any]) -> str:
-    """Cells as a line of a Markdown table."""
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def format_score(value: float | None) -> str:

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from qilin.core.config import to_dict
 from qilin.core.files import read_json, to_json, write_atomic
 from qilin.core.provenance import public_name, versions
-from qilin.dataset.reader import open_dataset
+from qilin.dataset.reader import is_synthetic, open_dataset
 from qilin.imaging.windowing import recorded_windowings
 from qilin.model.architectures import part_of
+from qilin.model.card import describe_bases, describe_data, write_card
 from qilin.model.llava import QILIN_JSON, LoadedModel, pick_device
 from qilin.model.saving import save_model, save_processor
 from qilin.train.config import TEMPLATE_NAMES, TrainConfig
@@ -38,8 +39,10 @@ def describe_model(config: TrainConfig, data: Sequence[tuple[Path, str]], facts:
         "stage": "+".join(config.trainable) + (" (adapters)" if config.lora else ""),
         "label": config.label,
         "recipe": public_recipe(config),
-        "data": [{"path": path.resolve().name, "hash": hash_} for path, hash_ in data],
+        "data": [describe_data(path, hash_, is_synthetic(open_dataset(path))) for path, hash_ in data],
         "parent": None if config.model is None else public_name(config.model),
+        "bases": describe_bases([name for name in (config.model, config.vision, config.language) if name]),
+        "history": history(config),
         "template": public_template(config),
         "pad_square": config.pad_square,
         "instructions": list(config.instructions),
@@ -48,6 +51,14 @@ def describe_model(config: TrainConfig, data: Sequence[tuple[Path, str]], facts:
         "metrics": METRICS,
         "versions": versions(PACKAGES),
     }
+
+
+def history(config: TrainConfig) -> list[dict[str, Any]]:
+    """The earlier stages of the model that a run started from, each with its data."""
+    file = Path(config.model or "") / QILIN_JSON
+    parent = read_json(file) if config.model and file.is_file() else {}
+    stage = {"stage": parent["stage"], "data": parent["data"]} if "stage" in parent and "data" in parent else None
+    return [*(parent.get("history") or []), *([stage] if stage else [])]
 
 
 def training_windowings(config: TrainConfig) -> list[Any]:
@@ -86,6 +97,8 @@ def write_model(run_dir: Path, config: TrainConfig, loaded: LoadedModel, model: 
     model = model.to(dtype).eval()
     model.config.use_cache = True
     save_model(run_dir, model, loaded.processor)
+    sources = [(source.path, open_dataset(source.path).hash) for source in config.data]
+    write_card(run_dir, describe_model(config, sources, {}))
 
 
 def save_adapter(folder: Path, config: TrainConfig, loaded: LoadedModel, model: Any) -> None:
