@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 JPEG_XL, HTJ2K = "1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.203"
 CT_CLASS, SC_CLASS = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
@@ -61,7 +61,7 @@ def to_bytes(dataset: Dataset, syntax: str = ExplicitVRLittleEndian, frames: Seq
         file.PixelData = encapsulate(list(frames))
         file["PixelData"].VR = "OB"
     implicit = syntax == ImplicitVRLittleEndian
-    pydicom.dcmwrite(buffer, file, implicit_vr=implicit, little_endian=True)
+    pydicom.dcmwrite(buffer, file, implicit_vr=implicit, little_endian=syntax != ExplicitVRBigEndian)
     return buffer.getvalue().replace(HTJ2K.encode(), syntax.encode()) if syntax == JPEG_XL else buffer.getvalue()
 
 

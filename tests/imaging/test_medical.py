@@ -8,6 +8,8 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataelem import DataElement
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from builders.dicom import ct_pixels, dicom, item, make_dataset, nifti, to_bytes
 from qilin.core.errors import UserError
@@ -149,6 +151,47 @@ def test_functional_groups(shared: bool) -> None:
         assert decoded.voi == Window(center, 400)
         assert decoded.spacing == (1, 0.5)
     assert render(image.frame(0)).size == (48, 64)  # rows are twice as far apart
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("bits", "scale", "dtype"), [(16, 257, "u2"), (8, 1, "u1"), (16, 1, "u2"), (8, 1, "u2")])
+def test_palettes(bits: int, scale: int, dtype: str, order: str) -> None:
+    """Entries of 16 bits, of 8 bits, and of 8 bits in 16; in files of either byte order."""
+    indices = np.array([[0, 1, 2, 3]], np.uint8)
+    colors = np.array([[0, 255, 10, 200], [5, 0, 255, 30], [255, 90, 0, 60]])
+    dataset = make_dataset(indices, {"PhotometricInterpretation": "PALETTE COLOR"})
+    for name, entries in zip(("Red", "Green", "Blue"), colors * scale, strict=True):
+        table = entries.astype(f"<{dtype}").tobytes()
+        dataset[f"{name}PaletteColorLookupTableDescriptor"] = DataElement(
+            f"{name}PaletteColorLookupTableDescriptor", "US", [4, 0, bits]
+        )
+        setattr(dataset, f"{name}PaletteColorLookupTableData", swapped(table, order))
+    dataset.PixelData = swapped(indices.tobytes(), order)
+    dataset["PixelData"].VR = "OW"
+    values = frame(to_bytes(dataset, ExplicitVRBigEndian if order == ">" else ExplicitVRLittleEndian)).values
+    assert np.array_equal(values[0], colors.T)
+
+
+def swapped(data: bytes, order: str) -> bytes:
+    """Words of a little-endian file as a file of another order holds them."""
+    return np.frombuffer(data, "<u2").astype(f"{order}u2").tobytes()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("bits", "dtype"), [(8, "u1"), (12, "u2"), (16, "u2")])
+def test_voi_tables(bits: int, dtype: str, order: str) -> None:
+    pixels = np.array([[0, 1, 2, 3]], np.uint16)
+    levels_of = np.array([0, 2**bits - 1, 2 ** (bits - 1), 0]).astype(f"<{dtype}")
+    table = item(LUTData=swapped(levels_of.tobytes(), order))
+    table["LUTData"].VR = "OW"
+    table["LUTDescriptor"] = DataElement("LUTDescriptor", "US", [4, 0, bits])
+    dataset = make_dataset(pixels.astype(f"{order}u2"), {"VOILUTSequence": [table]})
+    data = to_bytes(dataset, ExplicitVRBigEndian if order == ">" else ExplicitVRLittleEndian)
+    assert levels(data).tolist() == [[0, 255, 128, 0]]
+
+
+def test_air_is_black() -> None:
+    assert not levels(dicom(np.full((4, 4), -1000, np.int16))).any()
 
 
 @pytest.mark.parametrize("element", ["PhotometricInterpretation", "PresentationLUTShape"])

@@ -24,7 +24,8 @@ from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.tag import BaseTag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from qilin.imaging.coded_size import check_coded_size
 from qilin.imaging.dicom_decoder import DECODER_DEPENDENCIES, JPEG_XL, PLUGIN, decoder_for
@@ -37,6 +38,8 @@ warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 MAX_FRAME_BYTES = 1 << 30  # of one decoded frame
 MAX_FRAMES = 100_000
 MAX_INFLATED = 2 << 30  # bytes of a deflated dataset
+# descriptors, tables and segmented tables of red, green and blue
+PALETTE_TAGS = tuple(0x00281101 + group + color for group in (0, 0x100, 0x120) for color in range(3))
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 IMPLICIT_LITTLE, EXPLICIT_LITTLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 # what a file is instead of an image, by the modality that says so
@@ -214,9 +217,7 @@ def make_frame(image: DicomImage, pixels: np.ndarray, photometric: str, index: i
     dataset = image.dataset
     spacing = pixel_spacing(dataset, index)
     if photometric == "PALETTE COLOR":
-        colors = apply_color_lut(pixels, dataset)
-        depth = 8 * colors.itemsize
-        return Frame((colors >> (depth - 8)).astype(np.uint8), image.modality, spacing=spacing)
+        return Frame(palette_colors(pixels, dataset), image.modality, spacing=spacing)
     if pixels.ndim == 3:
         return Frame(to_8_bits(pixels, dataset), image.modality, spacing=spacing)
     presentation = str(dataset.get("PresentationLUTShape", "") or "")
@@ -229,6 +230,28 @@ def make_frame(image: DicomImage, pixels: np.ndarray, photometric: str, index: i
         padding_mask(pixels, dataset),
         spacing,
     )
+
+
+def palette_colors(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """(H, W) indices -> (H, W, 3) uint8 through the file's palette."""
+    palette = Dataset()
+    palette.update({BaseTag(tag): dataset[tag] for tag in PALETTE_TAGS if tag in dataset})
+    palette.set_original_encoding(False, byte_order(dataset) == "<", None)  # the order of segmented palettes
+    if byte_order(dataset) == ">":  # pydicom takes the others for little-endian
+        for data in (palette[tag] for tag in PALETTE_TAGS[3:6] if tag in palette):
+            data.value = np.frombuffer(data.value, ">u2").astype("<u2").tobytes() if data.VR == "OW" else data.value
+    colors = apply_color_lut(pixels, palette)
+    if colors.dtype == np.uint8:
+        return colors[..., :3]
+    entries, first = palette.RedPaletteColorLookupTableDescriptor[:2]
+    table = apply_color_lut(np.arange(first, first + (entries or 65536)), palette)
+    shift = 8 if table.max() > 255 else 0  # 8-bit colors in entries of 16 bits
+    return (colors[..., :3] >> shift).astype(np.uint8)
+
+
+def byte_order(dataset: Dataset) -> str:
+    """ "<" or ">" of the words in a file."""
+    return ">" if str(dataset.file_meta.TransferSyntaxUID) == ExplicitVRBigEndian else "<"
 
 
 def to_8_bits(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -265,18 +288,21 @@ def voi(dataset: Dataset, index: int) -> Window | LookupTable | None:
             return window
     for item in group.get("VOILUTSequence") or ():
         with contextlib.suppress(Exception):  # a damaged table is no reason to refuse the image
-            return lookup_table(item, int(dataset.PixelRepresentation))
+            return lookup_table(item, int(dataset.PixelRepresentation), byte_order(dataset))
     return None
 
 
-def lookup_table(item: Dataset, signed: int) -> LookupTable:
+def lookup_table(item: Dataset, signed: int, order: str) -> LookupTable:
     """A VOI LUT. The first mapped value is signed where the pixels are, whatever its VR says."""
     entries, first, bits = (int(value) for value in item.LUTDescriptor)
     entries = entries or 65536
     if signed and first >= 32768:
         first -= 65536
     data = item.LUTData
-    levels = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data, np.float32)
+    if isinstance(data, bytes) and len(data) < 2 * entries:  # entries of 8 bits, two in a word
+        levels = np.frombuffer(np.frombuffer(data, f"{order}u2").astype("<u2").tobytes(), np.uint8)
+    else:
+        levels = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.asarray(data, np.float32)
     levels = levels[:entries].astype(np.float32)
     top = max(2.0**bits - 1, float(levels.max()))
     return LookupTable(first, levels / top)

@@ -186,6 +186,8 @@ def percentile_window(frame: Frame) -> Window:
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))
     if not (low < high and np.isfinite(high - low)):  # differences of the largest float32 overflow
         low, high = float(values.min()), float(values.max())
+    if low == high:  # air outside the body: black, as the background of other slices
+        return Window(low + 1, 1, "LINEAR_EXACT")
     return Window((low + high) / 2, max(high - low, 1e-6), "LINEAR_EXACT")
 
 
