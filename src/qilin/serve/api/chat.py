@@ -1,8 +1,8 @@
 """POST /v1/chat/completions: one request, its answers, plain or streamed.
 
-In: a checked body. Out: OpenAI's response objects, with two additions: `confidence` for each choice (the geometric
-mean of its tokens' probabilities), and `usage.prompt_tokens_details.cached_tokens`. When the client disconnects, its
-answers stop at the next token.
+In: a checked body. Out: OpenAI's response objects, with two additions for each choice: `confidence` (the geometric mean
+of its tokens' probabilities) and `qilin` (qilin.serve.safeguards). When the client disconnects, its answers stop at the
+next token.
 """
 
 import asyncio
@@ -18,10 +18,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from qilin.core.errors import UserError
+from qilin.model.generate import Request
 from qilin.serve.api.answers import AnswerEvent, Answers, Passage
 from qilin.serve.api.audit import PromptHashes, token_hash
 from qilin.serve.api.chat_schema import ChatBody
-from qilin.serve.api.content import ImageSources, to_request
+from qilin.serve.api.content import ImageSources, last_question, read_content
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.image_store import ImageStore
 from qilin.serve.api.remote_images import RemoteImages
@@ -39,9 +40,11 @@ from qilin.serve.engine.engine import (
 )
 from qilin.serve.engine.prompt import prepare_prompt
 from qilin.serve.engine.sampling import SamplingSettings
+from qilin.serve.safeguards import CheckedQuestion, Safeguards
 
 KEEP_ALIVE = 10.0  # seconds without a token after which a stream sends a comment, so that proxies keep it open
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection
+CONTENT_FILTER = "content_filter"  # OpenAI's finish reason where a rule refuses
 MAX_IMAGES = 16
 
 
@@ -53,6 +56,7 @@ class ChatService:
     model_name: str
     remote: RemoteImages = RemoteImages()
     store: ImageStore = field(default_factory=ImageStore)
+    safeguards: Safeguards = Safeguards()
 
     def sources(self, owner: str) -> ImageSources:
         return ImageSources(self.remote, self.store, owner)
@@ -71,23 +75,38 @@ async def chat_completions(
     """Answer one request; `passed` fields go to an upstream server. Raises ApiError."""
     if body.model != service.model_name:
         raise ApiError(404, f"model: there is no model {body.model!r}; this server has {service.model_name!r}", "model")
-    answers = await start_answers(service, body, passed, owner)
+    try:
+        request, facts = await asyncio.to_thread(read_content, body.messages, service.sources(owner), MAX_IMAGES)
+    except UserError as error:
+        raise ApiError(400, str(error), "messages") from None
+    checked = await service.safeguards.check_question(last_question(request), request.images, facts, owner)
+    if checked.refusal:
+        answers = refused_answers(checked.refusal, body.n or 1)
+    else:
+        answers = await start_answers(service, request, body, passed, owner)
     http.state.hashes = answers.hashes
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.model_name}
     if body.stream:
         await wait_for_start(http, answers)
-        chunks = stream_chunks(http, service, body, answers, head)
+        chunks = stream_chunks(http, service, body, answers, checked, head)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would collect the chunks
         return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
-    return await whole_response(http, service, body, answers, head)
+    return await whole_response(http, service, body, answers, checked, head)
 
 
-async def start_answers(service: ChatService, body: ChatBody, passed: Mapping[str, Any], owner: str) -> Answers:
-    """Decode, tokenize and queue. Raises ApiError."""
-    try:
-        request = await asyncio.to_thread(to_request, body.messages, service.sources(owner), MAX_IMAGES)
-    except UserError as error:
-        raise ApiError(400, str(error), "messages") from None
+def refused_answers(text: str, count: int) -> Answers:
+    """Answers that the site's rules give instead of the model."""
+    queue, started = asyncio.Queue[tuple[int, AnswerEvent]](), asyncio.Event()
+    for index in range(count):
+        queue.put_nowait((index, Finish(CONTENT_FILTER, text)))
+    started.set()
+    return Answers(PromptHashes(token_hash([]), ()), count, queue, started, lambda: None)
+
+
+async def start_answers(
+    service: ChatService, request: Request, body: ChatBody, passed: Mapping[str, Any], owner: str
+) -> Answers:
+    """Tokenize and queue. Raises ApiError."""
     if isinstance(service.engine, Upstream):
         return await start_upstream_answers(service.engine, request, body, passed, owner)
     engine = service.engine
@@ -163,7 +182,12 @@ def stop_strings(body: ChatBody) -> tuple[str, ...]:
 
 
 async def whole_response(
-    http: HttpRequest, service: ChatService, body: ChatBody, answers: Answers, head: dict[str, Any]
+    http: HttpRequest,
+    service: ChatService,
+    body: ChatBody,
+    answers: Answers,
+    checked: CheckedQuestion,
+    head: dict[str, Any],
 ) -> Response:
     """All choices in one JSON object. A client that disconnects stops them."""
     collecting = asyncio.ensure_future(collect(service, answers, bool(body.logprobs)))
@@ -181,12 +205,14 @@ async def whole_response(
     choices = []
     for index, finish in enumerate(finishes):
         check_finish(finish)
+        answer = await service.safeguards.check_answer(checked, texts[index], greedy_confidence(body, finish))
         choice: dict[str, Any] = {
             "index": index,
-            "message": {"role": "assistant", "content": texts[index], "refusal": None},
-            "finish_reason": finish.reason,
-            "logprobs": {"content": logprobs[index], "refusal": None} if body.logprobs else None,
-            "confidence": finish.confidence,
+            "message": {"role": "assistant", "content": checked.prefix + answer.text, "refusal": None},
+            "finish_reason": CONTENT_FILTER if answer.refused else finish.reason,
+            "logprobs": {"content": logprobs[index], "refusal": None} if body.logprobs and not answer.refused else None,
+            "confidence": None if answer.refused else finish.confidence,
+            "qilin": answer.info,
         }
         choices.append(choice)
     http.state.finishes = finishes
@@ -226,15 +252,26 @@ def check_finish(finish: Finish) -> None:
 
 
 async def stream_chunks(
-    http: HttpRequest, service: ChatService, body: ChatBody, answers: Answers, head: dict[str, Any]
+    http: HttpRequest,
+    service: ChatService,
+    body: ChatBody,
+    answers: Answers,
+    checked: CheckedQuestion,
+    head: dict[str, Any],
 ) -> AsyncIterator[str]:
-    """Server-sent events: a chunk with the role, one for each piece of text, one with the finish reason, [DONE]."""
+    """Server-sent events: a chunk with the role, one for each piece of text, one with the finish reason, [DONE].
+
+    Where a rule of the site may refuse a finished answer, its text comes in one piece at the end.
+    """
     head = {**head, "object": "chat.completion.chunk"}
     finishes: dict[int, Finish] = {}
+    texts, entries = [""] * answers.count, [list[dict[str, Any]]() for _ in range(answers.count)]
+    holds = service.safeguards.policy.holds_answers
+    last_sent = time.monotonic()
     http.state.finishes = []
     try:
         for index in range(answers.count):
-            yield chunk(head, index, {"role": "assistant", "content": ""})
+            yield chunk(head, index, {"role": "assistant", "content": "" if checked.refusal else checked.prefix})
         while len(finishes) < answers.count:
             try:
                 index, event = await asyncio.wait_for(answers.queue.get(), KEEP_ALIVE)
@@ -243,17 +280,28 @@ async def stream_chunks(
                 continue
             if isinstance(event, ApiError):
                 raise event
-            if isinstance(event, Finish):
-                finishes[index] = event
-                http.state.finishes.append(event)
-                check_finish(event)
-                if event.text:
-                    yield chunk(head, index, {"content": event.text})
-                yield chunk(head, index, {}, finish_reason=event.reason, confidence=event.confidence)
-            elif event.text or body.logprobs:
-                entries = logprob_entries(service, event) if body.logprobs else None
-                logprobs = None if entries is None else {"content": entries, "refusal": None}
-                yield chunk(head, index, {"content": event.text}, logprobs=logprobs)
+            texts[index] += event.text
+            if not isinstance(event, Finish):
+                new_entries = logprob_entries(service, event) if body.logprobs else []
+                if holds:
+                    entries[index] += new_entries
+                    if time.monotonic() - last_sent > KEEP_ALIVE:
+                        last_sent = time.monotonic()
+                        yield ": waiting\n\n"
+                elif event.text or body.logprobs:
+                    yield text_chunk(head, index, body, event.text, new_entries)
+                continue
+            finishes[index] = event
+            http.state.finishes.append(event)
+            check_finish(event)
+            answer = await service.safeguards.check_answer(checked, texts[index], greedy_confidence(body, event))
+            if holds:
+                yield text_chunk(head, index, body, answer.text, [] if answer.refused else entries[index])
+            elif event.text:
+                yield chunk(head, index, {"content": event.text})
+            confidence = None if answer.refused else event.confidence
+            reason = CONTENT_FILTER if answer.refused else event.reason
+            yield chunk(head, index, {}, finish_reason=reason, confidence=confidence, qilin=answer.info)
         if body.stream_options and body.stream_options.include_usage:
             yield f"data: {to_json({**head, 'choices': [], 'usage': usage(list(finishes.values()))})}\n\n"
         yield "data: [DONE]\n\n"
@@ -261,6 +309,17 @@ async def stream_chunks(
         yield f"data: {to_json(error.body())}\n\n"
     finally:
         answers.cancel()
+
+
+def greedy_confidence(body: ChatBody, finish: Finish) -> float | None:
+    """The confidence of an answer; None for a sampled one, to which the evaluation's calibration does not apply."""
+    return None if body.temperature else finish.confidence
+
+
+def text_chunk(head: dict[str, Any], index: int, body: ChatBody, text: str, entries: list[dict[str, Any]]) -> str:
+    """A piece of an answer, with its log probabilities if the request asks for them."""
+    logprobs = {"content": entries, "refusal": None} if body.logprobs else None
+    return chunk(head, index, {"content": text}, logprobs=logprobs)
 
 
 def chunk(head: dict[str, Any], index: int, delta: dict[str, str], **fields: Any) -> str:

@@ -8,7 +8,7 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_plus
+from urllib.parse import parse_qsl, unquote_plus
 
 from qilin.imaging.errors import ImageError
 from qilin.imaging.medical import ShownImage, to_images
@@ -18,6 +18,7 @@ from qilin.serve.api.chat_schema import ImagePart, Message
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.image_store import SCHEME, ImageStore
 from qilin.serve.api.remote_images import RemoteImages
+from qilin.serve.safeguards import ImageFacts
 
 ROLES = {"developer": "system"}  # OpenAI's newer name
 
@@ -33,6 +34,13 @@ class ImageSources:
 
 def to_request(messages: Sequence[Message], sources: ImageSources, max_images: int) -> Request:
     """Messages with their images decoded. Raises ApiError 400."""
+    return read_content(messages, sources, max_images)[0]
+
+
+def read_content(
+    messages: Sequence[Message], sources: ImageSources, max_images: int
+) -> tuple[Request, list[ImageFacts]]:
+    """Messages with their images decoded, and what is known about each image besides. Raises ApiError 400."""
     if messages[-1].role != "user":
         raise ApiError(400, "messages: the last message must be the user's", "messages")
     parts = [part for message in messages for part in message.content if isinstance(part, ImagePart)]
@@ -45,8 +53,23 @@ def to_request(messages: Sequence[Message], sources: ImageSources, max_images: i
     images = [image.image for group in shown for image in group]
     if len(images) > max_images:
         raise ApiError(400, f"messages: {len(images)} images with slices; expected at most {max_images}", "messages")
+    facts = [
+        ImageFacts(image.modality, is_part(part.image_url.url))
+        for part, group in zip(parts, shown, strict=True)
+        for image in group
+    ]
     groups = iter(shown)
-    return Request([to_template_form(message, groups) for message in messages], images)
+    return Request([to_template_form(message, groups) for message in messages], images), facts
+
+
+def is_part(url: str) -> bool:
+    """Whether an address names a region of an uploaded image."""
+    return url.startswith(f"{SCHEME}:") and "crop" in dict(parse_qsl(url.partition("?")[2]))
+
+
+def last_question(request: Request) -> str:
+    """The text of a request's last message, without its images."""
+    return "\n".join(part["text"] for part in request.messages[-1]["content"] if part["type"] == "text")
 
 
 def to_template_form(message: Message, groups: Iterator[Sequence[ShownImage]]) -> dict[str, Any]:
@@ -74,7 +97,9 @@ def load_images(url: str, sources: ImageSources, number: int) -> list[ShownImage
     param = f"image {number}"
     try:
         if url.startswith(f"{SCHEME}:"):
-            return [ShownImage(sources.store.render_url(url, sources.owner))]
+            image = sources.store.render_url(url, sources.owner)
+            name = url.removeprefix(f"{SCHEME}:").partition("?")[0]
+            return [ShownImage(image, modality=sources.store.get(name, sources.owner).modality)]
         data = decode_data_uri(url, param) if url.startswith("data:") else sources.remote.fetch(url, param)
         return to_images(data, sources.store.windowing, slice_selections(url))
     except ImageError as error:

@@ -1,0 +1,116 @@
+"""What an image shows at the coarsest level, from simple statistics: nothing, a page, a screen, an everyday photograph.
+
+In: an RGB image. Out: an ImageContent. It serves notices, not decisions: whatever is not certain counts as medical.
+Pathology, smears, dermoscopy, endoscopy and fundus photographs are in color, but in few colors: pink to purple, or red
+to brown. An everyday photograph has greens and blues, or many colors; half of them are recognized by that. The limits
+were chosen on one half of the images of bench/serve/notices.py and measured on the other (bench/results/notices.json).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+THUMBNAIL_SIDE = 256  # pixels of the longer side, at which colors are counted
+CROP_SIDE = 1024  # pixels of the middle part in which edges are counted at full resolution
+CHROMA = 30  # difference of the largest and the smallest channel from which a pixel is in color
+BLACK = 20  # largest channel up to which a pixel belongs to no object
+# blank
+MIN_RANGE = 10.0  # gray levels between the darkest and the brightest half percent
+MIN_CORRELATION = 0.25  # of neighboring pixels; in noise there is none
+# drawn by a program
+FLAT, EDGE = 2, 64  # differences to the neighbors up to which a pixel is flat, and from which it is at an edge
+# flat pixels that are not black, with edges among the other pixels: many edges, or hardly anything that is not flat
+DRAWN = ((0.45, 0.12), (0.8, 0.015))
+MIN_WHITE_SHARE, PAGE_COLOR_SHARE = 0.75, 0.02
+# photograph
+COOL_HUES = (75.0, 250.0)  # green to blue, in degrees
+MIN_COOL_SHARE = 0.08
+MANY_COLORS = 420  # cells of a 16 x 16 x 16 grid of colors
+COLOR_SHARE = 0.2  # of pixels in color, above which an image is in color: more than a color Doppler has
+
+
+@dataclass(frozen=True)
+class ImageContent:
+    """`problem`: blank, document, screenshot, photo, or None. `color_share`: the share of pixels in color, 0 to 1."""
+
+    problem: str | None
+    color_share: float
+
+    @property
+    def is_color(self) -> bool:
+        return self.color_share > COLOR_SHARE
+
+
+@dataclass(frozen=True)
+class ContentStatistics:
+    """What is measured of an image; all shares are of all pixels, but `sharp` of the pixels that are not flat."""
+
+    gray_range: float
+    correlation: float
+    flat: float
+    sharp: float
+    white: float
+    color: float
+    cool: float
+    colors: int
+
+
+def image_content(image: Image.Image) -> ImageContent:
+    """Judge an image by its statistics."""
+    statistics = content_statistics(image)
+    return ImageContent(content_problem(statistics), statistics.color)
+
+
+def content_problem(s: ContentStatistics) -> str | None:
+    if s.gray_range < MIN_RANGE or s.correlation < MIN_CORRELATION:
+        return "blank"
+    if any(s.flat > flat and s.sharp > sharp for flat, sharp in DRAWN):
+        return "document" if s.white > MIN_WHITE_SHARE and s.color < PAGE_COLOR_SHARE else "screenshot"
+    if s.cool > MIN_COOL_SHARE or s.colors > MANY_COLORS:
+        return "photo"
+    return None
+
+
+def content_statistics(image: Image.Image) -> ContentStatistics:
+    """The statistics of an RGB image of any size."""
+    thumbnail = image.copy()
+    thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(thumbnail, dtype=np.int16)  # (H, W, 3)
+    largest, smallest = pixels.max(axis=2), pixels.min(axis=2)
+    darkest, brightest = np.quantile(pixels.mean(axis=2), (0.005, 0.995))
+    in_color = largest - smallest > CHROMA
+    hue = np.asarray(thumbnail.convert("HSV"))[..., 0] * (360 / 255)
+    cool = in_color & (hue > COOL_HUES[0]) & (hue < COOL_HUES[1])
+    cells = pixels >> 4
+    counts = np.bincount((cells[..., 0] * 256 + cells[..., 1] * 16 + cells[..., 2]).ravel())
+    flat, sharp, correlation = edge_statistics(image)
+    return ContentStatistics(
+        gray_range=float(brightest - darkest),
+        correlation=correlation,
+        flat=flat,
+        sharp=sharp,
+        white=float((smallest > 235).mean()),
+        color=float(in_color.mean()),
+        cool=float(cool.mean()),
+        colors=int((counts > 1).sum()),
+    )
+
+
+def edge_statistics(image: Image.Image) -> tuple[float, float, float]:
+    """(share of flat pixels that are not black, share of edges among the pixels that are not flat, correlation of
+    neighbors), in the middle of the image at full resolution."""
+    left, top = max(0, (image.width - CROP_SIDE) // 2), max(0, (image.height - CROP_SIDE) // 2)
+    box = (left, top, min(image.width, left + CROP_SIDE), min(image.height, top + CROP_SIDE))
+    pixels = np.asarray(image.crop(box), dtype=np.int16)
+    if min(pixels.shape[:2]) < 2:
+        return 0.0, 0.0, 1.0
+    here = pixels[:-1, :-1]
+    difference = np.maximum(abs(pixels[:-1, 1:] - here).max(axis=2), abs(pixels[1:, :-1] - here).max(axis=2))
+    is_flat = difference <= FLAT
+    sharp = (difference > EDGE).sum() / max(1, (~is_flat).sum())
+    gray = pixels.mean(axis=2)
+    neighbors = gray[:, :-1].ravel(), gray[:, 1:].ravel()
+    varies = all(values.std() > 0 for values in neighbors)
+    correlation = float(np.corrcoef(*neighbors)[0, 1]) if varies else 1.0
+    return float((is_flat & (here.max(axis=2) >= BLACK)).mean()), float(sharp), correlation
