@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from qilin.core.errors import RunError
 from qilin.train.distributed import SINGLE_DEVICE, World
 from qilin.train.optimizer import set_learning_rate
+from qilin.train.split_weights import SplitWeights, join_bits, split_bits
 
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"  # written last: a folder with it is complete
@@ -58,6 +59,8 @@ def trainable_weights(model: Any) -> dict[str, torch.Tensor]:
 def checkpoint_state(model: Any, optimizer: Any | None, ema: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The tensors of a checkpoint by parameter name, so that any number of devices finds its shards."""
     state: dict[str, Any] = {"weights": trainable_weights(model)}
+    if isinstance(optimizer, SplitWeights):
+        state["low_bits"] = {name: optimizer.low_bits[p] for name, p in model.named_parameters() if p.requires_grad}
     if ema:
         state["average"] = dict(ema)
     if optimizer is not None:
@@ -302,8 +305,10 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any | None, ema: dict[str
         reader = CheckpointReader(path)
         keys = reader.read_metadata().state_dict_metadata
         names = {key.removeprefix("weights.") for key in keys if key.startswith("weights.")}
+        is_split = any(key.startswith("low_bits.") for key in keys)
         if names != trainable_weights(model).keys():
             raise RunError(f"{path}: its weights are not the trainable ones of this recipe; remove the run folder")
+        split = optimizer if isinstance(optimizer, SplitWeights) else None
         if metadata["finished"]:
             optimizer = None
         if optimizer is not None:
@@ -311,12 +316,43 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any | None, ema: dict[str
             with_state = {key.rpartition(".")[0].removeprefix(prefix) for key in keys if key.startswith(prefix)}
             init_optimizer_state(optimizer, [p for name, p in model.named_parameters() if name in with_state])
         state = checkpoint_state(model, optimizer, ema)
+        converted = is_split != (split is not None)
+        if converted:  # the run continues on another kind or number of devices
+            state = {key: value for key, value in state.items() if key != "low_bits"} | empty_weights(model, is_split)
         dcp.load(state, storage_reader=reader, no_dist=not torch.distributed.is_initialized())  # in place
+        if converted:
+            convert_weights(model, split, state)
         return int(metadata["step"])
     except RunError:
         raise
     except READ_ERRORS as error:
         raise read_error(path, error) from error
+
+
+def empty_weights(model: Any, is_split: bool) -> dict[str, Any]:
+    """Space for weights that a checkpoint has in the other form: split into bf16 and low bits, or fp32."""
+    weights = trainable_weights(model)
+    if not is_split:
+        return {"weights": {name: torch.empty_like(w, dtype=torch.float32) for name, w in weights.items()}}
+    return {
+        key: {name: torch.empty_like(weight, dtype=dtype) for name, weight in weights.items()}
+        for key, dtype in (("weights", torch.bfloat16), ("low_bits", torch.int16))
+    }
+
+
+@torch.no_grad()
+def convert_weights(model: Any, split: SplitWeights | None, state: Mapping[str, Any]) -> None:
+    """Copy loaded weights of the other form into the model."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        loaded = state["weights"][name]
+        if split is None:
+            parameter.copy_(join_bits(loaded, state["low_bits"][name]))
+        else:
+            high, low = split_bits(loaded)
+            parameter.copy_(high)
+            split.low_bits[parameter].copy_(low)
 
 
 def init_optimizer_state(optimizer: Any, parameters: Sequence[torch.Tensor]) -> None:
@@ -328,7 +364,7 @@ def init_optimizer_state(optimizer: Any, parameters: Sequence[torch.Tensor]) -> 
     for group in optimizer.param_groups:
         set_learning_rate(group, 0.0)
     for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):

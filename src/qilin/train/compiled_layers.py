@@ -6,6 +6,7 @@ all of them and for all lengths of packs. The last layer is left as it is: its h
 nothing (skip_unused.py). Layers that do not compile are computed as before, with a warning.
 """
 
+import traceback
 import warnings
 from typing import Any
 
@@ -27,7 +28,9 @@ class CompiledForward:
             return self.plain(layer, *args, **kwargs)
         try:
             return self.compiled(layer, *args, **kwargs)
-        except compile_errors() as error:
+        except Exception as error:
+            if not is_compile_error(error):
+                raise
             self.error = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
             warnings.warn(
                 f"{type(layer).__name__} does not compile and is computed uncompiled, which is slower ({self.error})",
@@ -46,12 +49,16 @@ class LayerForward:
         return self.forward(self.layer, *args, **kwargs)
 
 
-def compile_errors() -> tuple[type[Exception], ...]:
-    """What torch.compile raises for code that it does not compile, or without a compiler."""
+def is_compile_error(error: Exception) -> bool:
+    """Whether torch.compile raised it, for code that it does not compile or for want of a compiler; its own assertions
+    count."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    return TorchDynamoException, InductorError
+    if isinstance(error, TorchDynamoException | InductorError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, AssertionError) and any("_dynamo" in frame.filename for frame in frames[-3:])
 
 
 def compile_layers(language: Any, memory_budget: float = 1.0) -> None:

@@ -33,16 +33,24 @@ class FrozenFp8Linear(torch.nn.Linear):
         self.register_buffer("transposed", values, persistent=False)  # (K, N)
         self.register_buffer("input_scales", scales.t().contiguous(), persistent=False)  # (1, K)
         self.bias = linear.bias
+        # one node of a compiled layer's graph: Dynamo of torch 2.11 fails on a second autograd.Function in it
+        torch.compiler.allow_in_graph(fp8_product)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(…, K) -> (…, N) in bf16."""
         with torch.autocast(input.device.type, enabled=False):
             rows = input.to(torch.bfloat16).flatten(0, -2)
             weights = (self.weight, self.output_scales, self.transposed, self.input_scales)
-            output = Fp8Product.apply(rows, *weights, self.emulate)
+            output = fp8_product(rows, *weights, self.emulate)
             if self.bias is not None:
                 output = output + self.bias.to(output.dtype)
         return output.view(*input.shape[:-1], self.out_features)
+
+
+def fp8_product(*arguments: Any) -> torch.Tensor:
+    """Fp8Product as a function."""
+    output: torch.Tensor = Fp8Product.apply(*arguments)
+    return output
 
 
 class Fp8Product(torch.autograd.Function):

@@ -40,6 +40,7 @@ from qilin.train.metrics import MetricsLog, StepWork, Throughput
 from qilin.train.model_setup import autocast_context, remove_peft_prefix
 from qilin.train.optimizer import TrainableParam, make_optimizer, set_learning_rates, step_lr_factor
 from qilin.train.plan import count_work, imbalance
+from qilin.train.split_weights import SplitWeights, can_split_weights, join_weights
 from qilin.train.validation import generate_and_score, validate
 
 
@@ -51,6 +52,8 @@ def train(context: TrainContext, module: ModelWithLoss) -> int:
     """
     config, model = context.config, module.model
     optimizer = make_optimizer(trainable_params(model, config), config.optimizer, config.betas)
+    if can_split_weights(config, context.world.device, context.world.size):
+        optimizer = SplitWeights(optimizer)
     state = TrainState(module, optimizer, init_ema(model, config), LossScale(config.precision == "fp16"))
     last = latest_checkpoint(context.run_dir)
     start = load_checkpoint(last, model, optimizer, state.ema) if last else 0
@@ -58,6 +61,7 @@ def train(context: TrainContext, module: ModelWithLoss) -> int:
     set_training_mode(model)
     if start < len(context.plan):
         run_steps(context, state, start)
+    join_weights(optimizer)
     if context.keep_best:
         return load_final_weights(context, model, state.ema)
     use_ema_weights(model, state.ema)
@@ -286,6 +290,7 @@ def save_if_due(
         checkpointer.save(step, state.model, state.optimizer, state.ema, loss, metadata)
     elif is_last and (config.save_steps or context.keep_best or not context.can_save_directly):
         # if writing the model fails (a full disk), no step is lost
+        join_weights(state.optimizer)
         checkpointer.save(step, state.model, None, state.ema, loss, metadata)
 
 
