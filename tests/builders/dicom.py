@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-JPEG_XL, HTJ2K = "1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.203"
+JPEG_XL, JPEG_XL_LOSSY, HTJ2K = (f"1.2.840.10008.1.2.4.{number}" for number in (110, 112, 203))
 CT_CLASS, SC_CLASS = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
 
 
@@ -51,7 +51,9 @@ def make_dataset(pixels: np.ndarray, elements: Mapping[str, Any] | None = None, 
 def to_bytes(dataset: Dataset, syntax: str = ExplicitVRLittleEndian, frames: Sequence[bytes] | None = None) -> bytes:
     """A file; `frames` are the coded frames of a compressed transfer syntax."""
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = UID(HTJ2K if syntax == JPEG_XL else syntax)  # pydicom 3.0 does not write JPEG XL
+    meta.TransferSyntaxUID = UID(
+        HTJ2K if syntax in (JPEG_XL, JPEG_XL_LOSSY) else syntax
+    )  # pydicom 3.0 does not write JPEG XL
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     buffer = io.BytesIO()
@@ -62,7 +64,11 @@ def to_bytes(dataset: Dataset, syntax: str = ExplicitVRLittleEndian, frames: Seq
         file["PixelData"].VR = "OB"
     implicit = syntax == ImplicitVRLittleEndian
     pydicom.dcmwrite(buffer, file, implicit_vr=implicit, little_endian=syntax != ExplicitVRBigEndian)
-    return buffer.getvalue().replace(HTJ2K.encode(), syntax.encode()) if syntax == JPEG_XL else buffer.getvalue()
+    return (
+        buffer.getvalue().replace(HTJ2K.encode(), syntax.encode())
+        if syntax in (JPEG_XL, JPEG_XL_LOSSY)
+        else buffer.getvalue()
+    )
 
 
 def dicom(pixels: np.ndarray, bits: int | None = None, **elements: Any) -> bytes:

@@ -45,6 +45,7 @@ def coded(syntax: str, pixels: np.ndarray) -> bytes:
         "1.2.840.10008.1.2.4.57": lambda: imagecodecs.ljpeg_encode(pixels),
         "1.2.840.10008.1.2.4.70": lambda: imagecodecs.ljpeg_encode(pixels),
         "1.2.840.10008.1.2.4.80": lambda: imagecodecs.jpegls_encode(pixels),
+        "1.2.840.10008.1.2.4.81": lambda: imagecodecs.jpegls_encode(pixels, level=0),  # near-lossless, at most 0 off
         "1.2.840.10008.1.2.4.90": lambda: imagecodecs.jpeg2k_encode(
             pixels, codecformat="j2k", reversible=True, level=0
         ),
@@ -52,7 +53,9 @@ def coded(syntax: str, pixels: np.ndarray) -> bytes:
             pixels, codecformat="j2k", reversible=True, level=0
         ),
         "1.2.840.10008.1.2.4.110": lambda: imagecodecs.jpegxl_encode(pixels, lossless=True),
+        "1.2.840.10008.1.2.4.112": lambda: imagecodecs.jpegxl_encode(pixels, lossless=True),
         "1.2.840.10008.1.2.4.201": lambda: imagecodecs.htj2k_encode(pixels, reversible=True),
+        "1.2.840.10008.1.2.4.202": lambda: imagecodecs.htj2k_encode(pixels, reversible=True),
         "1.2.840.10008.1.2.4.203": lambda: imagecodecs.htj2k_encode(pixels, reversible=True),
         "1.2.840.10008.1.2.5": lambda: rle(pixels),
     }
@@ -70,18 +73,17 @@ def rle(pixels: np.ndarray) -> bytes:
     )
 
 
-SYNTAXES = [
-    "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.57",
-    "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91",
-    "1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.203", "1.2.840.10008.1.2.5",
-]  # fmt: skip
+NATIVE = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", ExplicitVRBigEndian]
+CODED = [f"1.2.840.10008.1.2.4.{number}" for number in (57, 70, 80, 81, 90, 91, 110, 112, 201, 202, 203)]
+SYNTAXES = [*NATIVE, *CODED, "1.2.840.10008.1.2.5"]
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_transfer_syntaxes_agree(syntax: str) -> None:
     pixels = ct_pixels().astype(np.uint16)
-    dataset = make_dataset(pixels, {"RescaleIntercept": -1024, "RescaleSlope": 1}, bits=12)
-    native = syntax in SYNTAXES[:3]
+    stored = pixels.astype(">u2") if syntax == ExplicitVRBigEndian else pixels
+    dataset = make_dataset(stored, {"RescaleIntercept": -1024, "RescaleSlope": 1}, bits=12)
+    native = syntax in NATIVE
     data = to_bytes(dataset, syntax, None if native else [coded(syntax, pixels)])
     assert np.array_equal(frame(data).values, pixels.astype(np.float32) - 1024)
 
