@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +19,12 @@ from qilin.core.errors import UserError
 from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.model.llava import compose
-from qilin.model.processing import with_instruction
+from qilin.model.processing import PixelCache, with_instruction
+from qilin.train import data_loader
 from qilin.train.config import DataSource, TrainConfig
-from qilin.train.data_loader import PackedDataset, prefix_group
-from qilin.train.plan import PackedGroup, group_samples
+from qilin.train.data_loader import PackedDataset, prefetch, prefix_group
+from qilin.train.distributed import World
+from qilin.train.plan import PackedGroup, group_samples, make_plan
 
 CPU = torch.device("cpu")
 
@@ -289,3 +292,51 @@ def test_the_cache_key_has_the_seed_only_where_it_chooses_instructions(home: Pat
 
     assert key(("描述。",), 0) == key(("描述。",), 1)
     assert key(("描述。", "写出所见。"), 0) != key(("描述。", "写出所见。"), 1)
+
+
+def test_an_accelerator_gets_the_packs_of_the_cpu_by_one_copy(
+    home: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With copies that stay on the host: same tensors, and images decoded by the threads before they are needed."""
+    config = make_config(home / "data", precision="fp32", batch_size=3)
+    data = PackedDataset(config, processor)
+    plan = make_plan(data.lengths, [1.0], batch_size=3, num_epochs=2, pack_tokens=2048, seed=0)
+    expected = list(prefetch(data, plan, 1, config, World()))
+    copies, decoded = [], []
+    monkeypatch.setattr(data_loader, "copy_together", lambda tensors, device: copies.append(device) or dict(tensors))
+    monkeypatch.setattr(PixelCache, "decode", counted(PixelCache.decode, decoded))
+    data.pixels.entries.clear()
+    actual = list(prefetch(data, plan, 1, config, World(device=torch.device("meta"))))
+    assert len(copies) == sum(len(batch.packs) for batch in actual)
+    assert any(name != threading.main_thread().name for name in decoded)
+    for one, other in zip(expected, actual, strict=True):
+        assert (one.step, one.groups) == (other.step, other.groups)
+        for a, b in zip(one.packs, other.packs, strict=True):
+            for name in ("ids", "positions", "target_positions", "targets", "pixels"):
+                assert torch.equal(getattr(a, name), getattr(b, name)), name
+            assert torch.equal(a.layout.used, b.layout.used)
+            assert torch.equal(a.layout.documents, b.layout.documents)
+            assert a.layout.max_context == b.layout.max_context
+            assert (a.layout.block_mask is None, b.layout.block_mask is None) == (True, False)
+
+
+def counted(decode: Any, names: list[str]) -> Any:
+    def wrapped(*args: Any) -> Any:
+        names.append(threading.current_thread().name)
+        return decode(*args)
+
+    return wrapped
+
+
+def test_a_damaged_image_is_named_after_the_threads_met_it(
+    home: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise UserError("not an image")
+
+    config = make_config(home / "data", precision="fp32", batch_size=3)
+    data = PackedDataset(config, processor)
+    plan = make_plan(data.lengths, [1.0], batch_size=3, num_epochs=1, pack_tokens=2048, seed=0)
+    monkeypatch.setattr(PixelCache, "decode", fail)
+    with pytest.raises(UserError, match=r"image [0-9a-f]{64} \(sample .*\): not an image"):
+        next(prefetch(data, plan, 0, config, World(device=torch.device("meta"))))

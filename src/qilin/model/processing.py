@@ -7,6 +7,7 @@ decoded once and cached in memory up to a limit, since several questions share a
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ def image_tokens(processor: Any) -> int:
 
 
 class PixelCache:
-    """Images of datasets as normalized tensors (3, H, W); the most recently used stay in memory as uint8."""
+    """Images of datasets as normalized tensors (3, H, W); the most recently used stay in memory as uint8. Several
+    threads may decode at once."""
 
     def __init__(self, image_processor: Any, limit_bytes: int = 1 << 30) -> None:
         self.image_processor = image_processor
@@ -74,18 +76,27 @@ class PixelCache:
         self.limit_bytes = limit_bytes
         self.entries: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.bytes = 0
+        self.lock = Lock()  # of entries, and of the dataset's files, whose reader is not for several threads
 
     def get(self, dataset: Dataset, image_id: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """One image, (3, H, W). Raises UserError (from imaging) with the image's id if its bytes do not decode."""
-        if image_id in self.entries:
-            self.entries.move_to_end(image_id)
-            return self.normalize(self.entries[image_id], dtype)
-        pixels = self.preprocess(to_rgb(dataset.image_bytes(image_id)))
-        self.entries[image_id] = pixels
-        self.bytes += pixels.nbytes
-        while self.bytes > self.limit_bytes and len(self.entries) > 1:
-            self.bytes -= self.entries.popitem(last=False)[1].nbytes
-        return self.normalize(pixels, dtype)
+        return self.normalize(self.decode(dataset, image_id), dtype)
+
+    def decode(self, dataset: Dataset, image_id: str) -> torch.Tensor:
+        """One image as uint8 (3, H, W), from memory if it is there; raises as `get`."""
+        with self.lock:
+            if image_id in self.entries:
+                self.entries.move_to_end(image_id)
+                return self.entries[image_id]
+            data = dataset.image_bytes(image_id)
+        pixels = self.preprocess(to_rgb(data))
+        with self.lock:
+            if image_id not in self.entries:
+                self.entries[image_id] = pixels
+                self.bytes += pixels.nbytes
+            while self.bytes > self.limit_bytes and len(self.entries) > 1:
+                self.bytes -= self.entries.popitem(last=False)[1].nbytes
+        return pixels
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """A PIL image, padded, resized and cropped -> uint8 (3, H, W)."""

@@ -63,16 +63,14 @@ def make_layout(documents: Sequence[Document], device: torch.device, used: Seque
 
     `used`: the tokens whose last hidden states are used, None for all.
     """
-    table = torch.tensor(documents, dtype=torch.int64).reshape(-1, 3)
-    used_sorted = None if used is None else sorted(set(used))
-    spans = [query_span(documents, index, 0, length) for index, (_, length, _) in enumerate(documents)]
-    max_context = max(span.context for span in spans)
     if device.type != "cpu":
-        return device_layout(table, copy_together(layout_arrays(documents, used), device), max_context)
+        return device_layout(documents, copy_together(layout_arrays(documents, used), device))
+    used_sorted = None if used is None else sorted(set(used))
+    spans = document_spans(documents)
     used_tokens = None if used_sorted is None else torch.tensor(used_sorted, dtype=torch.int64)
     buckets = bucket_spans(spans)
     last = buckets if used_sorted is None else bucket_spans(list(used_spans(documents, used_sorted)))
-    return Layout(table, used_tokens, buckets, last, max_context=max_context)
+    return Layout(document_table(documents), used_tokens, buckets, last, max_context=max_context(spans))
 
 
 def layout_arrays(documents: Sequence[Document], used: Sequence[int] | None) -> dict[str, torch.Tensor]:
@@ -81,9 +79,22 @@ def layout_arrays(documents: Sequence[Document], used: Sequence[int] | None) -> 
     return mask_arrays(documents) | used_tokens
 
 
-def device_layout(table: torch.Tensor, arrays: Mapping[str, torch.Tensor], max_context: int) -> Layout:
+def device_layout(documents: Sequence[Document], arrays: Mapping[str, torch.Tensor]) -> Layout:
     """A Layout from the `layout_arrays` on an accelerator; its table of documents stays on the host."""
-    return Layout(table, arrays.get("used"), block_mask=block_mask(arrays), max_context=max_context)
+    context = max_context(document_spans(documents))
+    return Layout(document_table(documents), arrays.get("used"), block_mask=block_mask(arrays), max_context=context)
+
+
+def document_table(documents: Sequence[Document]) -> torch.Tensor:
+    return torch.tensor(documents, dtype=torch.int64).reshape(-1, 3)
+
+
+def document_spans(documents: Sequence[Document]) -> list["QuerySpan"]:
+    return [query_span(documents, index, 0, length) for index, (_, length, _) in enumerate(documents)]
+
+
+def max_context(spans: Sequence["QuerySpan"]) -> int:
+    return max(span.context for span in spans)
 
 
 def query_span(documents: Sequence[Document], index: int, start: int, end: int) -> QuerySpan:
