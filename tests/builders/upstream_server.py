@@ -42,8 +42,8 @@ def answer_events(*texts: str, finish: str | None = "stop") -> list[Any]:
 
 
 @contextmanager
-def running_upstream(fake: FakeUpstream) -> Iterator[FakeUpstream]:
-    """Serve on a free local port; yields the server with its `url`."""
+def running_upstream(fake: FakeUpstream, port: int = 0) -> Iterator[FakeUpstream]:
+    """Serve on a local port, by default a free one; yields the server with its `url`."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -116,7 +116,7 @@ def running_upstream(fake: FakeUpstream) -> Iterator[FakeUpstream]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     fake.url = f"http://127.0.0.1:{server.server_address[1]}"

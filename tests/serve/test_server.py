@@ -18,8 +18,7 @@ pytest.importorskip("uvicorn", reason="the serve extra is not installed")
 from builders.chat_server import chat_body, png
 from builders.tiny import tiny_llava
 from qilin.cli import main
-from qilin.serve.config import ServeConfig
-from qilin.serve.server import check_address
+from qilin.serve.address import check_address
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -77,7 +76,7 @@ def test_serve_answers_and_stops(tmp_path: Path, capsys: pytest.CaptureFixture[s
 )
 def test_settings_that_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(Exception, match=text):
-        check_address(ServeConfig(model="m", **options), has_keys=False)
+        check_address(options.get("host", "127.0.0.1"), False, options.get("tls_certificate"), options.get("tls_key"))
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,20 @@ class ChatConfig:
 
 @config_class
 class ServeConfig:
-    """Serve a model through OpenAI's chat API."""
+    """Serve a model, or another server's model, through OpenAI's chat API and as a page."""
 
     model: str | None = option(default=None, help="model folder (or hub id)")
     name: str | None = option(default=None, help="the model's name in the API; default: the folder's name")
     window: tuple[str, ...] = option(default=(), help=WINDOW_HELP)
+    engine: Literal["qilin", "vllm"] = option(default="qilin", help="vllm: start vLLM on the model's folder")
+    upstream: str | None = option(
+        default=None, help="address of an OpenAI-compatible server that answers; its key in QILIN_UPSTREAM_KEY"
+    )
+    upstream_timeout: float = option(default=300.0, help="seconds without a byte after which an upstream is given up")
+    upstream_image_side: int = option(default=2048, help="largest side of the images that an upstream gets, in pixels")
+    vllm: str = option(default="vllm", help="vLLM's executable, in an environment of its own")
+    vllm_arguments: str = option(default="", help="further arguments of `vllm serve`, in one string")
+    vllm_start_seconds: float = option(default=900.0, help="how long vLLM may take to start")
     host: str = option(default="127.0.0.1", help="address to listen on; any but this machine's needs --keys")
     port: int = option(default=8000, help="port to listen on; 0 for any free one")
     keys: Path | None = option(default=None, help="file of API keys' hashes; requests then need a key")
@@ -73,10 +82,10 @@ class ServeConfig:
     hub: Literal["huggingface", "modelscope"] = option(default="huggingface", help="the hub that a hub id refers to")
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_rows", "max_waiting"):
+        for name in ("max_new_tokens", "max_rows", "max_waiting", "upstream_image_side"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("max_body_mib", "shutdown_seconds"):
+        for name in ("max_body_mib", "shutdown_seconds", "upstream_timeout", "vllm_start_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         for name in ("image_cache_gib", "prefix_cache_gib"):
