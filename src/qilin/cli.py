@@ -251,6 +251,15 @@ COMMANDS = {
         ("model",),
         "qilin template runs/instruct\nqilin template runs/instruct --template llama_2 --tokens",
     ),
+    "push": Command(
+        "publish a model with its card on the Hugging Face hub or ModelScope",
+        "qilin.model.push:PushConfig",
+        "qilin.model.push:push",
+        ("model", "name"),
+        "qilin push runs/instruct OWNER/NAME\n"
+        "qilin push runs/instruct OWNER/NAME --yes\n"
+        "qilin push runs/instruct OWNER/NAME --hub modelscope --public --yes",
+    ),
 }
 
 # commands and flags that had another name before the first release: the error names the new one

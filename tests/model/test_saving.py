@@ -9,6 +9,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from builders.architectures import language_model, vision_encoder
+from builders.image_text_models import write_processor
 from builders.tiny import tiny_language, tiny_llava, tiny_vision
 from qilin.convert.config import ConvertConfig
 from qilin.convert.llava_to_hf import expected_tensors
@@ -16,7 +17,8 @@ from qilin.convert.run import convert
 from qilin.convert.weight_files import TensorReader, list_tensors
 from qilin.model.llava import LoadedModel, compose, load_model
 from qilin.model.processing import image_tokens
-from qilin.model.saving import save_model
+from qilin.model.processor import open_processor
+from qilin.model.saving import rope_keys, save_model, save_processor
 
 
 def make_model(folder: Path, vision: str, language: str) -> LoadedModel:
@@ -113,3 +115,44 @@ def test_processors_of_older_folders_are_completed(tmp_path: Path, left: dict[st
     processor = load_model(out, "cpu", "fp32").processor
     assert (processor.patch_size, processor.num_additional_image_tokens) == (8, 1)
     assert image_tokens(processor) == image_tokens(loaded.processor)
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({}, {"rope_theta": 10000.0}),
+        ({"rope_type": "default", "rope_theta": 5e6}, {"rope_theta": 5e6}),
+        (
+            {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},  # Qwen2.5-VL
+            {"rope_theta": 1e6, "rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}},
+        ),
+        (
+            {  # Gemma 3 4B
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        ),
+    ],
+)
+def test_rope_by_the_names_of_transformers_4(rope: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert rope_keys(rope) == expected
+
+
+@pytest.mark.parametrize("name", ["qwen3-vl", "gemma3"])
+def test_processor_settings_by_the_names_of_transformers_4(tmp_path: Path, name: str) -> None:
+    write_processor(tmp_path / "source", name)
+    processor = open_processor(str(tmp_path / "source"))
+    save_processor(tmp_path / "model", processor)
+    read = {file.name: json.loads(file.read_text("utf-8")) for file in (tmp_path / "model").glob("*.json")}
+    if name == "gemma3":
+        assert read["tokenizer_config.json"]["extra_special_tokens"]["image_token"] == "<image_soft_token>"
+        assert "video_preprocessor_config.json" not in read
+    else:
+        images = read["preprocessor_config.json"]
+        assert (images["min_pixels"], images["max_pixels"]) == (32 * 32, 64 * 64)
+        assert read["video_preprocessor_config.json"]["video_processor_type"] == "Qwen3VLVideoProcessor"
+    again = open_processor(str(tmp_path / "model"))
+    assert again.image_processor.to_dict() == processor.image_processor.to_dict()
+    assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert again.chat_template == processor.chat_template
