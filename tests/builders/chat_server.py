@@ -24,6 +24,7 @@ from qilin.serve.api.remote_images import RemoteImages
 from qilin.serve.api.security import LOCAL_HOSTS, Access
 from qilin.serve.engine.engine import Engine
 from qilin.serve.engine.limits import EngineLimits
+from qilin.serve.safeguards import Safeguards
 
 MODEL = "tiny"
 LIMITS = EngineLimits(image_cache_bytes=1 << 24, prefix_cache_bytes=1 << 24, kv_bytes=1 << 26, max_answer_tokens=8)
@@ -86,13 +87,14 @@ def running_chat_server(
     max_body: int = 1 << 20,
     audit: Path | None = None,
     image_hosts: tuple[str, ...] = (),
+    safeguards: Safeguards = Safeguards(),
     compared: tuple[str, ...] = (),
 ) -> Iterator[ChatServer]:
     """`compared` names further engines on the same model."""
     engine, *others = [Engine(loaded, limits) for _ in range(1 + len(compared))]
     for one in (engine, *others):
         one.start()
-    service = ChatService(engine, MODEL, RemoteImages(frozenset(image_hosts)))
+    service = ChatService(engine, MODEL, RemoteImages(frozenset(image_hosts)), safeguards=safeguards)
     services = [ChatService(*pair, store=service.store) for pair in zip(others, compared, strict=True)]
     with running_service(service, keys, max_body, audit, services) as url:
         yield ChatServer(url, engine, service)

@@ -84,33 +84,31 @@ def content_statistics(image: Image.Image) -> ContentStatistics:
     cool = in_color & (hue > COOL_HUES[0]) & (hue < COOL_HUES[1])
     cells = pixels >> 4
     counts = np.bincount((cells[..., 0] * 256 + cells[..., 1] * 16 + cells[..., 2]).ravel())
-    flat, sharp, correlation = edge_statistics(image)
     return ContentStatistics(
         gray_range=float(brightest - darkest),
-        correlation=correlation,
-        flat=flat,
-        sharp=sharp,
-        white=float((smallest > 235).mean()),
+        **edge_statistics(image),
         color=float(in_color.mean()),
         cool=float(cool.mean()),
         colors=int((counts > 1).sum()),
     )
 
 
-def edge_statistics(image: Image.Image) -> tuple[float, float, float]:
-    """(share of flat pixels that are not black, share of edges among the pixels that are not flat, correlation of
-    neighbors), in the middle of the image at full resolution."""
+def edge_statistics(image: Image.Image) -> dict[str, float]:
+    """What is measured in the middle of an image at full resolution: correlation, flat, sharp, white."""
     left, top = max(0, (image.width - CROP_SIDE) // 2), max(0, (image.height - CROP_SIDE) // 2)
     box = (left, top, min(image.width, left + CROP_SIDE), min(image.height, top + CROP_SIDE))
     pixels = np.asarray(image.crop(box), dtype=np.int16)
     if min(pixels.shape[:2]) < 2:
-        return 0.0, 0.0, 1.0
+        return {"correlation": 1.0, "flat": 0.0, "sharp": 0.0, "white": 0.0}
     here = pixels[:-1, :-1]
     difference = np.maximum(abs(pixels[:-1, 1:] - here).max(axis=2), abs(pixels[1:, :-1] - here).max(axis=2))
     is_flat = difference <= FLAT
-    sharp = (difference > EDGE).sum() / max(1, (~is_flat).sum())
-    gray = pixels.mean(axis=2)
-    neighbors = gray[:, :-1].ravel(), gray[:, 1:].ravel()
-    varies = all(values.std() > 0 for values in neighbors)
-    correlation = float(np.corrcoef(*neighbors)[0, 1]) if varies else 1.0
-    return float((is_flat & (here.max(axis=2) >= BLACK)).mean()), float(sharp), correlation
+    gray = pixels[..., 1].astype(np.float32)  # green is most of the brightness
+    left_pixels, right_pixels = gray[:, :-1].ravel(), gray[:, 1:].ravel()
+    varies = left_pixels.std() > 0 and right_pixels.std() > 0
+    return {
+        "correlation": float(np.corrcoef(left_pixels, right_pixels)[0, 1]) if varies else 1.0,
+        "flat": float((is_flat & (here.max(axis=2) >= BLACK)).mean()),
+        "sharp": float((difference > EDGE).sum() / max(1, (~is_flat).sum())),
+        "white": float((here.min(axis=2) > 235).mean()),
+    }

@@ -234,7 +234,7 @@ def policy_from_yaml(path: Path) -> Policy:
         raise UserError(f"{path}: language is {language!r}; expected zh or en")
     if low is not None and (isinstance(low, bool) or not isinstance(low, int | float) or not 0 <= low <= 1):
         raise UserError(f"{path}: low_confidence is {low!r}; expected a number from 0 to 1")
-    rows = values.get("rules") or []
+    rows = [] if values.get("rules") is None else values["rules"]
     if not isinstance(rows, list):
         raise UserError(f"{path}: rules is {rows!r}; expected a list")
     rules = tuple(parse_rule(row, f"{path}: rule {number}") for number, row in enumerate(rows, start=1))

@@ -80,7 +80,7 @@ class Safeguards:
         prefix = self.text_of(decisions, "prefix")
         if self.policy.in_answer:
             prefix = "\n".join(filter(None, (self.policy.text(self.policy.disclaimer), prefix)))
-        return replace(checked, refusal=refusal, prefix=f"{prefix}\n\n" if prefix else "")
+        return replace(checked, refusal=refusal, prefix=f"{prefix}\n\n" if prefix and not refusal else "")
 
     async def check_answer(self, checked: CheckedQuestion, text: str, confidence: float | None) -> CheckedAnswer:
         """Apply the rules to an answer, and say how likely it is right. `confidence` is None where it says nothing,

@@ -271,7 +271,7 @@ async def stream_chunks(
     http.state.finishes = []
     try:
         for index in range(answers.count):
-            yield chunk(head, index, {"role": "assistant", "content": "" if checked.refusal else checked.prefix})
+            yield chunk(head, index, {"role": "assistant", "content": checked.prefix})
         while len(finishes) < answers.count:
             try:
                 index, event = await asyncio.wait_for(answers.queue.get(), KEEP_ALIVE)
