@@ -58,7 +58,16 @@ COMMANDS = {
         "qilin.pipeline.importers.dicom_import:import_dicom",
         ("source", "out"),
         "qilin data import dicom PACS chest --reports reports.xlsx --license 'internal'\n"
-        "qilin data import dicom PACS chest --window 肺窗 纵隔窗 骨窗 --slices 16",
+        "qilin data import dicom PACS chest --window 肺窗 纵隔窗 骨窗 --slices 16\n"
+        "qilin data import dicom PACS chest --reports reports.xlsx --slices axial:8 coronal:4 --prior",
+    ),
+    "data import nifti": Command(
+        "create a dataset without names from a folder of NIfTI volumes and a table of reports",
+        "qilin.pipeline.importers.nifti_config:ImportNiftiConfig",
+        "qilin.pipeline.importers.nifti_import:import_nifti",
+        ("source", "out"),
+        "qilin data import nifti SCANS brain --reports reports.csv --slices axial:8 sagittal:2\n"
+        "qilin data import nifti SCANS chest --modality CT --window 肺窗",
     ),
     "data pmc": Command(
         "download articles and their figure images from the PubMed Central open-access store",

@@ -16,8 +16,10 @@ import numpy as np
 
 from qilin.imaging.errors import ImageError
 from qilin.imaging.volume import Volume
+from qilin.imaging.windowing import CT
 
 MAX_BYTES = 2 << 30  # of a volume's values, and of what a .nii.gz unpacks to
+CT_SAMPLES = 200_000  # voxels by which a CT is recognized
 MAGIC = {344: (b"n+1\0", b"ni1\0"), 4: (b"n+2\0", b"ni2\0")}
 
 
@@ -60,7 +62,19 @@ def read_nifti(data: bytes) -> Volume:
     if np.iscomplexobj(values):
         values = np.abs(values)
     x, y, z = (zoom if math.isfinite(zoom) and zoom > 0 else 1.0 for zoom in (*zooms, 1.0, 1.0)[:3])
-    return Volume(values.astype(np.float32), (x, y, z))
+    values = values.astype(np.float32)
+    return Volume(values, (x, y, z), CT if looks_like_ct(values) else "")
+
+
+def looks_like_ct(values: np.ndarray) -> bool:
+    """Whether values are Hounsfield units: air (-1000) and soft tissue (around 0) both take at least 5 % of them.
+
+    NIfTI does not say what a volume shows. MR has no negative values; phase images are spread over their whole range.
+    """
+    sample = values.reshape(-1)[:: max(1, values.size // CT_SAMPLES)]
+    air = ((sample > -1100) & (sample < -900)).mean()
+    soft_tissue = ((sample > -200) & (sample < 300)).mean()
+    return bool(air >= 0.05 and soft_tissue >= 0.05 and sample.min() >= -5000)
 
 
 def make_image(plain: bytes) -> Any:

@@ -5,7 +5,7 @@ from its texts wherever they stand.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from qilin.core.errors import UserError
 from qilin.dataset.import_rows import RejectedRow
 from qilin.imaging.identity import keyed
 from qilin.pipeline.importers.dicom_config import ImportDicomConfig
+from qilin.pipeline.importers.nifti_config import ImportNiftiConfig
 from qilin.pipeline.importers.table_files import cell_text, column_names, name_text, read_rows
 
 STUDY_COLUMNS = (
@@ -44,6 +45,17 @@ IMPRESSION_COLUMNS = (
     "诊断印象",
     "conclusion",
 )
+PATIENT_COLUMNS = (
+    "patient",
+    "patientid",
+    "patient_id",
+    "subject",
+    "患者编号",
+    "患者id",
+    "病人编号",
+    "病人id",
+    "住院号",
+)
 # parts of the names of columns whose values identify somebody
 IDENTITY_PARTS = (
     "姓名", "患者", "病人", "医师", "医生", "技师", "号", "电话", "手机", "身份证", "地址", "住址", "医院", "科室",
@@ -59,35 +71,48 @@ class Reports:
     rows: dict[str, tuple[str, str, tuple[str, ...]]] = field(default_factory=dict)  # findings, impression, identities
     rejected: Counter[str] = field(default_factory=Counter)
     columns: dict[str, str] = field(default_factory=dict)
+    patients: dict[str, str] = field(default_factory=dict)  # study key -> patient key, where a column names patients
 
 
-def read_reports(path: Path, config: ImportDicomConfig, secret: bytes) -> Reports:
-    """The reports of a table. Raises UserError where it has no column of studies or of texts."""
+def read_reports(
+    path: Path,
+    config: ImportDicomConfig | ImportNiftiConfig,
+    secret: bytes,
+    study_columns: tuple[str, ...] = STUDY_COLUMNS,
+    number_of: Callable[[str], str] = str,
+) -> Reports:
+    """The reports of a table; `number_of` gives the number for the text of a study's cell.
+
+    Raises UserError where the table has no column of studies or of texts.
+    """
     names = column_names(path, config.encoding)
     columns = {
-        "study": choose_column(names, config.study, STUDY_COLUMNS),
+        "study": choose_column(names, config.study, study_columns),
         "findings": choose_column(names, config.findings, FINDINGS_COLUMNS),
         "impression": choose_column(names, config.impression, IMPRESSION_COLUMNS),
     }
     if columns["study"] is None:
         raise UserError(
-            f"{path}: no column of accession numbers or study UIDs among {', '.join(names)}; name it with --study"
+            f"{path}: none of the columns {', '.join(names)} is one of {', '.join(study_columns[:4])}, …; name the "
+            "column that tells the studies with --study"
         )
     if columns["findings"] is None and columns["impression"] is None:
         raise UserError(
             f"{path}: no column of findings or impressions among {', '.join(names)}; name it with --findings"
         )
+    if isinstance(config, ImportNiftiConfig):
+        columns["patient"] = choose_column(names, config.patient, PATIENT_COLUMNS)
     reports = Reports(columns={key: name for key, name in columns.items() if name})
     for _, row in read_rows(path, config.encoding):
         if isinstance(row, RejectedRow):
             reports.rejected[row.reason] += 1
             continue
-        add_report(reports, row, secret)
+        add_report(reports, row, secret, number_of)
     return reports
 
 
-def add_report(reports: Reports, row: Mapping[str, Any], secret: bytes) -> None:
-    number = name_text(row.get(reports.columns["study"]))
+def add_report(reports: Reports, row: Mapping[str, Any], secret: bytes, number_of: Callable[[str], str]) -> None:
+    number = number_of(name_text(row.get(reports.columns["study"])))
     texts = [cell_text(row.get(reports.columns.get(name, ""))) for name in ("findings", "impression")]
     if not number:
         reports.rejected["report without a study number"] += 1
@@ -107,6 +132,8 @@ def add_report(reports: Reports, row: Mapping[str, Any], secret: bytes) -> None:
             reports.rejected["second report of a study"] += kind == "study"
             continue
         reports.rows[key] = (texts[0], texts[1], identities)
+        if patient := name_text(row.get(reports.columns.get("patient", ""))):
+            reports.patients[key] = keyed(secret, "patient", patient)
 
 
 def choose_column(names: list[str], wanted: str | None, known: tuple[str, ...]) -> str | None:
