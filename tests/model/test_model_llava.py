@@ -21,13 +21,14 @@ from transformers import (
     SiglipModel,
 )
 
+from builders.architectures import vision_encoder
 from builders.tiny import PATCHES, tiny_language, tiny_llava, tiny_png, tiny_tokenizer, tiny_vision
 from qilin.core.errors import RunError, UserError
 from qilin.dataset.schema import assistant, user
 from qilin.imaging.decode import to_rgb
 from qilin.model.architectures import PARTS, part_of, set_trainable
 from qilin.model.generate import Request, answer_batch, prepare_inputs
-from qilin.model.llava import LoadedModel, compose, load_model, set_template
+from qilin.model.llava import LoadedModel, check_feature_layer, compose, load_model, set_template
 
 LANGUAGES = ("llama", "qwen3", "mistral")
 VISIONS = ("clip", "siglip")
@@ -114,6 +115,34 @@ def test_tied_embeddings_stay_tied(parts: Path, tmp_path: Path) -> None:
     untied = tiny_llava(parts).model
     assert untied.lm_head.weight is not untied.model.language_model.embed_tokens.weight
     assert "lm_head.weight" not in {name for name, _ in loaded.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tokens"),
+    [
+        ("dinov2-registers", 36, 4 * 4 + 4),  # 36 pixels: 4 patches of 8 and a rest; the class token is dropped
+        pytest.param("dinov3", 40, 5 * 5 + 4, marks=pytest.mark.long),
+    ],
+)
+@torch.no_grad()
+def test_encoders_with_registers_and_of_any_square_size(
+    parts: Path, tmp_path: Path, name: str, size: int, tokens: int
+) -> None:
+    """Register tokens stay among an image's tokens, as in plain transformers; compose says what vLLM does not serve."""
+    vision_encoder(tmp_path / "vision", name, image_size=size)
+    loaded = compose(str(tmp_path / "vision"), str(parts / "llama"), template="v1", system=None, pad_square=True)
+    assert ["vLLM" in note and name.split("-")[0] in note.lower() for note in loaded.notes] == [True]
+    assert not tiny_llava(parts).notes
+    request = Request([user("图？", 1)], [to_rgb(tiny_png(0, 90))])
+    inputs = prepare_inputs(loaded, [request])
+    assert int((inputs["input_ids"] == loaded.model.config.image_token_id).sum()) == tokens
+    assert inputs["pixel_values"].shape[-2:] == (size, size)
+    for layer in (-1, -2, 1):
+        loaded.model.config.vision_feature_layer = layer
+        assert loaded.model(**inputs).logits.isfinite().all()
+    loaded.model.config.vision_feature_layer = 4
+    with pytest.raises(UserError, match="has 3 layers"):
+        check_feature_layer(loaded.model.config)
 
 
 @pytest.mark.parametrize(("padding_rows", "added_rows"), [(0, 1), (1, 0), (60, 0)])

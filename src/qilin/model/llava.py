@@ -38,6 +38,8 @@ from qilin.model.tokenizer import chat_template_for, end_token_ids, load_tokeniz
 QILIN_JSON = "qilin.json"
 # Names in a Llava's files -> in those of its vision tower alone; other folders have no such names.
 TOWER_NAMES = {r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": ""}
+# The encoders that vLLM loads in a Llava (its models/llava.py, init_vision_tower_for_llava), by model_type.
+VLLM_ENCODERS = ("clip_vision_model", "siglip_vision_model", "pixtral")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ def compose(
     vision_encoder, is_tower = load_vision_encoder(vision, hub)
     if is_tower:
         notes.append(f"vision: the vision tower of {vision}, without its projector and language model")
+    if vision_encoder.config.model_type not in VLLM_ENCODERS:
+        notes.append(
+            f"vision: vLLM serves a Llava with a CLIP, SigLIP or Pixtral encoder only; use qilin serve for one with "
+            f"{vision_encoder.config.model_type}"
+        )
     tokenizer = one_line_errors(language, lambda: load_tokenizer(language, hub))
     check_not_quantized(language, from_pretrained(AutoConfig, language, hub))
     language_model = load_weights(AutoModelForCausalLM, language, hub, dtype=torch.float32)
