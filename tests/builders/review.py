@@ -86,6 +86,11 @@ def add_all(writer: DatasetWriter, images: list[object], samples: list[Sample]) 
         assert writer.add_sample("train", sample)
 
 
+def authorization(token: str) -> dict[str, str]:
+    """The header of a request with a key."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 @dataclass
 class RunningReview:
     """A running `qilin data review`."""
@@ -95,17 +100,17 @@ class RunningReview:
     process: subprocess.Popen[str]
 
     def get(self, path: str, token: str | None = None, **headers: str) -> httpx2.Response:
-        return httpx2.get(self.address + path, headers={"X-Token": self.token if token is None else token, **headers})
+        return httpx2.get(self.address + path, headers=authorization(self.token if token is None else token) | headers)
 
     def get_raw(self, path: str) -> tuple[int, bytes]:
         """(status, body) of a path sent unchanged: httpx would normalize its dots."""
         connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=10)
-        connection.request("GET", path, headers={"X-Token": self.token})
+        connection.request("GET", path, headers=authorization(self.token))
         response = connection.getresponse()
         return response.status, response.read()
 
     def post(self, body: Any) -> httpx2.Response:
-        return httpx2.post(self.address + "/decide", headers={"X-Token": self.token}, json=body)
+        return httpx2.post(self.address + "/decide", headers=authorization(self.token), json=body)
 
     def decide(self, sample_id: str, decision: str, **details: Any) -> httpx2.Response:
         index = self.sample_ids().index(sample_id)
@@ -137,11 +142,11 @@ def running_review(folder: Path, *flags: str) -> Iterator[RunningReview]:
     try:
         match = None
         for line in process.stdout:
-            match = re.search(r"(http://127\.0\.0\.1:\d+)/\?token=(\S+)", line)
+            match = re.search(r"(http://127\.0\.0\.1:\d+)/(?:#(\S+))?$", line.strip())
             if match:
                 break
         assert match, process.stderr.read() if process.stderr else ""
-        review = RunningReview(match.group(1), match.group(2), process)
+        review = RunningReview(match.group(1), match.group(2) or "", process)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:

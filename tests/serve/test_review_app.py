@@ -1,5 +1,6 @@
 """The service of the review page without a browser: a session and its result, and every request that is refused."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
-from builders.review import running_review, write_both
+from builders.review import authorization, running_review, write_both
 from qilin.cli import main
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, text_of
-from qilin.pipeline.review.decisions import decisions_path
+from qilin.pipeline.review.decisions import current_decisions, decisions_path, read_decisions
+from qilin.serve.api.keys import add_key
 
 pytest.importorskip("starlette", reason="the serve extra is not installed")
 pytest.importorskip("uvicorn", reason="the serve extra is not installed")
@@ -31,20 +34,19 @@ def test_sessions_of_two_reviewers_and_their_result(tmp_path: Path, capsys: Capt
     with running_review(tmp_path, "--reviewer", "王敏") as review:
         session = review.get("/samples").json()
         assert session == {"dataset": "articles-zh", "reviewer": "王敏", "decisions": [None] * 6}
-        page = review.get(f"/?token={review.token}", token="")
-        assert page.status_code == 200
+        page = review.get("/", token="")  # holds no data, so it needs no key
         assert "text/html" in page.headers["content-type"]
-        policy = page.headers["content-security-policy"]
-        assert "default-src 'none'" in policy
-        nonce = re.search(r"script-src 'nonce-([^']+)'", policy)
-        assert nonce
-        assert page.text.count(f'nonce="{nonce.group(1)}"') == 2
-        assert not re.search(r"(?:src|href)=\"(?!data:,)|url\(|@import|https?://", page.text)  # nothing external
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+        assert page.headers["x-content-type-options"] == "nosniff"
+        for name in ("/", "/static/review.js", "/static/review.css", "/static/viewer.js"):
+            text = review.get(name, token="").text
+            assert not re.search(r"(?:src|href)=\"(?!data:,|/static/)|@import|https?://", text), name
         first = review.get("/samples/0").json()
-        image = review.get(f"/images/{first['images'][0]}")
-        assert image.content == chinese.image(first["images"][0]).bytes
-        assert image.headers["content-type"] == "image/png"
-        assert image.headers["x-content-type-options"] == "nosniff"
+        info = review.get(f"/images/{first['images'][0]}/info").json()
+        assert (info["color"], info["planes"]) == (True, {"axial": 1})
+        pixels = review.get(f"/images/{first['images'][0]}/pixels?max=4096")
+        image = Image.open(io.BytesIO(chinese.image(first["images"][0]).bytes)).convert("RGB")
+        assert pixels.content == image.tobytes()
         assert review.decide("row-0", "accept").json() == {"saved": "accept"}
         assert review.decide("row-2", "fix", texts={"text 1.0": f" {FIXED} "}).status_code == 200
         assert review.decide("row-3", "reject", reason="含个人信息").status_code == 200
@@ -104,26 +106,29 @@ def test_without_the_token_and_outside_the_session_nothing_is_served(tmp_path: P
     (tmp_path / "secret.png").write_bytes(b"secret")
     with running_review(tmp_path) as review:
         first = review.get("/samples/0").json()
-        for path in ("/", "/samples", "/samples/0", f"/images/{first['images'][0]}"):
-            assert review.get(path, token="").status_code == 403
-            assert review.get(path, token="x" * len(review.token)).status_code == 403
-            assert review.get(f"{path}?token=ü", token="").status_code == 403
+        image = f"/images/{first['images'][0]}"
+        for path in ("/samples", "/samples/0", f"{image}/info", f"{image}/pixels"):
+            assert review.get(path, token="").status_code == 401
+            assert review.get(path, token="x" * len(review.token)).status_code == 401
+            assert review.get(path, Host="evil.example").status_code == 403  # a name pointed at this machine
+            assert review.get(path, Origin="https://evil.example").status_code == 403
+            assert review.get(path).status_code == 200  # the control
         body = {"index": 0, "hash": first["hash"], "decision": "reject"}
-        assert httpx2.post(review.address + "/decide", json=body).status_code == 403
+        assert httpx2.post(review.address + "/decide", json=body).status_code == 401
         for name in (
             "../secret.png", "..%2fsecret.png", "%2e%2e/%2e%2e/secret.png", "..%5csecret.png", "%00", "/etc/passwd",
             "....//secret.png", "a" * 64,
         ):  # fmt: skip
-            status, content = review.get_raw(f"/images/{name}")
+            status, content = review.get_raw(f"/images/{name}/pixels")
             assert status == 404, name
-            assert b"secret" not in content
+            assert content != b"secret"
         for path in (
             "/review.html", "/samples/99/../0", "/../secret.png", "/samples/-1", "/samples/0x1", "/docs",
             "//etc/passwd",
         ):  # fmt: skip
             assert review.get_raw(path)[0] == 404, path
         assert review.get_raw("/samples/0")[0] == 200  # the control
-        assert review.get("/samples/6").json() == {"error": "there is no sample 6"}
+        assert review.get("/samples/6").json()["error"]["message"] == "there is no sample 6"
         assert not decisions_path(tmp_path / "articles-zh").exists()
 
 
@@ -148,24 +153,26 @@ def test_invalid_decisions_are_refused_and_not_saved(tmp_path: Path) -> None:
     with running_review(tmp_path) as review:
         index = review.sample_ids().index("row-1")
         valid = {"index": index, "hash": review.get(f"/samples/{index}").json()["hash"], "decision": "accept"}
-        headers = {"X-Token": review.token}
+        headers = authorization(review.token)
         for name, (change, pattern) in BAD_REQUESTS.items():
             response = review.post(valid | change)
             assert response.status_code == 400, name
-            assert re.search(pattern, response.json()["error"]), name
+            assert re.search(pattern, response.json()["error"]["message"]), name
         same_options = review.decide("choice", "fix", texts={"choice 0": "脾脏"})
-        assert "options" in same_options.json()["error"]
+        assert "options" in same_options.json()["error"]["message"]
         form = httpx2.post(review.address + "/decide", headers=headers, data={"index": "0", "decision": "reject"})
-        assert form.json() == {"error": "expected application/json"}  # what a form of another site could send
+        assert form.json()["error"]["message"] == "expected application/json"  # what a form of another site could send
         json_headers = headers | {"Content-Type": "application/json"}
-        for content in (b"{", b"[1]", json.dumps(valid | {"reason": "x" * (2 << 20)}).encode()):
-            assert httpx2.post(review.address + "/decide", headers=json_headers, content=content).status_code == 400
+        long = json.dumps(valid | {"reason": "x" * (2 << 20)}).encode()
+        for content, status in ((b"{", 400), (b"[1]", 400), (long, 413)):
+            response = httpx2.post(review.address + "/decide", headers=json_headers, content=content)
+            assert response.status_code == status
         assert review.get("/decide").status_code == 405
         assert not path.exists()
         path.mkdir()  # nothing can be written here
         response = review.post(valid)
         assert response.status_code == 500
-        assert "nothing was saved" in response.json()["error"]
+        assert "nothing was saved" in response.json()["error"]["message"]
 
 
 def test_options_with_which_nothing_can_be_served(tmp_path: Path, capsys: Capture) -> None:
@@ -176,6 +183,23 @@ def test_options_with_which_nothing_can_be_served(tmp_path: Path, capsys: Captur
         (["--port", "99999"], "127.0.0.1:99999"),
         (["--rows", "-1"], "rows is -1"),
         (["--json"], "--report"),
+        (["--host", "0.0.0.0"], "--keys"),
+        (["--keys", "keys.txt", "--reviewer", "王敏"], "name of the key"),
+        (["--tls-key", "key.pem"], "--tls-certificate"),
     ):
         assert main(["data", "review", source, *flags]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_reviewer_is_the_name_of_the_key(tmp_path: Path) -> None:
+    """With a file of keys, several people review through one server, each under the name of their key."""
+    write_both(tmp_path)
+    keys = {name: add_key(tmp_path / "keys.txt", name) for name in ("wang", "li")}
+    with running_review(tmp_path, "--keys", "keys.txt") as review:
+        assert review.get("/samples").status_code == 401
+        for name, decision in (("wang", "accept"), ("li", "reject")):
+            review.token = keys[name]
+            assert review.get("/samples").json()["reviewer"] == name
+            assert review.decide("row-0", decision).status_code == 200
+    (rows,) = current_decisions(read_decisions(decisions_path(tmp_path / "articles-zh"))).values()
+    assert {name: row.decision for name, row in rows.items()} == {"wang": "accept", "li": "reject"}

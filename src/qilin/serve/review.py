@@ -1,12 +1,12 @@
 """`qilin data review`: shows samples of a dataset on a local web page, where a person accepts, fixes or rejects them.
 
 In: a dataset folder. Out: a file of decisions next to it, which `qilin data apply-review` applies and the next session
-continues. Nothing leaves the machine, and the page requires the token in the printed address.
+continues. On this machine the printed address holds a key for the session. Any other address needs --keys, and the
+reviewer is then the name of the key.
 """
 
 import getpass
 import secrets
-import socket
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from qilin.pipeline.review.decisions import (
     sample_hash,
 )
 from qilin.pipeline.review.sampling import draw_samples, find_original
+from qilin.serve.address import check_address, listen
 
 
 def review(config: ReviewConfig) -> None:
@@ -36,12 +37,18 @@ def review(config: ReviewConfig) -> None:
     try:
         import uvicorn
 
-        from qilin.serve.review_app import review_app
+        from qilin.serve.review_app import MAX_REQUEST_BYTES, review_app
     except ImportError:
         raise UserError("the review page needs starlette and uvicorn: pip install 'qilin-med[serve]'") from None
+    from qilin.serve.api.keys import Keys, hash_key, read_keys
+    from qilin.serve.api.security import LOCAL_HOSTS, Access
+
+    check_address(config.host, config.keys is not None, config.tls_certificate, config.tls_key)
     data = open_dataset(config.source)
     read_decisions(path)  # a damaged file is an error before the page is served
+    token = secrets.token_urlsafe(24)
     reviewer = config.reviewer.strip() or user_name()
+    keys = read_keys(config.keys) if config.keys else Keys(((reviewer, hash_key(token)),))
     console = make_console()
     with ProgressBars(transient=True) as progress:
         progress.add_task("drawing samples", total=None)
@@ -49,20 +56,30 @@ def review(config: ReviewConfig) -> None:
         session = draw_samples(data, original, config.splits, config.rows, config.seed)
     if not session.samples:
         raise UserError(f"{config.source}: no sample to review in {', '.join(config.splits) or 'any split'}")
-    token = secrets.token_urlsafe(24)
-    app = review_app(session, path, reviewer, token)
+    hosts = tuple(dict.fromkeys((*LOCAL_HOSTS, config.host, *config.allow_host)))
+    app = review_app(session, path, Access(keys, hosts, MAX_REQUEST_BYTES))
     listener = listen(config.host, config.port)
     port = listener.getsockname()[1]
     host = f"[{config.host}]" if ":" in config.host else config.host
     compared = f", compared with {original.path}" if original else ""
     console.print(f"{len(session.samples):,} samples of {config.source}{compared}")
-    console.print(f"decisions of {reviewer} are saved in {path}")
-    if config.host not in ("127.0.0.1", "localhost", "::1"):
-        console.print("other machines on the network can reach this page; the traffic is not encrypted", style="yellow")
-    console.print(
-        f"http://{host}:{port}/?token={token}\nCtrl-C ends the session; all decisions are saved", style="bold"
+    names = [name for name, _ in keys.hashes]
+    console.print(f"decisions of {', '.join(names)} are saved in {path}", markup=False)
+    scheme = "https" if config.tls_certificate else "http"
+    if config.keys and not config.tls_certificate:
+        console.print("the traffic is not encrypted; --tls-certificate and --tls-key encrypt it", style="yellow")
+    address = f"{scheme}://{host}:{port}/" + ("" if config.keys else f"#{token}")
+    console.print(f"{address}\nCtrl-C ends the session; all decisions are saved", style="bold", markup=False)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ssl_certfile=config.tls_certificate,
+            ssl_keyfile=config.tls_key,
+        )
     )
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # the normal end of a session
@@ -70,7 +87,10 @@ def review(config: ReviewConfig) -> None:
     finally:
         listener.close()
     current = current_decisions(read_decisions(path))
-    decided = sum(reviewer in current.get((sample.sample_id, sample_hash(sample)), ()) for sample in session.samples)
+    decided = sum(
+        any(name in current.get((sample.sample_id, sample_hash(sample)), ()) for name in names)
+        for sample in session.samples
+    )
     console.print(
         f"\n{decided:,} of {len(session.samples):,} samples decided; next: qilin data apply-review {config.source} OUT"
     )
@@ -82,13 +102,6 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "reviewer"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"{host}:{port}: cannot listen there ({error}); choose another --port, 0 for any") from None
 
 
 def print_report(config: ReviewConfig, path: Path) -> None:

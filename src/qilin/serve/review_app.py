@@ -1,24 +1,28 @@
-"""The web service of the review page: five routes, each behind the token.
+"""The web service of the review page, behind the checks of the chat server: host, origin, key, size of a body.
 
-In: a ReviewSession, the file of decisions, the reviewer's name, a token. Out: a Starlette application. No part of a
-request becomes a file path: images are requested by id, and only those of the session's samples are served.
+In: a ReviewSession, the file of decisions, and who may review. Out: a Starlette application. No part of a request
+becomes a file path: images are requested by id, and only those of the session's samples are served.
 """
 
-import json
-import secrets
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+import gzip
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from qilin.dataset.sample_texts import text_fields, with_texts
 from qilin.dataset.schema import Sample, sample_problem
+from qilin.imaging.medical import MedicalImage, open_medical
 from qilin.pipeline.review.decisions import (
     DECISIONS,
     Decision,
@@ -28,38 +32,61 @@ from qilin.pipeline.review.decisions import (
     sample_hash,
 )
 from qilin.pipeline.review.sampling import ReviewSession, to_page_json
+from qilin.serve.api.chat_schema import parse_object
+from qilin.serve.api.errors import ApiError
+from qilin.serve.api.image_store import describe, select_frame, view_pixels
+from qilin.serve.api.responses import (
+    FOLDER,
+    POLICY,
+    Handler,
+    answer_errors,
+    http_error,
+    read_files,
+    static_file,
+    view_side,
+)
+from qilin.serve.api.security import Access, SecurityMiddleware
 
-PAGE = Path(__file__).with_name("review.html")
+PAGE = Path(__file__).with_name("review_page")
 MAX_REQUEST_BYTES = 1 << 20
 MAX_REASON_LENGTH = 500  # characters
-Handler = Callable[[Request], Awaitable[Response]]
+OPEN_IMAGES = 16  # decoded images that are kept
 
 
-class BadRequest(Exception):
+class BadRequest(ApiError):
     """A request that cannot be executed; the page shows the message."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
 
-def review_app(session: ReviewSession, path: Path, reviewer: str, token: str) -> Starlette:
-    """The application: GET /, /samples, /samples/INDEX, /images/ID and POST /decide."""
+
+def review_app(session: ReviewSession, path: Path, access: Access) -> Starlette:
+    """GET / and /static, which hold no data; GET /samples, /samples/INDEX, /images/ID/…, POST /decide behind a key.
+
+    The reviewer is the name of the key.
+    """
     indexes = {(sample.sample_id, sample_hash(sample)): index for index, sample in enumerate(session.samples)}
     image_ids = {image_id for sample in session.samples for image_id in sample.image_ids}
+    files = read_files(FOLDER) | read_files(PAGE)
 
-    def reviewer_decisions() -> dict[int, Decision]:
-        """This reviewer's decisions by sample index; read on every request, because others may append to the file."""
+    def reviewer_decisions(reviewer: str) -> dict[int, Decision]:
+        """A reviewer's decisions by sample index; read on every request, because others may append to the file."""
         current = current_decisions(read_decisions(path))
         return {indexes[key]: row[reviewer] for key, row in current.items() if key in indexes and reviewer in row}
 
+    @lru_cache(maxsize=OPEN_IMAGES)
+    def open_image(image_id: str) -> MedicalImage:
+        return open_medical(session.data.image(image_id).bytes)
+
     async def get_page(request: Request) -> Response:
-        nonce = secrets.token_urlsafe(16)
-        html = PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce)
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data:; "
-            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+        return static_file(files, "review.html", {"Content-Security-Policy": POLICY})
+
+    async def get_file(request: Request) -> Response:
+        return static_file(files, request.path_params["name"])
 
     async def get_samples(request: Request) -> Response:
-        decisions = reviewer_decisions()
+        reviewer = request.state.owner
+        decisions = reviewer_decisions(reviewer)
         return JSONResponse(
             {
                 "dataset": session.data.path.resolve().name,
@@ -74,73 +101,52 @@ def review_app(session: ReviewSession, path: Path, reviewer: str, token: str) ->
         index = int(request.path_params["index"])
         if index >= len(session.samples):
             raise BadRequest(f"there is no sample {index}")
-        decision = reviewer_decisions().get(index)
+        decision = reviewer_decisions(request.state.owner).get(index)
         fields = ("decision", "reason", "texts")
         previous = {name: getattr(decision, name) for name in fields} if decision else None
         return JSONResponse(to_page_json(session, index) | {"previous": previous})
 
-    async def get_image(request: Request) -> Response:
+    def image_of(request: Request) -> MedicalImage:
         image_id = request.path_params["image_id"]
         if image_id not in image_ids:
-            return Response("no such image", 404)
-        image = session.data.image(image_id)
-        caching = {"Cache-Control": "private, max-age=86400, immutable"}  # the id is the hash of the bytes
-        return Response(image.bytes, media_type=f"image/{image.format.lower()}", headers=caching)
+            raise ApiError(404, "no such image")
+        return open_image(image_id)
+
+    async def get_image_info(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(lambda: describe(image_of(request))))
+
+    async def get_image_pixels(request: Request) -> Response:
+        options = dict(request.query_params)
+        side = view_side(options)
+        body, headers = await asyncio.to_thread(lambda: view_pixels(select_frame(image_of(request), options), side))
+        headers |= {"Content-Encoding": "gzip", "Cache-Control": "private, max-age=3600, immutable"}
+        return Response(gzip.compress(body, 1), media_type="application/octet-stream", headers=headers)
 
     async def post_decision(request: Request) -> Response:
-        decision = parse_decision_request(await read_json_body(request), session, reviewer)
-        add_decision(path, decision)
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise BadRequest("expected application/json")  # a form of another site cannot send it
+        decision = parse_decision_request(parse_object(await request.body()), session, request.state.owner)
+        try:
+            add_decision(path, decision)
+        except OSError as error:
+            message = f"{error.filename or 'the decision'}: {error.strerror}; nothing was saved"
+            raise ApiError(500, message) from None
         return JSONResponse({"saved": decision.decision})
 
-    routes = [
-        Route("/", require_token(get_page, token)),
-        Route("/samples", require_token(get_samples, token)),
-        Route("/samples/{index:int}", require_token(get_sample, token)),
-        Route("/images/{image_id}", require_token(get_image, token)),
-        Route("/decide", require_token(post_decision, token), methods=["POST"]),
+    routes: list[tuple[str, str, Handler]] = [
+        ("GET", "/", get_page),
+        ("GET", "/static/{name}", get_file),
+        ("GET", "/samples", get_samples),
+        ("GET", "/samples/{index:int}", get_sample),
+        ("GET", "/images/{image_id}/info", get_image_info),
+        ("GET", "/images/{image_id}/pixels", get_image_pixels),
+        ("POST", "/decide", post_decision),
     ]
-    return Starlette(routes=routes)
-
-
-def require_token(handler: Handler, token: str) -> Handler:
-    """The handler for requests with the token, in the address or in a header; errors become JSON with a message."""
-
-    async def handle(request: Request) -> Response:
-        request_token = request.headers.get("x-token") or request.query_params.get("token") or ""
-        if not secrets.compare_digest(request_token.encode(), token.encode()):
-            response: Response = Response("the token is missing or wrong; use the address that was printed", 403)
-        else:
-            try:
-                response = await handler(request)
-            except BadRequest as error:
-                response = JSONResponse({"error": str(error)}, 400)
-            except OSError as error:
-                message = f"{error.filename or 'the decision'}: {error.strerror}; nothing was saved"
-                response = JSONResponse({"error": message}, 500)
-        response.headers.setdefault("Cache-Control", "no-store")
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"  # the address contains the token
-        return response
-
-    return handle
-
-
-async def read_json_body(request: Request) -> Mapping[str, Any]:
-    """The JSON object of a request. A form of another site cannot send one. Raises BadRequest."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise BadRequest("expected application/json")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_REQUEST_BYTES:
-            raise BadRequest(f"the request is longer than {MAX_REQUEST_BYTES:,} bytes")
-    try:
-        value = json.loads(body)
-    except ValueError:
-        raise BadRequest("the request is not valid JSON") from None
-    if not isinstance(value, dict):
-        raise BadRequest("expected a JSON object")
-    return value
+    return Starlette(
+        routes=[Route(path, answer_errors(handler), methods=[method]) for method, path, handler in routes],
+        middleware=[Middleware(SecurityMiddleware, access=access)],
+        exception_handlers={HTTPException: http_error},
+    )
 
 
 def parse_decision_request(body: Mapping[str, Any], session: ReviewSession, reviewer: str) -> Decision:

@@ -16,14 +16,20 @@ class ReviewConfig:
         default=None, help="dataset folder before translation (default: searched for next to SOURCE)"
     )
     decisions: Path | None = option(default=None, help="file of decisions (default: SOURCE.decisions.jsonl)")
-    reviewer: str = option(default="", help="name of the reviewer (default: the user of this machine)")
+    reviewer: str = option(default="", help="name of the reviewer (default: the user of this machine; not with --keys)")
     rows: int = option(
         default=200, help="number of samples, stratified by source, kind and failed checks; 0: all samples"
     )
     splits: tuple[Literal["train", "validation", "test"], ...] = option(default=(), help="only samples of these splits")
     seed: int = option(default=0, help="random seed of the sampling; reviewers to be compared need the same seed")
-    host: str = option(default="127.0.0.1", help="address to listen on; traffic to other machines is not encrypted")
+    host: str = option(default="127.0.0.1", help="address to listen on; any but this machine's needs --keys")
     port: int = option(default=8010, help="port to listen on; 0: any free port")
+    keys: Path | None = option(
+        default=None, help="file of API keys' hashes (qilin serve --new-key); the reviewer is the name of the key"
+    )
+    allow_host: tuple[str, ...] = option(default=(), help="further names of this server that requests may use")
+    tls_certificate: Path | None = option(default=None, help="certificate (PEM) for https")
+    tls_key: Path | None = option(default=None, help="private key (PEM) for https")
     report: bool = option(default=False, help="print the decisions and the reviewers' agreement; show no page")
     json: bool = option(default=False, help="with --report: print it as JSON")
 
@@ -37,6 +43,8 @@ class ReviewConfig:
             raise ValueError(f"rows is {self.rows}; expected 0 or more")
         if self.json and not self.report:
             raise ValueError("--json needs --report")
+        if self.reviewer and self.keys:
+            raise ValueError("reviewer: with --keys the reviewer is the name of the key; leave --reviewer out")
 
 
 @config_class

@@ -6,7 +6,7 @@ the modules that they call.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -26,12 +26,11 @@ from qilin.serve.api.errors import ApiError
 from qilin.serve.api.metrics import engine_registry
 from qilin.serve.api.openapi import openapi_document
 from qilin.serve.api.page import page_routes
+from qilin.serve.api.responses import Handler, answer_errors, http_error
 from qilin.serve.api.security import Access, SecurityMiddleware
 from qilin.serve.api.upstream import Upstream
 from qilin.serve.api.upstream_chat import PASSED_FIELDS
 from qilin.serve.engine.engine import Engine
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -118,20 +117,6 @@ async def close_engine(engine: Engine | Upstream, seconds: float) -> None:
         await asyncio.to_thread(engine.close, seconds)
 
 
-def answer_errors(handler: Handler) -> Handler:
-    """The handler, with its ApiErrors as responses."""
-
-    async def handle(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except ApiError as error:
-            return error.response()
-        except ClientDisconnect:
-            return Response(status_code=499)
-
-    return handle
-
-
 def audited(handler: Handler, audit: AuditLog | None) -> Handler:
     """The handler, with a line in the audit log after its response was sent or refused."""
     if audit is None:
@@ -165,9 +150,3 @@ async def then(stream: AsyncIterator[Any], action: Callable[[], None]) -> AsyncI
             yield item
     finally:
         action()
-
-
-async def http_error(request: Request, error: Exception) -> Response:
-    """404 and 405 of the router in OpenAI's form."""
-    assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}").response()

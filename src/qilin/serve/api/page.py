@@ -7,8 +7,7 @@ load nothing from anywhere else.
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -16,22 +15,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from qilin.core.errors import UserError
-from qilin.imaging.errors import ImageError
 from qilin.serve.api.chat import MAX_IMAGES, ChatService
 from qilin.serve.api.chat_schema import Message, Strict, parse_object, validate
 from qilin.serve.api.content import to_request
 from qilin.serve.api.errors import ApiError
-from qilin.serve.api.image_store import MAX_VIEW_SIDE, describe, select_frame, view_pixels
+from qilin.serve.api.image_store import describe, select_frame, view_pixels
 from qilin.serve.api.occlusion import occlusion_map
+from qilin.serve.api.responses import FOLDER, POLICY, Handler, read_files, static_file, view_side
 from qilin.serve.engine.engine import QueueFull
-
-FOLDER = Path(__file__).parents[1] / "page"
-MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class OcclusionBody(Strict):
@@ -67,17 +58,13 @@ def page_routes(
     def description(name: str, owner: str) -> dict[str, Any]:
         return {"id": name, **describe(service.store.get(name, owner), service.store.windowing)}
 
-    files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES}
+    files = read_files(FOLDER)
 
     async def get_page(request: Request) -> Response:
-        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-        return Response(files["index.html"], media_type=MEDIA_TYPES[".html"], headers=headers)
+        return static_file(files, "index.html", {"Content-Security-Policy": POLICY})
 
     async def get_file(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in files:
-            raise ApiError(404, f"there is no file {name!r}")
-        return Response(files[name], media_type=MEDIA_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
+        return static_file(files, request.path_params["name"])
 
     async def get_info(request: Request) -> Response:
         return JSONResponse({"model": service.model_name, "warnings": list(warnings), "owner": request.state.owner})
@@ -85,44 +72,27 @@ def page_routes(
     async def post_image(request: Request) -> Response:
         data = await request.body()
         owner = request.state.owner
-        try:
-            name = await asyncio.to_thread(service.store.add, data, owner)
-            row = await asyncio.to_thread(description, name, owner)
-        except ImageError as error:
-            raise ApiError(400, str(error), "image") from None
-        return JSONResponse(row)
+        name = await asyncio.to_thread(service.store.add, data, owner)
+        return JSONResponse(await asyncio.to_thread(description, name, owner))
 
     async def post_stack(request: Request) -> Response:
         names = validate(StackBody, parse_object(await request.body())).images
         owner = request.state.owner
-        try:
-            stacks = await asyncio.to_thread(service.store.stack, names, owner)
-            rows = [await asyncio.to_thread(description, name, owner) for name in stacks]
-        except ImageError as error:
-            raise ApiError(400, str(error), "images") from None
-        return JSONResponse({"images": rows})
+        stacks = await asyncio.to_thread(service.store.stack, names, owner)
+        return JSONResponse({"images": [await asyncio.to_thread(description, name, owner) for name in stacks]})
 
     async def post_volume(request: Request) -> Response:
         name = validate(VolumeBody, parse_object(await request.body())).image
         owner = request.state.owner
-        try:
-            plane = (await asyncio.to_thread(description, name, owner))["plane"]
-            volume = await asyncio.to_thread(service.store.volume, name, owner)
-            row = await asyncio.to_thread(description, volume, owner)
-        except ImageError as error:
-            raise ApiError(400, str(error), "image") from None
-        return JSONResponse({**row, "plane": plane})
+        plane = (await asyncio.to_thread(description, name, owner))["plane"]
+        volume = await asyncio.to_thread(service.store.volume, name, owner)
+        return JSONResponse({**await asyncio.to_thread(description, volume, owner), "plane": plane})
 
     async def get_pixels(request: Request) -> Response:
         image = service.store.get(request.path_params["name"], request.state.owner)
         options = dict(request.query_params)
-        side = options.get("max", str(MAX_VIEW_SIDE))
-        if not (side.isascii() and side.isdigit()) or len(side) > 6 or int(side) < 1:
-            raise ApiError(400, f"max is {side!r}; expected a number of pixels", "max")
-        try:
-            body, headers = await asyncio.to_thread(lambda: view_pixels(select_frame(image, options), int(side)))
-        except ImageError as error:
-            raise ApiError(400, str(error), "image") from None
+        side = view_side(options)
+        body, headers = await asyncio.to_thread(lambda: view_pixels(select_frame(image, options), side))
         body = await asyncio.to_thread(gzip.compress, body, 1)
         headers |= {"Content-Encoding": "gzip", "Cache-Control": "private, max-age=3600, immutable"}
         return Response(body, media_type="application/octet-stream", headers=headers)
@@ -145,7 +115,7 @@ def page_routes(
             raise ApiError(400, str(error), "messages") from None
         if body.image >= len(chat.images):
             raise ApiError(400, f"image is {body.image}; the messages have {len(chat.images)} images", "image")
-        rows = occlusion_map(answering.engine, chat, body.image, body.answer, request.state.owner)
+        rows = occlusion_map(answering.local_engine, chat, body.image, body.answer, request.state.owner)
         return StreamingResponse(json_lines(rows), media_type="application/x-ndjson")
 
     return [

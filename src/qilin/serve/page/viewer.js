@@ -74,6 +74,7 @@ class Viewer {
   constructor(image, plane, api) {
     Object.assign(this, { image, info: image.info, plane, api, tool: "window", marks: [], pending: null, hover: null });
     image.viewers.push(this);
+    this.fontSize = 0.8 * parseFloat(getComputedStyle(document.documentElement).fontSize);
     this.index = Math.floor(this.count / 2);
     this.resetView();
     this.build();
@@ -275,7 +276,7 @@ class Viewer {
   }
 
   write(context, ratio, text, x, y) {
-    context.font = `${13 * ratio}px system-ui, sans-serif`;
+    context.font = `${this.fontSize * ratio}px system-ui, sans-serif`;
     context.textAlign = "center"; context.textBaseline = "middle";
     context.strokeStyle = "#000"; context.lineWidth = 3 * ratio; context.fillStyle = "#fff";
     context.strokeText(text, x, y);
@@ -467,6 +468,9 @@ class Viewer {
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || !this.pixels) return;
+    const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const moving = event.shiftKey || (this.tool in POINTS && name.startsWith("Arrow"));
+    if (this.api.pageKeys?.has(name) && !moving) return; // the page has another use for it
     const step = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] }[event.key];
     const { image } = this, unit = Math.max(this.info.window[1], 1e-3) / 40;
     const actions = {
@@ -487,7 +491,7 @@ class Viewer {
     else if (step && this.count > 1 && !event.shiftKey) this.setIndex(this.index + step[0] + step[1]);
     else if (step) { this.panX -= step[0] * 40; this.panY -= step[1] * 40; this.draw(); }
     else {
-      const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+      const action = actions[name];
       if (!action) return;
       action();
       this.api.changed?.();
