@@ -150,7 +150,7 @@ def bomb() -> bytes:
         (encode(color(), "TIFF")[:300], "truncated or damaged|not an image"),
         (bomb(), "too many pixels"),
         (b"\0" * 128 + b"DICM" + b"\0" * 50, "DICOM is imported by another command"),
-        (b"\0" * 344 + b"n+1\0" + b"\0" * 50, "NIfTI volumes are not imported yet"),
+        (b"\0" * 344 + b"n+1\0" + b"\0" * 50, "NIfTI is imported by another command"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (b"%PDF-1.7\n", "not an image"),
     ],

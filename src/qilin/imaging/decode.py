@@ -9,7 +9,7 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +124,21 @@ def upright_file(data: bytes, file_format: str) -> tuple[bytes, str]:
         buffer = io.BytesIO()
         upright.save(buffer, "PNG")
         return buffer.getvalue(), "png"
+
+
+def restored_without_metadata(data: bytes, file_format: str) -> EncodedImage | None:
+    """A stored image ("png" or "jpeg") whose file holds metadata, without them; None for one that holds none.
+
+    Datasets that this version imported hold none, so hardly any image is decoded. Raises ImageError.
+    """
+    name = {stored: pillow for pillow, stored in STORED_FORMATS.items()}.get(file_format, "")
+    with damage_refused():
+        orientation = read_orientation(Image.open(io.BytesIO(data), formats=FORMATS))
+        with suppress(struct.error, ValueError, IndexError):  # of an unusual structure
+            if strip_metadata(data, name, orientation) == data:
+                return None
+    encoded = read_image(data)
+    return encoded if encoded.bytes != data else None
 
 
 def without_metadata(data: bytes, file_format: str, orientation: int, image: Image.Image) -> bytes | None:
@@ -246,7 +261,7 @@ def refuse_unsupported(data: bytes) -> None:
     if data[128:132] == b"DICM":
         raise ImageError("DICOM is imported by another command", "qilin data import dicom FOLDER OUT")
     if data[344:348] in (b"n+1\0", b"ni1\0"):
-        raise ImageError("NIfTI volumes are not imported yet", "save their slices as PNG first")
+        raise ImageError("NIfTI is imported by another command", "qilin data import nifti FOLDER OUT")
 
 
 def check_size(width: int, height: int, mode: str) -> None:
