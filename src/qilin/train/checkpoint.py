@@ -21,6 +21,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.utils._pytree import tree_leaves
 
 from qilin.core.errors import RunError
 from qilin.train.distributed import SINGLE_DEVICE, World
@@ -82,6 +84,7 @@ class Checkpointer:
         self.keep_last, self.keep_best = keep_last, keep_best
         self.thread = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
+        self.stager: DefaultStager | None = None  # created by the first save that can use it
 
     def save(
         self,
@@ -113,9 +116,9 @@ class Checkpointer:
         options = {"checkpoint_id": folder, "process_group": self.world.checkpoint_group, "no_dist": devices == 1}
         try:
             if self.background:
-                future: Any = dcp.async_save(
-                    checkpoint_state(model, optimizer, ema), **options
-                )  # copies before returning
+                tensors = checkpoint_state(model, optimizer, ema)
+                self.stager = self.stager or make_stager(tensors, self.world.device)
+                future: Any = dcp.async_save(tensors, async_stager=self.stager, **options)  # copies before returning
                 self.pending = self.thread.submit(self.complete, folder, state, future)
             else:
                 dcp.save(checkpoint_state(model, optimizer, ema), **options)
@@ -160,6 +163,13 @@ class Checkpointer:
                 raise self.write_error(None, error) from error
         self.world.barrier()
 
+    def close(self) -> None:
+        """Wait for the last checkpoint and free the host memory of the copies."""
+        self.wait()
+        if self.stager is not None:
+            self.stager.close()
+            self.stager = None
+
     def write_error(self, step: int | None, error: BaseException) -> RunError:
         """The error for a checkpoint that could not be written; removes its files."""
         if self.world.is_main:
@@ -170,6 +180,18 @@ class Checkpointer:
         return RunError(
             f"{path}: could not be written ({checkpoint_error_text(error)}); {available}; free disk space and run again"
         )
+
+
+def make_stager(tensors: Mapping[str, Any], device: torch.device) -> DefaultStager | None:
+    """What copies a GPU's tensors into pinned host memory, which stays allocated for the next checkpoint: several times
+    as fast as into new pages. None, which is torch's default, on a CPU and where they would take more than half of the
+    host's memory."""
+    if device.type != "cuda":
+        return None
+    size = sum(tensor.nbytes for tensor in tree_leaves(tensors) if isinstance(tensor, torch.Tensor))
+    if size > 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        return None
+    return DefaultStager(StagingOptions(True, False, False, True))  # pinned, not shared, in this thread, not blocking
 
 
 def checkpoint_error_text(error: BaseException) -> str:

@@ -120,6 +120,9 @@ def training_device(name: str) -> torch.device:
     """
     if name.partition(":")[0] == "npu" and not hasattr(torch, "npu"):
         raise UserError(f"device is {name!r}, but torch_npu is not installed; {NO_NPU}")
+    if torch.version.cuda and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # before the first allocation; without it a 13B run reserves 4 to 25 GB more than it uses
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     device = pick_device(name)
     if device.type in ("cpu", "cuda"):
         return device

@@ -116,7 +116,7 @@ def run_steps(context: TrainContext, state: TrainState, start: int) -> None:
                 throughput.reset()
             save_if_due(context, state, checkpointer, batch.step + 1, validation, stop_signal)
             if stop_signal or is_last:
-                checkpointer.wait()
+                checkpointer.close()
             raise_if_stopped(stop_signal, batch.step + 1, len(plan))
 
 

@@ -130,6 +130,10 @@ def run_locked_stage(
             config = resolve_checkpointing(config, loaded.model.config, plan, world)
             model = prepare_for_training(loaded, config, world)
             print_adapters(config, model)
+            if world.device.type == "cuda":
+                # transformers counts the image tokens on the device and waits for it, once per pack; the data loader
+                # and check_model have counted them
+                os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
             shortcuts = with_compiled_layers(shortcuts, config, world)
             use_packed_attention(base_model(model), shortcuts)
             config = resolve_shard(config, model, world)
