@@ -56,6 +56,39 @@ def start_backend(config: ServeConfig, console: Any) -> Backend:
     return start_engine(config, console)
 
 
+def start_compared(config: ServeConfig, console: Any, first: str) -> list[Backend]:
+    """The models of --compare: folders on our engine, or addresses. Raises UserError, RunError."""
+    backends: list[Backend] = []
+    for value in config.compare:
+        name, source = split_name(value)
+        settings = replace(config, model=None if is_address(source) else source, name=name)
+        one = open_upstream(settings, source, console) if is_address(source) else start_engine(settings, console)
+        if one.name in (first, *(other.name for other in backends)):
+            raise UserError(f"--compare {value}: another model is named {one.name}; name this one: NAME={source}")
+        backends.append(one)
+    return backends
+
+
+def split_name(value: str) -> tuple[str | None, str]:
+    """(name, source) of NAME=SOURCE; the name is None where there is none.
+
+    >>> split_name("old=runs/old"), split_name("runs/old"), split_name("http://host/v1?a=b")
+    (('old', 'runs/old'), (None, 'runs/old'), (None, 'http://host/v1?a=b'))
+    """
+    name, equals, source = value.partition("=")
+    return (name, source) if equals and name and not set(name) & set("/:") else (None, value)
+
+
+def is_address(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def engine_count(config: ServeConfig) -> int:
+    """How many of our engines share the memory."""
+    is_own = config.upstream is None and config.engine != "vllm"
+    return max(1, is_own + sum(not is_address(split_name(value)[1]) for value in config.compare))
+
+
 def refuse_settings(config: ServeConfig, reason: str, names: tuple[str, ...]) -> None:
     """Raise UserError for a setting that would have no effect."""
     defaults = {field.name: field.default for field in fields(ServeConfig)}
@@ -72,7 +105,8 @@ def start_engine(config: ServeConfig, console: Any) -> Backend:
         loaded = load_model(
             path, config.device, config.dtype, config.hub, bits=config.bits, device_map_auto=config.device_map_auto
         )
-    limits = default_limits(free_memory(loaded.model.device), config.max_rows, config.max_waiting)
+    free = free_memory(loaded.model.device) // engine_count(config)
+    limits = default_limits(free, config.max_rows, config.max_waiting)
     limits = replace(limits, max_answer_tokens=config.max_new_tokens)
     if config.image_cache_gib is not None:
         limits = replace(limits, image_cache_bytes=int(config.image_cache_gib * GIB))

@@ -57,6 +57,9 @@ class ServeConfig:
     vllm: str = option(default="vllm", help="vLLM's executable, in an environment of its own")
     vllm_arguments: str = option(default="", help="further arguments of `vllm serve`, in one string")
     vllm_start_seconds: float = option(default=900.0, help="how long vLLM may take to start")
+    compare: tuple[str, ...] = option(
+        default=(), help="further models for comparison on the page: folders, or addresses as in --upstream; NAME=FOLDER"
+    )
     host: str = option(default="127.0.0.1", help="address to listen on; any but this machine's needs --keys")
     port: int = option(default=8000, help="port to listen on; 0 for any free one")
     keys: Path | None = option(default=None, help="file of API keys' hashes; requests then need a key")

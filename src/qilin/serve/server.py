@@ -6,6 +6,7 @@ In: a model folder or hub id and who may ask. Out: a server until Ctrl-C or SIGT
 import contextlib
 import signal
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from qilin.core.errors import RunError, UserError
@@ -45,7 +46,7 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
     """Load, warm up, serve."""
     from transformers.utils import logging
 
-    from qilin.serve.backends import start_backend
+    from qilin.serve.backends import start_backend, start_compared
     from qilin.serve.terminal import NOTICE
 
     logging.disable_progress_bar()
@@ -56,21 +57,27 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
     if backend.process is not None:
         stop_first(backend.process)
     try:
-        for warning in backend.warnings:
-            console.print(warning, style="yellow", markup=False)
-        console.print(backend.summary, markup=False)
+        compared = start_compared(config, console, backend.name)
+        for one in (backend, *compared):
+            for warning in one.warnings:
+                console.print(warning, style="yellow", markup=False)
+            console.print(one.summary, markup=False)
         host = f"[{config.host}]" if ":" in config.host else config.host
         url = f"{'https' if config.tls_certificate else 'http'}://{host}:{listener.getsockname()[1]}"
-        console.print(f"page {url}/\nmodel {backend.name} at {url}/v1", style="bold", markup=False)
+        console.print(
+            f"page {url}/\nmodel {', '.join(one.name for one in (backend, *compared))} at {url}/v1",
+            style="bold",
+            markup=False,
+        )
         console.print("Ctrl-C stops the server; running answers are finished")
-        run_server(make_server(config, keys, backend, uvicorn), listener, backend)
+        run_server(make_server(config, keys, backend, compared, uvicorn), listener, backend)
     finally:
         if backend.process is not None:
             backend.process.stop()
 
 
-def make_server(config: ServeConfig, keys: Any, backend: Any, uvicorn: Any) -> Any:
-    """uvicorn's server of a backend."""
+def make_server(config: ServeConfig, keys: Any, backend: Any, compared: Sequence[Any], uvicorn: Any) -> Any:
+    """uvicorn's server of a backend and of those compared with it."""
     from qilin.serve.api.app import ApiConfig, make_app
     from qilin.serve.api.audit import AuditLog
     from qilin.serve.api.chat import ChatService
@@ -87,7 +94,8 @@ def make_server(config: ServeConfig, keys: Any, backend: Any, uvicorn: Any) -> A
             Access(keys, hosts, int(config.max_body_mib * (1 << 20))),
             AuditLog(config.audit_log) if config.audit_log else None,
             config.shutdown_seconds,
-            backend.warnings,
+            tuple(dict.fromkeys(warning for one in (backend, *compared) for warning in one.warnings)),
+            tuple(ChatService(one.engine, one.name, remote, store) for one in compared),
         )
     )
     return uvicorn.Server(
