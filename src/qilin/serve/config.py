@@ -58,7 +58,8 @@ class ServeConfig:
     vllm_arguments: str = option(default="", help="further arguments of `vllm serve`, in one string")
     vllm_start_seconds: float = option(default=900.0, help="how long vLLM may take to start")
     compare: tuple[str, ...] = option(
-        default=(), help="further models for comparison on the page: folders, or addresses as in --upstream; NAME=FOLDER"
+        default=(),
+        help="further models for comparison on the page: folders, or addresses as in --upstream; NAME=FOLDER",
     )
     host: str = option(default="127.0.0.1", help="address to listen on; any but this machine's needs --keys")
     port: int = option(default=8000, help="port to listen on; 0 for any free one")
@@ -70,6 +71,10 @@ class ServeConfig:
     )
     tls_certificate: Path | None = option(default=None, help="certificate (PEM) for https")
     tls_key: Path | None = option(default=None, help="private key (PEM) for https")
+    policy: str | None = option(default=None, help="the site's own rules: a file *.yaml, or module:function")
+    calibration: Path | None = option(
+        default=None, help="calibration.json of an evaluation; default: the one in the model's folder"
+    )
     audit_log: Path | None = option(default=None, help="file for one line per request: who, when, hashes, counts")
     max_new_tokens: int = option(default=512, help="maximum length of an answer if the request does not say")
     max_rows: int = option(default=32, help="answers generated at a time")

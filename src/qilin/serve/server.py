@@ -7,6 +7,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from qilin.core.errors import RunError, UserError
@@ -47,13 +48,19 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
     from transformers.utils import logging
 
     from qilin.serve.backends import start_backend, start_compared
-    from qilin.serve.terminal import NOTICE
+    from qilin.serve.policy import read_policy
+    from qilin.serve.safeguards import load_safeguards
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     console = make_console(stderr=True, soft_wrap=True)
-    console.print(NOTICE, style="bold yellow")
+    own_model = config.model if config.upstream is None else None
+    safeguards, note = load_safeguards(read_policy(config.policy), own_model, config.calibration)
+    disclaimer = safeguards.policy.disclaimer
+    console.print(f"{disclaimer.text_zh} {disclaimer.text_en}", style="bold yellow", markup=False)
     backend = start_backend(config, console)
+    if note:
+        backend = replace(backend, warnings=(*backend.warnings, note))
     if backend.process is not None:
         stop_first(backend.process)
     try:
@@ -70,13 +77,15 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
             markup=False,
         )
         console.print("Ctrl-C stops the server; running answers are finished")
-        run_server(make_server(config, keys, backend, compared, uvicorn), listener, backend)
+        run_server(make_server(config, keys, backend, compared, safeguards, uvicorn), listener, backend)
     finally:
         if backend.process is not None:
             backend.process.stop()
 
 
-def make_server(config: ServeConfig, keys: Any, backend: Any, compared: Sequence[Any], uvicorn: Any) -> Any:
+def make_server(
+    config: ServeConfig, keys: Any, backend: Any, compared: Sequence[Any], safeguards: Any, uvicorn: Any
+) -> Any:
     """uvicorn's server of a backend and of those compared with it."""
     from qilin.serve.api.app import ApiConfig, make_app
     from qilin.serve.api.audit import AuditLog
@@ -90,12 +99,15 @@ def make_server(config: ServeConfig, keys: Any, backend: Any, compared: Sequence
     hosts = tuple(dict.fromkeys((*LOCAL_HOSTS, config.host, *config.allow_host)))
     app = make_app(
         ApiConfig(
-            ChatService(backend.engine, backend.name, remote, store),
+            ChatService(backend.engine, backend.name, remote, store, safeguards),
             Access(keys, hosts, int(config.max_body_mib * (1 << 20))),
             AuditLog(config.audit_log) if config.audit_log else None,
             config.shutdown_seconds,
             tuple(dict.fromkeys(warning for one in (backend, *compared) for warning in one.warnings)),
-            tuple(ChatService(one.engine, one.name, remote, store) for one in compared),
+            tuple(
+                ChatService(one.engine, one.name, remote, store, replace(safeguards, calibration=None))
+                for one in compared
+            ),
         )
     )
     return uvicorn.Server(

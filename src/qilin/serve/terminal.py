@@ -21,6 +21,7 @@ from qilin.core.provenance import run_paths
 from qilin.core.terminal import make_console
 from qilin.dataset.reader import is_synthetic, open_dataset
 from qilin.dataset.schema import MANIFEST, assistant, user_with_labels
+from qilin.imaging.content import image_content
 from qilin.imaging.decode import read_bytes
 from qilin.imaging.medical import ShownImage, open_series, to_images
 from qilin.imaging.volume import Selection, parse_selection
@@ -28,10 +29,12 @@ from qilin.imaging.windowing import Windowing, model_windowing
 from qilin.model.generate import Request, prepare_inputs, stream_answer
 from qilin.model.llava import LoadedModel, load_model
 from qilin.serve.config import ChatConfig
+from qilin.serve.policy import RESEARCH_USE
 from qilin.serve.repetition import CHECK_EVERY, find_repetition
+from qilin.serve.safeguards import IMAGE_TEXTS
 from qilin.text.modality import other_modality
 
-NOTICE = "For research only. Not for diagnosis or treatment: answers may be wrong."
+NOTICE = RESEARCH_USE.text_en
 HELP = """\
   /image PATH …   add images to the next question (PNG, JPEG, DICOM, NIfTI, …); a folder is a series of DICOM files
   /slices 8 …     of series and volumes: 8, axial:8, coronal:4, sagittal@120,140
@@ -211,6 +214,8 @@ def add_image(conversation: Conversation, path: Path, console: Console) -> Conve
     for number, shown in enumerate(images, start=len(conversation.images) + len(conversation.next_images) + 1):
         label = f", {shown.label}" if shown.label else ""
         note(console, f"image {number}: {path.name}, {shown.image.width} x {shown.image.height}{label}")
+        if problem := image_content(shown.image).problem:
+            note(console, f"image {number} {IMAGE_TEXTS[problem][1]}", "yellow")
     return replace(
         conversation,
         next_images=(*conversation.next_images, *(shown.image for shown in images)),
