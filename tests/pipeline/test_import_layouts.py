@@ -126,6 +126,13 @@ BAD_ROWS = [
         {"messages": [message("user", "<video>看。"), message("assistant", "好。")], "videos": ["a.mp4"]},
         "videos and audio",
     ),
+    (
+        {
+            "messages": [message("user", "找<ref-object>"), message("assistant", "<bbox>")],
+            "objects": {"ref": ["结节"], "bbox": [[1, 2, 3, 4]]},
+        },
+        "names and boxes of `objects`",
+    ),
     ({"messages": [message("user", "看。"), message("assistant", " ")]}, "empty answer"),
     ({"messages": [message("user", ""), message("assistant", "好。")]}, "empty question"),
     ({"messages": "看。"}, "messages is missing, empty or not a list"),

@@ -27,7 +27,7 @@ OTHER_ADAPTERS = "not available; the adapters are LoRA: give {} for the defaults
 OTHER_OPTIMIZERS = "not available; adamw, muon or adamw8bit"
 ONE_TASK = "not needed: qilin train trains on answers, qilin evaluate evaluates"
 LOGS = "metrics.jsonl and the trackers get a row every logging_steps steps"
-PUBLISH = "not a key: the folder `out` is a Hugging Face model; upload it with hf upload"
+PUBLISH = "not a key: qilin push publishes the folder `out` with its card"
 DETERMINISTIC = "not needed: a resumed run has the same losses bit for bit"
 OFFLOAD = (
     "not available; what saves as much memory without the host's: "

@@ -59,6 +59,8 @@ def parse_dialog(
     """The sample of one row. Raises RowError with the reason why there is none."""
     if any(row.get(name) for name in OTHER_MEDIA):
         raise RowError("videos and audio are not read")
+    if row.get("objects") and re.search("<ref-object>|<bbox>|<cls-label>", str(row)):
+        raise RowError("names and boxes of `objects` in place of <ref-object> and <bbox>, which are not read")
     turns = [make_turn(role, content, source) for role, content in row_turns(row, source.layout)]
     images, note = place_images(turns, row_images(row, source.layout), config)
     messages = tuple(
