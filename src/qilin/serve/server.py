@@ -103,7 +103,11 @@ def make_server(
             Access(keys, hosts, int(config.max_body_mib * (1 << 20))),
             AuditLog(config.audit_log) if config.audit_log else None,
             config.shutdown_seconds,
-            tuple(dict.fromkeys(warning for one in (backend, *compared) for warning in one.warnings)),
+            tuple(
+                f"{one.name}: {warning}" if compared else warning
+                for one in (backend, *compared)
+                for warning in one.warnings
+            ),
             tuple(
                 ChatService(one.engine, one.name, remote, store, replace(safeguards, calibration=None))
                 for one in compared
