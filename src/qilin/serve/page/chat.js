@@ -114,8 +114,7 @@ async function generate(index, number, signal) {
       }
       const extra = choice?.qilin ?? event.qilin ?? {};
       if (extra.notices) one.notices = extra.notices;
-      if (choice?.finish_reason) one.meta = { ...one.meta, reason: choice.finish_reason, confidence: extra.confidence ?? choice.confidence };
-      else if (extra.confidence !== undefined) one.meta = { ...one.meta, confidence: extra.confidence };
+      if (choice?.finish_reason) one.meta = { ...one.meta, reason: choice.finish_reason, confidence: typeof extra.confidence === "number" ? { value: extra.confidence, calibrated: true } : choice.confidence };
       if (event.usage) one.meta = { ...one.meta, usage: event.usage };
     }
   } catch (error) {
@@ -188,7 +187,7 @@ function answerNode(turn, index, one, number) {
 }
 
 function cautions(one) { // what a reader must know about an answer, in words
-  const texts = (one.notices ?? []).map((notice) => (typeof notice === "string" ? notice : notice[language] ?? notice.text ?? notice.message ?? "")).filter(Boolean);
+  const texts = (one.notices ?? []).map((notice) => (typeof notice === "string" ? notice : notice[`text_${language}`] ?? notice.text ?? "")).filter(Boolean);
   if (one.meta?.reason === "length") texts.push(T("length"));
   if (!one.notices && confidenceOf(one) < LOW_CONFIDENCE) texts.push(T("low"));
   return texts;
@@ -266,7 +265,8 @@ function showWarnings() { // the server's sentences, in the page's language wher
   $("warnings").hidden = !warnings.length;
   $("warnings").replaceChildren(...warnings.map((text) => {
     const name = known.find(([pattern]) => pattern.test(text))?.[1];
-    return element("span", { textContent: `${name ? T(name) : text} `, lang: name ? "" : "en" });
+    const model = models.find((other) => text.startsWith(`${other}: `)); // which of several models it is about
+    return element("span", { textContent: `${name ? (model ? `${model}: ` : "") + T(name) : text} `, lang: name ? "" : "en" });
   }));
   for (const node of $("warnings").children) if (!node.lang) node.removeAttribute("lang");
 }
@@ -301,7 +301,9 @@ document.addEventListener("DOMContentLoaded", async () => {
   });
   try {
     await loadModels();
-    warnings = (await (await request("/api/info")).json()).warnings;
+    const info = await (await request("/api/info")).json();
+    warnings = info.warnings;
     showWarnings();
+    setDisclaimer(info.disclaimer);
   } catch (error) { api.report(error); }
 });

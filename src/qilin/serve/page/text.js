@@ -105,6 +105,11 @@ const MODALITY_ALIASES = { CR: "DX", RF: "DX", RG: "DX", XC: "", NM: "PT", IVUS:
 let language = "zh";
 function T(name) { return TEXTS[language][name] ?? TEXTS.zh[name] ?? name; }
 
+function setDisclaimer(disclaimer) { // the server's own line, also in exports and prints
+  for (const name of Object.keys(TEXTS)) TEXTS[name].notice = disclaimer[`text_${name}`] ?? TEXTS[name].notice;
+  applyLanguage();
+}
+
 function applyLanguage(root = document) {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   for (const node of root.querySelectorAll("[data-text]")) node.textContent = T(node.dataset.text);
