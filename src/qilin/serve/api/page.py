@@ -67,7 +67,9 @@ def page_routes(
         return static_file(files, request.path_params["name"])
 
     async def get_info(request: Request) -> Response:
-        return JSONResponse({"model": service.model_name, "warnings": list(warnings), "owner": request.state.owner})
+        disclaimer = service.safeguards.policy.disclaimer.to_json()
+        fields = {"warnings": list(warnings), "disclaimer": disclaimer, "owner": request.state.owner}
+        return JSONResponse({"model": service.model_name, **fields})
 
     async def post_image(request: Request) -> Response:
         data = await request.body()
