@@ -329,3 +329,20 @@ def test_other_language_models(tmp_path: Any, start: Callable[..., Engine], lang
     receivers = [submit(engine, request)[1] for request in requests]
     for request, receiver in zip(requests, receivers, strict=True):
         assert receiver.text(loaded) == expected(loaded, request).text
+
+
+def test_a_long_prompt_does_not_hold_up_running_answers(loaded: Any, start: Callable[..., Engine]) -> None:
+    """Between two pieces of a prompt, every running answer gets a token."""
+    engine = start()
+    running = submit(engine, ask(QUESTIONS[0], 1), max_tokens=60)[1]
+    assert running.started.wait(10)
+    before = len(running.events)
+    tokens_before_first: list[int] = []
+    prompt = prepare_prompt(loaded, ask("长" * 60))
+
+    def receive(event: Event) -> None:
+        tokens_before_first.append(len(running.events) - before)
+
+    engine.submit(GenerationRequest(prompt, 1), receive)
+    running.finish()
+    assert tokens_before_first[0] >= len(prompt.ids) // LIMITS.prefill_tokens - 1

@@ -67,11 +67,28 @@ def test_answers_equal_generate(tmp_path: Path, name: str) -> None:
         assert answer is not None
         assert decode_answer(loaded, receiver.ids()) == answer.text
         assert receiver.finish().confidence == pytest.approx(answer.confidence, rel=1e-4)
+    check_second_question(engine, loaded, keeps_prefixes=name != "gemma3")
     scored, expected = score(engine, loaded, REQUESTS[1], [70, 80, 90])
     assert scored == pytest.approx(expected, rel=1e-4)
     other, _ = score(engine, loaded, ask("这张图片是什么模态？", (2, 90)), [70, 80, 90])
     assert other != pytest.approx(scored, rel=1e-4)  # control: another image has other log probabilities
     engine.close(10)
+
+
+def check_second_question(engine: Engine, loaded: Any, keeps_prefixes: bool) -> None:
+    """A further question about images that were asked about: from the prefix cache, equal to generate, and never from
+    another image's prefix. Caches with sliding windows keep no prefix."""
+    texts = []
+    for index in (1, 4):
+        receiver = Receiver()
+        request = ask("与上一张相比，左侧还是右侧更明显？", (index, 40), (2, 64))
+        engine.submit(GenerationRequest(prepare_prompt(loaded, request), 8), receiver)
+        answer = answer_batch(loaded, [request], 8)[0]
+        assert decode_answer(loaded, receiver.ids()) == answer.text
+        assert receiver.finish().confidence == pytest.approx(answer.confidence, rel=1e-4)
+        assert (receiver.finish().cached_tokens > 0) == (keeps_prefixes and index == 1)
+        texts.append(receiver.finish().confidence)
+    assert texts[0] != texts[1]
 
 
 def score(engine: Engine, loaded: Any, request: Request, answer: list[int]) -> tuple[list[float], list[float]]:

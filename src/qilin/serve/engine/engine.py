@@ -259,9 +259,9 @@ class Engine:
         """The next piece of the current prompt; after the last one, its first token."""
         job = self.prefilling
         assert job is not None
-        if job.prefill is None:
-            job.prefill = self.prefiller.start(job.request.prompt, job.request.owner)
         keep = len(job.request.answer_ids) + 1
+        if job.prefill is None:
+            job.prefill = self.prefiller.start(job.request.prompt, job.request.owner, keep)
         self.prefiller.advance(job.prefill, keep)
         if not job.prefill.done:
             return

@@ -21,9 +21,15 @@ from qilin.model.generate import move
 from qilin.model.llava import LoadedModel
 from qilin.serve.engine.lru_cache import LruCache
 from qilin.serve.engine.prompt import Prompt
-from qilin.serve.engine.rows import can_batch, copy_prefix, from_prefix, prefix_bytes
+from qilin.serve.engine.rows import can_batch, can_continue, copy_prefix, from_prefix, prefix_bytes
 
-Prefix = list[tuple[torch.Tensor, torch.Tensor]]
+
+@dataclass(frozen=True)
+class Prefix:
+    """The keys and values of a prompt up to the end of an image, layer by layer, and its position offset."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    position_offset: int
 
 
 @dataclass
@@ -53,60 +59,88 @@ class Prefiller:
         self.identity = model_identity(loaded)
         self.images: LruCache[torch.Tensor] = LruCache(image_bytes)
         self.prefixes: LruCache[Prefix] = LruCache(prefix_bytes)
-        # other architectures mix images with positions or attention of their own: their prompts run in one piece
-        self.in_pieces = isinstance(self.model.config, LlavaConfig)
+        # other architectures mix images with positions or attention of their own: the stock forward runs them, all
+        # images of a prompt and the text before them in one piece
+        self.is_llava = isinstance(self.model.config, LlavaConfig)
 
-    def start(self, prompt: Prompt, owner: str) -> Prefill:
-        """A prefill that begins after the longest prefix that an earlier request of this owner left."""
-        if self.in_pieces and prompt.image_spans:
-            for number in range(len(prompt.image_spans), 0, -1):
-                end = prompt.image_spans[number - 1][1]
-                prefix = self.prefixes.get(self.prefix_key(prompt, owner, number))
-                if prefix is not None and end < len(prompt.ids):
-                    return Prefill(prompt, owner, from_prefix(prefix), end, end)
+    def start(self, prompt: Prompt, owner: str, keep: int = 1) -> Prefill:
+        """A prefill that begins after the longest prefix that an earlier request of this owner left, and before the
+        last `keep` tokens, whose logits are needed."""
+        for images, end in self.prefix_ends(prompt):
+            if len(prompt.ids) - end < keep:
+                continue
+            prefix = self.prefixes.get(self.prefix_key(prompt, owner, images, end))
+            if prefix is not None:
+                cache = from_prefix(prefix.layers)
+                return Prefill(prompt, owner, cache, end, end, position_offset=prefix.position_offset)
         return Prefill(prompt, owner, DynamicCache(config=self.model.config))
+
+    def prefix_ends(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """(images, end) of each prefix that may be in the cache, the longest first."""
+        if self.is_llava and prompt.image_spans:
+            return [(number, prompt.image_spans[number - 1][1]) for number in range(len(prompt.image_spans), 0, -1)]
+        return [(len(prompt.image_hashes), prompt.images_end)] if prompt.images_end else []
 
     def advance(self, prefill: Prefill, keep: int = 1) -> None:
         """Run the next piece. `keep` logits, those before the end of the prompt, are needed from the last piece."""
-        if not self.in_pieces or (prefill.prompt.image_hashes and not prefill.prompt.image_spans):
-            self.run_whole(prefill, keep)
-            return
         prompt, start = prefill.prompt, prefill.position
-        last_image = prompt.image_spans[-1][1] if prompt.image_spans else 0
+        images_end = prompt.images_end
+        runs_images = start < images_end and not (self.is_llava and prompt.image_spans)
         # a piece ends where the images end, with and without a cached prefix: both give the same numbers
-        end = min(start + self.piece, last_image if start < last_image else len(prompt.ids))
-        if len(prompt.ids) - end < keep:
+        end = images_end if start < images_end else len(prompt.ids)
+        if not runs_images:
+            end = min(start + self.piece, end)
+        has_unknown_images = bool(prompt.image_hashes) and not images_end
+        if len(prompt.ids) - end < keep or has_unknown_images or not can_continue(prefill.cache):
             end = len(prompt.ids)
-        output = self.model(
-            inputs_embeds=self.embed(prefill, start, end),
-            past_key_values=prefill.cache,
-            position_ids=torch.arange(start, end, device=self.model.device)[None],
-            use_cache=True,
-            logits_to_keep=keep if end == len(prompt.ids) else 1,
-        )
+        if runs_images or has_unknown_images:
+            logits = self.run_images(prefill, end, keep)
+        else:
+            logits = self.run_piece(prefill, start, end, keep)
         prefill.position = end
-        if end == last_image and can_batch(prefill.cache):
-            prefix = copy_prefix(prefill.cache, end)
-            key = self.prefix_key(prompt, prefill.owner, len(prompt.image_spans))
-            self.prefixes.put(key, prefix, prefix_bytes(prefix))
+        if end == images_end and can_batch(prefill.cache):
+            self.store_prefix(prefill)
         if prefill.done:
-            prefill.logits = output.logits[0]
+            prefill.logits = logits
 
-    def run_whole(self, prefill: Prefill, keep: int) -> None:
-        """The whole prompt in one forward pass of the stock model, images included."""
-        prompt = prefill.prompt
-        inputs = {name: move(value, self.model) for name, value in prompt.inputs.items()}
+    def run_piece(self, prefill: Prefill, start: int, end: int, keep: int) -> torch.Tensor:
+        """Tokens start to end after those in the cache; the logits of the last ones, (keep, V)."""
+        positions = torch.arange(start, end, device=self.model.device)[None] + prefill.position_offset
         if has_rope_deltas(self.model):
-            self.model.model.rope_deltas = None  # those of an earlier prompt; a text without an image sets none
-        output = self.model(**inputs, past_key_values=prefill.cache, use_cache=True, logits_to_keep=keep)
-        prefill.position = len(prompt.ids)
-        prefill.logits = output.logits[0]
+            positions = positions.expand(3, *positions.shape)
+        ids = torch.tensor([prefill.prompt.ids[start:end]], device=self.model.device)
+        output = self.model(
+            **({"inputs_embeds": self.embed(prefill, ids, start, end)} if self.is_llava else {"input_ids": ids}),
+            past_key_values=prefill.cache,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=keep if end == len(prefill.prompt.ids) else 1,
+        )
+        return output.logits[0]
+
+    def run_images(self, prefill: Prefill, end: int, keep: int) -> torch.Tensor:
+        """The prompt up to `end`, with all its images, in one forward pass of the stock model; (keep, V) logits."""
+        prompt = prefill.prompt
+        inputs = {
+            name: move(value[:, :end] if is_per_token(value, len(prompt.ids)) else value, self.model)
+            for name, value in prompt.inputs.items()
+        }
+        if has_rope_deltas(self.model):
+            self.model.model.rope_deltas = None  # those of an earlier prompt
+        last = keep if end == len(prompt.ids) else 1
+        output = self.model(**inputs, past_key_values=prefill.cache, use_cache=True, logits_to_keep=last)
         deltas = self.model.model.rope_deltas if has_rope_deltas(self.model) else None
         prefill.position_offset = int(deltas.flatten()[0]) if deltas is not None else 0
+        return output.logits[0]
 
-    def embed(self, prefill: Prefill, start: int, end: int) -> torch.Tensor:
+    def store_prefix(self, prefill: Prefill) -> None:
+        """Keep a copy of what a prefill has computed, for later questions about the same images."""
+        layers = copy_prefix(prefill.cache, prefill.position)
+        key = self.prefix_key(prefill.prompt, prefill.owner, *self.prefix_ends(prefill.prompt)[0])
+        self.prefixes.put(key, Prefix(layers, prefill.position_offset), prefix_bytes(layers))
+
+    def embed(self, prefill: Prefill, ids: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """Input embeddings of the prompt's tokens start to end, image features in place. (1, end - start, D)"""
-        ids = torch.tensor([prefill.prompt.ids[start:end]], device=self.model.device)
         embeddings = self.model.get_input_embeddings()(ids)
         offset = 0  # of the image's first feature among all image tokens
         for first, last in prefill.prompt.image_spans:
@@ -133,9 +167,8 @@ class Prefiller:
         prefill.features = torch.cat([features[key] for key in keys])
         return prefill.features
 
-    def prefix_key(self, prompt: Prompt, owner: str, images: int) -> str:
-        """The key of a prompt up to the end of its `images`-th image."""
-        end = prompt.image_spans[images - 1][1]
+    def prefix_key(self, prompt: Prompt, owner: str, images: int, end: int) -> str:
+        """The key of a prompt up to `end`, the end of its `images`-th image."""
         return self.key(owner, "prefix", prompt.image_hashes[:images], prompt.image_spans[:images], prompt.ids[:end])
 
     def key(self, owner: str, *parts: Any) -> str:
@@ -145,6 +178,11 @@ class Prefiller:
         """Give the memory of both caches back."""
         self.images.clear()
         self.prefixes.clear()
+
+
+def is_per_token(value: Any, tokens: int) -> bool:
+    """Whether a processor's output has one value per token of the prompt, (1, tokens)."""
+    return isinstance(value, torch.Tensor) and value.shape == (1, tokens)
 
 
 def has_rope_deltas(model: Any) -> bool:

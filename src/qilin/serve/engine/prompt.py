@@ -23,12 +23,14 @@ class Prompt:
 
     `inputs` is all that the processor returned, ids (1, T) among it. `image_spans` holds the first and last position
     plus one of each image's tokens, in order; it is empty if the tokens do not divide evenly among the images.
+    `images_end` is the position after the last image token, 0 without images.
     """
 
     ids: tuple[int, ...]
     inputs: Mapping[str, Any]
     image_spans: tuple[tuple[int, int], ...]
     image_hashes: tuple[str, ...]
+    images_end: int = 0
 
 
 def prepare_prompt(loaded: LoadedModel, request: Request, answer_ids: Sequence[int] = ()) -> Prompt:
@@ -41,7 +43,9 @@ def prepare_prompt(loaded: LoadedModel, request: Request, answer_ids: Sequence[i
         inputs = append_answer(inputs, answer_ids)
     ids = tuple(inputs["input_ids"][0].tolist())
     hashes = tuple(pixel_hash(image) for image in request.images)
-    return Prompt(ids, inputs, find_image_spans(ids, image_token_id(loaded.model), len(hashes)), hashes)
+    token = image_token_id(loaded.model)
+    images_end = max((index + 1 for index, value in enumerate(ids) if value == token), default=0) if hashes else 0
+    return Prompt(ids, inputs, find_image_spans(ids, token, len(hashes)), hashes, images_end)
 
 
 def to_cpu(value: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 GROWTH = 128  # tokens by which a buffer grows: one copy per so many passes instead of one per pass
 
@@ -100,6 +100,12 @@ def align(rows: Sequence[tuple[torch.Tensor, int, int]], length: int) -> torch.T
 def can_batch(cache: Cache) -> bool:
     """Whether rows of this cache can be joined: full attention in all layers (no sliding windows, no recurrence)."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def can_continue(cache: Cache) -> bool:
+    """Whether a prompt may run in pieces on this cache: attention alone, also with sliding windows. Stock models with
+    recurrent layers continue from a state by one token at a time only."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def copy_prefix(cache: Any, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
