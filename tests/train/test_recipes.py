@@ -208,7 +208,6 @@ CARRIED_OVER = [
     "split_dataset_ratio",
     "lazy_tokenize",
     "attn_impl",
-    "max_pixels",
     "padding_free",
     "sequence_parallel_size",
     "truncation_strategy",

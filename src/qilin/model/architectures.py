@@ -28,6 +28,7 @@ class Architecture:
     # (processor, height, width) -> what the processor's replace_image_token reads of an image; None: an image of any
     # size has the same number of tokens, as in a Llava
     describe_image: Callable[[Any, int, int], dict[str, Any]] | None = None
+    patches_per_token: Callable[[Any], float] = lambda config: 1.0  # of the encoder, for each token of an image
     image_options: Mapping[str, Any] = field(default_factory=dict)  # that the processor gives its image processor
     image_inputs: tuple[str, ...] = ()  # of the forward, besides pixel_values
     token_types: str = ""  # the forward's input that is 1 for the tokens of images
@@ -86,6 +87,7 @@ QWEN_PARTS: dict[str, Any] = {
     "token_types": "mm_token_type_ids",
     "grid_positions": True,
     "pixel_limits": True,
+    "patches_per_token": lambda config: float(config.vision_config.spatial_merge_size**2),
 }
 # by the model_type of config.json
 ARCHITECTURES: dict[str, Architecture] = {
@@ -99,6 +101,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         language="model.language_model",
         describe_image=tile_count,
         image_options={"crop_to_patches": True},
+        patches_per_token=lambda config: config.downsample_ratio**-2,
     ),
     "gemma3": Architecture(
         name="Gemma 3",
@@ -107,6 +110,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         language="model.language_model",
         describe_image=no_crops,
         token_types="token_type_ids",
+        patches_per_token=lambda config: (
+            (config.vision_config.image_size // config.vision_config.patch_size) ** 2 / config.mm_tokens_per_image
+        ),
         images_see_themselves=True,
     ),
 }
@@ -118,8 +124,8 @@ def find_architecture(config: Any, name: str = "") -> Architecture:
     if row is None:
         known = ", ".join(f"{row.name} ({model_type})" for model_type, row in ARCHITECTURES.items())
         raise UserError(
-            f"{name or config.model_type}: model_type in its config.json is {config.model_type!r}, which Qilin does not train; "
-            f"it trains {known}; qilin evaluate, chat and serve take this model as it is"
+            f"{name or config.model_type}: model_type in its config.json is {config.model_type!r}, which Qilin does "
+            f"not train; it trains {known}; qilin evaluate, chat and serve take this model as it is"
         )
     return row
 

@@ -84,3 +84,28 @@ def block_mask(arrays: Mapping[str, torch.Tensor]) -> Any:
     }
     tokens = len(document)
     return BlockMask(seq_lengths=(tokens, tokens), BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=may_attend, **blocks)
+
+
+def general_block_mask(
+    table: torch.Tensor, images: Sequence[tuple[int, int]], window: int | None, device: torch.device
+) -> Any:
+    """The BlockMask of layers in which a token also attends to all of its image, or to no more than the last `window`
+    tokens of its sample; by torch, from all pairs of tokens."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    tokens = int(table[:, 1].sum())
+    document = torch.repeat_interleave(torch.arange(len(table)), table[:, 1]).to(device)  # (T,)
+    prefix = torch.repeat_interleave(table[:, 2], table[:, 1]).to(device)  # (T,) -1: none
+    image = torch.full((tokens,), -1)
+    for number, (start, end) in enumerate(images):
+        image[start:end] = number
+    before = torch.where(table[:, 2] >= 0, table[table[:, 2], 1], 0) - table[:, 0]
+    index = (torch.arange(tokens) + torch.repeat_interleave(before, table[:, 1])).to(device)  # in the sample
+    image, width = image.to(device), tokens if window is None else window
+
+    def may_attend(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        earlier = (q >= k) & ((document[q] == document[k]) | (prefix[q] == document[k]))
+        same_image = (image[q] == image[k]) & (image[q] >= 0)
+        return (earlier | same_image) & (index[q] - index[k] < width)
+
+    return create_block_mask(may_attend, None, None, tokens, tokens, device=device)

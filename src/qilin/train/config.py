@@ -43,6 +43,9 @@ class LoraOptions:
         help="linear layers to adapt: names or ends of names, or a regular expression for the full name, as in peft; "
         "empty or all-linear: all of the language model's",
     )
+    parts: tuple[Literal["language", "vision"], ...] = option(
+        default=("language",), help="parts whose linear layers get adapters: language, vision or both"
+    )
     use_dora: bool = option(default=False, help="DoRA: adapt direction and magnitude of the weights separately")
     use_rslora: bool = option(default=False, help="rank-stabilized LoRA: scale by alpha / sqrt(rank)")
 
@@ -51,6 +54,8 @@ class LoraOptions:
             raise ValueError(f"lora.rank is {self.rank}; expected at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout is {self.dropout}; expected 0 to below 1")
+        if not self.parts:
+            raise ValueError("lora.parts is empty; name language, vision or both")
 
 
 @config_class
@@ -141,7 +146,7 @@ class TrainConfig:
     template: str = option(
         default="v1",
         help=f"chat template: {', '.join(TEMPLATE_NAMES)}, or the path of a .jinja file with {{% generation %}} around "
-        "what the assistant says",
+        "what the assistant says; a model that is no Llava keeps its own template unless a file is given",
     )
     system_prompt: str | None = option(
         default=None, help="system prompt in place of the template's; an empty text for none"
@@ -157,6 +162,12 @@ class TrainConfig:
         default=None,
         help="layer of the vision encoder whose features are used; default: -2, the last but one, for a new model, and "
         "the model's own for a later stage",
+    )
+    min_pixels: int | None = option(
+        default=None, help="least pixels of an image, for Qwen-VL, which keeps its aspect ratio; default: the model's"
+    )
+    max_pixels: int | None = option(
+        default=None, help="most pixels of an image, for Qwen-VL; larger ones are scaled down; default: the model's"
     )
     augment: float = option(
         default=0.0, help="strength of random shift, zoom and brightness of images, 0 to 1; images are never mirrored"
@@ -259,8 +270,16 @@ class TrainConfig:
             raise ValueError("data is required; name a dataset folder: data=FOLDER")
         if not self.trainable:
             raise ValueError("trainable is empty; name at least one of vision, projector, language")
-        if self.lora is not None and "language" in self.trainable:
-            raise ValueError("lora and trainable: [language] exclude each other; adapters replace training the weights")
+        for part in self.lora.parts if self.lora is not None else ():
+            if part in self.trainable:
+                raise ValueError(
+                    f"lora and trainable: [{part}] exclude each other; adapters replace training the weights"
+                )
+        for name, limit in (("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is {limit}; expected at least 1")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels is {self.min_pixels}, which exceeds max_pixels ({self.max_pixels})")
         if self.frozen_weights != "plain" and "language" in self.trainable:
             raise ValueError(
                 f"frozen_weights is {self.frozen_weights}, but trainable names language, which is then not "
@@ -334,7 +353,7 @@ class TrainConfig:
 
     def check_learning_rates(self) -> None:
         """Raise ValueError for a learning rate of a frozen part: it would have no effect."""
-        trained = {*self.trainable, *(["language"] if self.lora is not None else [])}
+        trained = {*self.trainable, *(self.lora.parts if self.lora is not None else ())}
         for part in ("vision", "projector", "language"):
             rate = getattr(self.learning_rates, part)
             if rate is None:

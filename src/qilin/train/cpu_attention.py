@@ -57,23 +57,37 @@ def round_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def make_buckets(sequences: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[Bucket]:
-    """(query tokens, key tokens) of sequences with equal rounded lengths -> buckets of 1, 2, 4, … sequences, for few
-    different shapes. The last query of a sequence attends to all its keys, each earlier one to one key less."""
-    width, depth = (round_length(max(map(len, tokens))) for tokens in zip(*sequences, strict=True))
+QueryRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # query tokens, key tokens, ranges of keys
+
+
+def make_buckets(sequences: Sequence[QueryRows]) -> Iterator[Bucket]:
+    """Sequences with equal rounded lengths -> buckets of 1, 2, 4, … sequences, for few different shapes.
+
+    The ranges (Q, 2) are the first and the last key that each query attends to. None: the last query attends to all
+    keys, each earlier one to one key less.
+    """
+    width = round_length(max(len(queries) for queries, _, _ in sequences))
+    depth = round_length(max(len(keys) for _, keys, _ in sequences))
     max_count = max(1, BUCKET_WEIGHTS // (min(BLOCK, width) * depth))
     done = 0
     while done < len(sequences):
         count = 1 << (min(max_count, len(sequences) - done).bit_length() - 1)
-        queries, keys = zip(*sequences[done : done + count], strict=True)
+        queries, keys, ranges = zip(*sequences[done : done + count], strict=True)
         first = [len(k) - len(q) for q, k in zip(queries, keys, strict=True)]
+        if all(range_ is None for range_ in ranges):
+            blocks = causal_blocks(width, depth, first)
+        else:
+            blocks = range_blocks(width, depth, [
+                causal_ranges(len(q), start) if range_ is None else range_
+                for q, start, range_ in zip(queries, first, ranges, strict=True)
+            ])  # fmt: skip
         real = torch.arange(width) < torch.tensor([len(tokens) for tokens in queries])[:, None]  # (N, Q)
         yield Bucket(
             pad_sequences(queries, width),
             pad_sequences(keys, depth),
             count,
             None if bool(real.all()) else real.flatten().nonzero()[:, 0],
-            tuple(causal_blocks(width, depth, first)),
+            tuple(blocks),
         )
         done += count
 
@@ -94,6 +108,26 @@ def causal_blocks(queries: int, keys: int, first: Sequence[int]) -> Iterator[Blo
         visible, num_keys = min(first) + start + 1, min(keys, round_length(max(first) + stop))
         last = positions[:, None] + torch.arange(start, stop)  # (N or 1, B) the last key of each query
         yield Block(slice(start, stop), num_keys, visible, torch.arange(visible, num_keys) > last[..., None])
+
+
+def causal_ranges(queries: int, first: int) -> torch.Tensor:
+    """(Q, 2) ranges in which query j attends to the keys up to first + j."""
+    last = torch.arange(first, first + queries)
+    return torch.stack([torch.zeros_like(last), last], dim=1)
+
+
+def range_blocks(queries: int, keys: int, ranges: Sequence[torch.Tensor]) -> Iterator[Block]:
+    """As `causal_blocks`, for any ranges of keys."""
+    table = torch.zeros(len(ranges), queries, 2, dtype=torch.int64)
+    for row, own in enumerate(ranges):
+        table[row, : len(own)], table[row, len(own) :] = own, own[-1]  # padding: any keys, its result is not used
+    for start in range(0, queries, BLOCK):
+        stop = min(queries, start + BLOCK)
+        first, last = table[:, start:stop].unbind(-1)  # (N, B)
+        num_keys = min(keys, round_length(int(last.max()) + 1))
+        visible = int(last.min()) + 1 if int(first.max()) == 0 else 0
+        index = torch.arange(visible, num_keys)
+        yield Block(slice(start, stop), num_keys, visible, (index > last[..., None]) | (index < first[..., None]))
 
 
 def uniform_buckets(count: int, length: int) -> Iterator[Bucket]:

@@ -7,12 +7,9 @@ on.
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import time
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -26,14 +23,17 @@ import pyarrow.compute as pc
 import torch
 
 from qilin.core.errors import UserError
-from qilin.core.files import make_cache_dir, write_atomic
+from qilin.core.files import make_cache_dir
 from qilin.dataset.reader import Dataset
 from qilin.dataset.schema import Sample
 from qilin.model.chat_template import IMAGE, Encoded
 from qilin.model.processing import PixelCache, encode_sample, image_tokens
+from qilin.model.processor import is_plain, placeholder_id
+from qilin.model.sized_images import ImageInputs, SampleEncoder, grid_positions
 from qilin.train.config import TrainConfig
 from qilin.train.data_sources import Purpose, SourceRows, open_sources
 from qilin.train.distributed import World
+from qilin.train.lengths_cache import read_cache, write_cache
 from qilin.train.model_setup import compute_dtype
 from qilin.train.packed_attention import (
     Document,
@@ -93,14 +93,22 @@ class PackedDataset:
         processor: Any,
         on_progress: Callable[[int, int], None] | None = None,
         purpose: Purpose = "training",
+        encoder: SampleEncoder | None = None,
+        window: int | None = None,
     ) -> None:
         self.config = config
         self.processor = processor
         self.purpose = purpose
-        self.image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE)
+        self.encoder = encoder
+        self.window = window
+        self.image_id: int = processor.tokenizer.convert_tokens_to_ids(IMAGE)
+        if encoder is not None:
+            self.image_id = int(placeholder_id(processor) or 0)
         self.sources = open_sources(config, purpose)
         self.weights = [source.weight for source in self.sources]
-        self.pixels = PixelCache(processor.image_processor)
+        self.pixels = PixelCache(processor.image_processor) if encoder is None else None
+        self.images = None if encoder is None else ImageInputs(processor, encoder.architecture)
+        self.sizes: dict[tuple[Path, str], tuple[int, int]] = {}  # (height, width) of images
         self.encoded: dict[int, Encoded] = {}
         self.free_tokens = ENCODED_CACHE_TOKENS
         self.counts = {"samples": 0, "cut": 0, "dropped": 0}
@@ -120,11 +128,13 @@ class PackedDataset:
         if not len(table):
             paths = ", ".join(str(source.dataset.path) for source in self.sources)
             raise UserError(f"{paths}: no sample is left for {self.purpose}; {self.counts}")
-        numbers, total, prefix, answer_tokens, prefix_group, images = table.T
-        return Lengths(total, prefix, answer_tokens, prefix_group, self.source_index(numbers), images), numbers
+        numbers, total, prefix, answer_tokens, prefix_group, images, image_tokens = table.T
+        source = self.source_index(numbers)
+        return Lengths(total, prefix, answer_tokens, prefix_group, source, images, image_tokens), numbers
 
     def measure_all(self, on_progress: Callable[[int, int], None] | None) -> tuple[np.ndarray, dict[str, Any]]:
-        """(N, 6) rows of number, total, prefix, answer tokens, prefix group, images; and what was cut or dropped."""
+        """(N, 7) rows of number, total, prefix, answer tokens, prefix group, images, image tokens; and what was cut or
+        dropped."""
         rows = []
         total = int(self.offsets[-1])
         for number in range(total):
@@ -139,9 +149,11 @@ class PackedDataset:
                 continue
             prefix = shared_prefix(encoded, self.image_id) if self.config.share_image_prefix else 0
             group = prefix_group(sample, encoded.ids[:prefix], number, self.image_id)
-            rows.append((number, len(encoded.ids), prefix, sum(encoded.loss_mask), group, encoded.num_images))
+            answer_tokens, num_images = sum(encoded.loss_mask), encoded.num_images
+            num_tokens = encoded.ids.count(self.image_id)
+            rows.append((number, len(encoded.ids), prefix, answer_tokens, group, num_images, num_tokens))
         self.counts["samples"] = len(rows)
-        return np.array(rows, dtype=np.int64).reshape(-1, 6), {"counts": self.counts, "dropped": self.dropped}
+        return np.array(rows, dtype=np.int64).reshape(-1, 7), {"counts": self.counts, "dropped": self.dropped}
 
     def cache_key(self) -> str:
         """Hash of everything that the lengths depend on."""
@@ -155,12 +167,19 @@ class PackedDataset:
             "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
             "special": tokenizer.special_tokens_map,  # templates write some of them
             "template": self.processor.chat_template,
-            "image_tokens": image_tokens(self.processor),
+            "image_tokens": image_tokens(self.processor) if self.encoder is None else self.encoder_key(),
             "limits": (config.max_length, config.on_overlength, config.share_image_prefix),
             "instructions": (config.instructions, config.seed if len(config.instructions) > 1 else None),
-            "version": 5,
+            "version": 6,
         }
         return hashlib.sha256(json.dumps(dependencies, default=str).encode()).hexdigest()[:32]
+
+    def encoder_key(self) -> list[Any]:
+        """What the lengths of a model with images of any size depend on besides the tokenizer."""
+        assert self.encoder is not None, "a Llava has none"
+        images = {k: v for k, v in self.processor.image_processor.to_dict().items() if is_plain(v)}
+        parts = [getattr(self.processor, "image_seq_length", None), repr(self.encoder.answer_format)]
+        return [self.encoder.architecture.name, self.encoder.system_prompt, *parts, images]
 
     def encode(self, number: int, sample: Sample) -> tuple[Encoded | None, str]:
         """The sample within max_length, or None where the recipe drops it; and why it was cut or dropped ("" if it
@@ -168,14 +187,22 @@ class PackedDataset:
 
         Called again for packing, so counts nothing. Raises UserError where the recipe refuses long samples.
         """
-        encoded: Encoded | None = encode_sample(sample, self.processor, self.config.instructions, self.config.seed)
+        config = self.config
+        encoded: Encoded | None
+        if self.encoder is None:
+            encoded = encode_sample(sample, self.processor, config.instructions, config.seed)
+        else:
+            sizes = [self.size(number, image_id) for image_id in sample.image_ids]
+            encoded = self.encoder.encode(sample, sizes, config.instructions, config.seed)
         assert encoded is not None
-        max_length, excess = self.config.max_length, ""
+        max_length, excess = config.max_length, ""
         if len(encoded.ids) > max_length:
             excess = f"{len(encoded.ids)} tokens, max_length is {max_length}"
             if self.config.on_overlength == "error":
+                has_limits = self.encoder is not None and self.encoder.architecture.pixel_limits
+                lower = "lower max_pixels, " if has_limits and encoded.num_images else ""
                 raise UserError(
-                    f"sample {sample.sample_id}: {excess}; raise max_length, or set on_overlength=truncate or "
+                    f"sample {sample.sample_id}: {excess}; raise max_length, {lower}or set on_overlength=truncate or "
                     "on_overlength=drop"
                 )
             truncates = self.config.on_overlength == "truncate"
@@ -186,19 +213,25 @@ class PackedDataset:
         return encoded, excess
 
     def make_pack(
-        self, groups: Sequence[PackedGroup], device: torch.device, dtype: torch.dtype, needs_image: bool = False
+        self,
+        groups: Sequence[PackedGroup],
+        device: torch.device,
+        dtype: torch.dtype,
+        needs_image: bool = False,
+        step: int | None = None,
     ) -> Pack:
         """Groups of the plan -> one pack on `device`, its images in `dtype`.
 
         `needs_image` adds a black image to a pack without images: devices that run in parallel must use the same
-        weights in every pack. It has no targets.
+        weights in every pack. It has no targets. `step` is the step of training, which augmentation depends on.
         """
         ids: list[int] = []
-        positions: list[int] = []
+        positions: list[np.ndarray] = []  # (1 or 3, tokens) of each document
         documents: list[tuple[int, int, int]] = []
         target_positions: list[int] = []
         targets: list[int] = []
         images: list[torch.Tensor] = []
+        image_inputs: list[Mapping[str, torch.Tensor]] = []
         augment_seeds: list[int] = []
         sample_ids: list[str] = []
         for group in groups:
@@ -210,14 +243,22 @@ class PackedDataset:
                 assert encoded is not None, "the plan contains only samples that fit"
                 sample_ids.append(sample.sample_id)
                 prefix = int(self.lengths.prefix[index]) if len(group.samples) > 1 else 0
+                sample_positions = self.positions_of(encoded)
                 if rank_in_group == 0:
-                    images += [self.image(number, sample, image_id, dtype) for image_id in sample.image_ids]
-                    augment_seeds += [index * 64 + image_index for image_index in range(len(sample.image_ids))]
+                    seeds = [index * 64 + image_index for image_index in range(len(sample.image_ids))]
+                    if self.encoder is None:
+                        images += [self.image(number, sample, image_id, dtype) for image_id in sample.image_ids]
+                        augment_seeds += seeds
+                    else:
+                        image_inputs += [
+                            self.inputs_of(number, sample, image_id, dtype, seed, step)
+                            for image_id, seed in zip(sample.image_ids, seeds, strict=True)
+                        ]
                     if prefix:
                         prefix_document = len(documents)
                         documents.append((len(ids), prefix, -1))
                         ids += encoded.ids[:prefix]
-                        positions += range(prefix)
+                        positions.append(sample_positions[:, :prefix])
                 start = len(ids)
                 prefix_end = documents[prefix_document][0] + prefix - 1 if prefix else -1
                 rest = encoded.ids[prefix:]
@@ -227,26 +268,78 @@ class PackedDataset:
                         targets.append(rest[offset])
                 documents.append((start, len(rest), prefix_document if prefix else -1))
                 ids += rest
-                positions += range(prefix, prefix + len(rest))
-        if needs_image and not images:
-            size, tokens = self.processor.image_processor.crop_size, image_tokens(self.processor)
-            images.append(torch.zeros(3, size["height"], size["width"], dtype=dtype))
-            augment_seeds.append(0)
+                positions.append(sample_positions[:, prefix:])
+        if needs_image and not images and not image_inputs:
+            if self.images is None:
+                size, tokens = self.processor.image_processor.crop_size, image_tokens(self.processor)
+                images.append(torch.zeros(3, size["height"], size["width"], dtype=dtype))
+                augment_seeds.append(0)
+            else:
+                blank, tokens = self.images.blank(dtype)
+                image_inputs.append(blank)
             documents.append((len(ids), tokens, -1))
-            positions += range(tokens)
+            positions.append(np.tile(np.arange(tokens), (len(positions[0]) if positions else 1, 1)))
             ids += [self.image_id] * tokens
-        on_cpu = device.type == "cpu"
+        on_cpu, spans = device.type == "cpu", self.image_spans(ids, documents)
+        all_positions = torch.from_numpy(np.concatenate(positions, axis=1))
+        inputs = self.join_inputs(image_inputs, ids) if self.encoder is not None else {}
+        pixels = inputs.pop("pixel_values", None) if self.encoder is not None else None
+        layout = make_layout(documents, device, target_positions, spans, self.window) if on_cpu else None
         pack = Pack(
             ids=torch.tensor([ids]),
-            positions=torch.tensor([positions]),
-            layout=make_layout(documents, device, target_positions) if on_cpu else Layout(document_table(documents)),
+            positions=all_positions if len(all_positions) == 1 else all_positions[:, None],
+            layout=layout or Layout(document_table(documents)),
             target_positions=torch.tensor(target_positions, dtype=torch.int64),
             targets=torch.tensor(targets, dtype=torch.int64),
-            pixels=torch.stack(images) if images else None,
+            pixels=torch.stack(images) if images else pixels,
             augment_seeds=tuple(augment_seeds),
             sample_ids=tuple(sample_ids),
+            inputs=inputs,
         )
-        return pack if on_cpu else move_pack(pack, documents, device)
+        return pack if on_cpu else move_pack(pack, documents, device, spans, self.window)
+
+    def positions_of(self, encoded: Encoded) -> np.ndarray:
+        """(1, T) positions of a sample's tokens, or (3, T) in a grid."""
+        if self.encoder is None or not self.encoder.architecture.grid_positions:
+            return np.arange(len(encoded.ids))[None]
+        return grid_positions(encoded.ids, self.image_id, encoded.grids)
+
+    def join_inputs(self, images: Sequence[Mapping[str, torch.Tensor]], ids: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What the forward needs besides ids and positions: the inputs of all images, and the types of tokens."""
+        assert self.encoder is not None, "a Llava has no other inputs"
+        names = images[0] if images else ()
+        inputs = {name: torch.cat([image[name] for image in images]) for name in names}
+        if self.encoder.architecture.token_types:
+            inputs[self.encoder.architecture.token_types] = (torch.tensor([ids]) == self.image_id).long()
+        return inputs
+
+    def plain_inputs(self, number: int, sample: Sample, encoded: Encoded) -> dict[str, Any]:
+        """What plain transformers need for one sample besides ids and attention mask, in fp32."""
+        if self.encoder is None:
+            images = [self.image(number, sample, image_id) for image_id in sample.image_ids]
+            return {"pixel_values": torch.stack(images) if images else None}
+        inputs = [self.inputs_of(number, sample, image_id) for image_id in sample.image_ids]
+        return self.join_inputs(inputs, encoded.ids)
+
+    def image_spans(self, ids: Sequence[int], documents: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]]:
+        """(first token, end) of each image whose tokens attend to each other in both directions."""
+        if self.encoder is None or not self.encoder.architecture.images_see_themselves:
+            return []
+        spans = []
+        for start, length, _ in documents:
+            is_image = np.array([False, *(token == self.image_id for token in ids[start : start + length]), False])
+            edges = np.flatnonzero(is_image[1:] != is_image[:-1]) + start
+            spans += list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+        return spans
+
+    def size(self, number: int, image_id: str) -> tuple[int, int]:
+        """(height, width) of an image, as its dataset states them."""
+        dataset = self.dataset_of(number)
+        key = (dataset.path, image_id)
+        if key not in self.sizes:
+            row = dataset.image_columns(image_id, ("image_id", "height", "width"))
+            self.sizes[key] = (row["height"], row["width"])
+        return self.sizes[key]
 
     def source_index(self, numbers: Any) -> Any:
         """Index into `sources` of one sample number, or of an array of them."""
@@ -265,18 +358,52 @@ class PackedDataset:
     def image(self, number: int, sample: Sample, image_id: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """One image of a sample, (3, H, W). Raises UserError with image and sample id where it does not decode."""
         dataset = self.dataset_of(number)
+        assert self.pixels is not None, "a Llava's"
         try:
             return self.pixels.get(dataset, image_id, dtype)
         except UserError as error:
-            location = f"{dataset.path}: image {image_id} (sample {sample.sample_id})"
-            raise UserError(f"{location}: {error}; remove it from the source and import again") from None
+            raise UserError(self.image_error(dataset, sample, image_id, error)) from None
+
+    def inputs_of(
+        self,
+        number: int,
+        sample: Sample,
+        image_id: str,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        step: int | None = None,
+    ) -> Mapping[str, torch.Tensor]:
+        """What the forward needs of one image, augmented in a step of training. Raises UserError as `image` does."""
+        dataset = self.dataset_of(number)
+        assert self.images is not None, "of a model with images of any size"
+        amount = self.config.augment if step is not None and self.purpose == "training" else 0.0
+        seed += (self.config.seed * 1_000_003 + (step or 0)) * 1_000_003
+        try:
+            return self.images.get(dataset, image_id, self.size(number, image_id), amount, seed, dtype)
+        except UserError as error:
+            raise UserError(self.image_error(dataset, sample, image_id, error)) from None
+
+    def image_error(self, dataset: Dataset, sample: Sample, image_id: str, error: UserError) -> str:
+        location = f"{dataset.path}: image {image_id} (sample {sample.sample_id})"
+        return f"{location}: {error}; remove it from the source and import again"
+
+    def check_image(self, number: int, sample: Sample, image_id: str) -> None:
+        """Raise UserError where an image cannot be used."""
+        if self.encoder is None:
+            self.image(number, sample, image_id)
+        else:
+            self.inputs_of(number, sample, image_id)
 
     def decode_images(self, group: PackedGroup) -> None:
         """Decode the images of a group into memory; errors are those of `image` later."""
         number = int(self.numbers[group.samples[0]])
+        dataset = self.dataset_of(number)
         for image_id in self.sample(number).image_ids:
             with contextlib.suppress(UserError):
-                self.pixels.decode(self.dataset_of(number), image_id)
+                if self.pixels is not None:
+                    self.pixels.decode(dataset, image_id)
+                elif self.images is not None and not self.config.augment:
+                    self.images.decode(dataset, image_id, self.size(number, image_id))
 
     def count_without_image(self) -> int:
         """Number of text-only samples."""
@@ -300,11 +427,11 @@ def prefetch(data: PackedDataset, plan: Plan, start: int, config: TrainConfig, w
         decoding = [
             [image_pool.submit(data.decode_images, group) for group in pack] if decoders else [] for pack in packs
         ]
-        return groups, [finish(pack, images) for pack, images in zip(packs, decoding, strict=True)]
+        return groups, [finish(pack, images, step) for pack, images in zip(packs, decoding, strict=True)]
 
-    def finish(pack: list[PackedGroup], images: list[Future[None]]) -> Pack:
+    def finish(pack: list[PackedGroup], images: list[Future[None]], step: int) -> Pack:
         wait(images)
-        return data.make_pack(pack, world.device, dtype, world.size > 1)
+        return data.make_pack(pack, world.device, dtype, world.size > 1, step)
 
     packs_per_step = max(1, len(plan.packs(start, world.size)[world.rank])) if start < len(plan) else 1
     ahead = 1 if on_cpu else -(-AHEAD_PACKS // packs_per_step)
@@ -323,18 +450,28 @@ def prefetch(data: PackedDataset, plan: Plan, start: int, config: TrainConfig, w
         image_pool.shutdown(cancel_futures=True)
 
 
-def move_pack(pack: Pack, documents: Sequence[Document], device: torch.device) -> Pack:
+def move_pack(
+    pack: Pack,
+    documents: Sequence[Document],
+    device: torch.device,
+    images: Sequence[tuple[int, int]] = (),
+    window: int | None = None,
+) -> Pack:
     """A pack on the host -> the same on an accelerator, by one copy, with the layout that attention needs there."""
     names = ("ids", "positions", "target_positions", "targets", "pixels")
     tensors: dict[str, Any] = {name: getattr(pack, name) for name in names if getattr(pack, name) is not None}
     inputs = {f"inputs.{name}": tensor for name, tensor in pack.inputs.items()}
-    arrays = layout_arrays(documents, pack.target_positions.tolist())
+    used = pack.target_positions.tolist()
+    is_plain_causal = not images and window is None
+    arrays = layout_arrays(documents, used) if is_plain_causal else {}
     moved: dict[str, Any] = copy_together(tensors | inputs | arrays, device)
+    layout = device_layout(documents, moved) if is_plain_causal else make_layout(
+        documents, device, used, images, window)  # fmt: skip
     return replace(
         pack,
         **{name: moved[name] for name in tensors},
         inputs={name: moved[f"inputs.{name}"] for name in pack.inputs},
-        layout=device_layout(documents, moved),
+        layout=layout,
     )
 
 
@@ -360,25 +497,4 @@ def truncate(encoded: Encoded, max_length: int, image_id: int) -> Encoded | None
     """The first `max_length` tokens; None if that removes an image token or the complete answer."""
     if image_id in encoded.ids[max_length:] or not any(encoded.loss_mask[:max_length]):
         return None
-    return Encoded(encoded.ids[:max_length], encoded.loss_mask[:max_length], encoded.num_images)
-
-
-def read_cache(file: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """Table and statistics of `write_cache`; None if the file is absent or damaged, so that it is measured again."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            table, statistics = arrays["table"], json.loads(str(arrays["statistics"]))
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-        return None
-    valid = table.ndim == 2 and table.shape[1] == 6 and isinstance(statistics, dict)
-    return (table, statistics) if valid and {"counts", "dropped"} <= set(statistics) else None
-
-
-def write_cache(file: Path, table: np.ndarray, statistics: dict[str, Any]) -> None:
-    """Write the cache atomically. Where it cannot be written (a full disk, no permission) nothing happens: the
-    lengths are measured again next time."""
-    buffer = io.BytesIO()
-    np.savez(buffer, table=table, statistics=np.array(json.dumps(statistics, ensure_ascii=False)))
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(file, buffer.getvalue())
+    return replace(encoded, ids=encoded.ids[:max_length], loss_mask=encoded.loss_mask[:max_length])

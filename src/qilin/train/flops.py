@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from qilin.model.architectures import LLAVA, PARTS, find_architecture, language_of, part_of, vision_of
 from qilin.train.gpus import find_gpu
 from qilin.train.plan import WorkCounts
 from qilin.train.skip_unused import feature_depth, has_usual_layers, language_layers, vision_layers
@@ -28,6 +29,8 @@ class FlopCost:
     image: float  # vision encoder and projector
     attention_pair: float  # one token attending to one other (or itself), over all layers but the last
     answer_pair: float  # the same in the last layer, for supervised positions
+    image_token: float = 0.0  # vision encoder and projector, of models whose images have any number of tokens
+    image_pair: float = 0.0  # attention of the encoder: one image token to one other
 
     def total(self, counts: WorkCounts) -> float:
         return (
@@ -36,25 +39,19 @@ class FlopCost:
             + self.image * counts.images
             + self.attention_pair * counts.attention_pairs
             + self.answer_pair * counts.answer_pairs
+            + self.image_token * counts.image_tokens
+            # as if all images had the mean number of tokens
+            + self.image_pair * counts.image_tokens**2 / max(1, counts.images)
         )
 
 
 def flop_cost(model: Any) -> FlopCost:
-    """The FlopCost of a stock Llava whose trainable parameters are set."""
-    vision, projector = model.model.vision_tower, model.model.multi_modal_projector
-    language, text_config = model.model.language_model, model.config.text_config
-    patches = (vision.config.image_size // vision.config.patch_size) ** 2
-    vision_trained = any(p.requires_grad for p in vision.parameters())
-    projector_trained = vision_trained or projector.linear_1.weight.requires_grad
+    """The FlopCost of a model whose trainable parameters are set."""
+    language, text_config = language_of(model), model.config.text_config
+    images = image_cost(model) if find_architecture(model.config) is LLAVA else image_token_cost(model)
+    projector_trained = any(p.requires_grad for n, p in model.named_parameters() if part_of(n) != "language")
     heads = getattr(text_config, "num_attention_heads", 0)  # Mamba has none
     head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // max(heads, 1)
-    layers = vision_layers(model)[: feature_depth(model)]
-    patch_embeddings = [module for module in vision.modules() if isinstance(module, torch.nn.Conv2d)]
-    image = patches * sum(matmul_flops(module, vision_trained) for module in [*patch_embeddings, *layers])
-    image += patches * matmul_flops(projector.linear_1, vision_trained)
-    image += patches * matmul_flops(projector.linear_2, projector_trained)
-    # QK' and PV, two operations per element each; the backward pass has each product twice
-    vision_pair = 4 * len(layers) * vision.config.hidden_size * (3 if vision_trained else 1)
     needs_grad = projector_trained or any(p.requires_grad for p in language.parameters())
     last_layer = 0.0
     if skips := has_usual_layers(language):
@@ -65,10 +62,44 @@ def flop_cost(model: Any) -> FlopCost:
     return FlopCost(
         token=matmul_flops(language, needs_grad) - last_layer,
         answer_token=last_layer + matmul_flops(model.lm_head, True),
-        image=image + vision_pair * patches**2,
         attention_pair=pair * (text_config.num_hidden_layers - skips),
         answer_pair=pair * skips,
+        **images,
     )
+
+
+def image_cost(model: Any) -> dict[str, float]:
+    """The operations of an image of a Llava; all have the same number of patches."""
+    vision, projector = vision_of(model), model.model.multi_modal_projector
+    patches = (vision.config.image_size // vision.config.patch_size) ** 2
+    vision_trained = any(p.requires_grad for p in vision.parameters())
+    projector_trained = vision_trained or projector.linear_1.weight.requires_grad
+    layers = vision_layers(model)[: feature_depth(model)]
+    patch_embeddings = [module for module in vision.modules() if isinstance(module, torch.nn.Conv2d)]
+    image = patches * sum(matmul_flops(module, vision_trained) for module in [*patch_embeddings, *layers])
+    image += patches * matmul_flops(projector.linear_1, vision_trained)
+    image += patches * matmul_flops(projector.linear_2, projector_trained)
+    # QK' and PV, two operations per element each; the backward pass has each product twice
+    vision_pair = 4 * len(layers) * vision.config.hidden_size * (3 if vision_trained else 1)
+    return {"image": image + vision_pair * patches**2}
+
+
+def image_token_cost(model: Any) -> dict[str, float]:
+    """The operations of a token of an image, of a model whose images have any number of them."""
+    vision, patches = vision_of(model), find_architecture(model.config).patches_per_token(model.config)
+    trained = dict.fromkeys(PARTS, False)
+    for name, parameter in model.named_parameters():
+        trained[part_of(name)] |= parameter.requires_grad
+    layers = vision_layers(model)[: feature_depth(model)]
+    embeddings = [module for module in vision.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d)]
+    token = patches * sum(matmul_flops(module, trained["vision"]) for module in [*embeddings, *layers])
+    passes = 1 + trained["vision"] + trained["projector"]
+    matrices = [p for name, p in model.named_parameters() if part_of(name) == "projector" and p.ndim == 2]
+    token += 2.0 * passes * sum(matrix.numel() for matrix in matrices)
+    # the few layers of Qwen2.5-VL that attend to all of an image; those that attend to 64 patches count nothing
+    full = len(getattr(vision.config, "fullatt_block_indexes", layers))
+    pair = 4.0 * full * vision.config.hidden_size * (3 if trained["vision"] else 1) * patches**2
+    return {"image": 0.0, "image_token": token, "image_pair": pair}
 
 
 def matmul_flops(module: torch.nn.Module, needs_input_grad: bool) -> float:
@@ -78,7 +109,7 @@ def matmul_flops(module: torch.nn.Module, needs_input_grad: bool) -> float:
         if isinstance(inner, torch.nn.Linear):
             passes = 1 + needs_input_grad + inner.weight.requires_grad
             total += 2 * inner.in_features * inner.out_features * passes
-        elif isinstance(inner, torch.nn.Conv2d):
+        elif isinstance(inner, torch.nn.Conv2d | torch.nn.Conv3d):
             total += 2 * inner.weight.numel() * (1 + inner.weight.requires_grad)
     return total
 
@@ -90,19 +121,23 @@ def recomputed_cost(model: Any, share: float) -> FlopCost:
     """
     text_config = model.config.text_config
     head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
-    layers = list(language_layers(model.model.language_model))
+    layers = list(language_layers(language_of(model)))
     layers = layers[: math.ceil(share * len(layers))]
-    vision = model.model.vision_tower
-    image = 0.0
-    if share and any(p.requires_grad for p in vision.parameters()):
-        patches = (vision.config.image_size // vision.config.patch_size) ** 2
-        image = patches * sum(forward_flops(layer) for layer in vision_layers(model)[: feature_depth(model)])
+    vision, architecture = vision_of(model), find_architecture(model.config)
+    image = image_token = 0.0
+    if share and any(p.requires_grad for layer in vision_layers(model) for p in layer.parameters()):
+        patch = sum(forward_flops(layer) for layer in vision_layers(model)[: feature_depth(model)])
+        if architecture is LLAVA:
+            image = (vision.config.image_size // vision.config.patch_size) ** 2 * patch
+        else:
+            image_token = architecture.patches_per_token(model.config) * patch
     return FlopCost(
         token=sum(forward_flops(layer) for layer in layers),
         answer_token=0.0,
         image=image,
         attention_pair=4.0 * text_config.num_attention_heads * head_width * len(layers),
         answer_pair=0.0,
+        image_token=image_token,
     )
 
 

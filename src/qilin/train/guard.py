@@ -56,7 +56,8 @@ def choose_shortcuts(model: Any, name: str, data: PackedDataset, plan: Plan) -> 
         groups = choose_groups(model, plan)
         pack = data.make_pack(groups, torch.device("cpu"), torch.float32)
         longest = int(plan.lengths.total[plan.order].max())
-        pack = replace(pack, layout=replace(pack.layout, max_context=longest))  # for the check of sliding windows
+        if data.window is None:
+            pack = replace(pack, layout=replace(pack.layout, max_context=longest))  # for the check of sliding windows
         try:
             expected = plain_losses(model, data, groups)
         except Exception as error:  # any code of transformers
@@ -121,13 +122,12 @@ def plain_losses(model: Any, data: PackedDataset, groups: Sequence[PackedGroup])
         sample = data.sample(number)
         encoded, _ = data.encode(number, sample)
         assert encoded is not None, "in the plan, so it fits"
-        images = [data.image(number, sample, image_id) for image_id in sample.image_ids]
         targets = [i for i, supervised in enumerate(encoded.loss_mask) if supervised and i > 0]
         ids = torch.tensor([encoded.ids])
         logits = model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=torch.stack(images) if images else None,
+            **data.plain_inputs(number, sample, encoded),
             logits_to_keep=torch.tensor(targets) - 1,
             use_cache=False,
         ).logits[0]

@@ -189,8 +189,9 @@ def pack_hidden(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Te
 
 
 def augment_pack(pack: Pack, config: TrainConfig, step: int) -> torch.Tensor | None:
-    """The pack's images, augmented with a seed that depends on seed, step and sample alone."""
-    if pack.pixels is None or not config.augment:
+    """The pack's images, augmented with a seed that depends on seed, step and sample alone. Images of any size have no
+    seeds here: they were augmented as they were read."""
+    if pack.pixels is None or not config.augment or not pack.augment_seeds:
         return pack.pixels
     seeds = [(config.seed * 1_000_003 + step) * 1_000_003 + seed for seed in pack.augment_seeds]
     images = zip(pack.pixels.split(1), seeds, strict=True)

@@ -15,10 +15,10 @@ from qilin.core.files import read_json, to_json, write_atomic
 from qilin.core.provenance import public_name, versions
 from qilin.dataset.reader import is_synthetic, open_dataset
 from qilin.imaging.windowing import recorded_windowings
-from qilin.model.architectures import part_of
+from qilin.model.architectures import LLAVA, find_architecture, part_of
 from qilin.model.card import describe_bases, describe_data, write_card
 from qilin.model.llava import QILIN_JSON, LoadedModel, pick_device
-from qilin.model.saving import save_model, save_processor
+from qilin.model.saving import save_model, save_processor, save_released_processor
 from qilin.train.config import TEMPLATE_NAMES, TrainConfig
 from qilin.train.distributed import autocast_dtype
 from qilin.train.metrics import METRICS
@@ -29,21 +29,21 @@ from qilin.train.start_model import load_start
 
 ADAPTER = "adapter"
 HALF = (torch.bfloat16, torch.float16)
-# the modules of a Llava that peft keeps whole beside the adapters, by part
-MODULES = {"vision": "vision_tower", "projector": "multi_modal_projector"}
 
 
-def describe_model(config: TrainConfig, data: Sequence[tuple[Path, str]], facts: Mapping[str, Any]) -> dict[str, Any]:
+def describe_model(
+    config: TrainConfig, data: Sequence[tuple[Path, str]], facts: Mapping[str, Any], model_config: Any
+) -> dict[str, Any]:
     """The content of qilin.json. `data`: folder and hash of each dataset; its name stands for the folder."""
     return {
         "stage": "+".join(config.trainable) + (" (adapters)" if config.lora else ""),
         "label": config.label,
-        "recipe": public_recipe(config),
+        "recipe": public_recipe(config, model_config),
         "data": [describe_data(path, hash_, is_synthetic(open_dataset(path))) for path, hash_ in data],
         "parent": None if config.model is None else public_name(config.model),
         "bases": describe_bases([name for name in (config.model, config.vision, config.language) if name]),
         "history": history(config),
-        "template": public_template(config),
+        "template": public_template(config, model_config),
         "pad_square": config.pad_square,
         "instructions": list(config.instructions),
         "windowings": training_windowings(config),
@@ -70,18 +70,21 @@ def training_windowings(config: TrainConfig) -> list[Any]:
     return list(read_json(parent).get("windowings") or ()) if config.model and parent.is_file() else []
 
 
-def public_recipe(config: TrainConfig) -> dict[str, Any]:
+def public_recipe(config: TrainConfig, model_config: Any) -> dict[str, Any]:
     """The recipe with the names of folders and files in place of their paths. recipe.yaml keeps the paths."""
     recipe: dict[str, Any] = to_dict(config)
     for key in ("vision", "language", "model", "out"):
         recipe[key] = recipe[key] and public_name(recipe[key])
-    recipe["template"] = public_template(config)
+    recipe["template"] = public_template(config, model_config)
     recipe["data"] = [source | {"path": Path(source["path"]).resolve().name} for source in recipe["data"]]
     return recipe
 
 
-def public_template(config: TrainConfig) -> str:
-    return config.template if config.template in TEMPLATE_NAMES else Path(config.template).name
+def public_template(config: TrainConfig, model_config: Any) -> str:
+    """The name of the chat template; `own` is that of a released model."""
+    if config.template not in TEMPLATE_NAMES:
+        return Path(config.template).name
+    return config.template if find_architecture(model_config) is LLAVA else "own"
 
 
 def write_model(run_dir: Path, config: TrainConfig, loaded: LoadedModel, model: Any) -> None:
@@ -95,10 +98,11 @@ def write_model(run_dir: Path, config: TrainConfig, loaded: LoadedModel, model: 
         save_adapter(run_dir / ADAPTER, config, loaded, model)
         model = model.merge_and_unload()
     model = model.to(dtype).eval()
-    model.config.use_cache = True
+    if find_architecture(model.config) is LLAVA:
+        model.config.use_cache = True
     save_model(run_dir, model, loaded.processor)
     sources = [(source.path, open_dataset(source.path).hash) for source in config.data]
-    write_card(run_dir, describe_model(config, sources, {}))
+    write_card(run_dir, describe_model(config, sources, {}, model.config))
 
 
 def save_adapter(folder: Path, config: TrainConfig, loaded: LoadedModel, model: Any) -> None:
@@ -106,15 +110,17 @@ def save_adapter(folder: Path, config: TrainConfig, loaded: LoadedModel, model: 
     processor, and a README that names the base. `qilin convert ADAPTER OUT --base BASE` merges them."""
     model.save_pretrained(str(folder))
     add_trained_modules(folder, config, model)
-    save_processor(folder, loaded.processor)
-    base_model(model).generation_config.save_pretrained(str(folder))
+    base = base_model(model)
+    (save_processor if find_architecture(base.config) is LLAVA else save_released_processor)(folder, loaded.processor)
+    base.generation_config.save_pretrained(str(folder))
+    template = public_template(config, base.config)
     metadata = {
-        "template": public_template(config),
+        "template": template,
         "pad_square": config.pad_square,
         "windowings": training_windowings(config),
     }
     write_atomic(folder / QILIN_JSON, to_json(metadata))
-    write_atomic(folder / "README.md", adapter_readme(config))
+    write_atomic(folder / "README.md", adapter_readme(config, template, type(base).__name__))
 
 
 def add_trained_modules(folder: Path, config: TrainConfig, model: Any) -> None:
@@ -122,7 +128,8 @@ def add_trained_modules(folder: Path, config: TrainConfig, model: Any) -> None:
 
     During training peft does not know of them: wrapped by it, they would be copied.
     """
-    names = [MODULES[part] for part in config.trainable]
+    parts = find_architecture(base_model(model).config).parts
+    names = [name.removeprefix("model.") for part in config.trainable for name in parts[part]]
     config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     adapter_config = read_json(config_file)
     adapter_config["base_model_name_or_path"] = base_name(config)
@@ -144,24 +151,26 @@ def base_name(config: TrainConfig) -> str:
     return f"{public_name(config.vision or '')} with {public_name(config.language or '')}"
 
 
-def adapter_readme(config: TrainConfig) -> str:
+def adapter_readme(config: TrainConfig, template: str, class_name: str) -> str:
     """The README of an adapter folder."""
     assert config.lora is not None, "only runs with lora have adapters"
     base, lora = base_name(config), config.lora
     if config.model is not None:
         base_text = f"the model `{base}`"
-        load_base = f"base = LlavaForConditionalGeneration.from_pretrained({base!r})  # or the path of its folder"
-        load = f"from transformers import LlavaForConditionalGeneration\n\n{load_base}"
+        load_base = f"base = {class_name}.from_pretrained({base!r})  # or the path of its folder"
+        load = f"from transformers import {class_name}\n\n{load_base}"
     else:
         vision, language = public_name(config.vision or ""), public_name(config.language or "")
         base_text = f"a Llava composed of `{vision}` and `{language}`"
         load = (
             "from qilin.model.llava import compose\n\n"
-            f"base = compose({vision!r}, {language!r}, template={public_template(config)!r}, system=None, "
+            f"base = compose({vision!r}, {language!r}, template={template!r}, system=None, "
             f"pad_square={config.pad_square}).model"
         )
     kind = "DoRA" if lora.use_dora else "rsLoRA" if lora.use_rslora else "LoRA"
     trained_parts = " and ".join(config.trainable)
+    part_names = {"language": "language model", "vision": "vision encoder"}
+    adapted = " and ".join(part_names[part] for part in lora.parts)
     return f"""---
 library_name: peft
 base_model: {base}
@@ -169,8 +178,8 @@ base_model: {base}
 # {kind} adapters
 
 Trained by Qilin on {base_text}: rank {lora.rank}, alpha {lora.alpha:g}. `adapter_model.safetensors` holds the
-adapters of the language model and, as peft's `modules_to_save`, the {trained_parts} trained with them. The folder
-has the tokenizer, the image processor and the chat template ({public_template(config)}) as well.
+adapters of the {adapted} and, as peft's `modules_to_save`, the {trained_parts} trained with them. The folder
+has the tokenizer, the image processor and the chat template ({template}) as well.
 
 ```python
 from peft import PeftModel

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qilin.core.errors import UserError
-from qilin.model.architectures import language_of
+from qilin.model.architectures import language_of, part_of
 from qilin.train.config import TrainConfig
 from qilin.train.distributed import autocast_dtype
 from qilin.train.fp8_linear import FrozenFp8Linear, fits_fp8
@@ -122,7 +122,7 @@ def add_adapters(model: Any, config: TrainConfig) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes a float as well
         lora_dropout=lora.dropout,
-        target_modules=select_layers(model, lora.target_modules),
+        target_modules=select_layers(model, lora.target_modules, lora.parts),
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
     )
@@ -143,12 +143,14 @@ def skip_adapter_casts(model: Any) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def select_layers(model: Any, targets: Sequence[str] | str) -> list[str]:
-    """The full names of the linear layers to adapt. A list has names or ends of names (`q_proj`, `self_attn.q_proj`), a
-    text is a regular expression for the full name, as in peft; empty or `all-linear`: all of the language model's."""
-    prefix = "model.language_model."
-    language = model.model.language_model
-    linears = [prefix + name for name, module in language.named_modules() if isinstance(module, torch.nn.Linear)]
+def select_layers(model: Any, targets: Sequence[str] | str, parts: Sequence[str] = ("language",)) -> list[str]:
+    """The full names of the linear layers of some parts to adapt. A list has names or ends of names (`q_proj`,
+    `self_attn.q_proj`), a text is a regular expression for the full name, as in peft; empty or `all-linear`: all."""
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head" and part_of(name) in parts
+    ]
     if not targets or targets in ("all-linear", ("all-linear",), ["all-linear"]):
         return linears
     if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
@@ -164,8 +166,9 @@ def select_layers(model: Any, targets: Sequence[str] | str) -> list[str]:
         selected, unknown = [name for names in ends.values() for name in names], [t for t in ends if not ends[t]]
     if not selected or (unknown and not isinstance(targets, str)):
         known = sorted({name.split(".")[-1] for name in linears})
+        names = ["language model" if part == "language" else "vision encoder" for part in parts]
         raise UserError(
-            f"lora.target_modules: {', '.join(unknown)} is no linear layer of the language model; it has "
+            f"lora.target_modules: {', '.join(unknown)} is no linear layer of the {' or '.join(names)}; it has "
             f"{', '.join(known)}"
         )
     return list(dict.fromkeys(selected))

@@ -6,9 +6,10 @@ a branch, to all of the prefix it names. transformers passes the layout through 
 documents of similar length together; on an accelerator FlexAttention skips what is masked.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qilin.core.errors import UserError
 from qilin.model.architectures import language_of, vision_of
-from qilin.train.block_mask import block_mask, mask_arrays
+from qilin.train.block_mask import block_mask, general_block_mask, mask_arrays
 from qilin.train.compiled_layers import compile_layers, remove_compiled_layers
 from qilin.train.cpu_attention import Bucket, bucketed_attention, make_buckets, round_length, uniform_buckets
 from qilin.train.skip_unused import add_skip_hooks, remove_skip_hooks
@@ -41,6 +42,8 @@ class Layout:
     last_layer_buckets: tuple[Bucket, ...] = ()  # queries of used tokens only
     block_mask: Any = None  # FlexAttention's, on an accelerator
     max_context: int = 0  # most tokens that a token attends to
+    window: int = 0  # tokens that the layers with a sliding window attend to, if some sample has more
+    windowed: "Layout | None" = None  # the layout in these layers
 
     @property
     def tokens(self) -> int:
@@ -56,21 +59,54 @@ class QuerySpan:
     length: int
     context: int
     key_ranges: tuple[tuple[int, int], ...]  # (first token, end): the prefix, if any, and the document so far
+    visible: torch.Tensor | None = None  # (queries, 2) first and last of these keys for each query; None: as above
 
 
-def make_layout(documents: Sequence[Document], device: torch.device, used: Sequence[int] | None = None) -> Layout:
+def make_layout(
+    documents: Sequence[Document],
+    device: torch.device,
+    used: Sequence[int] | None = None,
+    images: Sequence[tuple[int, int]] = (),
+    window: int | None = None,
+) -> Layout:
     """Documents in order and without gaps -> a Layout for `device`.
 
-    `used`: the tokens whose last hidden states are used, None for all.
+    `used`: the tokens whose last hidden states are used, None for all. `images`: (first token, end) of images whose
+    tokens attend to each other in both directions. `window`: the sliding window of some layers.
     """
-    if device.type != "cpu":
+    layout = make_layout_of(documents, device, used, images)
+    if window is None or layout.max_context <= window:
+        return layout
+    return replace(layout, window=window, windowed=make_layout_of(documents, device, used, images, window))
+
+
+def make_layout_of(
+    documents: Sequence[Document],
+    device: torch.device,
+    used: Sequence[int] | None,
+    images: Sequence[tuple[int, int]],
+    window: int | None = None,
+) -> Layout:
+    """The layout of layers without a sliding window, or of those with one."""
+    is_plain_causal = not images and window is None
+    if device.type != "cpu" and is_plain_causal:
         return device_layout(documents, copy_together(layout_arrays(documents, used), device))
+    table, by_document = document_table(documents), images_by_document(documents, images)
     used_sorted = None if used is None else sorted(set(used))
-    spans = document_spans(documents)
-    used_tokens = None if used_sorted is None else torch.tensor(used_sorted, dtype=torch.int64)
-    buckets = bucket_spans(spans)
-    last = buckets if used_sorted is None else bucket_spans(list(used_spans(documents, used_sorted)))
-    return Layout(document_table(documents), used_tokens, buckets, last, max_context=max_context(spans))
+    used_tokens = None if used_sorted is None else torch.tensor(used_sorted, dtype=torch.int64, device=device)
+    spans = [
+        limit_keys(span, by_document.get(index, ()), window) for index, span in enumerate(document_spans(documents))
+    ]
+    context = max_context(spans)
+    if device.type != "cpu":
+        mask = general_block_mask(table, images, window, device)
+        return Layout(table, used_tokens, block_mask=mask, max_context=context)
+    last = buckets = bucket_spans(spans)
+    if used_sorted is not None:
+        last = bucket_spans(
+            [limit_keys(span, by_document.get(index, ()), window) for index, span in used_spans(documents, used_sorted)]
+        )
+    return Layout(table, used_tokens, buckets, last, max_context=context)
 
 
 def layout_arrays(documents: Sequence[Document], used: Sequence[int] | None) -> dict[str, torch.Tensor]:
@@ -105,15 +141,46 @@ def query_span(documents: Sequence[Document], index: int, start: int, end: int) 
     return QuerySpan(first + start, end - start, context, (*prefix_range, (first, first + end)))
 
 
-def used_spans(documents: Sequence[Document], used: Sequence[int]) -> Iterator[QuerySpan]:
-    """For each document the tokens from its first used one to its last."""
+def used_spans(documents: Sequence[Document], used: Sequence[int]) -> Iterator[tuple[int, QuerySpan]]:
+    """For each document its index and the tokens from its first used one to its last."""
     position = 0
     for index, (start, length, _) in enumerate(documents):
         first = position
         while position < len(used) and used[position] < start + length:
             position += 1
         if position > first:
-            yield query_span(documents, index, used[first] - start, used[position - 1] - start + 1)
+            yield index, query_span(documents, index, used[first] - start, used[position - 1] - start + 1)
+
+
+def images_by_document(
+    documents: Sequence[Document], images: Sequence[tuple[int, int]]
+) -> dict[int, list[tuple[int, int]]]:
+    """The images within each document that has some."""
+    starts = [start for start, _, _ in documents]
+    grouped: dict[int, list[tuple[int, int]]] = {}
+    for image in images:
+        grouped.setdefault(bisect_right(starts, image[0]) - 1, []).append(image)
+    return grouped
+
+
+def limit_keys(span: QuerySpan, images: Sequence[tuple[int, int]], window: int | None) -> QuerySpan:
+    """A span whose queries see their image to its end, and of the keys no more than the last `window` before them."""
+    if not images and (window is None or span.context <= window):
+        return span
+    own = torch.arange(span.context - span.length, span.context)  # index of each query among the keys
+    last = own.clone()
+    for start, end in images:  # a query of an image: up to the image's last token
+        inside = slice(max(start - span.start, 0), max(end - span.start, 0))
+        last[inside] = own[0] + end - 1 - span.start
+    first = torch.zeros_like(own) if window is None else (own - window + 1).clamp_min(0)
+    missing = max(int(last.max()) + 1 - span.context, 0)  # tokens of an image behind the last query
+    *before, (begin, stop) = span.key_ranges
+    return replace(
+        span,
+        context=span.context + missing,
+        key_ranges=(*before, (begin, stop + missing)),
+        visible=torch.stack([first, last], dim=1),
+    )
 
 
 def bucket_spans(spans: Sequence[QuerySpan]) -> tuple[Bucket, ...]:
@@ -122,7 +189,7 @@ def bucket_spans(spans: Sequence[QuerySpan]) -> tuple[Bucket, ...]:
     for span in spans:
         queries = torch.arange(span.start, span.start + span.length)
         keys = torch.cat([torch.arange(start, stop) for start, stop in span.key_ranges])
-        by_size[round_length(span.length), round_length(span.context)].append((queries, keys))
+        by_size[round_length(span.length), round_length(span.context)].append((queries, keys, span.visible))
     return tuple(bucket for size in sorted(by_size) for bucket in make_buckets(by_size[size]))
 
 
@@ -149,7 +216,10 @@ def packed_attention(
             f"the language model's attention has {kind}, which packed training does not compute; choose another"
         )
     assert query.shape[0] == 1, "a pack is one row"
-    if sliding_window and layout.max_context > sliding_window:
+    if sliding_window and layout.max_context > sliding_window and layout.window == sliding_window:
+        assert layout.windowed is not None, "made with the window"
+        layout = layout.windowed
+    elif sliding_window and layout.max_context > sliding_window:
         raise UserError(
             f"the language model attends to {sliding_window} tokens (sliding_window in its config.json), but a "
             "sample has "

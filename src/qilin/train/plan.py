@@ -28,6 +28,7 @@ class Lengths:
     prefix_group: np.ndarray  # samples with the same number start with the same images and tokens
     source: np.ndarray  # index of the dataset folder
     images: np.ndarray  # images of the sample, shared or not
+    image_tokens: np.ndarray | None = None  # tokens of these images; None: not counted
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class WorkCounts:
     images: int = 0
     attention_pairs: int = 0  # (token, token it attends to)
     answer_pairs: int = 0  # the same for answer tokens alone, as if all were at the end of their sample
+    image_tokens: int = 0
 
     def scaled(self, factor: float) -> "WorkCounts":
         """The work of `factor` times as many such samples."""
@@ -148,6 +150,7 @@ def count_work(groups: Iterable[PackedGroup], lengths: Lengths) -> WorkCounts:
         images=int(lengths.images[first].sum()),
         attention_pairs=int((rest * (rest + 1) // 2 + rest * shared).sum() + (prefix * (prefix + 1) // 2).sum()),
         answer_pairs=int((answers * lengths.total[samples] - answers * (answers - 1) // 2).sum()),
+        image_tokens=0 if lengths.image_tokens is None else int(lengths.image_tokens[first].sum()),
     )
 
 

@@ -68,9 +68,8 @@ OTHER_NAMES: dict[str, tuple[str, str]] = {
     "mm_use_im_patch_token": ("", "not needed: read from the tokenizer"),
     "pretrain_mm_mlp_adapter": ("model", "the folder of stage 1, which is a complete model"),
     "image_aspect_ratio": ("pad_square", "true for LLaVA's `pad`"),
-    "image_max_pixels": ("vision", PREPARED_IMAGES),
-    "image_min_pixels": ("vision", PREPARED_IMAGES),
-    "max_pixels": ("vision", PREPARED_IMAGES),
+    "image_max_pixels": ("max_pixels", "for Qwen-VL"),
+    "image_min_pixels": ("min_pixels", "for Qwen-VL"),
     "image_resolution": ("vision", PREPARED_IMAGES),
     # --- what is trained
     "tune_mm_mlp_adapter": ("trainable", "a list of vision, projector and language"),

@@ -25,8 +25,10 @@ def add_skip_hooks(model: Any, *, vision: bool = True, last_layer: bool = True) 
 
 
 def has_usual_layers(language: Any) -> bool:
-    """Whether the last layer has the modules that SkipLastLayer attaches to."""
+    """Whether the last layer has the modules that SkipLastLayer attaches to, in the order of a Llama."""
     layers = getattr(language, "layers", None) or [None]
+    if hasattr(layers[-1], "pre_feedforward_layernorm"):  # Gemma: another norm is before the MLP, one behind it
+        return False
     names = ("self_attn.q_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp")
     modules = dict(layers[-1].named_modules()) if isinstance(layers[-1], torch.nn.Module) else {}
     return hasattr(language, "norm") and all(name in modules for name in names)

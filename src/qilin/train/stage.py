@@ -58,7 +58,7 @@ from qilin.train.run_record import (
     validation_summary,
     write_run_header,
 )
-from qilin.train.start_model import load_start
+from qilin.train.start_model import load_start, sample_encoder, sliding_window
 from qilin.train.validation import make_validation_set
 
 # keys that may change during a run, since the result does not depend on them
@@ -271,7 +271,7 @@ def prepare_for_training(loaded: LoadedModel, config: TrainConfig, world: World)
     """The model ready for training. For many devices it stays on the host; sharding moves it layer by layer."""
     model = apply_precision(loaded.model, config)
     model = quantize_frozen(model, config, world.device)
-    if config.lora is not None:
+    if config.lora is not None and "language" in config.lora.parts:
         language = language_of(model)
         experts = sum(p.numel() for p in language.parameters() if p.ndim == 3)  # (expert, out, in), no linear layers
         if experts:
@@ -291,7 +291,12 @@ def open_data(config: TrainConfig, loaded: LoadedModel, purpose: Purpose = "trai
     with ProgressBars() as bars:
         task = bars.add_task(f"tokenizing {purpose} samples")
         data = PackedDataset(
-            config, loaded.processor, lambda done, total: bars.update(task, completed=done, total=total), purpose
+            config,
+            loaded.processor,
+            lambda done, total: bars.update(task, completed=done, total=total),
+            purpose,
+            sample_encoder(config, loaded),
+            sliding_window(loaded.model.config),
         )
         bars.update(task, visible=False)
     return data
@@ -312,14 +317,16 @@ def plan_run(config: TrainConfig, data: PackedDataset) -> Plan:
 
 def check_samples(config: TrainConfig, data: PackedDataset) -> None:
     """Warn about text-only samples where only parts that see images are trained; UserError if there are no others."""
-    if "language" in config.trainable or config.lora is not None:
+    parts = list(dict.fromkeys([*config.trainable, *(config.lora.parts if config.lora is not None else ())]))
+    if "language" in parts:
         return
     without_image = data.count_without_image()
-    parts = " and ".join(config.trainable)
     if without_image == len(data.numbers):
-        raise UserError(f"no sample has an image, so {parts} cannot be trained on them")
+        raise UserError(f"no sample has an image, so {' and '.join(parts)} cannot be trained on them")
     if without_image:
-        console.print(f"  {without_image:,} samples have no image and do not train {parts}", style="yellow")
+        console.print(
+            f"  {without_image:,} samples have no image and do not train {' and '.join(parts)}", style="yellow"
+        )
 
 
 def check_model(config: TrainConfig, loaded: LoadedModel, data: PackedDataset, plan: Plan) -> Shortcuts:
@@ -350,7 +357,7 @@ def check_images(datasets: Sequence[PackedDataset]) -> None:
                     continue
                 checked.add(key)
                 try:
-                    data.image(number, sample, image_id)
+                    data.check_image(number, sample, image_id)
                 except UserError as error:
                     errors.append(str(error))
     if errors:
@@ -387,6 +394,6 @@ def finish(context: TrainContext, loaded: LoadedModel, model: Any, facts: Mappin
             f"{run_dir}: the model could not be written ({error}); {available}; free disk space and run again"
         ) from error
     sources = [(source.dataset.path, source.dataset.hash) for source in context.data.sources]
-    metadata = describe_model(config, sources, facts)
+    metadata = describe_model(config, sources, facts, loaded.model.config)
     write_atomic(run_dir / QILIN_JSON, to_json(metadata))  # marks the run as finished
     shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)

@@ -1,0 +1,114 @@
+"""Released models whose images have tokens by their size: packs with shared prefixes teach exactly what their samples
+teach one by one through plain transformers, whose own processor prepares them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from builders.sized_images import CPU, Setting, gradients_of, make_setting, plain_loss, relative_error
+from qilin.model.architectures import find_architecture
+from qilin.train.data_loader import Pack
+from qilin.train.guard import choose_shortcuts
+from qilin.train.loop import pack_loss
+from qilin.train.packed_attention import Shortcuts, make_layout, use_packed_attention, use_plain_attention
+from qilin.train.plan import make_plan
+
+FAST = ("qwen2.5-vl", "gemma3")
+ROWS = [pytest.param(name, marks=() if name in FAST else pytest.mark.long)
+        for name in ("qwen2.5-vl", "gemma3", "qwen3-vl", "internvl")]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return make_setting(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def packed(setting: Setting, packs: list[Pack]) -> Any:
+    model = setting.loaded.model
+    use_packed_attention(model)
+    try:
+        return gradients_of(model, [lambda p=p: pack_loss(model, p, p.pixels) for p in packs])  # type: ignore[misc]
+    finally:
+        use_plain_attention(model)
+
+
+def blind(pack: Pack) -> Pack:
+    """One document a pack: boundaries removed."""
+    return replace(pack, layout=layout_of(pack, [(0, pack.ids.shape[1], -1)]))
+
+
+def swapped(pack: Pack) -> Pack:
+    return pack if pack.pixels is None else replace(pack, pixels=pack.pixels.flip(0))
+
+
+def with_visible_siblings(pack: Pack) -> Pack:
+    """A prefix and its branches as one document: a question sees the questions and answers before it."""
+    merged: list[list[int]] = []
+    for start, length, prefix in pack.layout.documents.tolist():
+        if prefix >= 0:
+            merged[-1][1] += length
+        else:
+            merged.append([start, length, -1])
+    return replace(pack, layout=layout_of(pack, [(a, b, c) for a, b, c in merged]))
+
+
+def continuous_positions(pack: Pack) -> Pack:
+    return replace(pack, positions=torch.arange(pack.ids.shape[1]).expand(pack.positions.shape))
+
+
+def positions_in_a_line(pack: Pack) -> Pack:
+    """As if the tokens of an image had the positions of text."""
+    assert len(pack.positions) == 3
+    lines = []
+    for _, length, prefix in pack.layout.documents.tolist():
+        first = int(pack.layout.documents[prefix, 1]) if prefix >= 0 else 0
+        lines.append(torch.arange(first, first + length))
+    return replace(pack, positions=torch.cat(lines).expand(3, 1, -1))
+
+
+def causal_images(pack: Pack) -> Pack:
+    documents = [(a, b, c) for a, b, c in pack.layout.documents.tolist()]
+    return replace(pack, layout=make_layout(documents, CPU, window=pack.layout.window or None))
+
+
+def without_window(pack: Pack) -> Pack:
+    assert pack.layout.windowed is not None, "a sample is longer than the window"
+    return replace(pack, layout=replace(pack.layout, windowed=replace(pack.layout, windowed=None, window=0)))
+
+
+def layout_of(pack: Pack, documents: list[tuple[int, int, int]]) -> Any:
+    return make_layout(documents, CPU, window=pack.layout.window or None)
+
+
+CONTROLS: dict[str, tuple[Callable[[Pack], Pack], ...]] = {
+    "": (blind, swapped, with_visible_siblings, continuous_positions),
+    "Qwen2.5-VL": (positions_in_a_line,),
+    "Qwen3-VL": (positions_in_a_line,),
+    "Gemma 3": (causal_images, without_window),
+}
+
+
+def test_packs_have_the_gradients_of_their_samples(setting: Setting) -> None:
+    model, packs = setting.loaded.model, setting.packs
+    assert len(packs) > 1
+    assert any((pack.layout.documents[:, 2] >= 0).sum() >= 3 for pack in packs)  # several questions an image
+    names = {name for pack in packs for name in pack.sample_ids}
+    assert {"train-two", "train-text", "train-chat", "train-caption-0"} <= names
+    expected = gradients_of(model, [lambda n=n: plain_loss(setting, int(n)) for n in setting.data.numbers])  # type: ignore[misc]
+    assert set(expected[1]) == {name for name, _ in model.named_parameters()}
+    right = packed(setting, packs)
+    assert relative_error(right, expected) < 1e-5
+    name = find_architecture(model.config).name
+    for damage in (*CONTROLS[""], *CONTROLS.get(name, ())):
+        wrong = packed(setting, [damage(pack) for pack in packs])
+        assert relative_error(wrong, right) > 1e-3, damage.__name__
+        assert abs(wrong[0] - right[0]) / right[0] > 1e-6, damage.__name__  # the loss alone would tell
+
+
+def test_the_check_before_training_takes_packing(setting: Setting) -> None:
+    plan = make_plan(setting.data.lengths, [1.0], batch_size=99, num_epochs=1, pack_tokens=700, seed=0)
+    shortcuts = choose_shortcuts(setting.loaded.model, "model", setting.data, plan)
+    assert shortcuts == Shortcuts()
