@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzz.targets import Target, make_targets
 from qilin.core.errors import QilinError
 
-SLOW = 30  # seconds
+SLOW = 30  # seconds of one core
 MEMORY = 12 << 30  # bytes of address space
 
 
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "qilin-fuzz", help="folder of finds")
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))
-    signal.signal(signal.SIGALRM, stop_slow)
+    signal.signal(signal.SIGPROF, stop_slow)
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["QILIN_CACHE"] = str(Path(folder) / "cache")
@@ -72,6 +72,8 @@ def run_all(targets: dict[str, Target], seconds: float, seed: int, out: Path) ->
             draw = random.Random(f"{seed} {name} {counts[name]}")
             counts[name] += 1
             path, data = target.mutated(draw)
+            current = out / f"current{path.suffix}"  # what remains of a crash of the interpreter
+            current.write_bytes(data)
             if (problem := try_input(target)) and (place := place_of(problem)) not in known:
                 known.add(place)
                 file = out / f"{name}-{zlib.crc32(place.encode()):08x}{path.suffix}"
@@ -84,7 +86,7 @@ def run_all(targets: dict[str, Target], seconds: float, seed: int, out: Path) ->
 def try_input(target: Target) -> str:
     """What goes wrong with the mutated input; "" for success and refusals of one line."""
     output = io.StringIO()
-    signal.alarm(SLOW)
+    signal.setitimer(signal.ITIMER_PROF, SLOW)
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             target.read()
@@ -97,7 +99,7 @@ def try_input(target: Target) -> str:
     except BaseException:  # the point of this program
         return traceback.format_exc()
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return output.getvalue() if "Traceback (most recent call last)" in output.getvalue() else ""
 
 

@@ -1,9 +1,13 @@
 """Merging folders: all samples, splits that stay disjoint, and a chosen share of contexts."""
 
+import hashlib
+import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from builders.datasets import all_samples, hidden_files, image_record, text_sample, write_splits
 from qilin.cli import main
@@ -84,3 +88,28 @@ def test_a_share_without_contexts_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "there are no contexts to mix" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a"]  # no temporary folders stay
     assert main(["data", "merge", str(tmp_path / "out"), str(source), "--context", "1.5"]) == 2
+
+
+def test_images_of_an_older_import_lose_their_metadata(tmp_path: Path) -> None:
+    """The ids of such images change with their bytes, and the samples follow."""
+    clean, other = image_record(1), image_record(2)
+    exif = Image.Exif()
+    exif[0x013B], exif[0x0112] = "Zhang San", 6
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(other.bytes)).save(buffer, "PNG", exif=exif)
+    old = replace(other, bytes=buffer.getvalue(), image_id=hashlib.sha256(buffer.getvalue()).hexdigest())
+    samples = [text_sample("a", "caption", clean, "甲"), text_sample("b", "caption", old, "乙")]
+    write_splits(tmp_path / "old", [("train", sample) for sample in samples], clean, old)
+    assert main(["data", "merge", str(tmp_path / "new"), str(tmp_path / "old")]) == 0
+    data = open_dataset(tmp_path / "new")
+    stored = {image.image_id: image for image in data.images()}
+    assert clean.image_id in stored
+    assert old.image_id not in stored
+    for sample in data.samples("train"):
+        image = stored[sample.image_ids[0]]
+        assert image.image_id == hashlib.sha256(image.bytes).hexdigest()
+        assert b"Zhang" not in image.bytes
+        source = clean if text_of(sample.messages[1]) == "甲" else old
+        pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in (image.bytes, source.bytes)]
+        assert np.array_equal(*pixels)
+        assert Image.open(io.BytesIO(image.bytes)).getexif().get(0x0112, 1) == (1 if source is clean else 6)

@@ -4,6 +4,7 @@ In: a dataset folder, a step from (split, sample) rows to rows, an output folder
 are kept in a hidden folder beside it until it is complete, so an interrupted step continues where it stopped.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,8 @@ from qilin.dataset.licenses import license_tier, strictest
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import ImageRecord, Provenance, Sample, sample_from_row, sample_row
 from qilin.dataset.writer import DatasetWriter
+from qilin.imaging.decode import restored_without_metadata
+from qilin.imaging.errors import ImageError
 from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
 from qilin.pipeline.execution.step_output import is_complete, step_settings
 from qilin.pipeline.execution.workers import Workers
@@ -83,15 +86,22 @@ def write_dataset(sources: Sequence[Dataset], shards: Path, out: Path, settings:
 
     Raises UserError where no sample is left.
     """
+    renamed: dict[str, str] = {}  # image ids that change, because an older import kept the metadata
     used = np.unique(fingerprints(image_id for row in read_shards(shards) for image_id in row["sample"]["image_ids"]))
     provenance = merge_provenance(sources)
     with DatasetWriter(out, settings, title=out.name) as writer:
         for data in sources:
             for image in data.images():
                 if find_sorted(used, fingerprint(image.image_id)) is not None:
-                    writer.add_image(with_provenance(image, provenance.get(image.image_id)))
+                    record = without_metadata(with_provenance(image, provenance.get(image.image_id)))
+                    if record.image_id != image.image_id:
+                        renamed[image.image_id] = record.image_id
+                    writer.add_image(record)
         for row in read_shards(shards):
-            writer.add_sample(row["split"], sample_from_row(row["sample"]))
+            sample = sample_from_row(row["sample"])
+            if renamed:
+                sample = replace(sample, image_ids=tuple(renamed.get(name, name) for name in sample.image_ids))
+            writer.add_sample(row["split"], sample)
         for row in read_shards(shards, "dropped"):
             writer.drop(row["row"], row["reason"])
         if not sum(writer.counts.values()):
@@ -100,6 +110,19 @@ def write_dataset(sources: Sequence[Dataset], shards: Path, out: Path, settings:
             shutil.rmtree(shards)  # so that the same folder can be made with other settings
             reasons = reasons or "none, the source has no samples that this step accepts"
             raise UserError(f"{out}: no sample is left; rejected: {reasons}{example}")
+
+
+def without_metadata(image: ImageRecord) -> ImageRecord:
+    """The image without what a camera or a program wrote beside its pixels; unchanged where there is nothing."""
+    try:
+        encoded = restored_without_metadata(image.bytes, image.format)
+    except ImageError:  # whoever reads the image will say so
+        return image
+    if encoded is None:
+        return image
+    image_id = hashlib.sha256(encoded.bytes).hexdigest()
+    facts = {"format": encoded.format, "width": encoded.width, "height": encoded.height, "phash": encoded.phash}
+    return replace(image, image_id=image_id, bytes=encoded.bytes, **facts)
 
 
 def format_example(dropped: Mapping[str, Any]) -> str:
