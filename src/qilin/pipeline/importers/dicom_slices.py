@@ -95,14 +95,14 @@ def first_file(group: Sequence[Header]) -> int:
 def searched_slots(chosen: Sequence[ChosenImage], rows: Sequence[Header]) -> list[tuple[int, int, str]]:
     """(file, frame, label) to decode: the own slices, and for a series that is only reformatted its middle slice, in
     which text is searched."""
-    own = [(image.file, image.frame, image.label) for image in chosen if not image.plane]
+    slots = [(image.file, image.frame, image.label) for image in chosen if not image.plane]
     series = {row["file"]: (row["series"], row["plane"]) for row in rows}
-    decoded = {series[file] for file, _, _ in own}
+    decoded = {series[file] for file, _, _ in slots}
     for key in dict.fromkeys(series[image.file] for image in chosen if image.plane):
         if key not in decoded:
-            slots = slots_of([row for row in rows if (row["series"], row["plane"]) == key])
-            own.append((*slots[len(slots) // 2], ""))
-    return own
+            middle_slots = slots_of([row for row in rows if (row["series"], row["plane"]) == key])
+            slots.append((*middle_slots[len(middle_slots) // 2], ""))
+    return slots
 
 
 def reformat_jobs(

@@ -46,9 +46,9 @@ def find_previous(studies: Sequence[StudyImages]) -> dict[str, StudyImages]:
     for study in studies:
         by_patient[study.patient].append(study)
     previous: dict[str, StudyImages] = {}
-    for own in by_patient.values():
-        for study in own:
-            earlier = [other for other in own if is_earlier(other, study)]
+    for studies_of_patient in by_patient.values():
+        for study in studies_of_patient:
+            earlier = [other for other in studies_of_patient if is_earlier(other, study)]
             if earlier:
                 previous[study.study] = max(earlier, key=lambda other: (other.day or 0, other.study))
     return previous
