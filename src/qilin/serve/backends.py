@@ -20,6 +20,7 @@ from qilin.serve.config import ServeConfig
 from qilin.serve.engine.engine import Engine, warm_up
 from qilin.serve.engine.limits import default_limits, free_memory
 from qilin.serve.engine.prompt import prepare_prompt
+from qilin.serve.sizes import describe_sizes, serving_sizes
 from qilin.serve.terminal import model_warnings
 from qilin.serve.vllm import VllmProcess, start_vllm, vocabulary_tokens
 
@@ -117,6 +118,7 @@ def start_engine(config: ServeConfig, console: Any) -> Backend:
     with console.status("warming up"):
         warm_up_engine(engine)
     summary = (
+        f"{describe_sizes(serving_sizes(loaded.model))}\n"
         f"caches: {limits.image_cache_bytes / GIB:.1f} GiB of image features and {limits.prefix_cache_bytes / GIB:.1f} "
         f"GiB of prompt prefixes; {limits.kv_bytes / GIB:.1f} GiB for at most {limits.max_rows} answers at a time"
     )
