@@ -22,7 +22,8 @@ from qilin.model.llava import LoadedModel, compose
 from qilin.train import checkpoint, loop
 from qilin.train import data_loader as loader_module
 from qilin.train.config import TrainConfig, read_recipe
-from qilin.train.data_loader import PackedDataset, write_cache
+from qilin.train.data_loader import PackedDataset
+from qilin.train.lengths_cache import write_cache
 from qilin.train.stage import run_stage
 
 

@@ -128,8 +128,7 @@ def add_trained_modules(folder: Path, config: TrainConfig, model: Any) -> None:
 
     During training peft does not know of them: wrapped by it, they would be copied.
     """
-    parts = find_architecture(base_model(model).config).parts
-    names = [name.removeprefix("model.") for part in config.trainable for name in parts[part]]
+    names = trained_modules(base_model(model), config)
     config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     adapter_config = read_json(config_file)
     adapter_config["base_model_name_or_path"] = base_name(config)
@@ -142,6 +141,19 @@ def add_trained_modules(folder: Path, config: TrainConfig, model: Any) -> None:
         if parameter.requires_grad and part_of(remove_peft_prefix(name)) in config.trainable
     }
     save_file(load_file(weights_file) | trained, weights_file, metadata={"format": "pt"})
+
+
+def trained_modules(model: Any, config: TrainConfig) -> list[str]:
+    """The modules that were trained whole, outermost only; peft takes no lists of modules."""
+    modules = dict(model.named_modules())
+    parts = find_architecture(model.config).parts
+    names: list[str] = []
+    for name in sorted(name for part in config.trainable for name in parts[part] if name in modules):
+        is_list = isinstance(modules[name], torch.nn.ModuleList)
+        for inner in [f"{name}.{index}" for index in range(len(modules[name]))] if is_list else [name]:
+            if not any(inner.startswith(f"{outer}.") for outer in names):
+                names.append(inner)
+    return [name.removeprefix("model.") for name in names]
 
 
 def base_name(config: TrainConfig) -> str:
