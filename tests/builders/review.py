@@ -5,16 +5,19 @@ import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import uvicorn
 
 from qilin.dataset.import_rows import CAPTION_INSTRUCTION
 from qilin.dataset.reader import Dataset, open_dataset
@@ -22,6 +25,11 @@ from qilin.dataset.sample_texts import with_texts
 from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.demo.synthetic.color import draw_sample
+from qilin.pipeline.review.decisions import decisions_path
+from qilin.pipeline.review.sampling import draw_samples
+from qilin.serve.api.keys import Keys, hash_key
+from qilin.serve.api.security import LOCAL_HOSTS, Access
+from qilin.serve.review_app import MAX_REQUEST_BYTES, review_app
 
 SRC = Path(__file__).parents[2] / "src"
 TRANSLATION = {"model": "qwen3-32b", "prompt": "5d1f", "glossary": "77aa", "checks": "passed"}
@@ -93,11 +101,11 @@ def authorization(token: str) -> dict[str, str]:
 
 @dataclass
 class RunningReview:
-    """A running `qilin data review`."""
+    """A running `qilin data review`; `process` is None where it runs in a thread."""
 
     address: str
     token: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | None = None
 
     def get(self, path: str, token: str | None = None, **headers: str) -> httpx2.Response:
         return httpx2.get(self.address + path, headers=authorization(self.token if token is None else token) | headers)
@@ -124,10 +132,33 @@ class RunningReview:
 
     def stop(self) -> str:
         """Press Ctrl-C; what was printed after the address."""
+        assert self.process
         self.process.send_signal(signal.SIGINT)
         output, error = self.process.communicate(timeout=30)
         assert self.process.returncode == 0, error
         return output
+
+
+@contextmanager
+def review_in_thread(folder: Path, keys: Mapping[str, str]) -> Iterator[RunningReview]:
+    """The review page of articles-zh in this process, for keys by name; the first is the token. Quicker to start."""
+    chinese, english = open_dataset(folder / "articles-zh"), open_dataset(folder / "articles-en")
+    session = draw_samples(chinese, english, (), 0, 0)
+    hashes = Keys(tuple((name, hash_key(key)) for name, key in keys.items()))
+    path = decisions_path(folder / "articles-zh")
+    app = review_app(session, path, Access(hashes, LOCAL_HOSTS, MAX_REQUEST_BYTES))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield RunningReview(f"http://127.0.0.1:{listener.getsockname()[1]}", next(iter(keys.values())))
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
 
 
 @contextmanager

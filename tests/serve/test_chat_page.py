@@ -322,14 +322,16 @@ def test_stop_and_server_gone(page: Any, server: ChatServer) -> None:
 def test_notices_and_confidence_are_shown(page: Any) -> None:
     events = (
         '{"choices":[{"index":0,"delta":{"content":"右肺"}}]}',
-        '{"choices":[{"index":0,"delta":{},"finish_reason":"stop","confidence":0.3}],'
-        '"qilin":{"confidence":0.3,"notices":["<b>图像可能不是医学图像</b>"]}}',
+        '{"choices":[{"index":0,"delta":{},"finish_reason":"stop","confidence":0.9,"qilin":{"confidence":0.31,'
+        '"notices":[{"code":"x","text_zh":"<b>图像可能不是医学图像</b>","text_en":"no medical image"}]}}]}',
     )
     body = "".join(f"data: {event}\n\n" for event in (*events, "[DONE]"))
     page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
     assert ask(page, "图中有异常吗？") == "右肺"
     assert page.locator(".message .caution").all_inner_texts() == ["<b>图像可能不是医学图像</b>"]
-    assert "置信度 0.30" in page.locator("[data-answer] .meta").first.inner_text()
+    assert "置信度 0.31 (经评测校准" in page.locator("[data-answer] .meta").first.inner_text()
+    page.locator("#language").click()
+    assert page.locator(".message .caution").all_inner_texts() == ["no medical image"]
 
 
 @pytest.mark.story
@@ -430,7 +432,7 @@ def test_accessible(browser: Any, server: ChatServer, language: str, scheme: str
     ask(tab, "图中有异常吗？这是一个比较长的问题，用来检查换行。")
     tab.evaluate("""(() => {
       const map = { src: turns[0].thumbnails[0], label: '', rows: 1, columns: 2, drops: [1, 0] };
-      Object.assign(turns[0].answers[0], { notices: ['x'], map });
+      Object.assign(turns[0].answers[0], { notices: [{ text_zh: '注意', text_en: 'note' }], map });
       render();
     })()""")
     check("conversation")

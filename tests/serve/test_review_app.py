@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ import httpx2
 import pytest
 from PIL import Image
 
-from builders.review import authorization, running_review, write_both
+from builders.review import authorization, review_in_thread, running_review, write_both
 from qilin.cli import main
 from qilin.dataset.reader import Dataset, open_dataset
 from qilin.dataset.schema import Sample, text_of
 from qilin.pipeline.review.decisions import current_decisions, decisions_path, read_decisions
-from qilin.serve.api.keys import add_key
 
 pytest.importorskip("starlette", reason="the serve extra is not installed")
 pytest.importorskip("uvicorn", reason="the serve extra is not installed")
@@ -24,14 +24,29 @@ FIXED = "腹部超声显示左肾一个圆形囊肿，无分隔，未见实性�
 Capture = pytest.CaptureFixture[str]
 
 
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """articles-en and articles-zh, drawn once."""
+    folder = tmp_path_factory.mktemp("datasets")
+    write_both(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(datasets: Path, tmp_path: Path) -> Path:
+    """A copy, beside which decisions may be written."""
+    shutil.copytree(datasets, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
 def samples_by_id(data: Dataset) -> dict[str, Sample]:
     return {sample.sample_id: sample for sample in data.samples("train")}
 
 
-def test_sessions_of_two_reviewers_and_their_result(tmp_path: Path, capsys: Capture) -> None:
-    _, chinese = write_both(tmp_path)
+def test_sessions_of_two_reviewers_and_their_result(folder: Path, capsys: Capture) -> None:
+    chinese = open_dataset(folder / "articles-zh")
     original_hash = chinese.hash
-    with running_review(tmp_path, "--reviewer", "王敏") as review:
+    with running_review(folder, "--reviewer", "王敏") as review:
         session = review.get("/samples").json()
         assert session == {"dataset": "articles-zh", "reviewer": "王敏", "decisions": [None] * 6}
         page = review.get("/", token="")  # holds no data, so it needs no key
@@ -54,19 +69,19 @@ def test_sessions_of_two_reviewers_and_their_result(tmp_path: Path, capsys: Capt
         assert review.decide("plain", "accept").status_code == 200
         assert review.decide("plain", "undo").status_code == 200
         assert "4 of 6" in review.stop()
-    with running_review(tmp_path, "--reviewer", "王敏") as review:  # continues the first session
+    with running_review(folder, "--reviewer", "王敏") as review:  # continues the first session
         decisions = review.get("/samples").json()["decisions"]
         assert sorted(filter(None, decisions)) == ["accept", "fix", "fix", "reject"]
         previous = review.get(f"/samples/{review.sample_ids().index('row-2')}").json()["previous"]
         assert (previous["decision"], previous["texts"]) == ("fix", {"text 1.0": FIXED})
-    with running_review(tmp_path, "--reviewer", "李华") as review:  # another reviewer does not see these decisions
+    with running_review(folder, "--reviewer", "李华") as review:  # another reviewer does not see these decisions
         assert review.get("/samples").json()["decisions"] == [None] * 6
         assert review.decide("row-0", "accept").status_code == 200
         assert review.decide("row-2", "reject", reason="不通").status_code == 200
-    assert open_dataset(tmp_path / "articles-zh").hash == original_hash
+    assert open_dataset(folder / "articles-zh").hash == original_hash
 
     capsys.readouterr()
-    source = str(tmp_path / "articles-zh")
+    source = str(folder / "articles-zh")
     assert main(["data", "review", source, "--report", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["reviewers"] == {"李华": {"accept": 1, "reject": 1}, "王敏": {"accept": 1, "fix": 2, "reject": 1}}
@@ -75,7 +90,7 @@ def test_sessions_of_two_reviewers_and_their_result(tmp_path: Path, capsys: Capt
     assert main(["data", "review", source, "--report"]) == 0
     assert re.search(r"李华 and 王敏: 50% .*2 .*0\.33", capsys.readouterr().out)
 
-    out = tmp_path / "reviewed"
+    out = folder / "reviewed"
     assert main(["data", "apply-review", source, str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["decided"] == {"accept": 1, "reject": 2, "fix": 1}
     samples = samples_by_id(open_dataset(out))
@@ -93,18 +108,17 @@ def test_sessions_of_two_reviewers_and_their_result(tmp_path: Path, capsys: Capt
     assert dropped[0]["row"]["reviewer"] in ("王敏", "李华")
     assert main(["data", "apply-review", source, str(out)]) == 0
     assert "already" in capsys.readouterr().out
-    assert main(["data", "apply-review", source, str(tmp_path / "gold"), "--reviewed-only"]) == 0
-    assert set(samples_by_id(open_dataset(tmp_path / "gold"))) == {"row-0", "choice"}
+    assert main(["data", "apply-review", source, str(folder / "gold"), "--reviewed-only"]) == 0
+    assert set(samples_by_id(open_dataset(folder / "gold"))) == {"row-0", "choice"}
     # the decisions do not apply to the result: an accepted sample now names its reviewers, so it is another sample
     path = str(decisions_path(Path(source)))
-    assert main(["data", "apply-review", str(out), str(tmp_path / "no"), "--decisions", path]) == 2
+    assert main(["data", "apply-review", str(out), str(folder / "no"), "--decisions", path]) == 2
     assert path in capsys.readouterr().err
 
 
-def test_without_the_token_and_outside_the_session_nothing_is_served(tmp_path: Path) -> None:
-    write_both(tmp_path)
-    (tmp_path / "secret.png").write_bytes(b"secret")
-    with running_review(tmp_path) as review:
+def test_without_the_token_and_outside_the_session_nothing_is_served(folder: Path) -> None:
+    (folder / "secret.png").write_bytes(b"secret")
+    with review_in_thread(folder, {"王敏": "secret-key"}) as review:
         first = review.get("/samples/0").json()
         image = f"/images/{first['images'][0]}"
         for path in ("/samples", "/samples/0", f"{image}/info", f"{image}/pixels"):
@@ -129,7 +143,7 @@ def test_without_the_token_and_outside_the_session_nothing_is_served(tmp_path: P
             assert review.get_raw(path)[0] == 404, path
         assert review.get_raw("/samples/0")[0] == 200  # the control
         assert review.get("/samples/6").json()["error"]["message"] == "there is no sample 6"
-        assert not decisions_path(tmp_path / "articles-zh").exists()
+        assert not decisions_path(folder / "articles-zh").exists()
 
 
 BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -147,10 +161,9 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_invalid_decisions_are_refused_and_not_saved(tmp_path: Path) -> None:
-    write_both(tmp_path)
-    path = decisions_path(tmp_path / "articles-zh")
-    with running_review(tmp_path) as review:
+def test_invalid_decisions_are_refused_and_not_saved(folder: Path) -> None:
+    path = decisions_path(folder / "articles-zh")
+    with review_in_thread(folder, {"王敏": "secret-key"}) as review:
         index = review.sample_ids().index("row-1")
         valid = {"index": index, "hash": review.get(f"/samples/{index}").json()["hash"], "decision": "accept"}
         headers = authorization(review.token)
@@ -175,9 +188,8 @@ def test_invalid_decisions_are_refused_and_not_saved(tmp_path: Path) -> None:
         assert "nothing was saved" in response.json()["error"]["message"]
 
 
-def test_options_with_which_nothing_can_be_served(tmp_path: Path, capsys: Capture) -> None:
-    write_both(tmp_path)
-    source = str(tmp_path / "articles-zh")
+def test_options_with_which_nothing_can_be_served(folder: Path, capsys: Capture) -> None:
+    source = str(folder / "articles-zh")
     for flags, message in (
         (["--splits", "test"], "no sample to review in test"),
         (["--port", "99999"], "127.0.0.1:99999"),
@@ -191,15 +203,13 @@ def test_options_with_which_nothing_can_be_served(tmp_path: Path, capsys: Captur
         assert message in capsys.readouterr().err
 
 
-def test_the_reviewer_is_the_name_of_the_key(tmp_path: Path) -> None:
+def test_the_reviewer_is_the_name_of_the_key(folder: Path) -> None:
     """With a file of keys, several people review through one server, each under the name of their key."""
-    write_both(tmp_path)
-    keys = {name: add_key(tmp_path / "keys.txt", name) for name in ("wang", "li")}
-    with running_review(tmp_path, "--keys", "keys.txt") as review:
-        assert review.get("/samples").status_code == 401
+    keys = {"wang": "key-1", "li": "key-2"}
+    with review_in_thread(folder, keys) as review:
         for name, decision in (("wang", "accept"), ("li", "reject")):
             review.token = keys[name]
             assert review.get("/samples").json()["reviewer"] == name
             assert review.decide("row-0", decision).status_code == 200
-    (rows,) = current_decisions(read_decisions(decisions_path(tmp_path / "articles-zh"))).values()
+    (rows,) = current_decisions(read_decisions(decisions_path(folder / "articles-zh"))).values()
     assert {name: row.decision for name, row in rows.items()} == {"wang": "accept", "li": "reject"}

@@ -135,6 +135,7 @@ def test_unsaved_decisions_show_an_error(browser: Any, review: RunningReview, tm
     assert page.locator("textarea").count() == 2  # still open, with its text
     page.keyboard.press("Escape")
     wait_until(page, "!state.editing")
+    assert review.process
     review.process.kill()
     review.process.wait(10)
     page.keyboard.press("a")

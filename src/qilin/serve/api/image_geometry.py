@@ -62,16 +62,19 @@ def first_image(source: Any) -> DicomImage | None:
 
 
 def can_reformat(source: Any) -> bool:
-    """Whether a series has enough slices with positions; `stack_volume` says whether they make a volume."""
+    """Whether a series has enough positions; `stack_volume` says whether they make a volume."""
     if not isinstance(source, SliceStack | DicomImage) or source.count < MIN_SLICES:
         return False
     stack = make_stack([source]) if isinstance(source, DicomImage) else source
-    return bool(stack.positions) and len(stack.volume_indices()) >= MIN_SLICES
+    return len(set(stack.positions)) >= MIN_SLICES
 
 
 def stack_volume(source: SliceStack | DicomImage) -> Volume:
     """The slices of a series as a volume that can be cut along any plane. Raises ImageError."""
     stack = make_stack([source]) if isinstance(source, DicomImage) else source
+    if not can_reformat(stack):
+        count = len(set(stack.positions))
+        raise ImageError("series makes no volume", f"slices at {count} positions; expected at least {MIN_SLICES}")
     geometry = stack_geometry(stack)
     middle = stack.frame(geometry.slices[len(geometry.slices) // 2])
     rows, columns = middle.values.shape[:2]

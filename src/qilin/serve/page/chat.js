@@ -112,7 +112,7 @@ async function generate(index, number, signal) {
         node.textContent = one.text;
         keepAtEnd();
       }
-      const extra = choice?.qilin ?? event.qilin ?? {};
+      const extra = choice?.qilin ?? {};
       if (extra.notices) one.notices = extra.notices;
       if (choice?.finish_reason) one.meta = { ...one.meta, reason: choice.finish_reason, confidence: typeof extra.confidence === "number" ? { value: extra.confidence, calibrated: true } : choice.confidence };
       if (event.usage) one.meta = { ...one.meta, usage: event.usage };
@@ -187,9 +187,9 @@ function answerNode(turn, index, one, number) {
 }
 
 function cautions(one) { // what a reader must know about an answer, in words
-  const texts = (one.notices ?? []).map((notice) => (typeof notice === "string" ? notice : notice[`text_${language}`] ?? notice.text ?? "")).filter(Boolean);
+  const texts = (one.notices ?? []).map((notice) => notice[`text_${language}`]);
   if (one.meta?.reason === "length") texts.push(T("length"));
-  if (!one.notices && confidenceOf(one) < LOW_CONFIDENCE) texts.push(T("low"));
+  if (!one.meta?.confidence?.calibrated && confidenceOf(one) < LOW_CONFIDENCE) texts.push(T("low")); // else the server says it
   return texts;
 }
 
@@ -261,7 +261,8 @@ function setLanguage(next) {
 
 let warnings = [];
 function showWarnings() { // the server's sentences, in the page's language where they are known
-  const known = [[/synthetic images/, "server-synthetic"], [/from stage 1/, "server-stage1"]];
+  const known = [[/synthetic images/, "server-synthetic"], [/from stage 1/, "server-stage1"],
+    [/confidence: the model was not evaluated/, "server-calibration"]];
   $("warnings").hidden = !warnings.length;
   $("warnings").replaceChildren(...warnings.map((text) => {
     const name = known.find(([pattern]) => pattern.test(text))?.[1];

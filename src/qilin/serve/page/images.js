@@ -25,12 +25,24 @@ const api = {
 
 function status(text, bad = false) { $("image-status").textContent = text; $("image-status").className = bad ? "bad" : ""; }
 
+function arrange() { // the number of columns that makes the images largest
+  const host = $("viewers"), { clientWidth: width, clientHeight: height } = host;
+  if (!viewers.length || window.innerWidth <= 800) { host.style.removeProperty("grid-template-columns"); return; }
+  let best = 1, largest = 0;
+  for (let columns = 1; columns <= viewers.length; columns++) {
+    const side = Math.min(width / columns, height / Math.ceil(viewers.length / columns));
+    if (side > largest) [best, largest] = [columns, side];
+  }
+  host.style.gridTemplateColumns = `repeat(${best}, minmax(0, 1fr))`;
+}
+
 function showViewers(next, active = next[next.length - 1]) {
   const old = viewers;
   viewers = next;
   for (const viewer of old) if (!next.includes(viewer)) viewer.close();
   next.forEach((viewer, i) => { if ($("viewers").children[i] !== viewer.node) $("viewers").insertBefore(viewer.node, $("viewers").children[i] ?? null); });
   $("images").classList.toggle("loaded", next.length > 0);
+  arrange();
   toolbar.activate(active ?? null);
   for (const viewer of next) viewer.draw(); // their numbers changed
   suggest();
@@ -141,6 +153,7 @@ function isImageFile(file) { return !file.name.startsWith(".") && !["DICOMDIR", 
 
 function listenToFiles() {
   toolbar = new Toolbar($("toolbar"), ["window", "pan", "zoom-in", "zoom-out", "window-values", "invert", "measure", "angle", "region", "undo", "planes", "link", "reset"], api);
+  new ResizeObserver(arrange).observe($("images"));
   for (const id of ["files", "folder"]) $(id).addEventListener("change", (event) => {
     const files = [...event.target.files].filter(isImageFile);
     event.target.value = "";

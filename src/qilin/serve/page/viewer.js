@@ -249,7 +249,8 @@ class Viewer {
     const measures = this.currentMarks().map((mark) => this.measure(mark)).join("; ");
     const hint = this.tool in POINTS ? T(`${this.tool}-hint`) : "";
     const lines = [parts.join("  "), measures, hint].filter(Boolean);
-    this.readout.textContent = lines.join("\n");
+    const isRoomy = this.stage.clientHeight > 18 * this.fontSize; // else the lines would cover a small image
+    this.readout.textContent = (isRoomy ? lines : lines.slice(0, 1)).join("\n");
     const label = [`${T("context-image")} ${this.api.number?.(this) ?? ""}`, ...lines, T("canvas-help")].join(", ");
     if (this.canvas.getAttribute("aria-label") !== label) this.canvas.setAttribute("aria-label", label);
   }
