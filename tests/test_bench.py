@@ -1,22 +1,44 @@
-"""The GPU benchmark runs: on a CPU it runs all its cases with a miniature model."""
+"""The GPU benchmark keeps what it has measured, whatever happens in a later item."""
 
 import json
-import subprocess
-import sys
+import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "bench" / "train" / "h200.py"
+BENCH = Path(__file__).parents[1] / "bench" / "train"
 
 
-@pytest.mark.story
-def test_gpu_benchmark_with_a_miniature_model(tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path / "out.json"), "--miniature"], capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    cases = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert len(cases) > 8
-    failed = {case["case"]: case["failed"] for case in cases if "failed" in case}
-    assert all("needs torchao" in why or "needs a GPU" in why for why in failed.values()), failed
+@pytest.fixture
+def hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import hopper
+
+    monkeypatch.setattr(hopper, "OUT", tmp_path)
+    monkeypatch.setattr(hopper, "START", time.perf_counter())
+    return hopper
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def test_a_row_is_on_disk_before_the_next_item_fails(hopper: Any, tmp_path: Path) -> None:
+    with hopper.item("first", 1):
+        hopper.write_row(item="D3 13B stage 1, compiled", s=0.5)
+        assert rows_of(tmp_path)[0]["predicted"]["mfu"] > 0.5  # written down before, beside what is measured
+    with hopper.item("second", 1):
+        raise RuntimeError("no kernel\nmore lines")
+    with hopper.item("third", 10_000):
+        raise AssertionError("its time is gone")
+    with hopper.item("fourth", 1):
+        hopper.write_row(item="fourth", s=1)
+    with pytest.raises(KeyboardInterrupt), hopper.item("fifth", 1):
+        raise KeyboardInterrupt
+    rows = rows_of(tmp_path)
+    assert [row["item"] for row in rows][1:] == ["second", "third", "fourth", "fifth"]
+    assert rows[1]["failed"] == "RuntimeError: no kernel"
+    assert "needs about 10000" in rows[2]["skipped"]
+    assert "more lines" in (tmp_path / "log.txt").read_text()
