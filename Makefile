@@ -10,7 +10,7 @@ XDIST := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all architectures fuzz lint format clean
+.PHONY: help demo test test-all test-floor gpu-dry architectures fuzz lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +24,22 @@ test: .venv/ready  ## run the fast tests, then the end-to-end tests
 
 test-all: test  ## run the long tests too
 	$(BIN)/python -m pytest -m "long and not gpu"
+
+# An environment with the oldest supported versions: python3.12 -m venv DIR && DIR/bin/pip install torch==2.11.0 \
+#   transformers==5.17.0 torchao==0.18.0 bitsandbytes==0.50.2 pytest -e . (5 GB: the CUDA build of torch)
+GPU_PYTHON ?=
+STUB ?= .stub-gpu
+test-floor:  ## run the tests of models and training with the oldest supported versions: GPU_PYTHON=DIR/bin/python
+	PYTHONPATH=src:tests $(GPU_PYTHON) -m pytest -m "not story and not long and not gpu" tests/model tests/train
+
+gpu-dry:  ## run the GPU benchmark and recipes on a GPU without kernels (tests/gpu/stub): GPU_PYTHON=DIR/bin/python
+	tests/gpu/stub/build.sh $(GPU_PYTHON) $(STUB)
+	PYTHONPATH=src:tests $(STUB)/python tests/gpu/stub/recipes.py
+	PYTHONPATH=src:tests PYTORCH_ALLOC_CONF=expandable_segments:True OUT=$(STUB)/smoke BUDGET=3600 \
+	  $(STUB)/python bench/train/hopper.py smoke
+	PYTHONPATH=src:tests PYTORCH_ALLOC_CONF=expandable_segments:True OUT=$(STUB)/full BUDGET=3600 \
+	  STUB_GPU_BYTES=150109356032 STUB_GPU_NAME="NVIDIA H200" $(STUB)/python bench/train/hopper.py full
+	! grep '"failed"' $(STUB)/smoke/rows.jsonl $(STUB)/full/rows.jsonl
 
 architectures: .venv/ready  ## try all architectures and write the tables of docs/training.md (minutes)
 	QILIN_WRITE_TABLES=1 $(BIN)/python -m pytest -m long tests/train/test_guard.py

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from builders.gpu_recipes import COMMON, RECIPES
 from builders.training import metrics_rows, source_options, tiny_home
 from qilin.model.architectures import set_trainable
 from qilin.train.config import read_recipe
@@ -64,24 +65,10 @@ def test_loss_matches_the_cpu(home: Path, tmp_path: Path) -> None:
     assert values[1] == pytest.approx(values[0], rel=2e-3)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("trainable=[projector, language]",),
-        ("trainable=[projector, language]", "gradient_checkpointing=true", "optimizer=adamw8bit"),
-        ("lora={rank: 4}", "frozen_weights=nf4"),
-        ("frozen_weights=fp8",),
-        ("gradient_checkpointing=auto", "async_checkpoint=true"),
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("options", RECIPES, ids=" ".join)
 def test_training_on_the_gpu_reduces_the_loss(home: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     run = tmp_path / "run"
-    common = (
-        "device=cuda precision=bf16 template=v1 kinds=[vqa] batch_size=6 num_epochs=4 logging_steps=1 trackers=[] "
-        "learning_rate=5e-3"
-    )
-    config = read_recipe("small/align", [*source_options(home), f"out={run}", *common.split(), *options])
+    config = read_recipe("small/align", [*source_options(home), f"out={run}", *COMMON.split(), *options])
     run_stage(config, "test")
     rows = metrics_rows(run)
     assert rows[-1]["loss"] < rows[0]["loss"]
