@@ -1,7 +1,7 @@
 """How well the calibrated confidence agrees with the share of right answers, on images that the curve has not seen.
 
 In: folders of `qilin evaluate`. Out: bench/results/calibration.json. The answers are split into two halves by image,
-ten times; a curve is learned from one half and measured on the other, both ways. Curves: none (the confidence as it is),
+ten times; a curve is learned from one half and measured on the other, both ways. Curves: none (the raw confidence),
 temperature scaling, Platt's (slope and offset on the logit, which Qilin uses), isotonic regression. The control learns
 Platt's curve from shuffled verdicts: it gives every answer the mean accuracy, which costs the Brier score.
 
