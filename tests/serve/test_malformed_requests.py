@@ -92,6 +92,21 @@ def test_image_that_is_removed_twice() -> None:
         store.get(name, "a")
 
 
+def test_one_key_cannot_push_out_the_images_of_others() -> None:
+    store = ImageStore()
+    store.add(png(), "a")
+    store.max_bytes = 6 * store.used
+    names = {owner: [store.add(png(), owner)] for owner in "ab"}
+    flood = [store.add(png(), "c") for _ in range(20)]
+    assert store.used <= store.max_bytes
+    assert [store.get(name, owner) is not None for owner in "ab" for name in names[owner]] == [True] * 2
+    assert store.get(flood[-1], "c") is not None
+    with pytest.raises(ApiError):
+        store.get(flood[0], "c")
+    with pytest.raises(ApiError):
+        store.get(names["a"][0], "b")
+
+
 def test_queue_is_listed_while_others_submit(loaded: Any) -> None:
     """A list of the queue that changes while it is read would end the engine's thread, and with it every answer."""
     engine = Engine(loaded, LIMITS)

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import secrets
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,8 +77,20 @@ class ImageStore:
             self.images[name] = StoredImage(image, owner, size)
             self.used += size
             while self.used > self.max_bytes and len(self.images) > 1:
-                self.used -= self.images.popitem(last=False)[1].size
+                self.used -= self.images.pop(self.next_to_drop(name)).size
         return name
+
+    def next_to_drop(self, newest: str) -> str:
+        """The least recently used image of the owner whose images take the most: uploads with one key cannot push out
+        the images of all others. The lock is held."""
+        used: Counter[str] = Counter()
+        for stored in self.images.values():
+            used[stored.owner] += stored.size
+        oldest: dict[str, str] = {}
+        for name, stored in self.images.items():
+            if name != newest:
+                oldest.setdefault(stored.owner, name)
+        return oldest[max(oldest, key=lambda owner: used[owner])]
 
     def get(self, name: str, owner: str) -> MedicalImage:
         """An owner's image. Raises ApiError 404."""
