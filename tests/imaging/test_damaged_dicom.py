@@ -1,8 +1,10 @@
 """DICOM headers and codestreams that declare what they do not hold: refused or ignored, quickly, and in silence."""
 
+import contextlib
 import gzip
 import io
 import json
+import random
 import time
 import warnings
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
 
 from builders.dicom import JPEG_XL, ct_pixels, dicom, make_dataset, nifti, to_bytes
+from fuzz.mutate_images import mutate_segments
 from qilin.imaging.coded_size import coded_size
 from qilin.imaging.dicom import read_dicom
 from qilin.imaging.errors import ImageError
@@ -115,6 +118,31 @@ def test_codestreams_larger_than_the_header(syntax: str, code: Any, shape: tuple
     assert read_dicom(coded(pixels, syntax, code, shape[0])).frame(0).values.shape == shape
     with pytest.raises(ImageError, match="truncated or damaged"):
         read_dicom(coded(pixels, syntax, code, shape[0] - 1)).frame(0)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
+def test_truncated_jpeg_ls_is_refused_at_once(share: float) -> None:
+    """CharLS took five seconds of reading zeros."""
+    pixels = ct_pixels(2, 16, 24).astype(np.uint8)
+    data = bytes(imagecodecs.jpegls_encode(pixels))
+    file = to_bytes(make_dataset(pixels), JPEGLSLossless, [data[: int(share * len(data))]])
+    begin = time.process_time()
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        read_dicom(file).frame(0)
+    assert time.process_time() - begin < 1
+    assert np.array_equal(read_dicom(to_bytes(make_dataset(pixels), JPEGLSLossless, [data])).frame(0).values, pixels)
+
+
+def test_damaged_lossless_jpeg_does_not_crash() -> None:
+    """A second decoder, for what libjpeg-turbo refuses, wrote beyond its memory; a crash would end the test run."""
+    pixels = ct_pixels(2, 16, 24).astype(np.uint8)
+    draw = random.Random(0)
+    data = bytes(imagecodecs.ljpeg_encode(pixels))
+    for _ in range(60):
+        damaged = mutate_segments(mutate_segments(data, draw), draw)
+        file = to_bytes(make_dataset(pixels), "1.2.840.10008.1.2.4.70", [damaged])
+        with contextlib.suppress(ImageError):
+            read_dicom(file).frame(0)
 
 
 def test_a_few_bytes_that_declare_many_pixels() -> None:

@@ -5,9 +5,7 @@ frames, corrects signs and shapes arrays; imagecodecs (libjpeg-turbo, CharLS, Op
 """
 
 import re
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -31,6 +29,7 @@ SUPPORTED = (
 DECODER_DEPENDENCIES = dict.fromkeys(SUPPORTED, ("imagecodecs>=2024.6",))  # pydicom reads this name
 ADOBE = re.compile(rb"\xff\xee(..)Adobe", re.DOTALL)  # the last byte of the segment is the color transform
 FRAME_HEADER = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..(.)....(.)(.*)", re.DOTALL)
+END_OF_IMAGE = b"\xff\xd9"  # cannot stand in the coded pixels: after FF comes a bit 0
 HEAD_BYTES = 65536  # of a codestream, in which its headers stand
 
 
@@ -74,6 +73,8 @@ def decode_frame(data: bytes, runner: DecodeRunner) -> bytes:
 def decode_other(data: bytes, syntax: str) -> np.ndarray:
     """JPEG-LS, JPEG 2000 and HTJ2K."""
     if syntax in (uid.JPEGLSLossless, uid.JPEGLSNearLossless):
+        if END_OF_IMAGE not in data:  # CharLS reads zeros behind the data for seconds before it says so
+            raise ValueError("JPEG-LS without the end of its data")
         return imagecodecs.jpegls_decode(data)
     return imagecodecs.jpeg2k_decode(data)
 
@@ -81,7 +82,7 @@ def decode_other(data: bytes, syntax: str) -> np.ndarray:
 def decode_jpeg(data: bytes, runner: DecodeRunner) -> np.ndarray:
     """JPEG of 8 to 16 bits, lossy or lossless; color as RGB where it was coded as YCbCr."""
     if runner.samples_per_pixel == 1:
-        return first_result(data, imagecodecs.jpeg8_decode, imagecodecs.ljpeg_decode)
+        return imagecodecs.jpeg8_decode(data)  # ljpeg_decode writes beyond its memory on damaged streams
     if runner.transfer_syntax in LOSSLESS_JPEG:  # coded without a color transform; pydicom applies the declared one
         return imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB")
     is_ycc = coded_as_ycc(data, runner.photometric_interpretation)
@@ -102,14 +103,3 @@ def coded_as_ycc(data: bytes, photometric: str) -> bool:
     if header is not None and header.group(3)[0:7:3].lower() == b"rgb":
         return False
     return photometric != "RGB"
-
-
-def first_result(data: bytes, *decoders: Callable[[bytes], Any]) -> np.ndarray:
-    """The first decoder's result that is no error; libjpeg-turbo refuses some lossless streams that others read."""
-    errors = []
-    for decode in decoders:
-        try:
-            return np.asarray(decode(data))
-        except Exception as error:  # each codec has error classes of its own
-            errors.append(str(error))
-    raise ValueError("; ".join(errors))

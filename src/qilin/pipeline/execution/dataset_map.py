@@ -121,8 +121,8 @@ def without_metadata(image: ImageRecord) -> ImageRecord:
     if encoded is None:
         return image
     image_id = hashlib.sha256(encoded.bytes).hexdigest()
-    facts = {"format": encoded.format, "width": encoded.width, "height": encoded.height, "phash": encoded.phash}
-    return replace(image, image_id=image_id, bytes=encoded.bytes, **facts)
+    image = replace(image, image_id=image_id, bytes=encoded.bytes, format=encoded.format, phash=encoded.phash)
+    return replace(image, width=encoded.width, height=encoded.height)
 
 
 def format_example(dropped: Mapping[str, Any]) -> str:
