@@ -84,7 +84,9 @@ def test_file_belongs_to_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fitted = fit_calibration(confidence, correct, cluster, **ABOUT | {"model": model_fingerprint(tmp_path)})
     assert isinstance(fitted, Calibration)
     write_calibration(tmp_path / "calibration.json", fitted)
+    (tmp_path / "plan.json").write_text("{}", encoding="utf-8")  # which a published model does not have
     assert find_calibration(tmp_path) == fitted
+    (tmp_path / "plan.json").unlink()
     assert model_hash(tmp_path) == before  # an evaluation is resumed although the file is new
     weights[600_000:900_000] = b"x" * 300_000  # one tensor is trained
     (tmp_path / "model.safetensors").write_bytes(weights)

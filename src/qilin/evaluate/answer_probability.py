@@ -27,6 +27,10 @@ FOLDS = 5
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 # qilin.json holds paths and the time of the run, which do not change an answer.
 NOT_WEIGHTS = ("qilin.json", CALIBRATION_FILE)
+# What of it a published model has too: the files of a run (plan.json) are missing there.
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".jinja", ".model")
+CONFIGS = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
+           "chat_template.json", "tokenizer.json", "tokenizer_config.json")  # fmt: skip
 WHOLE_FILE = 16 << 20  # bytes up to which a file is hashed as a whole
 BLOCK, STRIDE = 64 << 10, 4 << 20  # of a larger one: a block in each 4 MiB, so 26 GB take a second
 
@@ -139,7 +143,7 @@ def model_fingerprint(folder: Path) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.iterdir()):
-        if path.suffix not in MODEL_SUFFIXES or path.name in NOT_WEIGHTS or not path.is_file():
+        if not (path.suffix in WEIGHT_SUFFIXES or path.name in CONFIGS) or not path.is_file():
             continue
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
