@@ -26,16 +26,17 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_row_is_on_disk_before_the_next_item_fails(hopper: Any, tmp_path: Path) -> None:
-    with hopper.item("first", 1):
+    with hopper.item("first"):
         hopper.write_row(item="D3 13B stage 1, compiled", s=0.5)
         assert rows_of(tmp_path)[0]["predicted"]["mfu"] > 0.5  # written down before, beside what is measured
-    with hopper.item("second", 1):
+    with hopper.item("second"):
         raise RuntimeError("no kernel\nmore lines")
-    with hopper.item("third", 10_000):
+    with hopper.item("third"):
+        hopper.need(10_000)
         raise AssertionError("its time is gone")
-    with hopper.item("fourth", 1):
+    with hopper.item("fourth"):
         hopper.write_row(item="fourth", s=1)
-    with pytest.raises(KeyboardInterrupt), hopper.item("fifth", 1):
+    with pytest.raises(KeyboardInterrupt), hopper.item("fifth"):
         raise KeyboardInterrupt
     rows = rows_of(tmp_path)
     assert [row["item"] for row in rows][1:] == ["second", "third", "fourth", "fifth"]

@@ -70,13 +70,17 @@ def write_row(**values: Any) -> None:
     print(line, flush=True)
 
 
+def need(seconds: float) -> None:
+    """Skip the item if its expected time is no longer left."""
+    if seconds_left() < 0.6 * seconds:
+        raise Skip(f"{seconds_left():.0f} s left, needs about {seconds:.0f}")
+
+
 @contextlib.contextmanager
-def item(name: str, seconds: float) -> Iterator[None]:
-    """An item that takes about `seconds`; skipped where they are no longer left. Any failure is a row."""
+def item(name: str) -> Iterator[None]:
+    """An item of its own: a Skip or any failure in it becomes a row."""
     started = time.perf_counter()
     try:
-        if seconds_left() < 0.6 * seconds:
-            raise Skip(f"{seconds_left():.0f} s left, needs about {seconds:.0f}")
         yield
     except Skip as error:
         write_row(item=name, skipped=str(error))
@@ -180,7 +184,8 @@ def optimizer_row(name: str, model: Any, optimizer: Any) -> None:
 
 
 def smoke() -> None:
-    with item("environment", 5):
+    with item("environment"):
+        need(5)
         versions = {}
         for name in ("torch", "transformers", "triton", "torchao", "bitsandbytes", "peft", "pydantic"):
             with contextlib.suppress(PackageNotFoundError):
@@ -189,22 +194,29 @@ def smoke() -> None:
         state = subprocess.run(query, shell=True, capture_output=True, text=True).stdout.strip()
         memory = torch.cuda.get_device_properties(0).total_memory
         write_row(item="environment", gpu=torch.cuda.get_device_name(), memory=memory, versions=versions, state=state)
-    with item("ceilings", 6):
+    with item("ceilings"):
+        need(6)
         write_row(item="ceilings", **checks.ceilings(median_seconds))
-    with item("layer products", 8):
+    with item("layer products"):
+        need(8)
         write_row(item="layer products", tflops_bf16_fp8=checks.layer_products(median_seconds))
-    with item("FlexAttention against fp64", 25):
+    with item("FlexAttention against fp64"):
+        need(25)
         errors = checks.attention_errors()
         good = all(error < 1e-2 for row in errors.values() for error in row)
         write_row(item="FlexAttention against fp64", errors_out_q_k_v=errors, good=good)
-    with item("short packs of grouped heads", 8):
+    with item("short packs of grouped heads"):
+        need(8)
         checks.short_grouped_pack()
         write_row(item="short packs of grouped heads", good=True)
-    with item("FP8 linear", 8):
+    with item("FP8 linear"):
+        need(8)
         write_row(item="FP8 linear", **checks.fp8_errors())
-    with item("split weights", 20):
+    with item("split weights"):
+        need(20)
         write_row(item="split weights", **checks.split_steps())
-    with item("two layers of 7B", 50):
+    with item("two layers of 7B"):
+        need(50)
         config = make_config(2)
         model, plan = make_model("7B", config, DEVICE, layers=2), draw_plan(2, config, 64)
         packed("2 layers", model, plan, count=1)
@@ -216,7 +228,8 @@ def smoke() -> None:
         lines = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
         write_row(item="synchronizations", lines=dict(lines))
         packed("2 layers, compiled", model, plan, COMPILED, 1)
-    with item("pytest -m gpu", 60):
+    with item("pytest -m gpu"):
+        need(60)
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-o", "addopts=", "--no-header"]
         if STUB:
             raise Skip("values on the stub GPU are garbage; make gpu-dry runs the recipes of these tests")
@@ -242,33 +255,43 @@ def full() -> None:
 
 def stage_2(large: bool) -> None:
     """7B, all weights of the language model."""
-    with item("C model", 10):
+    with item("C model"):
+        need(10)
         config = make_config(2, optimizer="adamw8bit")
         model, plan = make_model("7B", config, DEVICE), draw_plan(2, config, 128)
-    with item("C1", 25):
+    with item("C1"):
+        need(25)
         checkpoint_layers(model, 1.0)
         packed("C1 7B stage 2, fp32 weights, recomputed", model, plan)
-    with item("C2", 10):
+    with item("C2"):
+        need(10)
         padded("C2 7B stage 2, LLaVA's batch of 16, fp32 weights", model, plan, 16)
-    with item("C3", 12):
+    with item("C3"):
+        need(12)
         alone = draw_plan(2, make_config(2, share_image_prefix=False), 128)
         packed("C3 7B stage 2, fp32 weights, recomputed, prefixes not shared", model, alone, count=1)
-    with item("C4", 40):
+    with item("C4"):
+        need(40)
         optimizer = split(model, config)
         checkpoint_layers(model, 1.0)
         packed("C4 7B stage 2, compiled, recomputed", model, plan, COMPILED)
-    with item("C5", 40):
+    with item("C5"):
+        need(40)
         checkpoint_layers(model, 0.0)
         packed("C5 7B stage 2, compiled", model, plan, COMPILED)
-    with item("C6", 40):
+    with item("C6"):
+        need(40)
         torch.compiler.reset()
         packed("C6 7B stage 2, compiled, budget 0.5", model, plan, Shortcuts(compiled=True, memory_budget=0.5))
-    with item("C7", 10):
+    with item("C7"):
+        need(10)
         checkpoint_layers(model, 1.0)
         padded("C7 7B stage 2, LLaVA's batch of 16, bf16 weights", model, plan, 16)
-    with item("C8", 35):
+    with item("C8"):
+        need(35)
         optimizer_row("C8 7B clipping and 8-bit AdamW, split weights", model, optimizer)
-    with item("C9", 10):
+    with item("C9"):
+        need(10)
         if STUB:
             raise Skip("no CUPTI")
         checkpoint_layers(model, 0.0)
@@ -277,26 +300,32 @@ def stage_2(large: bool) -> None:
 
 def stage_1(large: bool) -> None:
     """13B, the projector alone."""
-    with item("D model", 10):
+    with item("D model"):
+        need(10)
         config = make_config(1)
         model, plan = make_model("13B", config, DEVICE), draw_plan(1, config, 128)
         optimizer = split(model, config)
-    with item("D1", 15):
+    with item("D1"):
+        need(15)
         share = 0.0 if large else 0.3
         checkpoint_layers(model, share)
         packed("D1 13B stage 1", model, plan, share=share)
-    with item("D2", 12):
+    with item("D2"):
+        need(12)
         checkpoint_layers(model, 1.0)
         packed("D2 13B stage 1, recomputed", model, plan, count=1)
-    with item("D3", 40):
+    with item("D3"):
+        need(40)
         checkpoint_layers(model, 0.0)  # compiled layers keep less: fits 80 GB too
         packed("D3 13B stage 1, compiled", model, plan, COMPILED)
-    with item("D4", 35):
+    with item("D4"):
+        need(35)
         checkpoint_layers(model, 1.0)
         size = 32 if large else 16
         padded(f"D4 13B stage 1, LLaVA's batch of {size}", model, plan, size, 1)
     optimizer = model = None
-    with item("D5", 50):
+    with item("D5"):
+        need(50)
         config = make_config(1, frozen_weights="fp8")
         model = make_model("13B", config, DEVICE)
         optimizer = split(model, config)
@@ -307,7 +336,8 @@ def stage_1(large: bool) -> None:
 def attention(large: bool) -> None:
     """FlexAttention alone."""
     for stage in (1, 2):
-        with item(f"B stage {stage}", 15):
+        with item(f"B stage {stage}"):
+            need(15)
             config = make_config(stage)
             plan = draw_plan(stage, config, 128)
             row = checks.attention_speed(plan, choose_packs(plan, 3)[1], median_seconds)
@@ -316,7 +346,8 @@ def attention(large: bool) -> None:
 
 def real_loop(large: bool) -> None:
     """The real loop: decoding, packing, optimizer, checkpoints."""
-    with item("E loop", 60):
+    with item("E loop"):
+        need(60)
         write_row(item="E loop", **checks.train_small_model(STUB))
 
 
