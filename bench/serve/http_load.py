@@ -1,6 +1,7 @@
 """Load over HTTP: `qilin serve` against vLLM, `transformers serve` and one-by-one generate, each on one thread.
 
-In: a working folder, the paths of vLLM's executable and of a Python with transformers[serving] (each may be left out).
+In: a working folder, the path of vLLM's executable (or the address of a `qilin serve --engine vllm` that runs already)
+and of a Python with transformers[serving]; each may be left out.
 Out: bench/results/serve_http.json. All servers have the same model, a Llava of random weights with 576 tokens per
 image, whose answers never end before their limit. They run side by side and are loaded in turn, several rounds; a row
 has the medians of its rounds. The mix: every client asks one of four questions about one of four images and reads 64
@@ -41,7 +42,7 @@ class Server:
 
     url: str
     model: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | None = None  # None: it was running before
 
 
 def make_endless_model(folder: Path) -> Path:
@@ -72,7 +73,7 @@ def start(command: Sequence[str], log: Path, url: str | None = None, pattern: st
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"{command[0]}: {log.read_text()[-2000:]}")
+            break
         if url is None and (match := re.search(pattern, log.read_text())):
             url = match.group()
         if url is not None:
@@ -82,6 +83,7 @@ def start(command: Sequence[str], log: Path, url: str | None = None, pattern: st
             except httpx2.HTTPError:
                 pass  # it does not listen yet
         time.sleep(0.5)
+    process.terminate()
     raise RuntimeError(f"{command[0]} does not answer: {log.read_text()[-2000:]}")
 
 
@@ -89,7 +91,9 @@ def start_servers(model: Path, folder: Path, options: argparse.Namespace) -> dic
     qilin = [sys.executable, "-m", "qilin.cli", "serve", str(model), "--port", "0"]
     pattern = r"http://[\d.]+:\d+(?=/\n)"
     servers = {"qilin serve": start(qilin, folder / "qilin.log", pattern=pattern)}
-    if options.vllm:
+    if options.vllm and options.vllm.startswith("http"):
+        servers["vLLM behind qilin serve"] = Server(options.vllm, NAME)
+    elif options.vllm:
         arguments = "--max-model-len 4096"
         command = [*qilin, "--engine", "vllm", "--vllm", options.vllm, "--dtype", "fp32", "--vllm-arguments", arguments]
         servers["vLLM behind qilin serve"] = start(command, folder / "vllm.log", pattern=pattern)
@@ -143,10 +147,11 @@ async def load(
                     errors.append(str(error) or type(error).__name__)
                 turn += clients
 
-    before = psutil.Process(server.process.pid).memory_info().rss
+    process = psutil.Process(server.process.pid) if server.process else None
+    before = process.memory_info().rss if process else 0
     await asyncio.gather(*[client(number) for number in range(clients)])
     elapsed = time.perf_counter() - begin
-    growth = psutil.Process(server.process.pid).memory_info().rss - before
+    growth = process.memory_info().rss - before if process else 0
     return rates(firsts, elapsed, tokens) | {"errors": errors, "memory_growth_mib": round(growth / 2**20, 1)}
 
 
@@ -299,10 +304,11 @@ def main() -> None:
         print(result["second_question"], flush=True)
         result["rows"] = measure(servers, load_model(model, device="cpu"), options)
     finally:
-        for server in servers.values():
-            server.process.terminate()
-        for server in servers.values():
-            server.process.wait(60)
+        processes = [server.process for server in servers.values() if server.process]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(60)
     command = f"python bench/serve/http_load.py DIR --vllm … --transformers … --seconds {options.seconds:g}"
     machine = "2 cores shared with other work, one thread per server"
     write_result("serve_http", f"{command} --rounds {options.rounds}", result, machine)
