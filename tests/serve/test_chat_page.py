@@ -158,7 +158,7 @@ def test_ct_windows_marks_and_what_the_model_sees(page: Any, server: ChatServer)
     assert "-600/1500" in page.locator(".readout").inner_text()
     canvas.focus()
     page.keyboard.press("ArrowDown")
-    assert "4/5" in page.locator(".readout").inner_text()
+    page.wait_for_function("() => viewers[0].readout.textContent.includes('4/5')")  # once the slice has come
     page.keyboard.press("i")
     url = page.evaluate("viewers[0].url()")
     assert {"index=3", "window=-600%2C1500", "invert=1"} <= set(re.split("[?&]", url))
@@ -258,6 +258,9 @@ def test_a_dropped_folder_is_one_stack_and_a_volume(page: Any) -> None:
     assert shape == [20, 25]  # 40 mm wide, 50 mm high
     assert corners == pytest.approx([900, 2000, 0], abs=30)  # the head is up, the patient's left on the right
     assert planes == {"axial": 10, "coronal": 16, "sagittal": 20}
+    page.locator("#language").click()
+    assert "Axial 6/10" in page.locator(".readout").first.inner_text()
+    assert page.evaluate("viewers[0].modelLabel()") == "轴位 6/10"  # as in training, whatever the page's language
 
 
 @pytest.mark.story

@@ -19,6 +19,8 @@ from builders.chat_server import chat_body, png
 from builders.tiny import tiny_llava
 from qilin.cli import main
 from qilin.serve.address import check_address
+from qilin.serve.backends import engine_count, split_name
+from qilin.serve.config import ServeConfig
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -64,6 +66,35 @@ def test_serve_answers_and_stops(tmp_path: Path, capsys: pytest.CaptureFixture[s
             process.send_signal(number)
             assert process.wait(20) == (0 if number == signal.SIGINT else -signal.SIGTERM)
             assert time.monotonic() - start < 10
+
+
+@pytest.mark.story
+def test_two_models_in_one_server(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """--compare: both answer under their names; two of one name are refused."""
+    loaded = tiny_llava(tmp_path)
+    model = tmp_path / "model"
+    loaded.model.save_pretrained(model)
+    loaded.processor.save_pretrained(model)
+    with serve_process(str(model), "--port", "0", "--compare", f"old={model}") as (_, url):
+        names = [row["id"] for row in httpx2.get(f"{url}/v1/models").json()["data"]]
+        assert names == ["model", "old"]
+        for name in names:
+            body = chat_body("图中有异常吗？", png(1)) | {"model": name, "max_tokens": 4}
+            response = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+            assert response["model"] == name
+            assert response["choices"][0]["message"]["content"]
+        body = chat_body("图中有异常吗？") | {"model": "third"}
+        assert httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 404
+    assert main(["serve", str(model), "--port", "0", "--compare", str(model)]) == 2
+    assert "another model is named model" in capfd.readouterr().err
+
+
+def test_names_of_compared_models() -> None:
+    assert split_name("old=runs/old") == ("old", "runs/old")
+    assert split_name("runs/a=b") == (None, "runs/a=b")
+    assert split_name("http://host/v1?a=b") == (None, "http://host/v1?a=b")
+    assert engine_count(ServeConfig(model="m", compare=("old=a", "http://host/v1"))) == 2
+    assert engine_count(ServeConfig(upstream="http://host/v1", compare=("a",))) == 1
 
 
 @pytest.mark.parametrize(

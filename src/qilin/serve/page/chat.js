@@ -30,16 +30,17 @@ function suggest() {
 function newTurn(question) {
   // a conversation holds each view of an image once: a view that an earlier turn showed is not sent again
   const shown = new Set(turns.flatMap((turn) => turn.images));
-  const turn = { question, images: [], labels: [], thumbnails: [], viewers: [], note: "", answers: [] };
+  const turn = { question, images: [], labels: [], modelLabels: [], thumbnails: [], viewers: [], note: "", answers: [] };
   for (const viewer of viewers) {
     if (!viewer.pixels) continue;
     const url = viewer.url(), { region } = viewer;
     if (!shown.has(url)) {
-      turn.images.push(url); turn.labels.push(viewer.label()); turn.thumbnails.push(viewer.thumbnail()); turn.viewers.push(viewer);
+      turn.images.push(url); turn.labels.push(viewer.label()); turn.modelLabels.push(viewer.modelLabel());
+      turn.thumbnails.push(viewer.thumbnail()); turn.viewers.push(viewer);
     }
     if (region) {
       const [x, y, width, height] = region;
-      turn.images.push(viewer.url(region)); turn.labels.push(""); turn.thumbnails.push(""); turn.viewers.push(null);
+      turn.images.push(viewer.url(region)); turn.labels.push(""); turn.modelLabels.push(""); turn.thumbnails.push(""); turn.viewers.push(null);
       turn.note = T("regionNote");
       turn.regionText = `${T("regionPrefix")} ${x}, ${y}, ${width} × ${height}`;
     }
@@ -50,7 +51,7 @@ function newTurn(question) {
 function imageParts(turn) {
   const parts = [];
   turn.images.forEach((url, i) => {
-    if (turn.labels[i]) parts.push({ type: "text", text: turn.labels[i] });
+    if (turn.modelLabels[i]) parts.push({ type: "text", text: turn.modelLabels[i] });
     parts.push({ type: "image_url", image_url: { url } });
   });
   return parts;

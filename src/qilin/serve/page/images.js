@@ -72,6 +72,7 @@ async function togglePlanes(viewer) { // one plane of a volume, or all three
     status(T("loading"));
     try {
       const info = await (await postJson("/api/volumes", { image: image.id })).json();
+      info.window = image.info.window; // that of the files
       const volume = new LoadedImage(info);
       Object.assign(volume, { center: image.center, width: image.width, inverted: image.inverted });
       first = new Viewer(volume, info.plane || "axial", api);

@@ -519,6 +519,10 @@ class Viewer {
 
   planeName() { return T(this.image.isVolume ? this.plane : this.info.plane || "frame"); }
   label() { return this.count < 2 ? "" : `${this.planeName()} ${this.index + 1}/${this.count}`; }
+  modelLabel() { // in the language of the training data, whatever that of the page
+    const plane = this.image.isVolume ? this.plane : this.info.plane || "context-image";
+    return this.count < 2 ? "" : `${TEXTS.zh[plane]} ${this.index + 1}/${this.count}`;
+  }
 
   thumbnail() {
     const canvas = document.createElement("canvas");
