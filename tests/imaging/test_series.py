@@ -104,6 +104,8 @@ def test_refused_reformats() -> None:
     ]
     assert "between those of the body" in refusal(oblique)
     assert "own plane" in refusal(files("coronal"))
+    with pytest.raises(UserError, match="slice 99 does not exist; the series has 12"):
+        reformat(make_stack(files("axial")), [Selection("coronal", 1, (99,))])
 
 
 def test_several_images_at_one_position() -> None:

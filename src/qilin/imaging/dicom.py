@@ -27,6 +27,7 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
+from qilin.core.errors import UserError
 from qilin.imaging.coded_size import check_coded_size
 from qilin.imaging.dicom_decoder import DECODER_DEPENDENCIES, JPEG_XL, PLUGIN, decoder_for
 from qilin.imaging.errors import ImageError
@@ -377,7 +378,7 @@ def damage_refused() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except ImageError:
+    except UserError:  # ImageError among them
         raise
     except MemoryError:
         raise ImageError("image needs more memory than there is") from None
