@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from builders.image_text_models import image_text_model
+from builders.sized_images import unequal_dataset
 from builders.tiny import tiny_language
 from builders.training import tiny_home
 from qilin import cli
-from qilin.model.architectures import set_trainable
-from qilin.model.meta_model import build_meta_model, load_llava_config
+from qilin.dataset.reader import open_dataset
+from qilin.model.architectures import PARTS, part_of, set_trainable
+from qilin.model.llava import load_model
+from qilin.model.meta_model import build_meta_model, load_model_config
 from qilin.train import estimate as train_estimate
 from qilin.train import memory_estimate as memory
 from qilin.train.commands import EstimateCommand
@@ -103,7 +107,7 @@ def test_estimated_memory_matches_pytorchs_allocations(home: Path, more: Sequenc
     more = [f"language={home / 'qwen3'}" if word == "language=qwen3" else word for word in more]
     config = read_recipe("small/align", overrides(home, *more))
     real, plan, model = allocated(config)
-    model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
+    model_config = load_model_config(config.vision, config.language, None, "huggingface", None)
     bones = build_meta_model(model_config)
     run_estimate = peak_memory(model_config, config, largest_pack(plan), on_gpu=False)
     # with activations computed again, the largest moment may be another at another depth
@@ -123,7 +127,7 @@ def test_loading_needs_the_complete_model_on_the_host(home: Path, monkeypatch: p
     figures, pack = {}, memory.PackShape([(0, 64, -1)], 1, 0)
     for precision in ("bf16", "fp32"):
         config = read_recipe("small/align", overrides(home, f"precision={precision}"))
-        model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
+        model_config = load_model_config(config.vision, config.language, None, "huggingface", None)
         model = prepare_model(build_meta_model(model_config), config)
         causes = [memory.memory_by_cause(model_config, model, config, pack, on_gpu) for on_gpu in (False, True)]
         figures[precision] = ["more, while loading and saving" in each for each in causes]
@@ -135,7 +139,7 @@ def test_loading_needs_the_complete_model_on_the_host(home: Path, monkeypatch: p
 def test_a_meta_model_has_the_shapes_of_the_real_one(home: Path) -> None:
     config = read_recipe("small/align", overrides(home))
     real = load_start(config).model
-    model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
+    model_config = load_model_config(config.vision, config.language, None, "huggingface", None)
     bones = build_meta_model(model_config)
     assert all(p.is_meta for p in bones.parameters())
     assert model_config.image_seq_length == real.config.image_seq_length
@@ -216,6 +220,7 @@ def test_an_answer_is_kept_until_its_inputs_change(
     assert [run_estimate(capsys, *named)["number"] for _ in range(2)] == [9, 9]
 
 
+@pytest.mark.usefixtures("memory_formula")
 def test_a_kept_answer_needs_no_torch(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nor does a mistyped folder: both answer in half a second."""
     usual = ["estimate", "small/align", *overrides(home), "--gpu", "4090", "--json"]
@@ -232,6 +237,7 @@ def test_a_kept_answer_needs_no_torch(home: Path, capsys: pytest.CaptureFixture[
     assert f"did you mean {home / 'language'}?" in refused.stderr
 
 
+@pytest.mark.usefixtures("memory_formula")
 def test_local_data_is_measured(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = run_estimate(capsys, "small/align", *overrides(home, "num_epochs=2"), "--gpu", "cpu", "--json")
     config = read_recipe("small/align", overrides(home))
@@ -256,6 +262,7 @@ def test_alternatives_are_listed_where_it_does_not_fit(home: Path, capsys: pytes
     assert run_estimate(capsys, *command, "--gpu-memory", "1e-6", "--json")["would fit"] == []
 
 
+@pytest.mark.usefixtures("memory_formula")
 def test_precision_auto_is_bf16_on_a_gpu_and_the_faster_one_on_a_cpu(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +299,9 @@ def test_invalid_requests_are_refused(
 def test_a_checkpoint_in_another_layout_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["estimate", "small/instruct", "data=x", f"model={home / 'bare' / 'language'}", "--gpu", "h200"]
     assert cli.main(command) == 2
-    assert "model_type in its config.json is 'llama', expected 'llava'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "model_type in its config.json is 'llama', which Qilin does not train" in error
+    assert "qilin convert" in error
 
 
 def test_small_figures_are_not_rounded_to_zero() -> None:
@@ -306,6 +315,7 @@ def test_small_figures_are_not_rounded_to_zero() -> None:
     )
 
 
+@pytest.mark.usefixtures("memory_formula")
 def test_hours_depend_on_recomputation_and_are_given_only_to_what_fits(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +335,7 @@ def test_hours_depend_on_recomputation_and_are_given_only_to_what_fits(
     assert "does not fit safely" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("memory_formula")
 def test_suggestions_can_be_pasted(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["small/align", *overrides(home, "trainable=[projector, language]"), "--json", "--gpu", "4090"]
     memory = str(run_estimate(capsys, *command)["memory_total"] / 1e9)
@@ -334,6 +345,7 @@ def test_suggestions_can_be_pasted(home: Path, capsys: pytest.CaptureFixture[str
             assert run_estimate(capsys, *command, "--gpu-memory", memory, *words)["fits"], line
 
 
+@pytest.mark.usefixtures("memory_formula")
 def test_a_device_is_described_by_flags(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     described = ["--gpu-memory", "64", "--gpu-tflops", "313"]
     figures, named = (
@@ -342,7 +354,7 @@ def test_a_device_is_described_by_flags(home: Path, capsys: pytest.CaptureFixtur
     )
     assert (figures["memory_of_machine"], figures["peak"], figures["hours"]) == (64e9, 313e12, named["hours"])
     old = run_estimate(capsys, "small/align", *overrides(home), "--json", "--gpu", "v100-32gb")
-    assert (old["precision"], old["memory_of_machine"]) == ("fp16", 32e9)
+    assert (old["precision"], old["memory_of_machine"]) == ("fp16", round(GPUS["v100 32gb"].memory))
     assert cli.main(["estimate", "small/align", *overrides(home, "precision=bf16"), "--gpu", "t4"]) == 2
     assert "computes no bf16" in capsys.readouterr().err
 
@@ -358,3 +370,26 @@ def test_assumed_utilization_gives_the_published_hours() -> None:
         assert hours == pytest.approx(row["hours"], rel=0.2)
         if trained:
             assert row["operations"] / (0.4 * 8 * 312e12) / 3600 < 0.7 * row["hours"], "control: 40 % of the peak"
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", pytest.param("gemma3", marks=pytest.mark.long)])
+def test_a_released_architecture(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parameters are the model's; with its data, tokens and images are those of the run."""
+    model = image_text_model(tmp_path / "model", name)
+    data = unequal_dataset(tmp_path / "data")
+    more = [f"model={model}", f"data={data}", "out=x", "max_length=400", "pack_tokens=500", "kinds=[]", "batch_size=4",
+            "precision=bf16", "lora={rank: 2}", "trainable=[vision, projector]", "num_epochs=1"]  # fmt: skip
+    assert cli.main(["estimate", "small/instruct", *more, "--gpu", "4090", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    real = load_model(model).model
+    counts = dict.fromkeys(PARTS, 0)
+    for parameter_name, parameter in real.named_parameters():
+        counts[part_of(parameter_name)] += parameter.numel()
+    parameters = figures["parameters"]
+    assert {part: parameters[part]["all"] for part in ("vision", "projector")} == {
+        part: counts[part] for part in ("vision", "projector")
+    }
+    assert parameters["language"]["all"] - parameters["language"]["trainable"] == counts["language"]
+    assert all(parameters[part]["trainable"] == counts[part] for part in ("vision", "projector"))
+    assert figures["samples"] == sum(1 for _ in open_dataset(data).samples("train"))
+    assert 0 < figures["memory"]["activations"] < figures["memory_total"]

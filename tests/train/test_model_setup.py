@@ -11,7 +11,7 @@ import torch
 from builders.training import tiny_home
 from qilin.core.errors import UserError
 from qilin.model.architectures import set_trainable
-from qilin.model.meta_model import load_llava_config
+from qilin.model.meta_model import load_model_config
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
 from qilin.train.fp8_linear import FrozenFp8Linear, fits_fp8
@@ -81,10 +81,11 @@ def test_gradient_checkpointing_changes_no_gradient(home: Path) -> None:
     assert torch.allclose(results[2], results[0], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.usefixtures("memory_formula")
 def test_auto_checkpoints_as_few_layers_as_memory_requires(home: Path) -> None:
     config = recipe(home, "gradient_checkpointing=auto")
     _, _, plan = one_pack(replace(config, gradient_checkpointing=False))
-    model_config = load_llava_config(config.vision, config.language, None, "huggingface", None)
+    model_config = load_model_config(config.vision, config.language, None, "huggingface", None)
     pack = largest_pack(plan)
     highest, lowest = (
         peak_memory(model_config, replace(config, gradient_checkpointing=end), pack, True) for end in (False, True)
@@ -117,7 +118,7 @@ def test_sharded_memory_is_divided_by_the_devices(home: Path) -> None:
 
     config = recipe(home, "trainable=[projector, language]", "shard=all", "precision=bf16")
     model = prepare_model(
-        build_meta_model(load_llava_config(config.vision, config.language, None, "huggingface", None)), config
+        build_meta_model(load_model_config(config.vision, config.language, None, "huggingface", None)), config
     )
     alone, eight = static_memory(model, config, True), static_memory(model, config, True, 8)
     assert eight["optimizer"] == alone["optimizer"] / 8

@@ -54,6 +54,9 @@ class EstimateCommand:
     text_tokens: int = option(default=120, help="without data: text tokens per sample")
     answer_tokens: int = option(default=60, help="without data: how many of the text tokens are trained on")
     samples_per_image: float = option(default=1.0, help="without data: samples per image")
+    image_size: int = option(
+        default=768, help="without data: pixels per side, for models whose number of image tokens depends on them"
+    )
     mfu: float | None = option(
         default=None,
         help="model FLOPs utilization: the share of the peak that is reached, what is recomputed counted as well; "
@@ -63,7 +66,7 @@ class EstimateCommand:
     json: bool = option(default=False, help="print the figures as JSON")
 
     def __post_init__(self) -> None:
-        for name in ("devices", "text_tokens", "answer_tokens", "samples_per_image"):
+        for name in ("devices", "text_tokens", "answer_tokens", "samples_per_image", "image_size"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.samples is not None and self.samples < 1:

@@ -16,10 +16,14 @@ import torch
 from transformers import LlavaConfig
 
 from qilin.core.errors import UserError
+from qilin.model.answer_format import answer_format
+from qilin.model.architectures import find_architecture, part_of
 from qilin.model.chat_template import TEMPLATES, chat_template
 from qilin.model.llava import pick_device
-from qilin.model.meta_model import build_meta_model, load_llava_config, load_processor
+from qilin.model.meta_model import build_meta_model, load_model_config, load_processor, typical_image_tokens
 from qilin.model.own_template import read_template
+from qilin.model.processor import stop_ids_of
+from qilin.model.sized_images import SampleEncoder
 from qilin.train.commands import EstimateCommand
 from qilin.train.config import LoraOptions, TrainConfig
 from qilin.train.data_loader import PackedDataset
@@ -36,6 +40,7 @@ from qilin.train.memory_estimate import (
 )
 from qilin.train.model_setup import compute_dtype
 from qilin.train.plan import Lengths, Plan, make_plan
+from qilin.train.start_model import set_pixel_limits, sliding_window
 from qilin.train.utilization import assumed_utilization
 
 PLANNED_STEPS = 100  # of assumed samples, which are all equal; the rest is extrapolated
@@ -45,7 +50,7 @@ TEMPLATE_TOKENS = 40  # tokens of the chat template before the image (v1 with it
 def compute_figures(command: EstimateCommand, config: TrainConfig) -> tuple[dict[str, Any], Machine]:
     """The figures that `qilin estimate` prints, and the machine that they are for."""
     machine, config = find_machine(command, config)
-    model_config = load_llava_config(config.vision, config.language, config.model, config.hub, config.feature_layer)
+    model_config = load_model_config(config.vision, config.language, config.model, config.hub, config.feature_layer)
     model = build_meta_model(model_config)
     measured = measure_lengths(config, model_config)
     plan = make_plan(
@@ -131,11 +136,15 @@ def has_local_data(config: TrainConfig) -> bool:
     return has_tokenizer and all((source.path / "manifest.json").is_file() for source in config.data)
 
 
-def measure_lengths(config: TrainConfig, model_config: LlavaConfig) -> tuple[Lengths, list[float]] | None:
+def measure_lengths(config: TrainConfig, model_config: Any) -> tuple[Lengths, list[float]] | None:
     """The lengths of the data and the weights of its sources, if it is available."""
     if not has_local_data(config):
         return None
     processor = load_processor(model_config, config.vision, config.language, config.model, config.hub)
+    if not isinstance(model_config, LlavaConfig):
+        encoder, window = encoder_of(processor, model_config, config), sliding_window(model_config)
+        data = PackedDataset(config, processor, encoder=encoder, window=window)
+        return data.lengths, data.weights
     if config.template in TEMPLATES:
         processor.chat_template = chat_template(config.template, config.system_prompt)
     else:
@@ -144,18 +153,28 @@ def measure_lengths(config: TrainConfig, model_config: LlavaConfig) -> tuple[Len
     return data.lengths, data.weights
 
 
+def encoder_of(processor: Any, model_config: Any, config: TrainConfig) -> SampleEncoder:
+    """What encodes the samples of a model with its own template, as load_start's."""
+    architecture = find_architecture(model_config)
+    set_pixel_limits(processor, config, architecture.pixel_limits, architecture.name)
+    name = config.model or ""
+    answers = answer_format(processor, name, sorted(stop_ids_of(name, processor.tokenizer, config.hub)))
+    return SampleEncoder(processor, architecture, answers, config.system_prompt)
+
+
 def planned_samples(command: EstimateCommand, config: TrainConfig) -> int:
     """How many equal samples are planned in place of those of the flags: planning a million takes seconds."""
     samples = command.samples or PLANNED_STEPS * config.batch_size
     return samples if config.max_steps is not None else min(samples, PLANNED_STEPS * config.batch_size)
 
 
-def assume_lengths(command: EstimateCommand, config: TrainConfig, model_config: LlavaConfig) -> Lengths:
+def assume_lengths(command: EstimateCommand, config: TrainConfig, model_config: Any) -> Lengths:
     """Lengths of a dataset by the counts in the flags; 100 steps of it if its size is unknown."""
     samples = planned_samples(command, config)
     index = np.arange(samples)
     ones = np.ones(samples, dtype=np.int64)
-    image = int(model_config.image_seq_length) + TEMPLATE_TOKENS
+    image_tokens = typical_image_tokens(model_config, command.image_size, config.max_pixels)
+    image = image_tokens + TEMPLATE_TOKENS
     total = min(image + command.text_tokens, config.max_length)
     prefix = image if config.share_image_prefix else 0
     return Lengths(
@@ -165,6 +184,7 @@ def assume_lengths(command: EstimateCommand, config: TrainConfig, model_config: 
         prefix_group=(index / command.samples_per_image).astype(np.int64) if prefix else -1 - index,
         source=index % len(config.data),
         images=ones,
+        image_tokens=ones * image_tokens,
     )
 
 
@@ -176,7 +196,7 @@ def estimate(
     command: EstimateCommand,
     config: TrainConfig,
     machine: Machine,
-    model_config: LlavaConfig,
+    model_config: Any,
     model: Any,
     plan: Plan,
 ) -> dict[str, Any]:
@@ -220,13 +240,13 @@ def count_parameters(model: Any) -> dict[str, dict[str, int]]:
     """All and trainable parameters of each part; adapters count as part of the language model."""
     counts = {part: {"all": 0, "trainable": 0} for part in ("vision", "projector", "language")}
     for name, parameter in model.named_parameters():
-        part = "vision" if "vision_tower" in name else "projector" if "projector" in name else "language"
+        part = part_of(name)
         counts[part]["all"] += parameter.numel()
         counts[part]["trainable"] += parameter.numel() * parameter.requires_grad
     return counts
 
 
-def find_alternatives(config: TrainConfig, machine: Machine, model_config: LlavaConfig, plan: Plan) -> Iterator[str]:
+def find_alternatives(config: TrainConfig, machine: Machine, model_config: Any, plan: Plan) -> Iterator[str]:
     """Changes of the recipe with which it fits, smallest first; none that contains another one."""
     fitting: list[set[str]] = []
     for names in CANDIDATES:
@@ -246,7 +266,7 @@ def find_alternatives(config: TrainConfig, machine: Machine, model_config: Llava
             break
 
 
-def total_memory(config: TrainConfig, machine: Machine, model_config: LlavaConfig, plan: Plan, devices: int) -> float:
+def total_memory(config: TrainConfig, machine: Machine, model_config: Any, plan: Plan, devices: int) -> float:
     """Bytes on each of `devices`; without activations where static memory alone is too large."""
     pack = largest_pack(replace(plan, pack_tokens=config.pack_tokens))
     config = resolve_auto(model_config, config, pack, machine.on_gpu, devices, machine.memory)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, LlavaConfig
 
 from qilin.core.files import cache_dir, write_atomic
-from qilin.model.architectures import set_trainable
+from qilin.model.architectures import find_architecture, language_of, set_trainable, vision_of
 from qilin.model.meta_model import build_meta_model
 from qilin.train.config import TrainConfig
 from qilin.train.distributed import MAX_UNSHARDED_GRADIENTS, autocast_dtype, shards_frozen
@@ -33,9 +34,14 @@ from qilin.train.model_setup import add_adapters, apply_precision, autocast_cont
 from qilin.train.optimizer import OptimizerName, TrainableParam, is_layer_matrix
 from qilin.train.packed_attention import Document, make_layout, use_packed_attention
 from qilin.train.plan import Lengths, PackedGroup, Plan, count_work
+from qilin.train.split_weights import can_split_weights
 
 FLEX_MEMORY = "qilin_flex_memory"  # an attention with the memory of FlexAttention
 DEPTHS = (3, 4)  # layers of the language model in the two simulations
+# activation_memory_budget -> share of the activations that a compiled layer keeps, by the allocator on the stub GPU
+# (bench/results/stub-gpu.json); the budget is of what would be kept at 1.0
+COMPILED_SHARES = ((0.0, 0.37), (0.5, 0.37), (0.8, 0.51), (1.0, 0.74))
+MEMORY_BUDGETS = (0.8, 0.5)  # what gradient_checkpointing=auto tries before it recomputes layers
 PROCESS_BYTES = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)
 SIMULATION_VERSION = 1  # raised when a change of this module changes what a simulation gives
 VERSIONS = (torch.__version__, transformers.__version__)
@@ -49,6 +55,7 @@ class PackShape:
     documents: Sequence[Document]
     answer_tokens: int
     images: int
+    image_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -64,10 +71,10 @@ class PackShape:
 
 
 def memory_by_cause(
-    model_config: LlavaConfig, model: Any, config: TrainConfig, pack: PackShape, on_gpu: bool, devices: int = 1
+    model_config: Any, model: Any, config: TrainConfig, pack: PackShape, on_gpu: bool, devices: int = 1
 ) -> dict[str, float]:
     """Peak bytes on each device by cause; `model` is a meta model from `prepare_model`."""
-    minimal, without_answers = PackShape([(0, 64, -1)], 1, 0), PackShape(pack.documents, 1, pack.images)
+    minimal, without_answers = PackShape([(0, 64, -1)], 1, 0), replace(pack, answer_tokens=1)
     shapes = (minimal, without_answers, pack)
     copies, activations, total = (peak_memory(model_config, config, shape, on_gpu, devices > 1) for shape in shapes)
     dynamic = {
@@ -93,7 +100,7 @@ def static_memory(model: Any, config: TrainConfig, on_gpu: bool, devices: int = 
     frozen = frozen_bytes(model, config)
     unsharded = 0.0
     if devices > 1:
-        layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.language_model.layers]
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in language_of(model).layers]
         outside = sum(p.numel() for p in model.parameters()) - sum(layers)
         itemsize = compute_dtype(config).itemsize
         unsharded = itemsize * (2 * max(layers) + outside) + 4.0 * max(layers)  # two layers, and one layer's gradient
@@ -121,7 +128,7 @@ def frozen_bytes(model: Any, config: TrainConfig) -> float:
     """Bytes of all frozen weights; nf4 with its scales takes 0.516 bytes per weight."""
     quantized = {
         p
-        for module in model.model.language_model.modules()
+        for module in language_of(model).modules()
         if isinstance(module, torch.nn.Linear) and config.frozen_weights == "nf4"
         for p in module.parameters()
     }
@@ -129,28 +136,61 @@ def frozen_bytes(model: Any, config: TrainConfig) -> float:
     return float(sum(0.516 * p.numel() if p in quantized else p.numel() * p.element_size() for p in frozen))
 
 
-def peak_memory(
-    model_config: LlavaConfig, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool = False
-) -> float:
+def peak_memory(model_config: Any, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool = False) -> float:
     """Peak bytes of forward and backward of one pack, without weights and their gradients.
 
     A share of checkpointed layers lies linearly between none and all of them.
     """
     share = float(config.gradient_checkpointing)
-    return sum(
+    language = sum(
         part
         * extrapolate_depth(model_config, replace(config, gradient_checkpointing=all_layers), shape, on_gpu, sharded)
         for all_layers, part in ((False, 1 - share), (True, share))
         if part
     )
+    encoder = encoder_memory(model_config, config, shape.image_tokens)
+    return language + encoder if "vision" in config.trainable else max(language, encoder)
 
 
-def extrapolate_depth(
-    model_config: LlavaConfig, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool
-) -> float:
+def encoder_memory(model_config: Any, config: TrainConfig, image_tokens: int) -> float:
+    """Bytes of an encoder's activations where images have any number of tokens; a Llava's are simulated.
+
+    By its widths: 8 vectors of a layer's width and two of its MLP's for each patch, of all layers if it is trained,
+    else of one.
+    """
+    if isinstance(model_config, LlavaConfig):
+        return 0.0
+    vision = model_config.vision_config
+    patches = image_tokens * find_architecture(model_config).patches_per_token(model_config)
+    layers = getattr(vision, "num_hidden_layers", None) or vision.depth
+    width = float(vision.hidden_size)
+    layer = 8 * width + 2 * vision.intermediate_size
+    if "vision" not in config.trainable:
+        elements = layer
+    else:
+        share = float(config.gradient_checkpointing)
+        elements = layers * ((1 - share) * layer + share * width) + share * layer
+    return patches * elements * compute_dtype(config).itemsize
+
+
+def extrapolate_depth(model_config: Any, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool) -> float:
     shallow, deep = (cached_peak(model_config, config, shape, on_gpu, sharded, depth) for depth in DEPTHS)
     text_config: Any = model_config.text_config
-    return shallow + (deep - shallow) / (DEPTHS[1] - DEPTHS[0]) * (text_config.num_hidden_layers - DEPTHS[0])
+    layer = (deep - shallow) / (DEPTHS[1] - DEPTHS[0])
+    compiled_layers = text_config.num_hidden_layers - 1 if compiles(config, on_gpu, sharded) else 0
+    saved = compiled_layers * layer * (1 - compiled_share(config.activation_memory_budget))
+    return shallow + layer * (text_config.num_hidden_layers - DEPTHS[0]) - saved
+
+
+def compiles(config: TrainConfig, on_gpu: bool, sharded: bool) -> bool:
+    """Whether layers keep what compiled ones do: those that are recomputed keep their input alone."""
+    return on_gpu and not sharded and config.torch_compile is not False and not config.gradient_checkpointing
+
+
+def compiled_share(memory_budget: float) -> float:
+    """What share of its activations a layer keeps when it is compiled."""
+    budgets, shares = zip(*COMPILED_SHARES, strict=True)
+    return float(np.interp(memory_budget, budgets, shares))
 
 
 def largest_pack(plan: Plan) -> PackShape:
@@ -171,15 +211,16 @@ def pack_shape(groups: Sequence[PackedGroup], lengths: Lengths) -> PackShape:
         for length, before in [(prefix, -1)] * bool(prefix) + [(rest, prefix_document) for rest in rests]:
             documents.append((start, length, before))
             start += length
-    return PackShape(documents, max(1, counts.answer_tokens), counts.images)
+    return PackShape(documents, max(1, counts.answer_tokens), counts.images, counts.image_tokens)
 
 
 def resolve_auto(
-    model_config: LlavaConfig, config: TrainConfig, pack: PackShape, on_gpu: bool, devices: int, memory: float
+    model_config: Any, config: TrainConfig, pack: PackShape, on_gpu: bool, devices: int, memory: float
 ) -> TrainConfig:
     """The recipe with `shard` and `gradient_checkpointing` resolved for devices of `memory` bytes.
 
-    As few layers as the memory requires are checkpointed; all of them where even that seems too much, since this is an
+    As few layers as the memory requires are checkpointed, none if compiled layers that keep less of their activations
+    fit; all of them where even that seems too much, since this is an
     estimate.
     """
     if devices == 1 and config.gradient_checkpointing != "auto":
@@ -195,6 +236,13 @@ def resolve_auto(
         peak_memory(model_config, replace(config, gradient_checkpointing=all_layers), pack, on_gpu, devices > 1)
         for all_layers in (False, True)
     )
+    for budget in MEMORY_BUDGETS:  # cheaper than recomputing layers
+        budgeted = replace(config, activation_memory_budget=budget, gradient_checkpointing=0.0)
+        if budget < config.activation_memory_budget and compiles(budgeted, on_gpu, devices > 1):
+            if highest <= available:
+                break
+            if peak_memory(model_config, budgeted, pack, on_gpu, devices > 1) <= available:
+                return budgeted
     text_config: Any = model_config.text_config
     num_layers = text_config.num_hidden_layers
     needed = math.ceil((highest - available) / max(highest - lowest, 1.0) * num_layers)
@@ -202,11 +250,17 @@ def resolve_auto(
 
 
 def cached_peak(
-    model_config: LlavaConfig, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool, depth: int
+    model_config: Any, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool, depth: int
 ) -> int:
     """simulate_peak, once per distinct input: most changes that an estimate tries do not affect it. Kept on disk too,
     since a simulation takes most of the time of an estimate."""
-    relevant = (config.trainable, config.lora, config.precision, config.gradient_checkpointing)
+    relevant = (
+        config.trainable,
+        config.lora,
+        config.precision,
+        config.gradient_checkpointing,
+        splits(config, on_gpu, sharded),
+    )
     inputs = repr((model_config.to_dict(), relevant, shape, on_gpu, sharded, depth, SIMULATION_VERSION, VERSIONS))
     key = hashlib.sha256(inputs.encode()).hexdigest()[:32]
     if key not in _peak_cache:
@@ -222,7 +276,7 @@ def cached_peak(
 
 
 def simulate_peak(
-    model_config: LlavaConfig, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool, depth: int
+    model_config: Any, config: TrainConfig, shape: PackShape, on_gpu: bool, sharded: bool, depth: int
 ) -> int:
     """Peak bytes of forward and backward on fake tensors, with `depth` layers of the language model."""
     model_config = copy.deepcopy(model_config)
@@ -233,23 +287,24 @@ def simulate_peak(
     model = prepare_model(build_meta_model(model_config), config)
     use_packed_attention(model)
     if on_gpu:
-        model.model.language_model.set_attn_implementation(FLEX_MEMORY)
-        model.model.vision_tower.set_attn_implementation("sdpa")
+        language_of(model).set_attn_implementation(FLEX_MEMORY)
+        vision_of(model).set_attn_implementation("sdpa")
     model.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        allocate_fake(model, autocast_dtype(config.precision) if sharded else None)
+        dtype = autocast_dtype(config.precision) if sharded or splits(config, on_gpu, sharded) else None
+        allocate_fake(model, dtype, gradient_dtype=dtype if sharded else torch.float32)
         existing = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
         with LiveMemory([*existing, *model.buffers()]) as live:
             with autocast_context(config.precision, cpu):
                 ids = torch.zeros(1, shape.tokens, dtype=torch.int64)
                 embedded = model.model.get_input_embeddings()(ids)
-                if shape.images:
+                if shape.images and isinstance(model_config, LlavaConfig):
                     side = model.config.vision_config.image_size
                     pixels = torch.zeros(shape.images, 3, side, side, dtype=compute_dtype(config))
                     features = model.model.get_image_features(pixel_values=pixels).pooler_output
                     is_image = (ids == model_config.image_token_id).unsqueeze(-1)
                     embedded = embedded.masked_scatter(is_image, torch.cat(features).to(embedded.dtype))
-                hidden = model.model.language_model(
+                hidden = language_of(model)(
                     inputs_embeds=embedded, position_ids=ids, layout=layout, use_cache=False
                 ).last_hidden_state[0]
                 targets = torch.tensor(positions)
@@ -260,33 +315,39 @@ def simulate_peak(
 
 
 def prepare_model(model: Any, config: TrainConfig) -> Any:
-    """The Llava as it would be trained, adapters included."""
+    """The model as it would be trained, adapters included."""
     set_trainable(model, config.trainable)
     return base_model(add_adapters(apply_precision(model, config), config))
 
 
-def allocate_fake(model: Any, dtype: torch.dtype | None) -> None:
+def splits(config: TrainConfig, on_gpu: bool, sharded: bool) -> bool:
+    """Whether training keeps the trained weights in bf16 and their low bits apart."""
+    return on_gpu and not sharded and can_split_weights(config, torch.device("cuda"), 1)
+
+
+def allocate_fake(model: Any, dtype: torch.dtype | None, gradient_dtype: torch.dtype | None) -> None:
     """Move a model from the meta device to fake CPU tensors; trainable ones have a gradient from an earlier pack."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             fake = torch.nn.Parameter(torch.empty_like(parameter, device="cpu", dtype=dtype), parameter.requires_grad)
             if parameter.requires_grad:
-                fake.grad = torch.empty_like(fake)
+                fake.grad_dtype = gradient_dtype
+                fake.grad = torch.empty_like(fake, dtype=gradient_dtype)
             setattr(module, name, fake)
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty_like(buffer, device="cpu"))
 
 
-def reduce_depth(model_config: LlavaConfig, depth: int, vision_trained: bool) -> None:
-    """Fewer layers in the language model, and in a frozen encoder, whose activations are freed layer by layer."""
+def reduce_depth(model_config: Any, depth: int, vision_trained: bool) -> None:
+    """Fewer layers in the language model, and in a Llava's frozen encoder, which frees activations layer by layer."""
     text_config: Any = model_config.text_config
     vision_config: Any = model_config.vision_config
-    if not vision_trained:
+    if not vision_trained and isinstance(model_config, LlavaConfig):
         vision_config.num_hidden_layers = min(vision_config.num_hidden_layers, 4)
         model_config.vision_feature_layer = -2
     text_config.num_hidden_layers = depth
     if getattr(text_config, "layer_types", None):
-        text_config.layer_types = text_config.layer_types[:depth]
+        text_config.layer_types = (list(text_config.layer_types) * depth)[:depth]
 
 
 class LiveMemory(TorchDispatchMode):
