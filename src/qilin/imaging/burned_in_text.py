@@ -89,13 +89,13 @@ def without_text(image: Image.Image, mode: str, frame: Frame | None = None) -> t
 def views(image: Image.Image, frame: Frame | None) -> list[np.ndarray]:
     """(H, W, 3) uint8: the image, and the whole range of the frame's values, brightened."""
     plain = np.asarray(image.convert("RGB"))
-    whole = plain
+    full_range = plain
     if frame is not None and not frame.is_color:
         finite = frame.values[np.isfinite(frame.values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         window = Window(low / 2 + high / 2, max(high / 2 - low / 2, 1e-6) * 2, "LINEAR_EXACT")
-        whole = np.asarray(render(replace(frame, voi=window, modality="")).convert("RGB"))
-    return [plain, (255 * (whole / np.float32(255)) ** GAMMA).astype(np.uint8)]
+        full_range = np.asarray(render(replace(frame, voi=window, modality="")).convert("RGB"))
+    return [plain, (255 * (full_range / np.float32(255)) ** GAMMA).astype(np.uint8)]
 
 
 def find_text(images: Sequence[np.ndarray], stop_at_first: bool = False) -> list[TextBox]:
