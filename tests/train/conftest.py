@@ -1,6 +1,7 @@
 """Fixtures of the training tests."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,3 +28,16 @@ def aligned(home: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QILIN_CACHE", str(home / "lengths"))
         return train_stage(home, home / "aligned")
+
+
+@pytest.fixture
+def memory_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations by a formula in place of a simulation of seconds, where a test is about what follows from them."""
+
+    def activations(model_config: Any, config: Any, shape: Any, on_gpu: bool, sharded: bool, depth: int) -> int:
+        itemsize = 4 if config.precision == "fp32" else 2
+        vectors = 2 if config.gradient_checkpointing else 12 + len(config.trainable)
+        logits = shape.answer_tokens * model_config.text_config.vocab_size
+        return itemsize * (depth * vectors * shape.tokens * int(model_config.text_config.hidden_size) + logits)
+
+    monkeypatch.setattr("qilin.train.memory_estimate.cached_peak", activations)

@@ -48,6 +48,7 @@ def test_precision_auto_keeps_the_precision_of_the_run(
         train_stage(home, tmp_path / "run", "precision=fp32", "num_epochs=1")
 
 
+@pytest.mark.usefixtures("memory_formula")
 def test_the_recipe_of_a_run_has_resolved_values(
     home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +126,7 @@ def test_a_resumed_fp16_run_has_its_loss_scale(
     home: Path, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qilin.train.loss_scale.GROWTH_INTERVAL", 2)
-    options = (f"model={aligned}", "precision=fp16", "save_steps=1")
+    options = (f"model={aligned}", "precision=fp16", "save_steps=1", "max_steps=4")
     uninterrupted = metrics_rows(train_stage(home, tmp_path / "whole", *options))
     real = loop.compute_gradients
 
