@@ -15,7 +15,7 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
 
-from builders.dicom import JPEG_XL, ct_pixels, dicom, make_dataset, nifti, to_bytes
+from builders.dicom import JPEG_XL, ct_pixels, dicom, item, make_dataset, nifti, to_bytes
 from fuzz.mutate_images import mutate_segments
 from qilin.imaging.coded_size import coded_size
 from qilin.imaging.dicom import read_dicom
@@ -200,3 +200,88 @@ def test_the_largest_numbers_have_a_window() -> None:
     values = np.array([[-3e38, 3e38], [1.0, 2.0]], np.float32)
     described = describe(open_medical(nifti(values[..., None])))
     assert json.dumps(described, allow_nan=False)
+
+
+PIXEL_DATA = b"\xe0\x7f\x10\0OW\0\0"  # its tag and VR; the length follows
+
+
+def with_frames(text: bytes) -> bytes:
+    data = to_bytes(make_dataset(np.stack([ct_pixels()] * 2)))
+    return data.replace(b"\x28\0\x08\0IS\x02\x002 ", b"\x28\0\x08\0IS\x02\0" + text)
+
+
+def with_pixel_length(length: int) -> bytes:
+    data = dicom(ct_pixels())
+    start = data.index(PIXEL_DATA) + len(PIXEL_DATA)
+    return data[:start] + length.to_bytes(4, "little") + data[start + 4 :]
+
+
+def with_syntax(uid: str) -> bytes:
+    """A native file that declares another transfer syntax, in the same length or a shorter one."""
+    data = to_bytes(make_dataset(ct_pixels()), "1.2.840.10008.1.2.1")
+    start = data.index(b"\x02\0\x10\0UI") + 8
+    value = uid.encode() + b"\0" * (len(uid) % 2)
+    change = len(value) - data[start - 2]
+    length = int.from_bytes(data[140:144], "little") + change
+    head = data[:140] + length.to_bytes(4, "little") + data[144 : start - 2] + len(value).to_bytes(2, "little")
+    return head + value + data[start + len(value) - change :]
+
+
+def dicomdir() -> bytes:
+    dataset = make_dataset(ct_pixels(), {"PixelData": None})
+    dataset.SOPClassUID = "1.2.840.10008.1.3.10"
+    dataset.DirectoryRecordSequence = [item(DirectoryRecordType="PATIENT", PatientName="Huang")]
+    return to_bytes(dataset)
+
+
+UNREADABLE = {
+    "frames 1A": (with_frames(b"1A"), "NumberOfFrames"),
+    "cut pixels": (dicom(ct_pixels())[:-500], "truncated or damaged"),
+    "no pixels": (dicom(ct_pixels())[: -ct_pixels().nbytes], "truncated or damaged|no pixel data"),
+    "compressed, declared native": (
+        to_bytes(make_dataset(ct_pixels()), JPEG2000Lossless, [b"\xff\x4f" * 20]).replace(
+            JPEG2000Lossless.encode(), b"1.2.840.10008.1.2.1".ljust(22, b"\0")
+        ),
+        "truncated or damaged",
+    ),
+    "native, declared compressed": (with_syntax(JPEGBaseline8Bit), "truncated or damaged"),
+    "unknown transfer syntax": (with_syntax("1.2.3.4"), "not supported"),
+    "3 GB of pixels": (with_pixel_length(3 << 30)[:-500], "truncated or damaged"),
+    "DICOMDIR": (dicomdir(), "DICOMDIR"),
+    "empty": (b"", "not an image|no DICOM"),
+    "text": (b"DICM" * 200, "not an image|no DICOM|damaged|no pixel data"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_files_are_refused_quickly(name: str) -> None:
+    data, reason = UNREADABLE[name]
+    begin = time.process_time()
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_dicom(data).frame(0)
+    assert time.process_time() - begin < 1
+    assert "Huang" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_and_can_be_done_without() -> None:
+    """No spacing, no transfer syntax, a length of 3 GB before all pixels, text behind the end."""
+    pixels = ct_pixels()
+    plain = dicom(pixels)
+    meta = plain.index(b"\x02\0\x10\0UI")
+    without_syntax = plain[:meta] + plain[meta + 8 + plain[meta + 6] :]
+    length = int.from_bytes(plain[140:144], "little") - 8 - plain[meta + 6]
+    without_syntax = without_syntax[:140] + length.to_bytes(4, "little") + without_syntax[144:]
+    no_spacing = dicom(pixels, PixelSpacing=["0", "0"])
+    for data in (plain, without_syntax, no_spacing, with_pixel_length(3 << 30), plain + b"Huang"):
+        frame = read_dicom(data).frame(0)
+        assert np.array_equal(frame.values, pixels)
+        assert frame.spacing is None
+
+
+def test_mixed_sizes_in_one_series() -> None:
+    images = [
+        read_dicom(dicom(ct_pixels(n, height, 48), SeriesInstanceUID="1.2", InstanceNumber=str(n)))
+        for n, height in enumerate((32, 32, 40), start=1)
+    ]
+    assert sorted(stack.count for stack in group_series(images)) == [1, 2]
