@@ -241,6 +241,7 @@ def check_card(folder: Path) -> dict[str, Any]:
     if not (folder / README).is_file() or missing:
         problem = f"its head lacks {', '.join(missing)}" if (folder / README).is_file() else "there is none"
         raise UserError(
-            f"{folder}: a model is published with a model card ({README}) only, and {problem}; qilin train writes it"
+            f"{folder}: a model is published with a model card ({README}) only, and {problem}; qilin train writes "
+            "one, or write it: a YAML head with license and language, and the text"
         )
     return values

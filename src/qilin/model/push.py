@@ -94,10 +94,9 @@ def published_files(folder: Path) -> list[str]:
     a text file that names the home folder of this machine."""
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: not a model folder: no config.json; qilin train and qilin convert write one")
-    own = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    adapter = folder / ADAPTER
-    inner = [file for file in sorted(adapter.iterdir()) if file.is_file()] if adapter.is_dir() else []
-    files = [file for file in [*own, *inner] if is_published(file)]
+    folders = [folder, folder / ADAPTER]
+    inside = [file for path in folders if path.is_dir() for file in sorted(path.iterdir()) if file.is_file()]
+    files = [file for file in inside if is_published(file)]
     if not any(file.suffix in (".safetensors", ".bin") for file in files if file.parent == folder):
         raise UserError(f"{folder}: no weights (model.safetensors); the run has not finished, or they were not copied")
     check_weight_files(folder)
