@@ -2,11 +2,13 @@
 
 import json
 import time
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 BENCH = Path(__file__).parents[1] / "bench" / "train"
 
@@ -43,3 +45,16 @@ def test_a_row_is_on_disk_before_the_next_item_fails(hopper: Any, tmp_path: Path
     assert rows[1]["failed"] == "RuntimeError: no kernel"
     assert "needs about 10000" in rows[2]["skipped"]
     assert "more lines" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_failed_item_frees_its_tensors(hopper: Any) -> None:
+    references = []
+
+    def fail() -> None:
+        tensor = torch.zeros(3)
+        references.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("none left")
+
+    with hopper.item("first"):
+        fail()
+    assert references[0]() is None

@@ -89,6 +89,8 @@ def item(name: str) -> Iterator[None]:
         write_row(item=name, failed=f"{type(error).__name__}: {message}")
         with (OUT / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"== {name}\n{traceback.format_exc()}\n")
+        # the frames hold the item's tensors, and after a lack of memory hooks of gradient checkpointing
+        traceback.clear_frames(error.__traceback__)
         if isinstance(error, KeyboardInterrupt):
             raise
     finally:
