@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import constants
 
 from qilin.core.errors import UserError
 from qilin.core.files import to_json
@@ -58,7 +59,7 @@ def test_head_and_text(tmp_path: Path) -> None:
     assert "合成图像" not in text
 
 
-def test_lineage_of_two_stages(tmp_path: Path) -> None:
+def test_lineage_of_two_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base is that of stage 1, not the folder that stage 2 started from; both stages' data are named."""
     (tmp_path / "align").mkdir()
     (tmp_path / "align" / "qilin.json").write_text(to_json(ALIGN), encoding="utf-8")
@@ -71,6 +72,13 @@ def test_lineage_of_two_stages(tmp_path: Path) -> None:
         {"name": "model", "license": "gemma"},
         {"name": "a/b", "license": "unknown"},
     ]
+    snapshot = tmp_path / "hub" / "models--a--b" / "snapshots" / ("0" * 40)
+    (snapshot.parents[1] / "refs").mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40, encoding="utf-8")
+    snapshot.mkdir(parents=True)
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert license_of("a/b") == "mit"  # of a hub id: from the cache, without a network
     data = describe_data(tmp_path / "model", "b" * 64, is_synthetic=False)
     history = [{"stage": ALIGN["stage"], "data": ALIGN["data"]}]
     write_card(tmp_path, {**ALIGN, "stage": "language", "data": [data], "history": history})

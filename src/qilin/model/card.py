@@ -18,12 +18,13 @@ from qilin.dataset.card_head import hub_license
 from qilin.dataset.licenses import license_tier
 
 README, QILIN_JSON = "README.md", "qilin.json"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 START, END = "<!-- evaluation {} -->", "<!-- end of evaluation {} -->"
 NOT_EVALUATED = "<!-- not evaluated -->\nNot evaluated yet: `qilin evaluate MODEL DATASET`. 尚未评测。\n"
 # what a reader wants to know of a recipe, in this order
 SHOWN_KEYS = ("trainable", "lora", "learning_rate", "learning_rates", "batch_size", "num_epochs", "max_steps",
               "max_length", "precision", "frozen_weights", "optimizer", "lr_scheduler_type", "warmup_ratio",
-              "weight_decay", "template", "seed")  # fmt: skip
+              "weight_decay", "seed")  # fmt: skip
 NOTICE = """> **Not a medical device.** This model is for research. It was not tested on patients, invents findings, and
 > must not be used for diagnosis, triage or treatment. A score on a test set says nothing about safety in a clinic.
 >
@@ -66,9 +67,15 @@ def read_head(folder: str | Path) -> dict[str, Any]:
     return head if isinstance(head, dict) else {}
 
 
-def license_of(folder: str | Path) -> str:
-    """The license that a folder's README.md states in its head; "unknown" without one."""
-    head = read_head(folder)
+def license_of(name: str | Path) -> str:
+    """The license in the head of the README.md of a folder, or of a Hugging Face id in the cache, which holds it once
+    the model was loaded; "unknown" without one."""
+    head = read_head(name)
+    if not head and HUB_ID.fullmatch(str(name)) and not Path(name).exists():
+        from huggingface_hub import try_to_load_from_cache
+
+        file = try_to_load_from_cache(str(name), README)
+        head = read_head(Path(file).parent) if isinstance(file, str) else {}
     return str(head.get("license_name") or head.get("license") or "unknown")
 
 
