@@ -81,6 +81,14 @@ def test_metadata_are_removed_and_the_pixels_stay(name: str) -> None:
     assert read_image(stored.bytes).bytes == stored.bytes
 
 
+@pytest.mark.parametrize("name", WITH_METADATA)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
+def test_copies_for_models_reports_and_services_hold_no_metadata(name: str, file_format: str) -> None:
+    buffer = io.BytesIO()
+    to_rgb(WITH_METADATA[name]).save(buffer, file_format)
+    assert SECRET not in buffer.getvalue()
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"icc": True}, {"dpi": (72, 72)}, {"quality": 40}])
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 def test_files_without_metadata_keep_their_bytes(file_format: str, options: dict[str, object]) -> None:

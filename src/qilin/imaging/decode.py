@@ -290,10 +290,15 @@ def check_canvas(data: bytes) -> None:
 
 
 def to_rgb(data: bytes) -> Image.Image:
-    """Encoded bytes -> an upright 8-bit RGB image. Raises ImageError."""
+    """Encoded bytes -> an upright 8-bit RGB image, without metadata: Pillow writes a JPEG's comment into copies of it.
+
+    Raises ImageError.
+    """
     image, _, _ = decode(data)
     with damage_refused():
-        return flatten(transpose(image, read_orientation(image)))
+        rgb = flatten(transpose(image, read_orientation(image)))
+        rgb.info.clear()
+        return rgb
 
 
 def flatten(image: Image.Image) -> Image.Image:
