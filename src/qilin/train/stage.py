@@ -234,8 +234,10 @@ def resolve_checkpointing(config: TrainConfig, model_config: Any, plan: Plan, wo
     on_gpu = world.device.type != "cpu"
     resolved = resolve_auto(model_config, config, largest_pack(plan), on_gpu, world.size, device_memory(world))
     share = resolved.gradient_checkpointing
-    console.print(f"  gradient checkpointing in {share:.0%} of the layers (gradient_checkpointing=auto)")
-    return replace(config, gradient_checkpointing=share)
+    budget = resolved.activation_memory_budget
+    budget_text = f", activation memory budget {budget:g}" if budget != config.activation_memory_budget else ""
+    console.print(f"  gradient checkpointing in {share:.0%} of the layers{budget_text} (gradient_checkpointing=auto)")
+    return replace(config, gradient_checkpointing=share, activation_memory_budget=budget)
 
 
 def with_compiled_layers(shortcuts: Shortcuts, config: TrainConfig, world: World) -> Shortcuts:
