@@ -14,13 +14,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from qilin import __version__
 from qilin.serve.api.audit import AuditLog
-from qilin.serve.api.chat import ChatService, chat_completions
+from qilin.serve.api.chat import CLIENT_GONE, ChatService, chat_completions
 from qilin.serve.api.chat_schema import parse_chat_body
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.metrics import engine_registry
@@ -133,6 +133,9 @@ def audited(handler: Handler, audit: AuditLog | None) -> Handler:
             response = await handler(request)
         except ApiError as error:
             write(error.status)
+            raise
+        except ClientDisconnect:
+            write(CLIENT_GONE)
             raise
         if (stream := getattr(response, "body_iterator", None)) is None:
             write(response.status_code)
