@@ -49,10 +49,12 @@ def phantom() -> list[tuple[str, bytes]]:
     values += np.random.default_rng(0).normal(0, 12, values.shape)
     files = []
     for index, pixels in enumerate(values.round().astype(np.int16)):
-        place = {"ImagePositionPatient": [0, 0, 5.0 * index], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        position = {"ImagePositionPatient": [0, 0, 5.0 * index], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
         uids = {"SeriesInstanceUID": "1.2.3", "SOPInstanceUID": f"1.2.3.{index}"}
         window = {"WindowCenter": -200, "WindowWidth": 1400}
-        files.append((f"IM{index:03}.dcm", dicom(pixels, PixelSpacing=[SPACING, SPACING], **place, **uids, **window)))
+        files.append(
+            (f"IM{index:03}.dcm", dicom(pixels, PixelSpacing=[SPACING, SPACING], **position, **uids, **window))
+        )
     return files
 
 

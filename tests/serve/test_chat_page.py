@@ -132,6 +132,9 @@ def test_ask_about_an_image_and_go_on(page: Any) -> None:
     assert page.locator(".message.user img").count() == 1
     ask(page, "<img src=x onerror=alert(1)> 还有别的吗？")
     assert page.locator(".message img[src=x]").count() == 0
+    refused = "() => { try { document.body.innerHTML = '<p></p>'; return ''; } catch (error) { return error.name; } }"
+    assert page.evaluate(refused) == "TypeError"  # the policy lets no script of the page make HTML of a text
+    page.problems.clear()
     assert page.evaluate("turns[1].images.length") == 0  # the image was shown before
     assert page.evaluate("turns[1].answers[0].meta.usage.prompt_tokens_details.cached_tokens") > 0
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
