@@ -192,6 +192,14 @@ def test_voi_tables(bits: int, dtype: str, order: str) -> None:
     assert levels(data).tolist() == [[0, 255, 128, 0]]
 
 
+@pytest.mark.parametrize(("keyword", "dtype"), [("FloatPixelData", "f4"), ("DoubleFloatPixelData", "f8")])
+def test_windows_of_floats(keyword: str, dtype: str) -> None:
+    """A width of 1 over values from 0 to 1 is no threshold."""
+    pixels = np.array([[0, 0.25, 0.5, 1]], dtype)
+    elements = {"PixelData": None, keyword: pixels.tobytes(), "WindowCenter": 0.5, "WindowWidth": 1}
+    assert levels(to_bytes(make_dataset(pixels, elements))).tolist() == [[0, 64, 128, 255]]
+
+
 def test_air_is_black() -> None:
     assert not levels(dicom(np.full((4, 4), -1000, np.int16))).any()
 

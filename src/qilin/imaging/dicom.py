@@ -279,6 +279,8 @@ def voi(dataset: Dataset, index: int) -> Window | LookupTable | None:
     group = functional_group(dataset, index, "FrameVOILUTSequence") or dataset
     centers, widths = as_list(group.get("WindowCenter")), as_list(group.get("WindowWidth"))
     function = str(group.get("VOILUTFunction", "") or "LINEAR").strip().upper()
+    if function == "LINEAR" and "PixelData" not in dataset:  # its -0.5 and -1 are for whole numbers, not for 0 to 1
+        function = "LINEAR_EXACT"
     for center, width in zip(centers, widths, strict=False):
         window = Window(number(center, math.nan), number(width, math.nan), function)
         if (
