@@ -75,7 +75,7 @@ class Safeguards:
         codes = tuple(notice.code for notice in notices)
         exchange = Exchange(question, None, tuple(fact.modality for fact in facts), codes, owner)
         decisions = await apply_rules(self.policy, exchange)
-        checked = CheckedQuestion(exchange, tuple(notices) + said(decisions))
+        checked = CheckedQuestion(exchange, tuple(notices) + notices_of(decisions))
         refusal = self.text_of(decisions, "refuse")
         prefix = self.text_of(decisions, "prefix")
         if self.policy.in_answer:
@@ -90,7 +90,7 @@ class Safeguards:
         notices = list(checked.notices)
         if not refused:
             decisions = await apply_rules(self.policy, replace(checked.exchange, answer=text))
-            notices += [notice for notice in said(decisions) if notice not in notices]
+            notices += [notice for notice in notices_of(decisions) if notice not in notices]
             if refusal := self.text_of(decisions, "refuse"):
                 text, refused = refusal, True
             elif prefix := self.text_of(decisions, "prefix"):
@@ -124,7 +124,7 @@ class Safeguards:
         return self.calibration.kinds if self.calibration else ()
 
 
-def said(decisions: Sequence[Decision] | None) -> tuple[Notice, ...]:
+def notices_of(decisions: Sequence[Decision] | None) -> tuple[Notice, ...]:
     """What is said of the rules' decisions; of None, that the rules failed."""
     return (FAILED,) if decisions is None else tuple(decision.notice for decision in decisions)
 
