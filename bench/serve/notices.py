@@ -87,27 +87,27 @@ def summary(kind: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Statistics and problem of every image of a half."""
-    kept: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     if args.statistics and args.statistics.is_file():
-        kept = json.loads(args.statistics.read_text())
+        measured = json.loads(args.statistics.read_text())
     rows = []
-    for group, name, image in images(args, kept):
+    for group, name, image in images(args, measured):
         key = f"{group}/{name}"
-        if key not in kept:
+        if key not in measured:
             start = time.perf_counter()
             statistics = asdict(content_statistics(image()))
-            kept[key] = {"statistics": statistics, "seconds": time.perf_counter() - start}
-        statistics = kept[key]["statistics"]
+            measured[key] = {"statistics": statistics, "seconds": time.perf_counter() - start}
+        statistics = measured[key]["statistics"]
         if group.startswith("medical") and statistics["gray_range"] == 0:
             continue  # a file of one value, such as a phantom's empty slice, is blank indeed
         problem = content_problem(ContentStatistics(**statistics))
-        rows.append({"group": group, "file": name, "problem": problem, **kept[key]})
+        rows.append({"group": group, "file": name, "problem": problem, **measured[key]})
     if args.statistics:
-        args.statistics.write_text(json.dumps(kept))
+        args.statistics.write_text(json.dumps(measured))
     return rows
 
 
-def images(args: argparse.Namespace, kept: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def images(args: argparse.Namespace, measured: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """(group, name, function that decodes) of the images of a half."""
     for text in args.folders:
         group, _, folder = text.partition("=")
@@ -116,7 +116,7 @@ def images(args: argparse.Namespace, kept: dict[str, Any]) -> Iterator[tuple[str
         step = max(1, len(files) // args.at_most)
         for path in files[::step]:
             try:
-                image = None if f"{group}/{path}" in kept else decode(path)
+                image = None if f"{group}/{path}" in measured else decode(path)
             except (ImageError, OSError):
                 continue
             yield group, str(path), lambda image=image: image

@@ -59,18 +59,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path)
     parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--seconds", type=float, default=3600, help="no new image after this time")
     args = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load_model(str(args.demo / "instruct"), "cpu")
     engine = Engine(loaded, default_limits(free_memory(torch.device("cpu"))))
     engine.start()
     start = time.monotonic()
-    rows = [row for scene, image, mask in scenes(args.images) for row in examine(engine, scene, image, mask)]
+    rows, images = [], 0
+    for scene, image, mask in scenes(args.images):
+        rows += examine(engine, scene, image, mask)
+        images += 1
+        if time.monotonic() - start > args.seconds:
+            break
     engine.close(5)
     result = {
         "what": "share of answers whose occlusion map peaks in a cell that the finding covers by 5 % or more",
         "model": "the demo's instruct model (recipes tiny)",
-        "images": args.images,
+        "images": images,
         "seconds": round(time.monotonic() - start, 1),
         "right answers": summary([row for row in rows if row["right"]]),
         "right answers, by question": by(rows, "question"),
@@ -79,7 +85,12 @@ def main() -> None:
     }
     from write_result import write_result
 
-    write_result("occlusion", f"python bench/serve/occlusion.py DIR --images {args.images}", result, "one thread")
+    write_result(
+        "occlusion",
+        f"python bench/serve/occlusion.py DIR --images {args.images} --seconds {args.seconds:g}",
+        result,
+        "one thread",
+    )
 
 
 def scenes(count: int) -> Iterator[tuple[Scene, Image.Image, np.ndarray]]:
