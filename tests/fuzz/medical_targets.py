@@ -27,7 +27,7 @@ from qilin.imaging.windowing import Windowing, render
 from qilin.pipeline.importers.dicom_config import ImportDicomConfig
 from qilin.pipeline.importers.dicom_import import import_dicom
 
-SLOW = 5  # seconds for one small file
+SLOW = 15  # seconds for one file, which a mutation can turn into a sound image of 50 megapixels
 NAME = "Quxzname"  # no word of the code's
 PATIENT = {"PatientName": f"{NAME}^A", "PatientID": f"{NAME}7", "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2"}
 

@@ -81,8 +81,8 @@ def decode_frames(
             series[headers[file]["series"]].append((file, frame))
     searched: set[tuple[int, int]] = set()
     for slots in series.values() if mode in ("refuse", "mask") else ():
-        suspect = [slot for slot in slots if headers[slot[0]]["text_search"] == "all"]
-        searched.update(suspect or slots[len(slots) // 2 : len(slots) // 2 + 1])
+        others = [slot for slot in slots if headers[slot[0]]["text_search"] == "sample"]
+        searched.update(set(slots) - set(others), others[len(others) // 2 : len(others) // 2 + 1])
 
     def run(slots: Iterable[tuple[int, int]], searched: Set[tuple[int, int]], name: str) -> list[dict[str, Any]]:
         jobs = make_jobs(files, slots, searched, headers, is_sampling=name == "decoding")
