@@ -1,6 +1,7 @@
 """The recipes in the package: each one validates and is packed into the wheel; the paper's names its sources. Keys of
 other trainers are refused with the name to use."""
 
+import json
 import re
 import tomllib
 from dataclasses import fields
@@ -20,6 +21,7 @@ from qilin.model.chat_template import TEMPLATES
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.recipe_keys import OTHER_NAMES, other_name_hint
 
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PAPER = ("qilin-med-vl-13b/align", "qilin-med-vl-13b/instruct")
 # the values in williamliujl/Qilin-Med-VL's scripts/pretrain.sh and scripts/finetune.sh
@@ -55,6 +57,8 @@ def recipe_file(name: str) -> Path:
 def required_overrides(name: str) -> list[str]:
     """The minimum that a user adds to a recipe: data, out, and the starting model if the recipe does not name one."""
     overrides = ["data=somewhere", "out=run"]
+    if "model" in read_yaml(recipe_file(name)):
+        return overrides
     if name.endswith("/instruct"):
         return [*overrides, "model=runs/align"]
     has_parts = "vision" in read_yaml(recipe_file(name))
@@ -79,6 +83,24 @@ def test_recipe_validates_with_the_required_overrides(name: str) -> None:
     assert ("language" in config.trainable) == (name.split("/")[1] == "instruct")
     for key in ("vision", "language", "model"):
         assert getattr(config, key) is None or isinstance(getattr(config, key), str)
+
+
+RELEASED = ("qwen3-vl-8b", "qwen2.5-vl-7b", "medgemma-4b", "internvl-8b")
+
+
+@pytest.mark.parametrize("name", [f"{model}/{stage}" for model in RELEASED for stage in ("instruct", "lora")])
+def test_recipes_of_released_models(name: str) -> None:
+    config = read_recipe(name, ["data=somewhere", "out=run"])
+    assert HUB_ID.fullmatch(config.model or "")
+    assert (config.lora is None) == name.endswith("/instruct")
+    assert (config.max_pixels is not None) == name.startswith("qwen")  # others have no such limit
+    text = recipe_file(name).read_text(encoding="utf-8")
+    assert all(
+        comment and comment.startswith("[ours]") or key == "model" for key, comment in comments_by_key(text).items()
+    )
+    rows = json.loads((RESULTS / "released-models.json").read_text(encoding="utf-8"))["rows"]
+    for row in (row for row in rows if row["recipe"] == name):
+        assert f"{row['memory_gb']} GB" in text  # the header states what the command printed
 
 
 @pytest.mark.parametrize("name", ["qilin-med-vl-13b/align", "qwen3-8b/align"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from qilin.core.errors import UserError, suggest
 
-TRAINING = ("align.yaml", "instruct.yaml")  # one file per stage, in a folder per model
+# one file per stage, in a folder per model; `lora` is instruction tuning of adapters
+TRAINING = ("align.yaml", "instruct.yaml", "lora.yaml")
 
 
 def training_recipes() -> list[str]:
