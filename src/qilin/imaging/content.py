@@ -7,6 +7,7 @@ were chosen on one half of the images of bench/serve/notices.py and measured on 
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from PIL import Image
@@ -97,18 +98,21 @@ def edge_statistics(image: Image.Image) -> dict[str, float]:
     """What is measured in the middle of an image at full resolution: correlation, flat, sharp, white."""
     left, top = max(0, (image.width - CROP_SIDE) // 2), max(0, (image.height - CROP_SIDE) // 2)
     box = (left, top, min(image.width, left + CROP_SIDE), min(image.height, top + CROP_SIDE))
-    pixels = np.asarray(image.crop(box), dtype=np.int16)
-    if min(pixels.shape[:2]) < 2:
+    if min(box[2] - left, box[3] - top) < 2:
         return {"correlation": 1.0, "flat": 0.0, "sharp": 0.0, "white": 0.0}
-    here = pixels[:-1, :-1]
-    difference = np.maximum(abs(pixels[:-1, 1:] - here).max(axis=2), abs(pixels[1:, :-1] - here).max(axis=2))
+    # channel by channel: numpy's maximum along an axis of three is several times slower
+    channels = [np.asarray(channel, dtype=np.int16) for channel in image.crop(box).split()]
+    here = [channel[:-1, :-1] for channel in channels]
+    steps = [abs(channel[:-1, 1:] - channel[:-1, :-1]) for channel in channels]
+    steps += [abs(channel[1:, :-1] - channel[:-1, :-1]) for channel in channels]
+    difference = reduce(np.maximum, steps)
     is_flat = difference <= FLAT
-    gray = pixels[..., 1].astype(np.float32)  # green is most of the brightness
-    left_pixels, right_pixels = gray[:, :-1].ravel(), gray[:, 1:].ravel()
-    varies = left_pixels.std() > 0 and right_pixels.std() > 0
+    gray = channels[1].astype(np.float32)  # green is most of the brightness
+    left_pixels, right_pixels = (half.ravel() - half.mean() for half in (gray[:, :-1], gray[:, 1:]))
+    variance = float(left_pixels @ left_pixels) * float(right_pixels @ right_pixels)
     return {
-        "correlation": float(np.corrcoef(left_pixels, right_pixels)[0, 1]) if varies else 1.0,
-        "flat": float((is_flat & (here.max(axis=2) >= BLACK)).mean()),
+        "correlation": float(left_pixels @ right_pixels) / variance**0.5 if variance > 0 else 1.0,
+        "flat": float((is_flat & (reduce(np.maximum, here) >= BLACK)).mean()),
         "sharp": float((difference > EDGE).sum() / max(1, (~is_flat).sum())),
-        "white": float((here.min(axis=2) > 235).mean()),
+        "white": float((reduce(np.minimum, here) > 235).mean()),
     }
