@@ -137,6 +137,15 @@ def test_fields_that_only_the_server_understands_go_on(pair: tuple[FakeUpstream,
     assert len(fake.requests) == 1
 
 
+def test_a_fast_server_keeps_its_order(pair: tuple[FakeUpstream, Front]) -> None:
+    """All chunks are there before the stream to the client begins."""
+    fake, front = pair
+    texts = [str(number) for number in range(50)]
+    fake.events = lambda body: answer_events(*texts)
+    for _ in range(5):
+        assert content_of(front.post(chat_body(stream=True))) == "".join(texts)
+
+
 def test_confidence_usage_and_audit(tmp_path: Path) -> None:
     log = tmp_path / "audit.jsonl"
     keys = Keys((("ward-3", hash_key("k")),))

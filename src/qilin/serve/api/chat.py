@@ -162,11 +162,11 @@ async def wait_for_start(http: HttpRequest, answers: Answers) -> None:
         started.cancel()
         disconnect.cancel()
         await asyncio.gather(started, disconnect, return_exceptions=True)
-    if not answers.queue.empty():
-        index, event = answers.queue.get_nowait()
-        if isinstance(event, ApiError):
-            raise event
-        answers.queue.put_nowait((index, event))
+    events = [answers.queue.get_nowait() for _ in range(answers.queue.qsize())]
+    for row in events:
+        answers.queue.put_nowait(row)
+    if events and isinstance(events[0][1], ApiError):
+        raise events[0][1]
 
 
 def sampling_settings(body: ChatBody) -> SamplingSettings:
