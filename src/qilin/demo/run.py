@@ -25,7 +25,7 @@ QUICK_LABEL = "quick run: a smoke test, its results are meaningless"
 # what a stage trains on where the dataset has no samples of its recipe's kinds; plain would drop the questions
 STAGE_WITHOUT_ITS_KINDS: dict[str, dict[str, Any]] = {
     "align": {"kinds": [], "template": "v1"},
-    "instruct": {"kinds": []},
+    "instruct": {"kinds": [], "kind_weights": {}},
 }
 SUPERVISION_NAMES = {"answers": "the answers to questions", "contrastive": "captions"}
 console = make_console(stderr=True)
@@ -213,9 +213,10 @@ def run_stage(config: DemoConfig, data: Path, recipes: str, name: str, number: i
     }
     recipe = read_recipe(str(recipe_file(recipes, name)), (), values)
     kinds = set(open_dataset(data).table("train").column("kind").unique().to_pylist())
-    if recipe.kinds and not kinds & set(recipe.kinds):
+    own_kinds = [kind for kind in recipe.kinds if getattr(recipe.kind_weights, kind) == 1]
+    if own_kinds and not kinds & set(own_kinds):
         changes = STAGE_WITHOUT_ITS_KINDS[name]
-        missing = " or ".join(recipe.kinds)
+        missing = " or ".join(own_kinds)
         console.print(f"  The training split has no {missing}: this stage trains on {', '.join(sorted(kinds))}.")
         recipe = read_recipe(str(recipe_file(recipes, name)), (), values | changes)
     stage.run_stage(recipe, name, score_answers=score_answers)
