@@ -83,7 +83,7 @@ def test_gradient_checkpointing_changes_no_gradient(home: Path) -> None:
 
 @pytest.mark.usefixtures("memory_formula")
 def test_auto_checkpoints_as_few_layers_as_memory_requires(home: Path) -> None:
-    config = recipe(home, "gradient_checkpointing=auto")
+    config = recipe(home, "gradient_checkpointing=auto", "torch_compile=false")
     _, _, plan = one_pack(replace(config, gradient_checkpointing=False))
     model_config = load_model_config(config.vision, config.language, None, "huggingface", None)
     pack = largest_pack(plan)
@@ -110,6 +110,13 @@ def test_auto_checkpoints_as_few_layers_as_memory_requires(home: Path) -> None:
         ).gradient_checkpointing
         == 0.2
     )
+    # compiled layers keep less before any is recomputed
+    compiled = replace(config, torch_compile=None, gradient_checkpointing=False)
+    halved = peak_memory(model_config, replace(compiled, activation_memory_budget=0.5), pack, True)
+    assert halved < peak_memory(model_config, compiled, pack, True) < highest
+    memory = (stays + halved + 1) / USABLE_SHARE
+    resolved = resolve_auto(model_config, replace(config, torch_compile=None), pack, True, 1, memory)
+    assert (resolved.gradient_checkpointing, resolved.activation_memory_budget) == (0, 0.5)
 
 
 def test_sharded_memory_is_divided_by_the_devices(home: Path) -> None:
