@@ -17,6 +17,13 @@ from qilin.model.generate import Request
 from qilin.serve.engine.engine import Engine, Event, Finish, GenerationRequest, max_answer_tokens
 from qilin.serve.engine.prompt import prepare_prompt
 
+# what the page says with a map: bench/results/occlusion.json
+MEASURED = {
+    "text_zh": "在绘制图像上测得：回答正确时，颜色最深的一格有 89 % 落在病变上（随机一格 10 %）；回答错误时同样会指向病变。"
+    "真实图像上没有测过。",
+    "text_en": "Measured on drawn images: of right answers, the strongest cell lies on the finding for 89 % (a random cell: "
+    "10 %); of wrong ones it does too. It was not measured on real images.",
+}
 GRID = 7  # cells on the longer side
 AT_ONCE = 8  # cells in the engine's queue at a time: other users' requests stay quick
 
@@ -24,12 +31,12 @@ AT_ONCE = 8  # cells in the engine's queue at a time: other users' requests stay
 async def occlusion_map(
     engine: Engine, request: Request, image_index: int, answer: str, owner: str
 ) -> AsyncIterator[dict[str, Any]]:
-    """First {"rows", "columns"}, then {"cell", "drop"} for each cell as it is done. Raises UserError, RuntimeError."""
+    """First {"rows", "columns"} with MEASURED, then {"cell", "drop"} for each cell as it is done. Raises UserError, RuntimeError."""
     tokenizer = engine.loaded.processor.tokenizer
     answer_ids = tuple(tokenizer(answer, add_special_tokens=False).input_ids)
     image = request.images[image_index]
     boxes, columns, rows = grid_boxes(image.width, image.height)
-    yield {"rows": rows, "columns": columns}
+    yield {"rows": rows, "columns": columns, **MEASURED}
     intact = await score(engine, request, answer_ids, owner)
     pending: dict[asyncio.Task[float], int] = {}
     try:

@@ -51,7 +51,9 @@ async function computeMap(index, number, one, image) {
 }
 
 function mapTop(map) { return Math.max(0, ...map.drops.filter((drop) => Number.isFinite(drop))); }
-function mapText(map) { return mapTop(map) > MIN_DROP ? T("map-help") : T("map-none"); }
+function mapText(map) {
+  return mapTop(map) > MIN_DROP ? [T("map-help"), map[`text_${language}`]].filter(Boolean).join(" ") : T("map-none");
+}
 
 function mapFigure(map) {
   const figure = element("figure", { className: "map" });
