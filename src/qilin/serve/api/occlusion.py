@@ -19,10 +19,10 @@ from qilin.serve.engine.prompt import prepare_prompt
 
 # what the page says with a map: bench/results/occlusion.json
 MEASURED = {
-    "text_zh": "在绘制图像上测得：回答正确时，颜色最深的一格有 89 % 落在病变上（随机一格 10 %）；回答错误时同样会指向病变。"
-    "真实图像上没有测过。",
-    "text_en": "Measured on drawn images: of right answers, the strongest cell lies on the finding for 89 % (a random cell: "
-    "10 %); of wrong ones it does too. It was not measured on real images.",
+    "text_zh": "在绘制图像上测得：回答正确时，颜色最深的一格有 89 % 落在病变上（随机一格 10 %）；回答错误时也会指向病变。"
+    "没有在真实图像上测过。",
+    "text_en": "Measured on drawn images: for 89 % of right answers, the strongest cell lies on the finding (a random "
+    "cell: 10 %); for wrong ones it may too. It was not measured on real images.",
 }
 GRID = 7  # cells on the longer side
 AT_ONCE = 8  # cells in the engine's queue at a time: other users' requests stay quick
@@ -31,7 +31,10 @@ AT_ONCE = 8  # cells in the engine's queue at a time: other users' requests stay
 async def occlusion_map(
     engine: Engine, request: Request, image_index: int, answer: str, owner: str
 ) -> AsyncIterator[dict[str, Any]]:
-    """First {"rows", "columns"} with MEASURED, then {"cell", "drop"} for each cell as it is done. Raises UserError, RuntimeError."""
+    """First {"rows", "columns"} with MEASURED, then {"cell", "drop"} for each cell as it is done.
+
+    Raises UserError, RuntimeError.
+    """
     tokenizer = engine.loaded.processor.tokenizer
     answer_ids = tuple(tokenizer(answer, add_special_tokens=False).input_ids)
     image = request.images[image_index]
