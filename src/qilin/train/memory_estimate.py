@@ -38,8 +38,9 @@ from qilin.train.split_weights import can_split_weights
 
 FLEX_MEMORY = "qilin_flex_memory"  # an attention with the memory of FlexAttention
 DEPTHS = (3, 4)  # layers of the language model in the two simulations
-# activation_memory_budget -> share of the activations that a compiled layer keeps, by the allocator on the stub GPU
-# (bench/results/stub-gpu.json); the budget is of what would be kept at 1.0
+# activation_memory_budget -> share of the activations that a compiled layer keeps, by the allocator on the stub GPU.
+# Stage 2 of 7B: 0.71 and 0.50 (bench/results/stub-gpu.json), 0.37 with a budget of 0.5 and 0.74 in stage 1 of 13B in
+# trials without a file; the larger ones count
 COMPILED_SHARES = ((0.0, 0.37), (0.5, 0.37), (0.8, 0.51), (1.0, 0.74))
 MEMORY_BUDGETS = (0.8, 0.5)  # what gradient_checkpointing=auto tries before it recomputes layers
 PROCESS_BYTES = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)
