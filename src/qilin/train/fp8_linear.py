@@ -33,8 +33,9 @@ class FrozenFp8Linear(torch.nn.Linear):
         self.register_buffer("transposed", values, persistent=False)  # (K, N)
         self.register_buffer("input_scales", scales.t().contiguous(), persistent=False)  # (1, K)
         self.bias = linear.bias
-        # one node of a compiled layer's graph: Dynamo of torch 2.11 fails on a second autograd.Function in it
-        torch.compiler.allow_in_graph(fp8_product)
+        if not emulate:
+            # one node of a compiled layer's graph: Dynamo of torch 2.11 fails on a second autograd.Function in it
+            torch.compiler.allow_in_graph(fp8_product)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(…, K) -> (…, N) in bf16."""
