@@ -19,8 +19,8 @@ from qilin.serve.engine.prompt import prepare_prompt
 
 # what the page says with a map: bench/results/occlusion.json
 MEASURED = {
-    "text_zh": "在绘制图像上测得：回答正确时，颜色最深的一格有 89 % 落在病变上（随机一格 10 %）；回答错误时也会指向病变。"
-    "没有在真实图像上测过。",
+    "text_zh": "在绘制图像上测得：回答正确时，颜色最深的一格有 89 % 落在病变上（随机一格 10 %）；"
+    "回答错误时也会指向病变。没有在真实图像上测过。",
     "text_en": "Measured on drawn images: for 89 % of right answers, the strongest cell lies on the finding (a random "
     "cell: 10 %); for wrong ones it may too. It was not measured on real images.",
 }
