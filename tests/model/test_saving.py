@@ -9,7 +9,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from builders.architectures import language_model, vision_encoder
-from builders.image_text_models import write_processor
+from builders.image_text_models import image_text_model, write_processor
 from builders.tiny import tiny_language, tiny_llava, tiny_vision
 from qilin.convert.config import ConvertConfig
 from qilin.convert.llava_to_hf import expected_tensors
@@ -156,3 +156,17 @@ def test_processor_settings_by_the_names_of_transformers_4(tmp_path: Path, name:
     assert again.image_processor.to_dict() == processor.image_processor.to_dict()
     assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     assert again.chat_template == processor.chat_template
+
+
+def test_a_released_architecture_has_the_names_of_its_release(tmp_path: Path) -> None:
+    """Gemma 3: transformers 5 would omit `vision_model.`; version 4 would fill its encoder with random numbers."""
+    loaded = load_model(image_text_model(tmp_path / "source", "gemma3"))
+    save_model(tmp_path / "model", loaded.model, loaded.processor)
+    names = {weight.name for weight in list_tensors(tmp_path / "model")}
+    assert {"vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight",
+            "language_model.model.layers.0.self_attn.q_proj.weight"} <= names  # fmt: skip
+    text_config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))["text_config"]
+    assert (text_config["rope_theta"], text_config["rope_local_base_freq"]) == (1e6, 1e4)
+    again = load_model(tmp_path / "model")  # refuses missing weights
+    for one, other in zip(loaded.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)

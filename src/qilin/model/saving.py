@@ -12,7 +12,6 @@ from transformers import CONFIG_MAPPING
 
 from qilin.core.files import read_json, to_json
 from qilin.core.provenance import public_name
-from qilin.model.architectures import LLAVA, find_architecture
 
 TRAINED_BESIDE = "non_lora_trainables.safetensors"  # in an adapter folder: the parts trained beside the adapters
 # The encoders whose released weights, alone or in a Llava, have the prefix `vision_model.`.
@@ -27,13 +26,9 @@ ENCODERS_WITH_PREFIX = (
 def save_model(folder: str | Path, model: Any, processor: Any) -> None:
     """Write the weights, config, generation config, processor and tokenizer.
 
-    A model that is no Llava is written as transformers writes it.
+    A model that is no Llava has the tensor names of its release, which transformers writes; the encoder of Gemma 3
+    needs its prefix as that of a Llava does.
     """
-    if find_architecture(model.config) is not LLAVA:
-        model.save_pretrained(folder)
-        save_released_processor(folder, processor)
-        remove_paths(folder)
-        return
     state = model.state_dict()
     if model.config.vision_config.model_type in ENCODERS_WITH_PREFIX:
         state = {add_vision_prefix(name): tensor for name, tensor in state.items()}
@@ -72,24 +67,6 @@ def save_processor(folder: str | Path, processor: Any) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     legacy = getattr(processor.tokenizer, "legacy", None)
     write_json(file, config if legacy is None else config | {"legacy": legacy})
-
-
-def save_released_processor(folder: str | Path, processor: Any) -> None:
-    """Write the processor of a model that is no Llava; its image settings also where other programs read them."""
-    processor.save_pretrained(folder)
-    settings = read_json(Path(folder) / "processor_config.json")
-    image_settings = settings["image_processor"] | {"processor_class": settings.get("processor_class")}
-    write_json(Path(folder) / "preprocessor_config.json", image_settings)
-
-
-def remove_paths(folder: str | Path) -> None:
-    """Replace the folder that a config was read from by its name."""
-    file = Path(folder) / "config.json"
-    model_config = read_json(file)
-    for part in (model_config, *(value for value in model_config.values() if isinstance(value, dict))):
-        if part.get("_name_or_path"):
-            part["_name_or_path"] = public_name(part["_name_or_path"])
-    write_json(file, model_config)
 
 
 def add_transformers4_keys(folder: str | Path) -> None:

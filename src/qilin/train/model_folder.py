@@ -18,7 +18,7 @@ from qilin.imaging.windowing import recorded_windowings
 from qilin.model.architectures import LLAVA, find_architecture, part_of
 from qilin.model.card import describe_bases, describe_data, write_card
 from qilin.model.llava import QILIN_JSON, LoadedModel, pick_device
-from qilin.model.saving import save_model, save_processor, save_released_processor
+from qilin.model.saving import save_model, save_processor
 from qilin.train.config import TEMPLATE_NAMES, TrainConfig
 from qilin.train.distributed import autocast_dtype
 from qilin.train.metrics import METRICS
@@ -111,7 +111,7 @@ def save_adapter(folder: Path, config: TrainConfig, loaded: LoadedModel, model: 
     model.save_pretrained(str(folder))
     add_trained_modules(folder, config, model)
     base = base_model(model)
-    (save_processor if find_architecture(base.config) is LLAVA else save_released_processor)(folder, loaded.processor)
+    save_processor(folder, loaded.processor)
     base.generation_config.save_pretrained(str(folder))
     template = public_template(config, base.config)
     metadata = {
