@@ -227,6 +227,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "template": chatml("<image>"),
     },
 }  # fmt: skip
+# of the same parts as another one; only training is tried with it
+MIXTURE = ARCHITECTURES["qwen3-vl"] | {
+    "config": {
+        "model_type": "qwen3_vl_moe",
+        "text_config": {**TEXT, "rope_parameters": MROPE, "num_experts": 4, "num_experts_per_tok": 2,
+                        "moe_intermediate_size": 32},
+        "vision_config": ARCHITECTURES["qwen3-vl"]["config"]["vision_config"],
+    },
+}  # fmt: skip
 ARCHITECTURES["idefics3"] = ARCHITECTURES["smolvlm"] | {
     "config": ARCHITECTURES["smolvlm"]["config"] | {"model_type": "idefics3"},
     "processor": {"processor_class": "Idefics3Processor", "image_seq_len": 4},
@@ -235,9 +244,13 @@ ARCHITECTURES["idefics3"] = ARCHITECTURES["smolvlm"] | {
 }
 
 
+def parts_of(name: str) -> dict[str, Any]:
+    return MIXTURE if name == "qwen3-vl-moe" else ARCHITECTURES[name]
+
+
 def image_text_model(folder: Path, name: str, **generation: Any) -> Path:
     """A complete checkpoint. `generation` goes into its generation_config.json."""
-    parts = ARCHITECTURES[name]
+    parts = parts_of(name)
     end = parts.get("end", "<|im_end|>")
     tokenizer = write_processor(folder, name)
     ids = {key: tokenizer.token_to_id(token) for key, token in parts["ids"].items()}
@@ -261,7 +274,7 @@ def image_text_model(folder: Path, name: str, **generation: Any) -> Path:
 
 def write_processor(folder: Path, name: str) -> Any:
     """Tokenizer, chat template, image and video processor of an architecture; returns the tokenizer."""
-    parts = ARCHITECTURES[name]
+    parts = parts_of(name)
     folder.mkdir(parents=True)
     tokenizer = write_tokenizer(folder, parts, parts.get("end", "<|im_end|>"))
     write_json(folder / "preprocessor_config.json", parts["images"])

@@ -30,7 +30,7 @@ LANGUAGES = {
     "llama": ALL,
     "deepseek-v3": ALL,
     "gpt-neox": ALL,
-    "gemma3": NO_LAST,
+    "gemma3": ALL,
     "olmo2": NO_LAST,
     "mistral-window": "sliding_window",
     "gemma2": "final_logit_softcapping",

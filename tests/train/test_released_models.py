@@ -1,6 +1,11 @@
 """Training of released models that are no Llava: the command, a resumed run, adapters, and the folder that is left."""
 
 import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ import qilin.train.loop as loop
 from builders.image_text_models import image_text_model
 from builders.sized_images import unequal_dataset
 from builders.training import Crash, changed_parts, weights
+from qilin import cli
 from qilin.core.errors import UserError
 from qilin.dataset.schema import user
 from qilin.model.generate import Request, answer_batch, decode_answer, prepare_inputs
@@ -35,14 +41,18 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def train(home: Path, name: str, *options: str) -> Path:
-    """A run of stage 2 on the home's model and dataset; returns its folder."""
+def words_of(home: Path, name: str, *options: str) -> list[str]:
+    """The overrides of a run of stage 2 on the home's model and dataset."""
     usual = (f"model={home / 'model'}", f"data={home / 'data'}", f"out={home / name}", "precision=fp32", "device=cpu",
              "kinds=[]", "max_length=400", "pack_tokens=500", "batch_size=5", "num_epochs=2", "trackers=[]",
              "logging_steps=1", "learning_rate=1e-2")  # fmt: skip
     keys = {option.split("=")[0] for option in options}
-    words = [option for option in usual if option.split("=")[0] not in keys]
-    assert run_stage(read_recipe("small/instruct", [*words, *options]), "test") == home / name
+    return [*(option for option in usual if option.split("=")[0] not in keys), *options]
+
+
+def train(home: Path, name: str, *options: str) -> Path:
+    """A run of stage 2; returns its folder."""
+    assert run_stage(read_recipe("small/instruct", words_of(home, name, *options)), "test") == home / name
     return home / name
 
 
@@ -105,6 +115,24 @@ def test_a_frozen_part_stays(home: Path) -> None:
         "vision": {False}, "projector": {True}, "language": {False}}  # fmt: skip
 
 
+@pytest.mark.long
+def test_two_processes_train_what_one_does(home: Path) -> None:
+    """Sharded; some of the packs have no image."""
+    options = ("augment=0.5", "num_epochs=1", "optimizer=adamw", "ema_decay=0.9")
+    one = train(home, "one", *options)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [word.replace(str(one), str(home / "two")) for word in words_of(home, "one", *options)]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "qilin.cli"]
+    command = [sys.executable, *launch, "train", "small/instruct", *words, "shard=all"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert process.returncode == 0, process.stderr[-2000:]
+    first, second = weights(one), weights(home / "two")
+    assert max(float((first[name] - second[name]).detach().abs().max()) for name in first) < 1e-5
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("refused")
@@ -125,3 +153,17 @@ def test_what_does_not_apply_is_refused(folders: Path, model: str, options: tupl
     config = read_recipe("small/instruct", [f"model={folders / model}", "data=unused", *options])
     with pytest.raises(UserError, match=message):
         load_start(config)
+
+
+def test_estimates_and_automatic_checkpointing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The figures are those of the model; memory left over means no layer is checkpointed."""
+    words = [f"model={home / 'model'}", f"data={home / 'data'}", "max_length=400", "pack_tokens=500", "kinds=[]"]
+    assert cli.main(["estimate", "small/instruct", *words, "--gpu", "4090", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    loaded = load_model(home / "model", "cpu", "fp32")
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    assert sum(counts["all"] for counts in figures["parameters"].values()) == parameters
+    assert figures["memory"]["activations"] > 0
+    assert figures["samples"] > 0
+    run = train(home, "automatic", "gradient_checkpointing=auto", "num_epochs=1", "ema_decay=0")
+    assert "gradient_checkpointing: 0.0" in (run / "recipe.yaml").read_text()

@@ -94,6 +94,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llava": LLAVA,
     "qwen2_5_vl": Architecture(name="Qwen2.5-VL", **QWEN_PARTS),
     "qwen3_vl": Architecture(name="Qwen3-VL", **QWEN_PARTS),
+    "qwen3_vl_moe": Architecture(name="Qwen3-VL-MoE", **QWEN_PARTS),
     "internvl": Architecture(
         name="InternVL",
         vision="model.vision_tower",

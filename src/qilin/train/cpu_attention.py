@@ -119,8 +119,9 @@ def causal_ranges(queries: int, first: int) -> torch.Tensor:
 def range_blocks(queries: int, keys: int, ranges: Sequence[torch.Tensor]) -> Iterator[Block]:
     """As `causal_blocks`, for any ranges of keys."""
     table = torch.zeros(len(ranges), queries, 2, dtype=torch.int64)
-    for row, own in enumerate(ranges):
-        table[row, : len(own)], table[row, len(own) :] = own, own[-1]  # padding: any keys, its result is not used
+    for row, key_range in enumerate(ranges):
+        table[row, : len(key_range)] = key_range
+        table[row, len(key_range) :] = key_range[-1]  # padding: any keys, its result is not used
     for start in range(0, queries, BLOCK):
         stop = min(queries, start + BLOCK)
         first, last = table[:, start:stop].unbind(-1)  # (N, B)

@@ -35,6 +35,7 @@ from qilin.train.optimizer import OptimizerName, TrainableParam, is_layer_matrix
 from qilin.train.packed_attention import Document, make_layout, use_packed_attention
 from qilin.train.plan import Lengths, PackedGroup, Plan, count_work
 from qilin.train.split_weights import can_split_weights
+from qilin.train.start_model import sliding_window
 
 FLEX_MEMORY = "qilin_flex_memory"  # an attention with the memory of FlexAttention
 DEPTHS = (3, 4)  # layers of the language model in the two simulations
@@ -284,7 +285,7 @@ def simulate_peak(
     reduce_depth(model_config, depth, "vision" in config.trainable)
     cpu = torch.device("cpu")
     positions = shape.target_positions()
-    layout = make_layout(shape.documents, cpu, positions)
+    layout = make_layout(shape.documents, cpu, positions, window=sliding_window(model_config))
     model = prepare_model(build_meta_model(model_config), config)
     use_packed_attention(model)
     if on_gpu:

@@ -167,12 +167,12 @@ def limit_keys(span: QuerySpan, images: Sequence[tuple[int, int]], window: int |
     """A span whose queries see their image to its end, and of the keys no more than the last `window` before them."""
     if not images and (window is None or span.context <= window):
         return span
-    own = torch.arange(span.context - span.length, span.context)  # index of each query among the keys
-    last = own.clone()
+    position = torch.arange(span.context - span.length, span.context)  # index of each query among the keys
+    last = position.clone()
     for start, end in images:  # a query of an image: up to the image's last token
         inside = slice(max(start - span.start, 0), max(end - span.start, 0))
-        last[inside] = own[0] + end - 1 - span.start
-    first = torch.zeros_like(own) if window is None else (own - window + 1).clamp_min(0)
+        last[inside] = position[0] + end - 1 - span.start
+    first = torch.zeros_like(position) if window is None else (position - window + 1).clamp_min(0)
     missing = max(int(last.max()) + 1 - span.context, 0)  # tokens of an image behind the last query
     *before, (begin, stop) = span.key_ranges
     return replace(

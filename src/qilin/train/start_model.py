@@ -69,8 +69,8 @@ def prepare_released(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
         text = read_text(Path(config.template), "a chat template", MAX_BYTES).rstrip("\r\n")
         processor.chat_template = processor.tokenizer.chat_template = text
     set_pixel_limits(processor, config, architecture.pixel_limits, architecture.name)
-    own = config.template if config.template not in TEMPLATE_NAMES else "its own"
-    note = f"{architecture.name}: chat template {own}; images as its processor prepares them"
+    template = config.template if config.template not in TEMPLATE_NAMES else "its own"
+    note = f"{architecture.name}: chat template {template}; images as its processor prepares them"
     return replace(loaded, notes=(*loaded.notes, note))
 
 
@@ -107,6 +107,8 @@ def sample_encoder(config: TrainConfig, loaded: LoadedModel) -> SampleEncoder | 
 
 
 def sliding_window(model_config: Any) -> int | None:
-    """The sliding window of some of a language model's layers."""
+    """The sliding window of some layers of a released model; of a Llava, longer samples are refused."""
+    if isinstance(model_config, LlavaConfig):
+        return None
     window = getattr(model_config.text_config, "sliding_window", None)
     return window if isinstance(window, int) and window > 0 else None

@@ -25,7 +25,8 @@ class SeparateSamples:
         layout = options.pop("layout", None)
         if layout is None:
             return forward(self.language, *args, inputs_embeds=inputs_embeds, position_ids=position_ids, **options)
-        assert inputs_embeds is not None, "a Llava passes embeddings"
+        assert inputs_embeds is not None, "the model passes embeddings"
+        visual = options.pop("visual_pos_masks", None), options.pop("deepstack_visual_embeds", None)
         table = layout.documents.tolist()
         prefixes = {prefix for _, _, prefix in table}
         hidden: dict[int, torch.Tensor] = {}  # document -> (1, its length, D)
@@ -39,13 +40,30 @@ class SeparateSamples:
             output = forward(
                 self.language,
                 inputs_embeds=inputs_embeds.index_select(1, rows),
-                position_ids=position_ids.index_select(1, rows),
+                position_ids=position_ids.index_select(-1, rows),
+                **deepstack_rows(*visual, rows),
                 **options,
             ).last_hidden_state
             hidden[index] = output[:, -length:]
             if prefix >= 0:
                 hidden.setdefault(prefix, output[:, :-length])
         return BaseModelOutputWithPast(last_hidden_state=torch.cat([hidden[i] for i in range(len(table))], dim=1))
+
+
+def deepstack_rows(mask: torch.Tensor | None, embeds: Any, rows: torch.Tensor) -> dict[str, Any]:
+    """Qwen3-VL's features for its first layers, of the image tokens among some rows of a pack; {} without any.
+
+    `mask` (1, T) marks image tokens, `embeds` are (image tokens, D) each.
+    """
+    if mask is None:
+        return {}
+    order = mask[0].cumsum(0) - 1  # of each image token among all
+    is_image = mask[0].index_select(0, rows)
+    indices = order.index_select(0, rows)[is_image]
+    return {
+        "visual_pos_masks": is_image[None],
+        "deepstack_visual_embeds": [features.index_select(0, indices) for features in embeds],
+    }
 
 
 def separate_samples(language: Any) -> None:
