@@ -87,14 +87,14 @@ def running_chat_server(
     max_body: int = 1 << 20,
     audit: Path | None = None,
     image_hosts: tuple[str, ...] = (),
-    safeguards: Safeguards = Safeguards(),
+    safeguards: Safeguards | None = None,
     compared: tuple[str, ...] = (),
 ) -> Iterator[ChatServer]:
     """`compared` names further engines on the same model."""
     engine, *others = [Engine(loaded, limits) for _ in range(1 + len(compared))]
     for one in (engine, *others):
         one.start()
-    service = ChatService(engine, MODEL, RemoteImages(frozenset(image_hosts)), safeguards=safeguards)
+    service = ChatService(engine, MODEL, RemoteImages(frozenset(image_hosts)), safeguards=safeguards or Safeguards())
     services = [ChatService(*pair, store=service.store) for pair in zip(others, compared, strict=True)]
     with running_service(service, keys, max_body, audit, services) as url:
         yield ChatServer(url, engine, service)
