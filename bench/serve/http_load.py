@@ -78,7 +78,7 @@ def start(command: Sequence[str], log: Path, url: str | None = None, pattern: st
             url = match.group()
         if url is not None:
             try:
-                if httpx2.get(f"{url}/v1/models", trust_env=False, timeout=30).status_code == 200:
+                if httpx2.get(f"{url}/health", trust_env=False, timeout=30).status_code == 200:
                     return Server(url, NAME, process)
             except httpx2.HTTPError:
                 pass  # it does not listen yet
@@ -87,10 +87,11 @@ def start(command: Sequence[str], log: Path, url: str | None = None, pattern: st
     raise RuntimeError(f"{command[0]} does not answer: {log.read_text()[-2000:]}")
 
 
-def start_servers(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Server]:
+def start_servers(servers: dict[str, Server], model: Path, folder: Path, options: argparse.Namespace) -> None:
+    """Add the servers, each as soon as it runs."""
     qilin = [sys.executable, "-m", "qilin.cli", "serve", str(model), "--port", "0"]
     pattern = r"http://[\d.]+:\d+(?=/\n)"
-    servers = {"qilin serve": start(qilin, folder / "qilin.log", pattern=pattern)}
+    servers["qilin serve"] = start(qilin, folder / "qilin.log", pattern=pattern)
     if options.vllm and options.vllm.startswith("http"):
         servers["vLLM behind qilin serve"] = Server(options.vllm, NAME)
     elif options.vllm:
@@ -102,7 +103,6 @@ def start_servers(model: Path, folder: Path, options: argparse.Namespace) -> dic
         command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", "18923"]
         servers["transformers serve"] = start(command, folder / "transformers.log", "http://127.0.0.1:18923")
         servers["transformers serve"].model = str(model)
-    return servers
 
 
 def request_body(model: str, text: str, image: str, tokens: int) -> dict[str, Any]:
@@ -247,7 +247,8 @@ async def all_answers(server: Server, urls: Sequence[str]) -> list[str]:
 
     async with httpx2.AsyncClient(base_url=server.url, trust_env=False, timeout=300) as client:
         bodies = [request_body(server.model, question, url, TOKENS) for question in QUESTIONS for url in urls]
-        return [text for text, _ in await asyncio.gather(*[ask(client, body) for body in bodies])]
+        texts = await asyncio.gather(*[ask(client, body) for body in bodies])
+        return [text.strip() for text, _ in texts]  # as our engine does; other servers leave white space at the end
 
 
 def equal_answers(servers: dict[str, Server], urls: Sequence[str]) -> dict[str, Any]:
@@ -290,8 +291,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = make_endless_model(options.folder)
-    servers = start_servers(model, options.folder, options)
+    servers: dict[str, Server] = {}
     try:
+        start_servers(servers, model, options.folder, options)
         images = [data_uri(image) for image in make_images(4)]
         result: dict[str, Any] = {
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
