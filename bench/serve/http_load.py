@@ -254,14 +254,14 @@ async def all_answers(server: Server, urls: Sequence[str]) -> list[str]:
 def equal_answers(servers: dict[str, Server], urls: Sequence[str]) -> dict[str, Any]:
     """How many answers of each server equal ours, and, as a control, ours about the next image."""
     texts = {name: asyncio.run(all_answers(server, urls)) for name, server in servers.items()}
-    ours = texts.pop("qilin serve")
-    shifted = [ours[index - index % 4 + (index + 1) % 4] for index in range(len(ours))]
+    engine_texts = texts.pop("qilin serve")
+    shifted = [engine_texts[index - index % 4 + (index + 1) % 4] for index in range(len(engine_texts))]
     return {
         name: {
-            "equal": sum(a == b for a, b in zip(answers, ours, strict=True)),
-            "of": len(ours),
+            "equal": sum(a == b for a, b in zip(answers, engine_texts, strict=True)),
+            "of": len(engine_texts),
             "control_next_image": sum(a == b for a, b in zip(answers, shifted, strict=True)),
-            "equal_characters_at_the_start": [common_start(a, b) for a, b in zip(answers, ours, strict=True)],
+            "equal_characters_at_the_start": [common_start(a, b) for a, b in zip(answers, engine_texts, strict=True)],
         }
         for name, answers in texts.items()
     }
