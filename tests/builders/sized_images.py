@@ -75,14 +75,16 @@ def make_setting(folder: Path, name: str, *options: str) -> Setting:
     loaded.model.eval()
     set_trainable(loaded.model, ("vision", "projector", "language"))
     data = open_data(config, loaded)
-    plan = make_plan(data.lengths, [1.0], batch_size=1000, num_epochs=1, pack_tokens=config.pack_tokens, seed=0)
+    plan = make_plan(
+        data.lengths, [1.0] * len(data.sources), batch_size=1000, num_epochs=1, pack_tokens=config.pack_tokens, seed=0
+    )
     return Setting(loaded, data, [data.make_pack(groups, CPU, torch.float32) for groups in plan.packs(0)[0]])
 
 
 def recipe(model: Path, dataset: Path, *options: str) -> TrainConfig:
     keys = {option.split("=")[0] for option in options}
     usual = (f"model={model}", f"data={dataset}", "precision=fp32", "device=cpu", "max_length=400", "pack_tokens=500",
-             "kinds=[]", "augment=0")  # fmt: skip
+             "kinds=[]", "augment=0", "instructions=[]", "kind_weights={}")  # fmt: skip
     return read_recipe("small/instruct", [option for option in usual if option.split("=")[0] not in keys] + [*options])
 
 

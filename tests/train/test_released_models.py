@@ -45,7 +45,7 @@ def words_of(home: Path, name: str, *options: str) -> list[str]:
     """The overrides of a run of stage 2 on the home's model and dataset."""
     usual = (f"model={home / 'model'}", f"data={home / 'data'}", f"out={home / name}", "precision=fp32", "device=cpu",
              "kinds=[]", "max_length=400", "pack_tokens=500", "batch_size=5", "num_epochs=2", "trackers=[]",
-             "logging_steps=1", "learning_rate=1e-2")  # fmt: skip
+             "logging_steps=1", "learning_rate=1e-2", "instructions=[]", "kind_weights={}")  # fmt: skip
     keys = {option.split("=")[0] for option in options}
     return [*(option for option in usual if option.split("=")[0] not in keys), *options]
 

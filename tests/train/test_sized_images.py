@@ -119,6 +119,7 @@ def test_samples_computed_one_by_one_are_the_same(setting: Setting) -> None:
 
 
 def test_the_check_before_training_takes_packing(setting: Setting) -> None:
-    plan = make_plan(setting.data.lengths, [1.0], batch_size=99, num_epochs=1, pack_tokens=700, seed=0)
+    weights = [1.0] * len(setting.data.sources)
+    plan = make_plan(setting.data.lengths, weights, batch_size=99, num_epochs=1, pack_tokens=700, seed=0)
     shortcuts = choose_shortcuts(setting.loaded.model, "model", setting.data, plan)
     assert shortcuts == Shortcuts()
