@@ -133,7 +133,7 @@ def test_ten_thousand_small_requests(loaded: Any) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seconds", ["20", "0.5"])
+@pytest.mark.parametrize("seconds", ["60", "0.5"])
 def test_sigterm_under_load(tmp_path: Path, seconds: str) -> None:
     """Running answers are finished, or ended with an error after --shutdown-seconds; the process ends."""
     loaded = tiny_llava(tmp_path / "parts")
@@ -144,7 +144,7 @@ def test_sigterm_under_load(tmp_path: Path, seconds: str) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=SRC, env=os.environ)
     assert process.stderr is not None
     url = next(match.group() for line in process.stderr if (match := re.search(r"http://[\d.]+:\d+(?=/$)", line)))
-    tokens = 100 if seconds == "20" else 1800
+    tokens = 40 if seconds == "60" else 1800
 
     def ask(number: int) -> str:
         body = chat_body("x", png(number), max_tokens=tokens, stream=bool(number % 2)) | {"model": "model"}
@@ -162,6 +162,6 @@ def test_sigterm_under_load(tmp_path: Path, seconds: str) -> None:
                 process.kill()
         process.send_signal(signal.SIGTERM)
         ends = Counter(result.result() for result in results)
-    assert process.wait(30) == -signal.SIGTERM
-    assert ends == {"answer": 8} if seconds == "20" else ends["answer"] == 0
+    assert process.wait(60) == -signal.SIGTERM
+    assert ends["answer"] == (8 if seconds == "60" else 0), ends
     assert "Traceback" not in process.stderr.read()
