@@ -165,5 +165,6 @@ def test_sigterm_under_load(tmp_path: Path, seconds: str) -> None:
         process.send_signal(signal.SIGTERM)
         ends = Counter(result.result() for result in results)
     assert process.wait(60) == -signal.SIGTERM
-    assert ends["answer"] == (8 if seconds == "60" else 0), ends
+    assert ends["answer"] == 8 or seconds == "0.5", ends
+    assert ends["cut off"] == 0  # no stream ends without a word
     assert "Traceback" not in process.stderr.read()
