@@ -378,7 +378,8 @@ def test_a_released_architecture(tmp_path: Path, name: str, capsys: pytest.Captu
     model = image_text_model(tmp_path / "model", name)
     data = unequal_dataset(tmp_path / "data")
     more = [f"model={model}", f"data={data}", "out=x", "max_length=400", "pack_tokens=500", "kinds=[]", "batch_size=4",
-            "precision=bf16", "lora={rank: 2}", "trainable=[vision, projector]", "num_epochs=1"]  # fmt: skip
+            "precision=bf16", "lora={rank: 2}", "trainable=[vision, projector]", "num_epochs=1",
+            "kind_weights={caption: 1}"]  # fmt: skip
     assert cli.main(["estimate", "small/instruct", *more, "--gpu", "4090", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     real = load_model(model).model
