@@ -27,6 +27,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.story
 def test_a_row_is_on_disk_before_the_next_item_fails(hopper: Any, tmp_path: Path) -> None:
     with hopper.item("first"):
         hopper.write_row(item="D3 13B stage 1, compiled", s=0.5)

@@ -267,6 +267,7 @@ def test_mismatched_parts_are_refused(lora: tuple[Path, Path, dict[str, torch.Te
     assert_refused("none of adapter_model.safetensors")
 
 
+@pytest.mark.story
 def test_an_adapter_keeps_what_was_trained_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage 1, then LoRA with a trainable projector; `convert ADAPTER --base` gives the run's model and template."""
     monkeypatch.setenv("QILIN_CACHE", str(tmp_path / "cache"))

@@ -86,6 +86,7 @@ def test_labels_hold_both_languages() -> None:
     assert len(shorten_answer("长" * 400_000)) < MAX_SHOWN_CHARACTERS + 40
 
 
+@pytest.mark.story
 def test_a_page_of_several_runs_and_a_baseline(lookup_model: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     for name in ("seed-0", "seed-1", "other"):
         evaluate(config_for(lookup_model, dataset, tmp_path / name, controls=False))

@@ -64,6 +64,7 @@ def test_a_password_in_the_address_is_in_no_file(dataset: Path, tmp_path: Path) 
     assert "scores.json" in {path.name for path in files}
 
 
+@pytest.mark.story
 def test_budget_is_for_the_whole_evaluation(dataset: Path, tmp_path: Path) -> None:
     """A pass is sent in chunks of 8 batches; 300 tokens are enough for 20 requests of 15 tokens in all chunks."""
     with serve(FakeService(answer_with_image)) as service:

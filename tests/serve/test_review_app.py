@@ -43,6 +43,7 @@ def samples_by_id(data: Dataset) -> dict[str, Sample]:
     return {sample.sample_id: sample for sample in data.samples("train")}
 
 
+@pytest.mark.story
 def test_sessions_of_two_reviewers_and_their_result(folder: Path, capsys: Capture) -> None:
     chinese = open_dataset(folder / "articles-zh")
     original_hash = chinese.hash

@@ -372,6 +372,7 @@ def test_assumed_utilization_gives_the_published_hours() -> None:
             assert row["operations"] / (0.4 * 8 * 312e12) / 3600 < 0.7 * row["hours"], "control: 40 % of the peak"
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("name", ["qwen2.5-vl", pytest.param("gemma3", marks=pytest.mark.long)])
 def test_a_released_architecture(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The parameters are the model's; with its data, tokens and images are those of the run."""

@@ -219,6 +219,7 @@ def test_a_run_interrupted_at_every_step_is_bit_identical(parts: Path, uninterru
     assert same(train(parts, tmp_path / "run"), uninterrupted)
 
 
+@pytest.mark.story
 def test_resume_with_parameters_that_never_have_a_gradient(parts: Path, tmp_path: Path) -> None:
     """Features come from the layer before the last, so AdamW has no averages of the last one."""
     trainable = ["vision", "projector", "language"]

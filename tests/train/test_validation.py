@@ -225,6 +225,7 @@ def crash(home: Path, run: Path, stop: int, **options: Any) -> None:
             train(home, run, **options)
 
 
+@pytest.mark.story
 def test_a_run_interrupted_at_every_step_is_bit_identical(home: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         **MOVING,
