@@ -3,7 +3,9 @@
 In: a model folder or hub id and who may ask. Out: a server until Ctrl-C or SIGTERM, which finishes running answers.
 """
 
+import asyncio
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ from qilin.core.errors import RunError, UserError
 from qilin.core.terminal import make_console
 from qilin.serve.address import check_address, listen
 from qilin.serve.config import ServeConfig
+
+SEND_SECONDS = 5  # for the ends of answers after --shutdown-seconds, before uvicorn cuts connections off
 
 
 def serve(config: ServeConfig) -> None:
@@ -114,18 +118,37 @@ def make_server(
             ),
         )
     )
-    return uvicorn.Server(
+    server = uvicorn.Server(
         uvicorn.Config(
             app,
             http=HeadTimeoutProtocol,
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=int(config.shutdown_seconds),
+            timeout_graceful_shutdown=math.ceil(config.shutdown_seconds) + SEND_SECONDS,
             ssl_certfile=config.tls_certificate,
             ssl_keyfile=config.tls_key,
         )
     )
+    close_engines_first(server, [one.engine for one in (backend, *compared)], config.shutdown_seconds)
+    return server
+
+
+def close_engines_first(server: Any, engines: Sequence[Any], seconds: float) -> None:
+    """Let running answers end for `seconds` once the server is to stop, and tell the clients of those that do not.
+
+    uvicorn alone closes the engines after it has cut the connections off.
+    """
+    from qilin.serve.api.app import close_engine
+
+    end_connections = server.shutdown
+
+    async def shutdown(sockets: Any = None) -> None:
+        closing = [asyncio.create_task(close_engine(engine, seconds)) for engine in engines]
+        await end_connections(sockets)
+        await asyncio.gather(*closing)
+
+    server.shutdown = shutdown
 
 
 def run_server(server: Any, listener: Any, backend: Any) -> None:
