@@ -1,10 +1,9 @@
 """A dataset whose images have unequal sizes, for models that keep them, and the losses of plain transformers on it."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from builders.image_text_models import image_text_model
+from builders.packs import CPU
 from builders.tiny import tiny_samples
 from qilin.dataset.schema import Provenance, Sample
 from qilin.dataset.writer import DatasetWriter, make_image
@@ -26,8 +26,6 @@ from qilin.train.stage import open_data
 from qilin.train.start_model import load_start
 
 SIZES = ((40, 56), (72, 40), (33, 90))  # height, width
-CPU = torch.device("cpu")
-Gradients = dict[str, torch.Tensor]
 
 
 def unequal_images(seed: int = 0) -> list[bytes]:
@@ -109,25 +107,3 @@ def plain_loss(setting: Setting, number: int) -> torch.Tensor:
     logits = setting.loaded.model(**inputs, use_cache=False).logits[0]
     chances = F.log_softmax(logits[[i - 1 for i in learned]].float(), dim=-1)
     return -chances[range(len(learned)), [encoded.ids[i] for i in learned]]
-
-
-def gradients_of(model: Any, losses: Sequence[Callable[[], torch.Tensor]]) -> tuple[float, Gradients]:
-    """The sum of losses and all gradients, the graph of one loss held at a time."""
-    model.zero_grad(set_to_none=True)
-    total = 0.0
-    for make in losses:
-        loss = make().sum()
-        loss.backward()
-        total += loss.item()
-    return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def relative_error(actual: tuple[float, Gradients], expected: tuple[float, Gradients]) -> float:
-    """The largest relative error: of the loss, and of each parameter's gradient by its norm, or a thousandth of the
-    whole gradient for those that are nothing but rounding."""
-    assert set(actual[1]) == set(expected[1])
-    total_norm = torch.stack([g.norm() for g in expected[1].values()]).norm()
-    errors = [abs(actual[0] - expected[0]) / abs(expected[0])]
-    for name, gradient in expected[1].items():
-        errors.append(float((actual[1][name] - gradient).norm() / torch.maximum(gradient.norm(), 1e-3 * total_norm)))
-    return max(errors)

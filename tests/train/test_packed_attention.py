@@ -1,7 +1,6 @@
 """Packs with shared prefixes teach exactly what their samples teach one by one through plain transformers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -11,6 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from builders.packs import (
+    CPU,
+    Gradients,
+    blind,
+    continuous_positions,
+    gradients_of,
+    relative_error,
+    swapped,
+    with_visible_siblings,
+)
 from builders.tiny import tiny_language
 from builders.training import tiny_home
 from qilin.core.errors import UserError
@@ -29,9 +38,7 @@ from qilin.train.packed_attention import Layout, make_layout, packed_attention, 
 from qilin.train.plan import make_plan
 from qilin.train.transfer import copy_together, join_bytes, split_bytes
 
-CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
-Gradients = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +71,6 @@ def make_packs(data: PackedDataset, dtype: torch.dtype) -> list[Pack]:
     return [data.make_pack(groups, CPU, dtype) for groups in plan.packs(0)[0]]
 
 
-def gradients_of(model: Any, losses: Sequence[Callable[[], torch.Tensor]]) -> tuple[float, Gradients]:
-    """The sum of losses and all gradients, the graph of one loss held at a time."""
-    model.zero_grad(set_to_none=True)
-    total = 0.0
-    for make in losses:
-        loss = make()
-        loss.backward()
-        total += loss.item()
-    return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
 def one_by_one(loaded: LoadedModel, data: PackedDataset, dtype: torch.dtype) -> tuple[float, Gradients]:
     """The reference: each sample alone through Hugging Face's forward, its cross entropy written out."""
     model = loaded.model
@@ -100,20 +96,6 @@ def one_by_one(loaded: LoadedModel, data: PackedDataset, dtype: torch.dtype) -> 
 def packed(model: Any, packs: Sequence[Pack]) -> tuple[float, Gradients]:
     use_packed_attention(model)
     return gradients_of(model, [lambda p=p: pack_loss(model, p, p.pixels) for p in packs])  # type: ignore[misc]
-
-
-def relative_error(actual: tuple[float, Gradients], expected: tuple[float, Gradients]) -> float:
-    """The largest relative error: of the loss, and of each parameter's gradient by its norm.
-
-    Some gradients are nothing but rounding (a bias of keys changes no softmax); they are measured against a
-    thousandth of the whole gradient.
-    """
-    assert set(actual[1]) == set(expected[1])
-    total_norm = torch.stack([g.norm() for g in expected[1].values()]).norm()
-    errors = [abs(actual[0] - expected[0]) / abs(expected[0])]
-    for name, gradient in expected[1].items():
-        errors.append(float((actual[1][name] - gradient).norm() / torch.maximum(gradient.norm(), 1e-3 * total_norm)))
-    return max(errors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
@@ -152,30 +134,6 @@ def test_single_and_shared_questions_have_the_same_gradients(parts: Path) -> Non
     first_words = sum(int((pack.ids[0, pack.target_positions] == image).sum()) for pack in packs)
     assert first_words == 4 * 4 + 1  # and the one of two images, alone
     assert relative_error(packed(loaded.model, packs), one_by_one(loaded, data, torch.float64)) < 1e-6
-
-
-def blind(pack: Pack) -> Pack:
-    """One document a pack: boundaries removed."""
-    return replace(pack, layout=make_layout([(0, pack.ids.shape[1], -1)], CPU))
-
-
-def swapped(pack: Pack) -> Pack:
-    return pack if pack.pixels is None else replace(pack, pixels=pack.pixels.flip(0))
-
-
-def with_visible_siblings(pack: Pack) -> Pack:
-    """A prefix and its branches as one document: a question sees the questions and answers before it."""
-    merged: list[list[int]] = []
-    for start, length, prefix in pack.layout.documents.tolist():
-        if prefix >= 0:
-            merged[-1][1] += length
-        else:
-            merged.append([start, length, -1])
-    return replace(pack, layout=make_layout([(a, b, c) for a, b, c in merged], CPU))
-
-
-def continuous_positions(pack: Pack) -> Pack:
-    return replace(pack, positions=torch.arange(pack.ids.shape[1])[None])
 
 
 @pytest.mark.parametrize("damage", [blind, swapped, with_visible_siblings, continuous_positions])

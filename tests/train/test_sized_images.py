@@ -8,12 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from builders.sized_images import CPU, Setting, gradients_of, make_setting, plain_loss, relative_error
+from builders.packs import (
+    blind,
+    continuous_positions,
+    gradients_of,
+    layout_of,
+    relative_error,
+    swapped,
+    with_visible_siblings,
+)
+from builders.sized_images import Setting, make_setting, plain_loss
 from qilin.model.architectures import find_architecture
 from qilin.train.data_loader import Pack
 from qilin.train.guard import choose_shortcuts
 from qilin.train.loop import pack_loss
-from qilin.train.packed_attention import Shortcuts, make_layout, use_packed_attention, use_plain_attention
+from qilin.train.packed_attention import Shortcuts, use_packed_attention, use_plain_attention
 from qilin.train.plan import make_plan
 
 FAST = ("qwen2.5-vl", "gemma3")
@@ -35,30 +44,6 @@ def packed(setting: Setting, packs: list[Pack], one_by_one: bool = False) -> Any
         use_plain_attention(model)
 
 
-def blind(pack: Pack) -> Pack:
-    """One document a pack: boundaries removed."""
-    return replace(pack, layout=layout_of(pack, [(0, pack.ids.shape[1], -1)]))
-
-
-def swapped(pack: Pack) -> Pack:
-    return pack if pack.pixels is None else replace(pack, pixels=pack.pixels.flip(0))
-
-
-def with_visible_siblings(pack: Pack) -> Pack:
-    """A prefix and its branches as one document: a question sees the questions and answers before it."""
-    merged: list[list[int]] = []
-    for start, length, prefix in pack.layout.documents.tolist():
-        if prefix >= 0:
-            merged[-1][1] += length
-        else:
-            merged.append([start, length, -1])
-    return replace(pack, layout=layout_of(pack, [(a, b, c) for a, b, c in merged]))
-
-
-def continuous_positions(pack: Pack) -> Pack:
-    return replace(pack, positions=torch.arange(pack.ids.shape[1]).expand(pack.positions.shape))
-
-
 def positions_in_a_line(pack: Pack) -> Pack:
     """As if the tokens of an image had the positions of text."""
     assert len(pack.positions) == 3
@@ -71,16 +56,12 @@ def positions_in_a_line(pack: Pack) -> Pack:
 
 def causal_images(pack: Pack) -> Pack:
     documents = [(a, b, c) for a, b, c in pack.layout.documents.tolist()]
-    return replace(pack, layout=make_layout(documents, CPU, window=pack.layout.window or None))
+    return replace(pack, layout=layout_of(pack, documents))
 
 
 def without_window(pack: Pack) -> Pack:
     assert pack.layout.windowed is not None, "a sample is longer than the window"
     return replace(pack, layout=replace(pack.layout, windowed=replace(pack.layout, windowed=None, window=0)))
-
-
-def layout_of(pack: Pack, documents: list[tuple[int, int, int]]) -> Any:
-    return make_layout(documents, CPU, window=pack.layout.window or None)
 
 
 CONTROLS: dict[str, tuple[Callable[[Pack], Pack], ...]] = {

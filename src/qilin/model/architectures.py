@@ -72,12 +72,12 @@ def no_crops(processor: Any, height: int, width: int) -> dict[str, Any]:
     return {"num_crops": [0]}
 
 
-LLAVA = Architecture(
-    name="Llava",
-    vision="model.vision_tower",
-    projector=("model.multi_modal_projector",),
-    language="model.language_model",
-)
+TOWER_PARTS: dict[str, Any] = {
+    "vision": "model.vision_tower",
+    "projector": ("model.multi_modal_projector",),
+    "language": "model.language_model",
+}
+LLAVA = Architecture(name="Llava", **TOWER_PARTS)
 QWEN_PARTS: dict[str, Any] = {
     "vision": "model.visual",
     "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
@@ -97,18 +97,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_vl_moe": Architecture(name="Qwen3-VL-MoE", **QWEN_PARTS),
     "internvl": Architecture(
         name="InternVL",
-        vision="model.vision_tower",
-        projector=("model.multi_modal_projector",),
-        language="model.language_model",
+        **TOWER_PARTS,
         describe_image=tile_count,
         image_options={"crop_to_patches": True},
         patches_per_token=lambda config: config.downsample_ratio**-2,
     ),
     "gemma3": Architecture(
         name="Gemma 3",
-        vision="model.vision_tower",
-        projector=("model.multi_modal_projector",),
-        language="model.language_model",
+        **TOWER_PARTS,
         describe_image=no_crops,
         token_types="token_type_ids",
         patches_per_token=lambda config: (

@@ -124,30 +124,32 @@ _SPACES, _TAG = re.compile(r"\s"), re.compile(r"<[^<>]{1,20}>")
 
 def _without_question(text: str, question: str) -> str:
     """The text without the question at its beginning; an affirmed statement (图中有肝脏 for 图中有肝脏吗) stays."""
-    words = _question_words(question)
-    if not words or len(words) > _MAX_QUESTION_CHARACTERS or not _starts_alike(text, words):
+    bare_question = _bare_question(question)
+    too_long = len(bare_question) > _MAX_QUESTION_CHARACTERS
+    if not bare_question or too_long or not _starts_alike(text, bare_question):
         return text
-    pattern = r"\s*".join(map(re.escape, words))
+    pattern = r"\s*".join(map(re.escape, bare_question))
     echo = re.match(
         rf"[\s*#>]*({_QUESTION_FRAME})[“\"'「*]*{pattern}\s*([?？。.:：]*)[”\"'」*]*(?:这个问题|一题)?\s*[,，]?\s*",
         text,
         re.I,
     )
-    if echo is None or not (echo[1].strip() or echo[2] or _ASKS.search(words)):
+    if echo is None or not (echo[1].strip() or echo[2] or _ASKS.search(bare_question)):
         return text
     rest = text[echo.end() :]
     return re.sub(r"^\s*A\s*[:：]\s*", "", rest) if re.match(r"\s*q", echo[1], re.I) else rest
 
 
 @lru_cache(maxsize=1_000)
-def _question_words(question: str) -> str:
+def _bare_question(question: str) -> str:
     """A question without spaces, tags and its last marks."""
     return _SPACES.sub("", _TAG.sub("", question)).rstrip("?？。.:：")
 
 
-def _starts_alike(text: str, words: str) -> bool:
+def _starts_alike(text: str, bare_question: str) -> bool:
     """Whether the question's first characters occur near the beginning: the full pattern costs a compilation."""
-    return words[:4].lower() in _SPACES.sub("", text[: len(words[:4]) * 3 + 60]).lower()
+    start = bare_question[:4]
+    return start.lower() in _SPACES.sub("", text[: len(start) * 3 + 60]).lower()
 
 
 # --- declared answers -----------------------------------------------------------------------------------------------
