@@ -33,7 +33,7 @@ from qilin.pipeline.curation.near_duplicate_images import (
     load_thumbnails,
 )
 from qilin.pipeline.curation.near_duplicates import find_duplicates
-from qilin.pipeline.execution.config import ExecutionConfig
+from qilin.pipeline.execution.config import ExecutionConfig, check_shares
 from qilin.pipeline.execution.dataset_map import RejectedRow, map_dataset, reject
 from qilin.pipeline.execution.sharded_map import read_shards, run_sharded
 from qilin.pipeline.execution.step_output import command_line, is_complete, print_summary, step_settings
@@ -73,10 +73,7 @@ class CurateConfig:
     execution: ExecutionConfig = option(default=ExecutionConfig(), flatten=True)
 
     def __post_init__(self) -> None:
-        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation is {self.validation} and test is {self.test}; expected shares that leave some for train"
-            )
+        check_shares(self.validation, self.test, "samples")
         if self.allow_contamination and not self.benchmarks:
             raise ValueError("--allow-contamination has no effect without --benchmarks")
         if not self.resplit:

@@ -15,3 +15,12 @@ class ExecutionConfig:
         default=None, help="address of a dask scheduler to run on instead, such as tcp://10.0.0.1:8786"
     )
     json: bool = option(default=False, help="print the summary as JSON")
+
+
+def check_shares(validation: float, test: float, rows: str) -> None:
+    """Raise ValueError for shares of two splits that leave none of the `rows` (a plural noun) for training."""
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise ValueError(
+            f"validation is {validation} and test is {test}; expected shares of at least 0 that leave some {rows} for "
+            "training, such as 0.05 and 0.05"
+        )

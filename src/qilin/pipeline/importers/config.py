@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from qilin.core.config import config_class, option
-from qilin.pipeline.execution.config import ExecutionConfig
+from qilin.pipeline.execution.config import ExecutionConfig, check_shares
 
 PMC_LAYOUTS = ("chimed-vl", "pmc-oa", "pmc-case-report", "pmc-vqa", "pmc-inline", "llava-med", "pubmedvision")
 # conversations, instructions and tables of other programs, recognized by their content
@@ -134,11 +134,7 @@ class ImportConfig:
                     f"--encoding {self.encoding}: unknown encoding; expected one such as utf-8, gb18030, big5, "
                     "shift_jis or cp1252"
                 )
-        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation is {self.validation} and test is {self.test}; expected shares of at least 0 that leave "
-                "some images for training, such as 0.05 and 0.05"
-            )
+        check_shares(self.validation, self.test, "images")
         for field in dataclasses.fields(self):
             layouts = LAYOUTS_OF_OPTION.get(field.name, (self.name,))
             if getattr(self, field.name) != field.default and self.name not in (*layouts, AUTO):

@@ -5,7 +5,7 @@ from typing import Literal
 
 from qilin.core.config import config_class, option
 from qilin.imaging.volume import Selection, parse_selection
-from qilin.pipeline.execution.config import ExecutionConfig
+from qilin.pipeline.execution.config import ExecutionConfig, check_shares
 
 
 @config_class
@@ -63,11 +63,7 @@ class ImportDicomConfig:
             raise ValueError("--prior shows images of two studies: --images is 1; expected at least 2")
         if self.prior and self.reports is None:
             raise ValueError("--prior compares reports with earlier images: add --reports TABLE")
-        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation is {self.validation} and test is {self.test}; expected shares of at least 0 that leave "
-                "some studies for training, such as 0.05 and 0.05"
-            )
+        check_shares(self.validation, self.test, "studies")
 
     def selections(self) -> list[Selection]:
         """`slices` read. Raises UserError."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from qilin.core.config import config_class, option
 from qilin.imaging.volume import Selection, parse_selection
-from qilin.pipeline.execution.config import ExecutionConfig
+from qilin.pipeline.execution.config import ExecutionConfig, check_shares
 
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "nifti", "文件", "文件名", "影像文件", "影像", "path")
 
@@ -50,11 +50,7 @@ class ImportNiftiConfig:
             raise ValueError(f"slices is {' '.join(self.slices)!r}; expected each plane once")
         if self.reports is None and self.modality is None:
             raise ValueError("there is nothing to ask: add --reports TABLE, or --modality for questions about it")
-        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation is {self.validation} and test is {self.test}; expected shares of at least 0 that leave "
-                "some volumes for training, such as 0.05 and 0.05"
-            )
+        check_shares(self.validation, self.test, "volumes")
 
     def selections(self) -> list[Selection]:
         """`slices` read. Raises UserError."""
