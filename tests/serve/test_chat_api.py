@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +29,6 @@ from qilin.serve.api.keys import Keys, add_key, hash_key, read_keys
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny_llava(tmp_path_factory.mktemp("api"), language="qwen3")
-
-
-@pytest.fixture(scope="module")
-def server(loaded: Any) -> Iterator[ChatServer]:
-    with running_chat_server(loaded) as chat_server:
-        yield chat_server
 
 
 def expected(loaded: Any, text: str, *images: bytes, tokens: int = 8) -> str:

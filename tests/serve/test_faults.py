@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,6 @@ SRC = Path(__file__).parents[2] / "src"
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny_llava(tmp_path_factory.mktemp("faults"))
-
-
-@pytest.fixture(scope="module")
-def server(loaded: Any) -> Iterator[ChatServer]:
-    with running_chat_server(loaded) as chat_server:
-        yield chat_server
 
 
 def send_and_leave(server: ChatServer, body: dict[str, Any], wait: Any = lambda: None) -> None:

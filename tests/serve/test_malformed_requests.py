@@ -1,7 +1,6 @@
 """Requests that no client of good will sends: answered with an error that names the field, never with status 500."""
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +10,7 @@ pytest.importorskip("uvicorn", reason="the serve extra is not installed")
 
 import httpx2
 
-from builders.chat_server import LIMITS, MODEL, ChatServer, chat_body, png, running_chat_server
+from builders.chat_server import LIMITS, MODEL, ChatServer, chat_body, png
 from builders.tiny import tiny_llava
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.image_store import ImageStore
@@ -21,12 +20,6 @@ from qilin.serve.engine.engine import Engine
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny_llava(tmp_path_factory.mktemp("malformed"))
-
-
-@pytest.fixture(scope="module")
-def server(loaded: Any) -> Iterator[ChatServer]:
-    with running_chat_server(loaded) as chat_server:
-        yield chat_server
 
 
 @pytest.fixture(scope="module")
