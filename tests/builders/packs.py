@@ -64,3 +64,35 @@ def with_visible_siblings(pack: Pack) -> Pack:
 
 def continuous_positions(pack: Pack) -> Pack:
     return replace(pack, positions=torch.arange(pack.ids.shape[1]).expand(pack.positions.shape))
+
+
+def positions_in_a_line(pack: Pack) -> Pack:
+    """As if the tokens of an image had the positions of text."""
+    assert len(pack.positions) == 3
+    lines = []
+    for _, length, prefix in pack.layout.documents.tolist():
+        first = int(pack.layout.documents[prefix, 1]) if prefix >= 0 else 0
+        lines.append(torch.arange(first, first + length))
+    return replace(pack, positions=torch.cat(lines).expand(3, 1, -1))
+
+
+def causal_images(pack: Pack) -> Pack:
+    """As if the tokens of an image did not see those behind them."""
+    documents = [(a, b, c) for a, b, c in pack.layout.documents.tolist()]
+    return replace(pack, layout=layout_of(pack, documents))
+
+
+def without_window(pack: Pack) -> Pack:
+    """As if no layer had a sliding window."""
+    assert pack.layout.windowed is not None, "a sample is longer than the window"
+    return replace(pack, layout=replace(pack.layout, windowed=replace(pack.layout, windowed=None, window=0)))
+
+
+# what must show in loss and gradients: of every pack, and of those of one architecture
+CONTROLS: tuple[Callable[[Pack], Pack], ...] = (blind, swapped, with_visible_siblings, continuous_positions)
+MORE_CONTROLS: dict[str, tuple[Callable[[Pack], Pack], ...]] = {
+    "Qwen2.5-VL": (positions_in_a_line,),
+    "Qwen3-VL": (positions_in_a_line,),
+    "Qwen3-VL-MoE": (positions_in_a_line,),
+    "Gemma 3": (causal_images, without_window),
+}

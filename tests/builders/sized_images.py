@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from builders.image_text_models import image_text_model
-from builders.packs import CPU
+from builders.packs import CPU, Gradients, gradients_of
 from builders.tiny import tiny_samples
 from qilin.dataset.schema import Provenance, Sample
 from qilin.dataset.writer import DatasetWriter, make_image
@@ -21,7 +21,9 @@ from qilin.model.architectures import set_trainable
 from qilin.model.llava import LoadedModel
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import Pack, PackedDataset
-from qilin.train.plan import make_plan
+from qilin.train.loop import pack_loss
+from qilin.train.packed_attention import Shortcuts, use_packed_attention, use_plain_attention
+from qilin.train.plan import PackedGroup, make_plan
 from qilin.train.stage import open_data
 from qilin.train.start_model import load_start
 
@@ -59,6 +61,7 @@ class Setting:
     loaded: LoadedModel
     data: PackedDataset
     packs: list[Pack]
+    groups: list[list[PackedGroup]]  # of each pack
 
 
 def make_setting(folder: Path, name: str, *options: str) -> Setting:
@@ -76,7 +79,18 @@ def make_setting(folder: Path, name: str, *options: str) -> Setting:
     plan = make_plan(
         data.lengths, [1.0] * len(data.sources), batch_size=1000, num_epochs=1, pack_tokens=config.pack_tokens, seed=0
     )
-    return Setting(loaded, data, [data.make_pack(groups, CPU, torch.float32) for groups in plan.packs(0)[0]])
+    groups = plan.packs(0)[0]
+    return Setting(loaded, data, [data.make_pack(of_pack, CPU, torch.float32) for of_pack in groups], groups)
+
+
+def packed(setting: Setting, packs: Sequence[Pack], one_by_one: bool = False) -> tuple[float, Gradients]:
+    """The loss of packs and its gradients."""
+    model = setting.loaded.model
+    use_packed_attention(model, Shortcuts(last_layer=not one_by_one, packing=not one_by_one))
+    try:
+        return gradients_of(model, [lambda p=p: pack_loss(model, p, p.pixels) for p in packs])  # type: ignore[misc]
+    finally:
+        use_plain_attention(model)
 
 
 def recipe(model: Path, dataset: Path, *options: str) -> TrainConfig:

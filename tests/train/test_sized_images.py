@@ -1,28 +1,13 @@
 """Released models whose images have tokens by their size: packs with shared prefixes teach exactly what their samples
 teach one by one through plain transformers, whose own processor prepares them."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
-
 import pytest
-import torch
 
-from builders.packs import (
-    blind,
-    continuous_positions,
-    gradients_of,
-    layout_of,
-    relative_error,
-    swapped,
-    with_visible_siblings,
-)
-from builders.sized_images import Setting, make_setting, plain_loss
+from builders.packs import CONTROLS, MORE_CONTROLS, gradients_of, relative_error
+from builders.sized_images import Setting, make_setting, packed, plain_loss
 from qilin.model.architectures import find_architecture
-from qilin.train.data_loader import Pack
 from qilin.train.guard import choose_shortcuts
-from qilin.train.loop import pack_loss
-from qilin.train.packed_attention import Shortcuts, use_packed_attention, use_plain_attention
+from qilin.train.packed_attention import Shortcuts
 from qilin.train.plan import make_plan
 
 FAST = ("qwen2.5-vl", "gemma3")
@@ -33,44 +18,6 @@ ROWS = [pytest.param(name, marks=() if name in FAST else pytest.mark.long)
 @pytest.fixture(scope="module", params=ROWS)
 def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return make_setting(tmp_path_factory.mktemp(request.param), request.param)
-
-
-def packed(setting: Setting, packs: list[Pack], one_by_one: bool = False) -> Any:
-    model = setting.loaded.model
-    use_packed_attention(model, Shortcuts(last_layer=not one_by_one, packing=not one_by_one))
-    try:
-        return gradients_of(model, [lambda p=p: pack_loss(model, p, p.pixels) for p in packs])  # type: ignore[misc]
-    finally:
-        use_plain_attention(model)
-
-
-def positions_in_a_line(pack: Pack) -> Pack:
-    """As if the tokens of an image had the positions of text."""
-    assert len(pack.positions) == 3
-    lines = []
-    for _, length, prefix in pack.layout.documents.tolist():
-        first = int(pack.layout.documents[prefix, 1]) if prefix >= 0 else 0
-        lines.append(torch.arange(first, first + length))
-    return replace(pack, positions=torch.cat(lines).expand(3, 1, -1))
-
-
-def causal_images(pack: Pack) -> Pack:
-    documents = [(a, b, c) for a, b, c in pack.layout.documents.tolist()]
-    return replace(pack, layout=layout_of(pack, documents))
-
-
-def without_window(pack: Pack) -> Pack:
-    assert pack.layout.windowed is not None, "a sample is longer than the window"
-    return replace(pack, layout=replace(pack.layout, windowed=replace(pack.layout, windowed=None, window=0)))
-
-
-CONTROLS: dict[str, tuple[Callable[[Pack], Pack], ...]] = {
-    "": (blind, swapped, with_visible_siblings, continuous_positions),
-    "Qwen2.5-VL": (positions_in_a_line,),
-    "Qwen3-VL": (positions_in_a_line,),
-    "Qwen3-VL-MoE": (positions_in_a_line,),
-    "Gemma 3": (causal_images, without_window),
-}
 
 
 def test_packs_have_the_gradients_of_their_samples(setting: Setting) -> None:
@@ -84,7 +31,7 @@ def test_packs_have_the_gradients_of_their_samples(setting: Setting) -> None:
     right = packed(setting, packs)
     assert relative_error(right, expected) < 1e-5
     name = find_architecture(model.config).name
-    for damage in (*CONTROLS[""], *CONTROLS.get(name, ())):
+    for damage in (*CONTROLS, *MORE_CONTROLS.get(name, ())):
         wrong = packed(setting, [damage(pack) for pack in packs])
         assert relative_error(wrong, right) > 1e-3, damage.__name__
         assert abs(wrong[0] - right[0]) / right[0] > 1e-6, damage.__name__  # the loss alone would tell
