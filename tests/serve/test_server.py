@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ pytest.importorskip("uvicorn", reason="the serve extra is not installed")
 from builders.chat_server import chat_body, png
 from builders.tiny import tiny_llava
 from qilin.cli import main
-from qilin.serve.address import check_address
+from qilin.serve.address import check_address, listen
 from qilin.serve.backends import engine_count, split_name
 from qilin.serve.config import ServeConfig
 
@@ -95,6 +96,14 @@ def test_names_of_compared_models() -> None:
     assert split_name("http://host/v1?a=b") == (None, "http://host/v1?a=b")
     assert engine_count(ServeConfig(model="m", compare=("old=a", "http://host/v1"))) == 2
     assert engine_count(ServeConfig(upstream="http://host/v1", compare=("a",))) == 1
+
+
+def test_connections_send_small_packets_at_once() -> None:
+    """Else the first token of a stream waits for the acknowledgment of the stream's head. Control: a plain listener."""
+    with listen("127.0.0.1", 0) as listener, socket.create_server(("127.0.0.1", 0)) as plain:
+        for one, expected in ((listener, True), (plain, False)):
+            with socket.create_connection(one.getsockname()), one.accept()[0] as connection:
+                assert bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) is expected
 
 
 @pytest.mark.parametrize(
