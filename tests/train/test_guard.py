@@ -6,13 +6,15 @@ The long test tries all architectures of builders/architectures.py; the table of
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from builders.architecture_tables import Results, row_of, write_table, written_rows
 from builders.architectures import LANGUAGE_MODELS, VISION_ENCODERS, language_model, vision_encoder
-from builders.tiny import tiny_dataset, tiny_vision
+from builders.tiny import SIZE, tiny_dataset, tiny_vision
 from qilin.core.errors import UserError
 from qilin.model.guard import first_layers
 from qilin.model.llava import LoadedModel, compose, load_model
@@ -137,6 +139,34 @@ def test_large_models_are_compared_on_their_first_layers(
     assert choose_shortcuts(model, "pair", *plan_of(home, loaded)) == ALL
     assert len(model.model.language_model.layers) == model.config.text_config.num_hidden_layers == 6
     assert model.config.vision_config.num_hidden_layers == 5
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
+def test_the_check_of_a_large_model_leaves_its_image_features(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of the last layer but one, not of the last one that the check computed."""
+    folder = tmp_path / "encoder"
+    deep = {"num_hidden_layers": 6}
+    vision = tiny_vision(folder, name, layers=6) if name in ("clip", "siglip") else vision_encoder(folder, name, **deep)
+    pixels = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    unchecked, checked = (
+        compose(str(vision), str(home / "llama"), template="chatml", system="", pad_square=True).model for _ in range(2)
+    )
+    monkeypatch.setattr("qilin.model.guard.LARGE", 0)
+    with torch.no_grad():
+        with first_layers(checked):
+            short = image_features(checked, pixels)
+        expected = image_features(unchecked, pixels)
+        assert torch.equal(image_features(checked, pixels), expected)
+    assert not torch.allclose(short, expected)  # control
+
+
+def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    layer = model.config.vision_feature_layer
+    output = model.model.vision_tower(pixel_values=pixels, output_hidden_states=True)
+    features: torch.Tensor = output.hidden_states[layer]
+    return features
 
 
 def train_one_step(home: Path, vision: Path, language: Path, out: Path) -> None:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from qilin.core.errors import QilinError, UserError
 from qilin.model.architectures import language_of, vision_of
@@ -129,6 +130,8 @@ def first_layers(model: Any) -> Iterator[None]:
     vision_stack = getattr(vision, "encoder", getattr(vision, "vision_model", vision))
     layer = getattr(model.config, "vision_feature_layer", None)
     restored = [] if layer is None else [(model.config, "vision_feature_layer", layer)]
+    if layer is not None:
+        capture_hidden_states(vision)
     for part, stack, depth in (
         (language, language, count_first_layers(language.config)),
         (vision, vision_stack, 3),
@@ -148,6 +151,14 @@ def first_layers(model: Any) -> Iterator[None]:
     finally:
         for owner, attribute, value in restored:
             setattr(owner, attribute, value)
+
+
+def capture_hidden_states(encoder: Any) -> None:
+    """Attach transformers' hooks for hidden states to all layers. It attaches them once, when hidden states are first
+    asked for: on a cut encoder, `hidden_states[-2]` would afterwards be that of its second layer, without an error."""
+    for module in encoder.modules():
+        if isinstance(module, PreTrainedModel) and module._can_record_outputs:
+            maybe_install_capturing_hooks(module)
 
 
 def count_first_layers(config: Any) -> int:
