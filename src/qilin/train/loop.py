@@ -29,6 +29,7 @@ from qilin.train.checkpoint import (
     read_metadata,
     trainable_weights,
 )
+from qilin.train.compiled_layers import OTHER_ERRORS, compiled_forwards
 from qilin.train.config import TrainConfig
 from qilin.train.context import TrainContext, TrainState
 from qilin.train.data_loader import Pack, StepBatch, prefetch
@@ -125,10 +126,9 @@ def train_step(context: TrainContext, state: TrainState, batch: StepBatch) -> di
     finite."""
     config, step = context.config, batch.step
     started = time.perf_counter()
-    torch.manual_seed(config.seed * 1_000_003 + step + context.world.rank * 500_009)
     set_learning_rates(state.optimizer, step_lr_factor(config, step, len(context.plan)))
     state.module.loss_scale = state.loss_scale.scale
-    loss, answer_tokens = compute_gradients(context, state.module, batch)
+    loss, answer_tokens = compute_step(context, state, batch)
     state.loss_scale.unscale(state.model.parameters())
     grad_norm = clip_gradients(context, state.model, batch)
     if state.loss_scale.accepts(grad_norm):
@@ -144,6 +144,26 @@ def train_step(context: TrainContext, state: TrainState, batch: StepBatch) -> di
         "answer_tokens": answer_tokens,
         "seconds": time.perf_counter() - started,
     } | (scaling if state.loss_scale.enabled else {})
+
+
+def compute_step(context: TrainContext, state: TrainState, batch: StepBatch) -> tuple[float, int]:
+    """`compute_gradients` from the step's own seed; once more, without compiled layers, if those fail in the backward
+    pass. On many devices, where the others would wait in a reduction, their error ends the run."""
+    seed = context.config.seed * 1_000_003 + batch.step + context.world.rank * 500_009
+    compiled = compiled_forwards(language_of(state.model))
+    torch.manual_seed(seed)
+    try:
+        return compute_gradients(context, state.module, batch)
+    except OTHER_ERRORS:
+        raise
+    except Exception as error:
+        if not compiled or context.world.size > 1:
+            raise
+        for forward in compiled:
+            forward.stop(error)
+    state.optimizer.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    return compute_gradients(context, state.module, batch)
 
 
 def compute_gradients(context: TrainContext, module: ModelWithLoss, batch: StepBatch) -> tuple[float, int]:
