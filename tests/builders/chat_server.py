@@ -2,7 +2,6 @@
 
 import base64
 import io
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import httpx2
 import uvicorn
 
 from builders.tiny import tiny_png
+from qilin.serve.address import listen
 from qilin.serve.api.app import ApiConfig, make_app
 from qilin.serve.api.audit import AuditLog
 from qilin.serve.api.chat import ChatService
@@ -118,7 +118,7 @@ def running_service(
             compared=tuple(compared),
         )
     )
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(
         app, http=HeadTimeoutProtocol, log_level="error", timeout_graceful_shutdown=5, timeout_keep_alive=1
     )

@@ -127,11 +127,17 @@ def test_conversation_with_images_in_two_turns(loaded: Any, server: ChatServer) 
     assert response.json()["choices"][0]["message"]["content"] == answer_batch(loaded, [request], 6)[0].text
 
 
+def test_brackets_in_strings_are_no_depth(server: ChatServer) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": '\\"[[[[{{{{' * 9}]}] * 9
+    assert server.post({"model": MODEL, "messages": messages, "max_tokens": 1}).status_code == 200
+
+
 BOMB = b"RIFF" + (22).to_bytes(4, "little") + b"WEBPVP8 "
 REFUSED: list[tuple[str, Any, int, str]] = [
     ("no JSON", b"{", 400, "JSON"),
     ("a list", b"[]", 400, "object"),
     ("deep", b'{"a":' * 5000 + b"1" + b"}" * 5000, 400, "nested"),
+    ("many objects", b'{"a":[' + b"[]," * 200_001 + b"1]}", 400, "200,000"),
     ("digits", b'{"model":"tiny","seed":' + b"9" * 5000 + b"}", 400, "digits"),
     ("NaN", b'{"model":"tiny","temperature":NaN}', 400, "NaN"),
     ("no messages", {"model": MODEL, "messages": []}, 400, "messages"),

@@ -1,5 +1,6 @@
 """The engine against one-by-one generate: equal answers, whatever runs beside them, and never another image's."""
 
+import asyncio
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -211,6 +212,35 @@ def test_a_receiver_that_fails_loses_only_its_answer(loaded: Any, start: Callabl
     engine.submit(GenerationRequest(prepare_prompt(loaded, ask(QUESTIONS[0], 1)), 50), fail)
     request = ask(QUESTIONS[1], 1)
     assert submit(engine, request)[1].text(loaded) == expected(loaded, request).text
+
+
+def test_a_loop_is_woken_once_for_all_rows(loaded: Any, start: Callable[..., Engine]) -> None:
+    """And one that has ended loses its own answers only."""
+    engine, requests = start(), [ask(question, 1) for question in QUESTIONS]
+
+    async def answers() -> tuple[list[Receiver], int]:
+        loop, receivers, wake_ups = asyncio.get_running_loop(), [Receiver() for _ in requests], 0
+        original = loop.call_soon_threadsafe
+
+        def count(*arguments: Any, **options: Any) -> Any:
+            nonlocal wake_ups
+            wake_ups += threading.current_thread() is engine.thread
+            return original(*arguments, **options)
+
+        loop.call_soon_threadsafe = count  # type: ignore[method-assign]
+        for request, receiver in zip(requests, receivers, strict=True):
+            engine.submit(GenerationRequest(prepare_prompt(loaded, request), 12), receiver, loop)
+        while not all(receiver.done.is_set() for receiver in receivers):
+            await asyncio.sleep(0.01)
+        engine.submit(GenerationRequest(prepare_prompt(loaded, requests[0]), 2000), Receiver(), loop)
+        return receivers, wake_ups
+
+    receivers, wake_ups = asyncio.run(answers())
+    assert [receiver.text(loaded) for receiver in receivers] == [expected(loaded, one).text for one in requests]
+    events = sum(len(receiver.events) for receiver in receivers)
+    assert wake_ups < 0.7 * events
+    assert submit(engine, requests[0])[1].text(loaded) == expected(loaded, requests[0]).text
+    assert engine.counts.cancelled == 1
 
 
 def test_queue_is_bounded_and_owners_take_turns(start: Callable[..., Engine]) -> None:

@@ -1,6 +1,7 @@
 """Slices of volumes and series in the API and in the terminal, through the window of the model's training data."""
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from qilin.imaging.windowing import Window, Windowing, through_window
 from qilin.model.generate import Request
 from qilin.serve import terminal
 from qilin.serve.api.chat_schema import Message
-from qilin.serve.api.content import ImageSources, to_request
+from qilin.serve.api.content import DecodedImages, ImageSources, to_request
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.image_store import ImageStore, describe
 from qilin.serve.api.remote_images import RemoteImages
@@ -51,6 +52,26 @@ def test_slices_of_a_volume_in_a_request() -> None:
     for wrong in ("axial:0", "coronal@99"):
         with pytest.raises(UserError, match="slice"):
             to_request([message(nifti(volume), f";slices={wrong}")], sources(), 16)
+
+
+def test_decoded_images_are_reused_and_never_mixed_up() -> None:
+    """Each owner, file and slice decodes by itself, also with a cache that holds one image only."""
+    volume = nifti(np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32))
+    shared, small = DecodedImages(), DecodedImages(max_bytes=4 * 8 * 9)
+    messages = [message(volume), message(volume, ";slices=axial@2"), message(tiny_png(1)), message(tiny_png(2))]
+    expected = [to_request([one], sources(), 16).images[0].tobytes() for one in messages]
+    assert len(set(expected)) == 4
+    for decoded in (shared, small):
+        for owner in ("a", "b", "a"):
+            source = replace(sources(), decoded=decoded, owner=owner)
+            images = [to_request([one], source, 16).images[0] for one in (*messages, *messages)]
+            assert [image.tobytes() for image in images] == expected * 2
+            assert (images[0] is images[4]) is (decoded is shared)
+    first, other = (
+        to_request([messages[0]], replace(sources(), decoded=shared, owner=owner), 16).images[0] for owner in "ab"
+    )
+    assert first is not other
+    assert shared.cache.hits > 0
 
 
 def test_window_of_the_training_data() -> None:

@@ -39,6 +39,7 @@ class ImageFacts:
 
     modality: str = ""  # DICOM's code, "" if unknown
     is_part: bool = False
+    content: ImageContent | None = None  # its statistics, if they were computed before
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,10 @@ def image_notices(
 ) -> list[Notice]:
     """What is noticed about the images of a question. `evaluated_kinds`: those of the model's evaluation, if known."""
     notices = []
-    contents = [None if fact.is_part else image_content(image) for image, fact in zip(images, facts, strict=True)]
+    contents = [
+        None if fact.is_part else fact.content or image_content(image)
+        for image, fact in zip(images, facts, strict=True)
+    ]
     for number, (content, fact) in enumerate(zip(contents, facts, strict=True), start=1):
         if content is not None and content.problem:
             zh, en = IMAGE_TEXTS[content.problem]

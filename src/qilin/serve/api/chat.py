@@ -22,7 +22,7 @@ from qilin.model.generate import Request
 from qilin.serve.api.answers import AnswerEvent, Answers, Passage
 from qilin.serve.api.audit import PromptHashes, token_hash
 from qilin.serve.api.chat_schema import ChatBody
-from qilin.serve.api.content import ImageSources, last_question, read_content
+from qilin.serve.api.content import DecodedImages, ImageSources, last_question, read_content
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.image_store import ImageStore
 from qilin.serve.api.remote_images import RemoteImages
@@ -57,9 +57,10 @@ class ChatService:
     remote: RemoteImages = RemoteImages()
     store: ImageStore = field(default_factory=ImageStore)
     safeguards: Safeguards = Safeguards()
+    decoded: DecodedImages = field(default_factory=DecodedImages)
 
     def sources(self, owner: str) -> ImageSources:
-        return ImageSources(self.remote, self.store, owner)
+        return ImageSources(self.remote, self.store, owner, self.decoded)
 
     @property
     def local_engine(self) -> Engine:
@@ -129,12 +130,12 @@ async def start_answers(
     for index in range(body.n or 1):
 
         def receive(event: Event, index: int = index) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, (index, event))
+            queue.put_nowait((index, event))
 
         seed = None if body.seed is None else body.seed + index
         settings = replace(generation.sampling, seed=seed)
         try:
-            jobs.append(engine.submit(replace(generation, sampling=settings), receive))
+            jobs.append(engine.submit(replace(generation, sampling=settings), receive, loop))
         except QueueFull as error:
             cancel()
             raise ApiError(429, str(error), retry_after=error.retry_after) from None
@@ -274,7 +275,8 @@ async def stream_chunks(
             yield chunk(head, index, {"role": "assistant", "content": checked.prefix})
         while len(finishes) < answers.count:
             try:
-                index, event = await asyncio.wait_for(answers.queue.get(), KEEP_ALIVE)
+                async with asyncio.timeout(KEEP_ALIVE):  # wait_for would make a task of each token
+                    index, event = await answers.queue.get()
             except TimeoutError:
                 yield ": waiting\n\n"
                 continue

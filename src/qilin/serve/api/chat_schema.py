@@ -5,6 +5,7 @@ implemented is refused; fields that only label a request are accepted and ignore
 """
 
 import json
+import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qilin.serve.api.errors import ApiError
 
 MAX_JSON_DEPTH = 16
+MAX_JSON_OPENINGS = 200_000  # objects and lists: more than the largest valid body has
 MAX_MESSAGES = 256
 MAX_TEXT = 200_000  # characters of one text
+STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 # fields of clients that label, bill or route a request, and do not change its answer
 IGNORED = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -136,8 +139,7 @@ def validate(model: type[Body], fields: dict[str, Any]) -> Body:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object whose nesting is bounded: a deeper one would exhaust the parser. Raises ApiError 400."""
-    if nesting(body) > MAX_JSON_DEPTH:
-        raise ApiError(400, f"the body is nested deeper than {MAX_JSON_DEPTH} levels")
+    check_nesting(body)
     try:
         value = json.loads(body, parse_constant=refuse_constant, parse_int=bounded_int)
     except (ValueError, RecursionError) as error:
@@ -147,22 +149,24 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def nesting(body: bytes) -> int:
-    """An upper bound of the depth: brackets inside strings count too, until the depth matters."""
-    depth = deepest = 0
-    in_string = escaped = False
-    for byte in body if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH else b"":
-        if in_string:
-            in_string = escaped or byte != 0x22
-            escaped = not escaped and byte == 0x5C
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
+def check_nesting(body: bytes) -> None:
+    """Refuse a body that is nested too deep, or of so many parts that it would hold up everybody. Raises ApiError 400.
+
+    Strings are skipped by a regular expression whose repeats give nothing back: images are megabytes of text.
+    """
+    depth = openings = 0
+    if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
+        return
+    for token in STRING_OR_BRACKET.finditer(body):
+        byte = body[token.start()]
+        if byte in b"[{":
+            depth, openings = depth + 1, openings + 1
+            if depth > MAX_JSON_DEPTH:
+                raise ApiError(400, f"the body is nested deeper than {MAX_JSON_DEPTH} levels")
+            if openings > MAX_JSON_OPENINGS:
+                raise ApiError(400, f"the body has more than {MAX_JSON_OPENINGS:,} objects and lists")
         elif byte in b"]}":
             depth -= 1
-    return deepest
 
 
 def refuse_constant(name: str) -> float:

@@ -5,11 +5,14 @@ allow-list names its host. Decoding checks sizes first and runs in a worker thre
 """
 
 import base64
+import hashlib
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
+from qilin.imaging.content import ImageContent, image_content
 from qilin.imaging.errors import ImageError
 from qilin.imaging.medical import ShownImage, to_images
 from qilin.imaging.volume import Selection, parse_selection
@@ -18,9 +21,32 @@ from qilin.serve.api.chat_schema import ImagePart, Message
 from qilin.serve.api.errors import ApiError
 from qilin.serve.api.image_store import SCHEME, ImageStore
 from qilin.serve.api.remote_images import RemoteImages
+from qilin.serve.engine.lru_cache import LruCache
 from qilin.serve.safeguards import ImageFacts
 
 ROLES = {"developer": "system"}  # OpenAI's newer name
+DECODED_BYTES = 256 << 20
+DecodedImage = tuple[ShownImage, ImageContent]
+
+
+class DecodedImages:
+    """What data URIs decoded to, with its statistics: clients send all images of a conversation with each question.
+
+    The key is a hash of the whole data URI and the owner. Nobody may change an image that comes from here.
+    """
+
+    def __init__(self, max_bytes: int = DECODED_BYTES) -> None:
+        self.cache: LruCache[tuple[DecodedImage, ...]] = LruCache(max_bytes)
+        self.lock = threading.Lock()
+
+    def get(self, key: str) -> tuple[DecodedImage, ...] | None:
+        with self.lock:
+            return self.cache.get(key)
+
+    def put(self, key: str, images: tuple[DecodedImage, ...]) -> None:
+        size = sum(4 * shown.image.width * shown.image.height for shown, _ in images)  # Pillow stores RGB in 4 bytes
+        with self.lock:
+            self.cache.put(key, images, size)
 
 
 @dataclass(frozen=True)
@@ -30,6 +56,7 @@ class ImageSources:
     remote: RemoteImages
     store: ImageStore
     owner: str
+    decoded: DecodedImages = field(default_factory=DecodedImages)
 
 
 def to_request(messages: Sequence[Message], sources: ImageSources, max_images: int) -> Request:
@@ -49,17 +76,17 @@ def read_content(
     for message in messages:
         if message.role != "user" and any(isinstance(part, ImagePart) for part in message.content):
             raise ApiError(400, f"messages: an image in a message of the {message.role}", "messages")
-    shown = [load_images(part.image_url.url, sources, number) for number, part in enumerate(parts, start=1)]
-    images = [image.image for group in shown for image in group]
+    groups = [load_images(part.image_url.url, sources, number) for number, part in enumerate(parts, start=1)]
+    images = [shown.image for group in groups for shown, _ in group]
     if len(images) > max_images:
         raise ApiError(400, f"messages: {len(images)} images with slices; expected at most {max_images}", "messages")
     facts = [
-        ImageFacts(image.modality, is_part(part.image_url.url))
-        for part, group in zip(parts, shown, strict=True)
-        for image in group
+        ImageFacts(shown.modality, is_part(part.image_url.url), content)
+        for part, group in zip(parts, groups, strict=True)
+        for shown, content in group
     ]
-    groups = iter(shown)
-    return Request([to_template_form(message, groups) for message in messages], images), facts
+    shown_groups = iter([[shown for shown, _ in group] for group in groups])
+    return Request([to_template_form(message, shown_groups) for message in messages], images), facts
 
 
 def is_part(url: str) -> bool:
@@ -88,13 +115,24 @@ def to_template_form(message: Message, groups: Iterator[Sequence[ShownImage]]) -
     return {"role": role, "content": content}
 
 
-def load_images(url: str, sources: ImageSources, number: int) -> list[ShownImage]:
+def load_images(url: str, sources: ImageSources, number: int) -> tuple[DecodedImage, ...]:
     """The upright RGB pixels of a data URI, an uploaded image or an allowed address. Raises ApiError, UserError.
 
     Of a file with several frames or slices the middle one, or those that the data URI names:
     data:application/dicom;slices=axial:8;base64,… (see qilin.imaging.volume.parse_selection).
     """
-    param = f"image {number}"
+    is_data = url.startswith("data:")
+    key = hashlib.sha256(f"{sources.owner}\n{url}".encode("utf-8", "surrogatepass")).hexdigest() if is_data else ""
+    if is_data and (known := sources.decoded.get(key)) is not None:
+        return known
+    images = tuple((shown, image_content(shown.image)) for shown in decode_images(url, sources, f"image {number}"))
+    if is_data:
+        sources.decoded.put(key, images)
+    return images
+
+
+def decode_images(url: str, sources: ImageSources, param: str) -> list[ShownImage]:
+    """The images behind an address. Raises ApiError, UserError."""
     try:
         if url.startswith(f"{SCHEME}:"):
             image = sources.store.render_url(url, sources.owner)

@@ -67,15 +67,11 @@ async def score(engine: Engine, request: Request, answer_ids: tuple[int, ...], o
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Finish] = loop.create_future()
 
-    def set_result(finish: Finish) -> None:
-        if not future.done():  # the client may have gone
-            future.set_result(finish)
-
     def receive(event: Event) -> None:
-        if isinstance(event, Finish):
-            loop.call_soon_threadsafe(set_result, event)
+        if isinstance(event, Finish) and not future.done():  # the client may have gone
+            future.set_result(event)
 
-    job = engine.submit(GenerationRequest(prompt, 0, owner=owner, answer_ids=answer_ids), receive)
+    job = engine.submit(GenerationRequest(prompt, 0, owner=owner, answer_ids=answer_ids), receive, loop)
     try:
         finish = await future
     finally:

@@ -7,6 +7,7 @@ rows; rows join when their prompt is done and leave when their answer is.
 Owners take turns, so that one client's queue does not delay another's first request.
 """
 
+import asyncio
 import logging
 import math
 import threading
@@ -83,10 +84,12 @@ class GenerationRequest:
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way. `cancel()` may be called from any thread; the callback runs in the engine's thread."""
+    """A request on its way. `cancel()` may be called from any thread; the callback runs in the loop, or without one in
+    the engine's thread."""
 
     request: GenerationRequest
     callback: Callable[[Event], None]
+    loop: asyncio.AbstractEventLoop | None
     stream: TextStream
     generator: torch.Generator | None
     submitted: float = field(default_factory=time.monotonic)
@@ -143,6 +146,7 @@ class Engine:
         self.running: list[Job] = []  # the rows of `batch`, in its order
         self.batch = RowBatch()
         self.alone: list[Job] = []  # rows whose caches cannot be joined: each has its own passes
+        self.deliveries: list[tuple[Job, Event]] = []  # events of this turn that an event loop is to get
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
 
     # called from other threads
@@ -150,13 +154,19 @@ class Engine:
     def start(self) -> None:
         self.thread.start()
 
-    def submit(self, request: GenerationRequest, callback: Callable[[Event], None]) -> Job:
+    def submit(
+        self,
+        request: GenerationRequest,
+        callback: Callable[[Event], None],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Job:
         """Queue a request. The callback gets its events, the last one a Finish; it must not block.
 
-        Raises QueueFull.
+        It runs in `loop`, which the events of all its requests wake up once per token; waking it for each of them would
+        keep the model waiting for Python's lock. Without a loop it runs in the engine's thread. Raises QueueFull.
         """
         stream = TextStream(self.loaded.processor.tokenizer, request.stop)
-        job = Job(request, callback, stream, make_generator(request.sampling))
+        job = Job(request, callback, loop, stream, make_generator(request.sampling))
         with self.condition:
             if self.closing or self.queue_length() >= self.limits.max_waiting:
                 self.counts.rejected += 1
@@ -216,10 +226,31 @@ class Engine:
             self.prefilling = self.next_job()
         if self.prefilling is not None:
             self.guarded([self.prefilling], self.advance_prefill)
+            self.flush()
         if self.running:
             self.guarded(self.running, self.decode_batch)
         for job in list(self.alone):
             self.guarded([job], partial(self.decode_alone, job))
+        self.flush()
+
+    def deliver(self, job: Job, event: Event) -> None:
+        """Pass an event on, at once or with those of other requests."""
+        if job.loop is None:
+            job.deliver(event)
+        else:
+            self.deliveries.append((job, event))
+
+    def flush(self) -> None:
+        """Wake the event loops up once for all events that wait for them."""
+        deliveries, self.deliveries = self.deliveries, []
+        for loop in {job.loop for job, _ in deliveries}:
+            assert loop is not None
+            rows = [(job, event) for job, event in deliveries if job.loop is loop]
+            try:
+                loop.call_soon_threadsafe(deliver_all, rows)
+            except RuntimeError:  # the loop has ended
+                for job, _ in rows:
+                    job.cancel()
 
     def guarded(self, jobs: Sequence[Job], action: Callable[[], None]) -> None:
         """Run an action; an exception ends these jobs and nothing else."""
@@ -326,7 +357,7 @@ class Engine:
                 finished.append((job, self.finish(job, "stop")))
                 continue
             text = job.stream.push(token.id)
-            job.deliver(Increment(text, token))
+            self.deliver(job, Increment(text, token))
             if job.stream.stopped:
                 finished.append((job, self.finish(job, "stop")))
             elif len(job.tokens) >= job.request.max_tokens:
@@ -370,7 +401,13 @@ class Engine:
         for job, event in finished:
             self.counts.seconds += time.monotonic() - job.submitted
             job.prefill = None
-            job.deliver(event)
+            self.deliver(job, event)
+
+
+def deliver_all(rows: Sequence[tuple[Job, Event]]) -> None:
+    """Pass events on, in an event loop."""
+    for job, event in rows:
+        job.deliver(event)
 
 
 def max_answer_tokens(engine: Engine, prompt: Prompt, wanted: int | None) -> int:
