@@ -155,7 +155,7 @@ def test_a_backward_graph_that_does_not_compile_is_noticed_in_the_forward_pass(
 
 
 def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((actual - expected).float().norm() / expected.float().norm())
+    return float((actual - expected).detach().float().norm() / expected.detach().float().norm())
 
 
 @pytest.mark.long
