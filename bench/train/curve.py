@@ -30,10 +30,11 @@ from qilin.demo.synthetic.dataset import write_synthetic
 from qilin.model.architectures import set_trainable
 from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.context import TrainContext, TrainState
-from qilin.train.data_loader import Pack, PackedDataset, StepBatch
+from qilin.train.data_loader import PackedDataset, StepBatch
 from qilin.train.distributed import ModelWithLoss
 from qilin.train.loop import clip_gradients, compute_gradients, pack_loss, trainable_params
 from qilin.train.optimizer import lr_factor, make_optimizer, set_learning_rates
+from qilin.train.pack import Pack
 from qilin.train.packed_attention import make_layout, use_packed_attention, use_plain_attention
 from qilin.train.plan import PackedGroup, Plan, make_plan
 from qilin.train.stage import load_start

@@ -15,11 +15,11 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from qilin.model.architectures import set_trainable
 from qilin.train.config import DataSource, ModelPart, TrainConfig
-from qilin.train.data_loader import Pack
 from qilin.train.distributed import ModelWithLoss
 from qilin.train.loop import pack_loss
 from qilin.train.memory_estimate import PackShape, pack_shape
 from qilin.train.model_setup import add_adapters, apply_precision, autocast_context, base_model, quantize_frozen
+from qilin.train.pack import Pack
 from qilin.train.packed_attention import make_layout, use_plain_attention
 from qilin.train.plan import Lengths, PackedGroup, Plan, WorkCounts, make_plan
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from qilin.train.data_loader import Pack
+from qilin.train.pack import Pack
 from qilin.train.packed_attention import Layout, make_layout
 
 CPU = torch.device("cpu")

@@ -20,8 +20,9 @@ from qilin.model.answer_spans import mark_answers
 from qilin.model.architectures import set_trainable
 from qilin.model.llava import LoadedModel
 from qilin.train.config import TrainConfig, read_recipe
-from qilin.train.data_loader import Pack, PackedDataset
+from qilin.train.data_loader import PackedDataset
 from qilin.train.loop import pack_loss
+from qilin.train.pack import Pack
 from qilin.train.packed_attention import Shortcuts, use_packed_attention, use_plain_attention
 from qilin.train.plan import PackedGroup, make_plan
 from qilin.train.stage import open_data

@@ -20,7 +20,7 @@ from qilin.dataset.schema import Provenance, Sample, assistant, user
 from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.model.llava import compose
 from qilin.model.processing import PixelCache, with_instruction
-from qilin.train import data_loader
+from qilin.train import pack as pack_module
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.data_loader import PackedDataset, prefetch, prefix_group
 from qilin.train.distributed import World
@@ -303,7 +303,7 @@ def test_an_accelerator_gets_the_packs_of_the_cpu_by_one_copy(
     plan = make_plan(data.lengths, [1.0], batch_size=3, num_epochs=2, pack_tokens=2048, seed=0)
     expected = list(prefetch(data, plan, 1, config, World()))
     copies, decoded = [], []
-    monkeypatch.setattr(data_loader, "copy_together", lambda tensors, device: copies.append(device) or dict(tensors))
+    monkeypatch.setattr(pack_module, "copy_together", lambda tensors, device: copies.append(device) or dict(tensors))
     monkeypatch.setattr(PixelCache, "decode", counted(PixelCache.decode, decoded))
     data.pixels.entries.clear()
     actual = list(prefetch(data, plan, 1, config, World(device=torch.device("meta"))))

@@ -14,10 +14,11 @@ from qilin.model.llava import compose
 from qilin.train import loss
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.context import TrainContext
-from qilin.train.data_loader import Pack, PackedDataset, StepBatch
+from qilin.train.data_loader import PackedDataset, StepBatch
 from qilin.train.distributed import ModelWithLoss
 from qilin.train.loop import compute_gradients, pack_loss
 from qilin.train.loss import answer_loss
+from qilin.train.pack import Pack
 from qilin.train.packed_attention import use_packed_attention
 from qilin.train.plan import group_samples, make_plan
 

@@ -31,9 +31,10 @@ from qilin.train import packed_attention as attention
 from qilin.train.block_mask import block_mask, mask_arrays
 from qilin.train.config import DataSource, TrainConfig
 from qilin.train.cpu_attention import bucketed_attention
-from qilin.train.data_loader import Pack, PackedDataset
+from qilin.train.data_loader import PackedDataset
 from qilin.train.loop import pack_loss
 from qilin.train.model_setup import enable_activation_checkpointing
+from qilin.train.pack import Pack
 from qilin.train.packed_attention import Layout, make_layout, packed_attention, use_packed_attention
 from qilin.train.plan import make_plan
 from qilin.train.transfer import copy_together, join_bytes, split_bytes

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,35 +35,12 @@ from qilin.train.data_sources import Purpose, SourceRows, open_sources
 from qilin.train.distributed import World
 from qilin.train.lengths_cache import read_cache, write_cache
 from qilin.train.model_setup import compute_dtype
-from qilin.train.packed_attention import (
-    Document,
-    Layout,
-    device_layout,
-    document_table,
-    layout_arrays,
-    make_layout,
-)
+from qilin.train.pack import Pack, PackContent
 from qilin.train.plan import Lengths, PackedGroup, Plan
-from qilin.train.transfer import copy_together
 
 MAX_DECODERS = 8  # threads: 50 images/s of 2000 x 2000 pixels in PNG, 400/s of 800 x 600
 AHEAD_PACKS = 8  # packs built before they are needed, on a GPU: about a second of a 7B model
 ENCODED_CACHE_TOKENS = 16_000_000  # tokenized samples kept in memory: two pointers per token, about 300 MB
-
-
-@dataclass(frozen=True)
-class Pack:
-    """The input of one forward pass. T tokens, S supervised positions, P images."""
-
-    ids: torch.Tensor  # (1, T)
-    positions: torch.Tensor  # (1, T), or (3, 1, T) in a grid: each branch continues from its prefix
-    layout: Layout
-    target_positions: torch.Tensor  # (S,) token whose hidden state predicts …
-    targets: torch.Tensor  # (S,) … this token
-    pixels: torch.Tensor | None  # (P, 3, H, W), or the model's own shape, in the order of the image tokens
-    augment_seeds: tuple[int, ...]  # (P,) independent of the number of devices
-    sample_ids: tuple[str, ...]  # for error messages
-    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what else the forward needs, by name
 
 
 @dataclass(frozen=True)
@@ -225,78 +202,57 @@ class PackedDataset:
         `needs_image` adds a black image to a pack without images: devices that run in parallel must use the same
         weights in every pack. It has no targets. `step` is the step of training, which augmentation depends on.
         """
-        ids: list[int] = []
-        positions: list[np.ndarray] = []  # (1 or 3, tokens) of each document
-        documents: list[tuple[int, int, int]] = []
-        target_positions: list[int] = []
-        targets: list[int] = []
-        images: list[torch.Tensor] = []
-        image_inputs: list[Mapping[str, torch.Tensor]] = []
-        augment_seeds: list[int] = []
-        sample_ids: list[str] = []
+        content = PackContent()
         for group in groups:
-            prefix_document = -1
-            for rank_in_group, index in enumerate(group.samples):
-                number = int(self.numbers[index])
-                sample = self.sample(number)
-                encoded = self.encoded.get(number) or self.encode(number, sample)[0]
-                assert encoded is not None, "the plan contains only samples that fit"
-                sample_ids.append(sample.sample_id)
-                prefix = int(self.lengths.prefix[index]) if len(group.samples) > 1 else 0
-                sample_positions = self.positions_of(encoded)
-                if rank_in_group == 0:
-                    seeds = [index * 64 + image_index for image_index in range(len(sample.image_ids))]
-                    if self.encoder is None:
-                        images += [self.image(number, sample, image_id, dtype) for image_id in sample.image_ids]
-                        augment_seeds += seeds
-                    else:
-                        image_inputs += [
-                            self.inputs_of(number, sample, image_id, dtype, seed, step)
-                            for image_id, seed in zip(sample.image_ids, seeds, strict=True)
-                        ]
-                    if prefix:
-                        prefix_document = len(documents)
-                        documents.append((len(ids), prefix, -1))
-                        ids += encoded.ids[:prefix]
-                        positions.append(sample_positions[:, :prefix])
-                start = len(ids)
-                prefix_end = documents[prefix_document][0] + prefix - 1 if prefix else -1
-                rest = encoded.ids[prefix:]
-                for offset, supervised in enumerate(encoded.loss_mask[prefix:]):
-                    if supervised and prefix + offset > 0:
-                        target_positions.append(start + offset - 1 if offset else prefix_end)
-                        targets.append(rest[offset])
-                documents.append((start, len(rest), prefix_document if prefix else -1))
-                ids += rest
-                positions.append(sample_positions[:, prefix:])
-        if needs_image and not images and not image_inputs:
-            if self.images is None:
-                size, tokens = self.processor.image_processor.crop_size, image_tokens(self.processor)
-                images.append(torch.zeros(3, size["height"], size["width"], dtype=dtype))
-                augment_seeds.append(0)
-            else:
-                blank, tokens = self.images.blank(dtype)
-                image_inputs.append(blank)
-            documents.append((len(ids), tokens, -1))
-            positions.append(np.tile(np.arange(tokens), (len(positions[0]) if positions else 1, 1)))
-            ids += [self.image_id] * tokens
-        on_cpu, spans = device.type == "cpu", self.image_spans(ids, documents)
-        all_positions = torch.from_numpy(np.concatenate(positions, axis=1))
-        inputs = self.join_inputs(image_inputs, ids) if self.encoder is not None else {}
-        pixels = inputs.pop("pixel_values", None) if self.encoder is not None else None
-        layout = make_layout(documents, device, target_positions, spans, self.window) if on_cpu else None
-        pack = Pack(
-            ids=torch.tensor([ids]),
-            positions=all_positions if len(all_positions) == 1 else all_positions[:, None],
-            layout=layout or Layout(document_table(documents)),
-            target_positions=torch.tensor(target_positions, dtype=torch.int64),
-            targets=torch.tensor(targets, dtype=torch.int64),
-            pixels=torch.stack(images) if images else pixels,
-            augment_seeds=tuple(augment_seeds),
-            sample_ids=tuple(sample_ids),
-            inputs=inputs,
-        )
-        return pack if on_cpu else move_pack(pack, documents, device, spans, self.window)
+            self.add_group(content, group, dtype, step)
+        if needs_image and not content.images and not content.image_inputs:
+            self.add_black_image(content, dtype)
+        inputs = self.join_inputs(content.image_inputs, content.ids) if self.encoder is not None else {}
+        spans = self.image_spans(content.ids, content.documents)
+        return content.pack(inputs, device, spans, self.window)
+
+    def add_group(self, content: PackContent, group: PackedGroup, dtype: torch.dtype, step: int | None) -> None:
+        """Add the samples of a group, with the prefix and the images that they share once."""
+        prefix_document = -1
+        for rank_in_group, index in enumerate(group.samples):
+            number = int(self.numbers[index])
+            sample = self.sample(number)
+            encoded = self.encoded.get(number) or self.encode(number, sample)[0]
+            assert encoded is not None, "the plan contains only samples that fit"
+            prefix = int(self.lengths.prefix[index]) if len(group.samples) > 1 else 0
+            positions = self.positions_of(encoded)
+            if rank_in_group == 0:
+                self.add_images(content, index, sample, dtype, step)
+                if prefix:
+                    prefix_document = content.add_document(encoded.ids[:prefix], positions[:, :prefix])
+            content.add_sample(sample.sample_id, encoded, positions, prefix, prefix_document)
+
+    def add_images(
+        self, content: PackContent, index: int, sample: Sample, dtype: torch.dtype, step: int | None
+    ) -> None:
+        """Add the images of a sample; `index` is its place in `lengths`."""
+        number = int(self.numbers[index])
+        seeds = [index * 64 + image_index for image_index in range(len(sample.image_ids))]
+        if self.encoder is None:
+            content.images += [self.image(number, sample, image_id, dtype) for image_id in sample.image_ids]
+            content.augment_seeds += seeds
+        else:
+            content.image_inputs += [
+                self.inputs_of(number, sample, image_id, dtype, seed, step)
+                for image_id, seed in zip(sample.image_ids, seeds, strict=True)
+            ]
+
+    def add_black_image(self, content: PackContent, dtype: torch.dtype) -> None:
+        """Add a document of one black image, which has no targets."""
+        if self.images is None:
+            size, tokens = self.processor.image_processor.crop_size, image_tokens(self.processor)
+            content.images.append(torch.zeros(3, size["height"], size["width"], dtype=dtype))
+            content.augment_seeds.append(0)
+        else:
+            inputs, tokens = self.images.blank(dtype)
+            content.image_inputs.append(inputs)
+        axes = len(content.positions[0]) if content.positions else 1
+        content.add_document([self.image_id] * tokens, np.tile(np.arange(tokens), (axes, 1)))
 
     def positions_of(self, encoded: Encoded) -> np.ndarray:
         """(1, T) positions of a sample's tokens, or (3, T) in a grid."""
@@ -448,31 +404,6 @@ def prefetch(data: PackedDataset, plan: Plan, start: int, config: TrainConfig, w
     finally:
         builder.shutdown(cancel_futures=True)
         image_pool.shutdown(cancel_futures=True)
-
-
-def move_pack(
-    pack: Pack,
-    documents: Sequence[Document],
-    device: torch.device,
-    images: Sequence[tuple[int, int]] = (),
-    window: int | None = None,
-) -> Pack:
-    """A pack on the host -> the same on an accelerator, by one copy, with the layout that attention needs there."""
-    names = ("ids", "positions", "target_positions", "targets", "pixels")
-    tensors: dict[str, Any] = {name: getattr(pack, name) for name in names if getattr(pack, name) is not None}
-    inputs = {f"inputs.{name}": tensor for name, tensor in pack.inputs.items()}
-    used = pack.target_positions.tolist()
-    is_plain_causal = not images and window is None
-    arrays = layout_arrays(documents, used) if is_plain_causal else {}
-    moved: dict[str, Any] = copy_together(tensors | inputs | arrays, device)
-    layout = device_layout(documents, moved) if is_plain_causal else make_layout(
-        documents, device, used, images, window)  # fmt: skip
-    return replace(
-        pack,
-        **{name: moved[name] for name in tensors},
-        inputs={name: moved[f"inputs.{name}"] for name in pack.inputs},
-        layout=layout,
-    )
 
 
 def shared_prefix(encoded: Encoded, image_id: int) -> int:

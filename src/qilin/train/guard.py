@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from qilin.core.errors import UserError
 from qilin.model.architectures import language_of
 from qilin.model.guard import describe, eval_mode, first_layers
-from qilin.train.data_loader import Pack, PackedDataset
+from qilin.train.data_loader import PackedDataset
 from qilin.train.loop import pack_hidden
+from qilin.train.pack import Pack
 from qilin.train.packed_attention import Shortcuts, use_packed_attention, use_plain_attention
 from qilin.train.plan import PackedGroup, Plan
 

@@ -32,7 +32,7 @@ from qilin.train.checkpoint import (
 from qilin.train.compiled_layers import OTHER_ERRORS, compiled_forwards
 from qilin.train.config import TrainConfig
 from qilin.train.context import TrainContext, TrainState
-from qilin.train.data_loader import Pack, StepBatch, prefetch
+from qilin.train.data_loader import StepBatch, prefetch
 from qilin.train.distributed import ModelWithLoss, full_tensor, set_gradient_sync
 from qilin.train.flops import flop_cost, peak_flops
 from qilin.train.loss import answer_loss
@@ -40,6 +40,7 @@ from qilin.train.loss_scale import LossScale
 from qilin.train.metrics import MetricsLog, StepWork, Throughput
 from qilin.train.model_setup import autocast_context, remove_peft_prefix
 from qilin.train.optimizer import TrainableParam, make_optimizer, set_learning_rates, step_lr_factor
+from qilin.train.pack import Pack
 from qilin.train.plan import count_work, imbalance
 from qilin.train.split_weights import SplitWeights, can_split_weights, join_weights
 from qilin.train.validation import generate_and_score, validate
