@@ -25,20 +25,26 @@ test: .venv/ready  ## run the fast tests, then the end-to-end tests
 test-all: test  ## run the long tests too
 	$(BIN)/python -m pytest -m "long and not gpu"
 
-# An environment with the oldest supported versions: python3.12 -m venv DIR && DIR/bin/pip install torch==2.11.0 \
-#   transformers==5.17.0 torchao==0.18.0 bitsandbytes==0.50.2 pytest -e . (5 GB: the CUDA build of torch)
-GPU_PYTHON ?=
+# The oldest supported versions with the build of torch for CUDA, from tests/floor.txt, are installed into .floor (6 GB);
+# GPU_PYTHON=DIR/bin/python takes another environment that has them.
+ifeq ($(origin GPU_PYTHON), undefined)
+  GPU_PYTHON := $(CURDIR)/.floor/bin/python
+  FLOOR := .floor/ready
+endif
 STUB ?= .stub-gpu
-test-floor:  ## run the tests of models and training with the oldest supported versions: GPU_PYTHON=DIR/bin/python
-	PYTHONPATH=src:tests $(GPU_PYTHON) -m pytest -m "not story and not long and not gpu" tests/model tests/train
+ON_STUB := PYTHONPATH=src:tests PYTORCH_ALLOC_CONF=expandable_segments:True OMP_NUM_THREADS=1 BUDGET=3600 \
+  TORCHINDUCTOR_CACHE_DIR=$(abspath $(STUB))/inductor TRITON_CACHE_DIR=$(abspath $(STUB))/kernels
 
-gpu-dry:  ## run the GPU benchmark and recipes on a GPU without kernels (tests/gpu/stub): GPU_PYTHON=DIR/bin/python
+test-floor: $(FLOOR)  ## run the tests of models and training with the oldest supported versions
+	PYTHONPATH=src:tests $(GPU_PYTHON) -m pytest -m "not story and not long and not gpu" -rs tests/model tests/train
+
+gpu-dry: $(FLOOR)  ## run the GPU benchmark and recipes on a GPU without kernels (tests/gpu/stub): minutes
 	tests/gpu/stub/build.sh $(GPU_PYTHON) $(STUB)
-	PYTHONPATH=src:tests $(STUB)/python tests/gpu/stub/recipes.py
-	PYTHONPATH=src:tests PYTORCH_ALLOC_CONF=expandable_segments:True OUT=$(STUB)/smoke BUDGET=3600 \
-	  $(STUB)/python bench/train/hopper.py smoke
-	PYTHONPATH=src:tests PYTORCH_ALLOC_CONF=expandable_segments:True OUT=$(STUB)/full BUDGET=3600 \
-	  STUB_GPU_BYTES=150109356032 STUB_GPU_NAME="NVIDIA H200" $(STUB)/python bench/train/hopper.py full
+	rm -rf $(STUB)/smoke $(STUB)/full
+	$(ON_STUB) $(STUB)/python tests/gpu/stub/recipes.py
+	$(ON_STUB) OUT=$(STUB)/smoke $(STUB)/python bench/train/hopper.py smoke
+	$(ON_STUB) OUT=$(STUB)/full STUB_GPU_BYTES=150109356032 STUB_GPU_NAME="NVIDIA H200" \
+	  $(STUB)/python bench/train/hopper.py full
 	! grep '"failed"' $(STUB)/smoke/rows.jsonl $(STUB)/full/rows.jsonl
 
 architectures: .venv/ready  ## try all architectures and write the tables of docs/training.md (minutes)
@@ -57,8 +63,15 @@ format: .venv/ready  ## format the code and apply the fixes of ruff
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv, caches and builds, not demo folders and runs
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .floor .stub-gpu build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.floor/ready: tests/floor.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv .floor
+	{ grep -vE "^($$(sed -n 's/==.*//p' tests/floor.txt | paste -sd '|'))==" constraints.txt; cat tests/floor.txt; } \
+	  > .floor/constraints.txt
+	.floor/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c .floor/constraints.txt -e '.[dev,small]'
+	@touch $@
 
 # torch is installed first: otherwise a later package would fetch another build of it.
 .venv/ready: pyproject.toml constraints.txt

@@ -31,6 +31,7 @@ import torch
 from gpu_cases import choose_packs, draw_plan, make_config, make_model, packed_step, padded_step
 from hopper_predictions import PEAK, predict
 
+from qilin.train.compiled_layers import compiled_forwards
 from qilin.train.flops import flop_cost
 from qilin.train.loop import trainable_params
 from qilin.train.model_setup import enable_activation_checkpointing
@@ -149,6 +150,8 @@ def packed(name: str, model: Any, plan: Any, shortcuts: Shortcuts = PLAIN, count
     tokens = sum(pack.ids.shape[1] for pack in packs)
     measure(name, step, tokens, samples, flop_cost(model).total(work), packs=len(packs), **more)
     model.zero_grad(set_to_none=True)
+    if shortcuts.compiled and not compiled_forwards(language_of(model)):
+        raise RuntimeError(f"{name}: the layers did not compile; the row above is that of uncompiled ones")
 
 
 def padded(name: str, model: Any, plan: Any, size: int, repeats: int = 2) -> None:
