@@ -211,6 +211,7 @@ def measure(servers: dict[str, Server], loaded: Any, options: argparse.Namespace
             else:
                 image = (lambda turn: urls[turn % 4]) if tokens == TOKENS else (lambda turn: data_uri(next(fresh)))
                 row = asyncio.run(load(servers[name], clients, seconds, tokens, image))
+            row["load_average"] = round(os.getloadavg()[0], 1)
             results[name, clients, tokens].append(row)
             print(name, clients, tokens, row, flush=True)
     return [

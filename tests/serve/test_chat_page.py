@@ -314,6 +314,12 @@ def test_two_models_answer_side_by_side(page: Any) -> None:
     left, right = (page.locator(".answers.two [data-answer]").nth(index).bounding_box() for index in (0, 1))
     assert left["y"] == right["y"]
     assert all(page.evaluate("turns[0].answers.map(a => a.text)"))
+    assert page.locator("[data-answer]", has_text="依据区域").locator("button", has_text="依据区域").count() == 2
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [  # the second is another server's
+        {"id": "tiny", "occlusion_map": True}, {"id": "second", "occlusion_map": False}]}))  # fmt: skip
+    page.evaluate("loadModels().then(render)")
+    page.locator(".answers.two [data-answer]").nth(1).get_by_text("由外部服务器回答").wait_for()
+    assert page.locator("button", has_text="依据区域").count() == 1
 
 
 @pytest.mark.story

@@ -3,13 +3,15 @@
 import asyncio
 import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.cache_utils import DynamicCache
 
 from builders.tiny import tiny_llava, tiny_png, tiny_tokenizer
 from qilin.dataset.schema import user
@@ -17,6 +19,7 @@ from qilin.model.generate import Answer, Request, answer_batch, decode_answer
 from qilin.serve.engine.engine import Engine, Event, Finish, GenerationRequest, Increment, Job, QueueFull
 from qilin.serve.engine.limits import EngineLimits
 from qilin.serve.engine.prompt import prepare_prompt
+from qilin.serve.engine.rows import RowBatch, RowLayer
 from qilin.serve.engine.sampling import SamplingSettings
 from qilin.serve.engine.text_stream import TextStream
 
@@ -336,13 +339,13 @@ def test_rows_wait_for_memory(start: Callable[..., Engine]) -> None:
     """The keys and values of all rows, at their full length, never take more than `kv_bytes`."""
     engine = start(replace(LIMITS, kv_bytes=60_000))
     lengths: list[int] = []
-    original = engine.batch.change
+    original = engine.batch.join
 
-    def change(keep: Sequence[int], joining: Sequence[Any]) -> None:
-        original(keep, joining)
-        lengths.append(len(engine.batch.lengths) * max(engine.batch.lengths, default=0))
+    def join(cache: Any) -> None:
+        original(cache)
+        lengths.append(len(engine.batch.lengths) * max(engine.batch.lengths))
 
-    engine.batch.change = change  # type: ignore[method-assign]
+    engine.batch.join = join  # type: ignore[method-assign]
     for receiver in [submit(engine, ask(QUESTIONS[0], index), max_tokens=8)[1] for index in range(6)]:
         assert receiver.finish().reason in ("length", "stop")
     assert max(lengths) <= engine.max_batch_tokens
@@ -376,3 +379,52 @@ def test_a_long_prompt_does_not_hold_up_running_answers(loaded: Any, start: Call
     engine.submit(GenerationRequest(prompt, 1), receive)
     running.finish()
     assert tokens_before_first[0] >= len(prompt.ids) // LIMITS.prefill_tokens - 1
+
+
+def test_rows_join_and_leave_in_place() -> None:
+    """Random joins, tokens and leaves: each row keeps its own tokens, padding is zero and masked, buffers shrink."""
+    random = np.random.default_rng(0)
+    batch, rows = RowBatch(max_tokens=4000), list[list[int]]()
+    for number in range(400):
+        if len(rows) < 9 and (not rows or random.random() < 0.3):
+            tokens = random.integers(1, 1000, random.integers(1, 60)).tolist()
+            values = torch.tensor(tokens, dtype=torch.float32).reshape(1, 1, -1, 1).repeat(1, 2, 1, 3)
+            batch.join(DynamicCache(ddp_cache_data=[(values, -values)] * 2))
+            rows.append(tokens)
+        elif random.random() < 0.2:
+            keep = [row for row in range(len(rows)) if random.random() < 0.6]
+            rows = [rows[row] for row in batch.leave(keep)]
+            assert len(rows) == len(keep)
+        if not rows:
+            assert batch.cache is None
+            continue
+        mask = batch.attention_mask(torch.device("cpu"))
+        batch.reserve()
+        new = torch.arange(len(rows), dtype=torch.float32).reshape(-1, 1, 1, 1).repeat(1, 2, 1, 3) + number
+        assert batch.cache is not None
+        for layer in batch.cache.layers:
+            keys, values = layer.update(new, -new)
+            assert torch.equal(keys, -values)
+            for row, tokens in enumerate([*row, number + index] for index, row in enumerate(rows)):
+                padding = [0] * (keys.shape[2] - len(tokens))
+                assert keys[row, 1, :, 2].tolist() == [*padding, *tokens]
+                assert mask is None or mask[row].tolist() == [0] * len(padding) + [1] * len(tokens)
+        batch.advance()
+        rows = [[*row, number + index] for index, row in enumerate(rows)]
+        assert batch.lengths == [len(row) for row in rows]
+        assert batch.capacity[0] < 4 * len(rows) or len(rows) == 1
+
+
+def test_a_row_that_does_not_fit_in_memory_changes_nothing(monkeypatch: Any) -> None:
+    batch = RowBatch()
+    values = torch.ones(1, 1, 5, 2)
+    batch.join(DynamicCache(ddp_cache_data=[(values, values)]))
+    cache = DynamicCache(ddp_cache_data=[(2 * values, values)])
+    with monkeypatch.context() as patch:
+        patch.setattr(RowLayer, "__init__", lambda *args: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            batch.join(cache)
+    assert batch.lengths == [5]
+    batch.join(cache)
+    assert batch.cache is not None
+    assert batch.cache.layers[0].keys[:, 0, 0, 0].tolist() == [1, 2]

@@ -20,9 +20,12 @@ from builders.chat_server import ChatServer, chat_body, encode_image, png, runni
 from builders.tiny import tiny_llava
 from qilin.core.errors import UserError
 from qilin.evaluate.answer_probability import Calibration, model_fingerprint, write_calibration
+from qilin.imaging.windowing import Windowing
 from qilin.serve import policy as policy_module
+from qilin.serve.backends import Backend
 from qilin.serve.policy import Decision, Exchange, Policy, apply_rules, read_policy
 from qilin.serve.safeguards import ImageFacts, Safeguards, image_notices, load_safeguards
+from qilin.serve.server import with_safeguards
 
 CALIBRATION = Calibration(1.0, -6.0, 200, 0.4, 0.3, 0.02, 0.02, 1000, "ward", "test", False, ("CT", "X光"), None)
 RULES = """
@@ -164,6 +167,21 @@ def test_calibration_of_a_model_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"calibration\.json"):
         load_safeguards(Policy(), str(tmp_path), tmp_path / "calibration.json")
     assert load_safeguards(Policy(), None, tmp_path / "calibration.json")[0].calibration == own
+
+
+def test_compared_models_have_calibrations_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    own = replace(CALIBRATION, model=model_fingerprint(tmp_path))
+    write_calibration(tmp_path / "calibration.json", own)
+    evaluated, other = (
+        Backend(None, name, ("a warning",), Windowing(), "", model=model)  # type: ignore[arg-type]
+        for name, model in (("evaluated", str(tmp_path)), ("other server's", None))
+    )
+    assert with_safeguards(evaluated, Policy()) == (evaluated, Safeguards(Policy(), own))
+    backend, safeguards = with_safeguards(other, Policy())
+    assert safeguards == Safeguards(Policy())
+    assert backend.warnings[0] == "a warning"
+    assert "no calibrated confidence" in backend.warnings[1]
 
 
 def test_probability_only_where_the_evaluation_says_something() -> None:

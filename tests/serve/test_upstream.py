@@ -284,7 +284,8 @@ def test_what_the_server_cannot_do_is_said() -> None:
         headers = {"Content-Type": "application/json"}
         response = httpx2.post(front.url + "/api/occlusion", json=body, headers=headers, trust_env=False)
         assert response.status_code == 501
-        assert front.get("/v1/models").json()["data"][0]["max_model_len"] == 4096
+        model = front.get("/v1/models").json()["data"][0]
+        assert (model["max_model_len"], model["occlusion_map"]) == (4096, False)  # the page reads the latter
         values = front.get("/metrics").text
         assert "qilin_requests_total 1.0" in values
         assert "prefix_cache_bytes" not in values

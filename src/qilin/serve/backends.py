@@ -34,7 +34,7 @@ VLLM_SETTINGS = ("vllm", "vllm_arguments", "vllm_start_seconds")
 @dataclass(frozen=True)
 class Backend:
     """The engine or upstream server, the model's name in the API, what users must know about it, the window of its
-    images, a line for the operator, and vLLM's process."""
+    images, a line for the operator, vLLM's process, and the folder or hub id of our engine's model."""
 
     engine: Engine | Upstream
     name: str
@@ -42,6 +42,7 @@ class Backend:
     windowing: Windowing
     summary: str
     process: VllmProcess | None = None
+    model: str | None = None
 
 
 def start_backend(config: ServeConfig, console: Any) -> Backend:
@@ -124,7 +125,8 @@ def start_engine(config: ServeConfig, console: Any) -> Backend:
     )
     windowing, note = model_windowing(loaded.metadata, config.window)
     warnings = (*model_warnings(loaded), *filter(None, [note]))
-    return Backend(engine, config.name or folder_name(config.model), warnings, windowing, summary)
+    name = config.name or folder_name(config.model)
+    return Backend(engine, name, warnings, windowing, summary, model=config.model)
 
 
 def warm_up_engine(engine: Engine) -> None:

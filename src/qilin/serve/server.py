@@ -68,18 +68,15 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
     if backend.process is not None:
         stop_first(backend.process)
     try:
-        compared = start_compared(config, console, backend.name)
-        for one in (backend, *compared):
+        compared = [with_safeguards(one, safeguards.policy) for one in start_compared(config, console, backend.name)]
+        for one in (backend, *(other for other, _ in compared)):
             for warning in one.warnings:
                 console.print(warning, style="yellow", markup=False)
             console.print(one.summary, markup=False)
         host = f"[{config.host}]" if ":" in config.host else config.host
         url = f"{'https' if config.tls_certificate else 'http'}://{host}:{listener.getsockname()[1]}"
-        console.print(
-            f"page {url}/\nmodel {', '.join(one.name for one in (backend, *compared))} at {url}/v1",
-            style="bold",
-            markup=False,
-        )
+        names = ", ".join((backend.name, *(other.name for other, _ in compared)))
+        console.print(f"page {url}/\nmodel {names} at {url}/v1", style="bold", markup=False)
         console.print("Ctrl-C stops the server; running answers are finished")
         run_server(make_server(config, keys, backend, compared, safeguards, uvicorn), listener, backend)
     finally:
@@ -87,10 +84,18 @@ def run(config: ServeConfig, keys: Any, listener: Any, uvicorn: Any) -> None:
             backend.process.stop()
 
 
+def with_safeguards(backend: Any, policy: Any) -> tuple[Any, Any]:
+    """A compared backend with the site's policy and its own model's calibration; users are told if it has none."""
+    from qilin.serve.safeguards import load_safeguards
+
+    safeguards, note = load_safeguards(policy, backend.model, None)
+    return replace(backend, warnings=(*backend.warnings, *([note] if note else ()))), safeguards
+
+
 def make_server(
-    config: ServeConfig, keys: Any, backend: Any, compared: Sequence[Any], safeguards: Any, uvicorn: Any
+    config: ServeConfig, keys: Any, backend: Any, compared: Sequence[tuple[Any, Any]], safeguards: Any, uvicorn: Any
 ) -> Any:
-    """uvicorn's server of a backend and of those compared with it."""
+    """uvicorn's server of a backend and of those compared with it, with their safeguards."""
     from qilin.serve.api.app import ApiConfig, make_app
     from qilin.serve.api.audit import AuditLog
     from qilin.serve.api.chat import ChatService
@@ -109,13 +114,10 @@ def make_server(
             config.shutdown_seconds,
             tuple(
                 f"{one.name}: {warning}" if compared else warning
-                for one in (backend, *compared)
+                for one in (backend, *(other for other, _ in compared))
                 for warning in one.warnings
             ),
-            tuple(
-                ChatService(one.engine, one.name, remote, store, replace(safeguards, calibration=None))
-                for one in compared
-            ),
+            tuple(ChatService(one.engine, one.name, remote, store, own) for one, own in compared),
         )
     )
     server = uvicorn.Server(
@@ -130,7 +132,7 @@ def make_server(
             ssl_keyfile=config.tls_key,
         )
     )
-    close_engines_first(server, [one.engine for one in (backend, *compared)], config.shutdown_seconds)
+    close_engines_first(server, [backend.engine, *(one.engine for one, _ in compared)], config.shutdown_seconds)
     return server
 
 

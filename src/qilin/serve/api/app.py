@@ -51,9 +51,10 @@ def make_app(config: ApiConfig) -> Starlette:
     registry = engine_registry(engine)
     services = {one.model_name: one for one in (service, *config.compared)}
     models = {
-        name: {"id": name, "object": "model", "created": 0, "owned_by": "qilin", "max_model_len": one.engine.context}
+        name: {"id": name, "object": "model", "created": 0, "owned_by": "qilin", "max_model_len": one.engine.context,
+               "occlusion_map": one.can_map}
         for name, one in services.items()
-    }
+    }  # fmt: skip
 
     async def get_models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": list(models.values())})

@@ -63,6 +63,11 @@ class ChatService:
         return ImageSources(self.remote, self.store, owner, self.decoded)
 
     @property
+    def can_map(self) -> bool:
+        """Whether occlusion maps can be computed: a given answer must be scored, which no upstream server does."""
+        return not isinstance(self.engine, Upstream)
+
+    @property
     def local_engine(self) -> Engine:
         """Our engine. Raises ApiError 501 where an upstream server answers."""
         if isinstance(self.engine, Upstream):

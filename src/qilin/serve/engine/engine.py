@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicCache
 
 from qilin.core.errors import QilinError
 from qilin.model.generate import eos_token_ids
@@ -144,7 +145,7 @@ class Engine:
         self.closing = False
         self.prefilling: Job | None = None
         self.running: list[Job] = []  # the rows of `batch`, in its order
-        self.batch = RowBatch()
+        self.batch = RowBatch(self.max_batch_tokens)
         self.alone: list[Job] = []  # rows whose caches cannot be joined: each has its own passes
         self.deliveries: list[tuple[Job, Event]] = []  # events of this turn that an event loop is to get
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
@@ -305,14 +306,16 @@ class Engine:
         self.prefilling = None
         self.counts.first_token_seconds += time.monotonic() - job.submitted
         if can_batch(job.prefill.cache):
-            self.batch.change(range(len(self.running)), [job.prefill.cache])
+            self.batch.join(job.prefill.cache)
             self.running.append(job)
+            job.prefill.cache = DynamicCache()  # its keys and values are in the batch now
         else:
             self.alone.append(job)
         self.add_tokens([job], logits[-1:])
 
     def decode_batch(self) -> None:
         """One forward pass that adds a token to each running row."""
+        self.batch.reserve()
         ids = torch.tensor([[job.tokens[-1].id] for job in self.running], device=self.model.device)
         lengths = torch.tensor(self.batch.lengths, device=self.model.device)[:, None]  # (B, 1)
         output = self.model(
@@ -322,7 +325,7 @@ class Engine:
             position_ids=self.positions(lengths, self.running),
             use_cache=True,
         )
-        self.batch.lengths = [length + 1 for length in self.batch.lengths]
+        self.batch.advance()
         self.add_tokens(list(self.running), output.logits[:, -1])
 
     def decode_alone(self, job: Job) -> None:
@@ -388,8 +391,7 @@ class Engine:
         jobs = {job for job, _ in finished}
         keep = [index for index, job in enumerate(self.running) if job not in jobs]
         if len(keep) < len(self.running):
-            self.batch.change(keep, [])
-            self.running = [self.running[index] for index in keep]
+            self.running = [self.running[index] for index in self.batch.leave(keep)]
         self.alone = [job for job in self.alone if job not in jobs]
         if self.prefilling in jobs:
             self.prefilling = None

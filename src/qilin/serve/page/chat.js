@@ -3,7 +3,7 @@
 // side by side. Nothing is kept when the tab closes, unless the history is turned on.
 
 const LOW_CONFIDENCE = 0.5;
-let models = [];
+let models = [], mapless = new Set(); // names; and those of which the server cannot make maps
 let turns = []; // {question, images: [url], thumbnails, labels, viewers, answers: [{model, text, meta, error, map}]}
 let controller = null;
 let readOnly = false;
@@ -274,7 +274,9 @@ function showWarnings() { // the server's sentences, in the page's language wher
 }
 
 async function loadModels() {
-  models = (await (await request("/v1/models")).json()).data.map((row) => row.id);
+  const rows = (await (await request("/v1/models")).json()).data;
+  models = rows.map((row) => row.id);
+  mapless = new Set(rows.filter((row) => row.occlusion_map === false).map((row) => row.id));
   $("model").replaceChildren(...models.map((name) => element("option", { value: name, textContent: name })));
   $("compare").replaceChildren(element("option", { value: "", textContent: T("none") }), ...models.map((name) => element("option", { value: name, textContent: name })));
   $("compare").options[0].dataset.text = "none";

@@ -10,6 +10,7 @@ function imagesUpTo(index) { // the images of a conversation that are still load
 }
 
 function mapTools(index, number, one, key) {
+  if (mapless.has(one.model)) return [element("span", { textContent: T("map-upstream") })];
   const images = imagesUpTo(index);
   const nodes = [];
   let select = null;
