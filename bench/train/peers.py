@@ -1,4 +1,4 @@
-"""Qilin against HF Trainer, TRL, ms-swift and LLaMA-Factory: one tiny Llava, equal samples, alternating rounds.
+"""Qilin against HF Trainer, TRL, ms-swift and LLaMA-Factory: one tiny model, equal samples, alternating rounds.
 
 Input: a working folder, where this script creates one environment per system. Output: a JSON file with one row per run
 (failed runs with their error), medians by setting, system and variant, and the flags in SYSTEMS. Runs that are in the
@@ -32,6 +32,8 @@ CONSTRAINTS = HERE.parents[1] / "constraints.txt"
 BATCH = 16  # samples per optimizer step in all systems
 TIMEOUT = 400  # seconds per run
 TORCH = "torch==2.13.0"  # same version in all systems; no torchvision, whose releases need another torch
+# For the processors of Qwen-VL, in a folder of its own, so that a Llava's runs do not have it.
+TORCHVISION = ("torchvision==0.28.0", "qwen-vl-utils==0.0.14")
 # dependencies of LLaMA-Factory 0.9.5 without torchvision and torchaudio (no build for this torch) and gradio
 FACTORY = (
     *("transformers==5.6.0", "accelerate==1.11.0", "datasets==4.0.0", "peft==0.18.1", "trl==0.24.0"),
@@ -109,7 +111,7 @@ SYSTEMS = {
     ),
     "swift": System(
         "run_swift.py",
-        ((TORCH, "ms-swift==4.6.0"),),
+        ((TORCH, "ms-swift==4.6.0", "av"),),
         TRAINER | {"logging_steps": 5},
         {
             "default": {"fp16": False, "bf16": False},
@@ -170,7 +172,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for environments, models and samples")
     parser.add_argument("--out", type=Path, required=True, help="result file; its runs are not repeated")
-    settings_help = "stage1-TOKENS, stage2-TOKENS-qQUESTIONS; -chat: one conversation per image; -n48: 48 samples"
+    settings_help = (
+        "stage1-TOKENS, stage2-TOKENS-qQUESTIONS; -chat: one conversation per image; -n48: 48 samples; "
+        "-qwen2_5_vl, -qwen3_vl: a model of this type instead of a Llava (576 tokens)"
+    )
     parser.add_argument("--settings", nargs="+", default=["stage1-576", "stage2-576-q3"], help=settings_help)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--variants", nargs="+", help="run only these instead of the defaults and the fastest")
@@ -221,7 +226,7 @@ class Bench:
         if self.results.contains(row) or time.monotonic() > self.deadline:
             return
         python = prepare_environment(self.work, system)
-        model, data, trainable = prepare_inputs(self.work, setting, system)
+        inputs = prepare_inputs(self.work, setting, system)
         definition = SYSTEMS[system]
         flags = definition.always | (definition.check if variant == "check" else definition.variants[variant])
         name = f"{setting} {system} {variant} {' '.join(disabled)} {round_number}".replace(",", "")
@@ -229,18 +234,19 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         job = {
-            "model": str(model), "data": str(data), "trainable": trainable, "flags": flags,
+            **inputs, "flags": flags,
             "seed": max(0, round_number), "out": str(folder / "out"), "report": str(folder / "report.json"),
-            "check": variant == "check", "off": list(disabled), "eos": 2,
+            "check": variant == "check", "off": list(disabled),
         }  # fmt: skip
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [str(python), str(HERE / "peer" / definition.script), str(folder / "job.json")]
         row |= {"threads": self.threads, "load_before": os.getloadavg()[0]}
         try:
             with (folder / "log.txt").open("w", encoding="utf-8") as log:
-                process = subprocess.run(
-                    command, stdout=log, stderr=log, timeout=TIMEOUT, env=environment_variables(self.work, self.threads)
-                )
+                variables = environment_variables(self.work, self.threads)
+                if inputs["model_type"] != "llava" and system != "qilin":
+                    variables["PYTHONPATH"] = str(prepare_torchvision(self.work, python))
+                process = subprocess.run(command, stdout=log, stderr=log, timeout=TIMEOUT, env=variables)
             error = last_line(folder / "log.txt") if process.returncode else None
         except subprocess.TimeoutExpired:
             error = f"took more than {TIMEOUT} seconds"
@@ -281,16 +287,26 @@ def prepare_environment(work: Path, system: str) -> Path:
     return python
 
 
-def prepare_inputs(work: Path, setting: str, system: str) -> tuple[Path, Path, list[str]]:
-    """(model folder, samples in the system's format, trainable parts); created in Qilin's environment."""
+def prepare_torchvision(work: Path, python: Path) -> Path:
+    """A folder with torchvision, installed without its dependencies if missing."""
+    folder = work / "torchvision"
+    if not (folder / "ready").is_file():
+        command = [str(python), "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *TORCHVISION]
+        subprocess.run(command, check=True, env=environment_variables(work, 1))
+        (folder / "ready").write_text("\n".join(TORCHVISION), encoding="utf-8")
+    return folder
+
+
+def prepare_inputs(work: Path, setting: str, system: str) -> dict[str, Any]:
+    """Model folder, model_type, samples in the system's format, trainable parts, id of the token that ends an answer;
+    created in Qilin's environment."""
     folder = work / "material" / setting
     if not (folder / "ready.json").is_file():
         script = HERE / "peer" / "inputs.py"
         command = [str(prepare_environment(work, "qilin")), str(script), str(work / "material"), setting]
         subprocess.run(command, check=True, env=environment_variables(work, 1))
-    ready = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
-    data = folder / ("qilin" if system == "qilin" else "samples.jsonl")
-    return Path(ready["model"]), data, ready["trainable"]
+    ready: dict[str, Any] = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
+    return ready | {"data": str(folder / ("qilin" if system == "qilin" else "samples.jsonl"))}
 
 
 def processor() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A tiny Llava and samples that are the same for all systems, with lengths distributed as in ChiMed-VL.
+"""A tiny model and samples that are the same for all systems, with lengths distributed as in ChiMed-VL.
 
 Inputs: a folder and the name of a setting. Outputs: a model folder, and the samples in two formats: a dataset folder
 for Qilin, and a JSON file with image files for the other systems. Texts are random characters, one token each.
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from qwen_inputs import END, PATCH, image_sizes, make_qwen
+from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from qilin.dataset.schema import Provenance, Sample, assistant, user
@@ -45,31 +46,38 @@ class Setting:
     questions: float = 1
     chat: bool = False
     samples: int = DEFAULT_SAMPLES
+    model_type: str = "llava"
 
     @property
     def name(self) -> str:
         questions = f"-q{self.questions:g}" if self.stage == 2 or self.questions > 1 else ""
         count = f"-n{self.samples}" if self.samples != DEFAULT_SAMPLES else ""
-        return f"stage{self.stage}-{self.image_tokens}{questions}{'-chat' if self.chat else ''}{count}"
+        model = f"-{self.model_type}" if self.model_type != "llava" else ""
+        return f"stage{self.stage}-{self.image_tokens}{questions}{'-chat' if self.chat else ''}{count}{model}"
 
     @classmethod
     def parse(cls, name: str) -> "Setting":
-        """Parses stage1-576, stage1-576-q2 (context and caption), stage2-64-q1.5, stage2-576-q3-chat-n48 and so on."""
+        """Parses stage1-576, stage1-576-q2 (context and caption), stage2-64-q1.5, stage2-576-q3-chat-n48,
+        stage2-576-q3-qwen3_vl and so on."""
         stage, image_tokens, *options = name.split("-")
-        values = {option[0]: option[1:] for option in options if option != "chat"}
+        model_type = next((option for option in options if option in PATCH), "llava")
+        values = {option[0]: option[1:] for option in options if option not in ("chat", model_type)}
         questions, samples = float(values.get("q", 1)), int(values.get("n", DEFAULT_SAMPLES))
-        return cls(int(stage.removeprefix("stage")), int(image_tokens), questions, "chat" in options, samples)
+        chat = "chat" in options
+        return cls(int(stage.removeprefix("stage")), int(image_tokens), questions, chat, samples, model_type)
 
     @property
     def trainable(self) -> list[str]:
         return ["projector"] if self.stage == 1 else ["projector", "language"]
 
 
-def make_model(folder: Path, image_tokens: int) -> Path:
-    """A Llava with random weights and `image_tokens` tokens per image."""
-    model = folder / f"model-{image_tokens}"
+def make_model(folder: Path, image_tokens: int, model_type: str) -> Path:
+    """A model with random weights and `image_tokens` tokens per image."""
+    model = folder / (f"model-{image_tokens}" if model_type == "llava" else model_type)
     if (model / "config.json").is_file():
         return model
+    if model_type != "llava":
+        return make_qwen(model, model_type, LANGUAGE, CHARACTERS + INSTRUCTION)
     torch.manual_seed(0)
     parts = folder / f"parts-{image_tokens}"
     tokenizer = train_tokenizer([CHARACTERS + INSTRUCTION] * 3, 260 + len(set(CHARACTERS + INSTRUCTION)))
@@ -92,6 +100,7 @@ def make_samples(folder: Path, setting: Setting) -> Path:
     if (out / "samples.jsonl").is_file():
         return out
     random = np.random.default_rng(7)
+    sizes = [(400, 300)] if setting.model_type == "llava" else image_sizes(setting.model_type)
     rows = []
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     with DatasetWriter(out / "qilin", {"importer": "bench"}) as writer:
@@ -99,7 +108,8 @@ def make_samples(folder: Path, setting: Setting) -> Path:
             buffer = io.BytesIO()
             # enlarged from a few pixels: the file size resembles that of a scan
             pixels = random.integers(0, 255, (30, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC).save(buffer, "PNG")
+            size = sizes[image_index % len(sizes)]
+            Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, "PNG")
             image = make_image(buffer.getvalue(), [Provenance("bench", str(image_index))])
             writer.add_image(image)
             file = out / "pictures" / f"{image_index}.png"
@@ -167,12 +177,19 @@ def conversations(setting: Setting, random: np.random.Generator) -> list[Convers
     return result
 
 
+def end_id(model: Path, setting: Setting) -> int:
+    """The id of the token that ends an answer."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return int(tokenizer.eos_token_id if setting.model_type == "llava" else tokenizer.convert_tokens_to_ids(END))
+
+
 def main(folder: Path, name: str) -> None:
     setting = Setting.parse(name)
     assert setting.name == name, f"{name}: not a setting; did you mean {setting.name}?"
-    model = make_model(folder, setting.image_tokens)
+    model = make_model(folder, setting.image_tokens, setting.model_type)
     out = make_samples(folder, setting)
-    ready = {"model": str(model), "trainable": setting.trainable, "language": LANGUAGE, "vision": VISION}
+    ready = {"model": str(model), "model_type": setting.model_type, "trainable": setting.trainable}
+    ready |= {"eos": end_id(model, setting)}
     (out / "ready.json").write_text(json.dumps(ready), encoding="utf-8")
 
 

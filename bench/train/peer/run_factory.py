@@ -1,4 +1,5 @@
-"""LLaMA-Factory on a job's samples: `llamafactory-cli train` in this process, with Qilin's v1 template.
+"""LLaMA-Factory on a job's samples: `llamafactory-cli train` in this process, with Qilin's v1 template, and for Qwen-VL
+with the model's own.
 
 LLaMA-Factory always imports torchaudio, which has no build for this torch; an empty module replaces it.
 
@@ -26,16 +27,28 @@ def main(path: str) -> None:
     from llamafactory.train.tuner import run_exp
 
     trainers = watch_trainer(watch)
-    register_template(
-        name="bench",
-        format_user=StringFormatter(slots=["USER: {{content}} ASSISTANT:"]),
-        format_assistant=StringFormatter(slots=[" {{content}}", {"eos_token"}]),
-        format_prefix=EmptyFormatter(slots=[{"bos_token"}]),
-        mm_plugin=get_mm_plugin(name="llava", image_token="<image>"),
-    )
+    is_llava = job["model_type"] == "llava"
+    if is_llava:
+        register_template(
+            name="bench",
+            format_user=StringFormatter(slots=["USER: {{content}} ASSISTANT:"]),
+            format_assistant=StringFormatter(slots=[" {{content}}", {"eos_token"}]),
+            format_prefix=EmptyFormatter(slots=[{"bos_token"}]),
+            mm_plugin=get_mm_plugin(name="llava", image_token="<image>"),
+        )
+    else:
+        plugin = {"qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl"}[job["model_type"]]
+        register_template(
+            name="bench",
+            format_user=StringFormatter(slots=["<|im_start|>user\n{{content}}<|im_end|>\n<|im_start|>assistant\n"]),
+            format_assistant=StringFormatter(slots=["{{content}}<|im_end|>"]),
+            stop_words=["<|im_end|>"],
+            mm_plugin=get_mm_plugin(name=plugin, image_token="<|image_pad|>", video_token="<|video_pad|>"),
+        )
     out = Path(job["out"])
     # the line end after an image, which the templates of the other systems add
-    rewrite(Path(job["data"]), out / "samples.jsonl", lambda role, text: text.replace("<image>", "<image>\n"))
+    marker = "<image>\n" if is_llava else "<image>"
+    rewrite(Path(job["data"]), out / "samples.jsonl", lambda role, text: text.replace("<image>", marker))
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     dataset_info = {
         "file_name": "samples.jsonl", "formatting": "sharegpt", "tags": tags,

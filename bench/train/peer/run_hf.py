@@ -5,6 +5,7 @@ python run_hf.py JOB.json
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from watch import Watch, read_job, trainer_facts, watch_trainer
@@ -15,11 +16,11 @@ def main(path: str) -> None:
     watch = Watch(job)
     from datasets import Dataset
     from PIL import Image
-    from transformers import AutoProcessor, LlavaForConditionalGeneration, Trainer, TrainingArguments
+    from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
     watch_trainer(watch)
-    processor = AutoProcessor.from_pretrained(job["model"])
-    model = LlavaForConditionalGeneration.from_pretrained(job["model"], dtype="float32")
+    processor = load_processor(job)
+    model = AutoModelForImageTextToText.from_pretrained(job["model"], dtype="float32")
     freeze(model, job["trainable"])
     with open(job["data"], encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
@@ -39,8 +40,22 @@ def main(path: str) -> None:
     watch.report(trainer_facts(trainer))
 
 
+def load_processor(job: dict[str, Any]) -> Any:
+    """The processor, with the template that marks answers."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(job["model"])
+    marked = Path(job["model"]) / "marked_template.jinja"
+    if marked.is_file():
+        processor.chat_template = processor.tokenizer.chat_template = marked.read_text(encoding="utf-8")
+    return processor
+
+
 def freeze(model: Any, trainable: list[str]) -> None:
-    prefixes = {"projector": ("model.multi_modal_projector.",), "language": ("model.language_model.", "lm_head.")}
+    prefixes = {
+        "projector": ("model.multi_modal_projector.", "model.visual.merger.", "model.visual.deepstack_merger_list."),
+        "language": ("model.language_model.", "lm_head."),
+    }
     trained = tuple(prefix for part in trainable for prefix in prefixes[part])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trained))

@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,23 @@ def peak() -> int:
 def read_job(path: str) -> dict[str, Any]:
     job: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    if job["model_type"] != "llava" and find_spec("torchvision"):
+        allow_torchvision()
     return job
+
+
+def allow_torchvision() -> None:
+    """Let torchvision be imported beside a CPU build of torch: its compiled operators, which do not load there, are
+    declared. The processors of Qwen-VL use its transformations, which are Python code."""
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    DECLARED.append(library)  # the operators go with their library
+
+
+DECLARED: list[Any] = []
 
 
 def rewrite(samples: Path, file: Path, change: Callable[[str, str], str]) -> None:

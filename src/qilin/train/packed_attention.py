@@ -22,6 +22,7 @@ from qilin.model.architectures import language_of, vision_of
 from qilin.train.block_mask import block_mask, general_block_mask, mask_arrays
 from qilin.train.compiled_layers import compile_layers, remove_compiled_layers
 from qilin.train.cpu_attention import Bucket, bucketed_attention, make_buckets, round_length, uniform_buckets
+from qilin.train.patch_embedding import multiply_patches, plain_patches
 from qilin.train.skip_unused import add_skip_hooks, remove_skip_hooks
 from qilin.train.transfer import copy_together
 from qilin.train.unpacked import join_samples, separate_samples
@@ -295,7 +296,7 @@ AttentionInterface.register(VISION, vision_attention)
 class Shortcuts:
     """Which computation is replaced by a faster one; guard.py leaves off what does not fit a model."""
 
-    vision: bool = True  # the encoder's attention, and skipping its layers behind the features
+    vision: bool = True  # the encoder's attention and patch embedding, and skipping its layers behind the features
     last_layer: bool = True  # in the language model, only the tokens that predict something
     packing: bool = True  # all samples of a pack together; else one by one
     compiled: bool = False  # the language model's layers; on a GPU (model_setup.use_compiled_layers)
@@ -321,6 +322,7 @@ def use_packed_attention(model: Any, shortcuts: Shortcuts = Shortcuts()) -> None
         separate_samples(language_of(model))
     if shortcuts.vision:
         vision_of(model).set_attn_implementation(VISION)
+        multiply_patches(vision_of(model))
     add_skip_hooks(model, vision=shortcuts.vision, last_layer=shortcuts.last_layer and shortcuts.packing)
     if shortcuts.compiled and shortcuts.packing:
         compile_layers(language_of(model), shortcuts.memory_budget)
@@ -331,6 +333,7 @@ def use_plain_attention(model: Any) -> None:
     for part in (language_of(model), vision_of(model)):
         set_plain_attention(part)
     join_samples(language_of(model))
+    plain_patches(vision_of(model))
     remove_compiled_layers(language_of(model))
     remove_skip_hooks(model)
 
