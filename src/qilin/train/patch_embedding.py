@@ -18,11 +18,11 @@ class PatchProduct:
     def __init__(self, convolution: torch.nn.Conv3d) -> None:
         self.convolution = convolution
 
-    def __call__(self, patches: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
         convolution = self.convolution
-        if patches.ndim != 5 or patches.shape[2:] != convolution.kernel_size:
-            return torch.nn.Conv3d.forward(convolution, patches)
-        features = F.linear(patches.flatten(1), convolution.weight.flatten(1), convolution.bias)
+        if input.ndim != 5 or input.shape[2:] != convolution.kernel_size:
+            return torch.nn.Conv3d.forward(convolution, input)
+        features = F.linear(input.flatten(1), convolution.weight.flatten(1), convolution.bias)
         return features[:, :, None, None, None]
 
 
@@ -30,7 +30,7 @@ def multiply_patches(encoder: Any) -> None:
     """Let an encoder compute its patch embedding as a matrix product; one without such a convolution is unchanged."""
     for module in encoder.modules():
         if type(module) is torch.nn.Conv3d and covers_patches(module):
-            module.forward = PatchProduct(module)
+            module.forward = PatchProduct(module)  # type: ignore[method-assign]
 
 
 def covers_patches(convolution: torch.nn.Conv3d) -> bool:
