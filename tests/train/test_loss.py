@@ -1,5 +1,6 @@
 """A step's gradient does not depend on how the step was cut into packs, nor the loss on how it was cut into chunks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,26 @@ def test_bf16_losses_are_summed_in_fp32() -> None:
     assert summed.dtype == torch.float32
     expected = F.cross_entropy(head(hidden).double(), targets, reduction="sum")
     assert float(summed) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_images_at_known_positions_give_the_gradients_of_transformers_own_search(
+    stage: tuple[Any, PackedDataset],
+) -> None:
+    """Bit for bit, in fp32."""
+    model, data = stage[0].float(), stage[1]
+    model.train()
+    (pack,) = eight_samples_in(data, 1)
+    assert pack.pixels is not None
+    assert pack.image_positions is not None
+    pack = replace(pack, pixels=pack.pixels.float())
+    backwards = pack.image_positions.flip(0)
+    results = []
+    for positions in (None, pack.image_positions, backwards):  # transformers', known ones, wrong ones (control)
+        model.zero_grad()
+        loss = pack_loss(model, replace(pack, image_positions=positions), pack.pixels)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    searched, known, wrong = results
+    assert len(searched) > 20
+    assert all(torch.equal(a, b) for a, b in zip(searched, known, strict=True))
+    assert not torch.equal(searched[0], wrong[0])

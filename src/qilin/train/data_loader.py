@@ -209,7 +209,7 @@ class PackedDataset:
             self.add_black_image(content, dtype)
         inputs = self.join_inputs(content.image_inputs, content.ids) if self.encoder is not None else {}
         spans = self.image_spans(content.ids, content.documents)
-        return content.pack(inputs, device, spans, self.window)
+        return content.pack(inputs, device, self.image_id, spans, self.window)
 
     def add_group(self, content: PackContent, group: PackedGroup, dtype: torch.dtype, step: int | None) -> None:
         """Add the samples of a group, with the prefix and the images that they share once."""

@@ -199,14 +199,25 @@ def pack_loss(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tens
 def pack_hidden(model: Any, pack: Pack, pixels: torch.Tensor | None) -> torch.Tensor:
     """The last hidden states of one pack, (T, D)."""
     hidden: torch.Tensor = model.model(
-        input_ids=pack.ids,
-        pixel_values=pixels,
+        **token_inputs(model.model, pack, pixels),
         position_ids=pack.positions,
         layout=pack.layout,
         use_cache=False,
         **pack.inputs,
     ).last_hidden_state[0]
     return hidden
+
+
+def token_inputs(model: Any, pack: Pack, pixels: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
+    """A pack's tokens and images as the model's forward pass takes them; for a Llava their embeddings.
+
+    transformers itself looks for the image tokens on the device, which takes three waits for it per pack.
+    """
+    if pack.image_positions is None or pixels is None:
+        return {"input_ids": pack.ids, "pixel_values": pixels}
+    embeddings = model.get_input_embeddings()(pack.ids)
+    features = torch.cat(model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output)  # (N, D)
+    return {"inputs_embeds": embeddings.index_copy(1, pack.image_positions, features.to(embeddings.dtype)[None])}
 
 
 def augment_pack(pack: Pack, config: TrainConfig, step: int) -> torch.Tensor | None:

@@ -45,7 +45,7 @@ DEPTHS = (3, 4)  # layers of the language model in the two simulations
 COMPILED_SHARES = ((0.0, 0.37), (0.5, 0.37), (0.8, 0.51), (1.0, 0.74))
 MEMORY_BUDGETS = (0.8, 0.5)  # what gradient_checkpointing=auto tries before it recomputes layers
 PROCESS_BYTES = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)
-SIMULATION_VERSION = 1  # raised when a change of this module changes what a simulation gives
+SIMULATION_VERSION = 2  # raised when a change of this module changes what a simulation gives
 VERSIONS = (torch.__version__, transformers.__version__)
 _peak_cache: dict[str, int] = {}  # results of simulate_peak in this process
 
@@ -304,8 +304,9 @@ def simulate_peak(
                     side = model.config.vision_config.image_size
                     pixels = torch.zeros(shape.images, 3, side, side, dtype=compute_dtype(config))
                     features = model.model.get_image_features(pixel_values=pixels).pooler_output
-                    is_image = (ids == model_config.image_token_id).unsqueeze(-1)
-                    embedded = embedded.masked_scatter(is_image, torch.cat(features).to(embedded.dtype))
+                    image_features = torch.cat(features).to(embedded.dtype)[None]
+                    image_positions = torch.arange(image_features.shape[1])
+                    embedded = embedded.index_copy(1, image_positions, image_features)
                 hidden = language_of(model)(
                     inputs_embeds=embedded, position_ids=ids, layout=layout, use_cache=False
                 ).last_hidden_state[0]

@@ -33,6 +33,7 @@ class Pack:
     target_positions: torch.Tensor  # (S,) token whose hidden state predicts …
     targets: torch.Tensor  # (S,) … this token
     pixels: torch.Tensor | None  # (P, 3, H, W), or the model's own shape, in the order of the image tokens
+    image_positions: torch.Tensor | None  # (N,) the image tokens of a Llava, N in all
     augment_seeds: tuple[int, ...]  # (P,) independent of the number of devices
     sample_ids: tuple[str, ...]  # for error messages
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what else the forward needs, by name
@@ -79,23 +80,27 @@ class PackContent:
         self,
         inputs: Mapping[str, torch.Tensor],
         device: torch.device,
+        image_id: int,
         image_spans: Sequence[tuple[int, int]],
         window: int | None,
     ) -> Pack:
-        """The tensors, on `device`. `inputs` are those of images of any size, `image_spans` (first token, end) of the
-        images whose tokens attend to each other in both directions, `window` the length of a sliding window."""
+        """The tensors, on `device`. `inputs` are those of images of any size, `image_id` the image token,
+        `image_spans` (first token, end) of the images whose tokens attend to each other in both directions, `window`
+        the length of a sliding window."""
         inputs = dict(inputs)
         pixels = inputs.pop("pixel_values", None)
         positions = torch.from_numpy(np.concatenate(self.positions, axis=1))
+        ids = torch.tensor([self.ids])
         on_cpu = device.type == "cpu"
         layout = make_layout(self.documents, device, self.target_positions, image_spans, window) if on_cpu else None
         pack = Pack(
-            ids=torch.tensor([self.ids]),
+            ids=ids,
             positions=positions if len(positions) == 1 else positions[:, None],
             layout=layout or Layout(document_table(self.documents)),
             target_positions=torch.tensor(self.target_positions, dtype=torch.int64),
             targets=torch.tensor(self.targets, dtype=torch.int64),
             pixels=torch.stack(self.images) if self.images else pixels,
+            image_positions=(ids[0] == image_id).nonzero()[:, 0] if self.images else None,
             augment_seeds=tuple(self.augment_seeds),
             sample_ids=tuple(self.sample_ids),
             inputs=inputs,
@@ -111,7 +116,7 @@ def move_pack(
     window: int | None = None,
 ) -> Pack:
     """A pack on the host -> the same on an accelerator, by one copy, with the layout that attention needs there."""
-    names = ("ids", "positions", "target_positions", "targets", "pixels")
+    names = ("ids", "positions", "target_positions", "targets", "pixels", "image_positions")
     tensors: dict[str, Any] = {name: getattr(pack, name) for name in names if getattr(pack, name) is not None}
     inputs = {f"inputs.{name}": tensor for name, tensor in pack.inputs.items()}
     used = pack.target_positions.tolist()
