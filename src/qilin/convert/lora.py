@@ -1,6 +1,7 @@
 """LoRA adapters: read, merged into their weights while those are streamed, or written beside the base model.
 
-In: LLaVA's LoRA folders (adapter_config.json, adapter_model, non_lora_trainables.bin) and peft's on a stock Llava.
+In: LLaVA's LoRA folders (adapter_config.json, adapter_model, non_lora_trainables.bin), and peft's on a stock Llava or a
+released model (Qwen-VL, InternVL, Gemma 3).
 Out: one Adapter per weight; W + scale * B A, computed in fp32 and rounded once.
 """
 
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from qilin.convert.config import ConvertConfig
-from qilin.convert.llava_format import is_stock, to_llava_name
+from qilin.convert.llava_format import is_llava, is_stock, to_llava_name
 from qilin.convert.llava_tokenizer import SOURCE_FILES_FOLDER
 from qilin.convert.output import write_tensors
 from qilin.convert.weight_files import (
@@ -31,6 +32,7 @@ from qilin.convert.weight_files import (
 )
 from qilin.core.errors import UserError
 from qilin.core.files import read_json, to_json
+from qilin.model.architectures import ARCHITECTURES
 from qilin.model.hub import fetch_folder
 from qilin.model.llava import QILIN_JSON
 from qilin.model.saving import TRAINED_BESIDE
@@ -202,18 +204,19 @@ def stock_to_llava_name(name: str) -> str:
 
 
 def merge_peft_adapter(source: Path, folder: Path, config: ConvertConfig) -> None:
-    """Merge peft's adapters into the stock Llava of --base; copies all its other files."""
+    """Merge peft's adapters into the model of --base, a stock Llava or a released model; copies all its other files."""
     assert config.base is not None, "checked by detect_layout()"
     base = Path(fetch_folder(config.base, config.hub))
-    if not is_stock(read_json(base / "config.json")):
-        raise UserError(f"{base}: the adapter belongs to a Hugging Face Llava and this is none; convert it first")
+    is_stock_llava = is_stock(check_base(base))
     if config.lora == "keep" or config.check:
         raise UserError(f"{source}: is already in peft's format, so lora=keep and check have no effect")
-    adapters = {stock_to_llava_name(name): adapter for name, adapter in read_adapters(source).items()}
+    adapter_name = stock_to_llava_name if is_stock_llava else released_name
+    adapters = {adapter_name(name): adapter for name, adapter in read_adapters(source).items()}
     tensors = list_tensors(base)
-    names = [to_llava_name(tensor.name, False) for tensor in tensors]
-    trained = read_trained_beside(source)
-    unknown = sorted({*adapters} - {*names}) + sorted({*trained} - {part_name(tensor.name) for tensor in tensors})
+    names = [to_llava_name(tensor.name, False) if is_stock_llava else released_name(tensor.name) for tensor in tensors]
+    trained_name = part_name if is_stock_llava else released_name
+    trained = {trained_name(name): stored for name, stored in read_trained_beside(source).items()}
+    unknown = sorted({*adapters} - {*names}) + sorted({*trained} - {trained_name(tensor.name) for tensor in tensors})
     if unknown:
         raise UserError(f"{source}: adapts {len(unknown)} tensors that {base} does not have ({unknown[0]}, …)")
     reader = TensorReader()
@@ -222,7 +225,7 @@ def merge_peft_adapter(source: Path, folder: Path, config: ConvertConfig) -> Non
         adapter = adapters.get(name or "")
         if adapter is not None:
             adapter.check_shape(stored, source)
-        replacement = trained.get(part_name(stored.name))
+        replacement = trained.get(trained_name(stored.name))
         if replacement is not None and replacement.shape != stored.shape:
             raise UserError(
                 f"{replacement.file}: {replacement.name} is {list(replacement.shape)}, in {base} {list(stored.shape)}"
@@ -248,6 +251,27 @@ def copy_processor(source: Path, folder: Path) -> None:
     base_file = folder / QILIN_JSON
     metadata = read_json(base_file) if base_file.is_file() else {}
     base_file.write_text(to_json(metadata | read_json(source / QILIN_JSON)), encoding="utf-8")
+
+
+def check_base(base: Path) -> dict[str, Any]:
+    """The config.json of a model that an adapter can be merged into. Raises UserError for another architecture."""
+    file = base / "config.json"
+    values: dict[str, Any] = read_json(file) if file.is_file() else {}
+    if values.get("model_type") not in ARCHITECTURES or is_llava(values):
+        raise UserError(
+            f"{base}: the adapter's base is of model_type {values.get('model_type')!r}; adapters are merged into "
+            f"{', '.join(ARCHITECTURES)} in Hugging Face's layout: convert a checkpoint in LLaVA's layout first, or "
+            "merge with peft (merge_and_unload)"
+        )
+    return values
+
+
+def released_name(name: str) -> str:
+    """One name for a weight of a released model in memory, in its files, and as transformers before 4.52 named it:
+    model.layers.0… and language_model.model.layers.0… are model.language_model.layers.0…"""
+    name = name.removeprefix("model.").replace("language_model.model.", "language_model.", 1)
+    name = name.replace("vision_tower.vision_model.", "vision_tower.", 1).replace("language_model.lm_head", "lm_head")
+    return f"language_model.{name}" if name.startswith(("layers.", "embed_tokens.", "norm.")) else name
 
 
 def part_name(name: str) -> str:

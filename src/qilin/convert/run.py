@@ -24,6 +24,7 @@ from qilin.convert.weight_files import list_tensors
 from qilin.core.config import to_dict
 from qilin.core.errors import UserError
 from qilin.core.files import read_json, to_json
+from qilin.model.card import describe_bases, read_head, write_card
 from qilin.model.chat_template import IMAGE
 from qilin.model.hub import fetch_folder
 from qilin.model.llava import QILIN_JSON
@@ -54,7 +55,7 @@ def convert(config: ConvertConfig) -> Path:
             merge_peft_adapter(source, folder, config)
         else:
             convert_to_hf(source, layout, folder, config)
-        write_metadata(folder, config, layout, source_hash)
+        write_metadata(folder, config, layout, source_hash, source)
     log(f"{config.out}: done")
     return config.out
 
@@ -144,19 +145,19 @@ def is_converted(out: Path, source_hash: str) -> bool:
     return file.is_file() and (read_json(file).get("converted") or {}).get("fingerprint") == source_hash
 
 
-def write_metadata(folder: Path, config: ConvertConfig, layout: str, source_hash: str) -> None:
-    """Write qilin.json, last of all files: the model's origin, and for a Hugging Face folder its template."""
+def write_metadata(folder: Path, config: ConvertConfig, layout: str, source_hash: str, source: Path) -> None:
+    """Write qilin.json, the model's origin, and for a Hugging Face folder its template and the model card."""
     file = folder / QILIN_JSON
     if config.to != "hf":
         file.write_text(json.dumps({"converted": {"fingerprint": source_hash}}), encoding="utf-8")
         return
     metadata = read_json(file) if file.is_file() else {}
     metadata.pop("adapter", None)  # copied from a base model whose adapter is merged now
-    processor = read_json(folder / "processor_config.json")
+    sources = [name for name in (config.base, config.source) if name]
     metadata = {
         "stage": "converted",
-        "template": config.template,
-        "pad_square": bool((processor.get("image_processor") or {}).get("do_pad")),
+        "bases": describe_bases(sources),
+        **({} if layout == "stock adapter" else llava_settings(folder, config)),
         **metadata,
         **({"adapter": "adapter"} if (folder / "adapter").is_dir() else {}),
         "converted": {
@@ -168,3 +169,11 @@ def write_metadata(folder: Path, config: ConvertConfig, layout: str, source_hash
         },
     }
     file.write_text(to_json(metadata), encoding="utf-8")
+    write_card(folder, {**metadata, "language": read_head(source).get("language")})  # Chinese if it states none
+
+
+def llava_settings(folder: Path, config: ConvertConfig) -> dict[str, Any]:
+    """The template and image padding of a converted LLaVA; the base of an adapter states its own."""
+    processor = read_json(folder / "processor_config.json")
+    do_pad = (processor.get("image_processor") or {}).get("do_pad")
+    return {"template": config.template, "pad_square": bool(do_pad)}

@@ -120,9 +120,15 @@ def find_architecture(config: Any, name: str = "") -> Architecture:
     row = ARCHITECTURES.get(config.model_type)
     if row is None:
         known = ", ".join(f"{row.name} ({model_type})" for model_type, row in ARCHITECTURES.items())
+        has_images = getattr(config, "vision_config", None) is not None
+        others = (
+            "qilin evaluate, chat and serve take this model as it is"
+            if has_images
+            else "a language model without images becomes a part of a new Llava: language=… with vision=…"
+        )
         raise UserError(
             f"{name or config.model_type}: model_type in its config.json is {config.model_type!r}, which Qilin does "
-            f"not train; it trains {known}; qilin evaluate, chat and serve take this model as it is"
+            f"not train; it trains {known}; {others}"
         )
     return row
 

@@ -103,10 +103,9 @@ def write_card(folder: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def card(metadata: Mapping[str, Any]) -> str:
-    """The Markdown of a model that is not evaluated yet."""
+    """The Markdown of a model that is not evaluated yet; `metadata` of one without a recipe has `converted`."""
     bases, data, recipe = metadata.get("bases") or [], metadata.get("data") or [], metadata.get("recipe") or {}
     title = metadata.get("label") or "Chinese medical vision-language model"
-    rows = [(f"`{key}`", f"`{recipe[key]}`") for key in SHOWN_KEYS if recipe.get(key) not in (None, "", [], {})]
     stages = [*(metadata.get("history") or []), {"stage": metadata.get("stage"), "data": data}]
     synthetic = any(source.get("synthetic") for source in data)
     lines = [
@@ -124,20 +123,7 @@ def card(metadata: Mapping[str, Any]) -> str:
         "",
         "## Training 训练",
         "",
-        "| stage 阶段 | trained parts 训练部分 | dataset 数据集 | sha256 | license 许可 |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            table_row([number, stage["stage"], source["path"], source["hash"][:16], source.get("license", "unknown")])
-            for number, stage in enumerate(stages, 1)
-            for source in stage["data"]
-        ),
-        "",
-        "| setting 设置 (last stage 最后阶段) | value 值 |",
-        "| --- | --- |",
-        *(table_row(row) for row in rows),
-        "",
-        f"Trained with Qilin {(metadata.get('versions') or {}).get('qilin', '')}; "
-        "`qilin.json` has the complete recipe and the versions. 完整配方与版本见 `qilin.json`。",
+        *(training(metadata, stages) if recipe else conversion(metadata)),
         "",
         "## License 许可",
         "",
@@ -153,6 +139,38 @@ def card(metadata: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def training(metadata: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How a model was trained: its stages with their data, and the settings of the last one."""
+    recipe = metadata["recipe"]
+    rows = [(f"`{key}`", f"`{recipe[key]}`") for key in SHOWN_KEYS if recipe.get(key) not in (None, "", [], {})]
+    return [
+        "| stage 阶段 | trained parts 训练部分 | dataset 数据集 | sha256 | license 许可 |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            table_row([number, stage["stage"], source["path"], source["hash"][:16], source.get("license", "unknown")])
+            for number, stage in enumerate(stages, 1)
+            for source in stage["data"]
+        ),
+        "",
+        "| setting 设置 (last stage 最后阶段) | value 值 |",
+        "| --- | --- |",
+        *(table_row(row) for row in rows),
+        "",
+        f"Trained with Qilin {(metadata.get('versions') or {}).get('qilin', '')}; "
+        "`qilin.json` has the complete recipe and the versions. 完整配方与版本见 `qilin.json`。",
+    ]
+
+
+def conversion(metadata: Mapping[str, Any]) -> list[str]:
+    """Where a model comes from that was converted, not trained, by Qilin."""
+    version, layout = (str((metadata.get("converted") or {}).get(key, "")) for key in ("qilin", "layout"))
+    return [
+        f"Converted with Qilin {version} from another layout ({layout}); "
+        "how it was trained and on what data is stated by the models it is made of. "
+        "由 Qilin 转换格式而来；训练方式与数据见其来源模型。"
+    ]
+
+
 SYNTHETIC = """> **Synthetic images.** Training images were drawn by a program and show no patient.
 > **合成图像。** 训练图像由程序绘制，并非真实病例。"""
 
@@ -163,7 +181,7 @@ def head(metadata: Mapping[str, Any]) -> dict[str, Any]:
     data = [source for stage in [*(metadata.get("history") or []), metadata] for source in stage.get("data") or []]
     ids = list(dict.fromkeys(base["name"] for base in bases if "/" in base["name"]))
     return {
-        "language": ["zh"],
+        "language": metadata.get("language") or ["zh"],
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         **({"base_model": ids, "base_model_relation": "finetune"} if ids else {}),
@@ -248,7 +266,7 @@ def check_card(folder: Path) -> dict[str, Any]:
     if not (folder / README).is_file() or missing:
         problem = f"its head lacks {', '.join(missing)}" if (folder / README).is_file() else "there is none"
         raise UserError(
-            f"{folder}: a model is published with a model card ({README}) only, and {problem}; qilin train writes "
-            "one, or write it: a YAML head with license and language, and the text"
+            f"{folder}: a model is published with a model card ({README}) only, and {problem}; qilin train and qilin "
+            "convert write one, or write it: a YAML head with license and language, and the text"
         )
     return values

@@ -6,6 +6,7 @@ model's confidence. Decoding is greedy, so the same model gives the same answers
 
 import inspect
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Thread
@@ -135,9 +136,10 @@ def answer_batch(loaded: LoadedModel, requests: Sequence[Request], max_new_token
     """Greedy answers of one batch. Raises UserError for an invalid request."""
     inputs = prepare_inputs(loaded, requests)
     recorder = LogProbRecorder()
-    output = loaded.model.generate(
-        **inputs, **GREEDY, max_new_tokens=max_new_tokens, logits_processor=LogitsProcessorList([recorder])
-    )
+    with explain_other_processor(loaded):
+        output = loaded.model.generate(
+            **inputs, **GREEDY, max_new_tokens=max_new_tokens, logits_processor=LogitsProcessorList([recorder])
+        )
     new_ids = output[:, inputs["input_ids"].shape[1] :].tolist()  # (B, new tokens)
     log_probs = torch.stack(recorder.steps, dim=1).tolist()
     eos_ids = eos_token_ids(loaded.model)
@@ -180,7 +182,33 @@ def prepare_inputs(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str
         )
     except (ValueError, TypeError) as error:  # an image or a number of images that the processor does not take
         raise RefusedRequest(f"the model's processor refuses the request: {error}") from error
+    check_token_ids(loaded, outputs["input_ids"])
     return {name: move(value, loaded.model) for name, value in outputs.items()}
+
+
+def check_token_ids(loaded: LoadedModel, ids: torch.Tensor) -> None:
+    """Raise UserError for a token that the model's embeddings do not have: on a GPU it would end the process."""
+    rows, largest = loaded.model.get_input_embeddings().num_embeddings, int(ids.max())
+    if largest >= rows:
+        token = loaded.processor.tokenizer.convert_ids_to_tokens(largest)
+        raise UserError(
+            f"{loaded.path}: token {largest} ({token!r}) of the tokenizer has no row among the model's {rows} "
+            "embeddings; use the tokenizer that the model was trained with"
+        )
+
+
+@contextmanager
+def explain_other_processor(loaded: LoadedModel) -> Iterator[None]:
+    """Turn transformers' complaint about the number of image tokens into a UserError that names the cause."""
+    try:
+        yield
+    except ValueError as error:
+        if "image tokens" not in str(error):
+            raise
+        raise UserError(
+            f"{loaded.path}: the processor writes another number of tokens for an image than the model has features "
+            f"({error}); copy processor_config.json and preprocessor_config.json of this model"
+        ) from error
 
 
 def move(value: Any, model: Any) -> Any:
@@ -259,7 +287,7 @@ def stream_answer(loaded: LoadedModel, request: Request, max_new_tokens: int = 5
 
     def generate() -> None:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), explain_other_processor(loaded):
                 loaded.model.generate(
                     **inputs,
                     **GREEDY,

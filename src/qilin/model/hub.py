@@ -29,6 +29,7 @@ UNUSED_PARTS = ("pooler.", "head.", "layernorm.", "post_layernorm.")
 def from_pretrained(cls: Any, name: str, hub: str, **options: Any) -> Any:
     """cls.from_pretrained with one-line errors: no such folder, no network, not a model. Never runs a folder's code."""
     path = fetch(name, hub)
+    check_no_adapter(name, Path(path))
     check_no_own_code(name, Path(path))
     try:
         return cls.from_pretrained(path, trust_remote_code=False, **options)
@@ -82,6 +83,18 @@ def quiet_loading() -> Iterator[None]:
 def format_first(names: Sequence[str], limit: int = 3) -> str:
     """The first names, and that there are more."""
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+
+
+def check_no_adapter(name: str, path: Path) -> None:
+    """Raise UserError for a folder that holds only an adapter, as peft, LLaMA-Factory and ms-swift save it."""
+    file = path / "adapter_config.json"
+    if file.is_file() and not (path / "config.json").is_file():
+        values = read_json(file)
+        base = (values.get("base_model_name_or_path") if isinstance(values, dict) else None) or "MODEL"
+        raise UserError(
+            f"{name}: a LoRA adapter (adapter_config.json), no model; merge it into its base first: "
+            f"qilin convert {name} OUT --base {base}"
+        )
 
 
 def check_no_own_code(name: str, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from qilin.core.errors import UserError
 from qilin.core.files import read_json
-from qilin.model.hub import fetch_folder, from_pretrained
+from qilin.model.hub import check_no_adapter, fetch_folder, from_pretrained
 
 # The files that name the processor's class, in the order in which transformers reads them.
 CLASS_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -44,6 +44,7 @@ def open_processor(name: str, hub: str = "huggingface") -> Any:
     from transformers import AutoProcessor
 
     folder = Path(fetch_folder(name, hub, without_weights=True))
+    check_image_settings(name, folder)
     processor_class = find_processor_class(folder)
     if processor_class is not None and VIDEO in processor_class.get_attributes():
         processor = from_pretrained(without_video(processor_class), str(folder), hub)
@@ -52,7 +53,26 @@ def open_processor(name: str, hub: str = "huggingface") -> Any:
         processor = from_pretrained(AutoProcessor, str(folder), hub)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(f"{name}: no processor for images and text (processor_config.json); copy the complete folder")
+    processor.chat_template = default_template(processor.chat_template) or default_template(
+        processor.tokenizer.chat_template
+    )
     return processor
+
+
+def check_image_settings(name: str, folder: Path) -> None:
+    """Raise UserError for a folder without the settings of an image processor."""
+    check_no_adapter(name, folder)
+    values = read_json(folder / CLASS_FILES[0]) if (folder / CLASS_FILES[0]).is_file() else {}
+    if not (folder / CLASS_FILES[1]).is_file() and not (isinstance(values, dict) and values.get("image_processor")):
+        raise UserError(
+            f"{name}: no settings of images (preprocessor_config.json, or image_processor in processor_config.json); "
+            "copy the complete folder, or is it a model without images?"
+        )
+
+
+def default_template(template: Any) -> str | None:
+    """The chat template for conversations, where a folder has several by name (with tools, for retrieval)."""
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def find_processor_class(folder: Path) -> Any:

@@ -63,6 +63,7 @@ def prepare_released(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
     It keeps its own template and image processing. Raises UserError for settings that only a Llava has.
     """
     architecture, processor = find_architecture(loaded.model.config), loaded.processor
+    check_embeddings(loaded, config.model or loaded.path)
     if config.feature_layer is not None:
         raise UserError(f"feature_layer is {config.feature_layer}, but {architecture.name} has no such setting")
     if config.template not in TEMPLATE_NAMES:
@@ -72,6 +73,16 @@ def prepare_released(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
     template = config.template if config.template not in TEMPLATE_NAMES else "its own"
     note = f"{architecture.name}: chat template {template}; images as its processor prepares them"
     return replace(loaded, notes=(*loaded.notes, note))
+
+
+def check_embeddings(loaded: LoadedModel, name: str) -> None:
+    """Raise UserError for a tokenizer with more tokens than the model has embeddings."""
+    rows, tokens = loaded.model.get_input_embeddings().num_embeddings, len(loaded.processor.tokenizer)
+    if tokens > rows:
+        raise UserError(
+            f"{name}: the tokenizer has {tokens} tokens and the model {rows} embeddings; use the tokenizer that the "
+            "model was trained with, or resize the embeddings (model.resize_token_embeddings) before training"
+        )
 
 
 def set_pixel_limits(processor: Any, config: TrainConfig, has_limits: bool, name: str) -> None:
@@ -103,6 +114,8 @@ def sample_encoder(config: TrainConfig, loaded: LoadedModel) -> SampleEncoder | 
     stops = stop_token_ids(loaded.model.generation_config, loaded.processor.tokenizer)
     name = config.model or loaded.path
     answers = answer_format(loaded.processor, name, sorted(stops))
+    if answers.end_id not in stops:  # else the trained model would go on behind its answers
+        loaded.model.generation_config.eos_token_id = sorted({*stops, answers.end_id})
     return SampleEncoder(loaded.processor, find_architecture(loaded.model.config), answers, config.system_prompt)
 
 
