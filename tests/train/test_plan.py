@@ -124,6 +124,19 @@ def test_no_sample_is_lost_or_repeated_at_any_number_of_ranks(
     assert sorted(used) == list(range(len(lengths.total)))
 
 
+@settings(max_examples=30, deadline=None)
+@given(lengths=random_lengths(), batch_size=batch_sizes, seed=seeds)
+def test_similar_packs_are_as_few_and_differ_less(lengths: Lengths, batch_size: int, seed: int) -> None:
+    plan = plan_of(lengths, batch_size=batch_size, seed=seed)
+    for step in range(len(plan)):
+        (full,), (even,) = plan.packs(step), plan.packs(step, similar=True)
+        assert len(even) <= len(full)
+        assert sorted(i for pack in even for group in pack for i in group.samples) == sorted(plan.samples(step))
+        sizes = [[sum(group.tokens for group in pack) for pack in packs] for packs in (full, even)]
+        assert 0 < max(sizes[1]) <= MAX_TOKENS
+        assert min(sizes[1]) >= min(sizes[0]) or len(even) < len(full)
+
+
 def test_ranks_are_balanced() -> None:
     plan = plan_of(three_per_image(240), batch_size=120, pack_tokens=400)
     for ranks in (2, 4, 8):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -221,6 +222,19 @@ def test_augmentation_is_determined_by_its_seed() -> None:
     ramp = torch.linspace(-1, 1, 16).expand(8, 3, 16, 16)  # bright on the right: it stays on the right
     turned = augment(ramp, 1.0, torch.Generator().manual_seed(5))
     assert bool((turned[..., 8:].mean((1, 2, 3)) > turned[..., :8].mean((1, 2, 3))).all())
+
+
+def test_a_pack_is_augmented_as_its_images_are() -> None:
+    pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    pack: Any = SimpleNamespace(pixels=pixels, augment_seeds=(4, 9, 4))
+    config: Any = SimpleNamespace(augment=0.5, seed=2)
+    seeds = [(2 * 1_000_003 + 7) * 1_000_003 + seed for seed in pack.augment_seeds]
+    alone = [
+        augment(image, 0.5, torch.Generator().manual_seed(seed))
+        for image, seed in zip(pixels.split(1), seeds, strict=True)
+    ]
+    assert torch.equal(loop.augment_pack(pack, config, step=7), torch.cat(alone))
+    assert not torch.equal(loop.augment_pack(pack, config, step=8), torch.cat(alone))  # control
 
 
 def test_tensorboard_has_the_metrics(home: Path, aligned: Path, tmp_path: Path) -> None:

@@ -377,8 +377,11 @@ def prefetch(data: PackedDataset, plan: Plan, start: int, config: TrainConfig, w
     on_cpu = world.device.type == "cpu"
     decoders = 0 if on_cpu else min(MAX_DECODERS, max(1, (os.cpu_count() or 1) // world.local_size - 1))
 
+    def packs_of(step: int) -> list[list[list[PackedGroup]]]:
+        return plan.packs(step, world.size, similar=not on_cpu)  # a short pack fills a GPU less
+
     def build(step: int) -> tuple[list[list[list[PackedGroup]]], list[Pack]]:
-        groups = plan.packs(step, world.size)
+        groups = packs_of(step)
         packs = groups[world.rank]
         decoding = [
             [image_pool.submit(data.decode_images, group) for group in pack] if decoders else [] for pack in packs
@@ -389,7 +392,7 @@ def prefetch(data: PackedDataset, plan: Plan, start: int, config: TrainConfig, w
         wait(images)
         return data.make_pack(pack, world.device, dtype, world.size > 1, step)
 
-    packs_per_step = max(1, len(plan.packs(start, world.size)[world.rank])) if start < len(plan) else 1
+    packs_per_step = max(1, len(packs_of(start)[world.rank])) if start < len(plan) else 1
     ahead = 1 if on_cpu else -(-AHEAD_PACKS // packs_per_step)
     image_pool, builder = ThreadPoolExecutor(max(1, decoders)), ThreadPoolExecutor(1)
     try:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from qilin.core.errors import RunError
-from qilin.imaging.augment import augment
+from qilin.imaging.augment import apply_changes, draw_changes
 from qilin.model.architectures import language_of, part_of, vision_of
 from qilin.train.checkpoint import (
     LOSS_SCALE,
@@ -43,6 +43,7 @@ from qilin.train.optimizer import TrainableParam, make_optimizer, set_learning_r
 from qilin.train.pack import Pack
 from qilin.train.plan import count_work, imbalance
 from qilin.train.split_weights import SplitWeights, can_split_weights, join_weights
+from qilin.train.transfer import copy_together
 from qilin.train.validation import generate_and_score, validate
 
 
@@ -226,8 +227,10 @@ def augment_pack(pack: Pack, config: TrainConfig, step: int) -> torch.Tensor | N
     if pack.pixels is None or not config.augment or not pack.augment_seeds:
         return pack.pixels
     seeds = [(config.seed * 1_000_003 + step) * 1_000_003 + seed for seed in pack.augment_seeds]
-    images = zip(pack.pixels.split(1), seeds, strict=True)
-    return torch.cat([augment(p, config.augment, torch.Generator().manual_seed(s % 2**63)) for p, s in images])
+    drawn = [draw_changes(1, config.augment, torch.Generator().manual_seed(seed % 2**63)) for seed in seeds]
+    changes = copy_together({"changes": torch.cat(drawn)}, pack.pixels.device)["changes"]
+    images = zip(pack.pixels.split(1), changes.split(1), strict=True)
+    return torch.cat([apply_changes(image, change) for image, change in images])
 
 
 def clip_gradients(context: TrainContext, model: Any, batch: StepBatch) -> float:

@@ -84,11 +84,17 @@ class Plan:
         """The samples of a step, those of one image together."""
         return group_samples(self.samples(step), self.lengths, self.pack_tokens)
 
-    def packs(self, step: int, num_ranks: int = 1) -> list[list[list[PackedGroup]]]:
-        """The packs of a step for each rank; every rank gets the same number, some possibly empty."""
-        if num_ranks == 1:
-            return [best_fit(self.groups(step), self.pack_tokens)]
-        return balance_ranks(self.groups(step), self.pack_tokens, num_ranks)
+    def packs(self, step: int, num_ranks: int = 1, similar: bool = False) -> list[list[list[PackedGroup]]]:
+        """The packs of a step for each rank; every rank gets the same number, some possibly empty.
+
+        `similar`: for one rank, packs of similar length instead of full ones and a remainder, if they are not more.
+        """
+        groups = self.groups(step)
+        if num_ranks > 1:
+            return balance_ranks(groups, self.pack_tokens, num_ranks)
+        full = best_fit(groups, self.pack_tokens)
+        even = balance_ranks(groups, self.pack_tokens, 1) if similar else []
+        return even if similar and len(even[0]) <= len(full) else [full]
 
     def counts(self) -> WorkCounts:
         """The work of the complete run."""
