@@ -19,8 +19,8 @@ from qilin.train.distributed import ModelWithLoss
 from qilin.train.loop import pack_loss
 from qilin.train.memory_estimate import PackShape, pack_shape
 from qilin.train.model_setup import add_adapters, apply_precision, autocast_context, base_model, quantize_frozen
-from qilin.train.pack import Pack
-from qilin.train.packed_attention import make_layout, use_plain_attention
+from qilin.train.pack import Pack, move_pack
+from qilin.train.packed_attention import Layout, document_table, use_plain_attention
 from qilin.train.plan import Lengths, PackedGroup, Plan, WorkCounts, make_plan
 
 IMAGE_ID = 5
@@ -111,7 +111,7 @@ def packed_step(model: Any, plan: Plan, groups: Sequence[Sequence[PackedGroup]],
 
 
 def make_pack(shape: PackShape, model: Any, device: torch.device) -> Pack:
-    """A pack of random tokens: every document without a prefix starts with an image."""
+    """A pack of random tokens, moved as training moves it: every document without a prefix starts with an image."""
     ids = torch.randint(10, 31_000, (1, shape.tokens))
     positions = torch.zeros(1, shape.tokens, dtype=torch.int64)
     for start, length, prefix in shape.documents:
@@ -119,20 +119,23 @@ def make_pack(shape: PackShape, model: Any, device: torch.device) -> Pack:
         positions[0, start : start + length] = torch.arange(length) + offset
         if prefix < 0 and length > IMAGE_TOKENS:
             ids[0, start + 1 : start + 1 + IMAGE_TOKENS] = IMAGE_ID
-    images = int((ids == IMAGE_ID).sum()) // IMAGE_TOKENS
+    image_positions = (ids[0] == IMAGE_ID).nonzero()[:, 0]
+    images = len(image_positions) // IMAGE_TOKENS
     side = model.config.vision_config.image_size
     target_positions = torch.tensor(shape.target_positions())
     dtype = torch.bfloat16 if device.type != "cpu" else torch.float32
-    return Pack(
-        ids=ids.to(device),
-        positions=positions.to(device),
-        layout=make_layout(shape.documents, device, shape.target_positions()),
-        target_positions=target_positions.to(device),
-        targets=torch.randint(10, 31_000, target_positions.shape).to(device),
-        pixels=torch.randn(images, 3, side, side).to(device, dtype),
+    pack = Pack(
+        ids=ids,
+        positions=positions,
+        layout=Layout(document_table(shape.documents)),
+        target_positions=target_positions,
+        targets=torch.randint(10, 31_000, target_positions.shape),
+        pixels=torch.randn(images, 3, side, side).to(dtype),
+        image_positions=image_positions,
         augment_seeds=(0,) * images,
         sample_ids=(),
     )
+    return move_pack(pack, shape.documents, device)
 
 
 def padded_step(model: Any, plan: Plan, size: int, device: torch.device) -> tuple[Callable[[], None], WorkCounts, int]:

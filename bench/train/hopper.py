@@ -309,9 +309,14 @@ def stage_1(large: bool) -> None:
         need(10)
         config = make_config(1)
         model, plan = make_model("13B", config, DEVICE), draw_plan(1, config, 128)
-        optimizer = split(model, config)
+    size = 32 if large else 16
+    with item("D0"):
+        need(25)
+        checkpoint_layers(model, 1.0)
+        padded(f"D0 13B stage 1, LLaVA's batch of {size}, fp32 weights", model, plan, size, 1)
     with item("D1"):
         need(15)
+        optimizer = split(model, config)
         share = 0.0 if large else 0.3
         checkpoint_layers(model, share)
         packed("D1 13B stage 1", model, plan, share=share)
@@ -326,8 +331,7 @@ def stage_1(large: bool) -> None:
     with item("D4"):
         need(35)
         checkpoint_layers(model, 1.0)
-        size = 32 if large else 16
-        padded(f"D4 13B stage 1, LLaVA's batch of {size}", model, plan, size, 1)
+        padded(f"D4 13B stage 1, LLaVA's batch of {size}, bf16 weights", model, plan, size, 1)
     optimizer = model = None
     with item("D5"):
         need(50)
