@@ -133,14 +133,6 @@ def test_two_processes_train_what_one_does(home: Path) -> None:
     assert max(float((first[name] - second[name]).detach().abs().max()) for name in first) < 1e-5
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("refused")
-    image_text_model(folder / "smolvlm", "smolvlm")
-    image_text_model(folder / "gemma3", "gemma3")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
@@ -149,8 +141,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("gemma3", ("feature_layer=-2",), "feature_layer is -2, but Gemma 3 has no such setting"),
     ],
 )
-def test_what_does_not_apply_is_refused(folders: Path, model: str, options: tuple[str, ...], message: str) -> None:
-    config = read_recipe("small/instruct", [f"model={folders / model}", "data=unused", *options])
+def test_what_does_not_apply_is_refused(tmp_path: Path, model: str, options: tuple[str, ...], message: str) -> None:
+    folder = image_text_model(tmp_path / model, model)
+    config = read_recipe("small/instruct", [f"model={folder}", "data=unused", *options])
     with pytest.raises(UserError, match=message):
         load_start(config)
 
