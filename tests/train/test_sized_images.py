@@ -1,10 +1,16 @@
 """Released models whose images have tokens by their size: packs with shared prefixes teach exactly what their samples
 teach one by one through plain transformers, whose own processor prepares them."""
 
+import io
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from builders.packs import CONTROLS, MORE_CONTROLS, gradients_of, relative_error
 from builders.sized_images import Setting, make_setting, packed, plain_loss
+from qilin.dataset.schema import Provenance, Sample, assistant, user
+from qilin.dataset.writer import DatasetWriter, make_image
 from qilin.model.architectures import find_architecture
 from qilin.train.guard import choose_shortcuts
 from qilin.train.packed_attention import Shortcuts
@@ -52,3 +58,19 @@ def test_the_check_before_training_takes_packing(setting: Setting) -> None:
     plan = make_plan(setting.data.lengths, weights, batch_size=99, num_epochs=1, pack_tokens=700, seed=0)
     shortcuts = choose_shortcuts(setting.loaded.model, "model", setting.data, plan)
     assert shortcuts == Shortcuts()
+
+
+def test_an_image_that_the_processor_refuses_costs_its_own_samples(tmp_path: Path) -> None:
+    """Qwen-VL takes no image of 2 x 500 pixels."""
+    with DatasetWriter(tmp_path / "data", {"importer": "tiny"}) as writer:
+        for name, size in (("thin", (500, 2)), ("usual", (40, 56))):
+            buffer = io.BytesIO()
+            Image.new("RGB", size, (9, 200, 160)).save(buffer, "PNG")
+            record = make_image(buffer.getvalue(), [Provenance("tiny", name)])
+            writer.add_image(record)
+            messages = (user("有什么？", 1), assistant("结节。"))
+            assert writer.add_sample("train", Sample(name, "vqa", (record.image_id,), messages))
+    data = make_setting(tmp_path, "qwen2.5-vl").data
+    assert data.counts == {"samples": 1, "cut": 0, "dropped": 1}
+    assert [row["sample_id"] for row in data.dropped] == ["thin"]
+    assert "500 x 2 pixels" in data.dropped[0]["reason"]

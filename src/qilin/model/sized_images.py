@@ -30,6 +30,10 @@ from qilin.model.processing import with_instruction
 from qilin.model.processor import placeholder_id
 
 
+class RefusedImage(UserError):
+    """The image processor does not take an image of this size."""
+
+
 @dataclass(frozen=True)
 class ImageTokens:
     """What an image becomes in the text: `text` with one token in place of each run of image tokens.
@@ -44,12 +48,12 @@ class ImageTokens:
 
 @lru_cache(maxsize=100_000)
 def image_tokens_of(processor: Any, architecture: Architecture, height: int, width: int) -> ImageTokens:
-    """The tokens of an image of this size, by the processor's own rule. Raises UserError for a size it refuses."""
+    """The tokens of an image of this size, by the processor's own rule. Raises RefusedImage for a size it refuses."""
     assert architecture.describe_image is not None, "a Llava's images all have the same tokens"
     try:
         described = architecture.describe_image(processor, height, width)
     except ValueError as error:
-        raise UserError(f"the image processor refuses an image of {width} x {height} pixels: {error}") from None
+        raise RefusedImage(f"the image processor refuses an image of {width} x {height} pixels: {error}") from None
     text = str(processor.replace_image_token(described, 0))
     token = processor.tokenizer.convert_ids_to_tokens(placeholder_id(processor))
     runs = re.compile(f"(?:{re.escape(token)})+")
@@ -76,7 +80,8 @@ class SampleEncoder:
     ) -> Encoded:
         """A sample and the (height, width) of its images -> ids and loss mask, image tokens included.
 
-        Raises UserError with the sample's id for one that the template changes or that has nothing to learn.
+        Raises UserError with the sample's id for one that the template changes or that has nothing to learn, and
+        RefusedImage.
         """
         messages = [dict(message) for message in with_instruction(sample, instructions, seed)]
         if self.system_prompt and messages[0]["role"] != "system":
@@ -86,6 +91,8 @@ class SampleEncoder:
             images = [image_tokens_of(self.processor, self.architecture, *size) for size in sizes]
             texts = [image.text for image in images]
             encoded = encode_answers(self.processor, self.answer_format, messages, texts)
+        except RefusedImage:
+            raise
         except UserError as error:
             raise UserError(f"sample {sample.sample_id}: {error}") from None
         grids = tuple(image.grid for image in images if image.grid is not None)

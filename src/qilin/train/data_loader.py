@@ -29,7 +29,7 @@ from qilin.dataset.schema import Sample
 from qilin.model.chat_template import IMAGE, Encoded
 from qilin.model.processing import PixelCache, encode_sample, image_tokens
 from qilin.model.processor import is_plain, placeholder_id
-from qilin.model.sized_images import ImageInputs, SampleEncoder, grid_positions
+from qilin.model.sized_images import ImageInputs, RefusedImage, SampleEncoder, grid_positions
 from qilin.train.config import TrainConfig
 from qilin.train.data_sources import Purpose, SourceRows, open_sources
 from qilin.train.distributed import World
@@ -159,8 +159,8 @@ class PackedDataset:
         return [self.encoder.architecture.name, self.encoder.system_prompt, *parts, images]
 
     def encode(self, number: int, sample: Sample) -> tuple[Encoded | None, str]:
-        """The sample within max_length, or None where the recipe drops it; and why it was cut or dropped ("" if it
-        fits).
+        """The sample within max_length, or None where the recipe drops it or the image processor refuses its image; and
+        why it was cut or dropped ("" if it fits).
 
         Called again for packing, so counts nothing. Raises UserError where the recipe refuses long samples.
         """
@@ -170,7 +170,10 @@ class PackedDataset:
             encoded = encode_sample(sample, self.processor, config.instructions, config.seed)
         else:
             sizes = [self.size(number, image_id) for image_id in sample.image_ids]
-            encoded = self.encoder.encode(sample, sizes, config.instructions, config.seed)
+            try:
+                encoded = self.encoder.encode(sample, sizes, config.instructions, config.seed)
+            except RefusedImage as error:
+                return None, str(error)
         assert encoded is not None
         max_length, excess = config.max_length, ""
         if len(encoded.ids) > max_length:

@@ -32,7 +32,7 @@ from qilin.train.plan import Plan, format_saving
 
 RECIPE = "recipe.yaml"
 PLAN = "plan.json"
-DROPPED = "dropped.jsonl"  # samples dropped for their length, if any
+DROPPED = "dropped.jsonl"  # samples dropped for their length or a refused image, if any
 PACKAGES = ("torch", "transformers", "peft", "safetensors")  # their versions can change the result
 console = make_console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
@@ -69,7 +69,7 @@ def format_plan(facts: Mapping[str, Any]) -> str:
         f"{format_saving(facts)}, {facts['answer_tokens']:,} answer tokens"
     )
     if facts["cut"] or facts["dropped"]:
-        text += f"; {facts['cut']} samples truncated and {facts['dropped']} dropped for their length"
+        text += f"; {facts['cut']} samples truncated and {facts['dropped']} dropped, with reasons in {DROPPED}"
     if "validation" in facts:
         validation = facts["validation"]
         text += (
