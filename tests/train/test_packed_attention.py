@@ -330,6 +330,36 @@ def test_the_block_mask_is_what_torch_computes_from_all_pairs(seed: int) -> None
     assert not torch.equal(other.kv_num_blocks, expected.kv_num_blocks)  # control
 
 
+@pytest.mark.parametrize("window", [None, 1, 130, 300])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_block_mask_of_images_and_windows(seed: int, window: int | None) -> None:
+    """As torch computes it from all pairs, which are those of the CPU's layout."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    table, images = random_documents(seed), []
+    for start, length, _ in table:
+        cuts = sorted(Random(seed).sample(range(start, start + length), min(4, length // 2 * 2)))
+        images += list(zip(cuts[::2], cuts[1::2], strict=True))
+    tokens = sum(length for _, length, _ in table)
+    arrays = mask_arrays(table, images, window)
+    mask = block_mask(arrays, window)
+    expected = create_block_mask(mask.mask_mod, None, None, tokens, tokens, device="cpu")
+    for field in MASK_FIELDS:
+        assert torch.equal(getattr(mask, field), getattr(expected, field)), field
+
+    by_document = attention.images_by_document(table, images)
+    visible = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for index, whole in enumerate(attention.document_spans(table)):
+        span = attention.limit_keys(whole, by_document.get(index, ()), window)
+        keys = torch.cat([torch.arange(start, stop) for start, stop in span.key_ranges])
+        place = torch.arange(len(keys))
+        for row in range(span.length):
+            first, last = (0, span.context - span.length + row) if span.visible is None else span.visible[row].tolist()
+            visible[span.start + row, keys[(place >= first) & (place <= last)]] = True
+    rows = torch.arange(tokens)
+    assert torch.equal(mask.mask_mod(0, 0, rows[:, None], rows[None]), visible)
+
+
 def test_tensors_are_joined_into_one_buffer() -> None:
     tensors = {"a": torch.arange(5), "b": torch.rand(2, 3).bfloat16(), "c": torch.zeros(0, dtype=torch.int32)}
     views = split_bytes(join_bytes(tensors), tensors)

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qilin.core.errors import UserError
 from qilin.model.architectures import language_of, vision_of
-from qilin.train.block_mask import block_mask, general_block_mask, mask_arrays
+from qilin.train.block_mask import block_mask, mask_arrays
 from qilin.train.compiled_layers import compile_layers, remove_compiled_layers
 from qilin.train.cpu_attention import Bucket, bucketed_attention, make_buckets, round_length, uniform_buckets
 from qilin.train.patch_embedding import multiply_patches, plain_patches
@@ -100,7 +100,7 @@ def make_layout_of(
     ]
     context = max_context(spans)
     if device.type != "cpu":
-        mask = general_block_mask(table, images, window, device)
+        mask = block_mask(copy_together(mask_arrays(documents, images, window), device), window)
         return Layout(table, used_tokens, block_mask=mask, max_context=context)
     last = buckets = bucket_spans(spans)
     if used_sorted is not None:
