@@ -1,8 +1,8 @@
 """FlexAttention's mask of a pack, from its table of documents: which blocks of keys each block of queries attends to.
 
-In: documents (first token, length, prefix), images and a sliding window. Out: small integer arrays on the host, and from
-them, moved to a device together with the rest of a pack, a BlockMask. create_block_mask of torch evaluates all T x T
-pairs: 0.7 GB of the device's memory at 8,192 tokens.
+In: documents (first token, length, prefix), images and a sliding window. Out: small integer arrays on the host, and
+from them, moved to a device together with the rest of a pack, a BlockMask. create_block_mask of torch evaluates all
+T x T pairs: 0.7 GB of the device's memory at 8,192 tokens.
 """
 
 from collections.abc import Mapping, Sequence
