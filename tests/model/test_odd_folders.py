@@ -14,7 +14,7 @@ from builders.image_text_models import image_text_model, write_json
 from builders.tiny import tiny_language
 from qilin.core.errors import UserError
 from qilin.dataset.schema import user
-from qilin.model.generate import Request, answer_batch, stream_answer
+from qilin.model.generate import Request, answer_all, answer_batch, stream_answer
 from qilin.model.llava import load_model
 from qilin.model.processor import open_processor
 from qilin.train.config import read_recipe
@@ -99,3 +99,12 @@ def test_a_trained_model_stops_where_its_answers_end(copy: Callable[[str], Path]
     end = loaded.processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert encoder.answer_format.end_id == end
     assert loaded.model.generation_config.eos_token_id == [0, end]
+
+
+def test_answers_of_damaged_weights_are_refused(folders: Path) -> None:
+    loaded = load_model(folders / "qwen3-vl", "cpu", "fp32")
+    loaded.model.lm_head.weight.data[5, 0] = float("nan")
+    request = Request([user("？")])
+    assert "not numbers" in next(answer_all(loaded, [request], 1, 2)).refusal
+    with pytest.raises(UserError, match="probabilities are not numbers"):
+        list(stream_answer(loaded, request, 2))

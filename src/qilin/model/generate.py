@@ -40,7 +40,7 @@ GREEDY: dict[str, Any] = {
 
 
 class RefusedRequest(UserError):
-    """The model's processor does not take an image of a request, or that number of images."""
+    """The model's processor does not take an image of a request, or that number of images; or the answer is no text."""
 
 
 @torch.inference_mode()
@@ -106,6 +106,16 @@ class LogProbRecorder(LogitsProcessor):
         self.steps.append(scores.float().log_softmax(-1).amax(-1))  # (B,)
         return scores
 
+    def log_probs(self, loaded: LoadedModel) -> torch.Tensor:
+        """(B, new tokens). Raises RefusedRequest if some are not finite: the tokens then mean nothing."""
+        log_probs = torch.stack(self.steps, dim=1)
+        if log_probs.isnan().any():
+            raise RefusedRequest(
+                f"{loaded.path}: the model's probabilities are not numbers; are its weights damaged, or too large for "
+                f"{str(loaded.model.dtype).removeprefix('torch.')}?"
+            )
+        return log_probs
+
 
 def answer_all(
     loaded: LoadedModel, requests: Sequence[Request], batch_size: int = 16, max_new_tokens: int = 64
@@ -141,7 +151,7 @@ def answer_batch(loaded: LoadedModel, requests: Sequence[Request], max_new_token
             **inputs, **GREEDY, max_new_tokens=max_new_tokens, logits_processor=LogitsProcessorList([recorder])
         )
     new_ids = output[:, inputs["input_ids"].shape[1] :].tolist()  # (B, new tokens)
-    log_probs = torch.stack(recorder.steps, dim=1).tolist()
+    log_probs = recorder.log_probs(loaded).tolist()
     eos_ids = eos_token_ids(loaded.model)
     answers = []
     for ids, row_log_probs in zip(new_ids, log_probs, strict=True):
@@ -282,7 +292,7 @@ def stream_answer(loaded: LoadedModel, request: Request, max_new_tokens: int = 5
     Closing the iterator stops the model at its next token. Errors of the model's thread are raised here.
     """
     inputs = prepare_inputs(loaded, [request])
-    tokens, stop_flag = TokenQueue(), StopFlag()
+    tokens, stop_flag, recorder = TokenQueue(), StopFlag(), LogProbRecorder()
     errors: list[BaseException] = []
 
     def generate() -> None:
@@ -294,6 +304,7 @@ def stream_answer(loaded: LoadedModel, request: Request, max_new_tokens: int = 5
                     max_new_tokens=max_new_tokens,
                     streamer=tokens,
                     stopping_criteria=StoppingCriteriaList([stop_flag]),
+                    logits_processor=LogitsProcessorList([recorder]),
                 )
         except BaseException as error:  # passed to the reader, which would wait forever otherwise
             errors.append(error)
@@ -308,6 +319,7 @@ def stream_answer(loaded: LoadedModel, request: Request, max_new_tokens: int = 5
         thread.join()
     if errors:
         raise errors[0]
+    recorder.log_probs(loaded)
     return "stop" if last_token in eos_token_ids(loaded.model) else "length"
 
 
