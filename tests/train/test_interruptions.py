@@ -15,6 +15,7 @@ import qilin.train.loop as loop
 from builders.training import metrics_rows, stage_overrides, train_stage
 from qilin import cli
 from qilin.core.errors import RunError
+from qilin.train.optimizer import TrainableParam, make_optimizer
 
 
 def test_a_non_finite_loss_stops_before_the_optimizer_step(
@@ -81,6 +82,41 @@ def test_incomplete_checkpoints_are_ignored(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         saver.save(step, model, optimizer, {})
     assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path)] == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_a_background_checkpoint_has_the_state_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
+) -> None:
+    """Also of tensors that torch's asynchronous save does not copy, as those of the 8-bit optimizer; AdamW's stand in
+    for them where torchao is not installed."""
+    if name == "adamw8bit":
+        pytest.importorskip("torchao")
+    else:
+        monkeypatch.setattr(checkpoint, "is_plain_tensor", lambda value: not isinstance(value, torch.Tensor))
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(64, 128))
+    model = torch.nn.Module()
+    model.weight = weight
+    optimizer = make_optimizer([TrainableParam("weight", weight, 1e-2, 0.0)], name, (0.9, 0.999))
+
+    def step() -> None:
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+
+    def moments() -> torch.Tensor:
+        return optimizer.state[weight]["exp_avg"].dequantize().clone()
+
+    step()
+    saver = checkpoint.Checkpointer(tmp_path, keep_last=1, background=True)
+    before = weight.detach().clone(), moments()
+    saver.save(1, model, optimizer, {})
+    step()  # while it is written
+    saver.close()
+    assert not torch.equal(weight, before[0])
+    checkpoint.load_checkpoint(tmp_path / "checkpoints" / "step-0000001", model, optimizer, {})
+    assert torch.equal(weight, before[0])
+    assert torch.equal(moments(), before[1])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])

@@ -22,7 +22,8 @@ from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.utils._pytree import tree_leaves
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qilin.core.errors import RunError
 from qilin.train.distributed import SINGLE_DEVICE, World
@@ -115,16 +116,24 @@ class Checkpointer:
         state |= metadata or {}
         options = {"checkpoint_id": folder, "process_group": self.world.checkpoint_group, "no_dist": devices == 1}
         try:
-            if self.background:
-                tensors = checkpoint_state(model, optimizer, ema)
+            tensors = checkpoint_state(model, optimizer, ema)
+            is_plain = all(map(is_plain_tensor, tree_leaves(tensors)))
+            if self.background and is_plain:
                 self.stager = self.stager or make_stager(tensors, self.world.device)
                 future: Any = dcp.async_save(tensors, async_stager=self.stager, **options)  # copies before returning
                 self.pending = self.thread.submit(self.complete, folder, state, future)
+            elif self.background and devices == 1:
+                on_host = tree_map(copy_to_host, tensors)
+                self.pending = self.thread.submit(self.write, on_host, options, folder, state)
             else:
-                dcp.save(checkpoint_state(model, optimizer, ema), **options)
-                self.complete(folder, state, None)
+                self.write(tensors, options, folder, state)
         except (OSError, RuntimeError, CheckpointException) as error:
             raise self.write_error(step, error) from error
+
+    def write(self, tensors: Any, options: Mapping[str, Any], folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Write a checkpoint and complete it."""
+        dcp.save(tensors, **options)
+        self.complete(folder, metadata, None)
 
     def complete(self, folder: Path, metadata: Mapping[str, Any], future: Any) -> None:
         """Rename the folder when all devices have written it, and remove old checkpoints."""
@@ -192,6 +201,21 @@ def make_stager(tensors: Mapping[str, Any], device: torch.device) -> DefaultStag
     if size > 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         return None
     return DefaultStager(StagingOptions(True, False, False, True))  # pinned, not shared, in this thread, not blocking
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """False for tensors of torchao's classes, as in the state of the 8-bit optimizer, which torch's asynchronous save
+    does not copy."""
+    local = value.to_local() if isinstance(value, DTensor) else value
+    return not isinstance(local, torch.Tensor) or type(local) in (torch.Tensor, torch.nn.Parameter)
+
+
+def copy_to_host(value: Any) -> Any:
+    """A copy on the host of a tensor of any class; another value as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    on_host = value.detach().to("cpu")
+    return on_host.clone() if value.device.type == "cpu" else on_host
 
 
 def checkpoint_error_text(error: BaseException) -> str:

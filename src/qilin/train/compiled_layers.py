@@ -90,8 +90,11 @@ def compile_forward(forward: Any) -> Any:
 def compile_layers(language: Any, memory_budget: float = 1.0) -> None:
     """Compile all layers but the last. `memory_budget`: what share of the activations that a compiled layer would keep
     for its backward pass it keeps; cheap ones are recomputed first."""
+    import torch._dynamo.config as dynamo_config
     import torch._functorch.config as functorch_config
 
+    # packs of one, two and more blocks of tokens have graphs of their own, as has validation; the default is 8
+    dynamo_config.recompile_limit = 32
     functorch_config.activation_memory_budget = memory_budget
     # compile the backward pass together with the forward pass, where CompiledForward catches what fails
     functorch_config.force_non_lazy_backward_lowering = True

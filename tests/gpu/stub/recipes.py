@@ -10,6 +10,8 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
+
 import gpu.stub.adapt  # noqa: F401  before a model is made
 from builders.gpu_recipes import COMMON, RECIPES
 from builders.training import metrics_rows, source_options, tiny_home
@@ -23,6 +25,7 @@ def main(numbers: list[int]) -> int:
     failed = 0
     for number in numbers or range(len(RECIPES)):
         started = time.perf_counter()
+        torch.compiler.reset()  # a run is a process of its own
         overrides = [*source_options(home), f"out={folder / str(number)}", *COMMON.split(), *RECIPES[number]]
         try:
             run_stage(read_recipe("small/align", overrides), "stub")
