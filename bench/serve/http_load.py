@@ -1,6 +1,6 @@
 """Load over HTTP: `qilin serve` against vLLM, `transformers serve` and one-by-one generate, each on one thread.
 
-In: a working folder, the path of vLLM's executable (or the address of a `qilin serve --engine vllm` that runs already)
+In: a working folder, the path of vLLM's executable (or the address of a vLLM that runs already, with its process id)
 and of a Python with transformers[serving]; each may be left out.
 Out: bench/results/serve_http.json. All servers have the same model, a Llava of random weights with 576 tokens per
 image, whose answers never end before their limit. They run side by side and are loaded in turn, several rounds; a row
@@ -43,6 +43,18 @@ class Server:
     url: str
     model: str
     process: subprocess.Popen[str] | None = None  # None: it was running before
+    pid: int | None = None  # of a server that was running before
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's process and those that it started."""
+        pid = self.process.pid if self.process else self.pid
+        return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
+
+    def cpu_seconds(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self.processes())
+
+    def memory(self) -> int:
+        return sum(process.memory_info().rss for process in self.processes())
 
 
 def make_endless_model(folder: Path) -> Path:
@@ -69,7 +81,9 @@ def make_endless_model(folder: Path) -> Path:
 def start(command: Sequence[str], log: Path, url: str | None = None, pattern: str = "") -> Server:
     """Start a server; its address is given or stands in its output."""
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | ONE_THREAD, text=True)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=os.environ | ONE_THREAD, text=True, start_new_session=True
+        )  # a session of its own: Linux shares the processor among sessions, and clients would take from their server
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -93,11 +107,11 @@ def start_servers(servers: dict[str, Server], model: Path, folder: Path, options
     pattern = r"http://[\d.]+:\d+(?=/\n)"
     servers["qilin serve"] = start(qilin, folder / "qilin.log", pattern=pattern)
     if options.vllm and options.vllm.startswith("http"):
-        servers["vLLM behind qilin serve"] = Server(options.vllm, NAME)
+        servers["vLLM"] = Server(options.vllm, NAME, pid=options.vllm_pid)
     elif options.vllm:
         arguments = "--max-model-len 4096"
         command = [*qilin, "--engine", "vllm", "--vllm", options.vllm, "--dtype", "fp32", "--vllm-arguments", arguments]
-        servers["vLLM behind qilin serve"] = start(command, folder / "vllm.log", pattern=pattern)
+        servers["vLLM"] = start(command, folder / "vllm.log", pattern=pattern)
     if options.transformers:
         command = [options.transformers, "-m", "transformers.cli.transformers", "serve", str(model), "--device", "cpu"]
         command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", "18923"]
@@ -147,12 +161,14 @@ async def load(
                     errors.append(str(error) or type(error).__name__)
                 turn += clients
 
-    process = psutil.Process(server.process.pid) if server.process else None
-    before = process.memory_info().rss if process else 0
+    memory, cpu = server.memory(), server.cpu_seconds()
     await asyncio.gather(*[client(number) for number in range(clients)])
     elapsed = time.perf_counter() - begin
-    growth = process.memory_info().rss - before if process else 0
-    return rates(firsts, elapsed, tokens) | {"errors": errors, "memory_growth_mib": round(growth / 2**20, 1)}
+    cpu = 1000 * (server.cpu_seconds() - cpu) / max(1, len(firsts) * tokens)
+    growth = round((server.memory() - memory) / 2**20, 1)
+    return rates(firsts, elapsed, tokens) | {
+        "cpu_ms_per_token": round(cpu, 2), "memory_growth_mib": growth, "errors": errors
+    }  # fmt: skip
 
 
 def rates(firsts: list[float], elapsed: float, tokens: int) -> dict[str, Any]:
@@ -173,7 +189,7 @@ def generate_load(loaded: Any, images: Sequence[Image.Image], seconds: float, to
     from qilin.dataset.schema import user
     from qilin.model.generate import Request, prepare_inputs
 
-    turn, begin = 0, time.perf_counter()
+    turn, begin, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < seconds:
         image = images[turn % len(images)]
         with torch.inference_mode():
@@ -181,7 +197,8 @@ def generate_load(loaded: Any, images: Sequence[Image.Image], seconds: float, to
             loaded.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
         turn += 1
     elapsed = time.perf_counter() - begin
-    return {"answers": turn, "tokens_per_second": round(turn * tokens / elapsed, 1)}
+    cpu = 1000 * (time.process_time() - cpu) / (turn * tokens)
+    return {"answers": turn, "tokens_per_second": round(turn * tokens / elapsed, 1), "cpu_ms_per_token": round(cpu, 2)}
 
 
 def median_rows(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -197,9 +214,9 @@ def measure(servers: dict[str, Server], loaded: Any, options: argparse.Namespace
     images = make_images(4)
     urls = [data_uri(image) for image in images]
     fresh = iter(make_images(4000, 224)[4:])
-    plan = [(name, clients, TOKENS) for name in ("qilin serve", "vLLM behind qilin serve") for clients in (1, 8, 32)]
+    plan = [(name, clients, TOKENS) for name in ("qilin serve", "vLLM") for clients in (1, 8, 32)]
     plan += [("transformers serve", 8, TOKENS), ("generate", 1, TOKENS)]
-    plan += [(name, 8, SHORT) for name in ("qilin serve", "vLLM behind qilin serve")] + [("generate", 1, SHORT)]
+    plan += [(name, 8, SHORT) for name in ("qilin serve", "vLLM")] + [("generate", 1, SHORT)]
     plan = [row for row in plan if row[0] in servers or row[0] == "generate"]
     results: dict[tuple[str, int, int], list[dict[str, Any]]] = {row: [] for row in plan}
     for _ in range(options.rounds):
@@ -285,7 +302,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--vllm", help="vLLM's executable")
+    parser.add_argument("--vllm", help="vLLM's executable, or the address of one that runs")
+    parser.add_argument("--vllm-pid", type=int, help="its process, if it runs already")
     parser.add_argument("--transformers", help="Python interpreter with transformers[serving]")
     parser.add_argument("--seconds", type=float, default=12)
     parser.add_argument("--rounds", type=int, default=3)
@@ -313,7 +331,8 @@ def main() -> None:
         for process in processes:
             process.wait(60)
     command = f"python bench/serve/http_load.py DIR --vllm … --transformers … --seconds {options.seconds:g}"
-    machine = "2 cores shared with other work, one thread per server"
+    loads = [one["load_average"] for row in result["rows"] for one in row["rounds"]]
+    machine = f"2 cores shared with other work (load average {min(loads)} to {max(loads)}), one thread per server"
     write_result("serve_http", f"{command} --rounds {options.rounds}", result, machine)
 
 

@@ -117,7 +117,7 @@ def make_server(
                 for one in (backend, *(other for other, _ in compared))
                 for warning in one.warnings
             ),
-            tuple(ChatService(one.engine, one.name, remote, store, own) for one, own in compared),
+            tuple(ChatService(one.engine, one.name, remote, store, checks) for one, checks in compared),
         )
     )
     server = uvicorn.Server(

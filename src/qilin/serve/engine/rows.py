@@ -94,10 +94,9 @@ class RowBatch:
     def leave(self, keep: Sequence[int]) -> list[int]:
         """Drop all rows but these; rows from the end take the places that become free. Returns the new order: which row
         is now the first, the second, …"""
-        kept = set(keep)
-        free = [row for row in range(len(kept)) if row not in kept]
-        order = list(range(len(kept)))
-        for target, source in zip(free, sorted(row for row in kept if row >= len(kept)), strict=True):
+        order = list(range(len(keep)))
+        free = sorted(set(order) - set(keep))
+        for target, source in zip(free, sorted(set(keep) - set(order)), strict=True):
             order[target] = source
             for layer in self.layers:
                 layer.write(target, self.end, *layer.tokens(source, self.lengths[source]))

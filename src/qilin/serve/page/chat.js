@@ -263,7 +263,7 @@ function setLanguage(next) {
 let warnings = [];
 function showWarnings() { // the server's sentences, in the page's language where they are known
   const known = [[/synthetic images/, "server-synthetic"], [/from stage 1/, "server-stage1"],
-    [/confidence: the model was not evaluated/, "server-calibration"]];
+    [/confidence: the model was not evaluated/, "server-calibration"], [/confidence: the model was evaluated with other weights/, "server-weights"]];
   $("warnings").hidden = !warnings.length;
   $("warnings").replaceChildren(...warnings.map((text) => {
     const name = known.find(([pattern]) => pattern.test(text))?.[1];

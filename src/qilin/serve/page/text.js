@@ -34,7 +34,7 @@ const TEXTS = {
     keys: "快捷键", "keys-list": [["↑ ↓", "上一层、下一层（单幅图像：移动）"], ["Shift + 方向键", "移动图像"], ["+ −", "放大、缩小"], ["0", "复位"], ["I", "反相"],
       ["W P", "调窗、平移"], ["M A R", "测距、测角、框选：方向键移动十字，Enter 定点，Esc 取消"], ["[ ] { }", "窗位、窗宽"], ["Delete", "删除标记"], ["H", "显示本页"],
       ["Enter", "发送；Shift + Enter 换行"], ["Esc", "停止回答"]],
-    "server-synthetic": "本模型用绘制的图像训练：对真实图像的回答没有意义。", "server-stage1": "本模型来自第一阶段：不管问什么，都只会描述图像。", "server-calibration": "置信度未经校准：该模型没有评测过（qilin evaluate）。",
+    "server-synthetic": "本模型用绘制的图像训练：对真实图像的回答没有意义。", "server-stage1": "本模型来自第一阶段：不管问什么，都只会描述图像。", "server-calibration": "置信度未经校准：该模型没有评测过（qilin evaluate）。", "server-weights": "置信度未经校准：评测时用的是另一份权重（qilin evaluate）。",
     presets: {},
     suggestions: {
       "": ["图中有异常吗？", "请描述这张图像。", "这是什么检查？", "病变位于哪一侧？"],
@@ -83,7 +83,7 @@ const TEXTS = {
     keys: "Keys", "keys-list": [["↑ ↓", "previous or next slice (single image: move)"], ["Shift + arrows", "move the image"], ["+ −", "zoom"], ["0", "reset"], ["I", "invert"],
       ["W P", "window, pan"], ["M A R", "distance, angle, region: arrows move the cross, Enter sets a point, Esc cancels"], ["[ ] { }", "window center, window width"], ["Delete", "delete marks"], ["H", "show this list"],
       ["Enter", "send; Shift + Enter starts a line"], ["Esc", "stop the answer"]],
-    "server-synthetic": "This model was trained on drawn images: its answers about real images mean nothing.", "server-stage1": "This model is from stage 1: it describes an image, whatever the question.", "server-calibration": "The confidence is not calibrated: the model was not evaluated (qilin evaluate).",
+    "server-synthetic": "This model was trained on drawn images: its answers about real images mean nothing.", "server-stage1": "This model is from stage 1: it describes an image, whatever the question.", "server-calibration": "The confidence is not calibrated: the model was not evaluated (qilin evaluate).", "server-weights": "The confidence is not calibrated: the model was evaluated with other weights (qilin evaluate).",
     presets: { 肺窗: "Lung", 纵隔窗: "Mediastinum", 骨窗: "Bone", 脑窗: "Brain", 卒中窗: "Stroke", 硬膜下窗: "Subdural", 颞骨窗: "Temporal bone",
       腹窗: "Abdomen", 肝窗: "Liver", 软组织窗: "Soft tissue", 脊柱窗: "Spine", 血管窗: "Angio" },
     suggestions: {
