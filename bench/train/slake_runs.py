@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 FACTS = ("fact_f1", "fact_precision", "fact_recall")
-SCORES = ("exact", "accuracy", "fact_f1", "train_cpu_seconds")
+SCORES = ("exact", "accuracy", "fact_f1", "no_near_duplicate", "cpu_seconds")
 
 
 def run(
@@ -35,6 +35,10 @@ def run(
         row |= evaluate_controls(out, data)
         file.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
     return dict(row)
+
+
+def is_finished(name: str, seed: int, work: Path) -> bool:
+    return (work / f"{name}-seed-{seed}-row.json").is_file()
 
 
 def evaluate(model: Path, data: Path) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """One line per name: exact match, accuracy, caption facts, CPU seconds."""
+    """One line per name: its mean scores and CPU seconds."""
     for row in means(rows):
         values = "  ".join(f"{key} {row[key]:.4g}" for key in SCORES if key in row)
         print(f"{row['name']:24} {row['seeds']} seeds  {values}")
