@@ -1,6 +1,7 @@
 """What takes less memory: activations computed again, few bits; the same results where they promise it."""
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from qilin.train.config import TrainConfig, read_recipe
 from qilin.train.data_loader import PackedDataset
 from qilin.train.fp8_linear import FrozenFp8Linear, fits_fp8
 from qilin.train.loop import pack_loss, trainable_params
-from qilin.train.memory_estimate import largest_pack, peak_memory, resolve_auto, static_memory
+from qilin.train.memory_estimate import COMPILED_SHARES, largest_pack, peak_memory, resolve_auto, static_memory
 from qilin.train.model_setup import apply_precision, autocast_context, quantize_frozen
 from qilin.train.optimizer import make_optimizer
 from qilin.train.packed_attention import use_packed_attention
@@ -133,6 +134,21 @@ def test_sharded_memory_is_divided_by_the_devices(home: Path) -> None:
     assert eight["unsharded weights and gradients"] > 0
     small = static_memory(model, replace(config, optimizer="adamw8bit"), True)
     assert small["optimizer"] < 0.3 * alone["optimizer"]
+
+
+def test_the_shares_of_compiled_layers_are_those_of_the_result_file() -> None:
+    file = Path(__file__).parents[2] / "bench" / "results" / "stub-gpu.json"
+    rows = {(row["shape"], row["stage"], row["setting"]): row for row in json.loads(file.read_text())["rows"]}
+    cases = {
+        "trained": ("7B", 2, "split weights", "compiled"),
+        "adapters": ("7B", 2, "adapters", "adapters, compiled"),
+        "frozen": ("13B", 1, "split weights", "compiled"),
+    }
+    for kind, (shape, stage, plain, compiled) in cases.items():
+        for budget, share in COMPILED_SHARES[kind].items():
+            row = rows[shape, stage, compiled if budget == 1 else f"{compiled}, budget {budget}"]
+            expected = row["layer_kept_gb"] / rows[shape, stage, plain]["layer_kept_gb"]
+            assert share == pytest.approx(expected, abs=0.002), (kind, budget)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
@@ -176,7 +177,7 @@ class Checkpointer:
         """Wait for the last checkpoint and free the host memory of the copies."""
         self.wait()
         if self.stager is not None:
-            self.stager.close()
+            close_stager(self.stager)
             self.stager = None
 
     def write_error(self, step: int | None, error: BaseException) -> RunError:
@@ -200,7 +201,16 @@ def make_stager(tensors: Mapping[str, Any], device: torch.device) -> DefaultStag
     size = sum(tensor.nbytes for tensor in tree_leaves(tensors) if isinstance(tensor, torch.Tensor))
     if size > 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         return None
-    return DefaultStager(StagingOptions(True, False, False, True))  # pinned, not shared, in this thread, not blocking
+    stager = DefaultStager(StagingOptions(True, False, False, True))  # pinned, not shared, in this thread, not blocking
+    # torch closes it after each save, which frees the pinned memory and lets the next save fail (KeyError)
+    stager._state_dict_stager.close = lambda: None  # type: ignore[method-assign]
+    return stager
+
+
+def close_stager(stager: DefaultStager) -> None:
+    """Free its memory."""
+    StateDictStager.close(stager._state_dict_stager)
+    stager.close()
 
 
 def is_plain_tensor(value: Any) -> bool:

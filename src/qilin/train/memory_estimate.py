@@ -39,10 +39,13 @@ from qilin.train.start_model import sliding_window
 
 FLEX_MEMORY = "qilin_flex_memory"  # an attention with the memory of FlexAttention
 DEPTHS = (3, 4)  # layers of the language model in the two simulations
-# activation_memory_budget -> share of the activations that a compiled layer keeps, by the allocator on the stub GPU.
-# Stage 2 of 7B: 0.71 and 0.50 (bench/results/stub-gpu.json), 0.37 with a budget of 0.5 and 0.74 in stage 1 of 13B in
-# trials without a file; the larger ones count
-COMPILED_SHARES = ((0.0, 0.37), (0.5, 0.37), (0.8, 0.51), (1.0, 0.74))
+# activation_memory_budget -> share of the activations that a compiled layer keeps, by the allocator on the stub GPU:
+# trained layers and adapters in stage 2 of 7B, frozen layers in stage 1 of 13B (bench/results/stub-gpu.json)
+COMPILED_SHARES = {
+    "trained": {0.5: 0.368, 0.8: 0.500, 1.0: 0.706},
+    "adapters": {0.5: 0.407, 1.0: 0.776},
+    "frozen": {0.5: 0.377, 0.8: 0.556, 1.0: 0.756},
+}
 MEMORY_BUDGETS = (0.8, 0.5)  # what gradient_checkpointing=auto tries before it recomputes layers
 PROCESS_BYTES = 0.55e9  # Python with torch and transformers loaded, on a CPU (bench/results/estimate.json)
 SIMULATION_VERSION = 2  # raised when a change of this module changes what a simulation gives
@@ -180,7 +183,7 @@ def extrapolate_depth(model_config: Any, config: TrainConfig, shape: PackShape, 
     text_config: Any = model_config.text_config
     layer = (deep - shallow) / (DEPTHS[1] - DEPTHS[0])
     compiled_layers = text_config.num_hidden_layers - 1 if compiles(config, on_gpu, sharded) else 0
-    saved = compiled_layers * layer * (1 - compiled_share(config.activation_memory_budget))
+    saved = compiled_layers * layer * (1 - compiled_share(config))
     return shallow + layer * (text_config.num_hidden_layers - DEPTHS[0]) - saved
 
 
@@ -189,10 +192,11 @@ def compiles(config: TrainConfig, on_gpu: bool, sharded: bool) -> bool:
     return on_gpu and not sharded and config.torch_compile is not False and not config.gradient_checkpointing
 
 
-def compiled_share(memory_budget: float) -> float:
-    """What share of its activations a layer keeps when it is compiled."""
-    budgets, shares = zip(*COMPILED_SHARES, strict=True)
-    return float(np.interp(memory_budget, budgets, shares))
+def compiled_share(config: TrainConfig) -> float:
+    """What share of its activations a layer keeps when it is compiled; below a budget of 0.5, that of 0.5."""
+    kind = "adapters" if config.lora is not None else "trained" if "language" in config.trainable else "frozen"
+    shares = COMPILED_SHARES[kind]
+    return float(np.interp(config.activation_memory_budget, list(shares), list(shares.values())))
 
 
 def largest_pack(plan: Plan) -> PackShape:
