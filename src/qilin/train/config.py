@@ -129,13 +129,17 @@ class TrainConfig:
         default=None, help="vision encoder, a folder or a hub id; with `language`, composes a new model"
     )
     language: str | None = option(default=None, help="causal language model, a folder or a hub id")
-    model: str | None = option(default=None, help="model folder of an earlier stage, in place of vision and language")
+    model: str | None = option(
+        default=None, help="an earlier stage's folder or a released model, in place of vision and language"
+    )
     hub: Literal["huggingface", "modelscope"] = option(default="huggingface", help="where ids are downloaded from")
     out: Path | None = option(default=None, help="folder of this run and of the final model")
     trainable: tuple[ModelPart, ...] = option(
         default=("projector",), help="parts that are trained; all others are frozen"
     )
-    lora: LoraOptions | None = option(default=None, help="adapters on the language model; {} for the defaults")
+    lora: LoraOptions | None = option(
+        default=None, help="adapters, by default on the language model; {} for the defaults"
+    )
     data: tuple[DataSource, ...] = option(
         default=(), help="what to train on: a dataset folder, [several], or a list of {path, weight, split, kinds}"
     )
@@ -265,7 +269,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         composed = self.vision is not None or self.language is not None
         if (self.model is not None) == composed or (composed and not (self.vision and self.language)):
-            raise ValueError("give either model (an earlier stage's folder) or both vision and language")
+            raise ValueError(
+                "give either model (an earlier stage's folder or a released model) or both vision and language"
+            )
         if not self.data:
             raise ValueError("data is required; name a dataset folder: data=FOLDER")
         if not self.trainable:

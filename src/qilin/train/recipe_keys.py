@@ -17,6 +17,7 @@ SAMPLE_LENGTH = "tokens of one sample, its images included"
 IN_DATASET = "not a key: the dataset folder has it; see qilin data import --help"
 HOLD_OUT = "a split of the datasets, or a share of the training data, such as 0.05"
 INTERVAL = "give {} for the defaults; the key validate.interval is in steps"
+MODEL = "a released model, or an earlier stage's folder; or give vision and language to compose one"
 PREPARED_IMAGES = "images have the encoder's size; vision selects the encoder"
 PACKED_ATTENTION = "not needed: packed attention is chosen for the device (FlexAttention on GPUs)"
 BEST_CHECKPOINT = "the final model is the best checkpoint; the run goes to its end"
@@ -37,12 +38,12 @@ OFFLOAD = (
 # other name -> (key to use, what differs); an empty key means that nothing replaces it
 OTHER_NAMES: dict[str, tuple[str, str]] = {
     # --- model
-    "model_name_or_path": ("model", "an earlier stage's folder; or give vision and language to compose a model"),
-    "model_id_or_path": ("model", "an earlier stage's folder; or give vision and language to compose a model"),
-    "base_model": ("model", "an earlier stage's folder; or give vision and language to compose a model"),
+    "model_name_or_path": ("model", MODEL),
+    "model_id_or_path": ("model", MODEL),
+    "base_model": ("model", MODEL),
     "model_type": ("model", "the architecture is read from its config.json"),
     "revision": ("model", "download the revision with hf download, and name its folder"),
-    "base_model_name_or_path": ("model", "an earlier stage's folder; or give vision and language to compose a model"),
+    "base_model_name_or_path": ("model", MODEL),
     "tokenizer": ("language", "the language model's folder has its tokenizer"),
     "model_revision": ("model", "download the revision with hf download, and name its folder"),
     "adapter_name_or_path": ("model", "merge the adapter first: qilin convert ADAPTER OUT --base MODEL"),
