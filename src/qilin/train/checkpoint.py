@@ -24,6 +24,7 @@ from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map
 
 from qilin.core.errors import RunError
@@ -224,8 +225,11 @@ def copy_to_host(value: Any) -> Any:
     """A copy on the host of a tensor of any class; another value as it is."""
     if not isinstance(value, torch.Tensor):
         return value
-    on_host = value.detach().to("cpu")
-    return on_host.clone() if value.device.type == "cpu" else on_host
+    if not is_traceable_wrapper_subclass(value):
+        return value.detach().to("cpu", copy=True)
+    names, context = value.__tensor_flatten__()  # torchao's states cannot be cloned
+    parts = {name: copy_to_host(getattr(value, name)) for name in names}
+    return type(value).__tensor_unflatten__(parts, context, value.size(), value.stride())
 
 
 def checkpoint_error_text(error: BaseException) -> str:
