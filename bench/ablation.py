@@ -10,13 +10,12 @@ file records the recipe of each dataset; the script refuses to add rows of a dif
 
 import argparse
 import json
-import os
 import platform
-import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from run_qilin import run_qilin
 
 RESULT = Path(__file__).parent / "results" / "ablation.json"
 ARMS = ("curriculum", "alone")
@@ -73,15 +72,6 @@ def run(name: str, arm: str, seed: int, data: Path, parts: Path, work: Path) -> 
         **{subset: scores[subset]["exact"]["value"] for subset in ("all", "closed", "open")},
         "caption_fact_f1": scores["captions"].get("fact_f1"),
     }
-
-
-def run_qilin(*arguments: str) -> float:
-    """Runs one qilin command on one thread; returns its CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "qilin.cli", *arguments]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def merge_recipes(name: str, data: Path, model: Path) -> dict[str, Any]:

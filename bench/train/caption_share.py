@@ -8,19 +8,18 @@ written to bench/results/caption_share.json.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from slake_runs import question_and_caption_scores, run_evaluation
+
+from run_qilin import run_qilin
 from write_result import write_result
 
 INSTRUCTION = "根据图中的信息，撰写一段描述性文本。"
-FACTS = ("fact_f1", "fact_precision", "fact_recall")
 
 
 def main() -> None:
@@ -45,23 +44,15 @@ def train(args: argparse.Namespace, weight: float, seed: int, out: Path) -> None
     """Stage 2 of recipe small, on questions and this share of the captions."""
     kinds = "kinds=[vqa, chat, caption]" if weight else "kinds=[vqa, chat]"
     options = [f"kind_weights={{caption: {weight}}}", f"instructions=[{INSTRUCTION}]"] if weight else []
-    run("train", "small/instruct", f"model={args.align}", f"data={args.data}", f"out={out}", f"seed={seed}",
-        f"num_epochs={args.epochs}", kinds, *options)  # fmt: skip
+    run_qilin("train", "small/instruct", f"model={args.align}", f"data={args.data}", f"out={out}", f"seed={seed}",
+              f"num_epochs={args.epochs}", kinds, *options)  # fmt: skip
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     """Exact match and accuracy of the questions, fact scores of the captions, on the validation split."""
-    if not (out / "scores.json").is_file():
-        run("evaluate", str(model), str(data), "--split", "validation", "--out", str(out), "--batch-size", "64",
-            "--no-controls", "--caption-tokens", "96", "--caption-prompt", INSTRUCTION)  # fmt: skip
-    scores = json.loads((out / "scores.json").read_text())
-    captions = {name: scores["captions"][name] for name in FACTS if name in scores["captions"]}
-    return {name: scores["all"][name]["value"] for name in ("exact", "accuracy")} | captions
-
-
-def run(*arguments: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "qilin.cli", *arguments], check=True, env=environment)
+    return question_and_caption_scores(
+        run_evaluation(model, data, out, "--no-controls", "--caption-prompt", INSTRUCTION)
+    )
 
 
 def write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:

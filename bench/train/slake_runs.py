@@ -5,15 +5,15 @@ with a row is not repeated, one without starts over, so that its CPU time is tha
 """
 
 import json
-import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from run_qilin import run_qilin
 
 FACTS = ("fact_f1", "fact_precision", "fact_recall")
 SCORES = ("exact", "accuracy", "fact_f1", "no_near_duplicate", "cpu_seconds")
@@ -44,17 +44,18 @@ def is_finished(name: str, seed: int, work: Path) -> bool:
 def evaluate(model: Path, data: Path) -> dict[str, Any]:
     """Exact match and accuracy of the questions, fact scores of the captions, exact match by type of question."""
     scores = run_evaluation(model, data, Path(f"{model}-scores"), "--no-controls")
-    values = {name: scores["all"][name]["value"] for name in ("exact", "accuracy")}
+    return question_and_caption_scores(scores) | {
+        "nearest_neighbor": scores["all"]["exact"].get("nearest"),
+        "no_near_duplicate": scores["no_near_duplicate"]["exact"]["value"],
+        "by_question_type": {k: round(v["exact"]["value"], 4) for k, v in scores["by_question_type"].items()},
+    }
+
+
+def question_and_caption_scores(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Exact match and accuracy of the questions, fact scores of the captions, out of scores.json."""
     captions = scores.get("captions", {})
-    return (
-        values
-        | {name: captions[name] for name in FACTS if name in captions}
-        | {
-            "nearest_neighbor": scores["all"]["exact"].get("nearest"),
-            "no_near_duplicate": scores["no_near_duplicate"]["exact"]["value"],
-            "by_question_type": {k: round(v["exact"]["value"], 4) for k, v in scores["by_question_type"].items()},
-        }
-    )
+    values = {name: scores["all"][name]["value"] for name in ("exact", "accuracy")}
+    return values | {name: captions[name] for name in FACTS if name in captions}
 
 
 def evaluate_controls(model: Path, data: Path) -> dict[str, Any]:
@@ -69,15 +70,6 @@ def run_evaluation(model: Path, data: Path, out: Path, *options: str) -> dict[st
                   "--caption-tokens", "96", *options)  # fmt: skip
     scores: dict[str, Any] = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     return scores
-
-
-def run_qilin(*arguments: str) -> float:
-    """Run one qilin command on one thread; returns its CPU seconds, user and system."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "qilin.cli", *arguments]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
