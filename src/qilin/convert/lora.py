@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from qilin.convert.config import ConvertConfig
-from qilin.convert.llava_format import is_llava, is_stock, to_llava_name
+from qilin.convert.llava_format import is_llava, to_llava_name
 from qilin.convert.llava_tokenizer import SOURCE_FILES_FOLDER
 from qilin.convert.output import write_tensors
 from qilin.convert.weight_files import (
@@ -207,25 +207,21 @@ def merge_peft_adapter(source: Path, folder: Path, config: ConvertConfig) -> Non
     """Merge peft's adapters into the model of --base, a stock Llava or a released model; copies all its other files."""
     assert config.base is not None, "checked by detect_layout()"
     base = Path(fetch_folder(config.base, config.hub))
-    is_stock_llava = is_stock(check_base(base))
+    check_base(base)
     if config.lora == "keep" or config.check:
         raise UserError(f"{source}: is already in peft's format, so lora=keep and check have no effect")
-    adapter_name = stock_to_llava_name if is_stock_llava else released_name
-    adapters = {adapter_name(name): adapter for name, adapter in read_adapters(source).items()}
-    tensors = list_tensors(base)
-    names = [to_llava_name(tensor.name, False) if is_stock_llava else released_name(tensor.name) for tensor in tensors]
-    trained_name = part_name if is_stock_llava else released_name
-    trained = {trained_name(name): stored for name, stored in read_trained_beside(source).items()}
-    unknown = sorted({*adapters} - {*names}) + sorted({*trained} - {trained_name(tensor.name) for tensor in tensors})
+    adapters = {weight_name(name): adapter for name, adapter in read_adapters(source).items()}
+    trained = read_trained_beside(source)
+    tensors = [(weight_name(tensor.name), tensor) for tensor in list_tensors(base)]
+    unknown = sorted({*adapters, *trained} - {name for name, _ in tensors})
     if unknown:
         raise UserError(f"{source}: adapts {len(unknown)} tensors that {base} does not have ({unknown[0]}, …)")
     reader = TensorReader()
     plan = []
-    for name, stored in zip(names, tensors, strict=True):
-        adapter = adapters.get(name or "")
+    for name, stored in tensors:
+        adapter, replacement = adapters.get(name), trained.get(name)
         if adapter is not None:
             adapter.check_shape(stored, source)
-        replacement = trained.get(trained_name(stored.name))
         if replacement is not None and replacement.shape != stored.shape:
             raise UserError(
                 f"{replacement.file}: {replacement.name} is {list(replacement.shape)}, in {base} {list(stored.shape)}"
@@ -253,8 +249,8 @@ def copy_processor(source: Path, folder: Path) -> None:
     base_file.write_text(to_json(metadata | read_json(source / QILIN_JSON)), encoding="utf-8")
 
 
-def check_base(base: Path) -> dict[str, Any]:
-    """The config.json of a model that an adapter can be merged into. Raises UserError for another architecture."""
+def check_base(base: Path) -> None:
+    """Raise UserError for a model of an architecture that adapters are not merged into."""
     file = base / "config.json"
     values: dict[str, Any] = read_json(file) if file.is_file() else {}
     if values.get("model_type") not in ARCHITECTURES or is_llava(values):
@@ -263,36 +259,30 @@ def check_base(base: Path) -> dict[str, Any]:
             f"{', '.join(ARCHITECTURES)} in Hugging Face's layout: convert a checkpoint in LLaVA's layout first, or "
             "merge with peft (merge_and_unload)"
         )
-    return values
 
 
-def released_name(name: str) -> str:
-    """One name for a weight of a released model in memory, in its files, and as transformers before 4.52 named it:
+def weight_name(name: str) -> str:
+    """One name for a weight as it is named in memory, in files, and by transformers before 4.52:
     model.layers.0… and language_model.model.layers.0… are model.language_model.layers.0…"""
     name = name.removeprefix("model.").replace("language_model.model.", "language_model.", 1)
     name = name.replace("vision_tower.vision_model.", "vision_tower.", 1).replace("language_model.lm_head", "lm_head")
     return f"language_model.{name}" if name.startswith(("layers.", "embed_tokens.", "norm.")) else name
 
 
-def part_name(name: str) -> str:
-    """A weight of encoder or projector, named as in memory or in a file -> one name for both."""
-    return name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
-
-
 def read_trained_beside(folder: Path) -> dict[str, StoredTensor]:
-    """The weights that a run trained in full beside its adapters, by `part_name`.
+    """The weights that a run trained in full beside its adapters, by `weight_name`.
 
     Raises UserError for a run of an earlier version, which did not write them.
     """
     file, run_file = folder / TRAINED_BESIDE, folder.parent / QILIN_JSON
     if file.is_file():
-        return {part_name(stored.name): stored for stored in list_file(file)}
+        return {weight_name(stored.name): stored for stored in list_file(file)}
     config_file, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_FILES[0]
     modules = (read_json(config_file).get("modules_to_save") or []) if config_file.is_file() else []
     if modules and weights.is_file():
         prefix = "base_model.model."
         inside = [stored for stored in list_file(weights) if is_inside(stored.name, modules)]
-        return {part_name(stored.name.removeprefix(prefix)): stored for stored in inside}
+        return {weight_name(stored.name.removeprefix(prefix)): stored for stored in inside}
     recipe = (read_json(run_file).get("recipe") or {}) if run_file.is_file() else {}
     if recipe.get("trainable") and recipe.get("lora") is not None:
         raise UserError(
