@@ -26,7 +26,7 @@ from qilin.serve.safeguards import ImageFacts
 
 ROLES = {"developer": "system"}  # OpenAI's newer name
 DECODED_BYTES = 256 << 20
-DecodedImage = tuple[ShownImage, ImageContent]
+DecodedImage = tuple[ShownImage, ImageContent | None]  # None: not computed, where images are not kept
 
 
 class DecodedImages:
@@ -121,12 +121,13 @@ def load_images(url: str, sources: ImageSources, number: int) -> tuple[DecodedIm
     Of a file with several frames or slices the middle one, or those that the data URI names:
     data:application/dicom;slices=axial:8;base64,… (see qilin.imaging.volume.parse_selection).
     """
-    is_data = url.startswith("data:")
-    key = hashlib.sha256(f"{sources.owner}\n{url}".encode("utf-8", "surrogatepass")).hexdigest() if is_data else ""
-    if is_data and (known := sources.decoded.get(key)) is not None:
-        return known
-    images = tuple((shown, image_content(shown.image)) for shown in decode_images(url, sources, f"image {number}"))
-    if is_data:
+    param = f"image {number}"
+    if not url.startswith("data:"):
+        return tuple((shown, None) for shown in decode_images(url, sources, param))
+    key = hashlib.sha256(f"{sources.owner}\n{url}".encode("utf-8", "surrogatepass")).hexdigest()
+    images = sources.decoded.get(key)
+    if images is None:
+        images = tuple((shown, image_content(shown.image)) for shown in decode_images(url, sources, param))
         sources.decoded.put(key, images)
     return images
 
